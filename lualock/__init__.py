@@ -1,0 +1,44 @@
+"""lualock: locks for Redis and Valkey in which every decision is one atomic Lua script.
+
+>>> locks = lualock.connect("redis://localhost:6379/0")
+>>> with locks.lock("invoice:42") as lease:
+...     charge(fence=lease.fence)
+
+``lualock.aio`` has the same for asyncio.
+"""
+
+from lualock import aio
+from lualock.errors import (
+    AccessDenied,
+    EmbeddedUnavailable,
+    InvalidArgument,
+    KeyConflict,
+    LeaseLost,
+    LockError,
+    LockUnavailable,
+    NotAcquired,
+    UnsupportedServer,
+)
+from lualock.protocol import LockInfo
+from lualock.sync import Lease, Lock, Locks, connect
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccessDenied",
+    "EmbeddedUnavailable",
+    "InvalidArgument",
+    "KeyConflict",
+    "Lease",
+    "LeaseLost",
+    "Lock",
+    "LockError",
+    "LockInfo",
+    "LockUnavailable",
+    "Locks",
+    "NotAcquired",
+    "UnsupportedServer",
+    "__version__",
+    "aio",
+    "connect",
+]

@@ -1,0 +1,312 @@
+"""The process that owns the embedded server: starts it, counts its users, ends it.
+
+It runs as a script of its own, ``python -I -S supervisor.py FOLDER BINARY LOCK_FD USER_FD``, so it
+imports the standard library only. What it shares with the processes that use it is below, too:
+the names of the files in the folder, and the PING.
+
+Every user keeps one connection to the supervisor. The kernel closes it when the user dies,
+whatever killed it, so counting connections counts users. When the last is gone, the supervisor
+takes the folder's lock, sees that nobody came meanwhile, ends the server and removes the folder.
+A user connects under the same lock, so it can never join a server that is being ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+CONTROL = "control.sock"
+SERVER = "server.sock"
+LOG = "server.log"
+DUMP = "server.rdb"  # written only when somebody asks the server for it
+
+START_LIMIT_S = 10.0
+RETRY_S = 0.005
+TAIL_BYTES = 2000
+PR_SET_PDEATHSIG = 1
+
+STARTED = b"+"
+FAILED = b"-"
+
+
+def ping(path: str, limit_s: float) -> bool:
+    """Whether a server answers PONG at a socket; False when nobody is there, or it just died.
+
+    Raises TimeoutError when somebody is there and does not answer within ``limit_s`` seconds.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(max(limit_s, 0.001))
+        try:
+            connection.connect(path)
+            connection.sendall(b"*1\r\n$4\r\nPING\r\n")
+            answer = b""
+            while not answer.endswith(b"\r\n"):
+                piece = connection.recv(4096)
+                if not piece:
+                    return False
+                answer += piece
+        except (FileNotFoundError, ConnectionError):
+            return False
+        except BlockingIOError:  # Linux: the server's queue of new connections is full
+            raise TimeoutError("the server accepts no connection") from None
+    return answer == b"+PONG\r\n"
+
+
+def clear(folder_fd: int) -> None:
+    """Remove our files from the folder, and only ours: the path is the user's choice."""
+    for name in (CONTROL, SERVER, LOG, DUMP):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder_fd)
+
+
+def remove(path: str, folder_fd: int) -> None:
+    """Clear the folder and remove it, unless it holds what is not ours. Its lock must be held."""
+    clear(folder_fd)
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(folder_fd)):
+            os.rmdir(path)
+
+
+def tail(folder_fd: int) -> str:
+    """The end of the log, for a message; at most TAIL_BYTES bytes of it."""
+    try:
+        fd = os.open(LOG, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder_fd)
+    except OSError:
+        return ""
+    with open(fd, "rb") as log:
+        log.seek(max(os.fstat(fd).st_size - TAIL_BYTES, 0))
+        return log.read().decode(errors="replace").strip()
+
+
+class Supervisor:
+    """One server and its users, from start to end. The current directory is the folder."""
+
+    def __init__(self, path: str, binary: str, first_user: socket.socket) -> None:
+        self.path = path
+        self.binary = binary
+        self.users: dict[int, socket.socket] = {first_user.fileno(): first_user}
+        self.terminated = False
+        self.server_pid = 0  # 0: not running
+        self.server_status = 0
+        # Not the descriptor that the starter handed over: both share one lock, and the starter
+        # may still have it open when this process wants to lock again.
+        self.folder_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.setblocking(False)
+        self.wake_fd, wake_write_fd = os.pipe()
+        os.set_blocking(self.wake_fd, False)
+        os.set_blocking(wake_write_fd, False)
+        signal.set_wakeup_fd(wake_write_fd, warn_on_full_buffer=False)
+        # The starter may have blocked or ignored signals, and exec keeps both.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+    def _on_terminate(self, *_: object) -> None:
+        self.terminated = True
+
+    def start(self) -> str:
+        """Start the server and listen for users. Returns what went wrong; "" when nothing did."""
+        self._launch()
+        deadline = time.monotonic() + START_LIMIT_S
+        try:
+            while not ping(SERVER, deadline - time.monotonic()):
+                if not self._server_runs():
+                    return f"it ended with the wait status {self.server_status}"
+                if self.terminated:
+                    return "its supervisor was told to end"
+                if time.monotonic() >= deadline:
+                    return f"no answer in {START_LIMIT_S:g} s"
+                self._wait([self.wake_fd], RETRY_S)
+        except TimeoutError:
+            return f"no answer in {START_LIMIT_S:g} s"
+        self.listener.bind(CONTROL)
+        self.listener.listen(socket.SOMAXCONN)
+        return ""
+
+    def run(self) -> None:
+        """Serve until the last user is gone, the server has died, or SIGTERM came; clean up."""
+        locked = False
+        while self._server_runs() and not self.terminated:
+            limit_s = None
+            if not self.users:
+                # Somebody else having the lock is somebody about to join: look again soon.
+                locked, limit_s = self._try_lock(), RETRY_S
+                if locked:
+                    self._accept()
+                    if not self.users:
+                        break
+                    fcntl.flock(self.folder_fd, fcntl.LOCK_UN)
+                    locked, limit_s = False, None
+            for fd in self._wait([self.wake_fd, self.listener.fileno(), *self.users], limit_s):
+                if fd == self.listener.fileno():
+                    self._accept()
+                elif fd in self.users:
+                    self._hear(fd)
+        self._end(locked)
+
+    def stop_server(self) -> None:
+        """Kill the server and wait until it is gone. There is nothing it should save."""
+        if self._server_runs():
+            os.kill(self.server_pid, signal.SIGKILL)
+            os.waitpid(self.server_pid, 0)
+            self.server_pid = 0
+
+    def _launch(self) -> None:
+        prctl = _prctl()
+        parent_pid = os.getpid()
+        arguments = [self.binary]
+        for name, value in (
+            ("port", "0"),
+            ("unixsocket", SERVER),  # relative: no limit of length, and nothing to quote
+            ("unixsocketperm", "700"),
+            ("save", ""),
+            ("appendonly", "no"),
+            ("daemonize", "no"),
+            ("dir", "."),
+            ("dbfilename", DUMP),
+            ("logfile", ""),
+            ("maxmemory-policy", "noeviction"),
+        ):
+            arguments += [f"--{name}", value]
+        pid = os.fork()
+        if pid:
+            self.server_pid = pid
+            return
+        try:
+            prctl()
+            # The supervisor may have died before prctl: then nobody will send the signal.
+            if os.getppid() == parent_pid:
+                os.execv(self.binary, arguments)
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(127)
+
+    def _server_runs(self) -> bool:
+        if self.server_pid:
+            pid, status = os.waitpid(self.server_pid, os.WNOHANG)
+            if pid:
+                self.server_pid, self.server_status = 0, status
+        return self.server_pid != 0
+
+    def _wait(self, fds: list[int], limit_s: float | None) -> list[int]:
+        """Wait for any descriptor, a signal, or the limit; returns what is ready."""
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(None if limit_s is None else limit_s * 1000)]
+        if self.wake_fd in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wake_fd, 4096)
+        return ready
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                user, _ = self.listener.accept()
+                user.setblocking(False)
+                self.users[user.fileno()] = user
+
+    def _hear(self, fd: int) -> None:
+        """A user's connection is readable: it was closed, for users have nothing to say."""
+        try:
+            gone = not self.users[fd].recv(4096)
+        except BlockingIOError:
+            gone = False
+        except OSError:
+            gone = True
+        if gone:
+            self.users.pop(fd).close()
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self.folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _end(self, locked: bool) -> None:
+        """End the server and remove the folder.
+
+        Without the lock (the server died, or SIGTERM), a starter may act at the same time. While
+        we listen it cannot take the sockets for abandoned, so they are removed first; afterwards,
+        a control socket in the folder is a successor's, and so is everything else.
+        """
+        self.stop_server()
+        for name in (CONTROL, SERVER):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.folder_fd)
+        self.listener.close()
+        for user in self.users.values():
+            user.close()
+        if not locked:
+            fcntl.flock(self.folder_fd, fcntl.LOCK_EX)  # its holders never wait for us
+        try:
+            os.stat(CONTROL, dir_fd=self.folder_fd)
+        except FileNotFoundError:
+            remove(self.path, self.folder_fd)
+
+
+def _prctl() -> Callable[[], object]:
+    """What the server's process calls so that it is killed when its supervisor dies.
+
+    Linux only. Elsewhere the next process that starts a server kills the one left over.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return lambda: None
+    signal_number = ctypes.c_ulong(signal.SIGKILL)
+    return lambda: call(PR_SET_PDEATHSIG, signal_number)
+
+
+def _raise_descriptor_limit() -> None:
+    """Every user and every client of the server takes one: allow as many as we may."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(arguments: list[str]) -> None:
+    """Detach, start the server, tell the starter over USER_FD, and serve until nobody is left."""
+    path, binary, lock_fd, user_fd = arguments[0], arguments[1], *map(int, arguments[2:])
+    if os.fork():
+        os._exit(0)  # the starter waits for this process: so the supervisor is no child of it
+    for fd in (lock_fd, user_fd):
+        os.set_inheritable(fd, False)
+    os.fchdir(lock_fd)
+    os.umask(0o077)
+    _raise_descriptor_limit()
+    starter = socket.socket(fileno=user_fd)
+    supervisor = Supervisor(path, binary, starter)
+    problem = supervisor.start()
+    if problem:
+        message = f"the server {binary} did not start: {problem}. Its log ends: {tail(lock_fd)}"
+        supervisor.stop_server()
+        remove(path, lock_fd)
+    # For the starter as well: the lock belongs to the descriptor that both have.
+    fcntl.flock(lock_fd, fcntl.LOCK_UN)
+    os.close(lock_fd)
+    with contextlib.suppress(OSError):  # the starter may be dead: then it is no user, either
+        starter.sendall(FAILED + message.encode() if problem else STARTED)
+    if not problem:
+        supervisor.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

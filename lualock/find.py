@@ -1,0 +1,31 @@
+"""Layer 4, shared: from what a caller passes to ``connect()`` to an endpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from lualock.drive.endpoint import Endpoint
+
+log = logging.getLogger("lualock")
+
+
+def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
+    """The endpoint, and what must be kept (and closed at the end) as long as it is used.
+
+    :raises InvalidArgument: ``server`` is no URL, no client, or a client of the other world.
+    :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
+    """
+    if server is None:
+        server = os.environ.get("LUALOCK_URL") or None
+    if isinstance(server, str):
+        return Endpoint.of_url(server), None
+    if server is not None:
+        return Endpoint.of_client(server, asynchronous=asynchronous), None
+    # The one way from the core to a leaf: opened only when nothing else is configured.
+    from lualock import embedded
+
+    started = embedded.start()
+    log.info("no server configured: using the embedded one at %s", started.url)
+    return Endpoint.of_url(started.url), started

@@ -1,0 +1,150 @@
+"""Layer 4, shared: the lease, as far as it needs no I/O.
+
+The two shells add the methods that talk to the server. Everything here is local: no round trip.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lualock import protocol
+from lualock.errors import LeaseLost
+from lualock.keys import display_name
+from lualock.protocol import Ask, Clock, Grant, Steps
+
+
+class BaseLease:
+    """A held lock: its token, its fence and its deadline.
+
+    Never made by hand: :meth:`Lock.acquire` returns one. A lease belongs to the process that
+    acquired it; after a fork the child owns nothing.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_deadline",
+        "_gone",
+        "_key",
+        "_name",
+        "_pid",
+        "_released",
+        "_renew_at",
+        "_token",
+        "_ttl_ms",
+        "fence",
+    )
+
+    fence: int
+    """A number that grows with every acquisition of the lock. Send it along with whatever the
+    lock protects, and let the receiver refuse a smaller one than it has seen."""
+
+    def __init__(self, ask: Ask, grant: Grant, clock: Clock) -> None:
+        self._name = ask.name
+        self._key = ask.key
+        self._token = ask.token
+        self._ttl_ms = ask.ttl_ms
+        self._deadline = grant.deadline
+        self._clock = clock
+        self._pid = os.getpid()
+        self._gone = False  # the server said so
+        self._released = False
+        self._renew_at = 0.0
+        self.fence = grant.fence
+
+    @property
+    def name(self) -> str:
+        """The lock's name, fit to be shown."""
+        return display_name(self._name)
+
+    @property
+    def token(self) -> str:
+        """The secret that proves ownership: whoever has it can release the lock."""
+        return self._token.decode()
+
+    def remaining(self) -> float:
+        """Seconds until the lease ends unless it is renewed; 0.0 when it is over.
+
+        Counted from before the request was sent, so it is never more than what the server says.
+        """
+        if self._released or self._gone or self._pid != os.getpid():
+            return 0.0
+        return max(0.0, self._deadline - self._clock())
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is ours, as far as can be known without asking the server."""
+        return self.remaining() > 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease ended without being released. True before the server expires it."""
+        return not self._released and not self.held
+
+    def check(self) -> None:
+        """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
+        if not self.held:
+            raise self._no_longer("used")
+
+    def _no_longer(self, verb: str) -> LeaseLost:
+        if self._pid != os.getpid():
+            why = f"belongs to process {self._pid}: a forked child owns nothing"
+        elif self._released:
+            why = "was released before"
+        else:
+            why = "had ended before"
+        return LeaseLost(
+            f"the lease of lock {self.name!r} cannot be {verb}: it {why}", name=self.name
+        )
+
+    def _release(self) -> Steps[None]:
+        if self._released:
+            return
+        if self._pid != os.getpid():
+            raise self._no_longer("released")
+        try:
+            yield from protocol.release(self._name, self._key, self._token)
+        except LeaseLost:
+            self._gone = True
+            raise
+        self._released = True
+
+    def _extend(self, ttl_ms: int) -> Steps[None]:
+        if self._released or self._pid != os.getpid():
+            raise self._no_longer("extended")
+        try:
+            self._deadline = yield from protocol.extend(
+                self._name, self._key, self._token, ttl_ms, self._clock
+            )
+        except LeaseLost:
+            self._gone = True
+            raise
+        self._ttl_ms = ttl_ms
+
+    def __repr__(self) -> str:
+        state = "released" if self._released else "held" if self.held else "lost"
+        return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
+
+
+class Entered:
+    """Which leases the ``with`` blocks on one lock object hold.
+
+    A lock object is shared between threads and tasks, so each block must find its own lease at
+    its end. Normally a block ends in the thread or task that began it; where one does not (a
+    fixture, a thread pool), the lock is exclusive and so there is just one lease to be meant.
+    """
+
+    __slots__ = ("_blocks",)
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[object, Any]] = []
+
+    def push(self, owner: object, lease: Any) -> None:
+        self._blocks.append((owner, lease))
+
+    def pop(self, owner: object) -> Any:
+        for index in range(len(self._blocks) - 1, -1, -1):
+            if self._blocks[index][0] == owner:
+                return self._blocks.pop(index)[1]
+        return self._blocks.pop()[1]

@@ -1,0 +1,91 @@
+"""Layer 0: what callers may pass, checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+
+from lualock.errors import InvalidArgument
+
+DEFAULT_TTL_S = 30.0
+MIN_TTL_S = 0.001
+MAX_TTL_S = 366 * 86_400.0
+MAX_ABOUT_BYTES = 256
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidArgument(f"{what} must be a number of seconds, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isnan(number):
+        raise InvalidArgument(f"{what} must be a number of seconds, not NaN")
+    return number
+
+
+def ttl_ms(ttl: object, what: str = "ttl") -> int:
+    """A ttl in seconds as whole milliseconds, rounded up.
+
+    :raises InvalidArgument: it is no number, or not from 1 ms to 366 days.
+    """
+    number = _number(ttl, what)
+    if not MIN_TTL_S <= number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be from {MIN_TTL_S} to {MAX_TTL_S:.0f} seconds (366 days), "
+            f"not {number:g}; for a lock without a known end use the default, which is renewed"
+        )
+    return math.ceil(number * 1000 - 1e-6)
+
+
+def wait_s(timeout: object) -> float | None:
+    """The longest time to wait, in seconds; ``None`` waits for ever, 0 does not wait.
+
+    :raises InvalidArgument: it is no number, negative, NaN or infinite.
+    """
+    if timeout is None:
+        return None
+    number = _number(timeout, "timeout")
+    if number < 0 or math.isinf(number):
+        raise InvalidArgument(
+            f"timeout must be 0 (do not wait) or more seconds, or None (wait for ever), "
+            f"not {number:g}"
+        )
+    return number
+
+
+_HOST = socket.gethostname()
+
+
+def about_bytes(holder: str | None, metadata: str) -> bytes:
+    """What is kept beside a lease for whoever asks: ``holder``, a newline, ``metadata``.
+
+    ``holder`` defaults to ``host:pid:thread``.
+
+    :raises InvalidArgument: more than 256 bytes, or a newline in ``holder``.
+    """
+    if holder is None:
+        holder = f"{_HOST}:{os.getpid()}:{threading.current_thread().name}".replace("\n", " ")
+    elif not isinstance(holder, str):
+        raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
+    if not isinstance(metadata, str):
+        raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
+    if "\n" in holder:
+        raise InvalidArgument("holder must be one line")
+    text = f"{holder}\n{metadata}" if metadata else holder
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > MAX_ABOUT_BYTES:
+        raise InvalidArgument(
+            f"holder and metadata have {len(raw)} bytes together, more than the "
+            f"{MAX_ABOUT_BYTES} allowed: keep a reference there, and the rest elsewhere"
+        )
+    return raw
+
+
+def split_about(raw: bytes) -> tuple[str, str]:
+    """The holder and the metadata out of :func:`about_bytes`."""
+    holder, _, metadata = raw.decode("utf-8", "replace").partition("\n")
+    return holder, metadata

@@ -1,0 +1,113 @@
+"""Layer 1: the Lua scripts, loaded, checked and hashed once at import.
+
+A script is one file, one verb. Its header is the contract, in comment lines at the top::
+
+    -- acquire: what it does
+    -- KEYS[1] name  meaning
+    -- ARGV[1] name  meaning
+    -- Returns what  meaning            (one line a reply)
+
+and its body binds every declared KEYS and ARGV to the local of that name. ``--@include part``
+pastes ``scripts/include/part.lua``; as a comment it leaves the file valid Lua. A file that breaks
+these rules fails the import, so that it cannot be shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+)\] +(\w+) +\S")
+_BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)\[(\d+)\]$", re.MULTILINE)
+_USED = re.compile(r"\b(KEYS|ARGV)\b")
+_INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
+
+
+class ScriptError(ImportError):
+    """A Lua file breaks the rules of this module; the message says which and where."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Script:
+    """One verb: its source, its digest and the start of the command that runs it."""
+
+    name: str
+    keys: tuple[str, ...]
+    args: tuple[str, ...]
+    source: bytes
+    sha: str
+    evalsha: bytes  # the RESP command up to the keys, so that a call only appends to it
+    eval: bytes  # the same with the source, for a server that forgot the script
+
+
+def _bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def parse(name: str, text: str, include: dict[str, str]) -> Script:
+    """Check one file's header against its body, expand its includes and hash it."""
+    header = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        header.append(line)
+    body = "\n".join(text.splitlines()[len(header) :])
+    if not header or not header[0].startswith(f"-- {name}: "):
+        raise ScriptError(f"{name}.lua: the first line must be '-- {name}: <purpose>'")
+    if not any(line.startswith("-- Returns ") for line in header):
+        raise ScriptError(f"{name}.lua: the header has no '-- Returns' line")
+
+    declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
+    for line in header:
+        if match := _DECLARED.match(line):
+            kind, index, label = match.groups()
+            declared[kind].append(label)
+            if int(index) != len(declared[kind]):
+                raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
+    bound = {(kind, int(index)): label for label, kind, index in _BOUND.findall(body)}
+    wanted = {
+        (kind, index): label
+        for kind, labels in declared.items()
+        for index, label in enumerate(labels, start=1)
+    }
+    if bound != wanted:
+        raise ScriptError(f"{name}.lua: the header declares {wanted}, the body binds {bound}")
+
+    def paste(match: re.Match[str]) -> str:
+        part = match[2]
+        if part not in include:
+            raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
+        return include[part].strip()
+
+    expanded = _INCLUDE.sub(paste, body)
+    if len(_USED.findall(expanded)) != len(wanted):
+        raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
+    source = "\n".join([*header, expanded]).encode()
+    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
+    size = b"*%d\r\n" % (3 + len(keys) + len(args))
+    count = _bulk(b"%d" % len(keys))
+    return Script(
+        name,
+        keys,
+        args,
+        source,
+        sha,
+        size + _bulk(b"EVALSHA") + _bulk(sha.encode()) + count,
+        size + _bulk(b"EVAL") + _bulk(source) + count,
+    )
+
+
+def _read(folder: Path) -> dict[str, str]:
+    return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.lua"))}
+
+
+def load(folder: Path) -> dict[str, Script]:
+    """Every script of a folder, by verb."""
+    include = _read(folder / "include")
+    return {name: parse(name, text, include) for name, text in _read(folder).items()}
+
+
+SCRIPTS = load(Path(__file__).with_name("scripts"))

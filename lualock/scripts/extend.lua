@@ -1,0 +1,31 @@
+-- extend: let the lease last ttl_ms from now on, if this token has it
+-- KEYS[1] lock    the lock's key
+-- ARGV[1] token   the token of the lease
+-- ARGV[2] ttl_ms  how long the lease lasts from now on, a whole number above 0
+-- Returns 'extended'       it is ours and lasts ttl_ms from now
+-- Returns 'already'        this token released it before
+-- Returns 'missing'        the lease ended before, and nobody has the lock
+-- Returns {'held', about}  the lease ended before, and somebody else has the lock
+-- Returns {'conflict'}     the key holds what lualock did not write
+
+local lock = KEYS[1]
+local token = ARGV[1]
+local ttl_ms = ARGV[2]
+
+--@include record
+
+local record = redis.call('GET', lock)
+if not record then
+  return 'missing'
+end
+
+local state = string.sub(record, 1, 1)
+if string.sub(record, 18, 39) == token then
+  if state == RELEASED then
+    return 'already'
+  end
+  redis.call('PEXPIRE', lock, ttl_ms)
+  return 'extended'
+end
+
+--@include not_ours

@@ -1,0 +1,34 @@
+-- release: give the lock back if this token has it, leaving a short-lived tombstone
+-- KEYS[1] lock   the lock's key
+-- ARGV[1] token  the token of the lease
+-- Returns 'released'       it was ours and is free now
+-- Returns 'already'        this token released it before (a repeated request)
+-- Returns 'missing'        the lease ended before, and nobody has the lock
+-- Returns {'held', about}  the lease ended before, and somebody else has the lock
+-- Returns {'conflict'}     the key holds what lualock did not write
+
+local lock = KEYS[1]
+local token = ARGV[1]
+
+--@include record
+
+local record = redis.call('GET', lock)
+if not record then
+  return 'missing'
+end
+
+local state = string.sub(record, 1, 1)
+if string.sub(record, 18, 39) == token then
+  if state == RELEASED then
+    return 'already'
+  end
+  local tombstone = RELEASED .. string.sub(record, 2, 39)
+  local written = redis.pcall('SET', lock, tombstone, 'PX', TOMBSTONE_MS)
+  if written.err then
+    -- Out of memory: a release must work all the same, and DEL always may.
+    redis.call('DEL', lock)
+  end
+  return 'released'
+end
+
+--@include not_ours

@@ -1,0 +1,285 @@
+"""Layer 4: the shell for threads. ``aio`` is its twin: same names, same order."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lualock import options, protocol
+from lualock.drive.blocking import BlockingDriver
+from lualock.drive.endpoint import Endpoint
+from lualock.errors import NotAcquired
+from lualock.find import find_server
+from lualock.keys import DEFAULT_PREFIX
+from lualock.lease import BaseLease, Entered
+from lualock.protocol import Ask, Grant, LockInfo
+from lualock.renewal import RenewalPlan, log
+from lualock.wish import BaseLock, Settings
+
+if TYPE_CHECKING:
+    import redis
+
+
+class Lease(BaseLease):
+    """A held lock. Use it as a context manager, or call :meth:`release`."""
+
+    __slots__ = ("_driver", "_renewal")
+
+    def __init__(self, ask: Ask, grant: Grant, locks: Locks, renew: bool) -> None:
+        super().__init__(ask, grant, locks._driver.clock)
+        self._driver = locks._driver
+        self._renewal = locks._renewal if renew else None
+        if self._renewal is not None:
+            self._renewal.add(self)
+
+    def release(self) -> None:
+        """Give the lock back. Releasing a second time does nothing.
+
+        :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
+            lock. Nothing was changed.
+        :raises LockUnavailable: the server did not answer. The lease is not renewed any more,
+            so the lock is free at the latest when its ttl ends.
+        """
+        if self._renewal is not None:
+            self._renewal.drop(self)
+        self._driver.run(self._release())
+
+    def extend(self, ttl: float) -> None:
+        """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
+
+        :raises LeaseLost: the lease had ended, or was released, before. Nothing was changed.
+        :raises InvalidArgument: ``ttl`` is not from 0.001 to 366 days.
+        """
+        self._driver.run(self._extend(options.ttl_ms(ttl)))
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._renewal is not None:
+            self._renewal.drop(self)
+        self._driver.run(protocol.leave(self._release(), error))
+
+
+class Lock(BaseLock):
+    """A wish for a lock: reusable, stateless, safe to share between threads."""
+
+    __slots__ = ("_entered", "_locks")
+
+    def __init__(
+        self,
+        locks: Locks,
+        name: str | bytes,
+        ttl: float | None = None,
+        renew: bool | None = None,
+        metadata: str = "",
+    ) -> None:
+        super().__init__(locks._settings, name, ttl, renew, metadata)
+        self._locks = locks
+        self._entered = Entered()
+
+    def acquire(self, timeout: float | None = None) -> Lease:
+        """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
+
+        :raises NotAcquired: somebody else still had it when the time was over; the error says who.
+        :raises LockUnavailable: the server cannot be reached, or refuses.
+        :raises KeyConflict: the lock's key holds something that lualock did not write.
+        """
+        driver = self._locks._driver
+        ask = self._ask()
+        grant = driver.run(protocol.acquire(ask, driver.clock, options.wait_s(timeout)))
+        return Lease(ask, grant, self._locks, self._renew)
+
+    def try_acquire(self) -> Lease | None:
+        """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
+
+        :raises LockUnavailable: the server cannot be reached, or refuses.
+        """
+        try:
+            return self.acquire(timeout=0)
+        except NotAcquired:
+            return None
+
+    def locked(self) -> bool:
+        """Whether anybody has the lock now."""
+        return self.inspect().held
+
+    def inspect(self) -> LockInfo:
+        """Who has the lock, since when, for how long, with which fence and metadata."""
+        return self._locks._driver.run(protocol.inspect(self._name, self._key))
+
+    def __enter__(self) -> Lease:
+        lease = self.acquire()
+        self._entered.push(threading.get_ident(), lease)
+        return lease
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        lease: Lease = self._entered.pop(threading.get_ident())
+        lease.__exit__(kind, error, trace)
+
+
+class Locks:
+    """The locks of one server.
+
+    :param client: a ``redis.Redis``. Only its connection settings are used, never itself.
+    :param prefix: what every key begins with. Programs exclude each other under one prefix.
+    :param ttl: how long a lease lasts unless renewed, in seconds, for locks that do not say.
+    :param holder: how this process is shown to others (default ``host:pid:thread``).
+    :raises InvalidArgument: one of these cannot be used.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        ttl: float = options.DEFAULT_TTL_S,
+        holder: str | None = None,
+    ) -> None:
+        endpoint = Endpoint.of_client(client, asynchronous=False)
+        self._open(endpoint, None, Settings(prefix, ttl, holder))
+
+    def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
+        self._endpoint = endpoint
+        self._settings = settings
+        self._keep = keep  # what must live as long as this: the embedded server
+        self._driver = BlockingDriver(endpoint)
+        self._renewal = _RenewalThread(self._driver)
+
+    @classmethod
+    def _of(cls, endpoint: Endpoint, keep: Any, settings: Settings) -> Locks:
+        made = cls.__new__(cls)
+        made._open(endpoint, keep, settings)
+        return made
+
+    def lock(
+        self,
+        name: str | bytes,
+        ttl: float | None = None,
+        *,
+        renew: bool | None = None,
+        metadata: str = "",
+    ) -> Lock:
+        """The lock of that name. Nothing is sent until it is acquired.
+
+        :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are one.
+        :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
+            left out, it is 30 s and renewed until released.
+        :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
+        :raises InvalidArgument: one of these cannot be used.
+        """
+        return Lock(self, name, ttl, renew, metadata)
+
+    def close(self) -> None:
+        """Close the idle connections, and give up the embedded server if this uses it."""
+        self._driver.close()
+        keep, self._keep = self._keep, None
+        if keep is not None:
+            keep.close()
+
+    def __enter__(self) -> Locks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.Locks on {self._endpoint}>"
+
+
+def connect(
+    server: str | redis.Redis | None = None,
+    *,
+    prefix: str = DEFAULT_PREFIX,
+    ttl: float = options.DEFAULT_TTL_S,
+    holder: str | None = None,
+) -> Locks:
+    """The locks of a server, named in whatever way is at hand. Nothing is sent yet.
+
+    :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis`` (Sentinel's
+        too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared by all
+        processes of this user (``pip install 'lualock[embedded]'``).
+    :raises InvalidArgument: it is none of these.
+    :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
+
+    The other parameters are those of :class:`Locks`.
+    """
+    settings = Settings(prefix, ttl, holder)
+    return Locks._of(*find_server(server, asynchronous=False), settings)
+
+
+class _RenewalThread:
+    """Renews leases from one thread, which exists only while there are leases to renew."""
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self._driver = driver
+        self._reset()
+        _threads.add(self)
+
+    def _reset(self) -> None:
+        self._plan = RenewalPlan()
+        self._changed = threading.Condition()
+        self._wakes_at: float | None = None  # None: there is no thread
+
+    def add(self, lease: Lease) -> None:
+        due = self._plan.add(lease)
+        wakes_at = self._wakes_at
+        if wakes_at is not None and wakes_at <= due:
+            return  # the usual case: the thread looks in time
+        with self._changed:
+            if self._wakes_at is None:
+                self._wakes_at = due
+                threading.Thread(target=self._run, name="lualock-renewal", daemon=True).start()
+            elif due < self._wakes_at:
+                self._wakes_at = due
+                self._changed.notify()
+
+    def drop(self, lease: Lease) -> None:
+        self._plan.drop(lease)
+
+    def _run(self) -> None:
+        plan, clock = self._plan, self._driver.clock
+        while True:
+            with self._changed:
+                while self._wakes_at is not None and (nap_s := self._wakes_at - clock()) > 0:
+                    self._changed.wait(nap_s)
+            for lease in plan.due(clock()):
+                try:
+                    self._driver.run(plan.renew(lease))
+                except Exception:  # a bug must not stop the renewal of the other leases
+                    log.exception("renewing lock %r failed", lease.name)
+                del lease  # or this loop variable would keep a dropped lease alive
+            with self._changed:
+                # None first: a lease that is added from here on finds no thread and comes here
+                # to start one, and one that was added before is seen by next_due.
+                self._wakes_at = None
+                next_due = plan.next_due()
+                if next_due == math.inf:
+                    return
+                self._wakes_at = next_due
+
+
+_threads: weakref.WeakSet[_RenewalThread] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The child has no renewal thread and owns no lease; the lock may be in any state.
+    for thread in list(_threads):
+        thread._reset()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
