@@ -19,6 +19,7 @@ from lualock.errors import (
     NotAcquired,
     UnsupportedServer,
 )
+from lualock.jobs import LockedJob
 from lualock.protocol import LockInfo
 from lualock.sync import Lease, Lock, Locks, connect
 
@@ -35,6 +36,7 @@ __all__ = [
     "LockError",
     "LockInfo",
     "LockUnavailable",
+    "LockedJob",
     "Locks",
     "NotAcquired",
     "UnsupportedServer",

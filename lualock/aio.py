@@ -18,7 +18,7 @@ from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
 from lualock.protocol import Ask, Grant, LockInfo
 from lualock.renewal import RenewalPlan, log
-from lualock.wish import BaseLock, Settings
+from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -134,7 +134,7 @@ class Lock(BaseLock):
         await lease.__aexit__(kind, error, trace)
 
 
-class Locks:
+class Locks(BaseLocks):
     """The locks of one server, for coroutines.
 
     :param client: a ``redis.asyncio.Redis``. Only its connection settings are used, never itself.
@@ -158,17 +158,11 @@ class Locks:
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._keep = keep  # what must live as long as this: the embedded server
+        self._keep = keep
         self._driver = AsyncDriver(endpoint)
         self._renewals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _RenewalTimer] = (
             weakref.WeakKeyDictionary()
         )
-
-    @classmethod
-    def _of(cls, endpoint: Endpoint, keep: Any, settings: Settings) -> Locks:
-        made = cls.__new__(cls)
-        made._open(endpoint, keep, settings)
-        return made
 
     def _renewal(self) -> _RenewalTimer:
         loop = asyncio.get_running_loop()
@@ -209,9 +203,6 @@ class Locks:
 
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.Locks on {self._endpoint}>"
 
 
 def connect(

@@ -58,6 +58,26 @@ def wait_s(timeout: object) -> float | None:
 
 
 _HOST = socket.gethostname()
+_this_thread = threading.local()
+
+
+def _after_fork_in_child() -> None:
+    global _this_thread
+    _this_thread = threading.local()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def default_holder() -> str:
+    """This thread as others shall see it: ``host:pid:thread``. Kept, for it is asked often."""
+    try:
+        found: str = _this_thread.holder
+    except AttributeError:
+        thread = threading.current_thread().name
+        found = f"{_HOST}:{os.getpid()}:{thread}".replace("\n", " ")[:120]
+        _this_thread.holder = found
+    return found
 
 
 def about_bytes(holder: str | None, metadata: str) -> bytes:
@@ -68,7 +88,7 @@ def about_bytes(holder: str | None, metadata: str) -> bytes:
     :raises InvalidArgument: more than 256 bytes, or a newline in ``holder``.
     """
     if holder is None:
-        holder = f"{_HOST}:{os.getpid()}:{threading.current_thread().name}".replace("\n", " ")
+        holder = default_holder()
     elif not isinstance(holder, str):
         raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
     if not isinstance(metadata, str):

@@ -95,24 +95,19 @@ def _seconds(ttl_ms: int) -> float | None:
     return None if ttl_ms < 0 else ttl_ms / 1000
 
 
-def _conflict(name: str | bytes) -> KeyConflict:
+def conflict(key: bytes) -> KeyConflict:
+    """The error for a key that is not a lock's."""
     return KeyConflict(
-        f"the key of lock {display_name(name)!r} holds something that lualock did not write; "
-        "nothing was changed. Delete that key, or choose another name or prefix"
+        f"the key {display_name(key)!r} holds something that lualock did not write; nothing was "
+        "changed. Delete that key, or choose another name or prefix for the lock"
     )
 
 
-def _call(name: str | bytes, step: Call) -> Steps[Any]:
-    """One call, sent again once where its reply was lost."""
-    try:
-        try:
-            return (yield step)
-        except LockUnavailable as error:
-            if not error.outcome_unknown:
-                raise
-            return (yield step)
-    except KeyConflict:
-        raise _conflict(name) from None
+def _resend(step: Call, error: LockUnavailable) -> Steps[Any]:
+    """Send a call again, once, where its reply was lost; else raise what went wrong."""
+    if not error.outcome_unknown:
+        raise error
+    return (yield step)
 
 
 @dataclass(slots=True)
@@ -140,7 +135,10 @@ def acquire(ask: Ask, clock: Clock, wait_s: float | None) -> Steps[Grant]:
     try:
         while True:
             sent, unanswered = clock(), True
-            reply = yield from _call(ask.name, step)
+            try:
+                reply = yield step
+            except LockUnavailable as error:
+                reply = yield from _resend(step, error)
             if isinstance(reply, bytes):
                 return Grant(int(reply), sent + ask.ttl_ms / 1000)
             outcome = reply[0]
@@ -148,7 +146,7 @@ def acquire(ask: Ask, clock: Clock, wait_s: float | None) -> Steps[Grant]:
                 # A repeat of a request that had been carried out: the lease began earlier.
                 return Grant(int(reply[2]), sent + reply[1] / 1000)
             if outcome != b"held":
-                raise _conflict(ask.name)
+                raise conflict(ask.key)
             left_s = _seconds(reply[1])
             now, unanswered = clock(), False
             if give_up is not None and now >= give_up:
@@ -194,7 +192,9 @@ def _not_acquired(name: str | bytes, reply: list[Any]) -> NotAcquired:
     )
 
 
-def _lost(name: str | bytes, reply: bytes | list[Any], verb: str) -> LeaseLost:
+def _lost(
+    name: str | bytes, key: bytes, reply: bytes | list[Any], verb: str
+) -> LeaseLost | KeyConflict:
     shown = display_name(name)
     if isinstance(reply, bytes):
         return LeaseLost(
@@ -202,7 +202,7 @@ def _lost(name: str | bytes, reply: bytes | list[Any], verb: str) -> LeaseLost:
             name=shown,
         )
     if reply[0] != b"held":
-        raise _conflict(name)
+        return conflict(key)
     holder, _ = split_about(reply[1])
     return LeaseLost(
         f"the lease of lock {shown!r} had ended before it was {verb}; {holder} has the lock now",
@@ -216,15 +216,19 @@ def release(name: str | bytes, key: bytes, token: bytes) -> Steps[None]:
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
     """
+    step = Call(RELEASE, key, (token,))
     try:
-        reply = yield from _call(name, Call(RELEASE, key, (token,)))
+        try:
+            reply = yield step
+        except LockUnavailable as error:
+            reply = yield from _resend(step, error)
     except (GeneratorExit, LockError):
         raise
     except BaseException:
         yield from _give_back(key, token)
         raise
     if reply != b"released" and reply != b"already":
-        raise _lost(name, reply, "released")
+        raise _lost(name, key, reply, "released")
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
@@ -242,7 +246,7 @@ def note(error: BaseException, text: str) -> None:
     if hasattr(error, "add_note"):
         error.add_note(text)
     else:
-        error.__notes__ = [*getattr(error, "__notes__", []), text]
+        vars(error)["__notes__"] = [*getattr(error, "__notes__", []), text]
 
 
 def extend(name: str | bytes, key: bytes, token: bytes, ttl_ms: int, clock: Clock) -> Steps[float]:
@@ -250,21 +254,29 @@ def extend(name: str | bytes, key: bytes, token: bytes, ttl_ms: int, clock: Cloc
 
     :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
     """
+    step = Call(EXTEND, key, (token, _millis(ttl_ms)))
     sent = clock()
-    reply = yield from _call(name, Call(EXTEND, key, (token, _millis(ttl_ms))))
+    try:
+        reply = yield step
+    except LockUnavailable as error:
+        reply = yield from _resend(step, error)
     if reply == b"extended":
         return sent + ttl_ms / 1000
-    raise _lost(name, reply, "extended")
+    raise _lost(name, key, reply, "extended")
 
 
 def inspect(name: str | bytes, key: bytes) -> Steps[LockInfo]:
     """Say who has the lock."""
-    reply = yield from _call(name, Call(INSPECT, key, ()))
+    step = Call(INSPECT, key, ())
+    try:
+        reply = yield step
+    except LockUnavailable as error:
+        reply = yield from _resend(step, error)
     shown = display_name(name)
     if reply == b"free":
         return LockInfo(shown, held=False)
     if reply[0] != b"held":
-        raise _conflict(name)
+        raise conflict(key)
     holder, metadata = split_about(reply[4])
     return LockInfo(
         shown,

@@ -71,4 +71,3 @@ class RenewalPlan:
             log.warning("lock %r was not renewed, trying again: %s", lease.name, error)
         else:
             lease._renew_at = lease._deadline - lease._ttl_ms / 1000 * (2 / 3)
-

@@ -31,19 +31,29 @@ class ScriptError(ImportError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Script:
-    """One verb: its source, its digest and the start of the command that runs it."""
+    """One verb: its source, its digest and the commands that run it.
+
+    ``evalsha`` and ``eval`` are RESP templates for the ``%`` operator, to be filled with length
+    and bytes of each key and argument: one operation a call.
+    """
 
     name: str
     keys: tuple[str, ...]
     args: tuple[str, ...]
     source: bytes
     sha: str
-    evalsha: bytes  # the RESP command up to the keys, so that a call only appends to it
+    evalsha: bytes
     eval: bytes  # the same with the source, for a server that forgot the script
 
 
 def _bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def _template(command: bytes, script: bytes, keys: int, args: int) -> bytes:
+    size = b"*%d\r\n" % (3 + keys + args)
+    start = size + _bulk(command) + _bulk(script) + _bulk(b"%d" % keys)
+    return start.replace(b"%", b"%%") + b"$%d\r\n%b\r\n" * (keys + args)
 
 
 def parse(name: str, text: str, include: dict[str, str]) -> Script:
@@ -87,16 +97,14 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
     source = "\n".join([*header, expanded]).encode()
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
     keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
-    size = b"*%d\r\n" % (3 + len(keys) + len(args))
-    count = _bulk(b"%d" % len(keys))
     return Script(
         name,
         keys,
         args,
         source,
         sha,
-        size + _bulk(b"EVALSHA") + _bulk(sha.encode()) + count,
-        size + _bulk(b"EVAL") + _bulk(source) + count,
+        evalsha=_template(b"EVALSHA", sha.encode(), len(keys), len(args)),
+        eval=_template(b"EVAL", source, len(keys), len(args)),
     )
 
 

@@ -18,7 +18,7 @@ from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
 from lualock.protocol import Ask, Grant, LockInfo
 from lualock.renewal import RenewalPlan, log
-from lualock.wish import BaseLock, Settings
+from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
     import redis
@@ -132,7 +132,7 @@ class Lock(BaseLock):
         lease.__exit__(kind, error, trace)
 
 
-class Locks:
+class Locks(BaseLocks):
     """The locks of one server.
 
     :param client: a ``redis.Redis``. Only its connection settings are used, never itself.
@@ -156,15 +156,9 @@ class Locks:
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._keep = keep  # what must live as long as this: the embedded server
+        self._keep = keep
         self._driver = BlockingDriver(endpoint)
         self._renewal = _RenewalThread(self._driver)
-
-    @classmethod
-    def _of(cls, endpoint: Endpoint, keep: Any, settings: Settings) -> Locks:
-        made = cls.__new__(cls)
-        made._open(endpoint, keep, settings)
-        return made
 
     def lock(
         self,
@@ -196,9 +190,6 @@ class Locks:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.Locks on {self._endpoint}>"
 
 
 def connect(

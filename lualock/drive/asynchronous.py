@@ -6,9 +6,11 @@ import asyncio
 import os
 import weakref
 from collections import deque
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from hiredis import ProtocolError, ReplyError
+from redis.exceptions import RedisError
 
 from lualock import clock
 from lualock.drive import wire
@@ -18,16 +20,53 @@ from lualock.protocol import Call, Step, Steps, T
 MAX_CONNECTIONS = 32
 
 
+LINE_ERRORS = (RedisError, OSError, ProtocolError, asyncio.TimeoutError)
+
+
+class _Line:
+    """A connection that redis-py opened, and that we talk on: one question, one reply."""
+
+    __slots__ = ("_connection", "_reader", "_replies", "_timeout_s", "_writer")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._reader: asyncio.StreamReader = connection._reader
+        self._writer: asyncio.StreamWriter = connection._writer
+        self._timeout_s: float = connection.socket_timeout
+        self._replies = wire.Replies()
+
+    async def ask(self, question: bytes) -> Any:
+        self._writer.write(question)
+        try:
+            return await asyncio.wait_for(self._reply(), self._timeout_s)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"no reply within {self._timeout_s:g} s") from None
+
+    async def _reply(self) -> Any:
+        while True:
+            received = await self._reader.read(65536)
+            if not received:
+                raise ConnectionResetError("the server closed the connection")
+            self._replies.feed(received)
+            reply = self._replies.next()
+            if reply is not wire.MORE:
+                return reply
+
+    async def close(self) -> None:
+        await self._connection.disconnect(nowait=True)
+
+
 class _LoopConnections:
     """What one event loop has: idle connections, and places for those in use."""
 
     def __init__(self) -> None:
-        self.idle: deque[Any] = deque()
+        self.idle: deque[_Line] = deque()
         self.places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self.at_loop_end: AsyncGenerator[None, None] | None = None
 
     async def close(self) -> None:
         while self.idle:
-            await self.idle.pop().disconnect(nowait=True)
+            await self.idle.pop().close()
 
 
 class AsyncDriver:
@@ -64,8 +103,9 @@ class AsyncDriver:
         """Close this loop's idle connections, once what still cleans up has finished."""
         if self._cleaning:
             await asyncio.wait(self._cleaning)
-        if connections := self._loops.pop(asyncio.get_running_loop(), None):
-            await connections.close()
+        connections = self._loops.get(asyncio.get_running_loop())
+        if connections is not None and connections.at_loop_end is not None:
+            await connections.at_loop_end.aclose()
 
     async def _perform(self, step: Step) -> Any:
         if not isinstance(step, Call):
@@ -84,53 +124,60 @@ class AsyncDriver:
         if not task.cancelled():
             task.exception()  # seen, so that asyncio does not report it a second time
 
-    def _connections(self) -> _LoopConnections:
+    async def _connections(self) -> _LoopConnections:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
             found = self._loops[loop] = _LoopConnections()
+            found.at_loop_end = self._close_at_loop_end(loop)
+            await anext(found.at_loop_end)
         return found
 
+    async def _close_at_loop_end(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> AsyncGenerator[None, None]:
+        # A loop finalises its asynchronous generators before it closes (asyncio.run does), which
+        # is the one way to be told: a program that never calls aclose() leaves nothing open.
+        try:
+            yield
+        finally:
+            if connections := self._loops.pop(loop, None):
+                await connections.close()
+
     async def _call(self, call: Call) -> Any:
-        connections = self._connections()
+        connections = await self._connections()
         async with connections.places:
-            connection = connections.idle.pop() if connections.idle else await self._open()
+            line = connections.idle.pop() if connections.idle else await self._open()
             try:
-                try:
-                    await connection.send_packed_command([wire.pack(call)], check_health=False)
-                    reply = await connection.read_response(disable_decoding=True)
-                except NoScriptError:
-                    await connection.send_packed_command(
-                        [wire.pack(call, source=True)], check_health=False
-                    )
-                    reply = await connection.read_response(disable_decoding=True)
-            except ResponseError as error:
-                connections.idle.append(connection)  # it answered, so it is in step
-                raise wire.reply_error(error) from error
+                reply = await line.ask(wire.pack(call))
+                if wire.is_noscript(reply):
+                    reply = await line.ask(wire.pack(call, source=True))
             except BaseException as error:
-                await connection.disconnect(nowait=True)
-                if not isinstance(error, RedisError | OSError | asyncio.TimeoutError):
+                await line.close()
+                if not isinstance(error, LINE_ERRORS):
                     raise
                 # The others probably went the same way; the next try must not meet a dead one.
                 await connections.close()
                 raise wire.lost_reply(error, str(self.endpoint)) from error
-            connections.idle.append(connection)
-            return reply
+            connections.idle.append(line)
+        if isinstance(reply, ReplyError):
+            raise wire.reply_error(str(reply), call.key)
+        return reply
 
-    async def _open(self) -> Any:
+    async def _open(self) -> _Line:
         connection = self.endpoint.asyncio_connection()
         try:
             await connection.connect()
+            line = _Line(connection)
             if not self._server_checked:
-                await connection.send_command("HELLO", check_health=False)
-                wire.check_hello(await connection.read_response(disable_decoding=True))
+                wire.check_hello(await line.ask(wire.HELLO))
                 self._server_checked = True
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            if not isinstance(error, RedisError | OSError | asyncio.TimeoutError):
+            if not isinstance(error, LINE_ERRORS):
                 raise
             raise wire.connect_error(error, str(self.endpoint)) from error
-        return connection
+        return line
 
     def _after_fork(self) -> None:
         # Loops and sockets are the parent's: the child starts with none.

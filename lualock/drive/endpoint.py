@@ -30,15 +30,15 @@ _TWINS: dict[type, type] = {
 _TWINS |= {twin: stock for stock, twin in list(_TWINS.items())}
 
 # What a stock connection is told. The rest of a pool's settings is the client's own plumbing.
-_KEPT = frozenset(
-    "host port path db username password credential_provider client_name protocol encoding "
-    "encoding_errors socket_timeout socket_connect_timeout socket_keepalive "
-    "socket_keepalive_options socket_type".split()
-)
+_KEPT = {
+    *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name"),
+    *("protocol", "encoding", "encoding_errors", "socket_timeout", "socket_connect_timeout"),
+    *("socket_keepalive", "socket_keepalive_options", "socket_type"),
+}
 # What no connection of ours is told, stock or not.
-_OURS = frozenset(
-    "retry retry_on_timeout retry_on_error health_check_interval decode_responses".split()
-)
+_OURS = {
+    *("retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "decode_responses"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,13 @@ class Endpoint:
         return cls._of_pool(pool)
 
     @classmethod
-    def of_client(cls, client: object, *, asynchronous: bool) -> Endpoint:
+    def of_client(cls, client: Any, *, asynchronous: bool) -> Endpoint:
         """The endpoint a client talks to. The client itself is not used.
 
         :raises InvalidArgument: it is no client, or one of the other world.
         """
-        wanted, other = redis.Redis, redis.asyncio.Redis
+        wanted: Any = redis.Redis
+        other: Any = redis.asyncio.Redis
         hint = "for redis.asyncio.Redis use lualock.aio"
         if asynchronous:
             wanted, other = other, wanted

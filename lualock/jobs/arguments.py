@@ -1,0 +1,135 @@
+"""From a job's arguments to its lock's name: one name for equal arguments, never two.
+
+* Arguments are bound to the signature and defaults applied, so ``f(1)``, ``f(x=1)`` and, with a
+  default of 1, ``f()`` are the same job.
+* The text is type-tagged: ``1`` is not ``"1"``, ``1.0`` or ``True``. The order of a dict or a set
+  is nothing. A list and a tuple are the same, because a job queue turns one into the other.
+* Nothing depends on ``repr``, ``hash`` or an address: another process gets the same name.
+* Short, plain arguments stay readable for whoever looks at the server; others become a digest.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import fractions
+import hashlib
+import inspect
+import json
+import pathlib
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from lualock.errors import InvalidArgument
+
+VERSION = "v1"
+MAX_READABLE = 64
+MAX_DEPTH = 50
+
+
+class _Unserialisable(Exception):
+    """Raised inside :func:`canonical`; the caller knows the argument's name."""
+
+
+def canonical(value: Any, depth: int = 0) -> str:
+    """A text that is the same for equal values of a kind, in every process."""
+    if depth > MAX_DEPTH:
+        raise _Unserialisable(f"is nested more than {MAX_DEPTH} deep (or contains itself)")
+    if value is None:
+        return "null"
+    if isinstance(value, enum.Enum):  # first, for it may also be an int or a str
+        return f"enum({json.dumps(f'{type(value).__qualname__}.{value.name}')})"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, float):
+        return "0.0" if value == 0 else float.__repr__(value)  # -0.0 equals 0.0
+    if isinstance(value, str):
+        return json.dumps(str(value))
+    for kind, tag in _TAGGED.items():
+        if isinstance(value, kind):
+            return tag(value)
+    if isinstance(value, Mapping):
+        pairs = ((canonical(k, depth + 1), canonical(v, depth + 1)) for k, v in value.items())
+        return "{" + ",".join(f"{k}:{v}" for k, v in sorted(pairs)) + "}"
+    if isinstance(value, AbstractSet):
+        return "set[" + ",".join(sorted(canonical(item, depth + 1) for item in value)) + "]"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(canonical(item, depth + 1) for item in value) + "]"
+    raise _Unserialisable(f"is a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def _datetime(value: dt.datetime) -> str:
+    if value.tzinfo is not None and value.utcoffset() is not None:
+        value = value.astimezone(dt.timezone.utc)  # the same instant, wherever it was written
+    return f"datetime({value.isoformat()})"
+
+
+def _decimal(value: decimal.Decimal) -> str:
+    # 1.5 and 1.50 are equal: as a fraction they are also the same text.
+    return f"decimal({fractions.Fraction(value) if value.is_finite() else value})"
+
+
+_TAGGED: dict[type | tuple[type, ...], Callable[[Any], str]] = {
+    (bytes, bytearray, memoryview): lambda value: f"bytes({bytes(value).hex()})",
+    dt.datetime: _datetime,  # before date, of which it is a kind
+    dt.date: lambda value: f"date({value.isoformat()})",
+    dt.time: lambda value: f"time({value.isoformat()})",
+    dt.timedelta: lambda value: f"timedelta({value // dt.timedelta(microseconds=1)})",
+    decimal.Decimal: _decimal,
+    fractions.Fraction: lambda value: f"fraction({value})",
+    pathlib.PurePath: lambda value: f"path({json.dumps(value.as_posix())})",
+    uuid.UUID: lambda value: f"uuid({value.hex})",
+}
+
+
+def bind(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments by parameter, with defaults; ``TypeError`` as a call would raise it."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def lock_name(job: str, arguments: Mapping[str, Any]) -> str:
+    """The default name of a job's lock.
+
+    :raises InvalidArgument: an argument has no text that is the same in every process.
+    """
+    texts = []
+    for parameter, value in arguments.items():
+        try:
+            texts.append(canonical(value))
+        except _Unserialisable as why:
+            raise InvalidArgument(
+                f"argument {parameter!r} of job {job} {why}, and has no form that is the same in "
+                "every process: pass an id instead, or say what the lock's name is made of (key= "
+                "of the decorator, lock() or identifier() of the class)"
+            ) from None
+    return named(job, ",".join(texts))
+
+
+def named(job: str, text: str) -> str:
+    """A job's name and what tells its locks apart, as a name of bounded length."""
+    if len(text) > MAX_READABLE or not text.isprintable() or "[" in text or "{" in text:
+        text = "#" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+    return f"job:{VERSION}:{job}({text})"
+
+
+def qualified_name(thing: Any) -> str:
+    """``module.name`` of a class or function, and the same when its module runs as a program."""
+    module = thing.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        if spec is not None:  # python -m package.module
+            module = spec.name.removesuffix(".__main__")
+        elif file := getattr(main, "__file__", None):
+            module = pathlib.PurePath(file).stem
+    return f"{module}.{thing.__qualname__}"

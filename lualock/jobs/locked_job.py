@@ -1,0 +1,136 @@
+"""``LockedJob``: a job as a class, in the manner of Ruby's resque-lock."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from lualock import options
+from lualock.errors import InvalidArgument
+from lualock.jobs import arguments, run
+from lualock.jobs.run import AnyLock, AnyLocks, Job
+from lualock.jobs.twins import default_locks, fitting
+
+
+class LockedJob:
+    """A job of which one run with the same arguments goes on at a time.
+
+    A subclass defines ``perform`` as a classmethod (plain or ``async``) and is run with
+    ``Job.run(...)``. Everything else is optional, and inherited::
+
+        class UpdateNetworkGraph(lualock.LockedJob):
+            lock_timeout = 3600
+
+            @classmethod
+            def lock_failed(cls, repo_id, *, holder): ...
+
+            @classmethod
+            def perform(cls, repo_id): ...
+
+    ``lock_failed`` and ``lock_expired_before_release``, where a subclass defines them as
+    classmethods, are called with exactly the job's arguments: the first instead of the job when
+    the lock is held (its result is then that of ``run``; a further parameter ``holder`` gets who has
+    it), the second after the job when the lease had ended before it was released.
+    """
+
+    locks: ClassVar[AnyLocks | None] = None
+    """Where the locks are; ``None``: :func:`lualock.connect` with nothing configured."""
+
+    lock_timeout: ClassVar[float | Callable[..., float | None] | None] = None
+    """Seconds after which a run is given up for dead, or a classmethod of the job's arguments that
+    says so. ``None``: the lease is 30 s and renewed for as long as the run lasts."""
+
+    lock_failed: ClassVar[Callable[..., Any] | None] = None
+    lock_expired_before_release: ClassVar[Callable[..., Any] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in (
+            "perform",
+            "lock",
+            "identifier",
+            "lock_timeout",
+            "lock_failed",
+            "lock_expired_before_release",
+        ):
+            if inspect.isfunction(vars(cls).get(name)):
+                raise InvalidArgument(
+                    f"{cls.__qualname__}.{name} must be a classmethod (or a staticmethod): a job "
+                    "is run without an instance"
+                )
+
+        if isinstance(cls.lock_timeout, int | float):
+            options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
+
+    perform: ClassVar[Callable[..., Any]]
+    """The work. A subclass defines it."""
+
+    @classmethod
+    def identifier(cls, *args: Any, **kwargs: Any) -> Any:
+        """What tells the locks of this class apart: any plain value. Default: all arguments."""
+        return arguments.bind(inspect.signature(cls.perform), args, kwargs)
+
+    @classmethod
+    def lock(cls, *args: Any, **kwargs: Any) -> str | bytes:
+        """The lock's name. Default: the class's name and :meth:`identifier`."""
+        told = cls.identifier(*args, **kwargs)
+        if cls.identifier.__func__ is not LockedJob.identifier.__func__:  # type: ignore[attr-defined]
+            told = {"(the result of identifier)": told}
+        return arguments.lock_name(arguments.qualified_name(cls), told)
+
+    @classmethod
+    def _job(cls) -> Job:
+        if "_made" not in vars(cls):
+            if not hasattr(cls, "perform"):
+                raise InvalidArgument(f"{cls.__qualname__} has no perform")
+            cls._made = Job(
+                arguments.qualified_name(cls),
+                cls.perform,
+                cls.lock,
+                cls._timeout,
+                cls.lock_failed,
+                cls.lock_expired_before_release,
+            )
+        made: Job = cls._made
+        return made
+
+    _made: ClassVar[Job]
+
+    @classmethod
+    def _timeout(cls, *args: Any, **kwargs: Any) -> float | None:
+        told = cls.lock_timeout
+        return told(*args, **kwargs) if callable(told) else told
+
+    @classmethod
+    def _locks(cls) -> AnyLocks:
+        return fitting(cls.locks or default_locks(), asynchronous=cls._job().asynchronous)
+
+    @classmethod
+    def run(cls, *args: Any, **kwargs: Any) -> Any:
+        """Run the job with these arguments unless its lock is held; await it if it is ``async``.
+
+        :raises InvalidArgument: no lock's name, or no ttl, can be made of the arguments.
+        :raises LockUnavailable: the server cannot be reached, so it was not run.
+        """
+        return run.start(cls._job(), cls._locks(), args, kwargs)
+
+    @classmethod
+    def lock_for(cls, *args: Any, **kwargs: Any) -> AnyLock:
+        """The lock of a run with these arguments."""
+        return cls._job().lock(cls._locks(), args, kwargs)
+
+    @classmethod
+    def locked(cls, *args: Any, **kwargs: Any) -> Any:
+        """Whether a run with these arguments holds the lock now; await it if the job is async."""
+        return cls.lock_for(*args, **kwargs).locked()
+
+    @classmethod
+    def refresh_lock(cls, *args: Any, **kwargs: Any) -> Any:
+        """From inside the run: give its lease the whole timeout again; await it if async.
+
+        The run then counts as refreshed: ``lock_expired_before_release`` is about the new end.
+
+        :raises LeaseLost: this code is part of no such run, or its lease has ended.
+        """
+        return run.refresh(cls._job(), cls._locks(), args, kwargs)
