@@ -9,6 +9,7 @@ from typing import Any
 from lualock.drive.endpoint import Endpoint
 
 log = logging.getLogger("lualock")
+_said = False
 
 
 def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
@@ -26,6 +27,14 @@ def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
     # The one way from the core to a leaf: opened only when nothing else is configured.
     from lualock import embedded
 
+    global _said
     started = embedded.start()
-    log.info("no server configured: using the embedded one at %s", started.url)
+    if not _said:
+        _said = True
+        # A warning, because it is easily overlooked: such locks end at this machine's border.
+        log.warning(
+            "no server is configured (no URL, no LUALOCK_URL): using an embedded one at %s, "
+            "whose locks exclude only this user's processes on this machine",
+            started.url,
+        )
     return Endpoint.of_url(started.url), started

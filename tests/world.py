@@ -1,0 +1,68 @@
+"""One way to write a test for both shells.
+
+A test is a coroutine function that awaits :func:`settle` of whatever a shell returns: the plain
+shell's results pass through, the asyncio shell's are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+import lualock
+from lualock import aio
+from tests.servers import Server
+
+
+async def settle(result: Any) -> Any:
+    """The result itself, whichever shell it comes from."""
+    return await result if inspect.isawaitable(result) else result
+
+
+@asynccontextmanager
+async def entered(manager: Any) -> Any:
+    """``with`` or ``async with``, whichever the shell's object is."""
+    if hasattr(manager, "__aenter__"):
+        async with manager as value:
+            yield value
+    else:
+        with manager as value:
+            yield value
+
+
+@dataclass
+class World:
+    """A shell, a protocol version and a server."""
+
+    server: Server
+    asynchronous: bool
+    resp: int
+    client: redis.Redis
+
+    def url(self, url: str | None = None) -> str:
+        return f"{url or self.server.url}?protocol={self.resp}"
+
+    def connect(self, url: str | None = None, **options: Any) -> Any:
+        """A new ``Locks`` of this world's shell."""
+        connect: Callable[..., Any] = aio.connect if self.asynchronous else lualock.connect
+        return connect(self.url(url), **options)
+
+    async def beside(self, call: Callable[[], Any]) -> Any:
+        """Run a call of the shell beside the test: in a thread, or as a task."""
+        if self.asynchronous:
+            return await call()
+        return await asyncio.to_thread(call)
+
+    async def until(self, condition: Callable[[], Any], wait_s: float = 5) -> None:
+        """Return once ``condition()`` is true, letting tasks run meanwhile."""
+        give_up = time.monotonic() + wait_s
+        while not condition():
+            assert time.monotonic() < give_up, f"not within {wait_s} s"
+            await asyncio.sleep(0.002)
