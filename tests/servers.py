@@ -42,8 +42,12 @@ class Server:
         self.process = subprocess.Popen(
             [self.path, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        with self.client() as client:
-            wait_until(lambda: _answers(client), wait_s=10, what=f"{self.name} answers")
+        try:
+            with self.client() as client:
+                wait_until(lambda: _answers(client), wait_s=10, what=f"{self.name} answers")
+        except BaseException:
+            self.close()
+            raise
 
     def kill(self) -> None:
         """SIGKILL, as the machine would."""
@@ -70,7 +74,8 @@ class Server:
 
     def client(self) -> redis.Redis:
         """A plain client, to look at the server behind lualock's back."""
-        return redis.Redis(unix_socket_path=self.socket, password=self.password)
+        # RESP2, because the server below the floor knows no other.
+        return redis.Redis(unix_socket_path=self.socket, password=self.password, protocol=2)
 
 
 def _answers(client: redis.Redis) -> bool:

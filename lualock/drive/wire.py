@@ -99,7 +99,7 @@ def connect_error(error: Exception, where: str) -> LockError:
             f"the server at {where} refuses this user ({error}): check the user name and the "
             "password of the connection"
         )
-    if isinstance(error, theirs.ResponseError):
+    if isinstance(error, theirs.ResponseError) or "unknown command" in str(error).lower():
         return reply_error(str(error))
     return LockUnavailable(
         f"no connection to the server at {where}: {error}. Is it running, and is the address right?"

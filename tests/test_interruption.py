@@ -1,0 +1,215 @@
+"""Interruptions: whatever breaks in, the lock is held-and-known or free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import lualock
+from lualock import aio, protocol
+from lualock.protocol import Call, Grant, Wait
+from tests.servers import Server
+from tests.world import World, settle
+
+
+def _ask() -> protocol.Ask:
+    return protocol.Ask("x", b"p:{x}", b"t" * 22, 30_000, b"me")
+
+
+@pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
+def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None:
+    """Interrupted while a request is out, acquire releases the token before it goes on."""
+    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    call = next(steps)
+    assert isinstance(call, Call)
+    assert call.script.name == "acquire"
+    back = steps.throw(broke())
+    assert isinstance(back, Call)
+    assert (back.script.name, back.args, back.compensating) == ("release", (b"t" * 22,), True)
+    with pytest.raises(broke):
+        steps.send(b"missing")
+
+
+def test_the_first_error_survives_a_failed_give_back() -> None:
+    """What breaks the give-back in turn is not what the caller sees."""
+    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    next(steps)
+    steps.throw(KeyboardInterrupt("first"))
+    with pytest.raises(KeyboardInterrupt, match="first"):
+        steps.throw(lualock.LockUnavailable("second"))
+
+
+def test_an_interrupted_wait_gives_nothing_back() -> None:
+    """While it only waits nothing is out, so nothing is sent."""
+    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    next(steps)
+    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Wait)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+
+
+def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
+    """Closing a protocol (the interpreter ends, a task is collected) yields no further step."""
+    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    next(steps)
+    steps.close()
+    release = protocol.release("x", b"p:{x}", b"t" * 22)
+    next(release)
+    release.close()
+
+
+def test_an_interrupted_release_is_finished() -> None:
+    """Interrupted while the release is out, it is sent again before the interruption goes on."""
+    steps = protocol.release("x", b"p:{x}", b"t" * 22)
+    next(steps)
+    again = steps.throw(KeyboardInterrupt())
+    assert isinstance(again, Call)
+    assert (again.script.name, again.compensating) == ("release", True)
+    with pytest.raises(KeyboardInterrupt):
+        steps.send(b"released")
+
+
+def test_a_repeated_request_counts_from_what_is_left() -> None:
+    """The answer to a repeated acquire brings the first lease, with the time it still has."""
+    times = iter([100.0, 100.0, 107.0, 107.0])
+    steps = protocol.acquire(_ask(), lambda: next(times), 0)
+    next(steps)
+    with pytest.raises(StopIteration) as done:
+        steps.send([b"owned", 25_000, b"1795468272410195"])
+    assert done.value.value == Grant(1795468272410195, 125.0)
+
+
+async def test_cancelled_acquire_leaves_nothing_held(one_server: Server) -> None:
+    """A task cancelled anywhere while it acquires leaves the lock free."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for turns in range(12):  # cancelled after so many turns of the loop
+            task = asyncio.create_task(lock.acquire())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled = task.cancel()
+            try:
+                lease = await task
+            except asyncio.CancelledError:
+                assert cancelled
+            else:
+                await lease.release()
+            assert not await lock.locked(), turns
+
+
+async def test_cancelled_release_releases(one_server: Server) -> None:
+    """A task cancelled anywhere while it releases leaves the lock free."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for turns in range(1, 12):
+            lease = await lock.acquire()
+            task = asyncio.create_task(lease.release())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert not await lock.locked(), turns
+
+
+async def test_cancelled_waiter_leaves_the_holder_alone(one_server: Server) -> None:
+    """Cancelling a waiter changes nothing for who has the lock."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        lease = await lock.acquire()
+        waiter = asyncio.create_task(lock.acquire())
+        await asyncio.sleep(0.02)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        assert (await lock.inspect()).fence == lease.fence
+        await lease.release()
+
+
+def test_keyboard_interrupt_while_waiting(locks: lualock.Locks) -> None:
+    """A signal ends a waiting acquire; the holder keeps the lock."""
+    lock = locks.lock("x", ttl=60)
+    lease = lock.acquire()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            lock.acquire()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert lock.inspect().fence == lease.fence
+
+
+def _run(code: str, server: Server) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(code)],
+        env={**os.environ, "LUALOCK_URL": server.url},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_after_a_fork_the_child_owns_nothing(one_server: Server) -> None:
+    """The child of a fork neither holds nor releases its parent's lease, and uses no socket of it."""
+    code = """
+        import os, lualock
+        locks = lualock.connect()
+        lock = locks.lock("x")
+        with lock as lease:
+            if (child := os.fork()) == 0:
+                assert not lease.held and lease.lost
+                for use in (lease.release, lease.check, lambda: lease.extend(5)):
+                    try:
+                        use()
+                    except lualock.LeaseLost as lost:
+                        assert "forked child owns nothing" in str(lost), lost
+                    else:
+                        raise AssertionError
+                assert lock.locked()
+                with locks.lock("other") as own:
+                    assert own.held and str(os.getpid()) in locks.lock("other").inspect().holder
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert lease.held and lock.inspect().fence == lease.fence
+        assert not lock.locked()
+        print("well")
+    """
+    done = _run(code, one_server)
+    assert done.stdout == "well\n", done.stderr
+
+
+def test_the_interpreter_exits_with_leases_held(one_server: Server) -> None:
+    """Held and renewed leases neither delay the exit nor make it noisy."""
+    code = """
+        import asyncio, lualock
+        from lualock import aio
+        lease = lualock.connect().lock("x").acquire()
+        async def main():
+            global other
+            other = await aio.connect().lock("y").acquire()
+        asyncio.run(main())
+        print("bye")
+    """
+    done = _run(code, one_server)
+    assert (done.stdout, done.stderr, done.returncode) == ("bye\n", "", 0)
+
+
+async def test_close_and_use_again(shell: World) -> None:
+    """Closing drops idle connections; the locks still work afterwards."""
+    locks = shell.connect()
+    lock = locks.lock("x", ttl=30)
+    lease = await settle(lock.acquire())
+    await settle(locks.aclose() if shell.asynchronous else locks.close())
+    await settle(lease.release())
+    assert not await settle(lock.locked())
