@@ -161,7 +161,7 @@ def _run(code: str, server: Server) -> subprocess.CompletedProcess[str]:
 
 
 def test_after_a_fork_the_child_owns_nothing(one_server: Server) -> None:
-    """The child of a fork neither holds nor releases its parent's lease, and uses no socket of it."""
+    """The child of a fork neither holds nor releases its parent's lease, nor uses its sockets."""
     code = """
         import os, lualock
         locks = lualock.connect()

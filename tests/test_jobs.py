@@ -66,7 +66,7 @@ async def test_a_job_runs_and_frees_its_lock(shell: World, locks: Any) -> None:
 
 
 async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
-    """The second run is dropped; lock_failed gets exactly the arguments, and the holder if asked."""
+    """The second run is dropped; lock_failed gets its arguments, and the holder if asked."""
     log = Log()
 
     def lock_failed(*args: Any, holder: str, **kwargs: Any) -> str:
@@ -277,7 +277,7 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
         job.refresh_lock()
         left.append(shell.client.pttl(job.lock_for().key))
 
-    job = type(
+    job: Any = type(
         "Refreshing",
         (lualock.LockedJob,),
         {
@@ -287,7 +287,7 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
             "lock_expired_before_release": staticmethod(lambda: log.note("expired")),
         },
     )
-    await settle(job.run())  # type: ignore[attr-defined]
+    await settle(job.run())
     assert 55_000 < left[0] <= 60_000
     assert log == []
 
@@ -328,7 +328,7 @@ async def test_settings_are_inherited(shell: World, locks: Any) -> None:
         lock_timeout=77,
         lock_failed=staticmethod(lambda *args: log.note("failed", *args)),
     )
-    child = type("Child", (parent,), {})
+    child: Any = type("Child", (parent,), {})
     assert child.lock_for(1).ttl == 77
     assert child.lock_for(1).key != parent.lock_for(1).key
     await settle(parent.lock_for(1).acquire())
@@ -340,7 +340,7 @@ async def test_settings_are_inherited(shell: World, locks: Any) -> None:
 
 async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -> None:
     """lock_timeout as a classmethod sees the job's arguments; None means renewed."""
-    job = type(
+    job: Any = type(
         "Job",
         (job_class(shell, locks, lambda minutes: None),),
         {"lock_timeout": classmethod(lambda cls, minutes: minutes * 60 if minutes else None)},
@@ -354,7 +354,7 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
 
 
 async def test_lock_and_identifier(shell: World, locks: Any) -> None:
-    """lock() is the whole name, shared with plain locks; identifier() what tells a class's apart."""
+    """lock() is the whole name, as of plain locks; identifier() tells a class's apart."""
     named = job_class(shell, locks, lambda a: None, lock=staticmethod(lambda a: f"graph-{a}"))
     assert named.lock_for(1).key == locks.lock("graph-1").key
     one = job_class(shell, locks, lambda a, b: None, identifier=staticmethod(lambda a, b: a))
@@ -490,14 +490,13 @@ def test_a_class_refuses(locks: Any) -> None:
 
 def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:
     """The locks of either shell decorate both kinds, and the two exclude each other."""
-    for connect in (lualock.connect, aio.connect):
-        locks: Any = connect(one_server.url)
+    for locks in (lualock.connect(one_server.url), aio.connect(one_server.url)):
 
         @locks.job(key="shared")
         def plain() -> str:
             return "plain"
 
-        @locks.job(key="shared", on_failed=lambda: "held")  # noqa: B023 - used in this turn only
+        @locks.job(key="shared", on_failed=lambda: "held")
         async def coroutine() -> Any:
             return await asyncio.to_thread(plain)
 

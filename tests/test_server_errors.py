@@ -48,7 +48,7 @@ async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None
 async def test_server_down(shell: World) -> None:
     """Nobody listens: the error says where it looked, and that nothing is unknown."""
     lock = shell.connect("unix:///tmp/lualock-no-such-socket").lock("x")
-    with pytest.raises(lualock.LockUnavailable, match="no connection .*no-such-socket") as caught:
+    with pytest.raises(lualock.LockUnavailable, match=r"no connection .*no-such-socket") as caught:
         await settle(lock.acquire(timeout=0))
     assert not caught.value.outcome_unknown
     refused = shell.connect("redis://127.0.0.1:1").lock("x")
@@ -303,7 +303,8 @@ def test_tls_and_sentinel_settings_are_kept() -> None:
     assert type(endpoint.asyncio_connection()).__name__ == "SSLConnection"
     assert "pw" not in str(endpoint)
 
-    sentinel = redis.Sentinel([("127.0.0.1", 1)])
+    make: Any = redis.Sentinel
+    sentinel = make([("127.0.0.1", 1)])
     managed = Endpoint.of_client(sentinel.master_for("primary"), asynchronous=False)
     assert "SentinelManaged" in type(managed.blocking_connection()).__name__
     with pytest.raises(lualock.InvalidArgument, match="no twin"):

@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 import lualock
 from lualock import aio
 from tests.servers import Server
@@ -44,7 +42,7 @@ class World:
     server: Server
     asynchronous: bool
     resp: int
-    client: redis.Redis
+    client: Any  # a plain redis.Redis, to look at the server behind lualock's back
 
     def url(self, url: str | None = None) -> str:
         return f"{url or self.server.url}?protocol={self.resp}"
