@@ -44,8 +44,7 @@ class Server:
             [self.path, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            with self.client() as client:
-                wait_until(lambda: _answers(client), wait_s=10, what=f"{self.name} answers")
+            wait_until(lambda: _answers(self.socket), wait_s=10, what=f"{self.name} answers")
         except BaseException:
             self.close()
             raise
@@ -79,11 +78,16 @@ class Server:
         return redis.Redis(unix_socket_path=self.socket, password=self.password, protocol=2)
 
 
-def _answers(client: Any) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
+def _answers(path: str) -> bool:
+    """Whether a server that has loaded its data listens there (with a password: refuses)."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(path)
+            probe.sendall(b"PING\r\n")
+            return probe.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
 
 
 BINARIES = {binary.name: binary.path for binary in binaries.every()}

@@ -21,7 +21,7 @@ from tests.servers import BINARIES, Server
 from tests.world import World, settle
 
 
-@pytest.mark.parametrize("kind", ["hash", "list", "text", "short text", "like a record"])
+@pytest.mark.parametrize("kind", ["hash", "list", "text", "short text", "no fence", "no state"])
 async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None:
     """A key that lualock did not write is left alone by every verb, and the error names it."""
     lock = world.connect().lock("x", ttl=30)
@@ -36,8 +36,10 @@ async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None
             world.client.set(lock.key, "somebody's own value, longer than a record is at least")
         case "short text":
             world.client.set(lock.key, "H1")
-        case _:
+        case "no fence":
             world.client.set(lock.key, "R" + "x" * 60)
+        case _:
+            world.client.set(lock.key, "X" + "1" * 16 + "t" * 60)
     before = world.client.dump(lock.key)
     for attempt in (lock.acquire, lock.inspect, lease.release, lambda: lease.extend(5)):
         with pytest.raises(lualock.KeyConflict, match=r"lualock:\{x\}.*nothing was changed"):
@@ -243,7 +245,7 @@ async def test_a_lost_reply_is_asked_for_again(shell: World, proxy: Proxy) -> No
     lock = shell.connect(proxy.url).lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.lose_reply = 1
-    lease = await settle(lock.acquire())
+    lease = await settle(lock.acquire(timeout=0))
     assert (await settle(lock.inspect())).fence == lease.fence
     assert 0 < lease.remaining() <= 30
     proxy.lose_reply = 1
