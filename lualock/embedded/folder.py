@@ -132,19 +132,23 @@ def _refusal(path: str, what: str) -> EmbeddedUnavailable:
 
 def _locked(fd: int, deadline: float) -> bool:
     """Lock the folder; False when the deadline passes first."""
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(LOCK_RETRY_S)  # flock knows no time limit, so there is nothing to wait on
-        except OSError as error:
-            raise EmbeddedUnavailable(
-                f"the folder of the embedded server cannot be locked: {error.strerror}"
-            ) from error
-        else:
-            return True
+    while not _try_lock(fd):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOCK_RETRY_S)  # flock knows no time limit, so there is nothing to wait on
+    return True
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise EmbeddedUnavailable(
+            f"the folder of the embedded server cannot be locked: {error.strerror}"
+        ) from error
+    return True
 
 
 def _leads_to(path: str, fd: int) -> bool:

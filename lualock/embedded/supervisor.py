@@ -13,6 +13,7 @@ A user connects under the same lock, so it can never join a server that is being
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 CONTROL = "control.sock"
 SERVER = "server.sock"
@@ -29,6 +31,7 @@ DUMP = "server.rdb"  # written only when somebody asks the server for it
 START_LIMIT_S = 10.0
 RETRY_S = 0.005
 TAIL_BYTES = 2000
+DESCRIPTORS = 65536
 PR_SET_PDEATHSIG = 1
 
 STARTED = b"+"
@@ -40,22 +43,29 @@ def ping(path: str, limit_s: float) -> bool:
 
     Raises TimeoutError when somebody is there and does not answer within ``limit_s`` seconds.
     """
+    deadline = time.monotonic() + limit_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(max(limit_s, 0.001))
         try:
+            connection.settimeout(max(limit_s, RETRY_S))
             connection.connect(path)
-            connection.sendall(b"*1\r\n$4\r\nPING\r\n")
-            answer = b""
-            while not answer.endswith(b"\r\n"):
-                piece = connection.recv(4096)
-                if not piece:
-                    return False
-                answer += piece
+            while True:
+                connection.settimeout(max(deadline - time.monotonic(), RETRY_S))
+                connection.sendall(b"*1\r\n$4\r\nPING\r\n")
+                answer = b""
+                while not answer.endswith(b"\r\n"):
+                    piece = connection.recv(4096)
+                    if not piece:
+                        return False
+                    answer += piece
+                if answer == b"+PONG\r\n":
+                    return True
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"the server answers {answer.decode(errors='replace')!r}")
+                time.sleep(RETRY_S)  # -LOADING, or -BUSY with a script: it does not say until when
         except (FileNotFoundError, ConnectionError):
             return False
         except BlockingIOError:  # Linux: the server's queue of new connections is full
             raise TimeoutError("the server accepts no connection") from None
-    return answer == b"+PONG\r\n"
 
 
 def clear(folder_fd: int) -> None:
@@ -87,16 +97,15 @@ def tail(folder_fd: int) -> str:
 class Supervisor:
     """One server and its users, from start to end. The current directory is the folder."""
 
-    def __init__(self, path: str, binary: str, first_user: socket.socket) -> None:
+    def __init__(self, path: str, binary: str, folder_fd: int, first_user: socket.socket) -> None:
         self.path = path
         self.binary = binary
         self.users: dict[int, socket.socket] = {first_user.fileno(): first_user}
+        self.full = False  # no descriptor left for one more user
         self.terminated = False
         self.server_pid = 0  # 0: not running
         self.server_status = 0
-        # Not the descriptor that the starter handed over: both share one lock, and the starter
-        # may still have it open when this process wants to lock again.
-        self.folder_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        self.folder_fd = folder_fd
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.setblocking(False)
         self.wake_fd, wake_write_fd = os.pipe()
@@ -120,38 +129,39 @@ class Supervisor:
         try:
             while not ping(SERVER, deadline - time.monotonic()):
                 if not self._server_runs():
-                    return f"it ended with the wait status {self.server_status}"
+                    return f"it ended with status {self.server_status}"
                 if self.terminated:
                     return "its supervisor was told to end"
                 if time.monotonic() >= deadline:
                     return f"no answer in {START_LIMIT_S:g} s"
                 self._wait([self.wake_fd], RETRY_S)
+            self.listener.bind(CONTROL)
+            self.listener.listen(socket.SOMAXCONN)
         except TimeoutError:
             return f"no answer in {START_LIMIT_S:g} s"
-        self.listener.bind(CONTROL)
-        self.listener.listen(socket.SOMAXCONN)
+        except OSError as error:
+            return str(error)
         return ""
 
     def run(self) -> None:
         """Serve until the last user is gone, the server has died, or SIGTERM came; clean up."""
         locked = False
-        while self._server_runs() and not self.terminated:
-            limit_s = None
-            if not self.users:
-                # Somebody else having the lock is somebody about to join: look again soon.
-                locked, limit_s = self._try_lock(), RETRY_S
-                if locked:
-                    self._accept()
-                    if not self.users:
-                        break
-                    fcntl.flock(self.folder_fd, fcntl.LOCK_UN)
-                    locked, limit_s = False, None
-            for fd in self._wait([self.wake_fd, self.listener.fileno(), *self.users], limit_s):
-                if fd == self.listener.fileno():
-                    self._accept()
-                elif fd in self.users:
-                    self._hear(fd)
-        self._end(locked)
+        try:
+            while self._server_runs() and not self.terminated:
+                limit_s = None
+                if not self.users:
+                    locked = self._try_lock()
+                    if locked:
+                        self._accept()
+                        if not self.users:
+                            break
+                        fcntl.flock(self.folder_fd, fcntl.LOCK_UN)
+                        locked = False
+                    else:  # somebody is about to join, or died doing so: look again soon
+                        limit_s = RETRY_S
+                self._serve(limit_s)
+        finally:
+            self._end(locked)
 
     def stop_server(self) -> None:
         """Kill the server and wait until it is gone. There is nothing it should save."""
@@ -182,7 +192,8 @@ class Supervisor:
             self.server_pid = pid
             return
         try:
-            prctl()
+            if prctl is not None:
+                prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
             # The supervisor may have died before prctl: then nobody will send the signal.
             if os.getppid() == parent_pid:
                 os.execv(self.binary, arguments)
@@ -195,7 +206,7 @@ class Supervisor:
         if self.server_pid:
             pid, status = os.waitpid(self.server_pid, os.WNOHANG)
             if pid:
-                self.server_pid, self.server_status = 0, status
+                self.server_pid, self.server_status = 0, os.waitstatus_to_exitcode(status)
         return self.server_pid != 0
 
     def _wait(self, fds: list[int], limit_s: float | None) -> list[int]:
@@ -209,12 +220,31 @@ class Supervisor:
                 os.read(self.wake_fd, 4096)
         return ready
 
+    def _serve(self, limit_s: float | None) -> None:
+        """Wait for something to happen, and let users in and out."""
+        fds = [self.wake_fd, *self.users]
+        if not self.full:
+            fds.append(self.listener.fileno())
+        for fd in self._wait(fds, limit_s):
+            if fd == self.listener.fileno():
+                self._accept()
+            elif fd in self.users:
+                self._hear(fd)
+
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        """Let in everybody who has connected. Whom we cannot let in stays connected, and waits."""
+        self.full = False
+        try:
             while True:
                 user, _ = self.listener.accept()
                 user.setblocking(False)
                 self.users[user.fileno()] = user
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.full = True
 
     def _hear(self, fd: int) -> None:
         """A user's connection is readable: it was closed, for users have nothing to say."""
@@ -226,6 +256,7 @@ class Supervisor:
             gone = True
         if gone:
             self.users.pop(fd).close()
+            self.full = False
 
     def _try_lock(self) -> bool:
         try:
@@ -237,12 +268,12 @@ class Supervisor:
     def _end(self, locked: bool) -> None:
         """End the server and remove the folder.
 
-        Without the lock (the server died, or SIGTERM), a starter may act at the same time. While
-        we listen it cannot take the sockets for abandoned, so they are removed first; afterwards,
-        a control socket in the folder is a successor's, and so is everything else.
+        Without the lock (the server died, or SIGTERM), others may act at the same time. As long
+        as the control socket is there and we listen, nobody takes the folder for abandoned: so it
+        goes last. A control socket found later is a successor's, and so is everything else.
         """
         self.stop_server()
-        for name in (CONTROL, SERVER):
+        for name in (SERVER, CONTROL):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.folder_fd)
         self.listener.close()
@@ -256,30 +287,29 @@ class Supervisor:
             remove(self.path, self.folder_fd)
 
 
-def _prctl() -> Callable[[], object]:
-    """What the server's process calls so that it is killed when its supervisor dies.
+def _prctl() -> Callable[..., object] | None:
+    """The call by which the server asks to be killed when its supervisor dies. Linux only.
 
-    Linux only. Elsewhere the next process that starts a server kills the one left over.
+    Elsewhere the next process that starts a server kills the one left over.
     """
-    if sys.platform != "linux":
-        return lambda: None
-    try:
-        import ctypes
+    if sys.platform == "linux":
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import ctypes
 
-        call = ctypes.CDLL(None).prctl
-    except (ImportError, OSError, AttributeError):
-        return lambda: None
-    signal_number = ctypes.c_ulong(signal.SIGKILL)
-    return lambda: call(PR_SET_PDEATHSIG, signal_number)
+            call: Callable[..., object] = ctypes.CDLL(None).prctl
+            return call
+    return None
 
 
 def _raise_descriptor_limit() -> None:
-    """Every user and every client of the server takes one: allow as many as we may."""
+    """Every user here, and every client of the server, takes one: allow many, if we may."""
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(arguments: list[str]) -> None:
@@ -293,15 +323,15 @@ def main(arguments: list[str]) -> None:
     os.umask(0o077)
     _raise_descriptor_limit()
     starter = socket.socket(fileno=user_fd)
-    supervisor = Supervisor(path, binary, starter)
+    supervisor = Supervisor(path, binary, lock_fd, starter)
     problem = supervisor.start()
+    message = ""
     if problem:
         message = f"the server {binary} did not start: {problem}. Its log ends: {tail(lock_fd)}"
         supervisor.stop_server()
         remove(path, lock_fd)
-    # For the starter as well: the lock belongs to the descriptor that both have.
+    # This unlocks for the starter as well, which has the same open file, and only closes it.
     fcntl.flock(lock_fd, fcntl.LOCK_UN)
-    os.close(lock_fd)
     with contextlib.suppress(OSError):  # the starter may be dead: then it is no user, either
         starter.sendall(FAILED + message.encode() if problem else STARTED)
     if not problem:
