@@ -69,14 +69,14 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def default_holder() -> str:
-    """This thread as others shall see it: ``host:pid:thread``. Kept, for it is asked often."""
+def default_holder() -> bytes:
+    """This thread as others shall see it: ``host:pid:thread``. Kept, for each acquisition asks."""
     try:
-        found: str = _this_thread.holder
+        found: bytes = _this_thread.holder
     except AttributeError:
         thread = threading.current_thread().name
-        found = f"{_HOST}:{os.getpid()}:{thread}".replace("\n", " ")[:120]
-        _this_thread.holder = found
+        text = f"{_HOST}:{os.getpid()}:{thread}".replace("\n", " ")
+        found = _this_thread.holder = text.encode("utf-8", "replace")[:120]
     return found
 
 
@@ -87,16 +87,15 @@ def about_bytes(holder: str | None, metadata: str) -> bytes:
 
     :raises InvalidArgument: more than 256 bytes, or a newline in ``holder``.
     """
-    if holder is None:
-        holder = default_holder()
-    elif not isinstance(holder, str):
+    if holder is not None and not isinstance(holder, str):
         raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
     if not isinstance(metadata, str):
         raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
-    if "\n" in holder:
+    raw = default_holder() if holder is None else holder.encode("utf-8", "replace")
+    if b"\n" in raw:
         raise InvalidArgument("holder must be one line")
-    text = f"{holder}\n{metadata}" if metadata else holder
-    raw = text.encode("utf-8", "replace")
+    if metadata:
+        raw += b"\n" + metadata.encode("utf-8", "replace")
     if len(raw) > MAX_ABOUT_BYTES:
         raise InvalidArgument(
             f"holder and metadata have {len(raw)} bytes together, more than the "
