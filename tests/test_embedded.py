@@ -227,11 +227,23 @@ def test_start_answers_ping(home: Path) -> None:
             assert server.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
             assert server.config_get("port") == {"port": "0"}
             assert server.config_get("save") == {"save": ""}
-        assert (home / "server.sock").stat().st_mode & 0o777 == 0o700
-        assert home.stat().st_mode & 0o777 == 0o700
+            assert server.config_get("unixsocketperm") == {"unixsocketperm": "700"}
         served = serving(embedded)
     assert (was_alive, embedded.alive) == (True, False)
     assert everything_gone(home, served)
+
+
+def test_everything_is_private_whatever_the_umask(home: Path) -> None:
+    """Folder, sockets and log are the user's own, also when the umask of the starter is 0."""
+    before = os.umask(0)
+    try:
+        embedded = start()
+    finally:
+        os.umask(before)
+    with embedded:
+        modes = {entry.name: entry.stat().st_mode & 0o777 for entry in home.iterdir()}
+        assert modes == {"control.sock": 0o700, "server.sock": 0o700, "server.log": 0o600}
+        assert home.stat().st_mode & 0o777 == 0o700
 
 
 def test_every_binary_serves(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +351,9 @@ def test_nobody_joins_a_server_that_is_ending(new_user: Callable[[], User], home
         joined.connect(str(home / supervisor.CONTROL))
         folder.unlock(lock)
         assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
+        lock = folder.lock(str(home), time.monotonic() + PATIENCE_S)
+    assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
+    folder.unlock(lock)  # as if whoever meant to join had died: nothing tells the supervisor
     assert everything_gone(home, served)
 
 
@@ -403,14 +418,45 @@ def test_supervisor_killed_before_the_server_asks_to_die_with_it(
         module._prctl = lambda: found
         """,
     )
+    program = tmp_path / "server"
+    program.write_text("#!/bin/sh\n: > ../ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("LUALOCK_SERVER", str(program))
     with pytest.raises(EmbeddedUnavailable, match="supervisor"):
         start()
     pid = int((home.parent / "pid").read_text())
-    try:
-        assert wait_until(lambda: gone(pid), 1)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: gone(pid))
+    assert not (home.parent / "ran").exists()
+
+
+def test_late_removal_spares_a_successor(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody starts a server while the supervisor of a dead one still removes its sockets."""
+    patched_supervisor(
+        monkeypatch,
+        tmp_path / "patched.py",
+        """
+        def slow(name, *, dir_fd, unlink=os.unlink):
+            unlink(name, dir_fd=dir_fd)
+            open("../unlinked", "w").close()
+            while not os.path.exists("../go"):
+                time.sleep(0.005)
+        os.unlink = slow
+        """,
+    )
+    served = serving(start())
+    monkeypatch.undo()
+    monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(home))
+    os.kill(served.server_pid, signal.SIGKILL)
+    assert wait_until((home.parent / "unlinked").exists)
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(start)
+        assert not wait_until(later.done, A_WHILE_S)
+        (home.parent / "go").touch()
+        with later.result(PATIENCE_S) as embedded:
+            assert wait_until(lambda: gone(served.supervisor_pid))
+            assert serving(embedded).run_id != served.run_id
 
 
 def test_lock_follows_a_removed_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -796,6 +842,61 @@ def test_start_failure_tells_the_log(
     with pytest.raises(EmbeddedUnavailable, match=r"OSError.*Exec format error"):
         start()
     assert not home.exists()
+
+
+def test_start_failure_without_its_starter(
+    new_user: Callable[[], User], home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A start that fails after its starter was killed leaves nothing, either."""
+    program = tmp_path / "server"
+    program.write_text(
+        "#!/bin/sh\n: > ../running\nwhile [ ! -e ../go ]; do sleep 0.01; done\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("LUALOCK_SERVER", str(program))
+    user = new_user()
+    user.say("start")
+    assert wait_until((home.parent / "running").exists)
+    user.kill()
+    (home.parent / "go").touch()
+    assert wait_until(lambda: not home.exists())
+
+
+def failed_start(home: Path) -> tuple[int, socket.socket, socket.socket]:
+    """What a starter has whose start fails: the folder, its connection, the supervisor's end."""
+    return os.open(home, os.O_RDONLY), *socket.socketpair()
+
+
+def test_failed_start_spares_a_successor(home: Path) -> None:
+    """A starter whose supervisor died removes nothing once somebody else starts or has started."""
+    lock = folder.lock(str(home), time.monotonic())
+    (home / supervisor.LOG).touch()
+    fd, ours, theirs = failed_start(home)
+    theirs.close()
+    client._give_up(str(home), fd, ours)
+    assert (home / supervisor.LOG).exists()
+    folder.unlock(lock)
+    with start() as embedded:
+        fd, ours, theirs = failed_start(home)
+        theirs.close()
+        client._give_up(str(home), fd, ours)
+        assert serving(embedded)
+
+
+def test_interrupted_start_leaves_the_rest_to_the_supervisor(home: Path) -> None:
+    """A starter that is interrupted while its supervisor lives removes nothing under it."""
+    lock = folder.lock(str(home), time.monotonic())
+    fd, ours, theirs = os.dup(lock), *socket.socketpair()
+    (home / supervisor.LOG).touch()
+    with theirs:
+        theirs.sendall(supervisor.STARTED)
+        client._give_up(str(home), fd, ours)
+        assert (home / supervisor.LOG).exists()
+        other = os.open(home, os.O_RDONLY)
+        assert not folder._try_lock(other)
+        os.close(other)
+    supervisor.remove(str(home), lock)
+    folder.unlock(lock)
 
 
 def test_supervisor_that_fails_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
