@@ -45,6 +45,14 @@ def test_the_first_error_survives_a_failed_give_back() -> None:
         steps.throw(lualock.LockUnavailable("second"))
 
 
+def test_a_refusal_gives_nothing_back() -> None:
+    """A server that said no granted nothing, so there is nothing to release."""
+    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    next(steps)
+    with pytest.raises(lualock.LockUnavailable, match="out of memory"):
+        steps.throw(lualock.LockUnavailable("out of memory"))
+
+
 def test_an_interrupted_wait_gives_nothing_back() -> None:
     """While it only waits nothing is out, so nothing is sent."""
     steps = protocol.acquire(_ask(), lambda: 0.0, None)
@@ -100,6 +108,23 @@ async def test_cancelled_acquire_leaves_nothing_held(one_server: Server) -> None
                 assert cancelled
             else:
                 await lease.release()
+            assert not await lock.locked(), turns
+
+
+async def test_cancelled_twice(one_server: Server) -> None:
+    """A second cancellation does not stop the release that the first one caused."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for turns in range(10):
+            task = asyncio.create_task(lock.acquire())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+            if not task.cancelled():
+                await task.result().release()
+            await asyncio.wait(locks._driver._cleaning or {asyncio.create_task(lock.locked())})
             assert not await lock.locked(), turns
 
 
@@ -176,6 +201,7 @@ def test_after_a_fork_the_child_owns_nothing(one_server: Server) -> None:
                         assert "forked child owns nothing" in str(lost), lost
                     else:
                         raise AssertionError
+                assert not locks._driver._idle  # the parent's sockets are not used
                 assert lock.locked()
                 with locks.lock("other") as own:
                     assert own.held and str(os.getpid()) in locks.lock("other").inspect().holder

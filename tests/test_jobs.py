@@ -294,7 +294,9 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
 
 async def test_refresh_lock_is_owner_checked(shell: World, locks: Any) -> None:
     """Outside of the run nobody refreshes its lock, and a lost lease is not refreshed."""
-    job = job_class(shell, locks, lambda: None, lock_timeout=60)
+    job = job_class(shell, locks, lambda: 1 / 0, lock_timeout=60)
+    with pytest.raises(ZeroDivisionError):
+        await settle(job.run())
     await settle(job.lock_for().acquire())
     shell.client.pexpire(job.lock_for().key, 5000)
     with pytest.raises(lualock.LeaseLost, match="part of no run"):

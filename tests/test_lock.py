@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -240,15 +241,45 @@ async def test_one_lock_object_in_many_threads_or_tasks(shell: World) -> None:
 
 async def test_overlapping_blocks_release_their_own_lease(shell: World) -> None:
     """When a block outlives its lease, the next one's lease is not released in its place."""
-    short = shell.connect().lock("x", ttl=0.05)
-    first = short.__aenter__() if shell.asynchronous else asyncio.to_thread(short.__enter__)
-    lost = await (asyncio.create_task(first) if shell.asynchronous else first)
-    async with entered(short) as second:
-        await settle(second.extend(30))
-        assert lost.lost
-        assert second.held
-    assert not second.held
-    assert not second.lost
+    lock = shell.connect().lock("x", ttl=0.05)
+
+    async def next_block() -> Any:
+        lease = await settle(lock.__aenter__() if shell.asynchronous else lock.__enter__())
+        await settle(lease.extend(30))
+        return lease
+
+    with pytest.raises(lualock.LeaseLost, match="has the lock now"):  # noqa: PT012 - as above
+        async with entered(lock) as first:
+            if shell.asynchronous:
+                second = await asyncio.create_task(next_block())
+            else:
+                second = await asyncio.to_thread(lambda: asyncio.run(next_block()))
+    assert first.lost
+    assert second.held
+    assert (await settle(lock.inspect())).fence == second.fence
+
+
+async def test_the_server_s_word_counts_before_the_deadline(world: World) -> None:
+    """A lease that the server no longer knows is lost at once, though its time is not over."""
+    lock = world.connect().lock("x", ttl=30)
+    for verb in ("release", "extend"):
+        lease = await settle(lock.acquire())
+        world.client.delete(lock.key)
+        assert lease.held
+        with pytest.raises(lualock.LeaseLost):
+            await settle(lease.release() if verb == "release" else lease.extend(9))
+        assert lease.lost
+        assert lease.remaining() == 0.0
+
+
+async def test_a_released_lease_is_not_renewed(shell: World) -> None:
+    """After its release a lease is not in the plan of renewals any more."""
+    locks = shell.connect()
+    lease = await settle(locks.lock("x").acquire())
+    plan = (locks._renewal() if shell.asynchronous else locks._renewal)._plan
+    assert plan._alive() == [lease]
+    await settle(lease.release())
+    assert plan._alive() == []
 
 
 async def test_names_are_apart(world: World) -> None:

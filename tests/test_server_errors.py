@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import stat
@@ -289,6 +290,27 @@ async def test_a_restarted_server(shell: World) -> None:
         await settle((await settle(lock.acquire())).release())
     finally:
         server.close()
+
+
+async def test_all_idle_connections_broken(shell: World) -> None:
+    """However many idle connections broke meanwhile, the next call does not meet a second one."""
+    lock = shell.connect().lock("x", ttl=30)
+    shell.client.execute_command("CLIENT", "PAUSE", "100")
+    await asyncio.gather(*(shell.beside(lock.inspect) for _ in range(6)))
+    shell.client.client_kill_filter(_type="normal", skipme=True)
+    lease = await settle(lock.acquire(timeout=0))
+    await settle(lease.release())
+
+
+def test_pushes_are_no_replies() -> None:
+    """What a RESP3 server pushes unasked is not taken for an answer."""
+    from lualock.drive.wire import MORE, Replies
+
+    replies = Replies()
+    replies.feed(b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nx\r\n")
+    assert replies.next() is MORE
+    replies.feed(b"+OK\r\n")
+    assert replies.next() == b"OK"
 
 
 def test_tls_and_sentinel_settings_are_kept() -> None:
