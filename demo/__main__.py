@@ -1,0 +1,48 @@
+"""Run the demo: exit status 0 only if what it shows is what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import redis
+
+import lualock
+from demo.story import Story
+from lualock import embedded
+
+
+def main() -> int:
+    """Start a server of its own, tell the story, and leave nothing behind."""
+    # The demo's server is its own: neither a configured one nor that of the user's programs.
+    os.environ.pop("LUALOCK_URL", None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="lualock-demo-", dir="/tmp") as home:
+        os.environ["LUALOCK_EMBEDDED_DIR"] = str(Path(home) / "server")
+        events = Path(home) / "events"
+        events.mkdir()
+        with (
+            embedded.start() as server,
+            redis.Redis.from_url(server.url) as stream,
+            lualock.connect() as locks,
+        ):
+            story = Story(events, locks, stream, server.url)
+            try:
+                well = story.tell()
+            except RuntimeError as problem:
+                print(f"the demo stopped: {problem}")
+                well = False
+            finally:
+                story.close()
+    print("\nWhat was shown is what happened." if well else "\nSomething is wrong, see above.")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
