@@ -1,0 +1,117 @@
+"""Results as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from bench import races, server_cost, uncontended
+
+Targets = list[tuple[str, float, bool]]
+
+PLACEMENTS = """\
+Client and server share one core in the table that is judged: on many machines, virtual ones
+above all, waking a sleeping core takes longer than everything that is to be compared, for everybody alike.
+The other tables leave the placement to the system."""
+
+
+def facts(server_version: str) -> dict[str, str]:
+    """The machine and the versions, without any name."""
+    return {
+        "cores": str(os.cpu_count()),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "redis-py": version("redis"),
+        "hiredis": version("hiredis"),
+        "lualock": version("lualock"),
+        "server": server_version,
+    }
+
+
+def as_json(results: dict[str, list[Any]], told: dict[str, str], judged: Targets) -> dict[str, Any]:
+    """Everything, for machines."""
+    return {
+        "facts": told,
+        "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
+        "targets": [{"claim": c, "figure": f, "met": m} for c, f, m in judged],
+    }
+
+
+def as_markdown(results: dict[str, list[Any]], told: dict[str, str], judged: Targets) -> str:
+    """Everything, for people."""
+    parts = ["# lualock benchmark", ", ".join(f"{k} {v}" for k, v in told.items())]
+    parts += [_SECTIONS[name](rows) for name, rows in results.items()]
+    parts.append("## What must show")
+    parts.append(
+        _table(
+            ["claim", "this run", ""],
+            [[c, f"{f:.2f}", "met" if m else "**missed**"] for c, f, m in judged],
+        )
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _uncontended(tables: list[uncontended.Table]) -> str:
+    parts = ["## uncontended: acquire and release of a free lock", PLACEMENTS]
+    for table in tables:
+        parts.append(f"{table.transport}, {table.placement}:")
+        rows = [
+            [
+                row.name,
+                f"{row.median_us:.1f}",
+                f"{row.p10_us:.1f} to {row.p90_us:.1f}",
+                f"{row.pairs_per_s:,.0f}",
+                f"{row.times_lualock:.2f}",
+            ]
+            for row in table.rows
+        ]
+        head = ["", "µs a pair", "p10 to p90", "pairs/s", "times lualock's"]
+        parts.append(_table(head, rows))
+    return "\n\n".join(parts)
+
+
+def _races(rows: list[races.Row]) -> str:
+    head = ["", "fault", "acquisitions", "double holders", "taken from holder", "stuck", "crashes"]
+    body = [
+        [
+            row.rival,
+            row.fault,
+            f"{row.acquisitions:,}",
+            str(row.double_holders),
+            str(row.taken_from_holder),
+            str(row.stuck),
+            str(row.crashes),
+        ]
+        for row in rows
+    ]
+    words = (
+        f"{races.WORKERS} worker processes, leases of {races.TTL_S * 1000:.0f} ms. A double holder "
+        "is a worker let in while another was inside and had every reason to believe that it was "
+        "alone."
+    )
+    return "\n\n".join(["## races: what goes wrong", words, _table(head, body)])
+
+
+def _server_cost(rows: list[server_cost.Row]) -> str:
+    body = [
+        [row.name, f"{row.pair_us:.2f}", f"{row.times_plain:.2f}", f"{row.held_bytes:.0f}"]
+        for row in rows
+    ]
+    table = _table(["", "server µs a pair", "times the plain pair", "bytes a held lock"], body)
+    return f"## server_cost: what it costs the server\n\n{table}"
+
+
+_SECTIONS: dict[str, Any] = {
+    "uncontended": _uncontended,
+    "races": _races,
+    "server_cost": _server_cost,
+}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,155 @@
+"""The rivals: each as its users write it, behind the same two verbs.
+
+``take`` makes one attempt and answers until when the taker may believe that it has the lock
+(``None``: not taken), on CLOCK_MONOTONIC in seconds, counted from before the request was sent.
+``give`` gives it back. ``still_mine`` asks the server, for the races. ``now`` is the client's wall
+clock, which only one rival reads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import redis
+
+import lualock
+
+Clock = Callable[[], float]
+
+
+class Rival(ABC):
+    """One way to lock, for one process. ``ttl_s`` is the lease where the rival has one."""
+
+    name: ClassVar[str]
+
+    def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
+        self.client: Any = redis.Redis.from_url(url)
+        self.key, self.ttl_s, self.me, self.now = key, ttl_s, me, now
+
+    @abstractmethod
+    def take(self) -> float | None:
+        """One attempt."""
+
+    @abstractmethod
+    def give(self) -> None:
+        """Give back what was taken."""
+
+    def still_mine(self) -> bool:
+        """Whether the server still has the lock as ours."""
+        value = self.client.get(self.key)
+        return value is not None and value.decode().endswith(self.me)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+
+class SetNx(Rival):
+    """``SETNX``, then ``DEL``: no lease, no owner."""
+
+    name = "SETNX + DEL"
+
+    def take(self) -> float | None:
+        return math.inf if self.client.setnx(self.key, self.me) else None
+
+    def give(self) -> None:
+        self.client.delete(self.key)
+
+
+class Timestamp(Rival):
+    """The old ``SETNX``/``GET``/``GETSET`` algorithm: the value is when the lease ends, by the
+    client's clock; who finds it ended replaces it, and has won if it had still ended then. The
+    release is a ``DEL`` if, by its own clock, the lease has not ended: as in Ruby's resque-lock."""
+
+    name = "SETNX/GET/GETSET timestamps"
+
+    def take(self) -> float | None:
+        believed = time.monotonic() + self.ttl_s
+        self._ends = self.now() + self.ttl_s
+        value = f"{self._ends}:{self.me}"
+        if self.client.setnx(self.key, value):
+            return believed
+        if not self._ended(self.client.get(self.key)):
+            return None
+        return believed if self._ended(self.client.getset(self.key, value)) else None
+
+    def _ended(self, value: bytes | None) -> bool:
+        return value is None or float(value.split(b":")[0]) < self.now()
+
+    def give(self) -> None:
+        if self.now() < self._ends:
+            self.client.delete(self.key)
+
+
+class SetNxPx(Rival):
+    """``SET NX PX``, then an unconditional ``DEL``: a lease, but no owner."""
+
+    name = "SET NX PX + DEL"
+
+    def take(self) -> float | None:
+        believed = time.monotonic() + self.ttl_s
+        taken = self.client.set(self.key, self.me, nx=True, px=round(self.ttl_s * 1000))
+        return believed if taken else None
+
+    def give(self) -> None:
+        self.client.delete(self.key)
+
+
+class RedisPy(Rival):
+    """redis-py's ``Lock``."""
+
+    name = "redis-py Lock"
+
+    def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
+        super().__init__(url, key, ttl_s, me, now)
+        self._lock = self.client.lock(key, timeout=ttl_s)
+
+    def take(self) -> float | None:
+        believed = time.monotonic() + self.ttl_s
+        return believed if self._lock.acquire(blocking=False) else None
+
+    def give(self) -> None:
+        self._lock.release()
+
+
+class Lualock(Rival):
+    """lualock with an explicit ttl."""
+
+    name = "lualock"
+    ttl: ClassVar[bool] = True
+
+    def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
+        super().__init__(url, key, ttl_s, me, now)
+        self._locks = lualock.connect(url, holder=me)
+        self._lock = self._locks.lock(key, ttl=ttl_s if self.ttl else None)
+
+    def take(self) -> float | None:
+        lease = self._lock.try_acquire()
+        if lease is None:
+            return None
+        self._lease = lease
+        return time.monotonic() + lease.remaining()
+
+    def give(self) -> None:
+        try:
+            self._lease.release()
+        except lualock.LeaseLost:
+            return  # it had ended, and we are told: nothing of anybody was deleted
+
+    def still_mine(self) -> bool:
+        return self._lock.inspect().fence == self._lease.fence
+
+    def close(self) -> None:
+        super().close()
+        self._locks.close()
+
+
+class LualockRenewed(Lualock):
+    """lualock without a ttl: renewed for as long as it is held."""
+
+    name = "lualock (default: renewed)"
+    ttl = False
