@@ -9,8 +9,8 @@ Every worker writes down when it was inside, on the clock that all processes of 
 from after it was given the lock to before it gives it back, and not beyond the time until which it
 may believe that the lease is its own. So an overlap is two workers inside that both had every
 reason to believe that they were alone. At the end of a hold that it still believes in, a worker
-asks the server whether the lock is still its own: if not, somebody deleted or overwrote it. When all is
-over and every lease has ended, a lock that cannot be taken is stuck.
+asks the server whether the lock is still its own: if not, somebody deleted or overwrote it. When
+all is over and every lease has ended, a lock that cannot be taken is stuck.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ Targets = list[tuple[str, float, bool]]
 
 PLACEMENTS = """\
 Client and server share one core in the table that is judged: on many machines, virtual ones
-above all, waking a sleeping core takes longer than everything that is to be compared, for everybody alike.
-The other tables leave the placement to the system."""
+above all, waking a sleeping core takes longer than everything that is to be compared, for
+everybody alike. The other tables leave the placement to the system."""
 
 
 def facts(server_version: str) -> dict[str, str]:
