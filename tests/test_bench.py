@@ -1,0 +1,98 @@
+"""The benchmark: it runs, it counts right, and its targets can be missed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import races, report, uncontended
+from bench.__main__ import main
+from bench.races import Hold, double_holders
+from tests.servers import Server
+
+
+@pytest.mark.parametrize(
+    ("holds", "found"),
+    [
+        ([], 0),
+        ([Hold("a", 0, 1), Hold("b", 1, 2)], 0),
+        ([Hold("a", 0, 1), Hold("b", 0.9, 2)], 1),
+        ([Hold("a", 0, 1), Hold("a", 0.9, 2)], 0),
+        ([Hold("b", 0.9, 2), Hold("a", 0, 1)], 1),
+        ([Hold("a", 0, 9), Hold("b", 1, 2), Hold("c", 3, 4)], 2),
+        ([Hold("a", 0, 9), Hold("b", 1, 1)], 1),
+        ([Hold("a", 0, 0), Hold("b", 0, 1)], 0),
+    ],
+)
+def test_double_holders(holds: list[Hold], found: int) -> None:
+    """A hold that begins while another worker is inside counts once."""
+    assert double_holders(holds) == found
+
+
+def test_what_the_workers_wrote(tmp_path: Path) -> None:
+    """Nobody is inside beyond what it may believe, nor after it was killed."""
+    (tmp_path / "1.log").write_text("in 1.0 3.0\nout 2.0 0\nin 4.0 5.0\nout 6.0 0\nin 7.0 8.0\n")
+    (tmp_path / "2.log").write_text("in 1.0 inf\nout 2.5 1\n")
+    (tmp_path / "3.log").write_text("")
+    assert sorted(races.read(tmp_path), key=lambda h: (h.worker, h.start)) == [
+        Hold("1", 1.0, 2.0),
+        Hold("1", 4.0, 5.0),
+        Hold("1", 7.0, 7.0),
+        Hold("2", 1.0, 2.5, taken=True),
+    ]
+
+
+def test_the_races_find_the_known_faults(one_server: Server) -> None:
+    """A rival without an owner check is caught; lualock in the same race is not."""
+    rows = [races.race(one_server.url, kind, "expiry", 1.0) for kind in ("SetNxPx", "Lualock")]
+    assert rows[0].double_holders > 0
+    assert rows[0].taken_from_holder > 0
+    assert rows[1].acquisitions > 0
+    assert rows[1].double_holders == rows[1].taken_from_holder == rows[1].stuck == 0
+    stuck = races.race(one_server.url, "SetNx", "crash", 1.5)
+    assert stuck.stuck == (1 if stuck.crashes else 0)
+
+
+def _table(times_ping: float, times_redis_py: float, times_setnx: float) -> uncontended.Table:
+    times = {
+        uncontended.PING: times_ping,
+        "redis-py Lock": times_redis_py,
+        "SETNX + DEL": times_setnx,
+    }
+    rows = [uncontended.Row(name, 1, 1, 1, 1, ratio) for name, ratio in times.items()]
+    return uncontended.Table("TCP", uncontended.ONE_CORE, rows)
+
+
+def test_targets_can_be_missed() -> None:
+    """What is met or missed is computed from the run."""
+
+    def met(*times: float) -> list[bool]:
+        return [m for _, _, m in uncontended.targets([_table(*times)])]
+
+    assert met(0.81, 1.61, 1.01) == [True, True, True]
+    assert met(0.79, 1.59, 0.99) == [False, False, False]
+    good = races.Row("lualock", "expiry", 10, 0, 0, 0, 0)
+    bad = races.Row("lualock", "crash", 0, 1, 2, 1, 0)
+    assert [m for _, _, m in races.targets([good])] == [True] * 4
+    assert [m for _, _, m in races.targets([good, bad])] == [False] * 4
+    judged = uncontended.targets([_table(0.79, 1.59, 0.99)])
+    assert report.as_markdown({}, {}, judged).count("**missed**") == 3
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command runs, prints a table a scenario, and keeps JSON and Markdown."""
+    monkeypatch.setattr(uncontended, "QUICK_ROUNDS", 2)
+    monkeypatch.setattr(uncontended, "PAIRS", 20)
+    monkeypatch.setattr(races, "QUICK_RUN_S", 0.2)
+    monkeypatch.setattr(races, "RIVALS", {"Lualock": races.RIVALS["Lualock"]})
+    assert main(["--quick", "--out", str(tmp_path)]) == 0
+    kept = json.loads((tmp_path / "report.json").read_text())
+    assert set(kept["results"]) == {"uncontended", "races", "server_cost"}
+    assert len(kept["targets"]) == 7
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "report.md").read_text() + "\n"
+    assert "redis-py Lock" in printed
