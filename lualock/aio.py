@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lualock import options, protocol
+from lualock import fork, options, protocol
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import NotAcquired
@@ -167,7 +166,7 @@ class Locks(BaseLocks):
     def _renewal(self) -> _RenewalTimer:
         loop = asyncio.get_running_loop()
         found = self._renewals.get(loop)
-        if found is None or found.pid != os.getpid():
+        if found is None or found.pid != fork.pid:
             found = self._renewals[loop] = _RenewalTimer(self._driver, loop)
         return found
 
@@ -230,7 +229,7 @@ class _RenewalTimer:
     """Renews leases from one timer of the loop, which is set only while there are leases."""
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
-        self.pid = os.getpid()
+        self.pid = fork.pid
         self._driver = driver
         self._loop = loop
         self._plan = RenewalPlan()

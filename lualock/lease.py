@@ -5,10 +5,9 @@ The two shells add the methods that talk to the server. Everything here is local
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from lualock import protocol
+from lualock import fork, protocol
 from lualock.errors import LeaseLost
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps
@@ -47,7 +46,7 @@ class BaseLease:
         self._ttl_ms = ask.ttl_ms
         self._deadline = grant.deadline
         self._clock = clock
-        self._pid = os.getpid()
+        self._pid = fork.pid
         self._gone = False  # the server said so
         self._released = False
         self._renew_at = 0.0
@@ -68,7 +67,7 @@ class BaseLease:
 
         Counted from before the request was sent, so it is never more than what the server says.
         """
-        if self._released or self._gone or self._pid != os.getpid():
+        if self._released or self._gone or self._pid != fork.pid:
             return 0.0
         return max(0.0, self._deadline - self._clock())
 
@@ -88,7 +87,7 @@ class BaseLease:
             raise self._no_longer("used")
 
     def _no_longer(self, verb: str) -> LeaseLost:
-        if self._pid != os.getpid():
+        if self._pid != fork.pid:
             why = f"belongs to process {self._pid}: a forked child owns nothing"
         elif self._released:
             why = "was released before"
@@ -101,7 +100,7 @@ class BaseLease:
     def _release(self) -> Steps[None]:
         if self._released:
             return
-        if self._pid != os.getpid():
+        if self._pid != fork.pid:
             raise self._no_longer("released")
         try:
             yield from protocol.release(self._name, self._key, self._token)
@@ -111,7 +110,7 @@ class BaseLease:
         self._released = True
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        if self._released or self._pid != os.getpid():
+        if self._released or self._pid != fork.pid:
             raise self._no_longer("extended")
         try:
             self._deadline = yield from protocol.extend(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 import threading
+from dataclasses import dataclass
 
+from lualock import fork
 from lualock.errors import InvalidArgument
 
 DEFAULT_TTL_S = 30.0
 MIN_TTL_S = 0.001
 MAX_TTL_S = 366 * 86_400.0
 MAX_ABOUT_BYTES = 256
+MAX_DEFAULT_HOLDER_BYTES = 120
 
 
 def _number(value: object, what: str) -> float:
@@ -61,50 +63,58 @@ _HOST = socket.gethostname()
 _this_thread = threading.local()
 
 
-def _after_fork_in_child() -> None:
-    global _this_thread
-    _this_thread = threading.local()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
 def default_holder() -> bytes:
     """This thread as others shall see it: ``host:pid:thread``. Kept, for each acquisition asks."""
-    try:
-        found: bytes = _this_thread.holder
-    except AttributeError:
+    pid, shown = getattr(_this_thread, "shown", (0, b""))
+    if pid != fork.pid:
         thread = threading.current_thread().name
-        text = f"{_HOST}:{os.getpid()}:{thread}".replace("\n", " ")
-        found = _this_thread.holder = text.encode("utf-8", "replace")[:120]
-    return found
+        text = f"{_HOST}:{fork.pid}:{thread}".replace("\n", " ")
+        shown = text.encode("utf-8", "replace")[:MAX_DEFAULT_HOLDER_BYTES]
+        _this_thread.shown = fork.pid, shown
+    return bytes(shown)
 
 
-def about_bytes(holder: str | None, metadata: str) -> bytes:
-    """What is kept beside a lease for whoever asks: ``holder``, a newline, ``metadata``.
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is kept beside a lease for whoever asks: its holder, a newline, its metadata.
 
-    ``holder`` defaults to ``host:pid:thread``.
+    ``holder`` is ``None`` for :func:`default_holder`, which differs from thread to thread.
+    """
 
-    :raises InvalidArgument: more than 256 bytes, or a newline in ``holder``.
+    holder: bytes | None
+    metadata: bytes
+
+    def text(self) -> bytes:
+        """As it is sent, for a lease of the calling thread."""
+        return (default_holder() if self.holder is None else self.holder) + self.metadata
+
+
+def about(holder: str | None, metadata: str) -> About:
+    """Check and encode what users say about their leases.
+
+    :raises InvalidArgument: more than 256 bytes, or a holder that is empty or not one line.
     """
     if holder is not None and not isinstance(holder, str):
         raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
     if not isinstance(metadata, str):
         raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
-    raw = default_holder() if holder is None else holder.encode("utf-8", "replace")
-    if b"\n" in raw:
-        raise InvalidArgument("holder must be one line")
-    if metadata:
-        raw += b"\n" + metadata.encode("utf-8", "replace")
-    if len(raw) > MAX_ABOUT_BYTES:
+    if holder is not None and (not holder or "\n" in holder):
+        raise InvalidArgument("holder must be one line of text, and not empty")
+    found = About(
+        None if holder is None else holder.encode("utf-8", "replace"),
+        b"\n" + metadata.encode("utf-8", "replace") if metadata else b"",
+    )
+    size = len(found.metadata)
+    size += MAX_DEFAULT_HOLDER_BYTES if found.holder is None else len(found.holder)
+    if size > MAX_ABOUT_BYTES:
         raise InvalidArgument(
-            f"holder and metadata have {len(raw)} bytes together, more than the "
+            f"holder and metadata have {size} bytes together, more than the "
             f"{MAX_ABOUT_BYTES} allowed: keep a reference there, and the rest elsewhere"
         )
-    return raw
+    return found
 
 
 def split_about(raw: bytes) -> tuple[str, str]:
-    """The holder and the metadata out of :func:`about_bytes`."""
+    """The holder and the metadata out of what :func:`about` made."""
     holder, _, metadata = raw.decode("utf-8", "replace").partition("\n")
     return holder, metadata

@@ -107,7 +107,14 @@ def _resend(step: Call, error: LockUnavailable) -> Steps[Any]:
     """Send a call again, once, where its reply was lost; else raise what went wrong."""
     if not error.outcome_unknown:
         raise error
-    return (yield step)
+    try:
+        return (yield step)
+    except LockUnavailable as second:
+        if second.outcome_unknown:
+            raise
+        # Whatever became of the second request, the first may have been carried out.
+        text = f"{error}; and asking again failed: {second}"
+        raise LockUnavailable(text, outcome_unknown=True) from second
 
 
 @dataclass(slots=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
-import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lualock import options, protocol
+from lualock import fork, options, protocol
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import NotAcquired
@@ -218,10 +216,11 @@ class _RenewalThread:
 
     def __init__(self, driver: BlockingDriver) -> None:
         self._driver = driver
-        self._reset()
-        _threads.add(self)
+        self.after_fork()
+        fork.tell(self)
 
-    def _reset(self) -> None:
+    def after_fork(self) -> None:
+        # A child has no renewal thread and owns no lease; the condition may be in any state.
         self._plan = RenewalPlan()
         self._changed = threading.Condition()
         self._wakes_at: float | None = None  # None: there is no thread
@@ -262,15 +261,3 @@ class _RenewalThread:
                 if next_due == math.inf:
                     return
                 self._wakes_at = next_due
-
-
-_threads: weakref.WeakSet[_RenewalThread] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    # The child has no renewal thread and owns no lease; the lock may be in any state.
-    for thread in list(_threads):
-        thread._reset()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

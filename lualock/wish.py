@@ -27,7 +27,7 @@ class Settings:
     def __init__(self, prefix: str, ttl: float, holder: str | None) -> None:
         self.prefix = keys.prefix_bytes(prefix)
         self.ttl_ms = options.ttl_ms(ttl)
-        options.about_bytes(holder, "")
+        options.about(holder, "")
         self.holder = holder
 
 
@@ -67,7 +67,7 @@ class BaseLocks:
 class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
-    __slots__ = ("_holder", "_key", "_metadata", "_name", "_renew", "_ttl_ms")
+    __slots__ = ("_about", "_key", "_name", "_renew", "_ttl_ms")
 
     def __init__(
         self,
@@ -84,9 +84,7 @@ class BaseLock:
             raise InvalidArgument(f"renew must be True, False or None, not {renew!r}")
         # Who says how long gets just that long; who does not is held until released.
         self._renew = ttl is None if renew is None else renew
-        self._holder = settings.holder
-        self._metadata = metadata
-        options.about_bytes(self._holder, metadata)
+        self._about = options.about(settings.holder, metadata)
 
     @property
     def name(self) -> str:
@@ -107,8 +105,7 @@ class BaseLock:
         # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without the detour
         # over str, which costs more than the random bits.
         token = b2a_base64(secrets.token_bytes(16), newline=False)[:22].translate(_URL_SAFE)
-        about = options.about_bytes(self._holder, self._metadata)
-        return Ask(self._name, self._key, token, self._ttl_ms, about)
+        return Ask(self._name, self._key, token, self._ttl_ms, self._about.text())
 
     def __repr__(self) -> str:
         renewed = ", renewed" if self._renew else ""

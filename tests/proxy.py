@@ -17,7 +17,8 @@ class Proxy:
 
     ``commands`` are the requests seen, as lists of bytes. ``lose_reply`` names how many of the
     next replies are swallowed, each closing its connection: the request was carried out, and the
-    client does not know. ``rewrite`` may change what the server says.
+    client does not know. ``rewrite`` may change what the server says. While ``silent``, requests
+    go nowhere and the connection stays open.
     """
 
     def __init__(self, target: str) -> None:
@@ -25,6 +26,7 @@ class Proxy:
         self.path = os.path.join(tempfile.mkdtemp(prefix="lp-", dir="/tmp"), "p")
         self.commands: list[list[bytes]] = []
         self.lose_reply = 0
+        self.silent = False
         self.rewrite: Callable[[bytes], bytes] = lambda data: data
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -84,7 +86,8 @@ class Proxy:
             reader.feed(data)
             while (command := reader.gets()) is not False:
                 self.commands.append(command)
-            _send(server, data)
+            if not self.silent:
+                _send(server, data)
         _shut(server)
 
     def _replies(self, client: socket.socket, server: socket.socket) -> None:

@@ -95,7 +95,7 @@ def test_other_options(shell: World, use: Callable[[Any], Any]) -> None:
         use(shell.connect())
 
 
-@pytest.mark.parametrize("holder", [7, "two\nlines", "x" * 257], ids=repr)
+@pytest.mark.parametrize("holder", [7, "", "two\nlines", "x" * 257], ids=repr)
 def test_holder(shell: World, holder: Any) -> None:
     """A holder's description is one line of at most 256 bytes."""
     with pytest.raises(lualock.InvalidArgument, match="holder"):

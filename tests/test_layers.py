@@ -11,7 +11,7 @@ import lualock
 
 ROOT = Path(lualock.__file__).parent
 LAYERS = [
-    {"errors", "keys", "clock", "options"},
+    {"errors", "keys", "clock", "fork", "options"},
     {"script"},
     {"protocol"},
     {"drive"},

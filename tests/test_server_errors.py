@@ -275,6 +275,19 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
     assert not lease.lost
 
 
+async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
+    """A server that takes requests and says nothing is given up after the socket's timeout."""
+    lock = shell.connect(f"{proxy.url}?socket_timeout=0.2").lock("x", ttl=30)
+    await settle((await settle(lock.acquire())).release())
+    proxy.scripts()
+    proxy.silent = True
+    with pytest.raises(lualock.LockUnavailable, match=r"no reply within 0\.2 s") as caught:
+        await settle(lock.acquire(timeout=0))
+    assert "no connection to the server" in str(caught.value)  # what became of asking again
+    assert caught.value.outcome_unknown
+    assert proxy.scripts() == [b"EVALSHA"]  # the silence was not met at the handshake
+
+
 async def test_a_restarted_server(shell: World) -> None:
     """Connections of before a restart are replaced without the caller noticing."""
     name = next(iter(BINARIES))

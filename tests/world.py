@@ -45,7 +45,8 @@ class World:
     client: Any  # a plain redis.Redis, to look at the server behind lualock's back
 
     def url(self, url: str | None = None) -> str:
-        return f"{url or self.server.url}?protocol={self.resp}"
+        plain = url or self.server.url
+        return f"{plain}{'&' if '?' in plain else '?'}protocol={self.resp}"
 
     def connect(self, url: str | None = None, **options: Any) -> Any:
         """A new ``Locks`` of this world's shell."""

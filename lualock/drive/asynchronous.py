@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -12,7 +11,7 @@ from typing import Any
 from hiredis import ProtocolError, ReplyError
 from redis.exceptions import RedisError
 
-from lualock import clock
+from lualock import clock, fork
 from lualock.drive import wire
 from lualock.drive.endpoint import Endpoint
 from lualock.protocol import Call, Step, Steps, T
@@ -80,7 +79,7 @@ class AsyncDriver:
         )
         self._server_checked = False
         self._cleaning: set[asyncio.Task[Any]] = set()
-        _drivers.add(self)
+        fork.tell(self)
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
@@ -179,18 +178,7 @@ class AsyncDriver:
             raise wire.connect_error(error, str(self.endpoint)) from error
         return line
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         # Loops and sockets are the parent's: the child starts with none.
         self._loops = weakref.WeakKeyDictionary()
         self._cleaning = set()
-
-
-_drivers: weakref.WeakSet[AsyncDriver] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for driver in list(_drivers):
-        driver._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
