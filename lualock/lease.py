@@ -121,6 +121,9 @@ class BaseLease:
             raise
         self._ttl_ms = ttl_ms
 
+    def __reduce__(self) -> str:
+        raise TypeError("a lease cannot be pickled: it belongs to the process that acquired it")
+
     def __repr__(self) -> str:
         state = "released" if self._released else "held" if self.held else "lost"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"

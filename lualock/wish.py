@@ -63,6 +63,9 @@ class BaseLocks:
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.Locks on {self._endpoint}>"
 
+    def __reduce__(self) -> str:
+        raise TypeError("a Locks cannot be pickled: connect in the other process")
+
 
 class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
@@ -100,6 +103,9 @@ class BaseLock:
     def ttl(self) -> float:
         """How long a lease lasts on the server unless renewed, in seconds."""
         return self._ttl_ms / 1000
+
+    def __reduce__(self) -> str:
+        raise TypeError("a lock cannot be pickled: make one of that name in the other process")
 
     def _ask(self) -> Ask:
         # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without the detour

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -144,3 +145,14 @@ def test_errors_survive_pickling() -> None:
     assert (copy.held_s, copy.remaining_s) == (1.5, 2.5)
     unknown = pickle.loads(pickle.dumps(lualock.LockUnavailable("gone", outcome_unknown=True)))
     assert unknown.outcome_unknown
+
+
+async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
+    """Locks and leases say why they cannot go to another process."""
+    locks = shell.connect()
+    lock = locks.lock("x", ttl=5)
+    lease = await settle(lock.acquire())
+    for thing in (locks, lock, lease):
+        with pytest.raises(TypeError, match=r"cannot be pickled: (connect|make one|it belongs)"):
+            pickle.dumps(thing)
+    await settle(lease.release())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -455,7 +456,11 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
 
 async def test_the_decorator_s_key_and_timeout(shell: World, locks: Any) -> None:
     """key= may be a name, or a function that gives a name or a value; timeout= a function too."""
-    body = as_job(shell, lambda a: None)
+
+    def work(a: int) -> None:
+        """Nothing: its name and its argument count."""
+
+    body = as_job(shell, work)
     assert locks.job(key="one")(body).lock_for(5).key == locks.lock("one").key
     assert locks.job(key=lambda a: f"n-{a}")(body).lock_for(5).key == locks.lock("n-5").key
     by_value = locks.job(key=lambda a: a % 10)(body)
@@ -470,9 +475,47 @@ def test_the_decorator_refuses(locks: Any) -> None:
     wrong += [{"on_failed": "x"}, {"on_expired": 3}]
     for options in wrong:
         with pytest.raises(lualock.InvalidArgument):
-            locks.job(**options)(lambda: None)
-    with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
-        locks.job(7)
+            locks.job(**options)(_nothing)
+    for thing in (7, functools.partial(print), object, _Callable()):
+        with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
+            locks.job(thing)
+    with pytest.raises(lualock.InvalidArgument, match="a lambda has no name"):
+        locks.job(lambda: None)
+    assert locks.job(key="named")(lambda: 5)() == 5
+
+
+def _nothing() -> None:
+    """A job that does nothing."""
+
+
+class _Callable:
+    def __call__(self) -> None:
+        """Not a function."""
+
+
+def test_work_that_would_run_without_the_lock_is_refused(locks: Any) -> None:
+    """A generator, or a coroutine that a plain function returns, runs after the call: too late."""
+
+    def generator() -> Any:
+        yield
+
+    async def asynchronous() -> Any:
+        yield
+
+    for body in (generator, asynchronous):
+        with pytest.raises(lualock.InvalidArgument, match="generator function"):
+            locks.job(body)
+
+    async def coroutine() -> None:
+        raise AssertionError("it ran")
+
+    @locks.job  # type: ignore[untyped-decorator]  # `locks` is of either shell
+    def returns_one() -> Any:
+        return coroutine()
+
+    with pytest.raises(lualock.InvalidArgument, match="declare the job as 'async def'"):
+        returns_one()
+    assert not returns_one.locked()
 
 
 def test_a_class_refuses(locks: Any) -> None:

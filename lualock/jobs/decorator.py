@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from lualock import options
+from lualock import aio, options, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
-from lualock.jobs.run import AnyLock, AnyLocks, Job
+from lualock.jobs.run import AnyLocks, Job
 from lualock.jobs.twins import fitting
 
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ class JobFunction(Protocol[P, R_co]):
     def refresh_lock(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """From inside the run: give its lease the whole timeout again. See :func:`run.refresh`."""
 
-    def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> AnyLock:
+    def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> sync.Lock:
         """The lock of a call with these arguments."""
 
 
@@ -47,7 +47,7 @@ class AsyncJobFunction(Protocol[P, R_co]):
 
     async def refresh_lock(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
 
-    def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> AnyLock: ...
+    def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> aio.Lock: ...
 
 
 class Decorator(Protocol):
@@ -112,8 +112,16 @@ class JobMaker:
             return functools.partial(
                 self.__call__, timeout=timeout, key=key, on_failed=on_failed, on_expired=on_expired
             )
-        if not callable(body):
-            raise InvalidArgument(f"locks.job decorates functions, not {type(body).__name__}")
+        if not callable(body) or isinstance(body, type) or not hasattr(body, "__qualname__"):
+            raise InvalidArgument(
+                f"locks.job decorates functions, not {type(body).__name__}: define a function "
+                "that calls it"
+            )
+        if key is None and "<lambda>" in body.__qualname__:
+            raise InvalidArgument(
+                "a lambda has no name to make its lock's name of, and would share it with every "
+                "other: define a function, or say key="
+            )
         for what, callback in (("on_failed", on_failed), ("on_expired", on_expired)):
             if callback is not None and not callable(callback):
                 raise InvalidArgument(f"{what} must be a function, not {type(callback).__name__}")

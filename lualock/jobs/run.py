@@ -55,6 +55,11 @@ class Job:
     def __post_init__(self) -> None:
         self.signature = inspect.signature(self.body)
         self.asynchronous = inspect.iscoroutinefunction(self.body)
+        if inspect.isgeneratorfunction(self.body) or inspect.isasyncgenfunction(self.body):
+            raise InvalidArgument(
+                f"job {self.name} is a generator function: calling it only makes a generator, so "
+                "its lock would be released before it runs. Iterate inside of the job"
+            )
 
     def lock(self, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AnyLock:
         """The lock of one call.
@@ -94,6 +99,12 @@ def run(
     before = _current.set((*_current.get(), (lock.key, lease)))
     try:
         result = yield partial(job.body, *args, **kwargs)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise InvalidArgument(
+                f"job {job.name} returned a coroutine, which would run without the lock: declare "
+                "the job as 'async def', and await it there"
+            )
     except GeneratorExit:
         raise
     except BaseException as error:
