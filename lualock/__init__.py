@@ -17,6 +17,7 @@ from lualock.errors import (
     LockError,
     LockUnavailable,
     NotAcquired,
+    QueueFull,
     UnsupportedServer,
 )
 from lualock.jobs import LockedJob
@@ -39,6 +40,7 @@ __all__ = [
     "LockedJob",
     "Locks",
     "NotAcquired",
+    "QueueFull",
     "UnsupportedServer",
     "__version__",
     "aio",

@@ -15,7 +15,7 @@ from lualock.errors import NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
-from lualock.protocol import Ask, Grant, LockInfo
+from lualock.protocol import LockInfo
 from lualock.renewal import RenewalPlan, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
@@ -28,14 +28,9 @@ __all__ = ["Lease", "Lock", "Locks", "connect"]
 class Lease(BaseLease):
     """A held lock. Use it as an async context manager, or await :meth:`release`."""
 
-    __slots__ = ("_driver", "_renewal")
-
-    def __init__(self, ask: Ask, grant: Grant, locks: Locks, renew: bool) -> None:
-        super().__init__(ask, grant, locks._driver.clock)
-        self._driver = locks._driver
-        self._renewal = locks._renewal() if renew else None
-        if self._renewal is not None:
-            self._renewal.add(self)
+    __slots__ = ()
+    _driver: AsyncDriver
+    _renewal: _RenewalTimer | None
 
     async def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.
@@ -47,7 +42,9 @@ class Lease(BaseLease):
         """
         if self._renewal is not None:
             self._renewal.drop(self)
-        await self._driver.run(self._release())
+        steps = self._release()
+        if steps is not None:
+            await self._driver.run(steps)
 
     async def extend(self, ttl: float) -> None:
         """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
@@ -68,7 +65,9 @@ class Lease(BaseLease):
     ) -> None:
         if self._renewal is not None:
             self._renewal.drop(self)
-        await self._driver.run(protocol.leave(self._release(), error))
+        steps = self._release()
+        if steps is not None:
+            await self._driver.run(steps if error is None else protocol.leave(steps, error))
 
 
 class Lock(BaseLock):
@@ -83,22 +82,35 @@ class Lock(BaseLock):
         ttl: float | None = None,
         renew: bool | None = None,
         metadata: str = "",
+        fair: bool = True,
+        priority: int = 0,
+        max_waiters: int | None = None,
     ) -> None:
-        super().__init__(locks._settings, name, ttl, renew, metadata)
+        super().__init__(locks._settings, name, ttl, renew, metadata, fair, priority, max_waiters)
         self._locks = locks
         self._entered = Entered()
 
     async def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
 
+        Those who wait get it in turn; none of them polls.
+
         :raises NotAcquired: somebody else still had it when the time was over; the error says who.
+        :raises QueueFull: as many wait already as ``max_waiters`` allows.
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
         driver = self._locks._driver
         ask = self._ask()
-        grant = await driver.run(protocol.acquire(ask, driver.clock, options.wait_s(timeout)))
-        return Lease(ask, grant, self._locks, self._renew)
+        try:
+            steps = protocol.acquire(ask, driver.clock, options.wait_s(timeout))
+            grant = await driver.run(steps)
+            self._crowded = grant.waited
+            return Lease(ask, grant, driver, self._locks._renewal() if self._renew else None)
+        except BaseException:
+            if ask.grant is not None:  # won, and interrupted before anybody heard of it
+                await driver.run(protocol.undo(ask))
+            raise
 
     async def try_acquire(self) -> Lease | None:
         """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
@@ -116,7 +128,7 @@ class Lock(BaseLock):
 
     async def inspect(self) -> LockInfo:
         """Who has the lock, since when, for how long, with which fence and metadata."""
-        return await self._locks._driver.run(protocol.inspect(self._name, self._key))
+        return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     async def __aenter__(self) -> Lease:
         lease = await self.acquire()
@@ -158,7 +170,7 @@ class Locks(BaseLocks):
         self._endpoint = endpoint
         self._settings = settings
         self._keep = keep
-        self._driver = AsyncDriver(endpoint)
+        self._driver = AsyncDriver(endpoint, settings.prefix)
         self._renewals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _RenewalTimer] = (
             weakref.WeakKeyDictionary()
         )
@@ -177,6 +189,9 @@ class Locks(BaseLocks):
         *,
         renew: bool | None = None,
         metadata: str = "",
+        fair: bool = True,
+        priority: int = 0,
+        max_waiters: int | None = None,
     ) -> Lock:
         """The lock of that name. Nothing is sent until it is acquired.
 
@@ -184,9 +199,14 @@ class Locks(BaseLocks):
         :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
             left out, it is 30 s and renewed until released.
         :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
+        :param fair: ``True``: who waits gets the lock in turn, and a release hands it over.
+            ``False``: a release frees it for whoever comes first, and tells the first who waits.
+            Use one or the other for all locks of a name.
+        :param priority: from -100 to 100; the highest waits at the front of the queue.
+        :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
         :raises InvalidArgument: one of these cannot be used.
         """
-        return Lock(self, name, ttl, renew, metadata)
+        return Lock(self, name, ttl, renew, metadata, fair, priority, max_waiters)
 
     async def aclose(self) -> None:
         """Close this loop's idle connections, and give up the embedded server if this uses it."""

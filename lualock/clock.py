@@ -6,12 +6,14 @@ CLOCK_BOOTTIME where the system has one (Linux), CLOCK_MONOTONIC_RAW's cousin el
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
+
+now: Callable[[], float]
+"""Seconds since boot, counting the time the machine was suspended."""
 
 if hasattr(time, "CLOCK_BOOTTIME"):
-
-    def now() -> float:
-        """Seconds since boot, counting the time the machine was suspended."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    now = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:  # pragma: no cover - macOS: its monotonic clock stops during sleep; there is no better one
     now = time.monotonic

@@ -22,7 +22,8 @@ class NotAcquired(LockError):
     ``name`` is the lock's name. ``holder`` describes who has it (``host:pid:thread`` unless the
     holder chose its own description), ``held_s`` for how long it has had it, and ``remaining_s``
     how long its lease lasts unless it is renewed; both in seconds. ``holder`` is ``None`` when
-    that is not known.
+    that is not known. ``ahead`` is how many were before us in the queue, ``None`` if we had no
+    place in it.
     """
 
     def __init__(
@@ -33,12 +34,18 @@ class NotAcquired(LockError):
         holder: str | None = None,
         held_s: float | None = None,
         remaining_s: float | None = None,
+        ahead: int | None = None,
     ) -> None:
         super().__init__(message)
         self.name = name
         self.holder = holder
         self.held_s = held_s
         self.remaining_s = remaining_s
+        self.ahead = ahead
+
+
+class QueueFull(NotAcquired):
+    """As many wait for the lock already as its ``max_waiters`` allows. ``ahead`` says how many."""
 
 
 class LeaseLost(LockError):

@@ -46,6 +46,11 @@ def lock_key(prefix: bytes, name: object) -> bytes:
     return prefix + b":{" + raw.replace(b"%", b"%25").replace(b"}", b"%7D") + b"}"
 
 
+def queue_key(lock: bytes) -> bytes:
+    """The key of the queue for a lock's key. No lock's key ends like that: they end with ``}``."""
+    return lock + b":queue"
+
+
 def display_name(name: str | bytes) -> str:
     """A lock's name for messages and logs: printable, and cut where it is long."""
     text = name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lualock import fork, protocol
-from lualock.errors import LeaseLost
+from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps
 
@@ -21,55 +21,47 @@ class BaseLease:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_clock",
-        "_deadline",
-        "_gone",
-        "_key",
-        "_name",
-        "_pid",
-        "_released",
-        "_renew_at",
-        "_token",
-        "_ttl_ms",
-        "fence",
+        *("__weakref__", "_ask", "_clock", "_driver", "_grant", "_pid", "_renew_at"),
+        *("_renewal", "_ttl_ms", "fence"),
     )
 
     fence: int
     """A number that grows with every acquisition of the lock. Send it along with whatever the
     lock protects, and let the receiver refuse a smaller one than it has seen."""
 
-    def __init__(self, ask: Ask, grant: Grant, clock: Clock) -> None:
-        self._name = ask.name
-        self._key = ask.key
-        self._token = ask.token
+    def __init__(self, ask: Ask, grant: Grant, driver: Any, renewal: Any) -> None:
+        self._ask = ask
+        self._grant = grant
         self._ttl_ms = ask.ttl_ms
-        self._deadline = grant.deadline
-        self._clock = clock
+        self._clock: Clock = driver.clock
+        self._driver = driver
+        self._renewal = renewal
         self._pid = fork.pid
-        self._gone = False  # the server said so
-        self._released = False
         self._renew_at = 0.0
         self.fence = grant.fence
+        if renewal is not None:
+            renewal.add(self)
 
     @property
     def name(self) -> str:
         """The lock's name, fit to be shown."""
-        return display_name(self._name)
+        return display_name(self._ask.name)
 
     @property
     def token(self) -> str:
         """The secret that proves ownership: whoever has it can release the lock."""
-        return self._token.decode()
+        return self._ask.token.decode()
 
     def remaining(self) -> float:
         """Seconds until the lease ends unless it is renewed; 0.0 when it is over.
 
         Counted from before the request was sent, so it is never more than what the server says.
         """
-        if self._released or self._gone or self._pid != fork.pid:
+        if self._grant.released or self._grant.lost or self._pid != fork.pid:
             return 0.0
-        return max(0.0, self._deadline - self._clock())
+        if self._grant.claim is not None:
+            self._claimed()
+        return max(0.0, self._grant.deadline - self._clock())
 
     @property
     def held(self) -> bool:
@@ -79,7 +71,27 @@ class BaseLease:
     @property
     def lost(self) -> bool:
         """Whether the lease ended without being released. True before the server expires it."""
-        return not self._released and not self.held
+        return not self._grant.released and not self.held
+
+    def _claimed(self) -> bool:
+        """Look at the reply to the claim: whether it has come now, and lets us keep the lease for
+        its whole ttl. If it was lost, the lease lasts as long as is certain."""
+        claim, grant = self._grant.claim, self._grant
+        if claim is None:
+            return False
+        try:
+            reply = claim.poll()
+        except LockError:
+            grant.claim = None
+            return False
+        if reply is None:
+            return False
+        grant.claim = None
+        if reply == b"extended":
+            grant.deadline = max(grant.deadline, grant.claimed_deadline)
+            return True
+        self._grant.lost = reply != b"already"
+        return False
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
@@ -89,7 +101,7 @@ class BaseLease:
     def _no_longer(self, verb: str) -> LeaseLost:
         if self._pid != fork.pid:
             why = f"belongs to process {self._pid}: a forked child owns nothing"
-        elif self._released:
+        elif self._grant.released:
             why = "was released before"
         else:
             why = "had ended before"
@@ -97,35 +109,31 @@ class BaseLease:
             f"the lease of lock {self.name!r} cannot be {verb}: it {why}", name=self.name
         )
 
-    def _release(self) -> Steps[None]:
-        if self._released:
-            return
+    def _release(self) -> Steps[None] | None:
+        """How to give it back; ``None``: that was done before."""
+        if self._grant.released:
+            return None
         if self._pid != fork.pid:
             raise self._no_longer("released")
-        try:
-            yield from protocol.release(self._name, self._key, self._token)
-        except LeaseLost:
-            self._gone = True
-            raise
-        self._released = True
+        return protocol.release(self._ask, self._grant)
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        if self._released or self._pid != fork.pid:
+        if self._grant.released or self._pid != fork.pid:
             raise self._no_longer("extended")
         try:
-            self._deadline = yield from protocol.extend(
-                self._name, self._key, self._token, ttl_ms, self._clock
-            )
+            deadline = yield from protocol.extend(self._ask, ttl_ms, self._clock)
         except LeaseLost:
-            self._gone = True
+            self._grant.lost = True
             raise
+        self._grant.claim = None
+        self._grant.deadline = deadline
         self._ttl_ms = ttl_ms
 
     def __reduce__(self) -> str:
         raise TypeError("a lease cannot be pickled: it belongs to the process that acquired it")
 
     def __repr__(self) -> str:
-        state = "released" if self._released else "held" if self.held else "lost"
+        state = "released" if self._grant.released else "held" if self.held else "lost"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
 
 

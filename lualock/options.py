@@ -59,6 +59,48 @@ def wait_s(timeout: object) -> float | None:
     return number
 
 
+PRIORITY_MAX = 100
+_BAND = 2**44  # places of one priority: ticks of 0.1 ms, enough for 55 years
+
+
+def band(priority: object) -> bytes:
+    """Where the places of a priority begin in the queue: the higher, the nearer to the front.
+
+    :raises InvalidArgument: it is no whole number from -100 to 100.
+    """
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidArgument(f"priority must be an int, not {type(priority).__name__}")
+    if abs(priority) > PRIORITY_MAX:
+        raise InvalidArgument(
+            f"priority must be from -{PRIORITY_MAX} to {PRIORITY_MAX}, not {priority}"
+        )
+    return b"%d" % ((PRIORITY_MAX - priority) * _BAND)
+
+
+def max_waiters(count: object) -> bytes:
+    """How many may wait, 0 for any number.
+
+    :raises InvalidArgument: it is no whole number above 0.
+    """
+    if count is None:
+        return b"0"
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**31:
+        raise InvalidArgument(
+            f"max_waiters must be a whole number above 0, or None for no limit, not {count!r}"
+        )
+    return b"%d" % count
+
+
+def flag(value: object, what: str) -> bool:
+    """A yes or no.
+
+    :raises InvalidArgument: it is neither ``True`` nor ``False``.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{what} must be True or False, not {value!r}")
+    return value
+
+
 _HOST = socket.gethostname()
 _this_thread = threading.local()
 

@@ -12,7 +12,7 @@ import weakref
 
 from lualock.errors import LockError
 from lualock.lease import BaseLease
-from lualock.protocol import Steps
+from lualock.protocol import CLAIM_MS, Steps
 
 log = logging.getLogger("lualock.renewal")
 
@@ -24,21 +24,37 @@ class RenewalPlan:
     """The leases that are renewed. Adding and dropping one are single dictionary operations."""
 
     def __init__(self) -> None:
-        self._leases: weakref.WeakValueDictionary[bytes, BaseLease] = weakref.WeakValueDictionary()
+        self._leases: dict[bytes, weakref.ref[BaseLease]] = {}
 
     def add(self, lease: BaseLease) -> float:
         """Renew this lease from now on; returns when it falls due, on the lease's clock."""
-        lease._renew_at = lease._deadline - lease._ttl_ms / 1000 * (2 / 3)
-        self._leases[lease._token] = lease
+        self._plan(lease)
+        self._leases[lease._ask.token] = weakref.ref(lease)
         return lease._renew_at
+
+    @staticmethod
+    def _plan(lease: BaseLease) -> None:
+        grant, ttl_s = lease._grant, lease._ttl_ms / 1000
+        lease._renew_at = grant.deadline - ttl_s * (2 / 3)
+        if grant.claim is not None:
+            # Claimed, but the reply is not read yet: look at it before what is certain ends.
+            last = grant.deadline - CLAIM_MS / 3000
+            lease._renew_at = min(grant.claimed_deadline - ttl_s * (2 / 3), last)
 
     def drop(self, lease: BaseLease) -> None:
         """Renew this lease no more."""
-        self._leases.pop(lease._token, None)
+        self._leases.pop(lease._ask.token, None)
 
     def _alive(self) -> list[BaseLease]:
-        # One atomic copy of the references: other threads add leases at the same time.
-        return [lease for ref in self._leases.valuerefs() if (lease := ref()) is not None]
+        alive = []
+        # An atomic copy: other threads add and drop leases at the same time.
+        for token, ref in list(self._leases.items()):
+            lease = ref()
+            if lease is None:
+                self._leases.pop(token, None)
+            else:
+                alive.append(lease)
+        return alive
 
     def due(self, now: float) -> list[BaseLease]:
         """The leases to renew now."""
@@ -59,10 +75,13 @@ class RenewalPlan:
             if lease.lost:
                 log.error("the lease of lock %r ended: it could not be renewed in time", lease.name)
             return
+        if lease._claimed():
+            self._plan(lease)
+            return
         try:
             yield from lease._extend(lease._ttl_ms)
         except LockError as error:
-            if lease._gone:
+            if lease._grant.lost:
                 self.drop(lease)
                 log.error("renewal stopped: %s", error)
                 return
@@ -70,4 +89,4 @@ class RenewalPlan:
             lease._renew_at = lease._clock() + min(1.0, lease._ttl_ms / 10_000)
             log.warning("lock %r was not renewed, trying again: %s", lease.name, error)
         else:
-            lease._renew_at = lease._deadline - lease._ttl_ms / 1000 * (2 / 3)
+            self._plan(lease)

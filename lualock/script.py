@@ -8,14 +8,15 @@ A script is one file, one verb. Its header is the contract, in comment lines at 
     -- Returns what  meaning            (one line a reply)
 
 and its body binds every declared KEYS and ARGV to the local of that name. ``--@include part``
-pastes ``scripts/include/part.lua``; as a comment it leaves the file valid Lua. A file that breaks
-these rules fails the import, so that it cannot be shipped.
+pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
+valid Lua. A file that breaks these rules fails the import, so that it cannot be shipped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,13 +86,18 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
     if bound != wanted:
         raise ScriptError(f"{name}.lua: the header declares {wanted}, the body binds {bound}")
 
-    def paste(match: re.Match[str]) -> str:
-        part = match[2]
-        if part not in include:
-            raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
-        return include[part].strip()
+    def paste(text: str, above: tuple[str, ...]) -> str:
+        def one(match: re.Match[str]) -> str:
+            indent, part = match.groups()
+            if part not in include:
+                raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
+            if part in above:
+                raise ScriptError(f"{name}.lua: scripts/include/{part}.lua includes itself")
+            return textwrap.indent(paste(include[part].strip(), (*above, part)), indent)
 
-    expanded = _INCLUDE.sub(paste, body)
+        return _INCLUDE.sub(one, text)
+
+    expanded = paste(body, ())
     if len(_USED.findall(expanded)) != len(wanted):
         raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
     source = "\n".join([*header, expanded]).encode()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from binascii import b2a_base64
 from typing import TYPE_CHECKING, Any
 
 from lualock import keys, options
 from lualock.drive.endpoint import Endpoint
-from lualock.errors import InvalidArgument
 from lualock.protocol import Ask
 
 if TYPE_CHECKING:
@@ -70,7 +69,10 @@ class BaseLocks:
 class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
-    __slots__ = ("_about", "_key", "_name", "_renew", "_ttl_ms")
+    __slots__ = (
+        *("_about", "_band", "_crowded", "_fair", "_key", "_max_waiters", "_name", "_queue"),
+        *("_renew", "_ttl_ms"),
+    )
 
     def __init__(
         self,
@@ -79,14 +81,22 @@ class BaseLock:
         ttl: float | None,
         renew: bool | None,
         metadata: str,
+        fair: bool,
+        priority: int,
+        max_waiters: int | None,
     ) -> None:
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
+        self._queue = keys.queue_key(self._key)
+        self._fair = b"1" if options.flag(fair, "fair") else b"0"
+        self._band = options.band(priority)
+        self._max_waiters = options.max_waiters(max_waiters)
+        # Whether the last acquisition had to wait: then a try without a place is probably in vain.
+        # No more than a hint, so it does not matter which thread writes it last.
+        self._crowded = False
         self._ttl_ms = settings.ttl_ms if ttl is None else options.ttl_ms(ttl)
-        if renew is not None and not isinstance(renew, bool):
-            raise InvalidArgument(f"renew must be True, False or None, not {renew!r}")
         # Who says how long gets just that long; who does not is held until released.
-        self._renew = ttl is None if renew is None else renew
+        self._renew = ttl is None if renew is None else options.flag(renew, "renew")
         self._about = options.about(settings.holder, metadata)
 
     @property
@@ -108,10 +118,13 @@ class BaseLock:
         raise TypeError("a lock cannot be pickled: make one of that name in the other process")
 
     def _ask(self) -> Ask:
-        # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without the detour
-        # over str, which costs more than the random bits.
-        token = b2a_base64(secrets.token_bytes(16), newline=False)[:22].translate(_URL_SAFE)
-        return Ask(self._name, self._key, token, self._ttl_ms, self._about.text())
+        # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without its
+        # detours, which cost more than the random bits.
+        token = b2a_base64(os.urandom(16), newline=False)[:22].translate(_URL_SAFE)
+        return Ask(
+            *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
+            *(self._band, self._max_waiters, self._fair, self._crowded),
+        )
 
     def __repr__(self) -> str:
         renewed = ", renewed" if self._renew else ""

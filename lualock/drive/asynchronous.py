@@ -1,122 +1,274 @@
-"""The driver for asyncio: at most a few dozen connections an event loop, one a call."""
+"""The driver for asyncio: two connections an event loop, one for calls and one for messages."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
-from hiredis import ProtocolError, ReplyError
-from redis.exceptions import RedisError
+from hiredis import ReplyError
 
 from lualock import clock, fork
 from lualock.drive import wire
+from lualock.drive.cleaner import PATIENCE_S, PAUSE_MAX_S, PAUSE_MIN_S
+from lualock.drive.ear import QUIET_S
 from lualock.drive.endpoint import Endpoint
-from lualock.protocol import Call, Step, Steps, T
+from lualock.drive.mux import Mux
+from lualock.errors import LockError, LockUnavailable
+from lualock.protocol import LAST_WORD_S, Call, Listen, Post, Step, Steps, T, Wait
 
-MAX_CONNECTIONS = 32
+GRACE_S = 0.02
+"""How long a caller that is cancelled, or whose time is over, waits for its own clean-up."""
+
+CLOSING_S = 1.0
+"""How long :meth:`AsyncDriver.aclose` waits for what still cleans up."""
 
 
-LINE_ERRORS = (RedisError, OSError, ProtocolError, asyncio.TimeoutError)
+class _Posted:
+    """The reply to a posted call."""
+
+    def __init__(self, call: Call, mux: Mux) -> None:
+        self._call = call
+        self._mux = mux
+        self._watch(mux.ask(wire.pack(call)))
+
+    def _watch(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+        future.add_done_callback(self._done)
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        # Looked at here, so that asyncio does not report what nobody asks for.
+        failed = future.cancelled() or future.exception() is not None
+        if not failed and wire.is_noscript(future.result()):
+            self._watch(self._mux.ask(wire.pack(self._call, source=True)))
+
+    def poll(self) -> Any:
+        """See :class:`lualock.protocol.Pending`."""
+        if not self._future.done():
+            return None
+        reply = self._future.result()
+        if isinstance(reply, ReplyError):
+            if wire.is_noscript(reply):
+                return None  # it is being sent again
+            raise wire.reply_error(str(reply), self._call.parts[0])
+        return reply
 
 
-class _Line:
-    """A connection that redis-py opened, and that we talk on: one question, one reply."""
+class _Place:
+    """Where one waiter finds its messages."""
 
-    __slots__ = ("_connection", "_reader", "_replies", "_timeout_s", "_writer")
+    __slots__ = ("messages", "since", "waiter")
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._reader: asyncio.StreamReader = connection._reader
-        self._writer: asyncio.StreamWriter = connection._writer
-        self._timeout_s: float = connection.socket_timeout
-        self._replies = wire.Replies()
+    def __init__(self) -> None:
+        self.messages: deque[bytes] = deque()
+        self.waiter: asyncio.Future[bytes | None] | None = None
+        self.since = 0
 
-    async def ask(self, question: bytes) -> Any:
-        self._writer.write(question)
-        try:
-            return await asyncio.wait_for(self._reply(), self._timeout_s)
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"no reply within {self._timeout_s:g} s") from None
-
-    async def _reply(self) -> Any:
-        while True:
-            received = await self._reader.read(65536)
-            if not received:
-                raise ConnectionResetError("the server closed the connection")
-            self._replies.feed(received)
-            reply = self._replies.next()
-            if reply is not wire.MORE:
-                return reply
-
-    async def close(self) -> None:
-        await self._connection.disconnect(nowait=True)
+    def tell(self, message: bytes | None) -> None:
+        """Wake the waiter; ``None``: its time is over."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(message)
+        elif message is not None:
+            self.messages.append(message)
 
 
 class _LoopConnections:
-    """What one event loop has: idle connections, and places for those in use."""
+    """What one event loop has."""
 
-    def __init__(self) -> None:
-        self.idle: deque[_Line] = deque()
-        self.places = asyncio.Semaphore(MAX_CONNECTIONS)
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+        self._channel = wire.new_channel(driver.prefix)
+        self._calls: Mux | None = None
+        self._ear: Mux | None = None
+        self._opening = {"calls": asyncio.Lock(), "ear": asyncio.Lock()}
+        self._places: dict[bytes, _Place] = {}
+        self._count = 0  # of connections for messages, one after the other
+        self._pinged: asyncio.Future[Any] | None = None
         self.at_loop_end: AsyncGenerator[None, None] | None = None
 
-    async def close(self) -> None:
-        while self.idle:
-            await self.idle.pop().close()
+    def close(self) -> None:
+        for mux in (self._calls, self._ear):
+            if mux is not None:
+                mux.close()
+
+    async def calls(self, until: float | None) -> Mux:
+        """The connection for calls."""
+        if self._calls is not None and self._calls.open:
+            return self._calls
+        async with self._opening["calls"]:
+            if self._calls is None or not self._calls.open:
+                self._calls = await self._driver._within(until, self._open)
+            return self._calls
+
+    async def _open(self) -> Mux:
+        driver = self._driver
+        mux = await driver._connect()
+        if not driver._server_checked:
+            try:
+                wire.check_hello(await mux.ask(wire.HELLO))
+            except BaseException:
+                mux.close()
+                raise
+            driver._server_checked = True
+        return mux
+
+    async def listen(self, token: bytes, until: float | None) -> bytes:
+        """Hear messages for ``token`` from now on; returns the channel they come by."""
+        place = self._places.setdefault(token, _Place())
+        if self._ear is None or not self._ear.open:
+            async with self._opening["ear"]:
+                if self._ear is None or not self._ear.open:
+                    self._ear = await self._driver._within(until, self._subscribe)
+                    self._count += 1
+        elif asyncio.get_running_loop().time() - self._ear.heard > QUIET_S and (
+            self._pinged is None or self._pinged.done()
+        ):
+            # Nothing for long: if the connection is dead, the missing reply will tell.
+            self._pinged = self._ear.ask(wire.PING)
+            self._pinged.add_done_callback(lambda f: f.cancelled() or f.exception())
+        place.since = self._count
+        return self._channel
+
+    async def _subscribe(self) -> Mux:
+        mux = await self._driver._connect(self._heard, self._lost)
+        try:
+            wire.check_subscribed(await mux.ask(wire.subscribe(self._channel)))
+        except BaseException:
+            mux.close()
+            raise
+        return mux
+
+    def _heard(self, payload: bytes) -> None:
+        if (place := self._places.get(payload[:22])) is not None:
+            place.tell(payload[22:])
+
+    def _lost(self) -> None:
+        self._count += 1
+        for place in self._places.values():
+            place.tell(b"")
+
+    async def wait(self, token: bytes, seconds: float) -> bytes | None:
+        """The next message for ``token``; ``None`` if there is none within ``seconds``."""
+        place = self._places[token]
+        if place.messages:
+            return place.messages.popleft()
+        if place.since != self._count:
+            return b""
+        loop = asyncio.get_running_loop()
+        place.waiter = loop.create_future()
+        timer = loop.call_later(min(seconds, 86_400.0), place.tell, None)
+        try:
+            return await place.waiter
+        finally:
+            timer.cancel()
+            place.waiter = None
+
+    def forget(self, token: bytes) -> None:
+        """Hear no more messages for ``token``."""
+        self._places.pop(token, None)
 
 
 class AsyncDriver:
     """Runs protocols in the calling task. Safe to share between tasks, and between loops."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
         self.endpoint = endpoint
+        self.prefix = prefix
         self.clock = clock.now
+        self._server_checked = False
+        self.after_fork()
+        fork.tell(self)
+
+    def after_fork(self) -> None:
+        """Loops and sockets are the parent's: a child starts with none."""
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopConnections] = (
             weakref.WeakKeyDictionary()
         )
-        self._server_checked = False
         self._cleaning: set[asyncio.Task[Any]] = set()
-        fork.tell(self)
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
+        listens: bytes | None = None
+        reply: Any = None
+        error: BaseException | None = None
         try:
-            step = next(steps)
             while True:
                 try:
-                    reply = await self._perform(step)
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(reply)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+                    while True:
+                        step = steps.send(reply) if error is None else steps.throw(error)
+                        reply = error = None
+                        if isinstance(step, Listen):
+                            listens = step.token
+                        reply = await self._perform(step)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                except BaseException as broke:
+                    # What the protocol raised itself ends it; all else is its to deal with.
+                    if getgeneratorstate(steps) == GEN_CLOSED or isinstance(broke, GeneratorExit):
+                        raise
+                    error = broke
+        finally:
+            error = None  # or it and this frame would keep each other alive
+            if listens is not None:
+                connections = self._loops.get(asyncio.get_running_loop())
+                if connections is not None:
+                    connections.forget(listens)
 
     async def aclose(self) -> None:
-        """Close this loop's idle connections, once what still cleans up has finished."""
-        if self._cleaning:
-            await asyncio.wait(self._cleaning)
-        connections = self._loops.get(asyncio.get_running_loop())
+        """Close this loop's connections, once what still cleans up has finished."""
+        loop = asyncio.get_running_loop()
+        mine = {task for task in self._cleaning if task.get_loop() is loop}
+        if mine:
+            _, late = await asyncio.wait(mine, timeout=CLOSING_S)
+            for task in late:
+                task.cancel()
+        connections = self._loops.get(loop)
         if connections is not None and connections.at_loop_end is not None:
             await connections.at_loop_end.aclose()
 
     async def _perform(self, step: Step) -> Any:
-        if not isinstance(step, Call):
+        if isinstance(step, Call):
+            if step.compensating:
+                return await self._compensate(step)
+            return await self._call(step)
+        if isinstance(step, Wait) and step.token is None:
             await asyncio.sleep(step.seconds)
             return None
-        if not step.compensating:
-            return await self._call(step)
+        connections = await self._connections()
+        if isinstance(step, Wait):
+            assert step.token is not None
+            return await connections.wait(step.token, step.seconds)
+        if isinstance(step, Listen):
+            return await connections.listen(step.token, step.until)
+        assert isinstance(step, Post)
+        return _Posted(step.call, await connections.calls(step.call.until))
+
+    async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
-        task = asyncio.ensure_future(self._call(step))
+        task = asyncio.ensure_future(self._clean(replace(call, compensating=False, until=None)))
         self._cleaning.add(task)
         task.add_done_callback(self._cleaned)
-        return await asyncio.shield(task)
+        done, _ = await asyncio.wait({task}, timeout=GRACE_S)
+        if not done:
+            raise LockUnavailable("the server does not answer; the clean-up goes on")
+        return task.result()
+
+    async def _clean(self, call: Call) -> Any:
+        give_up = self.clock() + PATIENCE_S
+        pause_s = PAUSE_MIN_S
+        while True:
+            try:
+                return await self._call(call)
+            except LockUnavailable:
+                if self.clock() > give_up:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
     def _cleaned(self, task: asyncio.Task[Any]) -> None:
         self._cleaning.discard(task)
@@ -127,7 +279,7 @@ class AsyncDriver:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
-            found = self._loops[loop] = _LoopConnections()
+            found = self._loops[loop] = _LoopConnections(self)
             found.at_loop_end = self._close_at_loop_end(loop)
             await anext(found.at_loop_end)
         return found
@@ -141,44 +293,63 @@ class AsyncDriver:
             yield
         finally:
             if connections := self._loops.pop(loop, None):
-                await connections.close()
+                connections.close()
+                await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
 
     async def _call(self, call: Call) -> Any:
-        connections = await self._connections()
-        async with connections.places:
-            line = connections.idle.pop() if connections.idle else await self._open()
-            try:
-                reply = await line.ask(wire.pack(call))
-                if wire.is_noscript(reply):
-                    reply = await line.ask(wire.pack(call, source=True))
-            except BaseException as error:
-                await line.close()
-                if not isinstance(error, LINE_ERRORS):
-                    raise
-                # The others probably went the same way; the next try must not meet a dead one.
-                await connections.close()
-                raise wire.lost_reply(error, str(self.endpoint)) from error
-            connections.idle.append(line)
+        mux = await (await self._connections()).calls(call.until)
+        await mux.room()
+        reply = await self._ask(mux, wire.pack(call), call.until)
         if isinstance(reply, ReplyError):
-            raise wire.reply_error(str(reply), call.key)
+            if wire.is_noscript(reply):
+                reply = await self._ask(mux, wire.pack(call, source=True), call.until)
+            if isinstance(reply, ReplyError):
+                raise wire.reply_error(str(reply), call.parts[0])
         return reply
 
-    async def _open(self) -> _Line:
+    async def _ask(self, mux: Mux, question: bytes, until: float | None) -> Any:
+        future = mux.ask(question)
+        if until is None:
+            return await future
+        left_s = max(LAST_WORD_S, until - self.clock())
+        timer = asyncio.get_running_loop().call_later(left_s, self._late, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _late(self, future: asyncio.Future[Any]) -> None:
+        # Its reply still has its place in the order; nobody waits for it any more.
+        if not future.done():
+            why = TimeoutError("the time was over")
+            future.set_exception(wire.lost_reply(why, str(self.endpoint)))
+
+    async def _within(self, until: float | None, make: Callable[[], Awaitable[Mux]]) -> Mux:
+        """Open a connection, in time."""
+        left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
+        where = str(self.endpoint)
+        try:
+            return await asyncio.wait_for(make(), left_s)
+        except asyncio.TimeoutError:
+            raise wire.connect_error(TimeoutError("the time was over"), where) from None
+        except LockError as error:
+            # Nothing of ours was sent yet, so no outcome is unknown.
+            if getattr(error, "outcome_unknown", False):
+                raise wire.connect_error(error, where) from error
+            raise
+
+    async def _connect(
+        self,
+        hear: Callable[[bytes], None] | None = None,
+        lost: Callable[[], None] | None = None,
+    ) -> Mux:
         connection = self.endpoint.asyncio_connection()
+        where = str(self.endpoint)
         try:
             await connection.connect()
-            line = _Line(connection)
-            if not self._server_checked:
-                wire.check_hello(await line.ask(wire.HELLO))
-                self._server_checked = True
+            return Mux(connection, connection.socket_timeout, where, hear=hear, lost=lost)
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            if not isinstance(error, LINE_ERRORS):
+            if not isinstance(error, (*wire.LINE_ERRORS, asyncio.TimeoutError)):
                 raise
-            raise wire.connect_error(error, str(self.endpoint)) from error
-        return line
-
-    def after_fork(self) -> None:
-        # Loops and sockets are the parent's: the child starts with none.
-        self._loops = weakref.WeakKeyDictionary()
-        self._cleaning = set()
+            raise wire.connect_error(error, where) from error

@@ -1,144 +1,231 @@
-"""The driver for threads: one connection a call, kept for the next."""
+"""The driver for threads: a connection for each call under way, kept for the next."""
 
 from __future__ import annotations
 
-import socket
-import struct
+import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
-from hiredis import ProtocolError, ReplyError
-from redis.exceptions import RedisError
+from hiredis import ReplyError
 
 from lualock import clock, fork
 from lualock.drive import wire
+from lualock.drive.cleaner import Cleaner
+from lualock.drive.ear import Ear
 from lualock.drive.endpoint import Endpoint
-from lualock.protocol import Call, Steps, T
+from lualock.drive.line import Line
+from lualock.errors import LockError, LockUnavailable
+from lualock.protocol import Call, Listen, Pending, Steps, T, Wait
 
-_sleep: Callable[[float], Any] = time.sleep
+MAX_LINES = 12
+"""Connections for calls; messages have one more."""
 
-LINE_ERRORS = (RedisError, OSError, ProtocolError)
-
-
-def _let_the_kernel_time_out(connected: socket.socket, timeout_s: float) -> None:
-    """Set the timeout as an option of the socket, where that can be done.
-
-    With a timeout of Python's, each send and each receive is preceded by a poll(): four system
-    calls more for acquire and release, a tenth of what they cost. A timeout then shows as EAGAIN.
-    """
-    if type(connected) is not socket.socket:
-        return  # TLS, which reads and writes in its own time
-    seconds, part = divmod(timeout_s, 1)
-    timeval = struct.pack("ll", int(seconds), max(1, int(part * 1e6)))
-    try:
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-    except OSError:
-        return  # a platform with another struct timeval: Python's timeout stays
-    connected.settimeout(None)
+GRACE_S = 0.02
+"""How long a caller that was interrupted, or whose time is over, waits for its own clean-up."""
 
 
-class _Line:
-    """A connection that redis-py opened, and that we talk on: one question, one reply."""
+class _Seat:
+    """The right to one connection. It is gone with whatever has it, however that ended."""
 
-    __slots__ = ("_connection", "_replies", "_socket", "_timeout_s")
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._socket: socket.socket = connection._sock
-        self._timeout_s: float = connection.socket_timeout
-        self._replies = wire.Replies()
-        _let_the_kernel_time_out(self._socket, self._timeout_s)
-
-    def ask(self, question: bytes) -> Any:
-        replies = self._replies
-        try:
-            self._socket.sendall(question)
-            while True:
-                received = self._socket.recv(4096)
-                if not received:
-                    raise ConnectionResetError("the server closed the connection")
-                replies.feed(received)
-                reply = replies.next()
-                if reply is not wire.MORE:
-                    return reply
-        except BlockingIOError:
-            raise TimeoutError(f"no reply within {self._timeout_s:g} s") from None
-
-    def close(self) -> None:
-        self._connection.disconnect()
+    __slots__ = ("__weakref__",)
 
 
 class BlockingDriver:
     """Runs protocols in the calling thread. Safe to share between threads."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
         self.endpoint = endpoint
         self.clock = clock.now
-        self._idle: deque[_Line] = deque()  # append and pop are atomic, so it needs no lock
         self._server_checked = False
+        self._ear = Ear(endpoint, prefix, self.clock)
+        self._cleaner = Cleaner(self.clock)
+        self.after_fork()
         fork.tell(self)
+
+    def after_fork(self) -> None:
+        """The sockets are the parent's: the child drops its copies and never uses them."""
+        self._idle: deque[Line] = deque()  # append and pop are atomic, so it needs no lock
+        self._seats: weakref.WeakSet[_Seat] = weakref.WeakSet()
+        self._room = threading.Condition()
+        self._short = 0  # threads that wait for a line
 
     def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
+        listens: bytes | None = None
+        reply: Any = None
+        error: BaseException | None = None
         try:
-            step = next(steps)
             while True:
                 try:
-                    reply = self._call(step) if isinstance(step, Call) else _sleep(step.seconds)
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(reply)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+                    while True:
+                        step = steps.send(reply) if error is None else steps.throw(error)
+                        reply = error = None
+                        if isinstance(step, Call):
+                            reply = self._call(step)
+                        elif isinstance(step, Wait):
+                            if step.token is None:
+                                time.sleep(step.seconds)
+                            else:
+                                reply = self._ear.wait(step.token, step.seconds)
+                        elif isinstance(step, Listen):
+                            listens = step.token
+                            reply = self._ear.listen(listens, step.until)
+                        else:
+                            reply = self._post(step.call)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                except BaseException as broke:
+                    # What the protocol raised itself ends it; all else, also what breaks in
+                    # between two of these lines, is the protocol's to deal with.
+                    if getgeneratorstate(steps) == GEN_CLOSED or isinstance(broke, GeneratorExit):
+                        raise
+                    error = broke
+        finally:
+            error = None  # or it and this frame would keep each other alive
+            if listens is not None:
+                self._ear.forget(listens)
 
     def close(self) -> None:
         """Close the idle connections. The driver opens new ones when it is used again."""
+        self._drop_idle()
+        self._ear.close()
+
+    def _drop_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
     def _call(self, call: Call) -> Any:
+        if call.compensating:
+            return self._compensate(call)
+        line: Line | None = None
         try:
-            line = self._idle.pop()
-        except IndexError:
-            line = self._open()
-        try:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                line = self._open(call.until)
+            if call.until is not None:
+                line.limit(call.until - self.clock())
+            elif line.hurried:
+                line.limit(None)
             reply = line.ask(wire.pack(call))
             if type(reply) is ReplyError and wire.is_noscript(reply):
                 reply = line.ask(wire.pack(call, source=True))
         except BaseException as error:
-            line.close()
-            if not isinstance(error, LINE_ERRORS):
+            if line is not None:
+                line.close()
+            if not isinstance(error, wire.LINE_ERRORS):
                 raise
             # The others probably went the same way, and the next try must not meet a dead one.
-            self.close()
+            self._drop_idle()
             raise wire.lost_reply(error, str(self.endpoint)) from error
         self._idle.append(line)
+        if self._short:
+            self._tell_room()
         if type(reply) is ReplyError:
-            raise wire.reply_error(str(reply), call.key)
+            raise wire.reply_error(str(reply), call.parts[0])
         return reply
 
-    def _open(self) -> _Line:
+    def _compensate(self, call: Call) -> Any:
+        call.compensating = False
+        call.until = self.clock() + GRACE_S
+        try:
+            return self._call(call)
+        except LockError as error:
+            if isinstance(error, LockUnavailable):
+                self._cleaner.add(self._call, call)
+            raise
+        except BaseException:
+            self._cleaner.add(self._call, call)
+            raise
+
+    def _post(self, call: Call) -> Pending:
+        line: Line | None = None
+        try:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                line = self._open(call.until)
+            if line.hurried:
+                line.limit(None)
+            owed = line.post(call, self._collect)
+        except BaseException as error:
+            if line is not None:
+                line.close()
+            if not isinstance(error, wire.LINE_ERRORS):
+                raise
+            raise wire.lost_reply(error, str(self.endpoint)) from error
+        self._idle.append(line)
+        if self._short:
+            self._tell_room()
+        return owed
+
+    def _collect(self, line: Line) -> None:
+        try:
+            self._idle.remove(line)
+        except ValueError:
+            return  # another thread uses it now, and reads what it owes
+        try:
+            line.collect()
+        except BaseException as error:
+            line.close()
+            if not isinstance(error, wire.LINE_ERRORS):
+                raise
+            return
+        self._idle.append(line)
+        if self._short:
+            self._tell_room()
+
+    def _tell_room(self) -> None:
+        with self._room:
+            self._room.notify()
+
+    def _open(self, until: float | None) -> Line:
+        seat = _Seat()
+        with self._room:
+            self._short += 1  # before looking, so that who puts one back from here on tells us
+            try:
+                while True:
+                    if self._idle:
+                        try:
+                            return self._idle.pop()
+                        except IndexError:
+                            continue
+                    if len(self._seats) < MAX_LINES:
+                        self._seats.add(seat)
+                        break
+                    left_s = None if until is None else until - self.clock()
+                    if left_s is not None and left_s <= 0:
+                        raise LockUnavailable("all connections were busy until the time was over")
+                    self._room.wait(1.0 if left_s is None else min(1.0, left_s))
+            finally:
+                self._short -= 1
+        try:
+            line = self._connect(until)
+            line.seat = seat
+            return line
+        except BaseException:
+            self._seats.discard(seat)
+            self._tell_room()
+            raise
+
+    def _connect(self, until: float | None) -> Line:
         connection = self.endpoint.blocking_connection()
+        usual_s = connection.socket_timeout
+        wire.limit(connection, until, self.clock)
         try:
             connection.connect()
-            line = _Line(connection)
+            line = Line(connection, usual_s)
             if not self._server_checked:
+                line.limit(None if until is None else until - self.clock())
                 wire.check_hello(line.ask(wire.HELLO))
                 self._server_checked = True
         except BaseException as error:
             connection.disconnect()
-            if not isinstance(error, LINE_ERRORS):
+            if not isinstance(error, wire.LINE_ERRORS):
                 raise
             raise wire.connect_error(error, str(self.endpoint)) from error
         return line
-
-    def after_fork(self) -> None:
-        # The sockets are the parent's: the child closes its copies and never uses them.
-        self._idle = deque()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
+from secrets import token_hex
 from typing import Any
 
 import hiredis
@@ -14,7 +17,12 @@ from lualock.errors import (
     LockUnavailable,
     UnsupportedServer,
 )
-from lualock.protocol import Call, conflict
+from lualock.protocol import LAST_WORD_S, Call, Clock, conflict
+
+CHUNK = 4096
+
+# What a broken connection raises.
+LINE_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
 
 MORE = object()  # a reply is not complete yet
 # hiredis before 3.2 has no type for pushes of RESP3; none is ever asked for then.
@@ -41,9 +49,9 @@ _REFUSALS = {
 
 def pack(call: Call, *, source: bool = False) -> bytes:
     """The command's bytes; with ``source``, the one that carries the whole script."""
-    filling: list[object] = [len(call.key), call.key]
-    for arg in call.args:
-        filling += (len(arg), arg)
+    filling: list[object] = []
+    for part in call.parts:
+        filling += (len(part), part)
     return (call.script.eval if source else call.script.evalsha) % tuple(filling)
 
 
@@ -51,18 +59,27 @@ class Replies:
     """What a connection has received, reply by reply. redis-py made the connection; talking on
     it needs none of its command machinery, which costs more than the network."""
 
-    __slots__ = ("_reader", "feed")
+    __slots__ = ("_pushes", "_reader", "feed")
 
-    def __init__(self) -> None:
+    def __init__(self, *, pushes: bool = False) -> None:
+        self._pushes = pushes
         self._reader = hiredis.Reader(notEnoughData=MORE)
         self.feed = self._reader.feed
 
     def next(self) -> Any:
         """The next reply, :data:`MORE` if it is not all there; a ``ReplyError`` is returned."""
         reply = self._reader.gets()
-        while type(reply) is PushNotification:  # RESP3: nothing that we asked for
-            reply = self._reader.gets()
+        while type(reply) is PushNotification and not self._pushes:
+            reply = self._reader.gets()  # RESP3: nothing that we asked for
         return reply
+
+
+def payload(reply: Any) -> bytes | None:
+    """What a message says; ``None`` for what is no message."""
+    if isinstance(reply, list) and reply[0] == b"message":
+        said: bytes = reply[2]
+        return said
+    return None
 
 
 def is_noscript(reply: Any) -> bool:
@@ -116,6 +133,26 @@ def lost_reply(error: Exception, where: str) -> LockUnavailable:
 
 
 HELLO = b"*1\r\n$5\r\nHELLO\r\n"
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+def new_channel(prefix: bytes) -> bytes:
+    """A channel for one process (or event loop). Without a space: in a ticket that ends it."""
+    return prefix.replace(b"%", b"%25").replace(b" ", b"%20") + b":wake:" + token_hex(8).encode()
+
+
+def subscribe(channel: bytes) -> bytes:
+    """The command that listens to a channel."""
+    return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
+
+
+def check_subscribed(reply: Any) -> None:
+    """Check the answer to SUBSCRIBE.
+
+    :raises AccessDenied: the server's rules forbid this user the channel.
+    """
+    if isinstance(reply, hiredis.ReplyError):
+        raise reply_error(str(reply))
 
 
 def check_hello(reply: Any) -> None:
@@ -141,3 +178,29 @@ def check_hello(reply: Any) -> None:
         raise UnsupportedServer(
             f"the server is {server} {version}; lualock needs Redis 6.2, Valkey 7.2 or later"
         )
+
+
+def limit(connection: Any, until: float | None, clock: Clock) -> None:
+    """Let a connection that is not open yet take no longer than ``until`` for opening."""
+    if until is not None:
+        left_s = max(LAST_WORD_S, until - clock())
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            usual_s = getattr(connection, name)
+            setattr(connection, name, left_s if usual_s is None else min(usual_s, left_s))
+
+
+def receive_now(connected: socket.socket) -> bytes:
+    """What has been received, without waiting.
+
+    :raises BlockingIOError: nothing has.
+    """
+    usual_s = connected.gettimeout()
+    if usual_s is None:
+        return connected.recv(CHUNK, socket.MSG_DONTWAIT)
+    connected.settimeout(0)
+    try:
+        return connected.recv(CHUNK)
+    except ssl.SSLWantReadError:
+        raise BlockingIOError from None
+    finally:
+        connected.settimeout(usual_s)

@@ -16,31 +16,33 @@ local about = ARGV[3]
 --@include record
 
 local record = redis.call('GET', lock)
-local now = redis.call('TIME')
--- Joined as text, not computed: formatting a number costs the server as much as a command.
--- Sixteen digits each, so text order is number order.
-local fence = now[1] .. string.sub('00000' .. now[2], -6)
-
+local state, last
 if record then
-  local state = string.sub(record, 1, 1)
-  local last = string.sub(record, 2, 17)
-  local last_us = tonumber(last)
-  if #record < 39 or not last_us or (state ~= HELD and state ~= RELEASED) then
+  state = string.sub(record, 1, 1)
+  last = string.sub(record, 2, 17)
+  if #record < 39 or not tonumber(last) then
     return {'conflict'}
   end
-  if state == HELD then
+end
+--@include fence
+
+local taken, before = HELD, NOBODY
+if record then
+  before = string.sub(record, 18, 39)
+end
+if record and state ~= RELEASED then
+  if state == HELD or state == HELD_WAITED then
     local left_ms = redis.call('PTTL', lock)
-    if string.sub(record, 18, 39) == token then
+    if before == token then
       return {'owned', left_ms, last}
     end
-    local held_ms = math.floor((tonumber(fence) - last_us) / 1000)
-    return {'held', left_ms, held_ms, string.sub(record, 40)}
+    local held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
+    return {'held', left_ms, held_ms, string.sub(record, 62)}
+  elseif state ~= RELEASED_WAITED then
+    return {'conflict'}
   end
-  if last >= fence then
-    -- The clock stepped back, or two acquisitions fell into one microsecond.
-    fence = string.format('%016.0f', last_us + 1)
-  end
+  taken = HELD_WAITED
 end
 
-redis.call('SET', lock, HELD .. fence .. token .. about, 'PX', ttl_ms)
+redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
 return fence

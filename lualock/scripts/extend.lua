@@ -21,7 +21,7 @@ end
 
 local state = string.sub(record, 1, 1)
 if string.sub(record, 18, 39) == token then
-  if state == RELEASED then
+  if state ~= HELD and state ~= HELD_WAITED then
     return 'already'
   end
   redis.call('PEXPIRE', lock, ttl_ms)

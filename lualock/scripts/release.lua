@@ -3,6 +3,7 @@
 -- ARGV[1] token  the token of the lease
 -- Returns 'released'       it was ours and is free now
 -- Returns 'already'        this token released it before (a repeated request)
+-- Returns 'waited'         it is ours and others wait: nothing was done, use hand_over
 -- Returns 'missing'        the lease ended before, and nobody has the lock
 -- Returns {'held', about}  the lease ended before, and somebody else has the lock
 -- Returns {'conflict'}     the key holds what lualock did not write
@@ -19,16 +20,18 @@ end
 
 local state = string.sub(record, 1, 1)
 if string.sub(record, 18, 39) == token then
-  if state == RELEASED then
-    return 'already'
+  if state == HELD then
+    local tombstone = RELEASED .. string.sub(record, 2, 39)
+    local written = redis.pcall('SET', lock, tombstone, 'PX', TOMBSTONE_MS)
+    if written.err then
+      -- Out of memory: a release must work all the same, and DEL always may.
+      redis.call('DEL', lock)
+    end
+    return 'released'
+  elseif state == HELD_WAITED then
+    return 'waited'
   end
-  local tombstone = RELEASED .. string.sub(record, 2, 39)
-  local written = redis.pcall('SET', lock, tombstone, 'PX', TOMBSTONE_MS)
-  if written.err then
-    -- Out of memory: a release must work all the same, and DEL always may.
-    redis.call('DEL', lock)
-  end
-  return 'released'
+  return 'already'
 end
 
 --@include not_ours

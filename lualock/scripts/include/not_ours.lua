@@ -1,10 +1,12 @@
 -- not_ours: whose the record is when the token did not match. Ends the script.
--- Needs record, state and the constants of `record`.
+-- Needs record, state, token and the constants of `record`.
 if #record < 39 or not tonumber(string.sub(record, 2, 17)) then
   return {'conflict'}
-elseif state == HELD then
-  return {'held', string.sub(record, 40)}
-elseif state == RELEASED then
+elseif string.sub(record, 40, 61) == token then
+  return 'already'
+elseif state == HELD or state == HELD_WAITED then
+  return {'held', string.sub(record, 62)}
+elseif state == RELEASED or state == RELEASED_WAITED then
   return 'missing'
 end
 return {'conflict'}

@@ -1,0 +1,87 @@
+"""Layer 2: what is sent, in which order, and what each reply means. Sans-IO.
+
+Every operation is a generator that yields steps and is sent their replies. It has no socket, no
+clock and no randomness of its own; the drivers have them, so one logic serves threads, asyncio
+and the simulator. ``steps`` says what a driver must be able to do, ``replies`` what a reply means,
+``holding`` has the verbs of a holder, ``waiting`` how a lock is acquired. Rules that hold here:
+
+* A driver sends the reply of a step in, or throws whatever went wrong in: every exception, but
+  never ``GeneratorExit``, which Python raises when nobody will finish a generator.
+* Every script is idempotent by token. A call whose reply was lost is sent again, on a fresh
+  connection; when that fails too the outcome is unknown, and the error says so.
+* A deadline is counted from *before* the request was sent, so it never ends after the server's.
+* When acquiring is interrupted after something was sent, the token is abandoned before the
+  interruption goes on. A failure of that never replaces what interrupted.
+"""
+
+from lualock.protocol.holding import (
+    ABANDON,
+    EXTEND,
+    HAND_OVER,
+    INSPECT,
+    RELEASE,
+    extend,
+    hand_over,
+    inspect,
+    leave,
+    note,
+    release,
+)
+from lualock.protocol.replies import LockInfo, conflict
+from lualock.protocol.steps import (
+    LAST_WORD_S,
+    Call,
+    Clock,
+    Listen,
+    Pending,
+    Post,
+    Step,
+    Steps,
+    T,
+    Wait,
+)
+from lualock.protocol.terms import Ask, Grant
+from lualock.protocol.waiting import (
+    ACQUIRE,
+    CLAIM_MS,
+    ENQUEUE,
+    abandon,
+    acquire,
+    enqueue,
+    undo,
+)
+
+__all__ = [
+    "ABANDON",
+    "ACQUIRE",
+    "CLAIM_MS",
+    "ENQUEUE",
+    "EXTEND",
+    "HAND_OVER",
+    "INSPECT",
+    "LAST_WORD_S",
+    "RELEASE",
+    "Ask",
+    "Call",
+    "Clock",
+    "Grant",
+    "Listen",
+    "LockInfo",
+    "Pending",
+    "Post",
+    "Step",
+    "Steps",
+    "T",
+    "Wait",
+    "abandon",
+    "acquire",
+    "conflict",
+    "enqueue",
+    "extend",
+    "hand_over",
+    "inspect",
+    "leave",
+    "note",
+    "release",
+    "undo",
+]

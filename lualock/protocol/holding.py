@@ -1,0 +1,156 @@
+"""The verbs of a holder: release, hand_over, extend; and inspect, which is everybody's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lualock.errors import LockError, LockUnavailable
+from lualock.keys import display_name
+from lualock.options import split_about
+from lualock.protocol.replies import LockInfo, conflict, lost, seconds
+from lualock.protocol.steps import Call, Clock, Steps
+from lualock.protocol.terms import Ask, Grant
+from lualock.script import SCRIPTS
+
+RELEASE = SCRIPTS["release"]
+HAND_OVER = SCRIPTS["hand_over"]
+EXTEND = SCRIPTS["extend"]
+INSPECT = SCRIPTS["inspect"]
+ABANDON = SCRIPTS["abandon"]
+
+
+def resend(step: Call, error: LockUnavailable) -> Steps[Any]:
+    """Send a call again, once, where its reply was lost; else raise what went wrong."""
+    if not error.outcome_unknown:
+        raise error
+    try:
+        return (yield step)
+    except LockUnavailable as second:
+        raise still_unknown(error, second) from second
+
+
+def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavailable:
+    """The error for a request that was repeated: whatever became of the second, the first may have
+    been carried out."""
+    if second.outcome_unknown:
+        return second
+    return LockUnavailable(f"{first}; and asking again failed: {second}", outcome_unknown=True)
+
+
+def release(ask: Ask, grant: Grant) -> Steps[None]:
+    """Give the lock back. A repeat of a release that happened is a release that happened.
+
+    :raises LeaseLost: the lease had ended before; nothing was changed.
+    """
+    step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
+    asked_again = False
+    try:
+        try:
+            reply = yield step
+        except LockUnavailable as error:
+            asked_again = True
+            reply = yield from resend(step, error)
+        if reply == b"waited":  # since the lease began others have come
+            step = hand_over(ask)
+            try:
+                reply = yield step
+            except LockUnavailable as error:
+                asked_again = True
+                reply = yield from resend(step, error)
+    except (GeneratorExit, LockError):
+        raise
+    except BaseException:
+        # Cancelled or interrupted: it is released all the same.
+        grant.released = True
+        yield from give_back(ask, b"")
+        raise
+    if type(reply) is bytes and reply != b"missing":
+        grant.released = True
+        return
+    if asked_again and reply[0] != b"conflict":
+        # Not ours any more, but was it when the first request came? The server remembers who had
+        # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
+        raise LockUnavailable(
+            f"lock {display_name(ask.name)!r} is not ours any more, but the reply to its release "
+            "was lost: it was released, or its lease had ended before",
+            outcome_unknown=True,
+        )
+    grant.lost = reply[0] != b"conflict"
+    raise lost(ask.name, ask.key, reply, "released")
+
+
+def hand_over(ask: Ask) -> Call:
+    """The request that releases a lock that others wait for."""
+    return Call(HAND_OVER, (ask.key, ask.queue, ask.token, ask.fair))
+
+
+def give_back(ask: Ask, ticket: bytes) -> Steps[None]:
+    """After an interruption: abandon a token of which nobody knows what it has. Never raises."""
+    parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
+    try:
+        yield Call(ABANDON, parts, compensating=True)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        # What interrupted before is what the caller must see. The driver goes on trying; at the
+        # worst the lock is free again when its lease ends.
+        return
+
+
+def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
+    """Release at the end of a ``with`` body, without ever hiding what the body raised."""
+    try:
+        yield from steps
+    except LockError as error:
+        if body_error is None:
+            raise
+        note(body_error, f"and then: {error}")
+
+
+def note(error: BaseException, text: str) -> None:
+    """Attach a line to an exception, as :meth:`BaseException.add_note` does from Python 3.11."""
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:
+        vars(error)["__notes__"] = [*getattr(error, "__notes__", []), text]
+
+
+def extend(ask: Ask, ttl_ms: int, clock: Clock) -> Steps[float]:
+    """Let the lease last ``ttl_ms`` from now on; returns its deadline on the driver's clock.
+
+    :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
+    """
+    step = Call(EXTEND, (ask.key, ask.token, b"%d" % ttl_ms))
+    sent = clock()
+    try:
+        reply = yield step
+    except LockUnavailable as error:
+        reply = yield from resend(step, error)
+    if reply == b"extended":
+        return sent + ttl_ms / 1000
+    raise lost(ask.name, ask.key, reply, "extended")
+
+
+def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
+    """Say who has the lock."""
+    step = Call(INSPECT, (key, queue))
+    try:
+        reply = yield step
+    except LockUnavailable as error:
+        reply = yield from resend(step, error)
+    shown = display_name(name)
+    if reply[0] == b"free":
+        return LockInfo(shown, held=False, waiters=reply[1])
+    if reply[0] != b"held":
+        raise conflict(key)
+    holder, metadata = split_about(reply[4])
+    return LockInfo(
+        shown,
+        held=True,
+        holder=holder,
+        metadata=metadata,
+        fence=int(reply[3]),
+        held_s=reply[2] / 1000,
+        remaining_s=seconds(reply[1]),
+        waiters=reply[5],
+    )

@@ -1,0 +1,76 @@
+"""What a protocol asks of a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from lualock.script import Script
+
+LAST_WORD_S = 0.02
+"""How long a request may take that is sent when the time is nearly, or just, over."""
+
+
+@dataclass(slots=True)
+class Call:
+    """Run one script. Its reply is sent in as it was parsed.
+
+    ``parts`` are the script's keys and then its arguments. With ``until`` (on the driver's clock)
+    the reply is waited for no longer than that (but for :data:`LAST_WORD_S` in any case), else as
+    long as the connection's settings say. A ``compensating`` call cleans up: the driver carries it
+    out even while its own caller is being cancelled, and goes on with it in the background where
+    the server does not answer at once.
+    """
+
+    script: Script
+    parts: tuple[bytes, ...]
+    until: float | None = None
+    compensating: bool = False
+
+
+class Pending(Protocol):
+    """The reply of a :class:`Post`, when it has come."""
+
+    def poll(self) -> Any:
+        """The reply, or ``None`` while it has not come. Never waits.
+
+        :raises LockUnavailable: it will never come.
+        """
+
+
+@dataclass(slots=True)
+class Post:
+    """Send a call, and go on without waiting. The reply is a :class:`Pending`."""
+
+    call: Call
+
+
+@dataclass(slots=True)
+class Listen:
+    """See to it that messages for ``token`` are heard from now on. The reply is the channel.
+
+    Asked for again while it listens already, it costs next to nothing: the driver makes sure that
+    the connection is still there.
+    """
+
+    token: bytes
+    until: float | None = None
+
+
+@dataclass(slots=True)
+class Wait:
+    """Let ``seconds`` pass, or less if a message for ``token`` comes.
+
+    The reply is ``None`` when the time has passed, else the message: a fence (the lock was given
+    to the token), or ``b""`` (look again; also when messages may have been lost).
+    """
+
+    seconds: float
+    token: bytes | None = None
+
+
+Step = Call | Post | Listen | Wait
+T = TypeVar("T")
+Steps = Generator[Step, Any, T]
+Clock = Callable[[], float]

@@ -1,0 +1,47 @@
+"""What an acquisition asks for, and what it wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lualock.protocol.steps import Pending
+
+
+@dataclass(slots=True)
+class Ask:
+    """One acquisition: the lock, the token, and what the lease shall be.
+
+    ``band`` is where the places of its priority begin in the queue, ``crowded`` a hint that others
+    are probably waiting, so that trying without a place is in vain.
+    """
+
+    name: str | bytes
+    key: bytes
+    queue: bytes
+    token: bytes
+    ttl_ms: int
+    about: bytes
+    band: bytes
+    max_waiters: bytes
+    fair: bytes
+    crowded: bool
+    grant: Grant | None = None
+    """What it won; kept here so that an interruption between winning and telling loses nothing."""
+
+
+@dataclass(slots=True)
+class Grant:
+    """What an acquisition won. ``deadline`` is on the driver's clock, in seconds.
+
+    ``waited``: others may be waiting too. ``claim`` is the reply, still to come, that makes the
+    lease last until ``claimed_deadline``.
+    """
+
+    fence: int
+    deadline: float
+    waited: bool = False
+    claim: Pending | None = None
+    claimed_deadline: float = 0.0
+    released: bool = False
+    lost: bool = False
+    """The server said that it is not ours any more."""

@@ -1,0 +1,292 @@
+"""How a lock is acquired: acquire, enqueue, abandon, and the waiting between them.
+
+The first try is one script. If somebody has the lock, the driver listens for messages and a
+second script takes a place in the queue. From then on a message says whose turn it is; because a
+message can be lost, every waiter also looks again by itself, the first in the queue when the
+holder's lease ends, the others the more rarely the further back they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lualock.errors import (
+    AccessDenied,
+    KeyConflict,
+    LockError,
+    LockUnavailable,
+    NotAcquired,
+    QueueFull,
+)
+from lualock.protocol.holding import ABANDON, EXTEND, give_back, still_unknown
+from lualock.protocol.replies import Held, conflict
+from lualock.protocol.steps import Call, Clock, Listen, Post, Steps, Wait
+from lualock.protocol.terms import Ask, Grant
+from lualock.script import SCRIPTS
+
+ACQUIRE = SCRIPTS["acquire"]
+ENQUEUE = SCRIPTS["enqueue"]
+
+CLAIM_MS = 2500
+"""How long a waiter that was given the lock has until it must have claimed it; also in Lua."""
+
+LOOK_MAX_S = 60.0
+"""How rarely the last of many waiters looks again; the queue's key lives three times as long."""
+
+LOOK_LATE_S = 0.005
+"""How long after the end of a lease its successor looks, so that it does not look too early."""
+
+RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
+"""Pauses between the attempts to reach a server that is away."""
+
+PATIENCE_S = 60.0
+"""How long a waiter without a timeout bears a server that is away before it gives up."""
+
+
+def acquire(ask: Ask, clock: Clock, wait_s: float | None) -> Steps[Grant]:
+    """Take the lock, waiting up to ``wait_s`` seconds (``None``: for ever; 0: one try).
+
+    :raises NotAcquired: somebody else still had it when the time was over.
+    :raises QueueFull: as many wait already as the lock allows.
+    :raises KeyConflict: the key holds something else.
+    :raises LockUnavailable: the server did not answer, or answered that it cannot.
+    """
+    attempt = _Attempt(ask, clock, wait_s)
+    try:
+        try:
+            if wait_s == 0 or not ask.crowded:
+                step = attempt.take()
+                try:
+                    reply = yield step
+                except LockError as error:
+                    reply = yield from attempt.persist(step, error)
+                ask.grant = attempt.taken(reply)
+            if ask.grant is None:
+                ask.grant = yield from enqueue(attempt)
+            return ask.grant
+        except NotAcquired as refused:
+            if not attempt.unsettled:
+                raise
+            told = yield from abandon(attempt)
+            raise (told or refused) from None
+    except (GeneratorExit, KeyConflict):
+        raise
+    except BaseException:
+        ask.grant = None
+        if attempt.unsettled:
+            yield from give_back(ask, attempt.ticket)
+        raise
+
+
+def undo(ask: Ask) -> Steps[None]:
+    """Give back what was won, where the caller was interrupted before it heard of it."""
+    if ask.grant is not None:
+        yield from give_back(ask, b"")
+
+
+def enqueue(attempt: _Attempt) -> Steps[Grant]:
+    """Take a place in the queue, and wait for the turn."""
+    token = attempt.ask.token
+    listen = Listen(token, attempt.until)
+    while True:
+        try:
+            channel = yield listen
+        except LockError as error:
+            channel = yield from attempt.persist(listen, error)
+        step = attempt.look(channel)
+        try:
+            reply = yield step
+        except LockError as error:
+            reply = yield from attempt.persist(step, error)
+        grant = attempt.looked(reply)
+        if grant is not None:
+            return grant
+
+        told = yield Wait(attempt.nap_s(), token)
+        if told is None:
+            attempt.check_time()
+        # A fence that is no greater than what the lock had when we looked is an old message: that
+        # turn passed, unclaimed, before.
+        elif told > attempt.seen:
+            step = attempt.claim()
+            # It was given after our last look was sent, for CLAIM_MS or the ttl.
+            certain = attempt.sent + min(attempt.ask.ttl_ms, CLAIM_MS) / 1000
+            now = attempt.clock()
+            if certain - now > CLAIM_MS / 2000:
+                # There is time enough to begin at once, and read the reply to the claim later.
+                try:
+                    claim = yield Post(step)
+                except LockUnavailable:
+                    pass
+                else:
+                    until = now + attempt.ask.ttl_ms / 1000
+                    return Grant(int(told), certain, True, claim, until)
+            attempt.sent = attempt.clock()
+            try:
+                reply = yield step
+            except LockError as error:
+                reply = yield from attempt.persist(step, error)
+            if reply == b"extended":
+                return Grant(int(told), attempt.sent + attempt.ask.ttl_ms / 1000, True)
+
+
+def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
+    """Leave the queue because the time is over. Says who has the lock, if that is known."""
+    ask = attempt.ask
+    parts = (ask.key, ask.queue, ask.token, attempt.ticket, ask.fair)
+    try:
+        reply = yield Call(ABANDON, parts, compensating=True)
+    except LockError:
+        reply = None  # the driver goes on trying
+    attempt.unsettled = False
+    if not isinstance(reply, list) or reply[0] != b"left" or len(reply) == 1:
+        return None
+    now = attempt.clock()
+    held = Held(reply[1], reply[2], reply[3], now, None if reply[4] < 0 else reply[4])
+    return held.refusal(ask.name, now, NotAcquired)
+
+
+class _Attempt:
+    """One acquisition under way: what was sent, what is known, and until when to go on."""
+
+    # What an acquisition at the first try never touches stands here, not in each instance.
+    queued = False
+    answered = 0.0
+    reply: list[Any] | None = None  # the last that said who has the lock
+    ticket = b""
+    seen = b""  # the fence it had then
+    place: bytes
+
+    def __init__(self, ask: Ask, clock: Clock, wait_s: float | None) -> None:
+        self.ask = ask
+        self.clock = clock
+        self.once = wait_s == 0
+        self.sent = clock()
+        self.give_up = math.inf if wait_s is None else self.sent + wait_s
+        self.until = self.give_up if wait_s else None  # one try has the connection's own time
+        # Whether the server may have something under our token.
+        self.unsettled = True
+
+    def take(self) -> Call:
+        """The request that takes the lock if it is free."""
+        ask = self.ask
+        return Call(ACQUIRE, (ask.key, ask.token, b"%d" % ask.ttl_ms, ask.about), self.until)
+
+    def taken(self, reply: bytes | list[Any]) -> Grant | None:
+        """What its reply means; ``None``: somebody has it, and there is time to wait."""
+        if type(reply) is bytes:
+            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)
+        assert isinstance(reply, list)
+        if reply[0] == b"owned":
+            # A repeat of a request that had been carried out: the lease may have begun earlier.
+            return Grant(int(reply[2]), self.sent + reply[1] / 1000)
+        self.unsettled = False
+        if reply[0] != b"held":
+            raise conflict(self.ask.key)
+        self.reply, self.answered = reply, self.clock()
+        if self.once:
+            raise self._refusal(NotAcquired, None)
+        return None
+
+    def look(self, channel: bytes) -> Call:
+        """The request that takes the lock if it is our turn, or has a place in the queue."""
+        ask = self.ask
+        if not self.ticket:
+            self.ticket = b"%b%d %b %b" % (ask.token, ask.ttl_ms, channel, ask.about)
+            self.place = ask.band
+        self.sent, self.unsettled = self.clock(), True
+        parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair)
+        return Call(ENQUEUE, parts, self.until)
+
+    def looked(self, reply: bytes | list[Any]) -> Grant | None:
+        """What its reply means; ``None``: it is not our turn yet."""
+        if type(reply) is bytes:
+            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
+        assert isinstance(reply, list)
+        if reply[0] == b"queued":
+            self.queued, self.reply, self.answered = True, reply, self.clock()
+            self.seen, self.place = reply[4], reply[6]
+            return None
+        if reply[0] == b"owned":
+            return Grant(int(reply[2]), self.sent + reply[1] / 1000, True)
+        self.unsettled = False
+        if reply[0] != b"full":
+            raise conflict(self.ask.key)
+        self.reply, self.answered = reply, self.clock()
+        raise self._refusal(QueueFull, reply[4])
+
+    def claim(self) -> Call:
+        """The request that makes a lease that was given to us last its whole ttl."""
+        ask = self.ask
+        return Call(EXTEND, (ask.key, ask.token, b"%d" % ask.ttl_ms), self.until)
+
+    def nap_s(self) -> float:
+        """How long to wait for a message before looking again."""
+        assert self.reply is not None
+        left_ms, ahead = self.reply[1], self.reply[5]
+        nap_s: float = LOOK_MAX_S
+        if ahead <= 1 and left_ms >= 0:
+            # When the lease ends by itself, it is the first's turn, and then the second's.
+            nap_s = left_ms / 1000 + LOOK_LATE_S * (ahead + 1)
+        if ahead > 0:
+            # Everybody rarely, so that many cost little; the second often enough to notice that
+            # the first was given the lock and does not claim it.
+            nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(ahead - 1, 8))
+        # Those who came together need not look together.
+        nap_s = min(nap_s, LOOK_MAX_S * (1 - ahead % 8 / 32))
+        if self.give_up < math.inf:
+            nap_s = min(nap_s, max(0.0, self.give_up - self.clock()))
+        return nap_s
+
+    def check_time(self) -> None:
+        """Give up if the time is over."""
+        if self.clock() >= self.give_up:
+            assert self.reply is not None
+            raise self._refusal(NotAcquired, self.reply[5])
+
+    def _refusal(self, kind: type[NotAcquired], ahead: int | None) -> NotAcquired:
+        assert self.reply is not None
+        _, ttl_ms, held_ms, about, *_ = self.reply
+        held = Held(ttl_ms, held_ms, about, self.answered, ahead)
+        return held.refusal(self.ask.name, self.clock(), kind)
+
+    def persist(self, step: Call | Listen, error: LockError) -> Steps[Any]:
+        """Repeat a step that failed, for as long as the server is away and there is time.
+
+        :raises LockError: it is of no use, or the time is over.
+        """
+        pause_s = RETRY_MIN_S
+        before = self.queued  # what the server may have of us but for this request
+        unknown: LockUnavailable | None = None
+        while True:
+            if not isinstance(error, LockUnavailable):
+                self.unsettled = before  # a definite answer: the request had no effect
+                raise error
+            now = self.clock()
+            # A connection that broke says nothing of the next one: once more, and at once.
+            at_once = unknown is None and error.outcome_unknown
+            if error.outcome_unknown:
+                unknown = error
+            if not self._patient(now, error, at_once):
+                self.unsettled = before or unknown is not None
+                if unknown is None or unknown is error:
+                    raise error
+                raise still_unknown(unknown, error) from error
+            if not at_once:
+                yield Wait(min(pause_s, self.give_up - now))
+                pause_s = min(pause_s * 2, RETRY_MAX_S)
+            if isinstance(step, Call):
+                self.sent = self.clock()
+            try:
+                return (yield step)
+            except LockError as again:
+                error = again
+
+    def _patient(self, now: float, error: LockUnavailable, at_once: bool) -> bool:
+        """Whether to go on trying to reach the server."""
+        if isinstance(error, AccessDenied):
+            return False
+        if self.once or self.give_up == math.inf:
+            return at_once or (self.queued and now - self.answered < PATIENCE_S)
+        return now < self.give_up

@@ -1,0 +1,104 @@
+-- enqueue: take the lock if it is our turn, else have a place in the queue; also to look again
+-- KEYS[1] lock         the lock's key
+-- KEYS[2] queue        the tickets of those who wait
+-- ARGV[1] ticket       what stands in the queue for the token that waits, the same at every call
+-- ARGV[2] place        the place it had before, or where the places of its priority begin
+-- ARGV[3] max_waiters  how many may wait, or 0: any number
+-- ARGV[4] fair         '1': in turn; '0': whoever comes when it is free
+-- Returns fence                                               it is ours now; 16 digits
+-- Returns {'owned', ttl_ms, fence}                            this token has it already: claimed
+-- Returns {'queued', ttl_ms, held_ms, about, fence, ahead, place}  somebody else has it
+-- Returns {'full', ttl_ms, held_ms, about, waiters}           too many wait already
+-- Returns {'conflict'}                                        a key holds what is not lualock's
+
+local lock = KEYS[1]
+local queue = KEYS[2]
+local ticket = ARGV[1]
+local place = ARGV[2]
+local max_waiters = ARGV[3]
+local fair = ARGV[4]
+
+--@include record
+--@include queue
+
+local record = redis.call('GET', lock)
+local state, last
+if record then
+  state = string.sub(record, 1, 1)
+  last = string.sub(record, 2, 17)
+  if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
+    return {'conflict'}
+  end
+end
+local token, ttl_ms, _, about = open_ticket(ticket)
+local held = state == HELD or state == HELD_WAITED
+if held and string.sub(record, 18, 39) == token then
+  redis.call('PEXPIRE', lock, ttl_ms)
+  return {'owned', tonumber(ttl_ms), last}
+end
+--@include fence
+
+local before = record and string.sub(record, 18, 39) or NOBODY
+if not held then
+  local others = redis.call('ZCARD', queue)
+  if others > 0 and redis.call('ZSCORE', queue, ticket) then
+    others = others - 1
+  end
+  if others == 0 or fair ~= '1' then
+    local taken = others > 0 and HELD_WAITED or HELD
+    redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
+    redis.call('ZREM', queue, ticket)
+    return fence
+  end
+end
+
+local held_ms = 0
+if held then
+  held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
+end
+
+if max_waiters ~= '0' and not redis.call('ZSCORE', queue, ticket) then
+  local limit = tonumber(max_waiters)
+  if redis.call('ZCARD', queue) >= limit then
+    drop_dead(queue)
+    local waiters = redis.call('ZCARD', queue)
+    if waiters >= limit then
+      local holder = held and string.sub(record, 62) or ''
+      return {'full', held and redis.call('PTTL', lock) or 0, held_ms, holder, waiters}
+    end
+  end
+end
+
+local start = tonumber(place)
+local comes = start % BAND == 0
+if comes then
+  -- Ticks since 2025, and after everybody who came before, whatever the clock says.
+  local ticks = (now[1] - 1735689600) * 10000 + math.floor(now[2] / 100)
+  local ends = string.format('%.0f', start + BAND - 1)
+  local behind = redis.call('ZREVRANGEBYSCORE', queue, ends, place, 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  local score = start + ticks
+  if behind and tonumber(behind) >= score then
+    score = tonumber(behind) + 1
+  end
+  place = string.format('%.0f', score)
+end
+if redis.call('ZADD', queue, 'NX', place, ticket) == 0 and comes then
+  place = redis.call('ZSCORE', queue, ticket)  -- a repeated request: it has a place already
+end
+redis.call('PEXPIRE', queue, QUEUE_MS)
+
+if not held then
+  -- The lease ended by itself while others wait: the first of them who can be reached has it now.
+  local given = pass_on(lock, queue, fence, before, token)
+  if given == token then
+    return fence
+  elseif not given then
+    -- Nobody can be told; our turn comes when those before us have looked.
+    return {'queued', 0, 0, '', last or fence, redis.call('ZRANK', queue, ticket), place}
+  end
+  record, last, held_ms = redis.call('GET', lock), fence, 0
+elseif state == HELD then
+  redis.call('SETRANGE', lock, 0, HELD_WAITED)
+end
+local ahead = redis.call('ZRANK', queue, ticket)
+return {'queued', redis.call('PTTL', lock), held_ms, string.sub(record, 62), last, ahead, place}
