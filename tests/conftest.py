@@ -77,7 +77,9 @@ def asynchronous(request: pytest.FixtureRequest) -> bool:
 
 def _world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
     with server.client() as client:
-        yield World(server, asynchronous, resp, client)
+        world = World(server, asynchronous, resp, client)
+        yield world
+        world.close()
 
 
 @pytest.fixture
@@ -97,6 +99,13 @@ def locks(one_server: Server) -> Iterator[lualock.Locks]:
     """The plain shell on one server."""
     with lualock.connect(one_server.url) as locks:
         yield locks
+
+
+@pytest.fixture
+def one_client(one_server: Server) -> Iterator[Any]:
+    """A plain client of one server."""
+    with one_server.client() as client:
+        yield client
 
 
 @pytest.fixture

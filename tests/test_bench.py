@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import races, report, uncontended
-from bench.__main__ import main
+from bench import contention, coroutines, races, report, uncontended, waiters
+from bench.__main__ import SCENARIOS, main
 from bench.races import Hold, double_holders
 from tests.servers import Server
 
@@ -77,6 +77,32 @@ def test_targets_can_be_missed() -> None:
     bad = races.Row("lualock", "crash", 0, 1, 2, 1, 0)
     assert [m for _, _, m in races.targets([good])] == [True] * 4
     assert [m for _, _, m in races.targets([good, bad])] == [False] * 4
+
+    def contended(redis_lock: float, redis_py: float, most: float, spread: float) -> list[bool]:
+        rows = [
+            contention.Row("lualock", 2, 100, 1, 0.5, 1),
+            contention.Row("lualock", 32, most, spread, 1, 1),
+            contention.Row("python-redis-lock", 32, 1, 1, 0, 1 / redis_lock),
+            contention.Row("redis-py Lock", 32, 1, 1, 0, 1 / redis_py),
+        ]
+        return [m for _, _, m in contention.targets(rows)]
+
+    assert contended(2.6, 16, 81, 1.1) == [True] * 5
+    assert contended(2.4, 14, 79, 1.3) == [False] * 4 + [True]
+    ten, many = waiters.Row(10, 0.01, 200, 100), waiters.Row(10_000, 0.09, 200, 149)
+    assert [m for _, _, m in waiters.targets([ten, many])] == [True, True]
+    slow = waiters.Row(10_000, 0.11, 200, 151)
+    assert [m for _, _, m in waiters.targets([ten, slow])] == [False, False]
+
+    def tasks(one: float, thousand: float) -> list[bool]:
+        rows = [
+            coroutines.Row("redis-py asyncio Lock", n, 1, t)
+            for n, t in ((1, one), (1000, thousand))
+        ]
+        return [m for _, _, m in coroutines.targets(rows)]
+
+    assert tasks(1.0, 7.1) == [True, True]
+    assert tasks(0.9, 6.9) == [False, False]
     judged = uncontended.targets([_table(0.79, 1.59, 0.99)])
     assert report.as_markdown({}, {}, judged).count("**missed**") == 3
 
@@ -87,12 +113,18 @@ def test_the_command(
     """The whole command runs, prints a table a scenario, and keeps JSON and Markdown."""
     monkeypatch.setattr(uncontended, "QUICK_ROUNDS", 2)
     monkeypatch.setattr(uncontended, "PAIRS", 20)
+    monkeypatch.setattr(contention, "PROCESSES", (2, 3))
+    monkeypatch.setattr(contention, "TURNS", dict.fromkeys(contention.TURNS, 30))
+    monkeypatch.setattr(waiters, "QUICK_WAITERS", (2, 5))
+    monkeypatch.setattr(waiters, "QUICK_IDLE_S", 0.1)
+    monkeypatch.setattr(waiters, "SERVED", 10)
+    monkeypatch.setattr(coroutines, "PAIRS", dict.fromkeys(coroutines.PAIRS, 20))
     monkeypatch.setattr(races, "QUICK_RUN_S", 0.2)
     monkeypatch.setattr(races, "RIVALS", {"Lualock": races.RIVALS["Lualock"]})
     assert main(["--quick", "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "report.json").read_text())
-    assert set(kept["results"]) == {"uncontended", "races", "server_cost"}
-    assert len(kept["targets"]) == 7
+    assert set(kept["results"]) == set(SCENARIOS)
+    assert len(kept["targets"]) == 7 + 5 + 2 + 2
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "report.md").read_text() + "\n"
     assert "redis-py Lock" in printed

@@ -13,13 +13,19 @@ import pytest
 
 import lualock
 from lualock import aio, protocol
-from lualock.protocol import Call, Grant, Wait
+from lualock.protocol import Ask, Call, Grant, Listen, Wait
 from tests.servers import Server
 from tests.world import World, settle
 
+TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:queue"
 
-def _ask() -> protocol.Ask:
-    return protocol.Ask("x", b"p:{x}", b"t" * 22, 30_000, b"me")
+
+def _ask() -> Ask:
+    return Ask("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+
+
+def _release() -> protocol.Steps[None]:
+    return protocol.release(_ask(), Grant(1, 30.0))
 
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
@@ -31,9 +37,10 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
     assert call.script.name == "acquire"
     back = steps.throw(broke())
     assert isinstance(back, Call)
-    assert (back.script.name, back.args, back.compensating) == ("release", (b"t" * 22,), True)
+    assert (back.script.name, back.compensating) == ("abandon", True)
+    assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"1")
     with pytest.raises(broke):
-        steps.send(b"missing")
+        steps.send([b"left"])
 
 
 def test_the_first_error_survives_a_failed_give_back() -> None:
@@ -53,13 +60,30 @@ def test_a_refusal_gives_nothing_back() -> None:
         steps.throw(lualock.LockUnavailable("out of memory"))
 
 
-def test_an_interrupted_wait_gives_nothing_back() -> None:
-    """While it only waits nothing is out, so nothing is sent."""
+def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
+    """Between the first try and the queue the server has nothing of ours."""
     steps = protocol.acquire(_ask(), lambda: 0.0, None)
     next(steps)
-    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Wait)
+    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Listen)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt())
+
+
+def test_an_interrupted_wait_gives_back_its_ticket() -> None:
+    """Interrupted while it waits, it leaves the queue before it goes on."""
+    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    next(steps)
+    steps.send([b"held", 1000, 0, b"other"])
+    look = steps.send(b"channel")
+    assert isinstance(look, Call)
+    assert look.script.name == "enqueue"
+    assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), Wait)
+    back = steps.throw(KeyboardInterrupt())
+    assert isinstance(back, Call)
+    assert (back.script.name, back.compensating) == ("abandon", True)
+    assert back.parts == (LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1")
+    with pytest.raises(KeyboardInterrupt):
+        steps.send([b"left"])
 
 
 def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
@@ -67,20 +91,38 @@ def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
     steps = protocol.acquire(_ask(), lambda: 0.0, None)
     next(steps)
     steps.close()
-    release = protocol.release("x", b"p:{x}", b"t" * 22)
+    release = _release()
     next(release)
     release.close()
 
 
 def test_an_interrupted_release_is_finished() -> None:
     """Interrupted while the release is out, it is sent again before the interruption goes on."""
-    steps = protocol.release("x", b"p:{x}", b"t" * 22)
+    steps = _release()
     next(steps)
     again = steps.throw(KeyboardInterrupt())
     assert isinstance(again, Call)
-    assert (again.script.name, again.compensating) == ("release", True)
+    assert (again.script.name, again.compensating) == ("abandon", True)
     with pytest.raises(KeyboardInterrupt):
         steps.send(b"released")
+
+
+def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
+    """Its reply lost, and neither ours nor just released by us: the outcome is unknown."""
+    for reply in (b"missing", [b"held", b"other"]):
+        grant = Grant(1, 30.0)
+        steps = protocol.release(_ask(), grant)
+        next(steps)
+        again = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
+        assert isinstance(again, Call)
+        with pytest.raises(lualock.LockUnavailable, match="released, or its lease had ended"):
+            steps.send(reply)
+        assert not grant.released
+        assert not grant.lost
+    steps = _release()
+    next(steps)
+    with pytest.raises(lualock.LeaseLost):
+        steps.send(b"missing")
 
 
 def test_a_repeated_request_counts_from_what_is_left() -> None:

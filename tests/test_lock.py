@@ -306,8 +306,8 @@ async def test_renewed_by_default(world: World) -> None:
     locks = world.connect(ttl=0.3)
     lock = locks.lock("x")
     lease = await settle(lock.acquire())
-    first = lease._deadline
-    await world.until(lambda: lease._deadline > first + 0.3)
+    first = lease._grant.deadline
+    await world.until(lambda: lease._grant.deadline > first + 0.3)
     assert lease.held
     assert await settle(locks.lock("x").try_acquire()) is None
     await settle(lease.release())

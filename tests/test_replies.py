@@ -10,6 +10,9 @@ from lualock.script import SCRIPTS
 from tests.servers import Server
 
 KEY, MINE, OTHERS = b"lualock:{x}", b"m" * 22, b"o" * 22
+QUEUE = KEY + b":queue"
+BAND = b"%d" % (100 * 2**44)
+CHANNEL = b"a-channel"
 TOMBSTONE_MS = 5000
 
 
@@ -20,7 +23,22 @@ class Raw:
         self.client = client
 
     def __call__(self, verb: str, *args: object) -> Any:
-        return self.client.eval(SCRIPTS[verb].source.decode(), 1, KEY, *args)
+        script = SCRIPTS[verb]
+        keys = (KEY, QUEUE)[: len(script.keys)]
+        return self.client.eval(script.source.decode(), len(keys), *keys, *args)
+
+    def enqueue(self, token: bytes, place: bytes = BAND, *, most: int = 0, fair: int = 1) -> Any:
+        """Ask for a place; the ticket is as the protocol makes it."""
+        return self("enqueue", ticket(token), place, most, fair)
+
+    def waiters(self) -> list[bytes]:
+        """The tokens in the queue, first in line first."""
+        return [member[:22] for member in self.client.zrange(QUEUE, 0, -1)]
+
+
+def ticket(token: bytes) -> bytes:
+    """What stands in the queue."""
+    return token + b"30000 " + CHANNEL + b" about " + token[:1]
 
 
 @pytest.fixture
@@ -59,6 +77,12 @@ def test_release(raw: Raw) -> None:
     assert raw("release", MINE) == b"already"
     assert raw("release", OTHERS) == b"missing"
     assert raw.client.pttl(KEY) <= 100  # a repeat does not keep the tombstone alive
+    raw("acquire", OTHERS, 30_000, b"other")
+    assert raw("release", MINE) == b"already"  # remembered while the next one has it
+    assert raw("hand_over", MINE, 1) == b"already"
+    raw("release", OTHERS)
+    raw("acquire", b"n" * 22, 30_000, b"next")
+    assert raw("release", MINE) == [b"held", b"next"]  # and no longer
 
 
 def test_extend(raw: Raw) -> None:
@@ -72,22 +96,27 @@ def test_extend(raw: Raw) -> None:
     raw("release", MINE)
     assert raw("extend", MINE, 90_000) == b"already"
     assert raw("extend", OTHERS, 90_000) == b"missing"
+    raw("acquire", OTHERS, 3000, b"other")
+    assert raw("extend", MINE, 90_000) == b"already"
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
 
 
 def test_inspect(raw: Raw) -> None:
     """Free, held: and nothing is written, nor the token told."""
-    assert raw("inspect") == b"free"
+    assert raw("inspect") == [b"free", 0]
     fence = raw("acquire", MINE, 30_000, b"me")
     held = raw("inspect")
     assert held[0] == b"held"
     assert 0 < held[1] <= 30_000
     assert 0 <= held[2] < 10_000
-    assert held[3:] == [fence, b"me"]
+    assert held[3:] == [fence, b"me", 0]
     raw.client.persist(KEY)
     assert raw("inspect")[1] == -1
-    raw("release", MINE)
-    assert raw("inspect") == b"free"
+    raw.enqueue(OTHERS)
+    assert raw("inspect")[5] == 1
+    raw("abandon", OTHERS, ticket(OTHERS), 1)
+    raw("hand_over", MINE, 1)
+    assert raw("inspect") == [b"free", 0]
 
 
 @pytest.mark.parametrize("value", [b"H1", b"X" + b"1" * 80, b"H" + b"x" * 80])
@@ -99,7 +128,168 @@ def test_conflict(raw: Raw, value: bytes) -> None:
         ("release", MINE),
         ("extend", MINE, 30_000),
         ("inspect",),
+        ("enqueue", ticket(MINE), BAND, 0, 1),
+        ("hand_over", MINE, 1),
+        ("abandon", MINE, ticket(MINE), 1),
     ):
         assert raw(str(verb), *args) == [b"conflict"]
     assert raw.client.get(KEY) == value
     assert raw.client.pttl(KEY) == -1
+
+
+@pytest.fixture
+def listening(raw: Raw) -> Any:
+    """Somebody who hears what is said on the channel."""
+    heard = raw.client.pubsub()
+    heard.subscribe(CHANNEL)
+    assert heard.get_message(timeout=5)["type"] == "subscribe"
+    yield heard
+    heard.close()
+
+
+def said(listening: Any) -> bytes | None:
+    """The next message, if one is there."""
+    message = listening.get_message(timeout=0.2)
+    return None if message is None else message["data"]
+
+
+A, B, C = b"a" * 22, b"b" * 22, b"c" * 22
+
+
+def test_enqueue(raw: Raw) -> None:
+    """Taken, owned, queued: with the holder, the fence, who is ahead, and a place to return to."""
+    fence = raw.enqueue(MINE)
+    assert fence.isdigit()
+    assert raw.client.get(KEY)[:1] == b"H"
+    raw.client.pexpire(KEY, 1000)
+    assert raw.enqueue(MINE) == [b"owned", 30_000, fence]
+    assert raw.client.pttl(KEY) > 1000  # asking again is a claim
+
+    first, second = raw.enqueue(A), raw.enqueue(B)
+    assert raw.client.get(KEY)[:1] == b"W"
+    assert first[0] == second[0] == b"queued"
+    assert 0 < first[1] <= 30_000
+    assert 0 <= first[2] < 10_000
+    assert first[3:6] == [b"about m", fence, 0]
+    assert second[5] == 1
+    assert int(second[6]) > int(first[6]) > int(BAND)
+    assert raw.enqueue(A)[5:] == first[5:]  # the same place, also without saying which
+    assert raw.waiters() == [A, B]
+    assert 60_000 < raw.client.pttl(QUEUE) <= 180_000
+    raw.client.zrem(QUEUE, ticket(A))
+    raw.enqueue(A, first[6])
+    assert raw.waiters() == [A, B]  # it kept its place
+
+
+def test_a_clock_that_steps_back_changes_no_order(raw: Raw) -> None:
+    """Who comes later waits behind, whatever the server's clock said when the others came."""
+    raw.enqueue(MINE)
+    ahead = b"%d" % (int(BAND) + 2**43)
+    raw.enqueue(A, ahead)
+    assert raw.enqueue(B)[6] == b"%d" % (int(ahead) + 1)
+    higher = b"%d" % (99 * 2**44)
+    raw.enqueue(C, higher)
+    assert raw.waiters() == [C, A, B]
+
+
+def test_full(raw: Raw, listening: Any) -> None:
+    """A full queue takes nobody more, lets those in it look again, and does not count the dead."""
+    raw.enqueue(MINE)
+    raw.enqueue(A, most=1)
+    assert raw.enqueue(A, most=1)[0] == b"queued"
+    full = raw.enqueue(B, most=1)
+    assert full[0] == b"full"
+    assert full[3:] == [b"about m", 1]
+    assert raw.waiters() == [A]
+    listening.close()
+    assert raw.enqueue(B, most=1)[0] == b"queued"
+    assert raw.waiters() == [B]
+
+
+def test_hand_over(raw: Raw, listening: Any) -> None:
+    """The first who can be reached has the lock, for the claim window, and is told the fence."""
+    assert raw("hand_over", MINE, 1) == b"missing"
+    before = raw.enqueue(MINE)
+    assert raw("release", OTHERS) == [b"held", b"about m"]
+    raw.enqueue(A)
+    raw.enqueue(B)
+    assert raw("release", MINE) == b"waited"
+    assert raw("hand_over", OTHERS, 1) == [b"held", b"about m"]
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    record = raw.client.get(KEY)
+    assert (record[:1], record[17:39], record[61:]) == (b"W", A, b"about a")
+    assert record[1:17] > before
+    assert raw("hand_over", MINE, 1) == b"already"
+    assert said(listening) == A + record[1:17]
+    assert 0 < raw.client.pttl(KEY) <= 2500
+    assert raw.waiters() == [B]
+    assert raw("extend", A, 30_000) == b"extended"
+
+    listening.close()  # nobody hears: B is gone, and the lock is free
+    assert raw("hand_over", A, 1) == b"released"
+    assert raw.waiters() == []
+    assert raw.client.get(KEY) == b"R" + record[1:39]
+    assert raw("hand_over", A, 1) == b"already"
+
+
+def test_unfair(raw: Raw, listening: Any) -> None:
+    """Unfair, the lock is free for whoever comes; the first who can be reached is told."""
+    raw.enqueue(MINE)
+    raw.enqueue(A, fair=0)
+    raw.enqueue(B, fair=0)
+    assert raw("hand_over", MINE, 0) == b"released"
+    assert said(listening) == A
+    assert said(listening) is None
+    assert raw.client.get(KEY)[:1] == b"F"
+    assert raw.waiters() == [A, B]
+    assert raw("acquire", OTHERS, 30_000, b"barger").isdigit()
+    assert raw.client.get(KEY)[:1] == b"W"
+    assert raw.enqueue(A, fair=0)[0] == b"queued"
+    raw("hand_over", OTHERS, 0)
+    assert raw.enqueue(A, fair=0).isdigit()
+    assert raw.waiters() == [B]
+    listening.close()
+    raw("hand_over", A, 0)
+    assert raw.client.get(KEY)[:1] == b"R"
+    assert raw.waiters() == []
+
+
+def test_abandon(raw: Raw, listening: Any) -> None:
+    """Left, with who has the lock; or released and handed on, if it was given to us meanwhile."""
+    assert raw("abandon", A, ticket(A), 1) == [b"left"]
+    raw.enqueue(MINE)
+    raw.enqueue(A)
+    raw.enqueue(B)
+    left = raw("abandon", B, ticket(B), 1)
+    assert left[0] == b"left"
+    assert 0 < left[1] <= 30_000
+    assert 0 <= left[2] < 10_000
+    assert left[3:] == [b"about m", 1]
+    assert raw("abandon", B, ticket(B), 1)[4] == -1
+    raw.enqueue(B)
+    raw("hand_over", MINE, 1)
+    assert raw("abandon", A, ticket(A), 1) == b"released"
+    assert raw.client.get(KEY)[17:39] == B
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening)[:22] == B  # type: ignore[index]  # as above
+
+
+def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
+    """Whoever looks first sees to it that the first in line has the lock."""
+    raw.enqueue(MINE)
+    raw.enqueue(A)
+    raw.enqueue(B)
+    raw.client.delete(KEY)
+    assert raw.enqueue(B)[:4] == [b"queued", 2500, 0, b"about a"]
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    raw.client.delete(KEY)
+    assert raw.enqueue(B).isdigit()
+    assert raw.waiters() == []
+
+
+def test_a_lease_shorter_than_the_claim_window(raw: Raw, listening: Any) -> None:
+    """A lock that is handed over lasts no longer than its lease was asked for."""
+    raw.enqueue(MINE)
+    raw("enqueue", A + b"700 " + CHANNEL + b" me", BAND, 0, 1)
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert 0 < raw.client.pttl(KEY) <= 700

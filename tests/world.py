@@ -10,13 +10,16 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lualock
 from lualock import aio
 from tests.servers import Server
+
+_threads = ThreadPoolExecutor(64)
 
 
 async def settle(result: Any) -> Any:
@@ -43,6 +46,13 @@ class World:
     asynchronous: bool
     resp: int
     client: Any  # a plain redis.Redis, to look at the server behind lualock's back
+    made: list[Any] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close what was connected; asyncio's close with their loop."""
+        for locks in self.made:
+            if not self.asynchronous:
+                locks.close()
 
     def url(self, url: str | None = None) -> str:
         plain = url or self.server.url
@@ -51,13 +61,24 @@ class World:
     def connect(self, url: str | None = None, **options: Any) -> Any:
         """A new ``Locks`` of this world's shell."""
         connect: Callable[..., Any] = aio.connect if self.asynchronous else lualock.connect
-        return connect(self.url(url), **options)
+        made = connect(self.url(url), **options)
+        self.made.append(made)
+        return made
+
+    def waiters(self, lock: Any) -> int:
+        """How many wait for a lock, by the server's own account."""
+        count: int = self.client.zcard(lock.key + b":queue")
+        return count
+
+    async def until_waiters(self, lock: Any, count: int) -> None:
+        """Return once so many wait for a lock."""
+        await self.until(lambda: self.waiters(lock) == count)
 
     async def beside(self, call: Callable[[], Any]) -> Any:
         """Run a call of the shell beside the test: in a thread, or as a task."""
         if self.asynchronous:
             return await call()
-        return await asyncio.to_thread(call)
+        return await asyncio.get_running_loop().run_in_executor(_threads, call)
 
     async def until(self, condition: Callable[[], Any], wait_s: float = 5) -> None:
         """Return once ``condition()`` is true, letting tasks run meanwhile."""

@@ -1,0 +1,589 @@
+"""Waiting: in turn, without polling, and whatever happens to those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio
+from lualock.protocol import CLAIM_MS
+from lualock.script import SCRIPTS
+from tests.proxy import Proxy
+from tests.servers import BINARIES, Server
+from tests.waiting import wait_until
+from tests.world import World, settle
+
+
+async def _queue(
+    world: World, lock: Any, names: str, order: list[str], **options: Any
+) -> list[Any]:
+    """Let somebody of each name wait for the lock's name, one after the other."""
+    waiting = []
+    locks = world.connect()
+    for count, name in enumerate(names, start=1):
+        own = locks.lock(lock.name, ttl=30, **options)
+
+        async def turn(name: str = name, own: Any = own) -> None:
+            lease = await world.beside(own.acquire)
+            order.append(name)
+            await settle(lease.release())
+
+        waiting.append(asyncio.ensure_future(turn()))
+        await world.until_waiters(lock, count)
+    return waiting
+
+
+async def test_in_turn(world: World) -> None:
+    """Who waits gets the lock in the order of arrival, and nothing is left at the end."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abcdef", order)
+    info = await settle(lock.inspect())
+    assert (info.waiters, info.fence) == (6, lease.fence)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert order == list("abcdef")
+    assert not world.client.exists(lock.key + b":queue")
+    assert world.client.get(lock.key)[:1] == b"R"
+
+
+async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
+    """While a lock is held its waiters send nothing; each hand-over is one PUBLISH."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abcd", order)
+    world.client.config_resetstat()
+    await asyncio.sleep(0.3)  # the claim is that nothing happens
+    assert "cmdstat_evalsha" not in world.client.info("commandstats")
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    stats = world.client.info("commandstats")
+    assert stats["cmdstat_publish"]["calls"] == 4
+    # A claim and a release each, and the first release, which learnt that there are others.
+    assert stats["cmdstat_evalsha"]["calls"] == 2 * 4 + 2
+
+
+async def test_priority(shell: World) -> None:
+    """A higher priority waits before a lower one; equals in the order of arrival."""
+    lock = shell.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    locks = shell.connect()
+    waiting = []
+    for count, (name, priority) in enumerate((("a", 0), ("b", 5), ("c", -5), ("d", 5)), start=1):
+        own = locks.lock("x", ttl=30, priority=priority)
+
+        async def turn(name: str = name, own: Any = own) -> None:
+            held = await shell.beside(own.acquire)
+            order.append(name)
+            await settle(held.release())
+
+        waiting.append(asyncio.ensure_future(turn()))
+        await shell.until_waiters(lock, count)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert order == ["b", "d", "a", "c"]
+
+
+async def test_max_waiters(shell: World) -> None:
+    """Who finds the queue full is told at once, and how many wait."""
+    lock = shell.connect().lock("x", ttl=30, max_waiters=2)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(shell, lock, "ab", order, max_waiters=2)
+    with pytest.raises(lualock.QueueFull, match="ahead in the queue: 2") as caught:
+        await settle(lock.acquire())
+    assert caught.value.ahead == 2
+    assert caught.value.holder
+    assert shell.waiters(lock) == 2
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+
+
+async def test_unfair(shell: World) -> None:
+    """Unfair locks go to whoever comes when they are free; each waiter gets its chance."""
+    lock = shell.connect().lock("x", ttl=30, fair=False)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(shell, lock, "abc", order, fair=False)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert sorted(order) == list("abc")
+    assert not shell.client.exists(lock.key + b":queue")
+
+
+async def test_a_timeout_leaves_the_queue(world: World) -> None:
+    """When the time is over the error says who has the lock and how many were ahead."""
+    lock = world.connect(holder="the holder").lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "ab", order)
+    with pytest.raises(lualock.NotAcquired, match="ahead in the queue: 2") as caught:
+        await settle(world.connect().lock("x", ttl=30).acquire(timeout=0.1))
+    assert caught.value.holder == "the holder"
+    assert caught.value.ahead == 2
+    assert caught.value.held_s is not None
+    assert caught.value.held_s >= 0.1
+    assert caught.value.remaining_s is not None
+    assert world.waiters(lock) == 2
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert order == ["a", "b"]
+
+
+async def test_the_lease_of_a_waiter(world: World) -> None:
+    """A lock that was handed over lasts its whole ttl, can be extended, and its fence has grown."""
+    lock = world.connect().lock("x", ttl=60)
+    first = await settle(lock.acquire())
+    waiter = asyncio.ensure_future(world.beside(world.connect().lock("x", ttl=60).acquire))
+    await world.until(lambda: world.waiters(lock) == 1)
+    await settle(first.release())
+    lease = await waiter
+    assert lease.held
+    await world.until(lambda: lease.remaining() > CLAIM_MS / 1000)
+    assert lease.remaining() <= 60
+    assert world.client.pttl(lock.key) > 50_000
+    assert lease.fence > first.fence
+    await settle(lease.extend(90))
+    assert lease.remaining() > 60
+    await settle(lease.release())
+    assert not lease.lost
+
+
+async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:
+    """A lease that ends by itself goes to the first who waits, without anybody's help."""
+    lock = world.connect().lock("x", ttl=0.3)
+    lost = await settle(lock.acquire())
+    order: list[str] = []
+    await asyncio.wait_for(asyncio.gather(*await _queue(world, lock, "ab", order)), 10)
+    assert order == ["a", "b"]
+    assert lost.lost
+
+
+async def test_lost_messages(world: World) -> None:
+    """A waiter whose connection for messages broke makes a new one and keeps its place."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abc", order)
+    for _ in range(3):
+        world.client.client_kill_filter(_type="pubsub")
+        await world.until(lambda: len(world.client.pubsub_channels()) == 1)
+    assert world.waiters(lock) == 3
+    await settle(lease.release())
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert order == ["a", "b", "c"]
+
+
+async def test_a_grant_that_was_told_to_nobody(shell: World) -> None:
+    """The place of a waiter that could not be reached is its own again when it is back."""
+    lock = shell.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(shell, lock, "ab", order)
+    with shell.client.pipeline(transaction=True) as both:  # no time to come back between the two
+        both.client_kill_filter(_type="pubsub")
+        script = SCRIPTS["hand_over"]
+        token = lease.token.encode()
+        both.eval(script.source.decode(), 2, lock.key, lock.key + b":queue", token, b"1")
+        _, outcome = both.execute()
+    assert outcome == b"released"  # nobody was reached
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert sorted(order) == ["a", "b"]
+
+
+async def test_restarted_server(shell: World) -> None:
+    """Those who wait when the server goes away wait on when it is back."""
+    name = next(iter(BINARIES))
+    server = Server(name, BINARIES[name])
+    try:
+        lock = shell.connect(server.url).lock("x", ttl=30)
+        lease = await settle(lock.acquire())
+        waiter = asyncio.ensure_future(shell.beside(shell.connect(server.url).lock("x").acquire))
+        with server.client() as client:
+            await shell.until(lambda: client.zcard(lock.key + b":queue") == 1)
+        server.kill()
+        os.unlink(server.socket)
+        server.start()
+        got = await asyncio.wait_for(waiter, 10)  # the server came back without its data
+        assert got.held
+        with pytest.raises(lualock.LockError):
+            await settle(lease.release())
+        await settle(got.release())
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("trouble", ["paused", "gone"])
+async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None:
+    """A timeout holds whatever the server does, from the first try on and while waiting."""
+    name = next(iter(BINARIES))
+    server = Server(name, BINARIES[name])
+    try:
+        lock = shell.connect(server.url).lock("x", ttl=30)
+        await settle(lock.acquire())
+        waiter = asyncio.ensure_future(
+            shell.beside(lambda: shell.connect(server.url).lock("x").acquire(timeout=0.6))
+        )
+        with server.client() as client:
+            await shell.until(lambda: client.zcard(lock.key + b":queue") == 1)
+        assert server.process is not None
+        if trouble == "paused":
+            server.process.send_signal(signal.SIGSTOP)
+        else:
+            server.kill()
+        start = time.monotonic()
+        with pytest.raises(lualock.LockError):
+            await asyncio.wait_for(waiter, 5)
+        with pytest.raises(lualock.LockUnavailable):
+            await settle(shell.connect(server.url).lock("x").acquire(timeout=0.3))
+        # Far below the socket's timeout of 5 s; how exactly the time is kept, `bench` measures.
+        assert 0.3 <= time.monotonic() - start < 2
+        if trouble == "paused":
+            server.process.send_signal(signal.SIGCONT)
+    finally:
+        server.close()
+
+
+async def test_a_false_message_gives_nothing(shell: World) -> None:
+    """A message is only a hint: what it claims is looked up before the lease is used."""
+    lock = shell.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(shell, lock, "a", order)
+    ticket = shell.client.zrange(lock.key + b":queue", 0, 0)[0]
+    token, channel = ticket[:22], ticket.split(b" ")[1]
+    shell.client.publish(channel, token + b"%016d" % (lease.fence - 1))  # an old turn
+    shell.client.publish(channel, token)  # look again
+    shell.client.publish(channel, b"x" * 22 + b"9" * 16)  # somebody else's
+    await asyncio.sleep(0.1)  # the claim is that nothing happens
+    assert order == []
+    assert lease.held
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+
+
+async def test_thousands_of_hand_overs_in_turn(shell: World) -> None:
+    """Over thousands of hand-overs nobody is overtaken by one who came later."""
+    locks = shell.connect()
+    count, rounds = 8, 300
+    taken: list[tuple[int, int]] = []
+
+    async def worker(number: int) -> None:
+        lock = locks.lock("x", ttl=30)
+        for turn in range(rounds):
+            lease = await shell.beside(lock.acquire)
+            taken.append((number, lease.fence))
+            del turn
+            await settle(lease.release())
+
+    first = await settle(locks.lock("x", ttl=30).acquire())
+    workers = [asyncio.ensure_future(worker(number)) for number in range(count)]
+    await shell.until(lambda: shell.waiters(locks.lock("x")) == count)
+    await settle(first.release())
+    await asyncio.gather(*workers)
+    assert len(taken) == count * rounds
+    fences = [fence for _, fence in taken]
+    assert fences == sorted(set(fences))
+    if shell.asynchronous:
+        # Each comes back only after it released, so between two turns of one everybody has one.
+        for at in range(0, len(taken) - count, count):
+            assert len({number for number, _ in taken[at : at + count]}) == count
+
+
+# Processes of their own.
+
+WAITER = """
+import sys, lualock
+locks = lualock.connect(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+lease = locks.lock("x", ttl=30).acquire()
+print("has", lease.fence, flush=True)
+sys.stdin.readline()
+try:
+    lease.check()
+    lease.release()
+    print("released", flush=True)
+except lualock.LeaseLost:
+    print("lost", flush=True)
+"""
+
+
+class Waiter:
+    """A process that waits for the lock ``x`` when told to."""
+
+    def __init__(self, server: Server) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WAITER, server.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def new_waiters(server: Server) -> Iterator[Callable[[int], list[Waiter]]]:
+    """Waiters in processes of their own, in the queue in the order of the list."""
+    started: list[Waiter] = []
+
+    def start(count: int) -> list[Waiter]:
+        started.extend(Waiter(server) for _ in range(count))
+        with server.client() as client:
+            for number, waiter in enumerate(started, start=1):
+                waiter.go()
+                _until_waiters(client, "x", number)
+        return started
+
+    yield start
+    for waiter in started:
+        waiter.end()
+
+
+def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]) -> None:
+    """The dead in the queue are passed over within the release: the last alive has the lock."""
+    with lualock.connect(server.url) as locks, server.client() as client:
+        lease = locks.lock("x", ttl=30).acquire()
+        *dead, alive = new_waiters(8)
+        for waiter in dead:
+            waiter.process.kill()
+        for waiter in dead:
+            waiter.process.wait()
+        wait_until(lambda: len(client.pubsub_channels()) == 1)
+        lease.release()
+        assert alive.line().startswith("has ")
+        assert not client.exists("lualock:{x}:queue")
+
+
+def test_a_stopped_waiter_is_passed_over(
+    server: Server, new_waiters: Callable[[int], list[Waiter]]
+) -> None:
+    """Who is given the lock and does not claim it loses it, and knows when it goes on."""
+    with lualock.connect(server.url) as locks:
+        lock = locks.lock("x", ttl=30)
+        lease = lock.acquire()
+        stopped, other = new_waiters(2)
+        stopped.process.send_signal(signal.SIGSTOP)
+        lease.release()
+        assert other.line().startswith("has ")
+        fence = lock.inspect().fence
+        stopped.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: lock.inspect().waiters == 1)  # it noticed, and waits again
+        assert lock.inspect().fence == fence
+        other.go()
+        assert other.line() == "released"
+        assert stopped.line().startswith("has ")
+
+
+def test_a_killed_holder(server: Server, new_waiters: Callable[[int], list[Waiter]]) -> None:
+    """A holder killed while others wait is replaced when its lease has ended."""
+    code = """
+        import sys, lualock
+        lease = lualock.connect(sys.argv[1]).lock("x", ttl=1).acquire()
+        print("has", flush=True)
+        sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), server.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "has\n"
+        (waiter,) = new_waiters(1)
+        holder.kill()
+        assert waiter.line().startswith("has ")
+
+
+# Threads.
+
+
+def test_many_threads_on_many_locks(server: Server) -> None:
+    """500 threads that wait for 500 locks need no more than 16 connections."""
+    count = 500
+    with lualock.connect(server.url) as locks, server.client() as client:
+        before = len(client.client_list())
+        leases = [locks.lock(f"l{number}", ttl=60).acquire() for number in range(count)]
+        got: list[int] = []
+
+        def wait(number: int) -> None:
+            with locks.lock(f"l{number}", ttl=60):
+                got.append(number)
+
+        threads = [threading.Thread(target=wait, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+
+        def queues() -> int:
+            return len(client.keys("lualock:*:queue"))
+
+        wait_until(lambda: queues() == count, wait_s=20)
+        assert len(client.client_list()) - before <= 16
+        for lease in leases:
+            lease.release()
+        for thread in threads:
+            thread.join(20)
+        assert sorted(got) == list(range(count))
+        assert queues() == 0
+
+
+def _until_waiters(client: Any, name: str, count: int) -> None:
+    wait_until(lambda: client.zcard(f"lualock:{{{name}}}:queue") == count)
+
+
+def _until_done(done: list[str], name: str) -> None:
+    wait_until(lambda: name in done)
+
+
+def test_whoever_waits_reads_for_the_others(locks: lualock.Locks, one_client: Any) -> None:
+    """When the thread that reads the messages is done, another one reads on."""
+    names = [f"l{number}" for number in range(6)]
+    leases = [locks.lock(name, ttl=60).acquire() for name in names]
+    done: list[str] = []
+
+    def wait(name: str) -> None:
+        with locks.lock(name, ttl=60):
+            done.append(name)
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in names]
+    for thread, name in zip(threads, names, strict=True):
+        thread.start()
+        _until_waiters(one_client, name, 1)
+    for lease, name in zip(leases, names, strict=True):  # the first reads, and leaves first
+        lease.release()
+        _until_done(done, name)
+    for thread in threads:
+        thread.join(5)
+
+
+def test_a_thread_that_gives_up_lets_another_read(locks: lualock.Locks) -> None:
+    """A reader whose time is over does not take the messages of the others with it."""
+    lease = locks.lock("x", ttl=60).acquire()
+    other = locks.lock("y", ttl=60).acquire()
+    outcome: list[str] = []
+
+    def impatient() -> None:
+        try:
+            locks.lock("x", ttl=60).acquire(timeout=0.3)
+        except lualock.NotAcquired:
+            outcome.append("gave up")
+
+    def patient() -> None:
+        with locks.lock("y", ttl=60):
+            outcome.append("got it")
+
+    first = threading.Thread(target=impatient)
+    first.start()
+    wait_until(lambda: locks.lock("x").inspect().waiters == 1)
+    second = threading.Thread(target=patient)
+    second.start()
+    wait_until(lambda: locks.lock("y").inspect().waiters == 1)
+    first.join(5)
+    other.release()
+    second.join(5)
+    assert outcome == ["gave up", "got it"]
+    assert locks.lock("x").inspect().waiters == 0
+    lease.release()
+
+
+# Coroutines.
+
+
+async def test_many_tasks_share_two_connections(one_server: Server) -> None:
+    """A thousand tasks, half of them waiting, need one connection to ask and one to listen."""
+    async with aio.connect(one_server.url) as locks:
+        with one_server.client() as client:
+            before = len(client.client_list())
+            most = 0
+
+            async def use(number: int) -> None:
+                nonlocal most
+                for _ in range(3):
+                    async with locks.lock(f"l{number % 500}", ttl=60):
+                        if number % 100 == 0:
+                            most = max(most, len(client.client_list()))
+
+            await asyncio.gather(*(use(number) for number in range(1000)))
+            assert most - before <= 2
+            assert client.keys("lualock:*:queue") == []
+
+
+async def test_cancelled_callers_shift_no_replies(one_server: Server) -> None:
+    """Replies that nobody waits for any more are read and dropped; the others get their own."""
+    async with aio.connect(one_server.url) as locks:
+        held = [await locks.lock(f"l{n}", ttl=60).acquire() for n in range(50)]
+        fences = {lease.name: lease.fence for lease in held}
+
+        async def look(name: str) -> None:
+            assert (await locks.lock(name).inspect()).fence == fences[name]
+
+        for turn in range(20):
+            tasks = [asyncio.create_task(look(name)) for name in fences]
+            for _ in range(turn % 5):
+                await asyncio.sleep(0)
+            for task in tasks[::3]:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(r is None or isinstance(r, asyncio.CancelledError) for r in done)
+
+
+async def test_a_broken_connection_fails_all_calls_under_way(proxy: Proxy) -> None:
+    """Each call that was out when the connection broke is resolved by asking again."""
+    async with aio.connect(proxy.url) as locks:
+        await (await locks.lock("first").acquire()).release()
+        proxy.lose_reply = 1
+        leases = await asyncio.gather(*(locks.lock(f"l{n}", ttl=60).acquire() for n in range(20)))
+        assert all(lease.held for lease in leases)
+        assert len({lease.fence for lease in leases}) == 20
+        await asyncio.gather(*(lease.release() for lease in leases))
+
+
+async def test_loops_do_not_share_connections(one_server: Server) -> None:
+    """One Locks used in several loops at once waits and is woken in each."""
+    locks = aio.connect(one_server.url)
+    got: list[int] = []
+
+    async def use(number: int) -> None:
+        for _ in range(20):
+            async with locks.lock("x", ttl=60):
+                got.append(number)
+
+    threads = [threading.Thread(target=lambda n=n: asyncio.run(use(n))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 20)
+    assert sorted(got) == [n for n in range(4) for _ in range(20)]
+    await locks.aclose()
