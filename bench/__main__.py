@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import races, report, server_cost, uncontended
+from bench import contention, coroutines, races, report, server_cost, uncontended, waiters
 from bench.server import started
 
 SCENARIOS: dict[str, Any] = {
     "uncontended": uncontended,
+    "contention": contention,
+    "waiters": waiters,
+    "coroutines": coroutines,
     "races": races,
     "server_cost": server_cost,
 }

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from bench import races, server_cost, uncontended
+from bench import contention, coroutines, races, server_cost, uncontended, waiters
 
 Targets = list[tuple[str, float, bool]]
 
@@ -74,6 +74,45 @@ def _uncontended(tables: list[uncontended.Table]) -> str:
     return "\n\n".join(parts)
 
 
+def _contention(rows: list[contention.Row]) -> str:
+    body = [
+        [
+            row.rival,
+            str(row.processes),
+            f"{row.per_s:,.0f}",
+            f"{row.times_lualock:.2f}",
+            f"{row.spread:.2f}",
+            f"{row.published:.2f}",
+        ]
+        for row in rows
+    ]
+    head = ["", "processes", "a second", "times lualock's", "last / first done", "PUBLISH each"]
+    return f"## contention: one lock, many processes\n\n{_table(head, body)}"
+
+
+def _waiters(rows: list[waiters.Row]) -> str:
+    body = [
+        [
+            f"{row.waiters:,}",
+            f"{row.hand_over_us:.0f}",
+            f"{row.idle_per_s:.3f}",
+            f"{row.bytes_each:.0f}",
+        ]
+        for row in rows
+    ]
+    head = ["waiters", "µs a hand-over", "commands a second, each, idle", "bytes each"]
+    return f"## waiters: one lock, many coroutines\n\n{_table(head, body)}"
+
+
+def _coroutines(rows: list[coroutines.Row]) -> str:
+    body = [
+        [row.rival, f"{row.tasks:,}", f"{row.pairs_per_s:,.0f}", f"{row.times_faster_lualock:.2f}"]
+        for row in rows
+    ]
+    head = ["", "tasks", "pairs/s", "lualock is so many times as fast"]
+    return f"## coroutines: a lock for each task\n\n{_table(head, body)}"
+
+
 def _races(rows: list[races.Row]) -> str:
     head = ["", "fault", "acquisitions", "double holders", "taken from holder", "stuck", "crashes"]
     body = [
@@ -107,6 +146,9 @@ def _server_cost(rows: list[server_cost.Row]) -> str:
 
 _SECTIONS: dict[str, Any] = {
     "uncontended": _uncontended,
+    "contention": _contention,
+    "waiters": _waiters,
+    "coroutines": _coroutines,
     "races": _races,
     "server_cost": _server_cost,
 }
