@@ -115,7 +115,18 @@ class Ear:
                 if left_s <= 0:
                     return None
                 if reader is place:
-                    self._read(left_s)
+                    connected = self._socket
+                    if connected is None:
+                        continue
+                    if not (self._tls and connected.pending()):  # poll() does not know of that
+                        self._poll.poll(math.ceil(left_s * 1000) if left_s < 1e6 else None)
+                    with self._lock:
+                        if self._socket is connected:
+                            self._take_in(connected)
+                            if place.messages:
+                                self._leave(place)
+                                left = True
+                                return place.messages.pop(0)
                 else:
                     bell.wait(min(left_s, threading.TIMEOUT_MAX))
                     place.bell = None
@@ -140,31 +151,23 @@ class Ear:
         with self._lock:
             self._break()
 
-    def _read(self, left_s: float) -> None:
-        """Wait for something to come, and put it where it belongs."""
-        connected = self._socket
-        if connected is None:
-            return
-        if not (self._tls and connected.pending()):  # decrypted, so poll() does not know of it
-            self._poll.poll(math.ceil(left_s * 1000) if left_s < 1e6 else None)
-        with self._lock:
-            if self._socket is connected:
-                self._take_in(connected)
-
     def _take_in(self, connected: Any) -> None:
         """Deliver what has come, without waiting."""
         whole = False  # an exception out of the blue must not leave half a message behind
         try:
-            places, size = self._places, wire.CHUNK
+            places, gets, size = self._places, self._replies.gets, wire.CHUNK
             while size == wire.CHUNK:
                 received = connected.recv(wire.CHUNK)
                 size = len(received)
                 self._replies.feed(received)
-                while (reply := self._replies.next()) is not wire.MORE:
-                    if (payload := wire.payload(reply)) and (place := places.get(payload[:22])):
-                        place.messages.append(payload[22:])
-                        if place.bell is not None:
-                            place.bell.set()
+                while (reply := gets()) is not wire.MORE:
+                    if isinstance(reply, list) and reply[0] == b"message":
+                        payload = reply[2]
+                        place = places.get(payload[:22])
+                        if place is not None:
+                            place.messages.append(payload[22:])
+                            if place.bell is not None:
+                                place.bell.set()
             if size:
                 self._heard, self._pinged = self._clock(), 0.0
                 whole = True

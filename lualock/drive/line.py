@@ -94,16 +94,18 @@ class Line:
 
     def ask(self, question: bytes) -> Any:
         """Send a question and wait for its reply."""
-        replies = self._replies
+        replies, connected = self._replies, self._socket
         try:
-            self._socket.sendall(question)
+            connected.sendall(question)
             owed = len(self._owed)
             while True:
-                received = self._socket.recv(wire.CHUNK)
+                received = connected.recv(wire.CHUNK)
                 if not received:
                     raise ConnectionResetError("the server closed the connection")
                 replies.feed(received)
-                while (reply := replies.next()) is not wire.MORE:
+                while (reply := replies.gets()) is not wire.MORE:
+                    if type(reply) is wire.PushNotification:
+                        continue  # RESP3: nothing that we asked for
                     if not owed:
                         return reply
                     self._settle(reply)

@@ -59,18 +59,19 @@ class Replies:
     """What a connection has received, reply by reply. redis-py made the connection; talking on
     it needs none of its command machinery, which costs more than the network."""
 
-    __slots__ = ("_pushes", "_reader", "feed")
+    __slots__ = ("_pushes", "feed", "gets")
 
     def __init__(self, *, pushes: bool = False) -> None:
         self._pushes = pushes
-        self._reader = hiredis.Reader(notEnoughData=MORE)
-        self.feed = self._reader.feed
+        reader = hiredis.Reader(notEnoughData=MORE)
+        self.feed = reader.feed
+        self.gets = reader.gets  # as :meth:`next`, pushes included
 
     def next(self) -> Any:
         """The next reply, :data:`MORE` if it is not all there; a ``ReplyError`` is returned."""
-        reply = self._reader.gets()
+        reply = self.gets()
         while type(reply) is PushNotification and not self._pushes:
-            reply = self._reader.gets()  # RESP3: nothing that we asked for
+            reply = self.gets()  # RESP3: nothing that we asked for
         return reply
 
 

@@ -88,7 +88,7 @@ def undo(ask: Ask) -> Steps[None]:
 def enqueue(attempt: _Attempt) -> Steps[Grant]:
     """Take a place in the queue, and wait for the turn."""
     token = attempt.ask.token
-    listen = Listen(token, attempt.until)
+    listen, wait = Listen(token, attempt.until), Wait(0.0, token)
     while True:
         try:
             channel = yield listen
@@ -103,7 +103,8 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
         if grant is not None:
             return grant
 
-        told = yield Wait(attempt.nap_s(), token)
+        wait.seconds = attempt.nap_s()
+        told = yield wait
         if told is None:
             attempt.check_time()
         # A fence that is no greater than what the lock had when we looked is an old message: that

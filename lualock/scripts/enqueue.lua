@@ -26,13 +26,16 @@ local state, last
 if record then
   state = string.sub(record, 1, 1)
   last = string.sub(record, 2, 17)
-  if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
+  if #record < 39 or not tonumber(last) then
     return {'conflict'}
   end
 end
-local token, ttl_ms, _, about = open_ticket(ticket)
+local own = string.sub(ticket, 1, 22)
 local held = state == HELD or state == HELD_WAITED
-if held and string.sub(record, 18, 39) == token then
+if record and not held and state ~= RELEASED and state ~= RELEASED_WAITED then
+  return {'conflict'}
+elseif held and string.sub(record, 18, 39) == own then
+  local _, ttl_ms = open_ticket(ticket)
   redis.call('PEXPIRE', lock, ttl_ms)
   return {'owned', tonumber(ttl_ms), last}
 end
@@ -46,7 +49,8 @@ if not held then
   end
   if others == 0 or fair ~= '1' then
     local taken = others > 0 and HELD_WAITED or HELD
-    redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
+    local _, ttl_ms, _, about = open_ticket(ticket)
+    redis.call('SET', lock, taken .. fence .. own .. before .. about, 'PX', ttl_ms)
     redis.call('ZREM', queue, ticket)
     return fence
   end
@@ -60,7 +64,13 @@ end
 if max_waiters ~= '0' and not redis.call('ZSCORE', queue, ticket) then
   local limit = tonumber(max_waiters)
   if redis.call('ZCARD', queue) >= limit then
-    drop_dead(queue)
+    -- Those whose process is gone do not count.
+    for _, other in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+      local _, _, channel = open_ticket(other)
+      if redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 then
+        redis.call('ZREM', queue, other)
+      end
+    end
     local waiters = redis.call('ZCARD', queue)
     if waiters >= limit then
       local holder = held and string.sub(record, 62) or ''
@@ -72,13 +82,17 @@ end
 local start = tonumber(place)
 local comes = start % BAND == 0
 if comes then
-  -- Ticks since 2025, and after everybody who came before, whatever the clock says.
-  local ticks = (now[1] - 1735689600) * 10000 + math.floor(now[2] / 100)
-  local ends = string.format('%.0f', start + BAND - 1)
-  local behind = redis.call('ZREVRANGEBYSCORE', queue, ends, place, 'WITHSCORES', 'LIMIT', 0, 1)[2]
-  local score = start + ticks
-  if behind and tonumber(behind) >= score then
-    score = tonumber(behind) + 1
+  -- Ticks since 2025, and after everybody of its priority, whatever the clock says.
+  local score = start + (now[1] - 1735689600) * 10000 + math.floor(now[2] / 100)
+  local behind = tonumber(redis.call('ZREVRANGE', queue, 0, 0, 'WITHSCORES')[2])
+  if behind and behind >= start + BAND then
+    -- Others of a lower priority wait behind it.
+    local ends = string.format('(%.0f', start + BAND)
+    local found = redis.call('ZREVRANGEBYSCORE', queue, ends, place, 'WITHSCORES', 'LIMIT', 0, 1)
+    behind = tonumber(found[2])
+  end
+  if behind and behind >= score then
+    score = behind + 1
   end
   place = string.format('%.0f', score)
 end
@@ -89,8 +103,8 @@ redis.call('PEXPIRE', queue, QUEUE_MS)
 
 if not held then
   -- The lease ended by itself while others wait: the first of them who can be reached has it now.
-  local given = pass_on(lock, queue, fence, before, token)
-  if given == token then
+  --@include pass_on
+  if given == own then
     return fence
   elseif not given then
     -- Nobody can be told; our turn comes when those before us have looked.

@@ -29,7 +29,7 @@ if string.sub(record, 18, 39) == token then
     return 'already'
   end
   --@include give_up
-  if given then
+  if given_on then
     return 'handed_over'
   end
   return 'released'

@@ -1,14 +1,27 @@
 -- give_up: the lock is ours (record has our token): hand it over, or leave a tombstone.
--- Needs lock, queue, fair and record. Binds given: the next holder's token, or nil.
-local given
+-- Needs lock, queue, token, fair and record. Binds given_on: the next holder's token, or nil.
+local last = string.sub(record, 2, 17)
+local before, own = token, nil
+--@include fence
+local given_on
 if fair == '1' then
-  local last = string.sub(record, 2, 17)
-  --@include fence
-  given = pass_on(lock, queue, fence, token)
+  --@include pass_on
+  given_on = given
 else
-  tell_first(queue)
+  -- Tell the first who can be reached that the lock is free for whoever comes; drop who cannot.
+  while true do
+    local ticket = redis.call('ZRANGE', queue, 0, 0)[1]
+    if not ticket then
+      break
+    end
+    local heir, _, channel = open_ticket(ticket)
+    if redis.pcall('PUBLISH', channel, heir) ~= 0 then
+      break
+    end
+    redis.call('ZREM', queue, ticket)
+  end
 end
-if not given then
+if not given_on then
   local freed = redis.call('ZCARD', queue) > 0 and RELEASED_WAITED or RELEASED
   local written = redis.pcall('SET', lock, freed .. string.sub(record, 2, 39), 'PX', TOMBSTONE_MS)
   if written.err then
