@@ -16,7 +16,7 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
 from lualock.protocol import LockInfo
-from lualock.renewal import RenewalPlan, log
+from lualock.renewal import Renewals, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -245,25 +245,16 @@ def connect(
     return Locks._of(*find_server(server, asynchronous=True), settings)
 
 
-class _RenewalTimer:
+class _RenewalTimer(Renewals):
     """Renews leases from one timer of the loop, which is set only while there are leases."""
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.pid = fork.pid
         self._driver = driver
         self._loop = loop
-        self._plan = RenewalPlan()
-        self._wakes_at = math.inf
+        self._start_empty()
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
-
-    def add(self, lease: Lease) -> None:
-        due = self._plan.add(lease)
-        if due < self._wakes_at:
-            self._set(due)
-
-    def drop(self, lease: Lease) -> None:
-        self._plan.drop(lease)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -271,7 +262,7 @@ class _RenewalTimer:
         if self._round is not None:
             self._round.cancel()
 
-    def _set(self, due: float) -> None:
+    def _wake_at(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -286,12 +277,12 @@ class _RenewalTimer:
 
     async def _renew(self) -> None:
         try:
-            for lease in self._plan.due(self._driver.clock()):
+            for lease in self.due(self._driver.clock()):
                 try:
-                    await self._driver.run(self._plan.renew(lease))
+                    await self._driver.run(self.renew(lease))
                 except Exception:  # a bug must not stop the renewal of the other leases
                     log.exception("renewing lock %r failed", lease.name)
                 del lease  # or this loop variable would keep a dropped lease alive
         finally:
             self._round = None
-            self._set(self._plan.next_due())
+            self._wake_at(self.next_due())

@@ -154,7 +154,7 @@ class Entered:
         self._blocks.append((owner, lease))
 
     def pop(self, owner: object) -> Any:
-        for index in range(len(self._blocks) - 1, -1, -1):
-            if self._blocks[index][0] == owner:
-                return self._blocks.pop(index)[1]
-        return self._blocks.pop()[1]
+        at = -1  # the usual case, and the last resort
+        if self._blocks[at][0] != owner:
+            at = max((i for i, block in enumerate(self._blocks) if block[0] == owner), default=at)
+        return self._blocks.pop(at)[1]

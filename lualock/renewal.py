@@ -20,30 +20,34 @@ log = logging.getLogger("lualock.renewal")
 ROUND_SHARE = 0.05
 
 
-class RenewalPlan:
-    """The leases that are renewed. Adding and dropping one are single dictionary operations."""
+class Renewals:
+    """The leases that are renewed. In the usual case somebody looks in time already, and adding
+    one is a single operation of a dictionary, as dropping it is."""
 
-    def __init__(self) -> None:
+    def _start_empty(self) -> None:
         self._leases: dict[bytes, weakref.ref[BaseLease]] = {}
+        self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
+        self._added = False  # since somebody looked last
 
-    def add(self, lease: BaseLease) -> float:
-        """Renew this lease from now on; returns when it falls due, on the lease's clock."""
-        self._plan(lease)
-        self._leases[lease._ask.token] = weakref.ref(lease)
-        return lease._renew_at
-
-    @staticmethod
-    def _plan(lease: BaseLease) -> None:
-        grant, ttl_s = lease._grant, lease._ttl_ms / 1000
-        lease._renew_at = grant.deadline - ttl_s * (2 / 3)
+    def add(self, lease: BaseLease) -> None:
+        """Renew this lease from now on."""
+        grant, ahead_s = lease._grant, lease._ttl_ms / 1500
         if grant.claim is not None:
             # Claimed, but the reply is not read yet: look at it before what is certain ends.
-            last = grant.deadline - CLAIM_MS / 3000
-            lease._renew_at = min(grant.claimed_deadline - ttl_s * (2 / 3), last)
+            ahead_s = min(ahead_s, CLAIM_MS / 3000)
+        lease._renew_at = due = grant.deadline - ahead_s
+        self._leases[lease._ask.token] = weakref.ref(lease)
+        self._added = True
+        if due < self._wakes_at:
+            self._wake_at(due)
 
     def drop(self, lease: BaseLease) -> None:
         """Renew this lease no more."""
         self._leases.pop(lease._ask.token, None)
+
+    def _wake_at(self, due: float) -> None:
+        """See to it that somebody looks then."""
+        raise NotImplementedError
 
     def _alive(self) -> list[BaseLease]:
         alive = []
@@ -76,7 +80,7 @@ class RenewalPlan:
                 log.error("the lease of lock %r ended: it could not be renewed in time", lease.name)
             return
         if lease._claimed():
-            self._plan(lease)
+            self.add(lease)
             return
         try:
             yield from lease._extend(lease._ttl_ms)
@@ -89,4 +93,4 @@ class RenewalPlan:
             lease._renew_at = lease._clock() + min(1.0, lease._ttl_ms / 10_000)
             log.warning("lock %r was not renewed, trying again: %s", lease.name, error)
         else:
-            self._plan(lease)
+            self.add(lease)

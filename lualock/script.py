@@ -34,8 +34,7 @@ class ScriptError(ImportError):
 class Script:
     """One verb: its source, its digest and the commands that run it.
 
-    ``evalsha`` and ``eval`` are RESP templates for the ``%`` operator, to be filled with length
-    and bytes of each key and argument: one operation a call.
+    ``evalsha`` and ``eval`` are how the commands that run it begin; its keys and arguments follow.
     """
 
     name: str
@@ -43,18 +42,8 @@ class Script:
     args: tuple[str, ...]
     source: bytes
     sha: str
-    evalsha: bytes
-    eval: bytes  # the same with the source, for a server that forgot the script
-
-
-def _bulk(value: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(value), value)
-
-
-def _template(command: bytes, script: bytes, keys: int, args: int) -> bytes:
-    size = b"*%d\r\n" % (3 + keys + args)
-    start = size + _bulk(command) + _bulk(script) + _bulk(b"%d" % keys)
-    return start.replace(b"%", b"%%") + b"$%d\r\n%b\r\n" * (keys + args)
+    evalsha: tuple[bytes, ...]
+    eval: tuple[bytes, ...]  # the same with the source, for a server that forgot the script
 
 
 def parse(name: str, text: str, include: dict[str, str]) -> Script:
@@ -109,8 +98,8 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
         args,
         source,
         sha,
-        evalsha=_template(b"EVALSHA", sha.encode(), len(keys), len(args)),
-        eval=_template(b"EVAL", source, len(keys), len(args)),
+        evalsha=(b"EVALSHA", sha.encode(), b"%d" % len(keys)),
+        eval=(b"EVAL", source, b"%d" % len(keys)),
     )
 
 

@@ -15,7 +15,7 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
 from lualock.protocol import LockInfo
-from lualock.renewal import RenewalPlan, log
+from lualock.renewal import Renewals, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -235,7 +235,12 @@ def connect(
     return Locks._of(*find_server(server, asynchronous=False), settings)
 
 
-class _RenewalThread:
+LINGER_S = 1.0
+"""How long the renewal thread stays without a lease: where they come and go quickly, starting one
+again and again would cost more."""
+
+
+class _RenewalThread(Renewals):
     """Renews leases from one thread, which exists only while there are leases to renew."""
 
     def __init__(self, driver: BlockingDriver) -> None:
@@ -245,43 +250,38 @@ class _RenewalThread:
 
     def after_fork(self) -> None:
         # A child has no renewal thread and owns no lease; the condition may be in any state.
-        self._plan = RenewalPlan()
+        self._start_empty()
         self._changed = threading.Condition()
-        self._wakes_at: float | None = None  # None: there is no thread
 
-    def add(self, lease: Lease) -> None:
-        due = self._plan.add(lease)
-        wakes_at = self._wakes_at
-        if wakes_at is not None and wakes_at <= due:
-            return  # the usual case: the thread looks in time
+    def _wake_at(self, due: float) -> None:
         with self._changed:
-            if self._wakes_at is None:
+            if self._wakes_at == math.inf:
                 self._wakes_at = due
                 threading.Thread(target=self._run, name="lualock-renewal", daemon=True).start()
             elif due < self._wakes_at:
                 self._wakes_at = due
                 self._changed.notify()
 
-    def drop(self, lease: Lease) -> None:
-        self._plan.drop(lease)
-
     def _run(self) -> None:
-        plan, clock = self._plan, self._driver.clock
+        clock = self._driver.clock
         while True:
             with self._changed:
-                while self._wakes_at is not None and (nap_s := self._wakes_at - clock()) > 0:
+                while (nap_s := self._wakes_at - clock()) > 0:
                     self._changed.wait(nap_s)
-            for lease in plan.due(clock()):
+            for lease in self.due(clock()):
                 try:
-                    self._driver.run(plan.renew(lease))
+                    self._driver.run(self.renew(lease))
                 except Exception:  # a bug must not stop the renewal of the other leases
                     log.exception("renewing lock %r failed", lease.name)
                 del lease  # or this loop variable would keep a dropped lease alive
             with self._changed:
-                # None first: a lease that is added from here on finds no thread and comes here
-                # to start one, and one that was added before is seen by next_due.
-                self._wakes_at = None
-                next_due = plan.next_due()
+                # Infinity first: a lease that is added from here on finds nobody looking and comes
+                # here to start a thread, and one that was added before is seen by next_due.
+                self._wakes_at = math.inf
+                next_due = self.next_due()
                 if next_due == math.inf:
-                    return
+                    if not self._added:
+                        return
+                    next_due = clock() + LINGER_S
+                self._added = False
                 self._wakes_at = next_due

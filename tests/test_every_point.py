@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import linecache
 import sys
 import threading
@@ -58,20 +59,24 @@ async def _nothing_is_left(locks: aio.Locks, client: Any) -> None:
     raise AssertionError(f"left: {await locks.lock('x').inspect()} {client.zrange(QUEUE, 0, -1)}")
 
 
+def _url(server: Server, resp: int) -> str:
+    return f"{server.url}?protocol={resp}"
+
+
 async def _every_point(
-    server: Server, scenario: Callable[[aio.Locks, Points], Coroutine[Any, Any, None]]
+    server: Server, resp: int, scenario: Callable[[aio.Locks, Points], Coroutine[Any, Any, None]]
 ) -> int:
     """Run the scenario undisturbed, and then cancelled at each of its suspensions."""
     with server.client() as client:
         for warm in (False, True):  # also the points at which it connects
             points = Points()
-            async with aio.connect(server.url) as locks:
+            async with aio.connect(_url(server, resp)) as locks:
                 if warm:
                     await scenario(locks, Points())
                 await scenario(locks, points)
             assert points.count > 0
             for at in range(1, points.count + 1):
-                async with aio.connect(server.url) as locks:
+                async with aio.connect(_url(server, resp)) as locks:
                     if warm:
                         await scenario(locks, Points())
                     # What the task is told of is not the scenario's outcome: that is what is left.
@@ -85,9 +90,9 @@ async def _take_and_give(locks: aio.Locks, points: Points) -> None:
     await points.run(lease.release())
 
 
-async def test_every_await_of_a_free_lock(one_server: Server) -> None:
+async def test_every_await_of_a_free_lock(server: Server, resp: int) -> None:
     """Cancelled at each await of acquire and release of a free lock, nothing is left."""
-    assert await _every_point(one_server, _take_and_give) >= 2
+    assert await _every_point(server, resp, _take_and_give) >= 2
 
 
 async def _queued(locks: aio.Locks, waiting: asyncio.Task[Any]) -> None:
@@ -98,7 +103,7 @@ async def _queued(locks: aio.Locks, waiting: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0)
 
 
-async def _wait_and_give(locks: aio.Locks, points: Points) -> None:
+async def _wait_and_give(locks: aio.Locks, points: Points, patient: bool = False) -> None:
     holder = await locks.lock("x", ttl=60).acquire()
 
     async def waiter() -> None:
@@ -106,15 +111,28 @@ async def _wait_and_give(locks: aio.Locks, points: Points) -> None:
 
     waiting = asyncio.create_task(waiter())
     await _queued(locks, waiting)
+    if patient:  # it reads what the server says of its place, and goes on waiting
+        before = points.count
+        while points.count == before and not waiting.done():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
     await holder.release()
     await asyncio.wait([waiting])
     if not waiting.cancelled():
         waiting.exception()
 
 
-async def test_every_await_of_a_waiter(one_server: Server) -> None:
+async def test_every_await_of_a_waiter(server: Server, resp: int) -> None:
     """Cancelled at each await of a waiter that is handed the lock, nothing is left."""
-    assert await _every_point(one_server, _wait_and_give) >= 4
+    assert await _every_point(server, resp, _wait_and_give) >= 3
+
+
+async def _wait_long_and_give(locks: aio.Locks, points: Points) -> None:
+    await _wait_and_give(locks, points, patient=True)
+
+
+async def test_every_await_of_a_waiter_that_waits_long(server: Server, resp: int) -> None:
+    """The same for one that is in the queue for longer than it takes to read its place there."""
+    assert await _every_point(server, resp, _wait_long_and_give) >= 4
 
 
 async def _time_out(locks: aio.Locks, points: Points) -> None:
@@ -129,15 +147,15 @@ async def _give_up(locks: aio.Locks, points: Points) -> None:
         await points.run(locks.lock("x", ttl=60).acquire(timeout=0.02))
 
 
-async def test_every_await_of_one_that_gives_up(one_server: Server) -> None:
+async def test_every_await_of_one_that_gives_up(server: Server, resp: int) -> None:
     """Cancelled at each await of a waiter whose time is over, nothing is left."""
-    assert await _every_point(one_server, _time_out) >= 4
+    assert await _every_point(server, resp, _time_out) >= 4
 
 
-async def test_cancelled_while_the_lock_is_being_handed_over(one_server: Server) -> None:
+async def test_cancelled_while_the_lock_is_being_handed_over(server: Server, resp: int) -> None:
     """Cancelled at any turn around the hand-over, the waiter has the lock or hands it on."""
-    with one_server.client() as client:
-        async with aio.connect(one_server.url) as locks:
+    with server.client() as client:
+        async with aio.connect(_url(server, resp)) as locks:
             for turns in range(25):
                 holder = await locks.lock("x", ttl=60).acquire()
                 waiting = asyncio.create_task(locks.lock("x", ttl=60).acquire())
@@ -160,10 +178,10 @@ class Struck(BaseException):
 class Lines:
     """Raises at one line of lualock's own, in this thread; counts them all.
 
-    But for the way out of a ``with`` block. A trace function could raise there before the block's
-    lock is given back, nothing else can: the interpreter runs signal handlers after calls, at the
-    start of functions and when it jumps back, and between the last call of a block and the one that
-    leaves it there is none of them.
+    But for the way out of a ``with`` block, and a ``try:`` directly in one. A trace function could
+    raise there before the block's lock is given back, nothing else can: the interpreter runs signal
+    handlers after calls, at the start of functions and when it jumps back, and between the last
+    call of a block and the one that leaves it there is none of them; nor at a bare ``try:``.
     """
 
     def __init__(self, at: int | None = None) -> None:
@@ -183,21 +201,32 @@ class Lines:
     def _trace(self, frame: Any, event: str, argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(SOURCE):
             return None
-        if event == "line" and not self._leaves_a_block(frame):
+        if event == "line" and not self._out_of_reach(frame):
             self.count += 1
             if self.count == self.at:
                 self.where = f"{frame.f_code.co_filename[len(SOURCE) :]}:{frame.f_lineno}"
                 raise Struck
         return self._trace
 
-    def _leaves_a_block(self, frame: Any) -> bool:
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        before, self._last[frame] = self._last.get(frame, 0), frame.f_lineno
-        return line.startswith("with ") and before > frame.f_lineno
+    def _out_of_reach(self, frame: Any) -> bool:
+        name, number = frame.f_code.co_filename, frame.f_lineno
+        line = linecache.getline(name, number)
+        before, self._last[frame] = self._last.get(frame, 0), number
+        if line.strip() == "try:":
+            indent = line[: line.index("try:")]
+            around = itertools.takewhile(
+                lambda above: above.startswith(indent) or not above.strip(),
+                (linecache.getline(name, n) for n in range(number - 1, 0, -1)),
+            )
+            block = number - 1 - len(list(around))
+            return linecache.getline(name, block).strip().startswith("with ")
+        return line.strip().startswith("with ") and before > number
 
 
-def _struck_at_every_line(server: Server, scenario: Callable[[lualock.Locks, Lines], None]) -> int:
-    with server.client() as client, lualock.connect(server.url) as locks:
+def _struck_at_every_line(
+    server: Server, resp: int, scenario: Callable[[lualock.Locks, Lines], None]
+) -> int:
+    with server.client() as client, lualock.connect(_url(server, resp)) as locks:
         scenario(locks, Lines())  # connections and scripts are there
         quiet = Lines()
         scenario(locks, quiet)
@@ -223,15 +252,20 @@ def _use(lock: lualock.Lock, lines: Lines, **how: float) -> None:
             lease.release()
 
 
-def test_every_line_of_a_free_lock(one_server: Server) -> None:
+def test_every_line_of_a_free_lock(server: Server, resp: int) -> None:
     """Struck at each line of acquire and release of a free lock, nothing is left."""
-    assert _struck_at_every_line(one_server, lambda locks, lines: _use(locks.lock("x"), lines)) > 50
+    assert (
+        _struck_at_every_line(server, resp, lambda locks, lines: _use(locks.lock("x"), lines)) > 50
+    )
 
 
-def test_every_line_of_a_waiter(one_server: Server) -> None:
+@pytest.mark.parametrize("connected", [True, False])
+def test_every_line_of_a_waiter(server: Server, resp: int, connected: bool) -> None:
     """Struck at each line of a waiter that is handed the lock, nothing is left."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
+        if not connected:
+            locks.close()
         holder = locks.lock("x", ttl=60).acquire()
         ended = threading.Event()
 
@@ -248,14 +282,14 @@ def test_every_line_of_a_waiter(one_server: Server) -> None:
             ended.set()
             other.join()
 
-    assert _struck_at_every_line(one_server, scenario) > 100
+    assert _struck_at_every_line(server, resp, scenario) > 100
 
 
-def test_every_line_of_one_that_gives_up(one_server: Server) -> None:
+def test_every_line_of_one_that_gives_up(server: Server, resp: int) -> None:
     """Struck at each line of a waiter whose time is over, nothing is left."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
         with locks.lock("x", ttl=60):
             _use(locks.lock("x", ttl=60), lines, timeout=0.005)
 
-    assert _struck_at_every_line(one_server, scenario) > 100
+    assert _struck_at_every_line(server, resp, scenario) > 100

@@ -273,13 +273,13 @@ async def test_the_server_s_word_counts_before_the_deadline(world: World) -> Non
 
 
 async def test_a_released_lease_is_not_renewed(shell: World) -> None:
-    """After its release a lease is not in the plan of renewals any more."""
+    """After its release a lease is not among the renewals any more."""
     locks = shell.connect()
     lease = await settle(locks.lock("x").acquire())
-    plan = (locks._renewal() if shell.asynchronous else locks._renewal)._plan
-    assert plan._alive() == [lease]
+    renewals = locks._renewal() if shell.asynchronous else locks._renewal
+    assert renewals._alive() == [lease]
     await settle(lease.release())
-    assert plan._alive() == []
+    assert renewals._alive() == []
 
 
 async def test_names_are_apart(world: World) -> None:

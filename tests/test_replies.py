@@ -153,6 +153,13 @@ def said(listening: Any) -> bytes | None:
     return None if message is None else message["data"]
 
 
+def take(raw: Raw, listening: Any) -> bytes:
+    """Take the free lock by a look, which is told by a message too: there is nothing to claim."""
+    fence: bytes = raw.enqueue(MINE)
+    assert said(listening) == MINE + fence + b"+"
+    return fence
+
+
 A, B, C = b"a" * 22, b"b" * 22, b"c" * 22
 
 
@@ -209,7 +216,7 @@ def test_full(raw: Raw, listening: Any) -> None:
 def test_hand_over(raw: Raw, listening: Any) -> None:
     """The first who can be reached has the lock, for the claim window, and is told the fence."""
     assert raw("hand_over", MINE, 1) == b"missing"
-    before = raw.enqueue(MINE)
+    before = take(raw, listening)
     assert raw("release", OTHERS) == [b"held", b"about m"]
     raw.enqueue(A)
     raw.enqueue(B)
@@ -234,7 +241,7 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
 
 def test_unfair(raw: Raw, listening: Any) -> None:
     """Unfair, the lock is free for whoever comes; the first who can be reached is told."""
-    raw.enqueue(MINE)
+    take(raw, listening)
     raw.enqueue(A, fair=0)
     raw.enqueue(B, fair=0)
     assert raw("hand_over", MINE, 0) == b"released"
@@ -257,7 +264,7 @@ def test_unfair(raw: Raw, listening: Any) -> None:
 def test_abandon(raw: Raw, listening: Any) -> None:
     """Left, with who has the lock; or released and handed on, if it was given to us meanwhile."""
     assert raw("abandon", A, ticket(A), 1) == [b"left"]
-    raw.enqueue(MINE)
+    take(raw, listening)
     raw.enqueue(A)
     raw.enqueue(B)
     left = raw("abandon", B, ticket(B), 1)
@@ -276,7 +283,7 @@ def test_abandon(raw: Raw, listening: Any) -> None:
 
 def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
     """Whoever looks first sees to it that the first in line has the lock."""
-    raw.enqueue(MINE)
+    take(raw, listening)
     raw.enqueue(A)
     raw.enqueue(B)
     raw.client.delete(KEY)

@@ -70,6 +70,11 @@ class World:
         count: int = self.client.zcard(lock.key + b":queue")
         return count
 
+    def calls(self, command: str) -> int:
+        """How often the server has been sent a command since its statistics were reset."""
+        found: int = self.client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0)
+        return found
+
     async def until_waiters(self, lock: Any, count: int) -> None:
         """Return once so many wait for a lock."""
         await self.until(lambda: self.waiters(lock) == count)

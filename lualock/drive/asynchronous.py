@@ -235,7 +235,7 @@ class AsyncDriver:
         if isinstance(step, Call):
             if step.compensating:
                 return await self._compensate(step)
-            return await self._call(step)
+            return await (self._post(step) if isinstance(step, Post) else self._call(step))
         if isinstance(step, Wait) and step.token is None:
             await asyncio.sleep(step.seconds)
             return None
@@ -243,10 +243,12 @@ class AsyncDriver:
         if isinstance(step, Wait):
             assert step.token is not None
             return await connections.wait(step.token, step.seconds)
-        if isinstance(step, Listen):
-            return await connections.listen(step.token, step.until)
-        assert isinstance(step, Post)
-        return _Posted(step.call, await connections.calls(step.call.until))
+        return await connections.listen(step.token, step.until)
+
+    async def _post(self, call: Post) -> _Posted:
+        mux = await (await self._connections()).calls(call.until)
+        await mux.room()
+        return _Posted(call, mux)
 
     async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.

@@ -6,8 +6,9 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from inspect import GEN_CLOSED, getgeneratorstate
-from typing import Any
+from typing import Any, ClassVar
 
 from hiredis import ReplyError
 
@@ -17,20 +18,15 @@ from lualock.drive.cleaner import Cleaner
 from lualock.drive.ear import Ear
 from lualock.drive.endpoint import Endpoint
 from lualock.drive.line import Line
+from lualock.drive.seat import Seat
 from lualock.errors import LockError, LockUnavailable
-from lualock.protocol import Call, Listen, Pending, Steps, T, Wait
+from lualock.protocol import Call, Listen, Pending, Post, Steps, T, Wait
 
 MAX_LINES = 12
 """Connections for calls; messages have one more."""
 
 GRACE_S = 0.02
 """How long a caller that was interrupted, or whose time is over, waits for its own clean-up."""
-
-
-class _Seat:
-    """The right to one connection. It is gone with whatever has it, however that ended."""
-
-    __slots__ = ("__weakref__",)
 
 
 class BlockingDriver:
@@ -48,33 +44,24 @@ class BlockingDriver:
     def after_fork(self) -> None:
         """The sockets are the parent's: the child drops its copies and never uses them."""
         self._idle: deque[Line] = deque()  # append and pop are atomic, so it needs no lock
-        self._seats: weakref.WeakSet[_Seat] = weakref.WeakSet()
+        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()
         self._room = threading.Condition()
         self._short = 0  # threads that wait for a line
 
     def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
         listens: bytes | None = None
-        reply: Any = None
         error: BaseException | None = None
+        perform, send = self._PERFORM, steps.send
         try:
             while True:
                 try:
+                    step = send(None) if error is None else steps.throw(error)
+                    error = None
                     while True:
-                        step = steps.send(reply) if error is None else steps.throw(error)
-                        reply = error = None
-                        if isinstance(step, Call):
-                            reply = self._call(step)
-                        elif isinstance(step, Wait):
-                            if step.token is None:
-                                time.sleep(step.seconds)
-                            else:
-                                reply = self._ear.wait(step.token, step.seconds)
-                        elif isinstance(step, Listen):
+                        if type(step) is Listen:
                             listens = step.token
-                            reply = self._ear.listen(listens, step.until)
-                        else:
-                            reply = self._post(step.call)
+                        step = send(perform[type(step)](self, step))
                 except StopIteration as done:
                     result: T = done.value
                     return result
@@ -88,6 +75,15 @@ class BlockingDriver:
             error = None  # or it and this frame would keep each other alive
             if listens is not None:
                 self._ear.forget(listens)
+
+    def _listen(self, step: Listen) -> bytes:
+        return self._ear.listen(step.token, step.until)
+
+    def _wait(self, step: Wait) -> bytes | None:
+        if step.token is not None:
+            return self._ear.wait(step.token, step.seconds)
+        time.sleep(step.seconds)
+        return None
 
     def close(self) -> None:
         """Close the idle connections. The driver opens new ones when it is used again."""
@@ -114,6 +110,7 @@ class BlockingDriver:
             reply = line.ask(wire.pack(call))
             if type(reply) is ReplyError and wire.is_noscript(reply):
                 reply = line.ask(wire.pack(call, source=True))
+            self._idle.append(line)
         except BaseException as error:
             if line is not None:
                 line.close()
@@ -122,7 +119,6 @@ class BlockingDriver:
             # The others probably went the same way, and the next try must not meet a dead one.
             self._drop_idle()
             raise wire.lost_reply(error, str(self.endpoint)) from error
-        self._idle.append(line)
         if self._short:
             self._tell_room()
         if type(reply) is ReplyError:
@@ -142,7 +138,7 @@ class BlockingDriver:
             self._cleaner.add(self._call, call)
             raise
 
-    def _post(self, call: Call) -> Pending:
+    def _post(self, call: Post) -> Pending:
         line: Line | None = None
         try:
             try:
@@ -152,13 +148,13 @@ class BlockingDriver:
             if line.hurried:
                 line.limit(None)
             owed = line.post(call, self._collect)
+            self._idle.append(line)
         except BaseException as error:
             if line is not None:
                 line.close()
             if not isinstance(error, wire.LINE_ERRORS):
                 raise
             raise wire.lost_reply(error, str(self.endpoint)) from error
-        self._idle.append(line)
         if self._short:
             self._tell_room()
         return owed
@@ -170,12 +166,12 @@ class BlockingDriver:
             return  # another thread uses it now, and reads what it owes
         try:
             line.collect()
+            self._idle.append(line)
         except BaseException as error:
             line.close()
             if not isinstance(error, wire.LINE_ERRORS):
                 raise
             return
-        self._idle.append(line)
         if self._short:
             self._tell_room()
 
@@ -184,7 +180,7 @@ class BlockingDriver:
             self._room.notify()
 
     def _open(self, until: float | None) -> Line:
-        seat = _Seat()
+        seat = Seat()
         with self._room:
             self._short += 1  # before looking, so that who puts one back from here on tells us
             try:
@@ -229,3 +225,10 @@ class BlockingDriver:
                 raise
             raise wire.connect_error(error, str(self.endpoint)) from error
         return line
+
+    _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
+        Call: _call,
+        Post: _post,
+        Listen: _listen,
+        Wait: _wait,
+    }

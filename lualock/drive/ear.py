@@ -12,14 +12,15 @@ connection. Rules that hold here:
 from __future__ import annotations
 
 import math
-import select
-import ssl
 import threading
+import weakref
 from typing import Any
 
 from lualock import fork
 from lualock.drive import wire
 from lualock.drive.endpoint import Endpoint
+from lualock.drive.seat import Seat
+from lualock.drive.timeout import LONGEST_S, TIMED_OUT, Timeout
 from lualock.errors import LockUnavailable
 from lualock.protocol import Clock
 
@@ -53,37 +54,46 @@ class Ear:
         """A child listens for itself, on a channel of its own."""
         self.channel = wire.new_channel(self._prefix)
         self._lock = threading.Lock()
-        self._connecting = threading.Lock()
+        self._opening = threading.Condition()
+        self._opener: weakref.ref[Seat] | None = None  # who makes the connection
         self._places: dict[bytes, _Place] = {}
         self._resting: dict[bytes, _Place] = {}  # those who wait while another reads
         self._reader: _Place | None = None
         self._count = 0
         self._connection: Any = None
         self._socket: Any = None
-        self._tls = False
+        self._timeout: Any = None
         self._replies = wire.Replies(pushes=True)
-        self._poll = select.poll()
-        self._heard = self._pinged = 0.0
+        self._heard = False  # anything, since _ask_at was set
+        self._pinged = self._ask_at = 0.0
 
     def listen(self, token: bytes, until: float | None) -> bytes:
         """Hear messages for ``token`` from now on; returns the channel they come by."""
-        with self._lock:
-            place = self._places.get(token)
-            if place is None:
-                place = self._places[token] = _Place(token)
+        place = self._places.get(token)
+        if place is None:
+            place = self._places[token] = _Place(token)
+        # In this order: what breaks from here on makes another count than the place has.
+        place.since = self._count
+        if self._connection is not None:
             now = self._clock()
-            if self._connection is not None and (now - self._heard < QUIET_S or self._alive(now)):
-                place.since = self._count
+            if now < self._ask_at or self._alive(now):
                 return self.channel
-        left_s = -1.0 if until is None else max(0.0, until - self._clock())
-        if not self._connecting.acquire(timeout=left_s):
-            raise LockUnavailable("no connection for messages was made in time")
+        seat = Seat()
+        with self._opening:
+            while self._opener is not None and self._opener() is not None:
+                left_s = math.inf if until is None else until - self._clock()
+                if left_s <= 0:
+                    raise LockUnavailable("no connection for messages was made in time")
+                self._opening.wait(min(1.0, left_s))
+            self._opener = weakref.ref(seat)
         try:
             if self._connection is None:
                 self._connect(until)
             place.since = self._count
         finally:
-            self._connecting.release()
+            self._opener = None
+            with self._opening:
+                self._opening.notify_all()
         return self.channel
 
     def forget(self, token: bytes) -> None:
@@ -92,56 +102,44 @@ class Ear:
 
     def wait(self, token: bytes, seconds: float) -> bytes | None:
         """The next message for ``token``; ``None`` if there is none within ``seconds``."""
-        give_up = self._clock() + seconds
         place = self._places[token]
-        left = False
+        give_up, left_s = self._clock() + seconds, seconds
         try:
             while True:
                 with self._lock:
-                    if place.messages or place.since != self._count:
-                        self._leave(place)
-                        left = True
-                        if place.messages:
-                            return place.messages.pop(0)
+                    if place.messages or place.since != self._count or self._socket is None:
                         place.since = self._count
-                        return b""
+                        self._leave(place)
+                        return place.messages.pop(0) if place.messages else b""
+                    if left_s <= 0:
+                        self._leave(place)
+                        return None
                     reader = self._reader
                     if reader is None or reader is place or reader.token not in self._places:
                         self._reader = reader = place
                     else:
                         place.bell = bell = threading.Event()
                         self._resting[token] = place
-                left_s = give_up - self._clock()
-                if left_s <= 0:
-                    return None
                 if reader is place:
-                    connected = self._socket
-                    if connected is None:
-                        continue
-                    if not (self._tls and connected.pending()):  # poll() does not know of that
-                        self._poll.poll(math.ceil(left_s * 1000) if left_s < 1e6 else None)
-                    with self._lock:
-                        if self._socket is connected:
-                            self._take_in(connected)
-                            if place.messages:
-                                self._leave(place)
-                                left = True
-                                return place.messages.pop(0)
+                    message = self._read(place, left_s)
+                    if message is not None:
+                        return message
                 else:
                     bell.wait(min(left_s, threading.TIMEOUT_MAX))
-                    place.bell = None
-        finally:
-            if not left:
-                with self._lock:
-                    self._leave(place)
+                left_s = give_up - self._clock()
+        except BaseException:
+            with self._lock:
+                self._leave(place)
+            raise
 
     def _leave(self, place: _Place) -> None:
         """Let another read, if this one did."""
-        self._resting.pop(place.token, None)
-        place.bell = None
         if self._reader is place:
             self._reader = None
-        if self._reader is None and self._resting:
+        if place.bell is not None:
+            place.bell = None
+            self._resting.pop(place.token, None)
+        if self._resting and self._reader is None:
             _, heir = self._resting.popitem()
             if heir.bell is not None:
                 heir.bell.set()
@@ -151,49 +149,62 @@ class Ear:
         with self._lock:
             self._break()
 
-    def _take_in(self, connected: Any) -> None:
-        """Deliver what has come, without waiting."""
-        whole = False  # an exception out of the blue must not leave half a message behind
+    def _read(self, place: _Place, seconds: float) -> bytes | None:
+        """Wait for what comes, and deliver it. If ``place`` gets a message it leaves with it."""
+        connected = self._socket
+        if connected is None:
+            return None
+        whole = False  # an exception out of the blue must not lose a message, or half of one
         try:
-            places, gets, size = self._places, self._replies.gets, wire.CHUNK
-            while size == wire.CHUNK:
-                received = connected.recv(wire.CHUNK)
-                size = len(received)
-                self._replies.feed(received)
-                while (reply := gets()) is not wire.MORE:
-                    if isinstance(reply, list) and reply[0] == b"message":
-                        payload = reply[2]
-                        place = places.get(payload[:22])
-                        if place is not None:
-                            place.messages.append(payload[22:])
-                            if place.bell is not None:
-                                place.bell.set()
-            if size:
-                self._heard, self._pinged = self._clock(), 0.0
-                whole = True
-        except (BlockingIOError, ssl.SSLWantReadError):
+            self._timeout.set(seconds)
+            received = connected.recv(wire.CHUNK)
+            with self._lock:
+                if received and connected is self._socket:
+                    self._heard = True
+                    places, gets = self._places, self._replies.gets
+                    self._replies.feed(received)
+                    while (reply := gets()) is not wire.MORE:
+                        if not isinstance(reply, list) or reply[0] != b"message":
+                            continue
+                        found = places.get(reply[2][:22])
+                        if found is not None:
+                            found.messages.append(reply[2][22:])
+                            if found.bell is not None:
+                                found.bell.set()
+                    whole = True
+                    if place.messages:
+                        self._leave(place)
+                        return place.messages.pop(0)
+        except TIMED_OUT:
             whole = True
         except wire.LINE_ERRORS:
             pass
         finally:
             if not whole:
-                self._break()
+                with self._lock:
+                    if connected is self._socket:
+                        self._break()
+        return None
 
     def _alive(self, now: float) -> bool:
         """Whether the connection may still be one. Who waits on it reads at once, and so learns
         that it was closed; that nothing comes by it any more only a missing PONG tells."""
-        if self._pinged:
-            if now - self._pinged > self._connection.socket_timeout:
+        with self._lock:
+            if self._connection is None:
+                return False
+            if self._heard:
+                self._heard, self._pinged, self._ask_at = False, 0.0, now + QUIET_S
+            elif not self._pinged:
+                self._pinged = now
+                try:
+                    self._socket.sendall(wire.PING)
+                except OSError:
+                    self._break()
+                    return False
+            elif now - self._pinged > self._connection.socket_timeout:
                 self._break()
                 return False
             return True
-        self._pinged = now
-        try:
-            self._socket.sendall(wire.PING)
-        except OSError:
-            self._break()
-            return False
-        return True
 
     def _connect(self, until: float | None) -> None:
         connection = self._endpoint.blocking_connection()
@@ -208,26 +219,24 @@ class Ear:
                     raise ConnectionResetError("the server closed the connection")
                 replies.feed(received)
             wire.check_subscribed(reply)
-            connection._sock.setblocking(False)
+            with self._lock:
+                self._timeout = Timeout(connection._sock, LONGEST_S)
+                self._connection = connection
+                self._socket = connection._sock
+                self._count += 1
+                self._heard, self._pinged, self._ask_at = False, 0.0, self._clock() + QUIET_S
         except BaseException as error:
+            self._connection = self._socket = None
             connection.disconnect()
             if not isinstance(error, wire.LINE_ERRORS):
                 raise
             raise wire.connect_error(error, str(self._endpoint)) from error
-        with self._lock:
-            self._poll = select.poll()
-            self._poll.register(connection._sock, select.POLLIN)
-            self._connection = connection
-            self._socket = connection._sock
-            self._tls = isinstance(self._socket, ssl.SSLSocket)
-            self._count += 1
-            self._heard, self._pinged = self._clock(), 0.0
 
     def _break(self) -> None:
-        connection, self._connection, self._socket = self._connection, None, None
+        if self._connection is not None:
+            self._connection.disconnect()  # first, so that an interruption leaves nothing open
+        self._connection = self._socket = None
         self._count += 1
-        if connection is not None:
-            connection.disconnect()
         for place in list(self._places.values()):
             if place.bell is not None:
                 place.bell.set()

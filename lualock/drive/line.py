@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from hiredis import ReplyError
 
 from lualock.drive import wire
+from lualock.drive.timeout import Timeout
 from lualock.errors import LockUnavailable
-from lualock.protocol import LAST_WORD_S, Call
+from lualock.protocol import LAST_WORD_S, Call, Post
 
 
 class Owed:
@@ -46,16 +46,11 @@ class Owed:
 
 
 class Line:
-    """A connection that redis-py opened, and that we talk on.
-
-    A timeout is an option of the socket where that can be: with a timeout of Python's, each send
-    and each receive is preceded by a poll(), four system calls more for acquire and release, a
-    tenth of what they cost. It then shows as EAGAIN.
-    """
+    """A connection that redis-py opened, and that we talk on."""
 
     __slots__ = (
-        *("_by_kernel", "_connection", "_owed", "_replies", "_socket", "seat"),
-        *("_timeout_s", "_usual_s", "hurried"),
+        *("_connection", "_lazily", "_owed", "_replies", "_socket", "_timeout", "_usual_s"),
+        *("hurried", "seat"),
     )
 
     def __init__(self, connection: Any, usual_s: float) -> None:
@@ -64,33 +59,19 @@ class Line:
         self._replies = wire.Replies()
         self._owed: deque[Owed] = deque()
         self._usual_s = usual_s
-        self._timeout_s = -1.0
+        self._timeout = Timeout(self._socket, usual_s)
         self.seat: object = None
         self.hurried = False  # its timeout is shorter than usual
-        self._by_kernel = type(self._socket) is socket.socket  # not TLS: it has its own reads
-        if self._by_kernel:
-            self._socket.settimeout(None)
-        self.limit(None)
+        # The flag that lets the kernel keep back what it is given until more comes, or 0.2 s pass.
+        by_tcp = self._socket.family in (socket.AF_INET, socket.AF_INET6)
+        plain = type(self._socket) is socket.socket
+        self._lazily: int = getattr(socket, "MSG_MORE", 0) if by_tcp and plain else 0
 
     def limit(self, left_s: float | None) -> None:
         """How long a send or a receive may take from now on; ``None``: as usual."""
         wanted_s = self._usual_s if left_s is None else min(max(left_s, LAST_WORD_S), self._usual_s)
-        if wanted_s == self._timeout_s:
-            return
-        self._timeout_s = wanted_s
+        self._timeout.set(wanted_s)
         self.hurried = wanted_s != self._usual_s
-        if self._by_kernel:
-            seconds, part = divmod(wanted_s, 1)
-            # Zero would mean for ever.
-            value = struct.pack("ll", int(seconds), max(1, int(part * 1e6)))
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-            except OSError:
-                self._by_kernel = False  # a platform with another struct timeval
-            else:
-                return
-        self._socket.settimeout(wanted_s)
 
     def ask(self, question: bytes) -> Any:
         """Send a question and wait for its reply."""
@@ -111,20 +92,23 @@ class Line:
                     self._settle(reply)
                     owed -= 1
         except BlockingIOError:
-            raise TimeoutError(f"no reply within {self._timeout_s:.3g} s") from None
+            raise TimeoutError(f"no reply within {self._timeout.seconds:.3g} s") from None
 
-    def post(self, call: Call, collect: Callable[[Line], None]) -> Owed:
+    def post(self, call: Post, collect: Callable[[Line], None]) -> Owed:
         """Send a call whose reply is read later, at the latest before the next question's."""
         owed = Owed(call, self, collect)
         try:
-            self._socket.sendall(wire.pack(call))
+            self._socket.sendall(wire.pack(call), self._lazily if call.lazy else 0)
         except BlockingIOError:
-            raise TimeoutError(f"not sent within {self._timeout_s:.3g} s") from None
+            raise TimeoutError(f"not sent within {self._timeout.seconds:.3g} s") from None
         self._owed.append(owed)
         return owed
 
     def collect(self) -> None:
         """Read the owed replies that have come."""
+        if self._owed and self._lazily:
+            # What the kernel still keeps back leaves now, for somebody wants to know.
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while self._owed:
             reply = self._replies.next()
             if reply is wire.MORE:
@@ -153,3 +137,10 @@ class Line:
         self.seat = None
         while self._owed:
             self._owed.popleft().settle(None)
+
+    def __del__(self) -> None:
+        # For a line that an interruption left to nobody: redis-py's connection is part of a cycle,
+        # so it would stay open until the garbage collector comes by.
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.disconnect()

@@ -49,10 +49,11 @@ _REFUSALS = {
 
 def pack(call: Call, *, source: bool = False) -> bytes:
     """The command's bytes; with ``source``, the one that carries the whole script."""
-    filling: list[object] = []
-    for part in call.parts:
-        filling += (len(part), part)
-    return (call.script.eval if source else call.script.evalsha) % tuple(filling)
+    script = call.script
+    # Its type hints know tuples of one element only.
+    parts: Any = (script.eval if source else script.evalsha) + call.parts
+    packed: bytes = hiredis.pack_command(parts)
+    return packed
 
 
 class Replies:

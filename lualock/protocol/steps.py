@@ -20,30 +20,31 @@ class Call:
     the reply is waited for no longer than that (but for :data:`LAST_WORD_S` in any case), else as
     long as the connection's settings say. A ``compensating`` call cleans up: the driver carries it
     out even while its own caller is being cancelled, and goes on with it in the background where
-    the server does not answer at once.
+    the server does not answer at once. A ``lazy`` one may leave together with what is sent next on
+    its connection, if that is within a fraction of a second.
     """
 
     script: Script
     parts: tuple[bytes, ...]
     until: float | None = None
     compensating: bool = False
+    lazy: bool = False
+
+
+class Post(Call):
+    """Send a call, and go on without waiting. The reply is a :class:`Pending`."""
+
+    __slots__ = ()
 
 
 class Pending(Protocol):
-    """The reply of a :class:`Post`, when it has come."""
+    """The reply to a :class:`Post`, when it has come."""
 
     def poll(self) -> Any:
         """The reply, or ``None`` while it has not come. Never waits.
 
         :raises LockUnavailable: it will never come.
         """
-
-
-@dataclass(slots=True)
-class Post:
-    """Send a call, and go on without waiting. The reply is a :class:`Pending`."""
-
-    call: Call
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class Wait:
     token: bytes | None = None
 
 
-Step = Call | Post | Listen | Wait
+Step = Call | Listen | Wait
 T = TypeVar("T")
 Steps = Generator[Step, Any, T]
 Clock = Callable[[], float]

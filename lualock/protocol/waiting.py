@@ -37,6 +37,9 @@ LOOK_MAX_S = 60.0
 LOOK_LATE_S = 0.005
 """How long after the end of a lease its successor looks, so that it does not look too early."""
 
+REPLY_S = 0.01
+"""How long a waiter expects its turn before it reads what the server says of its place."""
+
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 """Pauses between the attempts to reach a server that is away."""
 
@@ -94,42 +97,62 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
             channel = yield listen
         except LockError as error:
             channel = yield from attempt.persist(listen, error)
-        step = attempt.look(channel)
+        told = None
         try:
+            step = attempt.look(channel)
             reply = yield step
+            if type(step) is Post:
+                # Where a lock goes round fast it is our turn soon. Who is not woken just to read
+                # that it has a place leaves that time to the holder.
+                wait.seconds = min(REPLY_S, attempt.left_s())
+                told = yield wait
+                if told is None:
+                    reply = reply.poll()
         except LockError as error:
-            reply = yield from attempt.persist(step, error)
-        grant = attempt.looked(reply)
-        if grant is not None:
-            return grant
-
-        wait.seconds = attempt.nap_s()
-        told = yield wait
+            reply = yield from attempt.persist(attempt.look(channel), error)
+        if told is None:
+            if reply is None:
+                continue  # not even the reply has come: ask again, and wait for it
+            grant = attempt.looked(reply)
+            if grant is not None:
+                return grant
+            wait.seconds = attempt.nap_s()
+            told = yield wait
         if told is None:
             attempt.check_time()
         # A fence that is no greater than what the lock had when we looked is an old message: that
         # turn passed, unclaimed, before.
         elif told > attempt.seen:
-            step = attempt.claim()
-            # It was given after our last look was sent, for CLAIM_MS or the ttl.
-            certain = attempt.sent + min(attempt.ask.ttl_ms, CLAIM_MS) / 1000
-            now = attempt.clock()
-            if certain - now > CLAIM_MS / 2000:
-                # There is time enough to begin at once, and read the reply to the claim later.
-                try:
-                    claim = yield Post(step)
-                except LockUnavailable:
-                    pass
-                else:
-                    until = now + attempt.ask.ttl_ms / 1000
-                    return Grant(int(told), certain, True, claim, until)
-            attempt.sent = attempt.clock()
-            try:
-                reply = yield step
-            except LockError as error:
-                reply = yield from attempt.persist(step, error)
-            if reply == b"extended":
-                return Grant(int(told), attempt.sent + attempt.ask.ttl_ms / 1000, True)
+            grant = yield from _given(attempt, told)
+            if grant is not None:
+                return grant
+
+
+def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
+    """A message says that the lock was given to us: claim it. ``None``: that came too late."""
+    fence, ttl_s = int(told[:16]), attempt.ask.ttl_ms / 1000
+    if len(told) > 16:
+        return Grant(fence, attempt.sent + ttl_s, True)  # we took it ourselves
+    # It was given after our last look was sent, for CLAIM_MS or the ttl.
+    certain = attempt.sent + min(ttl_s, CLAIM_MS / 1000)
+    now = attempt.clock()
+    if certain - now > CLAIM_MS / 2000:
+        # There is time enough to begin at once, and read the reply to the claim later.
+        try:
+            claim = yield attempt.claim(Post)
+        except LockUnavailable:
+            pass
+        else:
+            return Grant(fence, certain, True, claim, now + ttl_s)
+    step = attempt.claim(Call)
+    attempt.sent = attempt.clock()
+    try:
+        reply = yield step
+    except LockError as error:
+        reply = yield from attempt.persist(step, error)
+    if reply != b"extended":
+        return None
+    return Grant(fence, attempt.sent + ttl_s, True)
 
 
 def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
@@ -158,6 +181,7 @@ class _Attempt:
     ticket = b""
     seen = b""  # the fence it had then
     place: bytes
+    kind: type[Call] = Post  # of the next look: the reply to the first is not urgent
 
     def __init__(self, ask: Ask, clock: Clock, wait_s: float | None) -> None:
         self.ask = ask
@@ -198,7 +222,8 @@ class _Attempt:
             self.place = ask.band
         self.sent, self.unsettled = self.clock(), True
         parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair)
-        return Call(ENQUEUE, parts, self.until)
+        kind, self.kind = self.kind, Call
+        return kind(ENQUEUE, parts, self.until)
 
     def looked(self, reply: bytes | list[Any]) -> Grant | None:
         """What its reply means; ``None``: it is not our turn yet."""
@@ -217,10 +242,11 @@ class _Attempt:
         self.reply, self.answered = reply, self.clock()
         raise self._refusal(QueueFull, reply[4])
 
-    def claim(self) -> Call:
+    def claim(self, kind: type[Call]) -> Call:
         """The request that makes a lease that was given to us last its whole ttl."""
         ask = self.ask
-        return Call(EXTEND, (ask.key, ask.token, b"%d" % ask.ttl_ms), self.until)
+        parts = (ask.key, ask.token, b"%d" % ask.ttl_ms)
+        return kind(EXTEND, parts, self.until, lazy=kind is Post)
 
     def nap_s(self) -> float:
         """How long to wait for a message before looking again."""
@@ -229,16 +255,20 @@ class _Attempt:
         nap_s: float = LOOK_MAX_S
         if ahead <= 1 and left_ms >= 0:
             # When the lease ends by itself, it is the first's turn, and then the second's.
-            nap_s = left_ms / 1000 + LOOK_LATE_S * (ahead + 1)
+            # Counted from the request, for its reply may have been read only now.
+            left_s = left_ms / 1000 - (self.clock() - self.sent)
+            nap_s = max(0.0, left_s) + LOOK_LATE_S * (ahead + 1)
         if ahead > 0:
             # Everybody rarely, so that many cost little; the second often enough to notice that
             # the first was given the lock and does not claim it.
             nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(ahead - 1, 8))
         # Those who came together need not look together.
         nap_s = min(nap_s, LOOK_MAX_S * (1 - ahead % 8 / 32))
-        if self.give_up < math.inf:
-            nap_s = min(nap_s, max(0.0, self.give_up - self.clock()))
-        return nap_s
+        return min(nap_s, self.left_s())
+
+    def left_s(self) -> float:
+        """How much of the caller's time is left."""
+        return math.inf if self.give_up == math.inf else max(0.0, self.give_up - self.clock())
 
     def check_time(self) -> None:
         """Give up if the time is over."""

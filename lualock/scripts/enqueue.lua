@@ -49,9 +49,11 @@ if not held then
   end
   if others == 0 or fair ~= '1' then
     local taken = others > 0 and HELD_WAITED or HELD
-    local _, ttl_ms, _, about = open_ticket(ticket)
+    local _, ttl_ms, channel, about = open_ticket(ticket)
     redis.call('SET', lock, taken .. fence .. own .. before .. about, 'PX', ttl_ms)
     redis.call('ZREM', queue, ticket)
+    -- Said by a message too, for who does not read the reply at once.
+    redis.pcall('PUBLISH', channel, own .. fence .. '+')
     return fence
   end
 end
