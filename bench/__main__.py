@@ -8,13 +8,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import contention, coroutines, races, report, server_cost, uncontended, waiters
+from bench import (
+    contention,
+    coroutines,
+    promptness,
+    races,
+    report,
+    server_cost,
+    uncontended,
+    waiters,
+    wake_ups,
+)
 from bench.server import started
 
 SCENARIOS: dict[str, Any] = {
     "uncontended": uncontended,
     "contention": contention,
+    "wake_ups": wake_ups,
     "waiters": waiters,
+    "promptness": promptness,
     "coroutines": coroutines,
     "races": races,
     "server_cost": server_cost,

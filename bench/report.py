@@ -8,7 +8,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from bench import contention, coroutines, races, server_cost, uncontended, waiters
+from bench import (
+    contention,
+    coroutines,
+    promptness,
+    races,
+    server_cost,
+    uncontended,
+    waiters,
+    wake_ups,
+)
 
 Targets = list[tuple[str, float, bool]]
 
@@ -81,12 +90,14 @@ def _contention(rows: list[contention.Row]) -> str:
             str(row.processes),
             f"{row.per_s:,.0f}",
             f"{row.times_lualock:.2f}",
+            f"{row.times_fewest:.2f}",
             f"{row.spread:.2f}",
             f"{row.published:.2f}",
         ]
         for row in rows
     ]
-    head = ["", "processes", "a second", "times lualock's", "last / first done", "PUBLISH each"]
+    head = ["", "processes", "a second", "times lualock's", "times its two processes'"]
+    head += ["last / first done", "PUBLISH each"]
     return f"## contention: one lock, many processes\n\n{_table(head, body)}"
 
 
@@ -102,6 +113,31 @@ def _waiters(rows: list[waiters.Row]) -> str:
     ]
     head = ["waiters", "µs a hand-over", "commands a second, each, idle", "bytes each"]
     return f"## waiters: one lock, many coroutines\n\n{_table(head, body)}"
+
+
+def _wake_ups(rows: list[wake_ups.Row]) -> str:
+    body = [
+        [
+            row.way,
+            f"{row.processes} x {row.threads}",
+            f"{row.per_s:,.0f}",
+            f"{row.times_shared:.2f}",
+            str(row.connections),
+        ]
+        for row in rows
+    ]
+    head = ["", "processes x threads", "hops a second", "shared reading is so many times as fast"]
+    head += ["connections a process"]
+    return f"## wake_ups: three ways to wake a thread that waits\n\n{_table(head, body)}"
+
+
+def _promptness(rows: list[promptness.Row]) -> str:
+    body = [
+        [row.what, f"{row.median_ms:.1f}", f"{row.worst_ms:.1f}", f"{row.limit_ms:.0f}"]
+        for row in rows
+    ]
+    head = ["what should have happened", "ms late (median)", "worst", "limit"]
+    return f"## promptness: how late what must happen does\n\n{_table(head, body)}"
 
 
 def _coroutines(rows: list[coroutines.Row]) -> str:
@@ -147,7 +183,9 @@ def _server_cost(rows: list[server_cost.Row]) -> str:
 _SECTIONS: dict[str, Any] = {
     "uncontended": _uncontended,
     "contention": _contention,
+    "wake_ups": _wake_ups,
     "waiters": _waiters,
+    "promptness": _promptness,
     "coroutines": _coroutines,
     "races": _races,
     "server_cost": _server_cost,

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from bench import contention, coroutines, races, report, uncontended, waiters
+from bench import (
+    contention,
+    coroutines,
+    promptness,
+    races,
+    report,
+    uncontended,
+    waiters,
+    wake_ups,
+)
 from bench.__main__ import SCENARIOS, main
 from bench.races import Hold, double_holders
 from tests.servers import Server
@@ -80,15 +89,15 @@ def test_targets_can_be_missed() -> None:
 
     def contended(redis_lock: float, redis_py: float, most: float, spread: float) -> list[bool]:
         rows = [
-            contention.Row("lualock", 2, 100, 1, 0.5, 1),
-            contention.Row("lualock", 32, most, spread, 1, 1),
-            contention.Row("python-redis-lock", 32, 1, 1, 0, 1 / redis_lock),
-            contention.Row("redis-py Lock", 32, 1, 1, 0, 1 / redis_py),
+            contention.Row("lualock", 2, 100, 1, 0.5, 1, 1),
+            contention.Row("lualock", 32, 100, spread, 1, 1, most),
+            contention.Row("python-redis-lock", 32, 1, 1, 0, 1 / redis_lock, 1),
+            contention.Row("redis-py Lock", 32, 1, 1, 0, 1 / redis_py, 1),
         ]
         return [m for _, _, m in contention.targets(rows)]
 
-    assert contended(2.6, 16, 81, 1.1) == [True] * 5
-    assert contended(2.4, 14, 79, 1.3) == [False] * 4 + [True]
+    assert contended(2.6, 16, 0.81, 1.1) == [True] * 5
+    assert contended(2.4, 14, 0.79, 1.3) == [False] * 4 + [True]
     ten, many = waiters.Row(10, 0.01, 200, 100), waiters.Row(10_000, 0.09, 200, 149)
     assert [m for _, _, m in waiters.targets([ten, many])] == [True, True]
     slow = waiters.Row(10_000, 0.11, 200, 151)
@@ -103,6 +112,16 @@ def test_targets_can_be_missed() -> None:
 
     assert tasks(1.0, 7.1) == [True, True]
     assert tasks(0.9, 6.9) == [False, False]
+
+    def prompt(turn_ms: float, timeout_ms: float) -> list[bool]:
+        rows = [
+            promptness.Row("", turn_ms, turn_ms, promptness.TURN_MAX_MS),
+            promptness.Row("", timeout_ms, timeout_ms, promptness.TIMEOUT_MAX_MS),
+        ]
+        return [m for _, _, m in promptness.targets(rows)]
+
+    assert prompt(99, 49) == [True, True]
+    assert prompt(101, -51) == [False, False]
     judged = uncontended.targets([_table(0.79, 1.59, 0.99)])
     assert report.as_markdown({}, {}, judged).count("**missed**") == 3
 
@@ -115,6 +134,10 @@ def test_the_command(
     monkeypatch.setattr(uncontended, "PAIRS", 20)
     monkeypatch.setattr(contention, "PROCESSES", (2, 3))
     monkeypatch.setattr(contention, "TURNS", dict.fromkeys(contention.TURNS, 30))
+    monkeypatch.setattr(wake_ups, "SHAPES", ((2, 2),))
+    monkeypatch.setattr(wake_ups, "HOPS", 40)
+    monkeypatch.setattr(promptness, "DEAD", 2)
+    monkeypatch.setattr(promptness, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(waiters, "QUICK_WAITERS", (2, 5))
     monkeypatch.setattr(waiters, "QUICK_IDLE_S", 0.1)
     monkeypatch.setattr(waiters, "SERVED", 10)
@@ -124,7 +147,7 @@ def test_the_command(
     assert main(["--quick", "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "report.json").read_text())
     assert set(kept["results"]) == set(SCENARIOS)
-    assert len(kept["targets"]) == 7 + 5 + 2 + 2
+    assert len(kept["targets"]) == 7 + 5 + 2 + 2 + 2
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "report.md").read_text() + "\n"
     assert "redis-py Lock" in printed

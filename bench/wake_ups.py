@@ -1,0 +1,205 @@
+"""Three ways to wake a thread that waits, beside each other.
+
+A message goes round a ring of waiting threads: whoever gets it sends it on to the next. That is all
+there is, so this looks below the public API: at the library's own ``Ear``, which all threads of a
+process share and one of them reads, and at the two ways that it is not: a thread of its own that
+reads for the others, and a connection for each who waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import hiredis
+import redis
+
+from bench.server import Server
+from lualock import clock
+from lualock.drive.ear import Ear
+from lualock.drive.endpoint import Endpoint
+
+ROUNDS, QUICK_ROUNDS = 5, 2
+HOPS = 12_000
+PATIENCE_S = 30.0
+# How many processes, and how many threads wait in each.
+SHAPES = ((2, 1), (8, 1), (1, 16), (2, 16))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way for one shape: hops per second (median of the rounds), the shared reading's times
+    that, and the connections of one process."""
+
+    way: str
+    processes: int
+    threads: int
+    per_s: float
+    times_shared: float
+    connections: int
+
+
+def _connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    connected = socket.create_connection((parts.hostname or "", parts.port or 0))
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
+def _packed(*words: str | bytes) -> bytes:
+    parts: Any = words  # hiredis' type hints know tuples of one element only
+    packed: bytes = hiredis.pack_command(parts)
+    return packed
+
+
+class Subscription:
+    """A connection that listens to one channel."""
+
+    def __init__(self, url: str, channel: str) -> None:
+        self._socket = _connect(url)
+        self._reader = hiredis.Reader()
+        self._socket.sendall(_packed("SUBSCRIBE", channel))
+        self.next()
+
+    def next(self) -> Any:
+        """The next message; waits for it."""
+        while (reply := self._reader.gets()) is False:
+            self._reader.feed(self._socket.recv(4096))
+        return reply[2]
+
+
+class OwnConnection:
+    """Each who waits reads for itself."""
+
+    def __init__(self, url: str, process: int, threads: int) -> None:
+        self.channels = [f"own:{process}:{thread}" for thread in range(threads)]
+        self._connections = [Subscription(url, channel) for channel in self.channels]
+        self.connections = threads
+
+    def wait(self, thread: int) -> None:
+        """Return when the message for this thread has come."""
+        self._connections[thread].next()
+
+
+class ReaderThread:
+    """A thread of its own reads, and wakes who is meant."""
+
+    connections = 1
+
+    def __init__(self, url: str, process: int, threads: int) -> None:
+        channel = f"reader:{process}"
+        self.channels = [channel] * threads
+        self._connection = Subscription(url, channel)
+        self._come = [threading.Semaphore(0) for _ in range(threads)]
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            self._come[int(self._connection.next()[:22])].release()
+
+    def wait(self, thread: int) -> None:
+        """Return when the message for this thread has come."""
+        self._come[thread].acquire()
+
+
+class SharedReading:
+    """One of those who wait reads, and wakes who is meant: the library's own."""
+
+    connections = 1
+
+    def __init__(self, url: str, process: int, threads: int) -> None:
+        with redis.Redis.from_url(url) as client:
+            endpoint = Endpoint.of_client(client, asynchronous=False)
+        self._ear = Ear(endpoint, b"ring", clock.now)
+        self._tokens = [b"%022d" % thread for thread in range(threads)]
+        self.channels = [self._ear.listen(token, None).decode() for token in self._tokens]
+
+    def wait(self, thread: int) -> None:
+        """Return when the message for this thread has come."""
+        while not self._ear.wait(self._tokens[thread], PATIENCE_S):
+            pass
+
+
+WAYS: tuple[Callable[..., Any], ...] = (SharedReading, ReaderThread, OwnConnection)
+
+
+def run(server: Server, *, quick: bool) -> list[Row]:
+    """Every way in turn, round after round, for each shape."""
+    rows = []
+    for processes, threads in SHAPES:
+        rates: dict[Any, list[float]] = {way: [] for way in WAYS}
+        for _ in range(QUICK_ROUNDS if quick else ROUNDS):
+            for way in WAYS:
+                rates[way].append(_ring(server.tcp_url, way, processes, threads))
+        for way, found in rates.items():
+            ratio = statistics.median(
+                shared / other for shared, other in zip(rates[SharedReading], found, strict=True)
+            )
+            count = threads if way is OwnConnection else 1
+            median = statistics.median(found)
+            rows.append(Row(way.__name__, processes, threads, median, ratio, count))
+    return rows
+
+
+def _ring(url: str, way: Any, processes: int, threads: int) -> float:
+    """Hops per second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.wake_ups"])
+    pipes = [context.Pipe() for _ in range(processes)]
+    workers = [
+        context.Process(target=_work, args=(url, way, number, threads, theirs))
+        for number, (_, theirs) in enumerate(pipes)
+    ]
+    for worker in workers:
+        worker.start()
+    channels = [ours.recv() for ours, _ in pipes]
+    # Thread by thread through all processes, so that every hop leaves the process if it can.
+    ring = [(p, t) for t in range(threads) for p in range(processes)]
+    following = dict(zip(ring, itertools.islice(itertools.cycle(ring), 1, None), strict=False))
+    for number, (ours, _) in enumerate(pipes):
+        to = [following[number, thread] for thread in range(threads)]
+        ours.send([(channels[p][t], b"%022d" % t) for p, t in to])
+        ours.recv()
+    turns = HOPS // len(ring)
+    start = time.monotonic()
+    for ours, _ in pipes:
+        ours.send(turns)
+    with redis.Redis.from_url(url) as client:
+        client.publish(channels[0][0], b"%022d" % 0 + b"1")
+    ended = max(ours.recv() for ours, _ in pipes)
+    for worker in workers:
+        worker.join()
+    took_s: float = ended - start
+    return turns * len(ring) / took_s
+
+
+def _work(url: str, way: Any, number: int, threads: int, pipe: Any) -> None:
+    waiting = way(url, number, threads)
+    pipe.send(waiting.channels)
+    following = pipe.recv()
+    pipe.send("ready")
+    turns = pipe.recv()
+
+    def turn(thread: int) -> None:
+        with _connect(url) as line:
+            channel, token = following[thread]
+            passed_on = _packed("PUBLISH", channel, token + b"1")
+            for _ in range(turns):
+                waiting.wait(thread)
+                line.sendall(passed_on)
+                line.recv(64)
+
+    running = [threading.Thread(target=turn, args=(thread,)) for thread in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    pipe.send(time.monotonic())
