@@ -60,6 +60,7 @@ CAUSES = {
     "restart": "the server was away; nothing was lost",
     "stall": "the server did not answer",
     "oom": "the server was out of memory",
+    "read_only": "the server took no writes",
     "cut": "the process could not be reached",
     "slow": "messages of the process took long",
     "pause": "the process stood still",
@@ -180,8 +181,8 @@ class _Attempt:
         return self.released if self.outcome == "released" else self.deadline
 
 
-class _Causes:
-    """The causes of one kind of excuse, to be asked whether one falls into an interval."""
+class _Spans:
+    """The times of one kind of cause, to be asked whether one falls into an interval."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         spans = sorted(
@@ -203,19 +204,20 @@ class _Causes:
         return self._reach[before - 1] if before else -math.inf
 
 
-class _World:
+class Causes:
     """The causes, sorted by whom they concern."""
 
     def __init__(self, causes: list[Event]) -> None:
         grouped: defaultdict[tuple[str, str, str], list[Event]] = defaultdict(list)
         for event in causes:
             grouped[event.what, event.lock, event.who].append(event)
-            grouped["any", event.lock, event.who].append(event)
+            if event.what != "forgot":
+                grouped["any", event.lock, event.who].append(event)
             if event.who:
                 grouped["anybody", "", ""].append(event)
-        self._by = {key: _Causes(events) for key, events in grouped.items()}
+        self._by = {key: _Spans(events) for key, events in grouped.items()}
 
-    def _of(self, what: str, lock: str = "", who: str = "") -> _Causes:
+    def _of(self, what: str, lock: str = "", who: str = "") -> _Spans:
         return self._by.get((what, lock, who), _NONE)
 
     def first_of(self, what: Iterable[str], lock: str, start: float, end: float) -> str:
@@ -240,7 +242,7 @@ class _World:
         return max(self._of("any").last(end), self._of("any", lock).last(end))
 
 
-_NONE = _Causes(())
+_NONE = _Spans(())
 
 
 def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
@@ -251,7 +253,7 @@ def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
     attempts, wrote, ended = _assemble(history, verdict)
     causes = [event for event in history if event.kind == "cause"]
     causes += _implied(history, attempts.values())
-    world = _World(causes)
+    world = Causes(causes)
     by_lock: defaultdict[str, list[_Attempt]] = defaultdict(list)
     for attempt in attempts.values():
         by_lock[attempt.lock].append(attempt)
@@ -335,7 +337,7 @@ def _implied(history: list[Event], attempts: Iterable[_Attempt]) -> Iterator[Eve
 
 
 def _check_ends(
-    one: _Attempt, ended: bool, world: _World, limits: Limits, verdict: Verdict
+    one: _Attempt, ended: bool, world: Causes, limits: Limits, verdict: Verdict
 ) -> None:
     """ends: the wait is over, and when it should be."""
     if one.ended == math.inf:
@@ -355,7 +357,7 @@ def _check_ends(
         verdict.violations.append(Violation("ends", one.ended, text, (one.id,)))
 
 
-def _check_overlap(lock: str, holds: list[_Attempt], world: _World, verdict: Verdict) -> set[str]:
+def _check_overlap(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> set[str]:
     """overlap: one after the other. Returns those that overlap for a reason."""
     shared: set[str] = set()
     last: _Attempt | None = None  # whose certainty reaches furthest
@@ -378,7 +380,7 @@ def _check_overlap(lock: str, holds: list[_Attempt], world: _World, verdict: Ver
     return shared
 
 
-def _check_fences(lock: str, holds: list[_Attempt], world: _World, verdict: Verdict) -> None:
+def _check_fences(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> None:
     """fence: greater each time."""
     seen: dict[int, _Attempt] = {}
     top: _Attempt | None = None
@@ -396,7 +398,7 @@ def _check_fences(lock: str, holds: list[_Attempt], world: _World, verdict: Verd
             top = one
 
 
-def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: _World) -> bool:
+def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: Causes) -> bool:
     start, end = min(before.asked, after.asked), after.got
     stepped = world.first_of(("clock_back",), lock, -math.inf, end)
     return bool(stepped and world.first_of((*LOSSES, "forgot"), lock, start, end)) or (
@@ -405,7 +407,7 @@ def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: _World) 
     )
 
 
-def _check_release(lock: str, holds: list[_Attempt], world: _World, verdict: Verdict) -> None:
+def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> None:
     """release: what is said of it is true."""
     by_fence = sorted(holds, key=lambda one: one.fence)
     later = math.inf  # the earliest start of those with a greater fence
@@ -430,7 +432,7 @@ def _check_resource(
     attempts: dict[str, _Attempt],
     wrote: list[Event],
     shared: set[str],
-    world: _World,
+    world: Causes,
     verdict: Verdict,
 ) -> None:
     """resource: whoever checks fences is safe."""
@@ -453,7 +455,7 @@ def _check_resource(
 
 
 def _check_fifo(
-    lock: str, here: list[_Attempt], holds: list[_Attempt], world: _World, verdict: Verdict
+    lock: str, here: list[_Attempt], holds: list[_Attempt], world: Causes, verdict: Verdict
 ) -> None:
     """fifo: in turn."""
     waiting: defaultdict[int, list[_Attempt]] = defaultdict(list)  # by priority, then by place
@@ -490,7 +492,7 @@ def _check_prompt(
     lock: str,
     here: list[_Attempt],
     holds: list[_Attempt],
-    world: _World,
+    world: Causes,
     limits: Limits,
     verdict: Verdict,
 ) -> None:
@@ -524,7 +526,7 @@ def _check_prompt(
         verdict.violations.append(Violation("prompt", asleep, text, (one.id, longest[at].id)))
 
 
-def _only_its_own(one: _Attempt, world: _World, lock: str, start: float, end: float) -> bool:
+def _only_its_own(one: _Attempt, world: Causes, lock: str, start: float, end: float) -> bool:
     if world._of("any").between(start, end) or world._of("anybody").between(start, end):
         return False
     mine = world._of("any", lock)

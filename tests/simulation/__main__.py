@@ -1,0 +1,92 @@
+"""``python -m tests.simulation``: run seeds, replay one, or try the mutants."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+from tests.simulation.run import Result, play
+from tests.simulation.world import Server
+
+CHUNK = 200
+
+
+def run_chunk(seeds: range) -> Result:
+    """Run some seeds in this process."""
+    global _server
+    if _server is None:
+        _server = Server()
+    total = Result()
+    for seed in seeds:
+        total.add(play(seed, _server))
+    return total
+
+
+_server: Server | None = None
+
+
+def run_many(first: int, count: int, workers: int) -> Iterable[Result]:
+    """Run many seeds on several cores, and tell of each chunk."""
+    ends = range(first, first + count, CHUNK)
+    chunks = [range(start, min(start + CHUNK, first + count)) for start in ends]
+    if workers == 1:
+        yield from map(run_chunk, chunks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(run_chunk, chunks)
+
+
+def replay(seed: int) -> int:
+    """Show one seed in full."""
+    result = play(seed, Server(), trace=True)
+    print("\n".join(result.trace))
+    for _, violations in result.failing:
+        print(f"\nseed {seed}:")
+        for violation in violations:
+            print(f"  {violation}")
+    print(f"\n{len(result.failing)} failing; faults: {dict(result.faults)}")
+    return 1 if result.failing else 0
+
+
+def simulate(first: int, count: int, workers: int, most: int) -> int:
+    """Run seeds and print what came of them."""
+    start = time.monotonic()
+    total = Result()
+    for part in run_many(first, count, workers):
+        for seed, violations in part.failing:
+            print(f"seed {seed}: {violations[0]}")
+            print(f"  {len(violations)} in all; replay: python -m tests.simulation --seed {seed}")
+        total.add(part)
+        if len(total.failing) >= most:
+            print(f"stopped after {most} failing seeds")
+            break
+    took_s = time.monotonic() - start
+    print(f"{total.seeds} seeds in {took_s:.1f} s: {total.seeds / took_s:.0f} seeds/s")
+    print(f"{total.scripts} script executions ({total.scripts / took_s:.0f}/s)")
+    print(f"{total.acquired} acquisitions, {total.waited} waits in line")
+    print("faults: " + ", ".join(f"{name} {n}" for name, n in sorted(total.faults.items())))
+    print(f"two holders by nature: {dict(sorted(total.attributed.items()))}")
+    print(f"violations: {len(total.failing)} seeds")
+    return 1 if total.failing else 0
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="replay this one, with its trace")
+    parser.add_argument("--seeds", type=int, default=5000, help="how many to run")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--most", type=int, default=20, help="stop after so many failing seeds")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return replay(options.seed)
+    return simulate(options.first, options.seeds, options.workers, options.most)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""What is done to a run, and when. Each seed draws its own mix (swarm testing): with every fault in
+every run, some would hide what others need to show themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.simulation.clients import Client, Lock
+from tests.simulation.network import Process
+from tests.simulation.store import SortedSet, Value
+from tests.simulation.world import US, World
+
+JUNK: tuple[bytes, ...] = (
+    b"",
+    b"x",
+    b"H" + b"1" * 20,
+    b"Hnot a number....." + b"t" * 40,
+    b"Z1800000000000000" + b"t" * 44 + b"who",
+)
+
+
+class Faults:
+    """Does things to one world until its calm begins."""
+
+    def __init__(
+        self, world: World, processes: list[Process], clients: list[Client], locks: list[Lock]
+    ) -> None:
+        self.world = world
+        self.processes = processes
+        self.clients = clients
+        self.locks = locks
+        self.calm = 0
+        self._losses = 0  # how often data were taken away or written over
+
+    def plan(self, calm: int) -> None:
+        """Draw a mix, and when each of its faults strikes; none lasts beyond ``calm``."""
+        self.calm = calm
+        chance = self.world.random
+        kinds = list(_KINDS)
+        chance.shuffle(kinds)
+        for kind in kinds[: 1 + int(chance.random() ** 2 * 6)]:
+            for _ in range(1 + int(chance.random() * 4)):
+                self.world.at(int(chance.random() * calm * 0.9), _KINDS[kind], self)
+
+    def _lasts(self, most_s: float) -> int:
+        wanted = int(self.world.random.random() ** 2 * most_s * US) + 1000
+        return max(1, min(wanted, self.calm - self.world.now))
+
+    def _alive(self) -> Process | None:
+        alive = [process for process in self.processes if not process.dead]
+        return self.world.random.choice(alive) if alive else None
+
+    def flaky(self) -> None:
+        """Connections break under requests."""
+        world, lasts = self.world, self._lasts(5)
+        world.faults["flaky"] += 1
+        world.flaky = 0.05 + world.random.random() * 0.3
+        world.after(lasts, self._not_flaky)
+
+    def _not_flaky(self) -> None:
+        self.world.flaky = 0.0
+
+    def slow(self) -> None:
+        """Messages of a process take long, and each another time."""
+        process = self._alive()
+        if process is not None:
+            lasts = self._lasts(5)
+            process.slow_us = int(self.world.random.random() * 400_000)
+            # What was sent last may arrive last.
+            self.world.fault("slow", lasts + 2 * process.slow_us, who=process.name)
+            self.world.after(lasts, self._not_slow, process)
+
+    def _not_slow(self, process: Process) -> None:
+        process.slow_us = 0
+
+    def cut(self) -> None:
+        """A process can neither send nor hear; what is under way arrives later."""
+        process = self._alive()
+        if process is not None:
+            lasts = self._lasts(8)
+            process.cut_until = max(process.cut_until, self.world.now + lasts)
+            self.world.fault("cut", lasts + US, who=process.name)
+
+    def reset(self) -> None:
+        """A process loses a connection for messages. It may notice only later."""
+        process = self._alive()
+        if process is not None and process.ear.line is not None:
+            late = self._lasts(6) if self.world.random.random() < 0.5 else 150
+            self.world.fault("cut", late + US, who=process.name)
+            process.ear.line.broken(late)
+
+    def half_open(self) -> None:
+        """A process has lost the connection for messages, and the server does not know."""
+        process = self._alive()
+        if process is not None and (line := process.ear.line) is not None:
+            late = self._lasts(6)
+            self.world.fault("cut", late + US, who=process.name)
+            line.close()
+            self.world.after(late, line.broken)
+
+    def pause(self) -> None:
+        """SIGSTOP, and later SIGCONT."""
+        process = self._alive()
+        if process is not None:
+            lasts = self._lasts(8)
+            process.paused_until = max(process.paused_until, self.world.now + lasts)
+            self.world.fault("pause", lasts, who=process.name)
+
+    def crash(self) -> None:
+        """SIGKILL. Where the machine is gone too, the server notices only later."""
+        process = self._alive()
+        if process is not None:
+            late = self._lasts(6) if self.world.random.random() < 0.3 else 300
+            self.world.faults["crash"] += 1
+            self.world.record("gone", who=process.name)
+            self.world.record("cause", what="crash", who=process.name, until=(self.world.now + late) / US)
+            process.crash()
+            if process.ear.line is not None:
+                self.world.after(late, process.ear.line.broken)
+
+    def interrupt(self) -> None:
+        """A task is cancelled, or a thread gets a KeyboardInterrupt."""
+        process = self._alive()
+        if process is not None and process.tasks:
+            tasks = [client.task for client in self.clients if client.task in process.tasks]
+            if tasks and self.world.now >= process.paused_until:
+                self.world.faults["interrupt"] += 1
+                self.world.random.choice(tasks).interrupt()
+
+    def stall(self) -> None:
+        """The server stands still."""
+        lasts = self._lasts(4)
+        server = self.world.server
+        server.stalled_until = max(server.stalled_until, self.world.now + lasts)
+        self.world.fault("stall", lasts)
+
+    def flush(self) -> None:
+        """The server forgets its scripts."""
+        self.world.faults["flush"] += 1
+        self.world.server.known = set()
+
+    def oom(self) -> None:
+        """The server is out of memory."""
+        lasts = self._lasts(3)
+        self.world.server.store.oom = True
+        self.world.fault("oom", lasts)
+        self.world.after(lasts, self._not_oom)
+
+    def _not_oom(self) -> None:
+        self.world.server.store.oom = False
+
+    def read_only(self) -> None:
+        """The server takes no writes."""
+        lasts = self._lasts(2)
+        self.world.server.store.read_only = True
+        self.world.fault("read_only", lasts)
+        self.world.after(lasts, self._writable)
+
+    def _writable(self) -> None:
+        self.world.server.store.read_only = False
+
+    def restart(self) -> None:
+        """The server is away, and comes back with its data."""
+        self._down("restart")
+
+    def wipe(self) -> None:
+        """The server is away, and comes back empty."""
+        server = self.world.server
+        self._losses += 1
+        server.store.data.clear()
+        server.store.ends.clear()
+        self._down("data_loss")
+
+    def _down(self, what: str) -> None:
+        server, lasts = self.world.server, self._lasts(3)
+        self.world.fault(what, lasts)
+        server.down = True
+        server.break_all()
+        self.world.after(lasts, self._up)
+
+    def _up(self) -> None:
+        self.world.server.down = False
+
+    def failover(self) -> None:
+        """A replica, which lacks the last writes, takes over."""
+        self.world.server.tick()
+        kept = self.world.server.store.snapshot()
+        self.world.after(self._lasts(1), self._take_over, kept)
+
+    def _take_over(self, kept: tuple[dict[bytes, Value], dict[bytes, int]]) -> None:
+        self._losses += 1
+        self.world.server.store.restore(kept)
+        self._down("failover")
+
+    def step(self) -> None:
+        """The server's clock steps."""
+        world = self.world
+        size = int(10 ** (3 + world.random.random() * 4.3))
+        server = world.server
+        server.tick()
+        if world.random.random() < 0.5:
+            world.fault("clock_forward")
+            server.offset_us += size
+        else:
+            # Until the clock is where it was, what it says has been said before.
+            world.fault("clock_back")
+            server.offset_us -= size
+        server.tick()
+
+    def evict(self) -> None:
+        """A key is deleted: by hand, or because it had an expiry and memory was short."""
+        world, store = self.world, self.world.server.store
+        lock = world.random.choice(self.locks)
+        key = world.random.choice((lock.key, lock.queue))
+        if key in store.data:
+            world.fault("data_loss", lock=lock.name)
+            self._losses += 1
+            store.call(b"DEL", key)
+
+    def overwrite(self) -> None:
+        """Somebody writes something else to the lock's key, and later removes it."""
+        world, store = self.world, self.world.server.store
+        lock = world.random.choice(self.locks)
+        key = world.random.choice((lock.key, lock.key, lock.queue))
+        junk: Value = world.random.choice((*JUNK, None))
+        if junk is None or key == lock.queue:
+            junk = SortedSet() if key == lock.key else b"junk"
+            if key == lock.key:
+                junk.add(b"junk", 1.0)
+        lasts = self._lasts(3)
+        world.fault("data_loss", lasts, lock=lock.name)
+        store.data[key] = junk
+        store.ends.pop(key, None)
+        self._losses += 1
+        world.after(lasts, self._restore, key, junk, self._losses)
+
+    def _restore(self, key: bytes, junk: Value, losses: int) -> None:
+        store = self.world.server.store
+        if key not in store.data:
+            return  # another fault took it
+        if store.data[key] is junk:
+            del store.data[key]
+        elif self._losses == losses:
+            self.world.wrong("foreign", f"what lualock did not write at {key!r} was changed")
+
+
+_KINDS: dict[str, Callable[[Faults], None]] = {
+    name: value
+    for name, value in vars(Faults).items()
+    if callable(value) and not name.startswith("_") and name != "plan"
+}

@@ -1,0 +1,586 @@
+"""Processes and their connections: the simulator's driver.
+
+It does for the protocol's steps what ``lualock/drive`` does with sockets. Both kinds are here:
+*threads* have a connection for each call under way and keep it for the next, a *loop* has one for
+all its calls. Each connection keeps its order; between two there is none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from lualock.drive import wire
+from lualock.errors import LockError, LockUnavailable
+from lualock.protocol import LAST_WORD_S, Call, Listen, Post, Step, Steps, Wait
+from tests.simulation.store import Refused
+from tests.simulation.world import US, World
+
+TIMEOUT_S = 5.0
+GRACE_S = 0.02
+PATIENCE_S = 60.0
+LAZY_US = 200_000
+
+Done = Callable[..., None]  # (reply, error=None)
+
+
+class Interrupted(BaseException):
+    """What a cancellation or a KeyboardInterrupt is in the simulator."""
+
+
+class Process:
+    """A program on some machine: its clock, its connections, and what it has under way."""
+
+    def __init__(self, world: World, name: str, *, threads: bool) -> None:
+        self.world = world
+        self.name = name
+        self.threads = threads
+        self.dead = False
+        self.paused_until = 0
+        self.cut_until = 0  # nothing comes in or goes out until then
+        self.slow_us = 0
+        self.offset_s = world.random.random() * 1e5
+        self.tasks: set[Task] = set()
+        self._idle: list[Line] = []
+        self.ear = Ear(self)
+
+    def clock(self) -> float:
+        """The local clock, which is nobody else's."""
+        return self.world.now / US + self.offset_s
+
+    def soon(self, us: int, act: Callable[..., None], *args: Any) -> None:
+        """Let this process do something after that time, unless it is dead by then."""
+        self.world.after(us, self._act, act, args)
+
+    def _act(self, act: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if self.dead:
+            return
+        if self.world.now < self.paused_until:
+            self.world.at(self.paused_until, self._act, act, args)
+            return
+        act(*args)
+
+    def arrival(self, earliest: int) -> int:
+        """When a message that leaves now, to or from this process, arrives."""
+        world = self.world
+        took = world.latency_us
+        if self.slow_us:
+            took += int(self.slow_us * world.random.random() ** 3)
+        elif took > 1:
+            took = int(took * (0.5 + world.random.random()))
+        now = world.now
+        if now < self.cut_until:
+            # The kernel sends it again and again, and in the end it arrives.
+            now = self.cut_until + int(world.random.random() * 50_000)
+        return max(earliest, now + took)
+
+    def start(self, steps: Steps[Any], done: Done | None = None) -> Task:
+        """Carry a protocol out."""
+        task = Task(self, steps, done)
+        self.tasks.add(task)
+        task.go(None, None)
+        return task
+
+    def crash(self) -> None:
+        """SIGKILL."""
+        self.dead = True
+        for task in self.tasks:
+            task.steps.close()  # Python's way to say that nobody finishes it
+        self.tasks.clear()
+
+    # connections for calls
+
+    def _with_line(self, until: float | None, use: Callable[[Line], None], done: Done) -> None:
+        if self._idle:
+            use(self._idle.pop() if self.threads else self._idle[-1])
+            return
+        self.connect(until, partial(self._connected, use), done)
+
+    def connect(self, until: float | None, ready: Callable[[], None], failed: Done) -> None:
+        """Open a connection."""
+        world = self.world
+        if world.server.down:
+            why = wire.connect_error(ConnectionRefusedError("nobody listens"), "sim")
+            self.soon(world.latency_us * 2, failed, None, why)
+        elif world.now < self.cut_until:
+            limit_s = TIMEOUT_S if until is None else min(TIMEOUT_S, until - self.clock())
+            why = wire.connect_error(TimeoutError("no answer"), "sim")
+            self.soon(int(max(limit_s, LAST_WORD_S) * US), failed, None, why)
+        else:
+            self.soon(2 * (self.arrival(0) - world.now), ready)
+
+    def _connected(self, use: Callable[[Line], None]) -> None:
+        if not self.threads and not self._idle:
+            self._idle.append(Line(self))
+        use(Line(self) if self.threads else self._idle[-1])
+
+    def call(self, call: Call, done: Done) -> Asked:
+        """Run a script and hear its reply."""
+        asked = Asked(self, call, done)
+        self._with_line(call.until, asked.ask, asked.finish)
+        return asked
+
+    def post(self, call: Post, done: Done) -> None:
+        """Send a call whose reply is looked at later."""
+
+        def use(line: Line) -> None:
+            owed = Owed(line, call)
+            line.send(owed, hold=call.lazy and self.threads and self.world.random.random() < 0.5)
+            self.put_back(line)
+            done(owed)
+
+        self._with_line(call.until, use, done)
+
+    def put_back(self, line: Line) -> None:
+        """The line is free for the next."""
+        if self.threads and line.open:
+            self._idle.append(line)
+
+    def drop(self, line: Line) -> None:
+        """The line is no more; those beside it probably went the same way."""
+        lines, self._idle = self._idle, []
+        for other in {line, *(lines if self.threads else ())}:
+            other.close()
+
+    def forget_line(self, line: Line) -> None:
+        """The line turned out to be closed."""
+        if line in self._idle:
+            self._idle.remove(line)
+
+
+class Line:
+    """A connection for calls, as seen from its process."""
+
+    __slots__ = ("_held", "_replies_at", "_requests_at", "alive", "open", "owed", "process")
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.open = self.alive = True  # to its process; to the server
+        self.owed: list[Any] = []  # Asked and Owed whose replies are to come
+        self._held: list[tuple[Any, bool]] = []
+        self._requests_at = self._replies_at = 0
+        process.world.server.lines.append(self)
+
+    def send(self, sender: Any, *, whole: bool = False, hold: bool = False) -> None:
+        """Send a request; ``hold``: the kernel may keep it back for a moment."""
+        if not sender.sent:
+            sender.sent = True
+            self.owed.append(sender)
+        if hold:
+            self._held.append((sender, whole))
+            self.process.world.after(LAZY_US, self.flush)
+            return
+        self.flush()
+        self._send(sender, whole)
+
+    def flush(self) -> None:
+        """What was kept back leaves."""
+        if self._held:
+            held, self._held = self._held, []
+            for sender, whole in held:
+                self._send(sender, whole)
+
+    def _send(self, sender: Any, whole: bool) -> None:
+        process, world = self.process, self.process.world
+        at = self._requests_at = process.arrival(self._requests_at)
+        fate = world.fate() if world.flaky else ""
+        if fate == "late":
+            # It takes its time on a connection that its process sees closed at once.
+            world.fault("cut", who=process.name, lasts_us=3 * US)
+            world.after(world.latency_us, self.broken, False)
+            world.at(at + int(world.random.random() * 3 * US), self._arrive, sender, whole, True)
+        elif fate == "lost":
+            world.fault("cut", who=process.name, lasts_us=US)
+            world.after(world.latency_us, self.broken)
+        elif fate == "mute":
+            world.fault("cut", who=process.name, lasts_us=6 * US)
+            self.alive = False  # no request arrives any more, and its process learns nothing
+        else:
+            world.at(at, self._arrive, sender, whole, False)
+            if fate == "unheard":
+                world.fault("cut", who=process.name, lasts_us=US)
+                world.at(at, self.broken)
+
+    def _arrive(self, sender: Any, whole: bool, late: bool) -> None:
+        world = self.process.world
+        server = world.server
+        if server.down or not (self.alive or late):
+            return
+        if world.now < server.stalled_until:
+            at = server.stalled_until + int(world.random.random() * 50)
+            self._requests_at = at = max(at, self._requests_at)
+            world.at(at, self._arrive, sender, whole, late)
+            return
+        if sender.over or self.process.dead:
+            world.fault("ghost", lock=lock_of(sender.call))
+        reply = server.execute(sender.call, whole)
+        if self.alive:
+            at = self._replies_at = self.process.arrival(self._replies_at)
+            world.at(at, self.process._act, self._answered, (sender, reply))
+
+    def _answered(self, sender: Any, reply: Any) -> None:
+        if not self.open or sender not in self.owed:
+            return
+        if isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
+            sender.forgotten()
+            return
+        self.owed.remove(sender)
+        sender.settle(reply, None)
+
+    def broken(self, both: bool = True) -> None:
+        """The connection is cut; its process notices a moment later."""
+        if both:
+            self.alive = False
+        self.process.soon(self.process.world.latency_us, self.close)
+
+    def close(self) -> None:
+        """Its process has closed it, or sees that it is closed. What it sent may still arrive."""
+        if not self.open:
+            return
+        self.flush()
+        self.open = False
+        self.process.forget_line(self)
+        owed, self.owed = self.owed, []
+        why = wire.lost_reply(ConnectionResetError("reset"), "sim")
+        for sender in owed:
+            sender.settle(None, why)
+
+
+class Asked:
+    """A call whose caller waits for the reply."""
+
+    __slots__ = ("_done", "call", "line", "over", "process", "sent")
+
+    def __init__(self, process: Process, call: Call, done: Done) -> None:
+        self.process = process
+        self.call = call
+        self._done = done
+        self.line: Line | None = None
+        self.over = self.sent = False
+
+    def ask(self, line: Line) -> None:
+        """There is a line."""
+        if self.over:  # interrupted meanwhile
+            self.process.put_back(line)
+            return
+        self.line = line
+        call, process = self.call, self.process
+        left_s = TIMEOUT_S
+        if call.until is not None:
+            left_s = min(TIMEOUT_S, max(LAST_WORD_S, call.until - process.clock()))
+        process.soon(int(left_s * US) + 1, self.late)
+        line.send(self)
+
+    def forgotten(self) -> None:
+        """The server has forgotten the script: send it whole."""
+        if self.line is not None:
+            self.line.send(self, whole=True)
+
+    def late(self) -> None:
+        """The reply did not come in time."""
+        if not self.over and self.line is not None:
+            line = self.line
+            self.finish(None, wire.lost_reply(TimeoutError("the time was over"), "sim"))
+            if self.process.threads:
+                self.process.drop(line)
+
+    def interrupt(self) -> None:
+        """Nobody waits for the reply any more."""
+        self.over = True
+        if self.line is not None and self.process.threads:
+            self.line.close()
+
+    def settle(self, reply: Any, error: LockError | None) -> None:
+        """What the line has for us."""
+        if self.over:
+            return
+        line = self.line
+        assert line is not None
+        if error is not None:
+            self.process.drop(line)
+        else:
+            self.process.put_back(line)
+        self.finish(reply, error)
+
+    def finish(self, reply: Any, error: LockError | None = None) -> None:
+        """Tell the caller."""
+        if self.over:
+            return
+        self.over = True
+        if isinstance(reply, Refused):
+            reply, error = None, wire.reply_error(str(reply), self.call.parts[0])
+        self._done(reply, error)
+
+
+class Owed:
+    """The reply to a posted call: the protocol's ``Pending``."""
+
+    __slots__ = ("_error", "_line", "_reply", "_resend", "call", "over", "sent")
+
+    def __init__(self, line: Line, call: Call) -> None:
+        self.call = call
+        self._line = line
+        self._reply: Any = None
+        self._error: LockError | None = None
+        self._resend = self.sent = False
+        self.over = False
+
+    def forgotten(self) -> None:
+        """The server has forgotten the script. A thread sees that when it looks, a loop at once."""
+        self._resend = True
+        if not self._line.process.threads:
+            self._send_whole()
+
+    def _send_whole(self) -> None:
+        if self._resend and self._line.open:
+            self._resend = False
+            self._line.send(self, whole=True)
+
+    def settle(self, reply: Any, error: LockError | None) -> None:
+        """What the line has for us."""
+        self._reply, self._error = reply, error
+        if error is not None:
+            self.over = True
+
+    def poll(self) -> Any:
+        """See :class:`lualock.protocol.Pending`."""
+        if self._error is not None:
+            raise self._error
+        if self._reply is None:
+            self._line.flush()
+            self._send_whole()
+            return None
+        if isinstance(self._reply, Refused):
+            raise wire.reply_error(str(self._reply), self.call.parts[0])
+        return self._reply
+
+
+class EarLine:
+    """A connection for messages."""
+
+    def __init__(self, ear: Ear) -> None:
+        self._ear = ear
+        self._at = 0
+        self.open = True
+        ear.process.world.server.ears.setdefault(ear.channel, []).append(self)
+
+    def carry(self, message: bytes) -> None:
+        """The server sends a message."""
+        process = self._ear.process
+        at = self._at = process.arrival(self._at)
+        process.world.at(at, process._act, self._heard, (message,))
+
+    def _heard(self, message: bytes) -> None:
+        if self.open:
+            self._ear.heard(message)
+
+    def broken(self, notices_us: int = 150) -> None:
+        """The server has it no more; its process notices after a while."""
+        process = self._ear.process
+        ears = process.world.server.ears.get(self._ear.channel, [])
+        if self in ears:
+            ears.remove(self)
+        process.soon(notices_us, self.close)
+
+    def close(self) -> None:
+        """Its process sees that it is closed."""
+        if self.open:
+            self.open = False
+            self._ear.lost(self)
+
+
+class _Place:
+    """Where one waiter finds its messages."""
+
+    __slots__ = ("done", "messages", "since")
+
+    def __init__(self) -> None:
+        self.messages: deque[bytes] = deque()
+        self.done: Done | None = None
+        self.since = 0
+
+    def tell(self, message: bytes | None) -> None:
+        if self.done is not None:
+            done, self.done = self.done, None
+            done(message)
+        elif message is not None:
+            self.messages.append(message)
+
+
+class Ear:
+    """What listens for the messages of one process."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.channel = b"wake:" + process.name.encode()
+        self.line: EarLine | None = None
+        self._places: dict[bytes, _Place] = {}
+        self._count = 0
+
+    def listen(self, step: Listen, done: Done) -> None:
+        """Hear messages for the token from now on."""
+        place = self._places.setdefault(step.token, _Place())
+        if self.line is not None:
+            place.since = self._count
+            done(self.channel)
+            return
+        self.process.connect(step.until, partial(self._subscribed, place, done), done)
+
+    def _subscribed(self, place: _Place, done: Done) -> None:
+        if self.line is None:
+            self.line = EarLine(self)
+            self._count += 1
+        place.since = self._count
+        done(self.channel)
+
+    def heard(self, message: bytes) -> None:
+        """A message came."""
+        place = self._places.get(message[:22])
+        if place is not None:
+            place.tell(message[22:])
+
+    def lost(self, line: EarLine) -> None:
+        """The connection broke: messages may have been lost."""
+        if self.line is line:
+            self.line = None
+            self._count += 1
+            for place in list(self._places.values()):
+                place.tell(b"")
+
+    def wait(self, step: Wait, done: Done) -> None:
+        """The next message, or None when the time has passed."""
+        assert step.token is not None
+        place = self._places[step.token]
+        if place.messages:
+            done(place.messages.popleft())
+        elif place.since != self._count:
+            done(b"")
+        else:
+            place.done = done
+            self.process.soon(int(min(step.seconds, 86_400) * US) + 1, self._over, place, done)
+
+    def _over(self, place: _Place, done: Done) -> None:
+        if place.done is done:
+            place.tell(None)
+
+    def forget(self, token: bytes) -> None:
+        """Hear no more messages for the token."""
+        self._places.pop(token, None)
+
+
+class Task:
+    """One protocol that is carried out."""
+
+    def __init__(self, process: Process, steps: Steps[Any], done: Done | None) -> None:
+        self.process = process
+        self.steps = steps
+        self._done = done
+        self._at = 0  # which step it is at, so that a late answer to another is not taken for it
+        self._asked: Asked | None = None
+        self._cleans: Call | None = None
+        self._now: tuple[Any, BaseException | None] | None = None
+        self._performs = False
+
+    def go(self, value: Any, error: BaseException | None) -> None:
+        """Send a reply in, or throw what went wrong in; perform what it wants then."""
+        while True:
+            self._at += 1
+            self._asked = self._cleans = None
+            try:
+                step = self.steps.send(value) if error is None else self.steps.throw(error)
+            except StopIteration as end:
+                self._end(end.value, None)
+                return
+            except (LockError, Interrupted) as broke:
+                self._end(None, broke)
+                return
+            self._performs, self._now = True, None
+            self._perform(step, partial(self._answer, self._at))
+            self._performs = False
+            if self._now is None:
+                return
+            value, error = self._now
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        self.process.tasks.discard(self)
+        if self._done is not None:
+            self._done(value, error)
+
+    def _answer(self, at: int, value: Any, error: BaseException | None = None) -> None:
+        if at != self._at or self.process.dead:
+            return
+        if self._performs:
+            self._now = value, error
+        else:
+            self.go(value, error)
+
+    def interrupt(self) -> None:
+        """Throw an interruption in, wherever it is."""
+        if self not in self.process.tasks or self._performs:
+            return
+        if self._asked is not None:
+            self._asked.interrupt()
+        if self._cleans is not None and self.process.threads:
+            self.process.start(clean(self.process, self._cleans))
+        self.go(None, Interrupted())
+
+    def _perform(self, step: Step, done: Done) -> None:
+        process = self.process
+        kind = type(step)
+        if kind is Wait:
+            assert isinstance(step, Wait)
+            if step.token is not None:
+                process.ear.wait(step, done)
+            else:
+                process.soon(int(step.seconds * US) + 1, done, None)
+        elif kind is Listen:
+            assert isinstance(step, Listen)
+            process.ear.listen(step, done)
+        elif kind is Post:
+            assert isinstance(step, Post)
+            process.post(step, done)
+        else:
+            assert isinstance(step, Call)
+            if step.compensating:
+                self._compensate(step, done)
+            else:
+                self._asked = process.call(step, done)
+
+    def _compensate(self, step: Call, done: Done) -> None:
+        process = self.process
+        call = replace(step, compensating=False, until=None)
+        if process.threads:
+            self._cleans = call
+
+            def tried(reply: Any, error: LockError | None = None) -> None:
+                if isinstance(error, LockUnavailable):
+                    process.start(clean(process, call))
+                done(reply, error)
+
+            self._asked = process.call(replace(call, until=process.clock() + GRACE_S), tried)
+        else:
+            process.start(clean(process, call), done)
+            late = LockUnavailable("the server does not answer; the clean-up goes on")
+            process.soon(int(GRACE_S * US), done, None, late)
+
+
+def clean(process: Process, call: Call) -> Steps[Any]:
+    """What goes on behind a caller's back until it is done."""
+    give_up, pause_s = process.clock() + PATIENCE_S, 0.05
+    while True:
+        try:
+            return (yield call)
+        except LockUnavailable:
+            if process.clock() > give_up:
+                raise
+        yield Wait(pause_s)
+        pause_s = min(pause_s * 2, 2.0)
+
+
+def lock_of(call: Call) -> str:
+    """The name of the lock that a call is about."""
+    key: bytes = call.parts[0]
+    return key.decode().partition("{")[2].rstrip("}")
