@@ -40,10 +40,13 @@ def run_many(first: int, count: int, workers: int) -> Iterable[Result]:
         yield from pool.imap(run_chunk, chunks)
 
 
-def replay(seed: int) -> int:
-    """Show one seed in full."""
+def replay(seed: int, around_s: float) -> int:
+    """Show one seed: all of it, or what happened shortly before the first violation."""
     result = play(seed, Server(), trace=True)
-    print("\n".join(result.trace))
+    at = result.failing[0][1][0].t if result.failing and around_s else None
+    for line in result.trace:
+        if at is None or at - around_s <= float(line.split()[0]) <= at + 0.5:
+            print(line)
     for _, violations in result.failing:
         print(f"\nseed {seed}:")
         for violation in violations:
@@ -78,13 +81,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="replay this one, with its trace")
+    parser.add_argument("--around", type=float, default=0, help="only the seconds before it failed")
     parser.add_argument("--seeds", type=int, default=5000, help="how many to run")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after so many failing seeds")
     options = parser.parse_args()
     if options.seed is not None:
-        return replay(options.seed)
+        return replay(options.seed, options.around)
     return simulate(options.first, options.seeds, options.workers, options.most)
 
 

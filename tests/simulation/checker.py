@@ -120,6 +120,8 @@ class Limits:
     """What a history is measured by; as good as the machine that it comes from."""
 
     prompt_s: float = 0.1
+    takeover_s: float = 0.1
+    """As ``prompt_s``, after a lease that ended by itself."""
     late_s: float = 0.1
     settle_s: float = SETTLE_S
     """How long after a cause has ended the queue may still be finding itself."""
@@ -507,7 +509,8 @@ def _check_prompt(
         free = one.free
         if free == math.inf:
             continue
-        asleep = free + limits.prompt_s
+        limit_s = limits.prompt_s if one.outcome == "released" else limits.takeover_s
+        asleep = free + limit_s
         # Who was in line before the lock became free, and still is long after.
         at = bisect_left(places, min(free, one.let_go)) - 1
         if at < 0 or longest[at].ended <= asleep:
@@ -521,7 +524,7 @@ def _check_prompt(
                 continue
         text = (
             f"{lock} was free from {free:.6f} (after {one.id}), and {longest[at].id}, in line "
-            f"since {longest[at].queued:.6f}, had to wait more than {limits.prompt_s:g} s"
+            f"since {longest[at].queued:.6f}, had to wait more than {limit_s:g} s"
         )
         verdict.violations.append(Violation("prompt", asleep, text, (one.id, longest[at].id)))
 

@@ -64,16 +64,13 @@ class Client:
 
     def life(self) -> Steps[None]:
         """All turns."""
-        for turn in self.turns:
+        for turn in (*self.turns, *self.calm_turns):
             try:
+                while turn in self.calm_turns and self.world.t < self.calm_at_s:
+                    yield Wait(self.calm_at_s - self.world.t + 1e-6)
                 yield from self._turn(turn)
             except Interrupted:
                 continue
-        for turn in self.calm_turns:
-            left_s = self.calm_at_s - self.world.t
-            if left_s > 0:
-                yield Wait(left_s)
-            yield from self._turn(turn)
         self.done = True
 
     def _turn(self, turn: Turn) -> Steps[None]:
@@ -87,7 +84,7 @@ class Client:
             queue=lock.queue,
             token=token,
             ttl_ms=turn.ttl_ms,
-            about=self.name.encode(),
+            about=name.encode(),
             band=options.band(turn.priority),
             max_waiters=lock.max_waiters,
             fair=b"1" if lock.fair else b"0",
@@ -107,7 +104,7 @@ class Client:
             why = "full"
         except NotAcquired as refused:
             why = "timeout"
-            if refused.holder == self.name:
+            if refused.holder == name:
                 world.wrong("refusal", f"{name} was refused for its own sake")
         except KeyConflict:
             why = "conflict"

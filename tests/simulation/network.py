@@ -84,6 +84,11 @@ class Process:
         task.go(None, None)
         return task
 
+    def in_line(self, call: Call) -> None:
+        """A reply says that somebody has a place in the queue."""
+        who = call.parts[2][:22].rstrip(b".").decode()
+        self.world.record("queued", lock=lock_of(call), who=self.name, id=who)
+
     def crash(self) -> None:
         """SIGKILL."""
         self.dead = True
@@ -228,6 +233,8 @@ class Line:
             sender.forgotten()
             return
         self.owed.remove(sender)
+        if type(reply) is list and reply[0] == b"queued":
+            self.process.in_line(sender.call)
         sender.settle(reply, None)
 
     def broken(self, both: bool = True) -> None:

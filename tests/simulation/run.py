@@ -14,7 +14,7 @@ from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
 HORIZON_S = 600
-LIMITS = Limits(prompt_s=0.1, late_s=0.1, settle_s=SETTLE_S)
+LIMITS = Limits(prompt_s=0.1, takeover_s=65.0, late_s=0.1, settle_s=SETTLE_S)
 
 
 @dataclass

@@ -73,7 +73,7 @@ class World:
         event = Event(self.now / US, kind, **fields)
         self.history.append(event)
         if self.trace is not None:
-            self.say(event.line())
+            self.say(_told(event))
 
     def say(self, text: str) -> None:
         """A line for whoever reads the trace."""
@@ -144,7 +144,7 @@ class Server:
             self.world.wrong("script", f"{script.name}: {error}")
             reply = Refused(f"ERR user_script: {error}")
         if self.world.trace is not None:
-            self.world.say(f"    server {script.name}{_shown(call.parts)} -> {_shown(reply)}")
+            self.world.say(f"     server {script.name}{_shown(call.parts)} -> {_shown(reply)}")
         self.watch(call, reply)
         return reply
 
@@ -158,7 +158,7 @@ class Server:
         for ear in ears:
             ear.carry(message)
         if self.world.trace is not None:
-            self.world.say(f"    PUBLISH {_shown(message)}: {len(ears)}")
+            self.world.say(f"     PUBLISH {_shown(message)}: {len(ears)}")
         return len(ears)
 
     def _numsub(self, channel: bytes) -> int:
@@ -174,6 +174,17 @@ class Server:
                 ear.broken()
         self.ears = {}
         self.known = set()
+
+
+def _told(event: Event) -> str:
+    words = [event.kind.upper(), event.lock, event.what]
+    if event.fence:
+        words.append(f"fence {str(event.fence)[5:]}")
+    if event.until is not None:
+        words.append(f"until {event.until:.6f}")
+    if event.kind == "ask":
+        words.append("for ever" if event.wait_s is None else f"for {event.wait_s:.3f} s")
+    return f"{event.who:>4} {event.id:<5} " + " ".join(filter(None, words))
 
 
 def _shown(value: Any) -> str:
