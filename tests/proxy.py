@@ -11,6 +11,8 @@ from types import TracebackType
 
 import hiredis
 
+HANDSHAKE = (b"HELLO", b"TIME", b"CLIENT", b"SELECT", b"AUTH")
+
 
 class Proxy:
     """Listens on a unix socket and forwards to another.
@@ -42,7 +44,7 @@ class Proxy:
     def scripts(self) -> list[bytes]:
         """The commands since the last call, without the handshake of a new connection."""
         seen, self.commands = self.commands, []
-        return [c[0] for c in seen if c[0] not in (b"HELLO", b"CLIENT", b"SELECT", b"AUTH")]
+        return [c[0] for c in seen if c[0] not in HANDSHAKE]
 
     def __enter__(self) -> Proxy:
         return self

@@ -96,6 +96,11 @@ class Endpoint:
             settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
         return cls(pool.connection_class, settings)
 
+    @property
+    def reply_s(self) -> float:
+        """How long a reply is waited for where the caller sets no limit."""
+        return float(self.settings["socket_timeout"])
+
     def _make(self, retry: object, home: type) -> Any:
         made = self.connection_class
         if not issubclass(made, home):

@@ -31,6 +31,11 @@ class Owed:
         self._reply = reply
         self.line = None
 
+    @property
+    def answered(self) -> bool:
+        """Whether the reply has been read."""
+        return self.line is None and self._reply is not None
+
     def poll(self) -> Any:
         """The reply, or ``None`` while it has not come. Never waits.
 
@@ -75,9 +80,17 @@ class Line:
 
     def ask(self, question: bytes) -> Any:
         """Send a question and wait for its reply."""
+        return self._ask(question, 1)[0]
+
+    def ask_all(self, questions: list[bytes]) -> list[Any]:
+        """Send questions in one piece and wait for all their replies."""
+        return self._ask(b"".join(questions), len(questions))
+
+    def _ask(self, questions: bytes, count: int) -> list[Any]:
         replies, connected = self._replies, self._socket
+        found: list[Any] = []
         try:
-            connected.sendall(question)
+            connected.sendall(questions)
             owed = len(self._owed)
             while True:
                 received = connected.recv(wire.CHUNK)
@@ -87,10 +100,13 @@ class Line:
                 while (reply := replies.gets()) is not wire.MORE:
                     if type(reply) is wire.PushNotification:
                         continue  # RESP3: nothing that we asked for
-                    if not owed:
-                        return reply
-                    self._settle(reply)
-                    owed -= 1
+                    if owed:
+                        self._settle(reply)
+                        owed -= 1
+                        continue
+                    found.append(reply)
+                    if len(found) == count:
+                        return found
         except BlockingIOError:
             raise TimeoutError(f"no reply within {self._timeout.seconds:.3g} s") from None
 
