@@ -95,7 +95,7 @@ class Client:
         world.record("ask", **who, **asked)
         why = "unavailable"
         try:
-            grant = yield from acquire(ask, process.clock, turn.wait_s)
+            grant = yield from acquire(ask, process.server_clock, turn.wait_s)
             if turn.ending == "undo":  # interrupted just before anybody heard of it
                 yield from undo(ask)
                 raise Interrupted

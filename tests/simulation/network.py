@@ -15,7 +15,19 @@ from typing import Any
 
 from lualock.drive import wire
 from lualock.errors import LockError, LockUnavailable
-from lualock.protocol import LAST_WORD_S, Call, Listen, Post, Step, Steps, Wait
+from lualock.protocol import (
+    LAST_WORD_S,
+    Batch,
+    Call,
+    Later,
+    Listen,
+    Post,
+    Reach,
+    ServerClock,
+    Step,
+    Steps,
+    Wait,
+)
 from tests.simulation.store import Refused
 from tests.simulation.world import US, World
 
@@ -45,6 +57,7 @@ class Process:
         self.offset_s = world.random.random() * 1e5
         self.tasks: set[Task] = set()
         self._idle: list[Line] = []
+        self.server_clock = ServerClock(self.clock, TIMEOUT_S)
         self.ear = Ear(self)
 
     def clock(self) -> float:
@@ -102,20 +115,13 @@ class Process:
         if self._idle:
             use(self._idle.pop() if self.threads else self._idle[-1])
             return
-        self.connect(until, partial(self._connected, use), done)
+        self.connect(until, partial(self._connected, use), done, calls=True)
 
-    def connect(self, until: float | None, ready: Callable[[], None], failed: Done) -> None:
-        """Open a connection."""
-        world = self.world
-        if world.server.down:
-            why = wire.connect_error(ConnectionRefusedError("nobody listens"), "sim")
-            self.soon(world.latency_us * 2, failed, None, why)
-        elif world.now < self.cut_until:
-            limit_s = TIMEOUT_S if until is None else min(TIMEOUT_S, until - self.clock())
-            why = wire.connect_error(TimeoutError("no answer"), "sim")
-            self.soon(int(max(limit_s, LAST_WORD_S) * US), failed, None, why)
-        else:
-            self.soon(2 * (self.arrival(0) - world.now), ready)
+    def connect(
+        self, until: float | None, ready: Callable[[], None], failed: Done, *, calls: bool
+    ) -> None:
+        """Open a connection. One for calls asks for the server's time before anything else."""
+        _Opening(self, until, ready, failed, calls)
 
     def _connected(self, use: Callable[[Line], None]) -> None:
         if not self.threads and not self._idle:
@@ -133,15 +139,58 @@ class Process:
 
         def use(line: Line) -> None:
             owed = Owed(line, call)
+            call.via = owed if self.threads else line
             line.send(owed, hold=call.lazy and self.threads and self.world.random.random() < 0.5)
             self.put_back(line)
             done(owed)
 
         self._with_line(call.until, use, done)
 
+    def reach(self, step: Reach, done: Done) -> None:
+        """See to it that there is a connection."""
+
+        def use(line: Line) -> None:
+            self.put_back(line)
+            done(None)
+
+        self._with_line(step.until, use, done)
+
+    def batch(self, batch: Batch, done: Done) -> None:
+        """Run many scripts in one round trip."""
+        replies: list[Any] = []
+
+        def answered(reply: Any, error: LockError | None = None) -> None:
+            if isinstance(error, LockUnavailable) and error.outcome_unknown:
+                done(None, error)
+                return
+            replies.append(reply if error is None else error)
+            if len(replies) == len(batch.calls):
+                done(replies)
+
+        def use(line: Line) -> None:
+            for call in batch.calls:
+                call.until = batch.until
+                Asked(self, call, answered).ask(line)
+
+        self._with_line(batch.until, use, done)
+
+    def later(self, step: Later) -> None:
+        """Make a call when its ghost has expired, unless the order of a connection makes sure."""
+        via = step.ghost.via
+        if self.threads:
+            settled = isinstance(via, Owed) and via.answered
+        else:
+            settled = isinstance(via, Line) and via.open
+        if not settled:
+            late_s = max(0.0, step.ghost.expires - self.clock())
+            self.soon(int(late_s * US), self._lay, step.call)
+
+    def _lay(self, call: Call) -> None:
+        self.start(clean(self, replace(call)))
+
     def put_back(self, line: Line) -> None:
         """The line is free for the next."""
-        if self.threads and line.open:
+        if self.threads and line.open and line not in self._idle:
             self._idle.append(line)
 
     def drop(self, line: Line) -> None:
@@ -154,6 +203,74 @@ class Process:
         """The line turned out to be closed."""
         if line in self._idle:
             self._idle.remove(line)
+
+
+class _Opening:
+    """A connection that is being opened."""
+
+    def __init__(
+        self,
+        process: Process,
+        until: float | None,
+        ready: Callable[[], None],
+        failed: Done,
+        calls: bool,
+    ) -> None:
+        self._process = process
+        self._ready, self._failed, self._calls = ready, failed, calls
+        self._over = False
+        left_s = TIMEOUT_S if until is None else min(TIMEOUT_S, until - process.clock())
+        process.soon(int(max(left_s, LAST_WORD_S) * US), self._fail, TimeoutError("no answer"))
+        world = process.world
+        world.at(process.arrival(0), self._knock)
+
+    def _knock(self) -> None:
+        process, world = self._process, self._process.world
+        if world.server.down:
+            refused = ConnectionRefusedError("nobody listens")
+            process.soon(world.latency_us, self._fail, refused)
+        elif world.now < world.server.stalled_until:
+            # The kernel accepts connections, but nobody answers on them.
+            world.at(world.server.stalled_until, self._knock)
+        else:
+            world.at(process.arrival(0), process._act, self._shaken, ())
+
+    def _shaken(self) -> None:
+        process = self._process
+        if self._over:
+            return
+        if self._calls:
+            process.world.at(process.arrival(0), self._asked_time, process.clock())
+        else:
+            self._open()
+
+    def _asked_time(self, sent: float) -> None:
+        process, world = self._process, self._process.world
+        server = world.server
+        if server.down:
+            process.soon(world.latency_us, self._fail, ConnectionResetError("reset"))
+        elif world.now < server.stalled_until:
+            world.at(server.stalled_until, self._asked_time, sent)
+        else:
+            told = sent, server.clock_us()
+            world.at(process.arrival(0), process._act, self._told_time, told)
+
+    def _told_time(self, sent: float, server_us: int) -> None:
+        if not self._over:
+            self._process.server_clock.compare(sent, self._process.clock(), server_us)
+            self._open()
+
+    def _open(self) -> None:
+        if self._process.world.server.down:
+            self._fail(ConnectionResetError("reset"))
+        elif not self._over:
+            self._over = True
+            self._ready()
+
+    def _fail(self, why: Exception) -> None:
+        if not self._over:
+            self._over = True
+            self._failed(None, wire.connect_error(why, "sim"))
 
 
 class Line:
@@ -275,6 +392,8 @@ class Asked:
             return
         self.line = line
         call, process = self.call, self.process
+        if not process.threads:
+            call.via = line
         left_s = TIMEOUT_S
         if call.until is not None:
             left_s = min(TIMEOUT_S, max(LAST_WORD_S, call.until - process.clock()))
@@ -334,6 +453,11 @@ class Owed:
         self._error: LockError | None = None
         self._resend = self.sent = False
         self.over = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the reply has come."""
+        return self._reply is not None
 
     def forgotten(self) -> None:
         """The server has forgotten the script. A thread sees that when it looks, a loop at once."""
@@ -434,7 +558,8 @@ class Ear:
             place.since = self._count
             done(self.channel)
             return
-        self.process.connect(step.until, partial(self._subscribed, place, done), done)
+        ready = partial(self._subscribed, place, done)
+        self.process.connect(step.until, ready, done, calls=False)
 
     def _subscribed(self, place: _Place, done: Done) -> None:
         if self.line is None:
@@ -546,6 +671,16 @@ class Task:
         elif kind is Listen:
             assert isinstance(step, Listen)
             process.ear.listen(step, done)
+        elif kind is Later:
+            assert isinstance(step, Later)
+            process.later(step)
+            done(None)
+        elif kind is Reach:
+            assert isinstance(step, Reach)
+            process.reach(step, done)
+        elif kind is Batch:
+            assert isinstance(step, Batch)
+            process.batch(step, done)
         elif kind is Post:
             assert isinstance(step, Post)
             process.post(step, done)
