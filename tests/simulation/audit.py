@@ -26,7 +26,7 @@ class Audit:
     def __init__(self, world: World) -> None:
         self._world = world
         self._owner: dict[str, tuple[bytes, int]] = {}
-        self._orphans: list[tuple[str, bytes, int, int]] = []
+        self._orphans: list[tuple[str, bytes, int, int, int]] = []
         world.server.watch = self._watch
         world.server.store.lost = self._lost
 
@@ -58,11 +58,15 @@ class Audit:
         if before != owner:
             now = self._world.now
             self._owner[lock] = owner, now
+            if self._world.disowned.get(owner, now) < now - GRACE_US:
+                # Judged as an orphan below; who waits behind it is not to blame.
+                event = Event(now / US, "cause", lock=lock, what="revived", until=now / US + 3)
+                self._world.history.append(event)
             done = self._world.disowned.get(before)
             if before and done is not None:
                 start, end = max(since, done), now if at is None else at
                 if end > start + GRACE_US:
-                    self._orphans.append((lock, before, start, end))
+                    self._orphans.append((lock, before, done, start, end))
 
     def _check_inspect(self, call: Call, record: Any, reply: Any) -> None:
         store = self._world.server.store
@@ -87,9 +91,16 @@ class Audit:
         for lock, (owner, _) in list(self._owner.items()):
             if owner:
                 self._change(lock, b"")
-        causes = Causes([event for event in world.history if event.kind == "cause"])
-        for lock, token, start, end in self._orphans:
-            if not causes.excuses(lock, start / US - settle_s, end / US):
+        causes = Causes(
+            [
+                event
+                for event in world.history
+                if event.kind == "cause" and event.what not in ("revived", "expired")
+            ]
+        )
+        for lock, token, done, start, end in self._orphans:
+            # Since it was done with: a failover may have brought it back.
+            if not causes.excuses(lock, done / US - settle_s, end / US):
                 text = (
                     f"{lock} was held for {token.rstrip(b'.').decode()} from {start / US:.6f} to "
                     f"{end / US:.6f}, and nobody knew"

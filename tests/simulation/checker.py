@@ -14,6 +14,7 @@ got        it has the lock, certainly in [t, until): ``fence``, ``until`` (its d
 until      the deadline moved to ``until`` (renewed, claimed)
 let_go     its release begins, or it found its lease lost: from now on it claims nothing
 released   how that ended, ``what``: released, lost (it had ended before), unknown
+leave      it was cancelled: from now on it does not wait, but it may not have ended yet
 gave_up    the acquisition ended without the lock, ``what``: timeout, full, unavailable, interrupted
 wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused (a greater came)
 gone       the process ``who`` died: none of what it has in hand goes on
@@ -65,6 +66,7 @@ CAUSES = {
     "slow": "messages of the process took long",
     "pause": "the process stood still",
     "crash": "the process died; until the server noticed",
+    "revived": "the queue or the lock was given back a token that was done with",
     "ghost": "a request ran at the server after its sender had given it up",
 }
 """What may excuse something. Only :data:`OVERLAPS` explain two holders."""
@@ -169,6 +171,7 @@ class _Attempt:
     released: float = math.inf
     outcome: str = ""
     ended: float = math.inf  # the wait: got it, gave up, or died
+    left: float = math.inf  # when it stopped waiting, whether or not it had ended
     why: str = ""
     gone: float = math.inf
 
@@ -291,6 +294,8 @@ def _assemble(
                 *(event.wait_s, event.fair, event.priority),
             )
             of[event.who].append(one)
+            if event.wait_s is not None:
+                one.left = event.t + event.wait_s
             continue
         if kind in ("cause", "end", "left", "gone"):
             if kind == "end":
@@ -302,12 +307,14 @@ def _assemble(
                     one.gone = event.t
                     if one.ended == math.inf:
                         one.ended, one.why = event.t, "gone"
+                        one.left = min(one.left, event.t)
             continue
         one = attempts[event.id]
         if kind == "queued":
             one.queued = min(one.queued, event.t)
         elif kind == "got":
             one.got = one.ended = event.t
+            one.left = min(one.left, event.t)
             one.fence, one.why = event.fence, "got"
             assert event.until is not None
             one.deadline = event.until
@@ -318,8 +325,11 @@ def _assemble(
             one.let_go = min(one.let_go, event.t)
         elif kind == "released":
             one.released, one.outcome = event.t, event.what
+        elif kind == "leave":
+            one.left = min(one.left, event.t)
         elif kind == "gave_up":
             one.ended, one.why = event.t, event.what
+            one.left = min(one.left, event.t)
         elif kind == "wrote":
             wrote[event.lock].append(event)
         else:
@@ -411,10 +421,9 @@ def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: Causes) 
 
 def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> None:
     """release: what is said of it is true."""
-    by_fence = sorted(holds, key=lambda one: one.fence)
-    later = math.inf  # the earliest start of those with a greater fence
+    later = math.inf  # when the next one had it
     successor = ""
-    for one in reversed(by_fence):
+    for one in reversed(holds):
         wrong = ""
         if one.outcome == "released" and later < one.let_go:
             wrong = f"{one.id} was told that it released {lock}, which {successor} had by then"
@@ -425,7 +434,7 @@ def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Ver
             )
         if wrong and not world.first_of(OVERLAPS, lock, one.asked, one.released):
             verdict.violations.append(Violation("release", one.released, wrong, (one.id,)))
-        if one.until > one.got and one.got < later:
+        if one.until > one.got:
             later, successor = one.got, one.id
 
 
@@ -472,7 +481,7 @@ def _check_fifo(
             while at < len(line):
                 first = line[at]
                 before = first.got < math.inf and first.fence <= taken.fence
-                if not before and first.ended > taken.got and first.queued < taken.asked:
+                if not before and first.left > taken.got and first.queued < taken.asked:
                     start = first.queued - SETTLE_S
                     if not (
                         world.last(lock, taken.got) >= first.queued
@@ -484,7 +493,7 @@ def _check_fifo(
                         )
                         found = Violation("fifo", taken.got, text, (first.id, taken.id))
                         verdict.violations.append(found)
-                elif not before and first.ended > taken.got:
+                elif not before and first.left > taken.got:
                     break  # the first of those who wait came after this one asked: so did the rest
                 at += 1  # served, given up, or excused once and for all
             firsts[priority] = at
@@ -503,7 +512,7 @@ def _check_prompt(
     places = [one.queued for one in line]
     longest: list[_Attempt] = []  # of those until here, who waits longest
     for one in line:
-        longest.append(one if not longest or one.ended > longest[-1].ended else longest[-1])
+        longest.append(one if not longest or one.left > longest[-1].left else longest[-1])
     starts = [one.got for one in holds]
     for one in holds:
         free = one.free
@@ -513,7 +522,7 @@ def _check_prompt(
         asleep = free + limit_s
         # Who was in line before the lock became free, and still is long after.
         at = bisect_left(places, min(free, one.let_go)) - 1
-        if at < 0 or longest[at].ended <= asleep:
+        if at < 0 or longest[at].left <= asleep:
             continue
         after = bisect_right(starts, one.got)
         if after < len(starts) and starts[after] <= asleep:

@@ -59,6 +59,7 @@ class Client:
         self.calm_at_s = 0.0
         self.task: Task | None = None
         self.done = False
+        self.waits: dict[str, str] = {}  # the acquisition under way
         self._count = 0
         self._crowded: dict[str, bool] = {}
 
@@ -76,7 +77,12 @@ class Client:
     def _turn(self, turn: Turn) -> Steps[None]:
         yield Wait(turn.idle_s)
         self._count += 1
-        name, lock, process, world = f"{self.name}.{self._count}", turn.lock, self.process, self.world
+        name, lock, process, world = (
+            f"{self.name}.{self._count}",
+            turn.lock,
+            self.process,
+            self.world,
+        )
         token = name.ljust(22, ".").encode()
         ask = Ask(
             name=lock.name,
@@ -94,9 +100,11 @@ class Client:
         asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
         world.record("ask", **who, **asked)
         why = "unavailable"
+        self.waits = who
         try:
             grant = yield from acquire(ask, process.server_clock, turn.wait_s)
             if turn.ending == "undo":  # interrupted just before anybody heard of it
+                world.record("leave", **who)
                 yield from undo(ask)
                 raise Interrupted
             why = ""
@@ -114,6 +122,7 @@ class Client:
         except LockError:
             pass
         finally:
+            self.waits = {}
             process.ear.forget(token)
             if why:
                 world.record("gave_up", what=why, **who)
@@ -125,6 +134,13 @@ class Client:
         holding = _Holding(self, turn, ask, BaseLease(ask, grant, process, None), who)
         world.record("got", fence=grant.fence, until=holding.until(), **who)
         yield from holding.hold()
+
+    def interrupt(self) -> None:
+        """Cancel it, wherever it is."""
+        if self.waits:
+            self.world.record("leave", **self.waits)
+        if self.task is not None:
+            self.task.interrupt()
 
 
 class _Holding:

@@ -30,6 +30,7 @@ class Faults:
         self.clients = clients
         self.locks = locks
         self.calm = 0
+        self._junk: set[bytes] = set()
         self._losses = 0  # how often data were taken away or written over
 
     def plan(self, calm: int) -> None:
@@ -113,19 +114,23 @@ class Faults:
             late = self._lasts(6) if self.world.random.random() < 0.3 else 300
             self.world.faults["crash"] += 1
             self.world.record("gone", who=process.name)
-            self.world.record("cause", what="crash", who=process.name, until=(self.world.now + late) / US)
+            self.world.record(
+                "cause", what="crash", who=process.name, until=(self.world.now + late) / US
+            )
             process.crash()
             if process.ear.line is not None:
                 self.world.after(late, process.ear.line.broken)
 
     def interrupt(self) -> None:
         """A task is cancelled, or a thread gets a KeyboardInterrupt."""
-        process = self._alive()
-        if process is not None and process.tasks:
-            tasks = [client.task for client in self.clients if client.task in process.tasks]
-            if tasks and self.world.now >= process.paused_until:
-                self.world.faults["interrupt"] += 1
-                self.world.random.choice(tasks).interrupt()
+        running = [
+            client
+            for client in self.clients
+            if client.task in client.process.tasks and self.world.now >= client.process.paused_until
+        ]
+        if running:
+            self.world.faults["interrupt"] += 1
+            self.world.random.choice(running).interrupt()
 
     def stall(self) -> None:
         """The server stands still."""
@@ -189,7 +194,11 @@ class Faults:
 
     def _take_over(self, kept: tuple[dict[bytes, Value], dict[bytes, int]]) -> None:
         self._losses += 1
-        self.world.server.store.restore(kept)
+        store = self.world.server.store
+        store.restore(kept)
+        for key in self._junk:  # or it would be there for ever
+            if store.data.pop(key, None) is not None:
+                store.ends.pop(key, None)
         self._down("failover")
 
     def step(self) -> None:
@@ -215,7 +224,7 @@ class Faults:
         if key in store.data:
             world.fault("data_loss", lock=lock.name)
             self._losses += 1
-            store.call(b"DEL", key)
+            store.delete(key)
 
     def overwrite(self) -> None:
         """Somebody writes something else to the lock's key, and later removes it."""
@@ -229,6 +238,7 @@ class Faults:
                 junk.add(b"junk", 1.0)
         lasts = self._lasts(3)
         world.fault("data_loss", lasts, lock=lock.name)
+        self._junk.add(key)
         store.data[key] = junk
         store.ends.pop(key, None)
         self._losses += 1

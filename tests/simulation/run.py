@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.simulation.audit import Audit
-from tests.simulation.checker import Event, Limits, Violation, check
+from tests.simulation.checker import LOSSES, Event, Limits, Violation, check
 from tests.simulation.clients import Client, Lock, Turn, observe
 from tests.simulation.faults import Faults
 from tests.simulation.network import Process
@@ -111,7 +111,9 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
         if calm:
             client.calm_at_s = calm / US + SETTLE_S + 1
             client.calm_turns = [
-                Turn(choice(locks), draw() * 0.2, None, 5000, draw() * 0.1, 0, False, True, "release")
+                Turn(
+                    choice(locks), draw() * 0.2, None, 5000, draw() * 0.1, 0, False, True, "release"
+                )
                 for _ in range(choice((0, 1, 2)))
             ]
     if draw() < 0.3:
@@ -132,7 +134,10 @@ def _after(
             world.wrong("ends", f"{client.name} never finished")
     alive = {client.name for client in clients if not client.process.dead}
     server.tick()
+    losses = {event.lock for event in world.history if event.what in LOSSES}
     for lock in locks:
+        if losses & {"", lock.name}:
+            continue  # what came back from the dead may have nobody to clear it away
         queue = server.store.data.get(lock.queue)
         for ticket in queue.scores if queue is not None and not isinstance(queue, bytes) else ():
             if ticket[:22].decode().split(".")[0] in alive:

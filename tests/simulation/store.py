@@ -157,7 +157,8 @@ class Store:
             raise Refused(WRONG_TYPE)
         return value
 
-    def _delete(self, key: bytes) -> None:
+    def delete(self, key: bytes) -> None:
+        """Take a key away."""
         self.ends.pop(key, None)
         self.lost(key, self.data.pop(key), None)
 
@@ -198,7 +199,7 @@ class Store:
         found = 0
         for key in keys:
             if self._find(key) is not None:
-                self._delete(key)
+                self.delete(key)
                 found += 1
         return found
 
@@ -212,7 +213,7 @@ class Store:
         if self._find(key) is None:
             return 0
         if ttl_ms <= 0:
-            self._delete(key)
+            self.delete(key)
         else:
             self.ends[key] = self.now_us // 1000 + ttl_ms
         return 1
@@ -253,7 +254,7 @@ class Store:
             return 0
         gone = sum(found.remove(member) for member in members)
         if not found.scores:
-            self._delete(key)
+            self.delete(key)
         return gone
 
     @_command("ZCARD")
@@ -306,11 +307,7 @@ class Store:
         found = self._set(key)
         if found is None:
             return []
-        chosen = [
-            pair
-            for pair in reversed(found.order)
-            if _within(pair[0], least, most)
-        ]
+        chosen = [pair for pair in reversed(found.order) if _within(pair[0], least, most)]
         if rest:
             offset, count = _integer(rest[1]), _integer(rest[2])
             chosen = chosen[offset:] if count < 0 else chosen[offset : offset + count]
@@ -324,7 +321,7 @@ class Store:
         score, member = found.order[0]
         found.remove(member)
         if not found.scores:
-            self._delete(key)
+            self.delete(key)
         return [member, _score(score)]
 
     @_command("PUBLISH")
