@@ -153,7 +153,7 @@ class _Holding:
         self._process, self._world = client.process, client.world
         self._turn, self._ask, self._lease, self._who = turn, ask, lease, who
         self._told = self.until()
-        self._over = False
+        self._over = self._forgets = False
 
     def until(self) -> float:
         """Its deadline, on the common clock."""
@@ -177,7 +177,7 @@ class _Holding:
                     self._over = True
                     while self._lease._grant.claim is not None and self._lease.held:
                         yield Wait(0.05)
-                    self._look()
+                    self._forgets = True
                     return
             finally:
                 self._let_go()
@@ -201,7 +201,7 @@ class _Holding:
 
     def _let_go(self) -> None:
         self._look()
-        if self._turn.ending != "forget":
+        if not self._forgets:
             self._over = True
             self._world.record("let_go", **self._who)
             self._world.disowned[self._ask.token] = self._world.now

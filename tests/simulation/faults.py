@@ -19,6 +19,10 @@ JUNK: tuple[bytes, ...] = (
 )
 
 
+FORGOTTEN_US = 65 * US
+"""Who waits in a queue that is deleted has no way to know before it looks again."""
+
+
 class Faults:
     """Does things to one world until its calm begins."""
 
@@ -30,7 +34,8 @@ class Faults:
         self.clients = clients
         self.locks = locks
         self.calm = 0
-        self._junk: set[bytes] = set()
+        self._junk: set[bytes] = set()  # the keys that hold something of others now,
+        self._ever: set[bytes] = set()  # and those that ever did
         self._losses = 0  # how often data were taken away or written over
 
     def plan(self, calm: int) -> None:
@@ -196,8 +201,9 @@ class Faults:
         self._losses += 1
         store = self.world.server.store
         store.restore(kept)
-        for key in self._junk:  # or it would be there for ever
-            if store.data.pop(key, None) is not None:
+        for key in self._ever:  # or it would be there for ever
+            if key in store.data and not _ours(store.data[key]):
+                del store.data[key]
                 store.ends.pop(key, None)
         self._down("failover")
 
@@ -222,7 +228,7 @@ class Faults:
         lock = world.random.choice(self.locks)
         key = world.random.choice((lock.key, lock.queue))
         if key in store.data:
-            world.fault("data_loss", lock=lock.name)
+            world.fault("data_loss", FORGOTTEN_US, lock=lock.name)
             self._losses += 1
             store.delete(key)
 
@@ -236,9 +242,12 @@ class Faults:
             junk = SortedSet() if key == lock.key else b"junk"
             if key == lock.key:
                 junk.add(b"junk", 1.0)
+        if key in self._junk:
+            return
         lasts = self._lasts(3)
-        world.fault("data_loss", lasts, lock=lock.name)
+        world.fault("data_loss", lasts + FORGOTTEN_US, lock=lock.name)
         self._junk.add(key)
+        self._ever.add(key)
         store.data[key] = junk
         store.ends.pop(key, None)
         self._losses += 1
@@ -246,12 +255,20 @@ class Faults:
 
     def _restore(self, key: bytes, junk: Value, losses: int) -> None:
         store = self.world.server.store
+        self._junk.discard(key)
         if key not in store.data:
             return  # another fault took it
         if store.data[key] is junk:
             del store.data[key]
         elif self._losses == losses:
             self.world.wrong("foreign", f"what lualock did not write at {key!r} was changed")
+
+
+def _ours(value: Value) -> bool:
+    """Whether lualock wrote it."""
+    if isinstance(value, SortedSet):
+        return b"junk" not in value.scores
+    return value not in (*JUNK, b"junk")
 
 
 _KINDS: dict[str, Callable[[Faults], None]] = {

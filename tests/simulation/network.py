@@ -291,12 +291,18 @@ class Line:
         if not sender.sent:
             sender.sent = True
             self.owed.append(sender)
+            if not self.process.threads:
+                self.process.soon(int(TIMEOUT_S * US), self._silent, sender)
         if hold:
             self._held.append((sender, whole))
             self.process.world.after(LAZY_US, self.flush)
             return
         self.flush()
         self._send(sender, whole)
+
+    def _silent(self, sender: Any) -> None:
+        if sender in self.owed:
+            self.close()
 
     def flush(self) -> None:
         """What was kept back leaves."""
