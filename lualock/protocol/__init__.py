@@ -16,6 +16,7 @@ and the simulator. ``steps`` says what a driver must be able to do, ``replies`` 
 
 from lualock.protocol.holding import (
     ABANDON,
+    ENQUEUE,
     EXTEND,
     HAND_OVER,
     INSPECT,
@@ -49,7 +50,6 @@ from lualock.protocol.terms import Ask, Grant
 from lualock.protocol.waiting import (
     ACQUIRE,
     CLAIM_MS,
-    ENQUEUE,
     abandon,
     acquire,
     enqueue,
