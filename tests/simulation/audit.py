@@ -58,7 +58,7 @@ class Audit:
         if before != owner:
             now = self._world.now
             self._owner[lock] = owner, now
-            if self._world.disowned.get(owner, now) < now - GRACE_US:
+            if self._world.ended.get(owner, now) < now - GRACE_US:
                 # Judged as an orphan below; who waits behind it is not to blame.
                 event = Event(now / US, "cause", lock=lock, what="revived", until=now / US + 3)
                 self._world.history.append(event)

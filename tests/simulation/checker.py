@@ -414,8 +414,8 @@ def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: Causes) 
     start, end = min(before.asked, after.asked), after.got
     stepped = world.first_of(("clock_back",), lock, -math.inf, end)
     return bool(stepped and world.first_of((*LOSSES, "forgot"), lock, start, end)) or (
-        # Two histories of one lock: which of the two came first cannot be told from outside.
-        bool(world.first_of(LOSSES, lock, start, end)) and before.until > after.got
+        # The later to hear of it may have been given it first: two histories of one lock.
+        before.fence != after.fence and bool(world.first_of(OVERLAPS, lock, after.asked, end))
     )
 
 

@@ -126,7 +126,7 @@ class Client:
             process.ear.forget(token)
             if why:
                 world.record("gave_up", what=why, **who)
-                world.disowned[token] = world.now
+                world.disowned[token] = world.ended[token] = world.now
         if why:
             return
         self._crowded[lock.name] = grant.waited
@@ -201,6 +201,7 @@ class _Holding:
 
     def _let_go(self) -> None:
         self._look()
+        self._world.ended[self._ask.token] = self._world.now
         if not self._forgets:
             self._over = True
             self._world.record("let_go", **self._who)

@@ -31,6 +31,7 @@ class World:
         self.history: list[Event] = []
         self.found: list[Violation] = []  # what is wrong at sight
         self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
+        self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
         self.faults: Counter[str] = Counter()
         self.trace: list[str] | None = [] if trace else None
@@ -116,6 +117,7 @@ class Server:
         self.store.publish, self.store.numsub = self._publish, self._numsub
         self.offset_us = 0
         self.grain_us = 1
+        self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
         self.known: set[str] = set()
         self.ears: dict[bytes, list[EarLine]] = {}
         self.lines: list[Line] = []
