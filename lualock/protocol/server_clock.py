@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lualock.errors import LockUnavailable
 from lualock.protocol.steps import Clock
 
 DRIFT = 1e-3
@@ -12,6 +13,9 @@ what NTP slews by."""
 
 FRESH_S = 30.0
 """A comparison older than this is made anew where it costs nothing."""
+
+LATE_MAX = 3
+"""How often a request may be found late on a server whose clock was compared just before."""
 
 KEPT_S = 0.05
 """For how long one deadline serves: making one costs more than what it gains to be exact."""
@@ -84,3 +88,10 @@ class ServerClock:
         drift_s = (now - self._compared) * DRIFT
         then = (server_us - self._most_us) / 1e6 - drift_s
         return then if then <= now else None
+
+
+def jumps() -> LockUnavailable:
+    """The error for requests that are late however well the clocks were compared."""
+    return LockUnavailable(
+        "the server's clock jumps: requests are late however much time they are given"
+    )

@@ -23,7 +23,7 @@ from lualock.errors import (
 )
 from lualock.protocol.holding import ABANDON, EXTEND, give_back, lay, still_unknown
 from lualock.protocol.replies import Held, conflict
-from lualock.protocol.server_clock import ServerClock
+from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
 from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
@@ -48,9 +48,6 @@ RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 
 PATIENCE_S = 60.0
 """How long a waiter without a timeout bears a server that is away before it gives up."""
-
-LATE_MAX = 3
-"""How often a request may be found late on a server whose clock was compared just before."""
 
 
 def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
@@ -331,9 +328,7 @@ class _Attempt:
             if reply[0] != b"late":
                 return reply
         self.asked, self.unsettled = None, self.queued or self.ghost is not None
-        raise LockUnavailable(
-            "the server's clock jumps: requests are late however much time they are given"
-        )
+        raise jumps()
 
     def claim(self, kind: type[Call]) -> Call:
         """The request that makes a lease that was given to us last its whole ttl."""
