@@ -11,11 +11,11 @@ import lualock
 
 ROOT = Path(lualock.__file__).parent
 LAYERS = [
-    {"errors", "keys", "clock", "fork", "options"},
+    {"errors", "keys", "clock", "fork", "handles", "options"},
     {"script"},
     {"protocol"},
     {"drive"},
-    {"lease", "wish", "find", "renewal", "sync", "aio"},
+    {"lease", "wish", "find", "watch", "sync", "aio"},
     {"jobs", "embedded"},
     {"__init__"},
 ]
@@ -65,7 +65,7 @@ def test_only_the_drivers_touch_the_client() -> None:
 
 def test_the_protocol_has_no_clock_socket_or_randomness() -> None:
     """Sans-IO: nothing of the kind is imported below the drivers, but for the clock itself."""
-    files = [ROOT / f"{name}.py" for name in ("script", "lease", "renewal")]
+    files = [ROOT / f"{name}.py" for name in ("script", "lease", "watch")]
     for path in files + list((ROOT / "protocol").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

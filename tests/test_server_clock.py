@@ -8,8 +8,7 @@ import pytest
 
 import lualock
 from lualock.protocol import Ask, Call, Reach, ServerClock, Steps, acquire
-from lualock.protocol.server_clock import DRIFT
-from lualock.protocol.waiting import LATE_MAX
+from lualock.protocol.server_clock import DRIFT, LATE_MAX
 
 SERVER_US = 1_700_000_000_000_000
 
@@ -35,6 +34,17 @@ def test_a_deadline_is_never_late() -> None:
     assert len(server.deadline(12.0, 10.2)) == 16
 
 
+def test_one_deadline_serves_for_a_while() -> None:
+    """A deadline that is used again is earlier than it need be, never later, and not for long."""
+    server = _server()
+    first = server.usual(11.0)
+    assert first == (16.0, server.deadline(16.0, 11.0))
+    assert server.usual(11.04) == first
+    assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))
+    server.compare(20.0, 20.0, SERVER_US)
+    assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))  # by the new comparison
+
+
 def test_what_has_passed_is_never_too_young() -> None:
     """A moment of the server's is put no later than it can have been here."""
     server = _server()
@@ -53,8 +63,7 @@ def test_a_better_comparison_is_taken() -> None:
     assert server.deadline(20.0, 11.0) == before
     server.refine(10.9, 11.0, SERVER_US + 950_000)
     assert server.deadline(20.0, 11.0) > before
-    assert server.fresh(11.0)
-    assert not server.fresh(60.0)
+    assert 11.0 < server.stale_at < 60.0
     assert server.known
     assert not ServerClock(lambda: 0.0, 5.0).known
 

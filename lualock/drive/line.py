@@ -80,17 +80,19 @@ class Line:
 
     def ask(self, question: bytes) -> Any:
         """Send a question and wait for its reply."""
-        return self._ask(question, 1)[0]
+        return self._ask(question, [], 0)
 
     def ask_all(self, questions: list[bytes]) -> list[Any]:
         """Send questions in one piece and wait for all their replies."""
-        return self._ask(b"".join(questions), len(questions))
-
-    def _ask(self, questions: bytes, count: int) -> list[Any]:
-        replies, connected = self._replies, self._socket
         found: list[Any] = []
+        found.append(self._ask(b"".join(questions), found, len(questions) - 1))
+        return found
+
+    def _ask(self, question: bytes, earlier: list[Any], count: int) -> Any:
+        """The reply that comes after so many, which go to ``earlier``."""
+        replies, connected = self._replies, self._socket
         try:
-            connected.sendall(questions)
+            connected.sendall(question)
             owed = len(self._owed)
             while True:
                 received = connected.recv(wire.CHUNK)
@@ -103,10 +105,11 @@ class Line:
                     if owed:
                         self._settle(reply)
                         owed -= 1
-                        continue
-                    found.append(reply)
-                    if len(found) == count:
-                        return found
+                    elif count:
+                        earlier.append(reply)
+                        count -= 1
+                    else:
+                        return reply
         except BlockingIOError:
             raise TimeoutError(f"no reply within {self._timeout.seconds:.3g} s") from None
 

@@ -23,7 +23,7 @@ from lualock.errors import (
 )
 from lualock.protocol.holding import ABANDON, ENQUEUE, EXTEND, give_back, lay, still_unknown
 from lualock.protocol.replies import Held, conflict
-from lualock.protocol.server_clock import ServerClock
+from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
 from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
@@ -47,9 +47,6 @@ RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 
 PATIENCE_S = 60.0
 """How long a waiter without a timeout bears a server that is away before it gives up."""
-
-LATE_MAX = 3
-"""How often a request may be found late on a server whose clock was compared just before."""
 
 
 def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
@@ -155,7 +152,7 @@ def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
         return Grant(fence, attempt.since + ttl_s, True)  # we took it ourselves
     # It was given for CLAIM_MS or the ttl, and the message says when.
     now, given_us, server = attempt.clock(), int(told[16:]), attempt.server
-    if not server.fresh(now):
+    if now > server.stale_at:
         server.refine(attempt.began, now, given_us)
     given = server.passed(given_us, now)
     certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
@@ -232,24 +229,25 @@ class _Attempt:
 
     def take(self) -> Call:
         """The request that takes the lock if it is free."""
-        ask, expires = self.ask, self._expires()
-        deadline = self.server.deadline(expires, self.sent)
+        ask = self.ask
+        expires, deadline = self._deadline()
         parts = (ask.key, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
         self.asked = step = Call(ACQUIRE, parts, self.until, expires=expires)
         return step
 
-    def _expires(self) -> float:
-        """Until when the reply to a request that is sent now is waited for."""
-        expires = self.sent + self.server.reply_s
-        if self.until is not None:
-            expires = min(expires, max(self.until, self.sent + LAST_WORD_S))
-        return expires
+    def _deadline(self) -> tuple[float, bytes]:
+        """Until when the reply to a request that is sent now is waited for, here and there."""
+        usual, deadline = self.server.usual(self.sent)
+        if self.until is None or usual < self.until:
+            return usual, deadline
+        expires = max(self.until, self.sent + LAST_WORD_S)
+        return expires, self.server.deadline(expires, self.sent)
 
     def taken(self, reply: bytes | list[Any]) -> Grant | None:
         """What its reply means; ``None``: somebody has it, and there is time to wait."""
         self.asked = None
         if type(reply) is bytes:
-            if not self.server.fresh(self.sent):
+            if self.sent > self.server.stale_at:
                 self.server.compare(self.sent, self.clock(), int(reply))
             return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)
         assert isinstance(reply, list)
@@ -273,8 +271,7 @@ class _Attempt:
         self.sent, self.unsettled = self.clock(), True
         if not self.began:
             self.began = self.sent
-        expires = self._expires()
-        deadline = self.server.deadline(expires, self.sent)
+        expires, deadline = self._deadline()
         parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair, deadline)
         kind, self.kind = self.kind, Call
         if self.asked is None:
@@ -330,9 +327,7 @@ class _Attempt:
             if reply[0] != b"late":
                 return reply
         self.asked, self.unsettled = None, self.queued or self.ghost is not None
-        raise LockUnavailable(
-            "the server's clock jumps: requests are late however much time they are given"
-        )
+        raise jumps()
 
     def claim(self, kind: type[Call]) -> Call:
         """The request that makes a lease that was given to us last its whole ttl."""
