@@ -11,6 +11,7 @@ from tests.simulation.many import run_many
 from tests.simulation.run import Result, play
 from tests.simulation.world import Server
 
+
 def replay(seed: int, around_s: float) -> int:
     """Show one seed: all of it, or what happened shortly before the first violation."""
     result = play(seed, Server(), trace=True)

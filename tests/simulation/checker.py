@@ -8,12 +8,14 @@ O(n log n) of the number of events.
 kind       meaning, and the fields beside ``t`` (when), ``lock``, ``who`` (process), ``id`` (one
            acquisition, unique: a token's digest)
 =========  =======================================================================================
-ask        an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``fair``, ``priority``
+ask        an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``fair``, ``priority``;
+           ``what``: adopt where it takes over the lease of another
 queued     it surely has a place in the queue from now on; optional, FIFO and promptness need it
 got        it has the lock, certainly in [t, until): ``fence``, ``until`` (its deadline)
 until      the deadline moved to ``until`` (renewed, claimed)
 let_go     its release begins, or it found its lease lost: from now on it claims nothing
-released   how that ended, ``what``: released, lost (it had ended before), unknown
+released   how that ended, ``what``: released, lost (it had ended before), passed (to who adopts
+           it), unknown
 leave      it was cancelled: from now on it does not wait, but it may not have ended yet
 gave_up    the acquisition ended without the lock, ``what``: timeout, full, unavailable, interrupted
 wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused (a greater came)
@@ -163,6 +165,7 @@ class _Attempt:
     wait_s: float | None = None
     fair: bool = True
     priority: int = 0
+    adopts: bool = False
     queued: float = math.inf
     got: float = math.inf
     fence: int = 0
@@ -183,6 +186,8 @@ class _Attempt:
     @property
     def free(self) -> float:
         """When the lock was free for the next, as far as this one can know."""
+        if self.outcome == "passed":
+            return math.inf
         return self.released if self.outcome == "released" else self.deadline
 
 
@@ -291,7 +296,7 @@ def _assemble(
         if kind == "ask":
             one = attempts[event.id] = _Attempt(
                 *(event.lock, event.who, event.id, event.t),
-                *(event.wait_s, event.fair, event.priority),
+                *(event.wait_s, event.fair, event.priority, event.what == "adopt"),
             )
             of[event.who].append(one)
             if event.wait_s is not None:
@@ -344,7 +349,7 @@ def _implied(history: list[Event], attempts: Iterable[_Attempt]) -> Iterator[Eve
         if event.kind == "gone":
             yield Event(event.t, "cause", who=event.who, what="crash")
     for one in attempts:
-        if one.got < math.inf and one.outcome != "released":
+        if one.got < math.inf and one.outcome not in ("released", "passed"):
             yield Event(one.deadline, "cause", lock=one.lock, what="expired")
 
 
@@ -474,6 +479,8 @@ def _check_fifo(
         waiting[one.priority].append(one)
     firsts = dict.fromkeys(waiting, 0)
     for taken in sorted(holds, key=lambda one: one.fence):
+        if taken.adopts:
+            continue  # it was not free at all
         for priority, line in waiting.items():
             if priority < taken.priority:
                 continue

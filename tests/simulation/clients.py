@@ -6,13 +6,17 @@ lease is renewed and released. The shells (``lualock/sync.py``) do the same with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lualock import keys, options
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
-from lualock.lease import BaseLease
-from lualock.protocol import Ask, Steps, Wait, acquire, inspect, undo
+from lualock.lease import BaseLease, Care
+from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo
+from lualock.watch import Watch
 from tests.simulation.network import Interrupted, Process, Task
+from tests.simulation.world import US
 
 
 @dataclass(slots=True)
@@ -44,14 +48,44 @@ class Turn:
     priority: int
     renew: bool
     careful: bool  # looks whether it has the lease before it writes
-    ending: str  # release, forget, extend, undo
+    ending: str  # release, forget, extend, undo, pass
+
+
+class Renewal(Watch):
+    """What the shells' renewal thread and timer are in the simulator: one for each process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._busy = False
+        self._start_empty(process.server_clock)
+
+    def _wake_at(self, look_at: float) -> None:
+        self._wakes_at = look_at
+        late_s = max(0.0, look_at - self._process.clock())
+        self._process.soon(int(late_s * US) + 1, self._wake, look_at)
+
+    def _wake(self, look_at: float) -> None:
+        if not self._busy and look_at == self._wakes_at:
+            self._busy = True
+            self._process.start(self.round(), self._looked)
+
+    def _looked(self, lost: Any, error: BaseException | None) -> None:
+        self._busy, self._wakes_at = False, math.inf
+        next_look = self.next_look()
+        if next_look < math.inf:
+            self._wake_at(next_look)
+
+    def _tell(self, lease: BaseLease) -> None:
+        pass
 
 
 class Client:
     """A thread or a task that takes locks, one after the other."""
 
-    def __init__(self, process: Process, name: str) -> None:
+    def __init__(self, process: Process, name: str, renewal: Renewal) -> None:
         self.process = process
+        self.renewal = renewal
+        self.heirs: list[Client] = []  # who may be passed a lease
         self.world = process.world
         self.name = name
         self.turns: list[Turn] = []
@@ -74,8 +108,9 @@ class Client:
                 continue
         self.done = True
 
-    def _turn(self, turn: Turn) -> Steps[None]:
-        yield Wait(turn.idle_s)
+    def _turn(self, turn: Turn, adopts: bytes = b"") -> Steps[None]:
+        if not adopts:
+            yield Wait(turn.idle_s)
         self._count += 1
         name, lock, process, world = (
             f"{self.name}.{self._count}",
@@ -98,11 +133,14 @@ class Client:
         )
         who = {"lock": lock.name, "who": process.name, "id": name}
         asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
-        world.record("ask", **who, **asked)
+        world.record("ask", what="adopt" if adopts else "", **who, **asked)
         why = "unavailable"
         self.waits = who
         try:
-            grant = yield from acquire(ask, process.server_clock, turn.wait_s)
+            if adopts:
+                grant = yield from adopt(ask, adopts, process.server_clock)
+            else:
+                grant = yield from acquire(ask, process.server_clock, turn.wait_s)
             if turn.ending == "undo":  # interrupted just before anybody heard of it
                 world.record("leave", **who)
                 yield from undo(ask)
@@ -131,9 +169,18 @@ class Client:
             return
         self._crowded[lock.name] = grant.waited
         world.known.add(token)
-        holding = _Holding(self, turn, ask, BaseLease(ask, grant, process, None), who)
+        care = Care(turn.renew)
+        lease = BaseLease(ask, grant, process, self.renewal if turn.renew else None, care)
+        holding = _Holding(self, turn, ask, lease, who)
         world.record("got", fence=grant.fence, until=holding.until(), **who)
         yield from holding.hold()
+
+    def adopt(self, turn: Turn, token: bytes) -> None:
+        """Take over somebody's lease, beside whatever else is being done."""
+        other = Client(self.process, f"{self.name}x{self._count}", self.renewal)
+        self._count += 1
+        other.heirs = self.heirs
+        self.process.start(other._turn(turn, token))
 
     def interrupt(self) -> None:
         """Cancel it, wherever it is."""
@@ -162,8 +209,6 @@ class _Holding:
     def hold(self) -> Steps[None]:
         """Work, and let go."""
         turn, process = self._turn, self._process
-        if turn.renew:
-            process.start(self._renew())
         outcome = "unknown"
         try:
             try:
@@ -173,7 +218,11 @@ class _Holding:
                 self._work()
                 if turn.ending == "extend":
                     yield from self._extend()
+                if turn.ending == "pass":
+                    outcome = self._pass()
+                    return
                 if turn.ending == "forget":
+                    self._drop()
                     self._over = True
                     while self._lease._grant.claim is not None and self._lease.held:
                         yield Wait(0.05)
@@ -181,6 +230,7 @@ class _Holding:
                     return
             finally:
                 self._let_go()
+            self._drop()
             steps = self._lease._release()
             if steps is not None:
                 yield from steps
@@ -198,6 +248,24 @@ class _Holding:
         finally:
             if outcome:
                 self._world.record("released", what=outcome, **self._who)
+
+    def _drop(self) -> None:
+        if self._turn.renew:
+            self._client.renewal.drop(self._lease)
+
+    def _pass(self) -> str:
+        """Pass the lease on to somebody else."""
+        self._look()
+        self._lease.handle()
+        self._forgets = True
+        self._world.record("let_go", **self._who)
+        heir = self._world.random.choice(self._client.heirs)
+        if heir.process.dead:
+            return "unknown"
+        turn = replace(self._turn, ending="release", wait_s=None)
+        # A message brings the handle.
+        heir.process.soon(self._world.latency_us, heir.adopt, turn, self._ask.token)
+        return "passed"
 
     def _let_go(self) -> None:
         self._look()
@@ -247,16 +315,6 @@ class _Holding:
         except LockError:
             pass
         self._look()
-
-    def _renew(self) -> Steps[None]:
-        """As the renewal of ``lualock/renewal.py`` does: at a third of the ttl."""
-        lease, clock, ttl_s = self._lease, self._process.clock, self._turn.ttl_ms / 1000
-        while True:
-            left_s = lease._grant.deadline - ttl_s * 2 / 3 - clock()
-            yield Wait(max(left_s, ttl_s / 10))
-            if self._over or not lease.held:
-                return
-            yield from self._extend()
 
 
 def observe(world_locks: list[Lock], process: Process, times: int) -> Steps[None]:

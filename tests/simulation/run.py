@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.simulation.audit import Audit
 from tests.simulation.checker import LOSSES, Event, Limits, Violation, check
-from tests.simulation.clients import Client, Lock, Turn, observe
+from tests.simulation.clients import Client, Lock, Renewal, Turn, observe
 from tests.simulation.faults import Faults
 from tests.simulation.network import Process
 from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
 HORIZON_S = 600
+ENDINGS = ("forget", "extend", "undo", "pass")
 LIMITS = Limits(prompt_s=0.1, takeover_s=65.0, late_s=0.1, settle_s=SETTLE_S)
 
 
@@ -41,15 +45,29 @@ class Result:
         self.failing += other.failing
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong in a run is meant to."""
+    log = logging.getLogger("lualock")
+    before, log.disabled = log.disabled, True
+    watch = logging.getLogger("lualock.watch")
+    watch_before, watch.disabled = watch.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled, watch.disabled = before, watch_before
+
+
 def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run others."""
     world = World(seed, server, trace=trace)
     before = server.lua.runs
     locks, processes, clients, calm = _cast(world)
     audit = Audit(world)
-    for client in clients:
-        client.task = client.process.start(client.life())
-    world.run(HORIZON_S * US)
+    with _quiet():
+        for client in clients:
+            client.task = client.process.start(client.life())
+        world.run(HORIZON_S * US)
     _after(world, locks, processes, clients)
     audit.finish(SETTLE_S)
     verdict = check(world.history, LIMITS)
@@ -77,9 +95,13 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
         Process(world, f"p{number}", threads=draw() < 0.5)
         for number in range(1, choice((2, 3, 3, 4, 5)))
     ]
-    clients = [
-        Client(choice(processes), f"c{number}") for number in range(1, choice((3, 4, 5, 6, 8)))
-    ]
+    renewals = [(process, Renewal(process)) for process in processes]
+    clients = []
+    for number in range(1, choice((3, 4, 5, 6, 8))):
+        process, renewal = choice(renewals)
+        clients.append(Client(process, f"c{number}", renewal))
+    for client in clients:
+        client.heirs = clients
     calm = 0
     if draw() < 0.8:
         calm = int((2 + draw() * 10) * US)
@@ -104,7 +126,7 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
                     priority=choice(priorities),
                     renew=draw() < 0.4,
                     careful=draw() < 0.7,
-                    ending="release" if draw() >= rude else choice(("forget", "extend", "undo")),
+                    ending="release" if draw() >= rude else choice(ENDINGS),
                 )
             )
         # When everything has settled, once more: now nothing is excused.
