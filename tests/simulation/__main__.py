@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+from tests.simulation import mutants
 from tests.simulation.many import run_many
 from tests.simulation.run import Result, play
 from tests.simulation.world import Server
@@ -58,7 +59,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after so many failing seeds")
+    parser.add_argument("what", nargs="?", choices=["seeds", "mutants"], default="seeds")
     options = parser.parse_args()
+    if options.what == "mutants":
+        return mutants.main(options.seeds, options.workers)
     if options.seed is not None:
         return replay(options.seed, options.around)
     return simulate(options.first, options.seeds, options.workers, options.most)

@@ -3,16 +3,17 @@
 The checker judges what the clients say; this looks at the server's own data after each script:
 
 orphan     a lock is held under a token whose owner is done with it (released, gave up)
-foreign    something else than a lock is at the key, and a script changed it or took it for one
-inspect    ``inspect`` says what is not so
+contract   a script did not do what its header says, or said what is not so (``contract.py``)
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lualock.protocol import INSPECT, Call
+from lualock.keys import queue_key
+from lualock.protocol import Call
 from tests.simulation.checker import Causes, Event
+from tests.simulation.contract import Run, Seen, broken
 from tests.simulation.network import lock_of
 from tests.simulation.world import US, World
 
@@ -27,17 +28,20 @@ class Audit:
         self._world = world
         self._owner: dict[str, tuple[bytes, int]] = {}
         self._orphans: list[tuple[str, bytes, int, int, int]] = []
-        world.server.watch = self._watch
+        world.server.before, world.server.watch = self._before, self._watch
         world.server.store.lost = self._lost
 
+    def _before(self, call: Call) -> None:
+        store, lock = self._world.server.store, call.parts[0]
+        self._seen = Seen.look(store, lock, queue_key(lock))
+
     def _watch(self, call: Call, reply: Any) -> None:
-        record = self._world.server.store.data.get(call.parts[0])
-        owner = b""
-        if type(record) is bytes and record[:1] in (b"H", b"W"):
-            owner = record[17:39]
-        self._change(lock_of(call), owner)
-        if call.script is INSPECT:
-            self._check_inspect(call, record, reply)
+        store, lock = self._world.server.store, call.parts[0]
+        after = Seen.look(store, lock, queue_key(lock))
+        self._change(lock_of(call), after.owner)
+        told = self._world.server.told
+        for what in broken(Run(call, self._seen, after, reply, told, store)):
+            self._world.wrong("contract", f"{call.script.name} {what}")
 
     def _lost(self, key: bytes, value: Any, end_ms: int | None) -> None:
         """A key is gone."""
@@ -67,23 +71,6 @@ class Audit:
                 start, end = max(since, done), now if at is None else at
                 if end > start + GRACE_US:
                     self._orphans.append((lock, before, done, start, end))
-
-    def _check_inspect(self, call: Call, record: Any, reply: Any) -> None:
-        store = self._world.server.store
-        queue = store.data.get(call.parts[1])
-        if not isinstance(reply, list) or type(record) not in (bytes, type(None)):
-            return
-        waiters = len(queue.scores) if queue is not None else 0
-        if record is None or record[:1] in (b"R", b"F"):
-            wanted: list[Any] = [b"free", waiters]
-        elif record[:1] in (b"H", b"W") and len(record) >= 61 and record[1:17].isdigit():
-            left = store.ends[call.parts[0]] - store.now_us // 1000
-            held_ms = (store.now_us - int(record[1:17])) // 1000
-            wanted = [b"held", left, held_ms, record[1:17], record[61:], waiters]
-        else:
-            wanted = [b"conflict"]
-        if reply != wanted:
-            self._world.wrong("inspect", f"said {reply}, and it is {wanted}")
 
     def finish(self, settle_s: float) -> None:
         """Judge what was seen: an orphan is excused by what befell anybody just before."""

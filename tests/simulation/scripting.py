@@ -38,6 +38,11 @@ local function convert(value)
   end
   return list(unpack(items, 1, count))
 end
+local sethook = debug.sethook
+local function endless()
+  sethook()
+  error('the script runs for ever')
+end
 local function run(chunk, keys, ...)
   local arguments = {...}
   local KEYS, ARGV = {}, {}
@@ -50,7 +55,9 @@ local function run(chunk, keys, ...)
   end
   rawset(_G, 'KEYS', KEYS)
   rawset(_G, 'ARGV', ARGV)
+  sethook(endless, '', 100000)
   local reply = chunk()
+  sethook()
   if type(reply) == 'string' then
     return reply
   end

@@ -135,9 +135,10 @@ class Store:
     def expire(self) -> None:
         """Drop what has ended."""
         for key in list(self.ends):
-            self._find(key)
+            self.find(key)
 
-    def _find(self, key: bytes) -> Value:
+    def find(self, key: bytes) -> Value:
+        """What is at a key now; None: nothing, or it has ended."""
         end_ms = self.ends.get(key)
         if end_ms is not None and self.now_us // 1000 > end_ms:
             del self.ends[key]
@@ -146,13 +147,13 @@ class Store:
         return self.data.get(key)
 
     def _string(self, key: bytes) -> bytes | None:
-        value = self._find(key)
+        value = self.find(key)
         if value is not None and type(value) is not bytes:
             raise Refused(WRONG_TYPE)
         return value
 
     def _set(self, key: bytes) -> SortedSet | None:
-        value = self._find(key)
+        value = self.find(key)
         if value is not None and type(value) is not SortedSet:
             raise Refused(WRONG_TYPE)
         return value
@@ -178,7 +179,7 @@ class Store:
                 raise Refused("ERR invalid expire time in 'set' command")
             end_ms = self.now_us // 1000 + ttl_ms
             at += 2
-        self._find(key)  # what has ended is told of
+        self.find(key)  # what has ended is told of
         self.data[key] = value
         if end_ms is None:
             self.ends.pop(key, None)
@@ -198,19 +199,19 @@ class Store:
     def _del(self, *keys: bytes) -> Reply:
         found = 0
         for key in keys:
-            if self._find(key) is not None:
+            if self.find(key) is not None:
                 self.delete(key)
                 found += 1
         return found
 
     @_command("EXISTS")
     def _exists(self, *keys: bytes) -> Reply:
-        return sum(self._find(key) is not None for key in keys)
+        return sum(self.find(key) is not None for key in keys)
 
     @_command("PEXPIRE", writes=True)
     def _pexpire(self, key: bytes, ttl: bytes) -> Reply:
         ttl_ms = _integer(ttl)
-        if self._find(key) is None:
+        if self.find(key) is None:
             return 0
         if ttl_ms <= 0:
             self.delete(key)
@@ -220,7 +221,7 @@ class Store:
 
     @_command("PTTL")
     def _pttl(self, key: bytes) -> Reply:
-        if self._find(key) is None:
+        if self.find(key) is None:
             return -2
         end_ms = self.ends.get(key)
         return -1 if end_ms is None else max(0, end_ms - self.now_us // 1000)

@@ -108,6 +108,8 @@ class Server:
         self.store = Store()
         self.lua = Interpreter(self.store)
         self.sources: dict[bytes, bytes] = {}  # mutants: by the shipped source
+        self.told: list[tuple[bytes, int]] = []  # the messages of the script that runs
+        self.before: Callable[[Call], None] = lambda call: None
         self.watch: Callable[[Call, Any], None] = lambda call, reply: None
 
     def enter(self, world: World) -> None:
@@ -136,6 +138,8 @@ class Server:
             return Refused("NOSCRIPT No matching script. Please use EVAL.")
         self.known.add(script.sha)
         self.store.now_us = self.clock_us()
+        self.told = []
+        self.before(call)
         source = self.sources.get(script.source, script.source)
         reply: Any
         try:
@@ -157,6 +161,7 @@ class Server:
 
     def _publish(self, channel: bytes, message: bytes) -> int:
         ears = self.ears.get(channel, ())
+        self.told.append((message, len(ears)))
         for ear in ears:
             ear.carry(message)
         if self.world.trace is not None:
