@@ -39,12 +39,15 @@ class Faults:
         self._ever: set[bytes] = set()  # and those that ever did
         self._losses = 0  # how often data were taken away or written over
 
-    def plan(self, calm: int) -> None:
-        """Draw a mix, and when each of its faults strikes; none lasts beyond ``calm``."""
+    def plan(self, calm: int, *, deaths: bool) -> None:
+        """Draw a mix, and when each of its faults strikes; none lasts beyond ``calm``. ``deaths``:
+        where it matters who of those in line is dead, somebody dies."""
         self.calm = calm
         chance = self.world.random
         kinds = list(_KINDS)
         chance.shuffle(kinds)
+        if deaths:
+            kinds.insert(0, "crash")
         for kind in kinds[: 1 + int(chance.random() ** 2 * 6)]:
             for _ in range(1 + int(chance.random() * 4)):
                 self.world.at(int(chance.random() * calm * 0.9), _KINDS[kind], self)

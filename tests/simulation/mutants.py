@@ -297,6 +297,11 @@ REASONS: dict[str, str] = {}
 """Why a mutant may survive, by how it is shown."""
 
 
+def reason(mutant: Mutant) -> str:
+    """Why it may survive; empty: it may not."""
+    return REASONS.get(str(mutant), "")
+
+
 def main(seeds: int, workers: int) -> int:
     """Try them all; print who survives."""
     mutants = every()
@@ -314,5 +319,5 @@ def main(seeds: int, workers: int) -> int:
     share = killed / len(mutants)
     print(f"\n{len(mutants)} mutants, {killed} killed ({share:.1%}); the survivors:")
     for mutant in survivors:
-        print(f"  {mutant}\n      {REASONS.get(str(mutant), 'NO REASON GIVEN')}")
+        print(f"  {mutant}\n      {reason(mutant) or 'NO REASON GIVEN'}")
     return 0 if share >= 0.95 else 1

@@ -17,7 +17,7 @@ from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
 HORIZON_S = 600
-ENDINGS = ("forget", "extend", "undo", "pass")
+ENDINGS = ("forget", "extend", "undo", "pass", "pass")
 LIMITS = Limits(prompt_s=0.1, takeover_s=65.0, late_s=0.1, settle_s=SETTLE_S)
 
 
@@ -89,7 +89,7 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
     chance = world.random
     draw, choice = chance.random, chance.choice
     fair = draw() < 0.85
-    limit = b"%d" % choice((1, 2, 3)) if draw() < 0.15 else b"0"
+    limit = b"%d" % choice((1, 2, 2, 3)) if draw() < 0.25 else b"0"
     locks = [Lock(name, fair, limit) for name in ("a", "b")[: choice((1, 1, 1, 2))]]
     processes = [
         Process(world, f"p{number}", threads=draw() < 0.5)
@@ -106,14 +106,14 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
     if draw() < 0.8:
         calm = int((2 + draw() * 10) * US)
         faults = Faults(world, processes, clients, locks)
-        faults.plan(calm)
+        faults.plan(calm, deaths=limit != b"0")
     world.latency_us = choice((1, 50, 150, 1000))
     if draw() < 0.1 and calm == 0:
         world.server.grain_us = 1000
     priorities = (0, 0, 1) if draw() < 0.25 else (0,)
     hold_s = choice((0.0, 0.01, 0.1, 0.5, 1.0))
     ttls = choice(((300, 1000), (1000, 5000), (3000, 10000), (50, 30000)))
-    rude = choice((0.0, 0.0, 0.05, 0.3))  # how many do not release, or let go in other ways
+    rude = choice((0.0, 0.0, 0.1, 0.5))  # how many do not release, or let go in other ways
     for client in clients:
         for _ in range(choice((1, 2, 3, 4))):
             client.turns.append(

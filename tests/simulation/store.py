@@ -297,6 +297,8 @@ class Store:
         count, start, stop = len(order), _integer(first), _integer(last)
         start = max(0, start + count if start < 0 else start)
         stop = stop + count if stop < 0 else stop
+        if stop < 0:
+            return []
         return _members(order[start : stop + 1], bool(options))
 
     @_command("ZREVRANGEBYSCORE")

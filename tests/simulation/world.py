@@ -22,6 +22,10 @@ EPOCH_US = 1_800_000_000 * US
 """The server's clock when a run begins."""
 
 
+MOST_EVENTS = 50_000
+"""In one run; the busiest has far less."""
+
+
 class World:
     """What a run is made of. Time is in whole microseconds and moves only from event to event."""
 
@@ -59,10 +63,14 @@ class World:
 
     def run(self, until: int) -> None:
         """Let happen what happens, in order; whatever is left at ``until`` does not."""
-        heap, pop = self._heap, heapq.heappop
+        heap, pop, left = self._heap, heapq.heappop, MOST_EVENTS
         while heap and heap[0][0] <= until:
             self.now, _, act, args = pop(heap)
             act(*args)
+            left -= 1
+            if not left:
+                self.wrong("ends", f"{MOST_EVENTS} events, and no end: somebody turns in circles")
+                return
 
     @property
     def still(self) -> bool:
