@@ -562,8 +562,8 @@ def main(paths: list[str]) -> int:
             events.extend(read(file))
     verdict = check(events)
     for violation in verdict.violations:
-        print(violation)  # noqa: T201 - a program
-    print(  # noqa: T201 - a program
+        print(violation)
+    print(
         f"{len(events)} events, {verdict.held} held, {verdict.waited} waited, "
         f"{len(verdict.violations)} violations, attributed: {dict(verdict.attributed)}"
     )

@@ -7,6 +7,7 @@ lease is renewed and released. The shells (``lualock/sync.py``) do the same with
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -240,6 +241,7 @@ class _Holding:
         except Interrupted:
             # The shell's `with` releases, whatever interrupted the body.
             if not self._lease._grant.released:
+                self._drop()
                 process.start(self._last_release())
                 outcome = ""
             raise
@@ -310,10 +312,8 @@ class _Holding:
             self._world.record("wrote", fence=fence, what=what, **self._who)
 
     def _extend(self) -> Steps[None]:
-        try:
+        with suppress(LockError):
             yield from self._lease._extend(self._turn.ttl_ms)
-        except LockError:
-            pass
         self._look()
 
 

@@ -260,11 +260,12 @@ def _queued(
         yield f"says that its place is {reply[5:]}, and it is {at}, {after.queue[at][0]}"
     if ticket in before.tickets and after.queue[at] not in before.queue:
         yield "changed its place"
-    if parts[PLACE] and int(parts[PLACE]) % 2**44 and int(parts[PLACE]) != after.queue[at][0]:
-        if ticket not in before.tickets:
-            yield "came back to another place"
-    band = int(parts[PLACE]) // 2**44
-    if ticket not in before.tickets and not int(parts[PLACE]) % 2**44:
+    place = int(parts[PLACE])
+    band, comes_back = place // 2**44, place % 2**44 != 0
+    new = ticket not in before.tickets
+    if new and comes_back and place != after.queue[at][0]:
+        yield "came back to another place"
+    if new and not comes_back:
         same = [score for score, _ in before.queue or () if score // 2**44 == band]
         if after.queue[at][0] // 2**44 != band or any(s >= after.queue[at][0] for s in same):
             yield "came last, and is not the last of its priority"

@@ -20,8 +20,8 @@ JUNK: tuple[bytes, ...] = (
 
 
 FORGOTTEN_US = 65 * US
-"""Who waits in a queue that is deleted, or behind somebody who dies together with the holder, has no
-way to know before it looks again."""
+"""Who waits in a queue that is deleted, or behind somebody who dies together with the holder,
+cannot know before it looks again."""
 
 
 class Faults:

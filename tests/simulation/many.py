@@ -10,7 +10,8 @@ from tests.simulation.run import Result, play
 from tests.simulation.world import Server
 
 CHUNK = 200
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def run_chunk(seeds: range) -> Result:

@@ -619,7 +619,7 @@ class Task:
         self._at = 0  # which step it is at, so that a late answer to another is not taken for it
         self._asked: Asked | None = None
         self._cleans: Call | None = None
-        self._now: tuple[Any, BaseException | None] | None = None
+        self._now: list[tuple[Any, BaseException | None]] = []  # the answer, if it came at once
         self._performs = False
 
     def go(self, value: Any, error: BaseException | None) -> None:
@@ -635,12 +635,12 @@ class Task:
             except (LockError, Interrupted) as broke:
                 self._end(None, broke)
                 return
-            self._performs, self._now = True, None
+            self._performs = True
             self._perform(step, partial(self._answer, self._at))
             self._performs = False
-            if self._now is None:
+            if not self._now:
                 return
-            value, error = self._now
+            value, error = self._now.pop()
 
     def _end(self, value: Any, error: BaseException | None) -> None:
         self.process.tasks.discard(self)
@@ -651,7 +651,7 @@ class Task:
         if at != self._at or self.process.dead:
             return
         if self._performs:
-            self._now = value, error
+            self._now.append((value, error))
         else:
             self.go(value, error)
 

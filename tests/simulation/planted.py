@@ -1,7 +1,7 @@
 """Three bugs that are planted on purpose: each must be found within 1,000 seeds.
 
-no owner check in release    ``release`` and ``hand_over`` give back a lock whoever has it: the end of
-                             a lease that had expired ends that of another (*overlap*).
+no owner check in release    ``release`` and ``hand_over`` give back a lock whoever has it: the end
+                             of a lease that had expired ends that of another (*overlap*).
 no look after subscribing    ``enqueue`` takes its place in the queue and does not look whether the
                              lock has become free since the first try: nobody will hand it over, and
                              who waits, waits (*prompt*, *ends*).

@@ -62,7 +62,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run others."""
     world = World(seed, server, trace=trace)
     before = server.lua.runs
-    locks, processes, clients, calm = _cast(world)
+    locks, processes, clients = _cast(world)
     audit = Audit(world)
     with _quiet():
         for client in clients:
@@ -84,7 +84,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     )
 
 
-def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
+def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client]]:
     """Who takes part, what they do, and what is done to them."""
     chance = world.random
     draw, choice = chance.random, chance.choice
@@ -140,7 +140,7 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client], int]:
             ]
     if draw() < 0.3:
         processes[0].start(observe(locks, processes[0], 4))
-    return locks, processes, clients, calm
+    return locks, processes, clients
 
 
 def _after(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lupa import lua51
+from lupa import lua51  # type: ignore[import-untyped]  # it has no type hints
 
 from tests.simulation.store import OK, NotBuilt, Refused, Reply, Store
 

@@ -78,6 +78,13 @@ def _command(
     return register
 
 
+def _text(word: bytes | float) -> bytes:
+    """An argument as Redis gets it from Lua."""
+    if isinstance(word, bytes):
+        return word
+    return b"%d" % word if isinstance(word, int) else b"%.17g" % word
+
+
 def _score(value: float) -> bytes:
     return b"%.17g" % value
 
@@ -126,11 +133,7 @@ class Store:
             if command.grows and self.oom and not self.wrote:
                 raise Refused(OUT_OF_MEMORY)
             self.wrote = True
-        args = [
-            word if type(word) is bytes else b"%d" % word if type(word) is int else b"%.17g" % word
-            for word in words[1:]
-        ]
-        return command.run(self, *args)
+        return command.run(self, *map(_text, words[1:]))
 
     def expire(self) -> None:
         """Drop what has ended."""
