@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from tests.conftest import server_named
 from tests.faults import Exchange, Fault, FaultProxy
 from tests.servers import BINARIES, Server
 from tests.witness import Witness
-from tests.world import World
+from tests.world import World, settle
 
 TTL = 1.0
 SOCKET_TIMEOUT = 0.25
@@ -60,8 +61,8 @@ class Case:
         self._longest = max(self._longest, ttl)
         return self._victims.lock(self._name, ttl=ttl, **options)
 
-    def rival(self) -> Any:
-        return self._rivals.lock(self._name, ttl=TTL)
+    def rival(self, ttl: float = TTL) -> Any:
+        return self._rivals.lock(self._name, ttl=ttl)
 
     def adopt(self, handle: str) -> Any:
         return self._victims.adopt(handle)
@@ -128,7 +129,7 @@ class Case:
     async def end(self) -> None:
         """Whatever was lost: within one lease the lock can be had, and nothing else is left."""
         assert self.proxy.met, "the fault befell nothing"
-        self.proxy.deliver()
+        await asyncio.to_thread(self.proxy.deliver)
         self.witness.look()
         lock = self.rival()
         lease = await self.take(lock, timeout=self._longest + SLACK)
@@ -423,3 +424,114 @@ def test_fault(
     error = outcomes[request.node.name]
     if error is not None:
         raise error
+
+
+async def _cold(world: World, proxy: FaultProxy, fault: Fault, nth: int) -> None:
+    case = Case(world, proxy, f"{nth} {fault}", "acquire", fault)
+    proxy.inject(fault, nth=nth)
+    lease = await case.take(case.victim())
+    await case.give(lease)
+    await case.end()
+
+
+@pytest.mark.parametrize("fault", ["request dropped", "reply dropped", "reply dropped twice"])
+async def test_scripts_that_the_server_forgot(shell: World, fault: str) -> None:
+    """The same for the request that carries a whole script because the server forgot it."""
+    for nth in (1, 2, 3, 4):  # EVALSHA, EVAL, and the same for the release
+        async with faulty(shell) as proxy:
+            shell.client.script_flush()
+            await _cold(shell, proxy, FAULTS[fault], nth)
+
+
+@pytest.mark.parametrize("step", ["acquire", "enqueue", "enqueue behind another"])
+async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str) -> None:
+    """A request that reaches the server when its sender has given up takes neither the lock nor a
+    place in the queue."""
+    async with faulty(shell) as proxy:
+        case = Case(shell, proxy, "x", step.split()[0], Fault("ghost", times=9))
+        lock, fence = case.victim(), None
+        if step != "acquire":  # who has had to wait does not try without a place
+            held = await case.take(case.rival())
+            waiter = await case.queued(lock)
+            await case.give(held)
+            await case.give(await waiter)
+        if step == "enqueue behind another":
+            fence = (await case.take(case.rival(ttl=30))).fence
+        case.arm()
+        assert await case.take(lock, timeout=0.1) is None
+        await asyncio.sleep(SOCKET_TIMEOUT * 2 + 0.5)  # a ghost is what comes after all deadlines
+        replies = proxy.deliver()
+        assert replies
+        info = await settle(lock.inspect())
+        assert (info.fence, info.waiters) == (fence, 0), replies
+
+
+async def test_a_claim_that_never_arrives(shell: World) -> None:
+    """A holder whose claim is lost without its noticing stops being one before the claim window
+    ends, and the lock goes to the next."""
+    async with faulty(shell) as proxy:
+        case = Case(shell, proxy, "x", "extend", Fault("half-open", times=99))
+        held = await case.take(case.rival())
+        waiter = await case.queued(case.victim(ttl=30))
+        other = await case.queued(case.rival())
+        case.arm()
+        await case.give(held)
+        lease = await waiter
+        assert lease.held
+        while not other.done():
+            case.witness.look()
+            await asyncio.sleep(0.005)
+        assert lease.lost
+        await case.give(await other)
+
+
+class Chance:
+    """Faults by chance, from a seed: what :attr:`FaultProxy.choose` is."""
+
+    def __init__(self, seed: int, share: float) -> None:
+        self._random = random.Random(seed)
+        self._share = share
+        self.struck = 0
+
+    def __call__(self, script: str) -> Fault | None:
+        if self._random.random() > self._share:
+            return None
+        self.struck += 1
+        kinds = ("drop request", "drop reply", "delay request", "delay reply", "half-open")
+        kind = self._random.choice((*kinds, "half-reply", "ghost"))
+        return Fault(kind, seconds=self._random.uniform(0, SOCKET_TIMEOUT * 2))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None:
+    """Six who contend, a tenth of all requests meeting some fault, ghosts coming at any time."""
+    chance = Chance(seed, share=0.1)
+    async with faulty(shell) as proxy:
+        proxy.choose = chance
+        case = Case(shell, proxy, f"chance {seed}", "", Fault(""))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 2
+        turns = 0
+
+        async def contend(lock: Any) -> None:
+            nonlocal turns
+            while loop.time() < end:
+                lease = await case.take(lock)
+                if lease is not None:
+                    turns += 1
+                    await asyncio.sleep(0.001)
+                    case.witness.look()
+                    await case.give(lease)
+
+        async def haunt() -> None:
+            while loop.time() < end:
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(proxy.deliver)
+
+        lockers = [case.victim(renew=n % 2 == 0) for n in range(4)]
+        lockers += [case.rival(), case.rival()]
+        await asyncio.wait_for(asyncio.gather(haunt(), *map(contend, lockers)), 30)
+        assert chance.struck > 5, f"{turns} turns, and nearly no fault"
+        assert turns > 20
+        proxy.choose = lambda script: None
+        await case.end()
