@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import faulthandler
 import json
 import random
 import sys
@@ -112,6 +113,7 @@ class Contender:
 
 def main() -> None:
     contender = Contender(Task(**json.loads(sys.argv[1])))
+    faulthandler.dump_traceback_later(30, exit=True)  # who is stuck says where
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()

@@ -114,11 +114,11 @@ def run_contenders(task: Task, saboteur: Saboteur, sabotage: Callable[[], None])
             process.communicate()
     turns: list[Turn] = []
     for process, (out, err) in zip(processes, said, strict=True):
-        assert process.returncode == 0, err
+        assert process.returncode == 0, (process.args, err)
         assert "Traceback" not in err, err
         had, errors = json.loads(out)
         turns += [Turn(**turn) for turn in had]
-        print(errors)  # noqa: T201 - shown where the test fails
+        print(errors)  # noqa: T201 - shown when the test fails
     return turns
 
 
@@ -145,7 +145,7 @@ def check_turns(turns: list[Turn], restarts: list[float]) -> None:
 
 CASES = [
     (FIRST, "flush_scripts", ()),
-    (FIRST, "pause_clients", ()),
+    (FIRST, "pause_clients", ("--hz", "100")),  # how often it looks whether a pause is over
     (FIRST, "kill_connections", ()),
     (FIRST, "stall", ("--enable-debug-command", "yes")),
     (FIRST, "crash", ()),
