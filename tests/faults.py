@@ -82,6 +82,11 @@ class FaultProxy(Proxy):
         left = iter([None] * (nth - 1) + [fault] * fault.times)
         self.choose = lambda name: next(left, None) if script in (None, name) else None
 
+    def fall_silent(self) -> None:
+        """Swallow all from here on, both ways, on every connection there is."""
+        for pipe in self.pipes:
+            pipe.swallows = True
+
     def deliver(self) -> list[Any]:
         """Send the ghosts on; returns what the server answers."""
         ghosts, self._ghosts = self._ghosts, []
@@ -168,8 +173,9 @@ class _Pipe:
             if fault.kind == "drop request":
                 return False
             if fault.kind in ("half-open", "deaf", "ghost"):
-                for pipe in self._proxy.pipes if fault.kind == "deaf" else (self,):
-                    pipe.swallows = True
+                self.swallows = True
+                if fault.kind == "deaf":
+                    self._proxy.fall_silent()
                 if fault.kind == "ghost":
                     self._proxy.hold(self, exchange, command)
                 return True
