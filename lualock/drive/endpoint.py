@@ -16,10 +16,16 @@ from redis.asyncio import connection as asyncio_connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.utils import get_lib_version
 
 from lualock.errors import InvalidArgument
 
 SOCKET_TIMEOUT_S = 5.0
+
+# redis-py looks its version up for each connection, and the first time the standard library
+# imports modules for that. Done by one thread while another forks, the child would inherit an
+# import lock that nobody gives back, and hang at its first connection. So it is done here.
+get_lib_version()
 
 # A stock class of one world and its twin in the other.
 _TWINS: dict[type, type] = {
