@@ -106,12 +106,19 @@ def _waiters(rows: list[waiters.Row]) -> str:
         [
             f"{row.waiters:,}",
             f"{row.hand_over_us:.0f}",
+            f"{row.times_few:.2f}",
             f"{row.idle_per_s:.3f}",
             f"{row.bytes_each:.0f}",
         ]
         for row in rows
     ]
-    head = ["waiters", "µs a hand-over", "commands a second, each, idle", "bytes each"]
+    head = [
+        "waiters",
+        "µs a hand-over",
+        "times among few",
+        "commands a second, each, idle",
+        "bytes each",
+    ]
     return f"## waiters: one lock, many coroutines\n\n{_table(head, body)}"
 
 

@@ -103,7 +103,7 @@ class Lock(BaseLock):
         driver = self._locks._driver
         ask = self._ask()
         try:
-            steps = protocol.acquire(ask, driver.clock, options.wait_s(timeout))
+            steps = protocol.acquire(ask, driver.server_clock, options.wait_s(timeout))
             grant = await driver.run(steps)
             self._crowded = grant.waited
             return Lease(ask, grant, driver, self._locks._renewal() if self._renew else None)

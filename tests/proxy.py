@@ -15,6 +15,8 @@ import hiredis
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+HANDSHAKE = (b"HELLO", b"TIME", b"CLIENT", b"SELECT", b"AUTH")
+
 
 class Proxy:
     """Listens on a unix socket and forwards to another.
@@ -46,7 +48,7 @@ class Proxy:
     def scripts(self) -> list[bytes]:
         """The commands since the last call, without the handshake of a new connection."""
         seen, self.commands = self.commands, []
-        return [c[0] for c in seen if c[0] not in (b"HELLO", b"CLIENT", b"SELECT", b"AUTH")]
+        return [c[0] for c in seen if c[0] not in HANDSHAKE]
 
     def __enter__(self) -> Self:
         return self

@@ -98,9 +98,9 @@ def test_targets_can_be_missed() -> None:
 
     assert contended(2.6, 16, 0.81, 1.1) == [True] * 5
     assert contended(2.4, 14, 0.79, 1.3) == [False] * 4 + [True]
-    ten, many = waiters.Row(10, 0.01, 200, 100), waiters.Row(10_000, 0.09, 200, 149)
+    ten, many = waiters.Row(10, 0.01, 200, 99, 1), waiters.Row(10_000, 0.09, 200, 99, 1.49)
     assert [m for _, _, m in waiters.targets([ten, many])] == [True, True]
-    slow = waiters.Row(10_000, 0.11, 200, 151)
+    slow = waiters.Row(10_000, 0.11, 200, 99, 1.51)
     assert [m for _, _, m in waiters.targets([ten, slow])] == [False, False]
 
     def tasks(one: float, thousand: float) -> list[bool]:

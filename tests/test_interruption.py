@@ -8,16 +8,23 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 
 import pytest
 
 import lualock
 from lualock import aio, protocol
-from lualock.protocol import Ask, Call, Grant, Listen, Wait
+from lualock.protocol import Ask, Call, Grant, Later, Listen, ServerClock, Wait
 from tests.servers import Server
 from tests.world import World, settle
 
 TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:queue"
+
+
+def _server(clock: Callable[[], float] = lambda: 0.0) -> ServerClock:
+    server = ServerClock(clock, 5.0)
+    server.compare(0.0, 0.0, 10**15)
+    return server
 
 
 def _ask() -> Ask:
@@ -31,11 +38,14 @@ def _release() -> protocol.Steps[None]:
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
 def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None:
     """Interrupted while a request is out, acquire releases the token before it goes on."""
-    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    steps = protocol.acquire(_ask(), _server(), None)
     call = next(steps)
     assert isinstance(call, Call)
     assert call.script.name == "acquire"
-    back = steps.throw(broke())
+    later = steps.throw(broke())
+    assert isinstance(later, Later)  # also when the request can no longer be under way
+    assert (later.call.script.name, later.ghost) == ("abandon", call)
+    back = next(steps)
     assert isinstance(back, Call)
     assert (back.script.name, back.compensating) == ("abandon", True)
     assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"1")
@@ -45,16 +55,17 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
 
 def test_the_first_error_survives_a_failed_give_back() -> None:
     """What breaks the give-back in turn is not what the caller sees."""
-    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    steps = protocol.acquire(_ask(), _server(), None)
     next(steps)
     steps.throw(KeyboardInterrupt("first"))
+    next(steps)
     with pytest.raises(KeyboardInterrupt, match="first"):
         steps.throw(lualock.LockUnavailable("second"))
 
 
 def test_a_refusal_gives_nothing_back() -> None:
     """A server that said no granted nothing, so there is nothing to release."""
-    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    steps = protocol.acquire(_ask(), _server(), None)
     next(steps)
     with pytest.raises(lualock.LockUnavailable, match="out of memory"):
         steps.throw(lualock.LockUnavailable("out of memory"))
@@ -62,7 +73,7 @@ def test_a_refusal_gives_nothing_back() -> None:
 
 def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
     """Between the first try and the queue the server has nothing of ours."""
-    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    steps = protocol.acquire(_ask(), _server(), None)
     next(steps)
     assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Listen)
     with pytest.raises(KeyboardInterrupt):
@@ -71,24 +82,26 @@ def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
 
 def test_an_interrupted_wait_gives_back_its_ticket() -> None:
     """Interrupted while it waits, it leaves the queue before it goes on."""
-    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    steps = protocol.acquire(_ask(), _server(), None)
     next(steps)
     steps.send([b"held", 1000, 0, b"other"])
     look = steps.send(b"channel")
     assert isinstance(look, Call)
     assert look.script.name == "enqueue"
     assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), Wait)
-    back = steps.throw(KeyboardInterrupt())
+    later = steps.throw(KeyboardInterrupt())  # the reply to the look has not been read
+    assert isinstance(later, Later)
+    back = next(steps)
     assert isinstance(back, Call)
     assert (back.script.name, back.compensating) == ("abandon", True)
-    assert back.parts == (LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1")
+    assert later.call.parts == back.parts == (LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1")
     with pytest.raises(KeyboardInterrupt):
         steps.send([b"left"])
 
 
 def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
     """Closing a protocol (the interpreter ends, a task is collected) yields no further step."""
-    steps = protocol.acquire(_ask(), lambda: 0.0, None)
+    steps = protocol.acquire(_ask(), _server(), None)
     next(steps)
     steps.close()
     release = _release()
@@ -128,7 +141,7 @@ def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
 def test_a_repeated_request_counts_from_what_is_left() -> None:
     """The answer to a repeated acquire brings the first lease, with the time it still has."""
     times = iter([100.0, 100.0, 107.0, 107.0])
-    steps = protocol.acquire(_ask(), lambda: next(times), 0)
+    steps = protocol.acquire(_ask(), _server(lambda: next(times)), 0)
     next(steps)
     with pytest.raises(StopIteration) as done:
         steps.send([b"owned", 25_000, b"1795468272410195"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ QUEUE = KEY + b":queue"
 BAND = b"%d" % (100 * 2**44)
 CHANNEL = b"a-channel"
 TOMBSTONE_MS = 5000
+ALWAYS = b"9" * 16  # a deadline
 
 
 class Raw:
@@ -27,9 +29,17 @@ class Raw:
         keys = (KEY, QUEUE)[: len(script.keys)]
         return self.client.eval(script.source.decode(), len(keys), *keys, *args)
 
-    def enqueue(self, token: bytes, place: bytes = BAND, *, most: int = 0, fair: int = 1) -> Any:
+    def enqueue(
+        self,
+        token: bytes,
+        place: bytes = BAND,
+        *,
+        most: int = 0,
+        fair: int = 1,
+        deadline: bytes = ALWAYS,
+    ) -> Any:
         """Ask for a place; the ticket is as the protocol makes it."""
-        return self("enqueue", ticket(token), place, most, fair)
+        return self("enqueue", ticket(token), place, most, fair, deadline)
 
     def waiters(self) -> list[bytes]:
         """The tokens in the queue, first in line first."""
@@ -50,15 +60,15 @@ def raw(server: Server) -> Any:
 
 def test_acquire(raw: Raw) -> None:
     """Acquired, owned, held: and only the first writes."""
-    fence = raw("acquire", MINE, 30_000, b"me")
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert fence.isdigit()
     assert len(fence) == 16
     raw.client.pexpire(KEY, 10_000)
-    owned = raw("acquire", MINE, 30_000, b"me")
+    owned = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert owned[0] == b"owned"
     assert 0 < owned[1] <= 10_000
     assert owned[2] == fence
-    held = raw("acquire", OTHERS, 30_000, b"other")
+    held = raw("acquire", OTHERS, 30_000, ALWAYS, b"other")
     assert held[0] == b"held"
     assert 0 < held[1] <= 10_000
     assert 0 <= held[2] < 10_000
@@ -66,10 +76,29 @@ def test_acquire(raw: Raw) -> None:
     assert 0 < raw.client.pttl(KEY) <= 10_000
 
 
+def test_late(raw: Raw, listening: Any) -> None:
+    """A request that arrives when nobody waits for its reply takes nothing, and tells the time."""
+    past = b"%016d" % (time.time_ns() // 1000 - 1000)
+    late = raw("acquire", MINE, 30_000, past, b"me")
+    assert late[0] == b"late"
+    assert int(late[1]) > int(past)
+    assert raw.enqueue(MINE, deadline=past)[0] == b"late"
+    assert raw.client.keys() == []
+    take(raw, listening)
+    assert raw("acquire", OTHERS, 30_000, past, b"other")[0] == b"held"
+    assert raw.enqueue(OTHERS, deadline=past)[0] == b"late"
+    assert raw.waiters() == []
+    raw.client.pexpire(KEY, 1000)
+    assert raw.enqueue(MINE, deadline=past)[0] == b"late"  # claims nothing, either
+    assert raw.client.pttl(KEY) <= 1000
+    future = b"%016d" % (time.time_ns() // 1000 + 60_000_000)
+    assert raw.enqueue(OTHERS, deadline=future)[0] == b"queued"
+
+
 def test_release(raw: Raw) -> None:
     """Released, already, missing, held: and only the first writes."""
     assert raw("release", MINE) == b"missing"
-    fence = raw("acquire", MINE, 30_000, b"me")
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert raw("release", OTHERS) == [b"held", b"me"]
     assert raw("release", MINE) == b"released"
     assert raw.client.get(KEY) == b"R" + fence + MINE
@@ -77,18 +106,18 @@ def test_release(raw: Raw) -> None:
     assert raw("release", MINE) == b"already"
     assert raw("release", OTHERS) == b"missing"
     assert raw.client.pttl(KEY) <= 100  # a repeat does not keep the tombstone alive
-    raw("acquire", OTHERS, 30_000, b"other")
+    raw("acquire", OTHERS, 30_000, ALWAYS, b"other")
     assert raw("release", MINE) == b"already"  # remembered while the next one has it
     assert raw("hand_over", MINE, 1) == b"already"
     raw("release", OTHERS)
-    raw("acquire", b"n" * 22, 30_000, b"next")
+    raw("acquire", b"n" * 22, 30_000, ALWAYS, b"next")
     assert raw("release", MINE) == [b"held", b"next"]  # and no longer
 
 
 def test_extend(raw: Raw) -> None:
     """Extended, already, missing, held: and only the first writes."""
     assert raw("extend", MINE, 9000) == b"missing"
-    raw("acquire", MINE, 30_000, b"me")
+    raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert raw("extend", OTHERS, 90_000) == [b"held", b"me"]
     assert raw.client.pttl(KEY) <= 30_000
     assert raw("extend", MINE, 90_000) == b"extended"
@@ -96,7 +125,7 @@ def test_extend(raw: Raw) -> None:
     raw("release", MINE)
     assert raw("extend", MINE, 90_000) == b"already"
     assert raw("extend", OTHERS, 90_000) == b"missing"
-    raw("acquire", OTHERS, 3000, b"other")
+    raw("acquire", OTHERS, 3000, ALWAYS, b"other")
     assert raw("extend", MINE, 90_000) == b"already"
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
 
@@ -104,7 +133,7 @@ def test_extend(raw: Raw) -> None:
 def test_inspect(raw: Raw) -> None:
     """Free, held: and nothing is written, nor the token told."""
     assert raw("inspect") == [b"free", 0]
-    fence = raw("acquire", MINE, 30_000, b"me")
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     held = raw("inspect")
     assert held[0] == b"held"
     assert 0 < held[1] <= 30_000
@@ -124,11 +153,11 @@ def test_conflict(raw: Raw, value: bytes) -> None:
     """What is no record is a conflict for every verb, and stays."""
     raw.client.set(KEY, value)
     for verb, *args in (
-        ("acquire", MINE, 30_000, b"me"),
+        ("acquire", MINE, 30_000, ALWAYS, b"me"),
         ("release", MINE),
         ("extend", MINE, 30_000),
         ("inspect",),
-        ("enqueue", ticket(MINE), BAND, 0, 1),
+        ("enqueue", ticket(MINE), BAND, 0, 1, ALWAYS),
         ("hand_over", MINE, 1),
         ("abandon", MINE, ticket(MINE), 1),
     ):
@@ -227,7 +256,10 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     assert (record[:1], record[17:39], record[61:]) == (b"W", A, b"about a")
     assert record[1:17] > before
     assert raw("hand_over", MINE, 1) == b"already"
-    assert said(listening) == A + record[1:17]
+    message = said(listening)
+    assert message is not None
+    assert message[:38] == A + record[1:17]
+    assert message[38:] == record[1:17]  # the server's time: the fence, unless that was raised
     assert 0 < raw.client.pttl(KEY) <= 2500
     assert raw.waiters() == [B]
     assert raw("extend", A, 30_000) == b"extended"
@@ -249,7 +281,7 @@ def test_unfair(raw: Raw, listening: Any) -> None:
     assert said(listening) is None
     assert raw.client.get(KEY)[:1] == b"F"
     assert raw.waiters() == [A, B]
-    assert raw("acquire", OTHERS, 30_000, b"barger").isdigit()
+    assert raw("acquire", OTHERS, 30_000, ALWAYS, b"barger").isdigit()
     assert raw.client.get(KEY)[:1] == b"W"
     assert raw.enqueue(A, fair=0)[0] == b"queued"
     raw("hand_over", OTHERS, 0)
@@ -297,6 +329,6 @@ def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
 def test_a_lease_shorter_than_the_claim_window(raw: Raw, listening: Any) -> None:
     """A lock that is handed over lasts no longer than its lease was asked for."""
     raw.enqueue(MINE)
-    raw("enqueue", A + b"700 " + CHANNEL + b" me", BAND, 0, 1)
+    raw("enqueue", A + b"700 " + CHANNEL + b" me", BAND, 0, 1, ALWAYS)
     assert raw("hand_over", MINE, 1) == b"handed_over"
     assert 0 < raw.client.pttl(KEY) <= 700

@@ -19,7 +19,20 @@ from lualock.drive.ear import QUIET_S
 from lualock.drive.endpoint import Endpoint
 from lualock.drive.mux import Mux
 from lualock.errors import LockError, LockUnavailable
-from lualock.protocol import LAST_WORD_S, Call, Listen, Post, Step, Steps, T, Wait
+from lualock.protocol import (
+    LAST_WORD_S,
+    Batch,
+    Call,
+    Later,
+    Listen,
+    Post,
+    Reach,
+    ServerClock,
+    Step,
+    Steps,
+    T,
+    Wait,
+)
 
 GRACE_S = 0.02
 """How long a caller that is cancelled, or whose time is over, waits for its own clean-up."""
@@ -88,9 +101,12 @@ class _LoopConnections:
         self._places: dict[bytes, _Place] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
+        self._laying: list[asyncio.TimerHandle] = []
         self.at_loop_end: AsyncGenerator[None, None] | None = None
 
     def close(self) -> None:
+        for timer in self._laying:
+            timer.cancel()
         for mux in (self._calls, self._ear):
             if mux is not None:
                 mux.close()
@@ -107,13 +123,16 @@ class _LoopConnections:
     async def _open(self) -> Mux:
         driver = self._driver
         mux = await driver._connect()
-        if not driver._server_checked:
-            try:
+        try:
+            if not driver._server_checked:
                 wire.check_hello(await mux.ask(wire.HELLO))
-            except BaseException:
-                mux.close()
-                raise
-            driver._server_checked = True
+                driver._server_checked = True
+            sent = driver.clock()
+            server_us = wire.server_us(await mux.ask(wire.TIME))
+            driver.server_clock.compare(sent, driver.clock(), server_us)
+        except BaseException:
+            mux.close()
+            raise
         return mux
 
     async def listen(self, token: bytes, until: float | None) -> bytes:
@@ -167,6 +186,15 @@ class _LoopConnections:
             timer.cancel()
             place.waiter = None
 
+    def lay(self, step: Later) -> None:
+        """Make the call when the ghost has expired, unless its connection lives: what was sent on
+        that arrives before whatever is sent on it from now on."""
+        if step.ghost.via is self._calls and self._calls is not None and self._calls.open:
+            return
+        loop, late_s = asyncio.get_running_loop(), step.ghost.expires - self._driver.clock()
+        self._laying = [timer for timer in self._laying if timer.when() > loop.time()]
+        self._laying.append(loop.call_later(max(0.0, late_s), self._driver.clean, step.call))
+
     def forget(self, token: bytes) -> None:
         """Hear no more messages for ``token``."""
         self._places.pop(token, None)
@@ -179,6 +207,7 @@ class AsyncDriver:
         self.endpoint = endpoint
         self.prefix = prefix
         self.clock = clock.now
+        self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
         self.after_fork()
         fork.tell(self)
@@ -240,25 +269,60 @@ class AsyncDriver:
             await asyncio.sleep(step.seconds)
             return None
         connections = await self._connections()
+        if isinstance(step, Batch):
+            return await self._batch(connections, step)
+        if isinstance(step, Later):
+            return connections.lay(step)
+        if isinstance(step, Reach):
+            await connections.calls(step.until)
+            return None
         if isinstance(step, Wait):
             assert step.token is not None
             return await connections.wait(step.token, step.seconds)
         return await connections.listen(step.token, step.until)
 
     async def _post(self, call: Post) -> _Posted:
-        mux = await (await self._connections()).calls(call.until)
+        call.via = mux = await (await self._connections()).calls(call.until)
         await mux.room()
         return _Posted(call, mux)
 
+    async def _batch(self, connections: _LoopConnections, batch: Batch) -> list[Any]:
+        mux = await connections.calls(batch.until)
+        await mux.room()
+        calls = batch.calls
+        replies = await self._together(mux, [wire.pack(call) for call in calls], batch.until)
+        again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
+        if again:  # one brings the source, and the others behind it find it there
+            asked = [wire.pack(calls[i], source=i == again[0]) for i in again]
+            found = await self._together(mux, asked, batch.until)
+            for i, reply in zip(again, found, strict=True):
+                replies[i] = reply
+        return [wire.answer(r, c.parts[0]) for r, c in zip(replies, calls, strict=True)]
+
+    async def _together(self, mux: Mux, asked: list[bytes], until: float | None) -> list[Any]:
+        futures = [mux.ask(question) for question in asked]
+        try:
+            await self._reply(futures[-1], until)  # the last to come
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen, so that asyncio does not report it
+
     async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
-        task = asyncio.ensure_future(self._clean(replace(call, compensating=False, until=None)))
-        self._cleaning.add(task)
-        task.add_done_callback(self._cleaned)
+        task = self.clean(replace(call, compensating=False, until=None))
         done, _ = await asyncio.wait({task}, timeout=GRACE_S)
         if not done:
             raise LockUnavailable("the server does not answer; the clean-up goes on")
         return task.result()
+
+    def clean(self, call: Call) -> asyncio.Task[Any]:
+        """Make a call behind everybody's back, until it is answered."""
+        task = asyncio.ensure_future(self._clean(call))
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaned)
+        return task
 
     async def _clean(self, call: Call) -> Any:
         give_up = self.clock() + PATIENCE_S
@@ -299,18 +363,17 @@ class AsyncDriver:
                 await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
 
     async def _call(self, call: Call) -> Any:
-        mux = await (await self._connections()).calls(call.until)
+        call.via = mux = await (await self._connections()).calls(call.until)
         await mux.room()
-        reply = await self._ask(mux, wire.pack(call), call.until)
+        reply = await self._reply(mux.ask(wire.pack(call)), call.until)
         if isinstance(reply, ReplyError):
             if wire.is_noscript(reply):
-                reply = await self._ask(mux, wire.pack(call, source=True), call.until)
+                reply = await self._reply(mux.ask(wire.pack(call, source=True)), call.until)
             if isinstance(reply, ReplyError):
                 raise wire.reply_error(str(reply), call.parts[0])
         return reply
 
-    async def _ask(self, mux: Mux, question: bytes, until: float | None) -> Any:
-        future = mux.ask(question)
+    async def _reply(self, future: asyncio.Future[Any], until: float | None) -> Any:
         if until is None:
             return await future
         left_s = max(LAST_WORD_S, until - self.clock())

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from inspect import GEN_CLOSED, getgeneratorstate
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hiredis import ReplyError
 
@@ -17,10 +17,22 @@ from lualock.drive import wire
 from lualock.drive.cleaner import Cleaner
 from lualock.drive.ear import Ear
 from lualock.drive.endpoint import Endpoint
-from lualock.drive.line import Line
+from lualock.drive.line import Line, Owed
 from lualock.drive.seat import Seat
 from lualock.errors import LockError, LockUnavailable
-from lualock.protocol import Call, Listen, Pending, Post, Steps, T, Wait
+from lualock.protocol import (
+    Batch,
+    Call,
+    Later,
+    Listen,
+    Pending,
+    Post,
+    Reach,
+    ServerClock,
+    Steps,
+    T,
+    Wait,
+)
 
 MAX_LINES = 12
 """Connections for calls; messages have one more."""
@@ -35,6 +47,7 @@ class BlockingDriver:
     def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
         self.endpoint = endpoint
         self.clock = clock.now
+        self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
         self._ear = Ear(endpoint, prefix, self.clock)
         self._cleaner = Cleaner(self.clock)
@@ -99,31 +112,66 @@ class BlockingDriver:
             return self._compensate(call)
         line: Line | None = None
         try:
-            try:
-                line = self._idle.pop()
-            except IndexError:
-                line = self._open(call.until)
-            if call.until is not None:
-                line.limit(call.until - self.clock())
-            elif line.hurried:
-                line.limit(None)
+            line = self._line(call.until)
             reply = line.ask(wire.pack(call))
             if type(reply) is ReplyError and wire.is_noscript(reply):
                 reply = line.ask(wire.pack(call, source=True))
             self._idle.append(line)
         except BaseException as error:
-            if line is not None:
-                line.close()
-            if not isinstance(error, wire.LINE_ERRORS):
-                raise
-            # The others probably went the same way, and the next try must not meet a dead one.
-            self._drop_idle()
-            raise wire.lost_reply(error, str(self.endpoint)) from error
+            self._broke(line, error)
         if self._short:
             self._tell_room()
         if type(reply) is ReplyError:
             raise wire.reply_error(str(reply), call.parts[0])
         return reply
+
+    def _broke(self, line: Line | None, error: BaseException) -> NoReturn:
+        if line is not None:
+            line.close()
+        if not isinstance(error, wire.LINE_ERRORS):
+            raise error
+        # The others probably went the same way, and the next try must not meet a dead one.
+        self._drop_idle()
+        raise wire.lost_reply(error, str(self.endpoint)) from error
+
+    def _batch(self, batch: Batch) -> list[Any]:
+        line: Line | None = None
+        try:
+            line = self._line(batch.until)
+            replies = line.ask_all([wire.pack(call) for call in batch.calls])
+            again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
+            if again:  # one brings the source, and the others behind it find it there
+                asked = [wire.pack(batch.calls[i], source=i == again[0]) for i in again]
+                for i, reply in zip(again, line.ask_all(asked), strict=True):
+                    replies[i] = reply
+            self._idle.append(line)
+        except BaseException as error:
+            self._broke(line, error)
+        if self._short:
+            self._tell_room()
+        calls = batch.calls
+        return [wire.answer(r, c.parts[0]) for r, c in zip(replies, calls, strict=True)]
+
+    def _line(self, until: float | None) -> Line:
+        """An idle connection, or a new one; its replies are waited for until then."""
+        try:
+            line = self._idle.pop()
+        except IndexError:
+            line = self._open(until)
+        if until is not None:
+            line.limit(until - self.clock())
+        elif line.hurried:
+            line.limit(None)
+        return line
+
+    def _reach(self, step: Reach) -> None:
+        self._idle.append(self._open(step.until))
+        self._tell_room()
+
+    def _later(self, step: Later) -> None:
+        posted = step.ghost.via
+        if not isinstance(posted, Owed) or not posted.answered:
+            self._cleaner.add(self._call, step.call, step.ghost.expires)
 
     def _compensate(self, call: Call) -> Any:
         call.compensating = False
@@ -147,7 +195,7 @@ class BlockingDriver:
                 line = self._open(call.until)
             if line.hurried:
                 line.limit(None)
-            owed = line.post(call, self._collect)
+            call.via = owed = line.post(call, self._collect)
             self._idle.append(line)
         except BaseException as error:
             if line is not None:
@@ -215,10 +263,14 @@ class BlockingDriver:
         try:
             connection.connect()
             line = Line(connection, usual_s)
+            if until is not None:
+                line.limit(until - self.clock())
             if not self._server_checked:
-                line.limit(None if until is None else until - self.clock())
                 wire.check_hello(line.ask(wire.HELLO))
                 self._server_checked = True
+            sent = self.clock()
+            server_us = wire.server_us(line.ask(wire.TIME))
+            self.server_clock.compare(sent, self.clock(), server_us)
         except BaseException as error:
             connection.disconnect()
             if not isinstance(error, wire.LINE_ERRORS):
@@ -229,6 +281,9 @@ class BlockingDriver:
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
         Call: _call,
         Post: _post,
+        Batch: _batch,
+        Later: _later,
+        Reach: _reach,
         Listen: _listen,
         Wait: _wait,
     }

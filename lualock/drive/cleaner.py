@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lualock import fork
@@ -18,6 +18,21 @@ log = logging.getLogger("lualock")
 
 PATIENCE_S = 60.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0
+
+
+@dataclass(order=True)
+class _Chore:
+    """One call, and when to make it."""
+
+    at: float
+    number: int
+    make: Callable[[Call], Any] = field(compare=False)
+    call: Call = field(compare=False)
+    give_up: float = field(compare=False)
+    pause_s: float = field(default=PAUSE_MIN_S / 2, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.call.script.name} of an unknown outcome"
 
 
 class Cleaner:
@@ -31,35 +46,41 @@ class Cleaner:
     def after_fork(self) -> None:
         """A child has nothing to clean up: what its parent sent is its parent's."""
         self._lock = threading.Lock()
-        self._todo: deque[tuple[Callable[[Call], Any], Call, float]] = deque()
+        self._numbers = itertools.count()
+        self._todo: list[_Chore] = []
         self._works = False
+        self._more = threading.Condition(self._lock)
 
-    def add(self, make: Callable[[Call], Any], call: Call) -> None:
-        """Make this call, as soon as the server answers again."""
+    def add(self, make: Callable[[Call], Any], call: Call, at: float = 0.0) -> None:
+        """Make this call at some time, or as soon as the server answers again."""
+        at = max(at, self._clock())
+        chore = _Chore(at, next(self._numbers), make, replace(call, until=None), at + PATIENCE_S)
         with self._lock:
-            self._todo.append((make, replace(call, until=None), self._clock() + PATIENCE_S))
+            heapq.heappush(self._todo, chore)
+            self._more.notify()
             if self._works:
                 return
             self._works = True
         threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()
 
     def _run(self) -> None:
-        pause_s = PAUSE_MIN_S
         while True:
             with self._lock:
+                while self._todo and (nap_s := self._todo[0].at - self._clock()) > 0:
+                    self._more.wait(nap_s)
                 if not self._todo:
                     self._works = False
                     return
-                make, call, give_up = self._todo[0]
+                chore = heapq.heappop(self._todo)
             try:
-                make(call)
+                chore.make(chore.call)
             except LockUnavailable as error:
-                if self._clock() < give_up:
-                    time.sleep(pause_s)
-                    pause_s = min(pause_s * 2, PAUSE_MAX_S)
+                now, chore.pause_s = self._clock(), min(chore.pause_s * 2, PAUSE_MAX_S)
+                if now < chore.give_up:
+                    chore.at = now + chore.pause_s
+                    with self._lock:
+                        heapq.heappush(self._todo, chore)
                     continue
-                log.warning("%s of an unknown outcome was given up: %s", call.script.name, error)
+                log.warning("%s was given up: %s", chore, error)
             except LockError as error:
-                log.warning("%s of an unknown outcome failed: %s", call.script.name, error)
-            pause_s = PAUSE_MIN_S
-            self._todo.popleft()
+                log.warning("%s failed: %s", chore, error)

@@ -25,7 +25,8 @@ SOCKET_TIMEOUT_S = 5.0
 # redis-py looks its version up for each connection, and the first time the standard library
 # imports modules for that. Done by one thread while another forks, the child would inherit an
 # import lock that nobody gives back, and hang at its first connection. So it is done here.
-get_lib_version()
+_look_it_up: Any = get_lib_version  # redis-py does not say its type
+_look_it_up()
 
 # A stock class of one world and its twin in the other.
 _TWINS: dict[type, type] = {
@@ -101,6 +102,11 @@ class Endpoint:
         if pool.connection_class in _TWINS:
             settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
         return cls(pool.connection_class, settings)
+
+    @property
+    def reply_s(self) -> float:
+        """How long a reply is waited for where the caller sets no limit."""
+        return float(self.settings["socket_timeout"])
 
     def _make(self, retry: object, home: type) -> Any:
         made = self.connection_class

@@ -31,6 +31,11 @@ class Owed:
         self._reply = reply
         self.line = None
 
+    @property
+    def answered(self) -> bool:
+        """Whether the reply has been read."""
+        return self.line is None and self._reply is not None
+
     def poll(self) -> Any:
         """The reply, or ``None`` while it has not come. Never waits.
 
@@ -75,6 +80,16 @@ class Line:
 
     def ask(self, question: bytes) -> Any:
         """Send a question and wait for its reply."""
+        return self._ask(question, [], 0)
+
+    def ask_all(self, questions: list[bytes]) -> list[Any]:
+        """Send questions in one piece and wait for all their replies."""
+        found: list[Any] = []
+        found.append(self._ask(b"".join(questions), found, len(questions) - 1))
+        return found
+
+    def _ask(self, question: bytes, earlier: list[Any], count: int) -> Any:
+        """The reply that comes after so many, which go to ``earlier``."""
         replies, connected = self._replies, self._socket
         try:
             connected.sendall(question)
@@ -87,10 +102,14 @@ class Line:
                 while (reply := replies.gets()) is not wire.MORE:
                     if type(reply) is wire.PushNotification:
                         continue  # RESP3: nothing that we asked for
-                    if not owed:
+                    if owed:
+                        self._settle(reply)
+                        owed -= 1
+                    elif count:
+                        earlier.append(reply)
+                        count -= 1
+                    else:
                         return reply
-                    self._settle(reply)
-                    owed -= 1
         except BlockingIOError:
             raise TimeoutError(f"no reply within {self._timeout.seconds:.3g} s") from None
 

@@ -135,6 +135,7 @@ def lost_reply(error: Exception, where: str) -> LockUnavailable:
 
 
 HELLO = b"*1\r\n$5\r\nHELLO\r\n"
+TIME = b"*1\r\n$4\r\nTIME\r\n"
 PING = b"*1\r\n$4\r\nPING\r\n"
 
 
@@ -180,6 +181,18 @@ def check_hello(reply: Any) -> None:
         raise UnsupportedServer(
             f"the server is {server} {version}; lualock needs Redis 6.2, Valkey 7.2 or later"
         )
+
+
+def server_us(reply: Any) -> int:
+    """The server's time, in microseconds, from its answer to TIME."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise reply_error(str(reply))
+    return int(reply[0]) * 1_000_000 + int(reply[1])
+
+
+def answer(reply: Any, key: bytes) -> Any:
+    """A reply of a batch: itself, or the error that it means."""
+    return reply_error(str(reply), key) if isinstance(reply, hiredis.ReplyError) else reply
 
 
 def limit(connection: Any, until: float | None, clock: Clock) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lualock.errors import LockError, LockUnavailable
 from lualock.keys import display_name
 from lualock.options import split_about
 from lualock.protocol.replies import LockInfo, conflict, lost, seconds
-from lualock.protocol.steps import Call, Clock, Steps
+from lualock.protocol.steps import Batch, Call, Clock, Later, Steps
 from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
 
@@ -18,6 +19,10 @@ HAND_OVER = SCRIPTS["hand_over"]
 EXTEND = SCRIPTS["extend"]
 INSPECT = SCRIPTS["inspect"]
 ABANDON = SCRIPTS["abandon"]
+
+BATCH = 250
+"""How many leases are extended in one round trip: as many as a server answers in some
+milliseconds, so that others need not wait long, and as a socket's buffers hold."""
 
 
 def resend(step: Call, error: LockUnavailable) -> Steps[Any]:
@@ -67,10 +72,12 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
         grant.released = True
-        yield from give_back(ask, b"")
+        yield from give_back(ask, b"", grant.ghost)
         raise
     if type(reply) is bytes and reply != b"missing":
         grant.released = True
+        if grant.ghost is not None:
+            yield lay(ask, grant.ghost)
         return
     if asked_again and reply[0] != b"conflict":
         # Not ours any more, but was it when the first request came? The server remembers who had
@@ -95,10 +102,12 @@ def hand_over(ask: Ask) -> Call:
     return Call(HAND_OVER, (ask.key, ask.queue, ask.token, ask.fair))
 
 
-def give_back(ask: Ask, ticket: bytes) -> Steps[None]:
+def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
     """After an interruption: abandon a token of which nobody knows what it has. Never raises."""
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
+        if ghost is not None:  # first, for it cannot fail
+            yield lay(ask, ghost, ticket)
         yield Call(ABANDON, parts, compensating=True)
     except GeneratorExit:
         raise
@@ -106,6 +115,11 @@ def give_back(ask: Ask, ticket: bytes) -> Steps[None]:
         # What interrupted before is what the caller must see. The driver goes on trying; at the
         # worst the lock is free again when its lease ends.
         return
+
+
+def lay(ask: Ask, ghost: Call, ticket: bytes = b"") -> Later:
+    """The step that lays a ghost: abandons what a lost request may still take for nobody."""
+    return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
@@ -140,6 +154,42 @@ def extend(ask: Ask, ttl_ms: int, clock: Clock) -> Steps[float]:
     if reply == b"extended":
         return sent + ttl_ms / 1000
     raise lost(ask.name, ask.key, reply, "extended")
+
+
+def extend_all(
+    wanted: Sequence[tuple[Ask, int]], clock: Clock, within_s: float
+) -> Steps[list[float | LockError]]:
+    """Extend many leases (ask, ttl_ms), in as few round trips as possible, within some time.
+
+    Returns for each its new deadline on the driver's clock, or why there is none: ``LeaseLost``,
+    ``KeyConflict``, or a ``LockUnavailable`` for which it should be tried again.
+    """
+    outcomes: list[float | LockError] = []
+    for start in range(0, len(wanted), BATCH):
+        part = wanted[start : start + BATCH]
+        calls = [Call(EXTEND, (ask.key, ask.token, b"%d" % ttl_ms)) for ask, ttl_ms in part]
+        sent = clock()
+        step = Batch(calls, sent + within_s)
+        try:
+            replies = yield step
+        except LockUnavailable as error:
+            if not error.outcome_unknown:
+                return outcomes + [error] * (len(wanted) - start)
+            # A connection that broke says nothing of the next one.
+            sent = clock()
+            step.until = sent + within_s
+            try:
+                replies = yield step
+            except LockUnavailable as again:
+                return outcomes + [again] * (len(wanted) - start)
+        for (ask, ttl_ms), reply in zip(part, replies, strict=True):
+            if reply == b"extended":
+                outcomes.append(sent + ttl_ms / 1000)
+            elif isinstance(reply, LockError):
+                outcomes.append(reply)
+            else:
+                outcomes.append(lost(ask.name, ask.key, reply, "extended"))
+    return outcomes
 
 
 def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,9 @@ class Call:
     out even while its own caller is being cancelled, and goes on with it in the background where
     the server does not answer at once. A ``lazy`` one may leave together with what is sent next on
     its connection, if that is within a fraction of a second.
+
+    ``expires`` (on the driver's clock) is when the server, by its own clock, refuses the request at
+    the latest. ``via`` is the driver's: the connection that it was sent on.
     """
 
     script: Script
@@ -29,6 +33,8 @@ class Call:
     until: float | None = None
     compensating: bool = False
     lazy: bool = False
+    expires: float = math.inf
+    via: Any = None
 
 
 class Post(Call):
@@ -45,6 +51,34 @@ class Pending(Protocol):
 
         :raises LockUnavailable: it will never come.
         """
+
+
+@dataclass(slots=True)
+class Batch:
+    """Run many scripts in one round trip. The reply is a list with a reply or a ``LockError`` for
+    each; if the connection breaks, all of them failed. ``until`` as for a call."""
+
+    calls: list[Call]
+    until: float | None = None
+
+
+@dataclass(slots=True)
+class Later:
+    """Make ``call`` when ``ghost`` has expired, behind the caller's back.
+
+    A call whose reply never came may be under way still, and arrive after what was to undo it.
+    There is nothing to do where both went over one connection, which keeps their order.
+    """
+
+    call: Call
+    ghost: Call
+
+
+@dataclass(slots=True)
+class Reach:
+    """See to it that there is a connection, and so that the server's time is known."""
+
+    until: float | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +105,7 @@ class Wait:
     token: bytes | None = None
 
 
-Step = Call | Listen | Wait
+Step = Call | Batch | Later | Reach | Listen | Wait
 T = TypeVar("T")
 Steps = Generator[Step, Any, T]
 Clock = Callable[[], float]

@@ -9,6 +9,8 @@ holder's lease ends, the others the more rarely the further back they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lualock.errors import (
@@ -19,9 +21,10 @@ from lualock.errors import (
     NotAcquired,
     QueueFull,
 )
-from lualock.protocol.holding import ABANDON, EXTEND, give_back, still_unknown
+from lualock.protocol.holding import ABANDON, EXTEND, give_back, lay, still_unknown
 from lualock.protocol.replies import Held, conflict
-from lualock.protocol.steps import Call, Clock, Listen, Post, Steps, Wait
+from lualock.protocol.server_clock import ServerClock
+from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
 from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
 
@@ -46,8 +49,11 @@ RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 PATIENCE_S = 60.0
 """How long a waiter without a timeout bears a server that is away before it gives up."""
 
+LATE_MAX = 3
+"""How often a request may be found late on a server whose clock was compared just before."""
 
-def acquire(ask: Ask, clock: Clock, wait_s: float | None) -> Steps[Grant]:
+
+def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
     """Take the lock, waiting up to ``wait_s`` seconds (``None``: for ever; 0: one try).
 
     :raises NotAcquired: somebody else still had it when the time was over.
@@ -55,37 +61,46 @@ def acquire(ask: Ask, clock: Clock, wait_s: float | None) -> Steps[Grant]:
     :raises KeyConflict: the key holds something else.
     :raises LockUnavailable: the server did not answer, or answered that it cannot.
     """
-    attempt = _Attempt(ask, clock, wait_s)
+    attempt = _Attempt(ask, server, wait_s)
     try:
         try:
+            if not server.known:
+                yield from attempt.reach()
             if wait_s == 0 or not ask.crowded:
                 step = attempt.take()
                 try:
                     reply = yield step
                 except LockError as error:
-                    reply = yield from attempt.persist(step, error)
+                    reply = yield from attempt.persist(attempt.take, error)
+                if type(reply) is list and reply[0] == b"late":
+                    reply = yield from attempt.hurry(attempt.take, reply)
                 ask.grant = attempt.taken(reply)
             if ask.grant is None:
                 ask.grant = yield from enqueue(attempt)
+            if attempt.ghost is not None:
+                ask.grant.ghost = attempt.ghost
             return ask.grant
         except NotAcquired as refused:
-            if not attempt.unsettled:
-                raise
-            told = yield from abandon(attempt)
+            told = None
+            if attempt.unsettled:
+                told = yield from abandon(attempt)
+            if (ghost := attempt.possible_ghost()) is not None:
+                yield lay(ask, ghost, attempt.ticket)
             raise (told or refused) from None
     except (GeneratorExit, KeyConflict):
         raise
     except BaseException:
         ask.grant = None
-        if attempt.unsettled:
-            yield from give_back(ask, attempt.ticket)
+        ghost = attempt.possible_ghost()
+        if attempt.unsettled or ghost is not None:
+            yield from give_back(ask, attempt.ticket, ghost)
         raise
 
 
 def undo(ask: Ask) -> Steps[None]:
     """Give back what was won, where the caller was interrupted before it heard of it."""
     if ask.grant is not None:
-        yield from give_back(ask, b"")
+        yield from give_back(ask, b"", ask.grant.ghost)
 
 
 def enqueue(attempt: _Attempt) -> Steps[Grant]:
@@ -96,33 +111,38 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
         try:
             channel = yield listen
         except LockError as error:
-            channel = yield from attempt.persist(listen, error)
+            channel = yield from attempt.persist(lambda: listen, error)
         told = None
+        look = partial(attempt.look, channel)
         try:
-            step = attempt.look(channel)
+            step = look()
             reply = yield step
             if type(step) is Post:
                 # Where a lock goes round fast it is our turn soon. Who is not woken just to read
                 # that it has a place leaves that time to the holder.
                 wait.seconds = min(REPLY_S, attempt.left_s())
                 told = yield wait
-                if told is None:
+                if not told:
                     reply = reply.poll()
         except LockError as error:
-            reply = yield from attempt.persist(attempt.look(channel), error)
-        if told is None:
+            reply = yield from attempt.persist(look, error)
+        if not told:
             if reply is None:
                 continue  # not even the reply has come: ask again, and wait for it
+            if reply[0] == b"late":
+                reply = yield from attempt.hurry(look, reply)
             grant = attempt.looked(reply)
             if grant is not None:
                 return grant
+            if told is not None:
+                continue  # told to look again
             wait.seconds = attempt.nap_s()
             told = yield wait
         if told is None:
             attempt.check_time()
         # A fence that is no greater than what the lock had when we looked is an old message: that
         # turn passed, unclaimed, before.
-        elif told > attempt.seen:
+        elif told[:16] > attempt.seen:
             grant = yield from _given(attempt, told)
             if grant is not None:
                 return grant
@@ -130,13 +150,17 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
 
 def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
     """A message says that the lock was given to us: claim it. ``None``: that came too late."""
+    attempt.arrived()
     fence, ttl_s = int(told[:16]), attempt.ask.ttl_ms / 1000
-    if len(told) > 16:
-        return Grant(fence, attempt.sent + ttl_s, True)  # we took it ourselves
-    # It was given after our last look was sent, for CLAIM_MS or the ttl.
-    certain = attempt.sent + min(ttl_s, CLAIM_MS / 1000)
-    now = attempt.clock()
-    if certain - now > CLAIM_MS / 2000:
+    if told[16:] == b"+":
+        return Grant(fence, attempt.since + ttl_s, True)  # we took it ourselves
+    # It was given for CLAIM_MS or the ttl, and the message says when.
+    now, given_us, server = attempt.clock(), int(told[16:]), attempt.server
+    if now > server.stale_at:
+        server.refine(attempt.began, now, given_us)
+    given = server.passed(given_us, now)
+    certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
+    if certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is time enough to begin at once, and read the reply to the claim later.
         try:
             claim = yield attempt.claim(Post)
@@ -149,7 +173,7 @@ def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
     try:
         reply = yield step
     except LockError as error:
-        reply = yield from attempt.persist(step, error)
+        reply = yield from attempt.persist(lambda: step, error)
     if reply != b"extended":
         return None
     return Grant(fence, attempt.sent + ttl_s, True)
@@ -177,15 +201,20 @@ class _Attempt:
     # What an acquisition at the first try never touches stands here, not in each instance.
     queued = False
     answered = 0.0
+    began = 0.0  # when the first look was sent
+    since = 0.0  # when the first of those looks was sent that are not answered
     reply: list[Any] | None = None  # the last that said who has the lock
     ticket = b""
     seen = b""  # the fence it had then
     place: bytes
     kind: type[Call] = Post  # of the next look: the reply to the first is not urgent
+    asked: Call | None = None  # the last request that could take the lock, while unanswered
+    ghost: Call | None = None  # one before it, whose reply will never come
 
-    def __init__(self, ask: Ask, clock: Clock, wait_s: float | None) -> None:
+    def __init__(self, ask: Ask, server: ServerClock, wait_s: float | None) -> None:
         self.ask = ask
-        self.clock = clock
+        self.server = server
+        self.clock = clock = server.clock
         self.once = wait_s == 0
         self.sent = clock()
         self.give_up = math.inf if wait_s is None else self.sent + wait_s
@@ -193,14 +222,37 @@ class _Attempt:
         # Whether the server may have something under our token.
         self.unsettled = True
 
+    def reach(self) -> Steps[None]:
+        """Make the first connection: it tells the server's time, which every request needs."""
+        self.unsettled = False
+        try:
+            yield Reach(self.until)
+        except LockError as error:
+            yield from self.persist(lambda: Reach(self.until), error)
+        self.sent, self.unsettled = self.clock(), True
+
     def take(self) -> Call:
         """The request that takes the lock if it is free."""
         ask = self.ask
-        return Call(ACQUIRE, (ask.key, ask.token, b"%d" % ask.ttl_ms, ask.about), self.until)
+        expires, deadline = self._deadline()
+        parts = (ask.key, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
+        self.asked = step = Call(ACQUIRE, parts, self.until, expires=expires)
+        return step
+
+    def _deadline(self) -> tuple[float, bytes]:
+        """Until when the reply to a request that is sent now is waited for, here and there."""
+        usual, deadline = self.server.usual(self.sent)
+        if self.until is None or usual < self.until:
+            return usual, deadline
+        expires = max(self.until, self.sent + LAST_WORD_S)
+        return expires, self.server.deadline(expires, self.sent)
 
     def taken(self, reply: bytes | list[Any]) -> Grant | None:
         """What its reply means; ``None``: somebody has it, and there is time to wait."""
+        self.asked = None
         if type(reply) is bytes:
+            if self.sent > self.server.stale_at:
+                self.server.compare(self.sent, self.clock(), int(reply))
             return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
@@ -221,12 +273,21 @@ class _Attempt:
             self.ticket = b"%b%d %b %b" % (ask.token, ask.ttl_ms, channel, ask.about)
             self.place = ask.band
         self.sent, self.unsettled = self.clock(), True
-        parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair)
+        if not self.began:
+            self.began = self.sent
+        expires, deadline = self._deadline()
+        parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair, deadline)
         kind, self.kind = self.kind, Call
-        return kind(ENQUEUE, parts, self.until)
+        if self.asked is None:
+            self.since = self.sent
+        else:
+            self.ghost = self.asked
+        self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
+        return step
 
     def looked(self, reply: bytes | list[Any]) -> Grant | None:
         """What its reply means; ``None``: it is not our turn yet."""
+        self.asked = None
         if type(reply) is bytes:
             return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
         assert isinstance(reply, list)
@@ -241,6 +302,38 @@ class _Attempt:
             raise conflict(self.ask.key)
         self.reply, self.answered = reply, self.clock()
         raise self._refusal(QueueFull, reply[4])
+
+    def arrived(self) -> None:
+        """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
+        if self.ghost is not None and self.asked is not None:
+            self.ghost = self.asked
+        self.asked = None
+
+    def possible_ghost(self) -> Call | None:
+        """The last request that may be under way still."""
+        return self.asked or self.ghost
+
+    def hurry(self, make: Callable[[], Step], reply: list[Any]) -> Steps[Any]:
+        """Ask again where the server found our request late: now we know its time better."""
+        for _ in range(LATE_MAX):
+            now = self.clock()
+            self.asked, self.unsettled = None, self.queued or self.ghost is not None
+            if now >= self.give_up:
+                if self.reply is not None:
+                    raise self._refusal(NotAcquired, self.reply[5] if self.queued else None)
+                raise LockUnavailable("the request reached the server when the time was over")
+            self.server.compare(self.sent, now, int(reply[1]))
+            self.sent, self.unsettled = self.clock(), True
+            try:
+                reply = yield make()
+            except LockError as error:
+                reply = yield from self.persist(make, error)
+            if reply[0] != b"late":
+                return reply
+        self.asked, self.unsettled = None, self.queued or self.ghost is not None
+        raise LockUnavailable(
+            "the server's clock jumps: requests are late however much time they are given"
+        )
 
     def claim(self, kind: type[Call]) -> Call:
         """The request that makes a lease that was given to us last its whole ttl."""
@@ -282,7 +375,7 @@ class _Attempt:
         held = Held(ttl_ms, held_ms, about, self.answered, ahead)
         return held.refusal(self.ask.name, self.clock(), kind)
 
-    def persist(self, step: Call | Listen, error: LockError) -> Steps[Any]:
+    def persist(self, make: Callable[[], Step], error: LockError) -> Steps[Any]:
         """Repeat a step that failed, for as long as the server is away and there is time.
 
         :raises LockError: it is of no use, or the time is over.
@@ -299,6 +392,9 @@ class _Attempt:
             at_once = unknown is None and error.outcome_unknown
             if error.outcome_unknown:
                 unknown = error
+                if self.asked is not None:
+                    self.ghost = self.asked
+            self.asked = None
             if not self._patient(now, error, at_once):
                 self.unsettled = before or unknown is not None
                 if unknown is None or unknown is error:
@@ -307,10 +403,9 @@ class _Attempt:
             if not at_once:
                 yield Wait(min(pause_s, self.give_up - now))
                 pause_s = min(pause_s * 2, RETRY_MAX_S)
-            if isinstance(step, Call):
-                self.sent = self.clock()
+            self.sent = self.clock()
             try:
-                return (yield step)
+                return (yield make())
             except LockError as again:
                 error = again
 

@@ -1,17 +1,20 @@
 -- acquire: take the lock if it is free; asked again with the same token, answer the same lease
 -- KEYS[1] lock    the lock's key
--- ARGV[1] token   22 characters, fresh for each acquisition, constant over its retries
--- ARGV[2] ttl_ms  how long the lease lasts, a whole number above 0
--- ARGV[3] about   who asks: free text, kept beside the lease for inspect
+-- ARGV[1] token     22 characters, fresh for each acquisition, constant over its retries
+-- ARGV[2] ttl_ms    how long the lease lasts, a whole number above 0
+-- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
+-- ARGV[4] about     who asks: free text, kept beside the lease for inspect
 -- Returns fence                             it is ours now; 16 digits
 -- Returns {'owned', ttl_ms, fence}          this token has it already
 -- Returns {'held', ttl_ms, held_ms, about}  somebody else has it
+-- Returns {'late', time_us}                 it is free, but the deadline has passed: nothing was done
 -- Returns {'conflict'}                      the key holds what lualock did not write
 
 local lock = KEYS[1]
 local token = ARGV[1]
 local ttl_ms = ARGV[2]
-local about = ARGV[3]
+local deadline = ARGV[3]
+local about = ARGV[4]
 
 --@include record
 
@@ -44,5 +47,9 @@ if record and state ~= RELEASED then
   taken = HELD_WAITED
 end
 
+if time_us > deadline then
+  -- Who asked has given up, and would not know that it has the lock.
+  return {'late', time_us}
+end
 redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
 return fence

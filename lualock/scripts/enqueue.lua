@@ -5,9 +5,11 @@
 -- ARGV[2] place        the place it had before, or where the places of its priority begin
 -- ARGV[3] max_waiters  how many may wait, or 0: any number
 -- ARGV[4] fair         '1': in turn; '0': whoever comes when it is free
+-- ARGV[5] deadline     the server's time, 16 digits, after which nobody waits for the reply any more
 -- Returns fence                                               it is ours now; 16 digits
 -- Returns {'owned', ttl_ms, fence}                            this token has it already: claimed
 -- Returns {'queued', ttl_ms, held_ms, about, fence, ahead, place}  somebody else has it
+-- Returns {'late', time_us}                                   the deadline has passed: nothing was done
 -- Returns {'full', ttl_ms, held_ms, about, waiters}           too many wait already
 -- Returns {'conflict'}                                        a key holds what is not lualock's
 
@@ -17,6 +19,7 @@ local ticket = ARGV[1]
 local place = ARGV[2]
 local max_waiters = ARGV[3]
 local fair = ARGV[4]
+local deadline = ARGV[5]
 
 --@include record
 --@include queue
@@ -34,12 +37,16 @@ local own = string.sub(ticket, 1, 22)
 local held = state == HELD or state == HELD_WAITED
 if record and not held and state ~= RELEASED and state ~= RELEASED_WAITED then
   return {'conflict'}
+end
+--@include fence
+if time_us > deadline then
+  -- Who asked has given up, and nobody would leave the queue, or give the lock back, for it.
+  return {'late', time_us}
 elseif held and string.sub(record, 18, 39) == own then
   local _, ttl_ms = open_ticket(ticket)
   redis.call('PEXPIRE', lock, ttl_ms)
   return {'owned', tonumber(ttl_ms), last}
 end
---@include fence
 
 local before = record and string.sub(record, 18, 39) or NOBODY
 if not held then

@@ -1,8 +1,8 @@
 -- pass_on: give the free lock to the first who can be reached; who cannot is dropped, for his process
 -- is gone (if it is only reconnecting, it comes back with its place). Whose token is `own` needs no
 -- message: it is asking, and gets its whole ttl.
--- Needs lock, queue, fence, before (who released it) and own (a token, or nil). Binds given: the
--- token that has the lock now, or nil.
+-- Needs lock, queue, fence, time_us, before (who released it) and own (a token, or nil). Binds
+-- given: the token that has the lock now, or nil.
 local given
 while not given do
   local first = redis.call('ZPOPMIN', queue)
@@ -10,7 +10,7 @@ while not given do
     break
   end
   local heir, lease_ms, channel, holder = open_ticket(first[1])
-  local heard = heir == own and 1 or redis.pcall('PUBLISH', channel, heir .. fence)
+  local heard = heir == own and 1 or redis.pcall('PUBLISH', channel, heir .. fence .. time_us)
   if type(heard) ~= 'number' then
     -- The server's rules forbid the message: the waiter finds out when it looks again.
     redis.call('ZADD', queue, first[2], first[1])

@@ -2,8 +2,9 @@
 --   member  the ticket: token (22 characters), ttl_ms, a space, channel, a space, about
 --   score   the place: priority first, then the time of arrival in ticks of 0.1 ms
 -- A channel is where a waiter's process listens. A message is the token that it is about, followed
--- by the fence if that token has the lock now, and by '+' if it has it for its whole ttl, so that
--- there is nothing to claim; without a fence it says: look again.
+-- by the fence if that token has the lock now. Then comes the server's time at which it was given,
+-- or '+' if it has it for its whole ttl, so that there is nothing to claim. Without a fence it says:
+-- look again.
 
 -- How long a waiter that was given the lock has until it must have claimed it.
 local CLAIM_MS = 2500

@@ -1,0 +1,136 @@
+"""What is known of the server's clock, and what a request that arrives late does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import lualock
+from lualock.protocol import Ask, Call, Reach, ServerClock, Steps, acquire
+from lualock.protocol.server_clock import DRIFT
+from lualock.protocol.waiting import LATE_MAX
+
+SERVER_US = 1_700_000_000_000_000
+
+
+def _server(now: float = 10.0) -> ServerClock:
+    server = ServerClock(lambda: now, 5.0)
+    # Sent at 10.0, received at 10.2: in between the server said that it was SERVER_US.
+    server.compare(10.0, 10.2, SERVER_US)
+    return server
+
+
+def test_a_deadline_is_never_late() -> None:
+    """Whenever between request and reply the server looked at its clock, the deadline it is given
+    has passed there when it has passed here."""
+    server = _server()
+    for looked in (10.0, 10.1, 10.2):
+        offset_us = SERVER_US - looked * 1e6
+        until_us = int(server.deadline(12.0, 10.2))
+        assert until_us <= 12.0 * 1e6 + offset_us
+        assert until_us > 11.7 * 1e6 + offset_us
+    # Clocks drift apart: the longer ago they were compared, the earlier.
+    assert int(server.deadline(1012.0, 1010.2)) <= SERVER_US + 1001.8e6 - 1000 * DRIFT * 1e6
+    assert len(server.deadline(12.0, 10.2)) == 16
+
+
+def test_one_deadline_serves_for_a_while() -> None:
+    """A deadline that is used again is earlier than it need be, never later, and not for long."""
+    server = _server()
+    first = server.usual(11.0)
+    assert first == (16.0, server.deadline(16.0, 11.0))
+    assert server.usual(11.04) == first
+    assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))
+    server.compare(20.0, 20.0, SERVER_US)
+    assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))  # by the new comparison
+
+
+def test_what_has_passed_is_never_too_young() -> None:
+    """A moment of the server's is put no later than it can have been here."""
+    server = _server()
+    for looked in (10.0, 10.1, 10.2):
+        passed = server.passed(SERVER_US + 1_000_000, 12.0)
+        assert passed is not None
+        assert looked + 0.7 < passed <= looked + 1.0
+    assert server.passed(SERVER_US + 5_000_000, 12.0) is None  # in the future: a clock stepped
+
+
+def test_a_better_comparison_is_taken() -> None:
+    """Learnt in passing, a comparison counts only if it is tighter than what is known."""
+    server = _server()
+    before = server.deadline(20.0, 11.0)
+    server.refine(10.0, 11.0, SERVER_US)  # no better
+    assert server.deadline(20.0, 11.0) == before
+    server.refine(10.9, 11.0, SERVER_US + 950_000)
+    assert server.deadline(20.0, 11.0) > before
+    assert 11.0 < server.stale_at < 60.0
+    assert server.known
+    assert not ServerClock(lambda: 0.0, 5.0).known
+
+
+def _ask() -> Ask:
+    return Ask("x", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+
+
+def _times(*times: float) -> ServerClock:
+    clock: Iterator[float] = iter(times)
+    server = ServerClock(lambda: next(clock), 5.0)
+    server.compare(0.0, 0.0, SERVER_US)
+    return server
+
+
+def test_the_first_acquisition_learns_the_time_first() -> None:
+    """A request cannot be given a deadline before the server's time is known."""
+    server = ServerClock(lambda: 0.0, 5.0)
+    steps = acquire(_ask(), server, None)
+    assert isinstance(next(steps), Reach)
+    server.compare(0.0, 0.0, SERVER_US)
+    call = steps.send(None)
+    assert isinstance(call, Call)
+    assert call.parts[3] == b"%016d" % (SERVER_US + 5_000_000)
+    assert call.expires == 5.0
+
+
+def test_a_deadline_is_the_caller_s_if_that_is_sooner() -> None:
+    """A request expires when its caller gives up, however long replies may take."""
+    call = next(acquire(_ask(), _times(0.0, 0.0), 2.0))
+    assert isinstance(call, Call)
+    assert call.expires == 2.0
+    assert call.parts[3] == b"%016d" % (SERVER_US + 2_000_000)
+
+
+def _late(steps: Steps[object]) -> Call:
+    step = steps.send([b"late", b"%016d" % (SERVER_US + 3600_000_000)])
+    assert isinstance(step, Call)
+    return step
+
+
+def test_late_by_the_clock_alone() -> None:
+    """A server whose clock was set forward finds a request late once, and then not any more."""
+    steps = acquire(_ask(), _times(0.0, 0.1, 0.2, 0.3), 60.0)
+    first = next(steps)
+    second = _late(steps)
+    assert isinstance(first, Call)
+    assert second.parts[1] == first.parts[1]
+    assert int(second.parts[3]) > SERVER_US + 3600_000_000
+    with pytest.raises(StopIteration):
+        steps.send(b"1795468272410195")
+
+
+def test_late_when_the_time_is_over() -> None:
+    """A request that was late because it took too long is not made again."""
+    steps = acquire(_ask(), _times(0.0, 3.0), 2.0)
+    next(steps)
+    with pytest.raises(lualock.LockUnavailable, match="when the time was over"):
+        _late(steps)
+
+
+def test_late_again_and_again() -> None:
+    """Where requests are late however often the clocks are compared, it ends, and is said."""
+    steps = acquire(_ask(), _times(*(n / 10 for n in range(20))), None)
+    next(steps)
+    for _ in range(LATE_MAX):
+        _late(steps)
+    with pytest.raises(lualock.LockUnavailable, match="clock jumps"):
+        _late(steps)
