@@ -180,6 +180,7 @@ class Locks(BaseLocks):
         found = self._renewals.get(loop)
         if found is None or found.pid != fork.pid:
             found = self._renewals[loop] = _RenewalTimer(self._driver, loop)
+            self._driver.at_loop_end(found.close)
         return found
 
     def lock(
@@ -255,8 +256,10 @@ class _RenewalTimer(Renewals):
         self._start_empty()
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
+        self._closed = False
 
     def close(self) -> None:
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._round is not None:
@@ -267,13 +270,13 @@ class _RenewalTimer(Renewals):
             self._timer.cancel()
             self._timer = None
         self._wakes_at = due
-        if due < math.inf:
+        if due < math.inf and not self._closed:
             nap_s = max(0.0, due - self._driver.clock())
             self._timer = self._loop.call_later(nap_s, self._start)
 
     def _start(self) -> None:
         self._timer = None
-        self._round = self._loop.create_task(self._renew())
+        self._round = self._driver.spawn(self._renew())
 
     async def _renew(self) -> None:
         try:
