@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -250,6 +250,7 @@ class Locks(BaseLocks):
         found = self._watches.get(loop)
         if found is None or found.pid != fork.pid:
             found = self._watches[loop] = _WatchTimer(self._driver, loop)
+            self._driver.at_loop_end(found.close)
         return found
 
     def lock(
@@ -280,8 +281,8 @@ class Locks(BaseLocks):
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
             hangs does not have the lock for ever.
         :param on_lost: called with the lease, once, when it is lost before it was released: its
-            time is over (a little before the server lets it end), or the server said that it is
-            not ours. Not called when :meth:`Lease.release` says so.
+            time is over, by the local clock, or the server said that it is not ours. Not called
+            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
             It is called in the event loop, and may be a coroutine function.
         :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; it then
             raises :class:`LeaseLost`.
@@ -377,20 +378,22 @@ class _WatchTimer(Watch):
         self._loop = loop
         self._start_empty(driver.server_clock)
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._round: asyncio.Task[None] | None = None
+        self._closed = False
 
     def close(self) -> None:
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
+        if self._round is not None:
+            self._round.cancel()
 
     def _wake_at(self, look_at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._wakes_at = look_at
-        if look_at < math.inf:
+        if look_at < math.inf and not self._closed:
             nap_s = min(max(0.0, look_at - self._clock()), LONGEST_NAP_S)
             self._timer = self._loop.call_later(nap_s, self._start)
 
@@ -401,16 +404,11 @@ class _WatchTimer(Watch):
         if lease._care.cancel and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
         if lease._care.on_lost is not None:
-            self._spawn(_call(lease._care.on_lost, lease))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._driver.spawn(_call(lease._care.on_lost, lease))
 
     def _start(self) -> None:
         self._timer = None
-        self._spawn(self._run())
+        self._round = self._driver.spawn(self._run())
 
     async def _run(self) -> None:
         try:

@@ -69,6 +69,18 @@ class LeaseLost(LockError):
         self.given_up = given_up
 
 
+class StaleFence(LockError):
+    """Something was refused because a greater fence than the writer's has been seen.
+
+    ``fence`` is the writer's, ``seen`` the greatest one.
+    """
+
+    def __init__(self, message: str = "", *, fence: int = 0, seen: int = 0) -> None:
+        super().__init__(message)
+        self.fence = fence
+        self.seen = seen
+
+
 class LockUnavailable(LockError):
     """The server cannot be reached, or refuses to work at this time.
 

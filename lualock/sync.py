@@ -226,8 +226,8 @@ class Locks(BaseLocks):
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
             hangs does not have the lock for ever.
         :param on_lost: called with the lease, once, when it is lost before it was released: its
-            time is over (a little before the server lets it end), or the server said that it is
-            not ours. Not called when :meth:`Lease.release` says so.
+            time is over, by the local clock, or the server said that it is not ours. Not called
+            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
             It is called in a thread of its own.
         :raises InvalidArgument: one of these cannot be used.
         """

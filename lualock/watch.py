@@ -7,8 +7,8 @@ hold here:
   little earlier, so that processes that began together do not renew together.
 * Those that fall due at about the same time are renewed in one round trip.
 * They are held weakly: a lease that the program dropped is not renewed for ever.
-* Whatever goes wrong is logged and tried again until the local deadline; then the lease is lost,
-  and whoever wanted to know is told, before the server lets it end.
+* Whatever goes wrong is logged and tried again until the local deadline, which is no later than the
+  server's; then the lease is lost, and whoever wanted to know is told.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ROUND = 1 / 20
 RETRY_S, RETRY = 1.0, 1 / 10
 """How long after a failure it is tried again: the shorter of a time and a share of the ttl."""
 
-WITHIN = 1 / 2
-"""How long a renewal may take, as a share of what is left of the lease that ends first."""
+WITHIN = 1 / 4
+"""How long one try may take, as a share of what is left of the lease that ends first."""
 
 
 class Watch:

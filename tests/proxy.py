@@ -8,8 +8,12 @@ import tempfile
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import hiredis
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HANDSHAKE = (b"HELLO", b"TIME", b"CLIENT", b"SELECT", b"AUTH")
 
@@ -20,13 +24,14 @@ class Proxy:
     ``commands`` are the requests seen, as lists of bytes. ``lose_reply`` names how many of the
     next replies are swallowed, each closing its connection: the request was carried out, and the
     client does not know. ``rewrite`` may change what the server says. While ``silent``, requests
-    go nowhere and the connection stays open.
+    go nowhere and the connection stays open. ``packets`` counts what was received at once.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target
         self.path = os.path.join(tempfile.mkdtemp(prefix="lp-", dir="/tmp"), "p")
         self.commands: list[list[bytes]] = []
+        self.packets = 0
         self.lose_reply = 0
         self.silent = False
         self.rewrite: Callable[[bytes], bytes] = lambda data: data
@@ -46,7 +51,7 @@ class Proxy:
         seen, self.commands = self.commands, []
         return [c[0] for c in seen if c[0] not in HANDSHAKE]
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -56,7 +61,7 @@ class Proxy:
         trace: TracebackType | None,
     ) -> None:
         for sock in self._open:
-            _shut(sock)
+            shut(sock)
         for thread in self._threads:
             thread.join(5)
         for sock in self._open:
@@ -75,47 +80,54 @@ class Proxy:
             try:
                 server.connect(self._target)
             except OSError:
-                _shut(client)
+                shut(client)
                 continue
-            for work in (self._requests, self._replies):
-                thread = threading.Thread(target=work, args=(client, server), daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            self._serve(client, server)
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        for work in (self._requests, self._replies):
+            self._start(work, client, server)
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         reader = hiredis.Reader()
-        while data := _receive(client):
+        while data := receive(client):
             reader.feed(data)
+            self.packets += 1
             while (command := reader.gets()) is not False:
                 self.commands.append(command)
             if not self.silent:
-                _send(server, data)
-        _shut(server)
+                send(server, data)
+        shut(server)
 
     def _replies(self, client: socket.socket, server: socket.socket) -> None:
-        while data := _receive(server):
+        while data := receive(server):
             if self.lose_reply and self.commands[-1][0] in (b"EVALSHA", b"EVAL"):
                 self.lose_reply -= 1
                 break
-            _send(client, self.rewrite(data))
-        _shut(client)
+            send(client, self.rewrite(data))
+        shut(client)
 
 
-def _receive(sock: socket.socket) -> bytes:
+def receive(sock: socket.socket) -> bytes:
     try:
         return sock.recv(65536)
     except OSError:
         return b""
 
 
-def _send(sock: socket.socket, data: bytes) -> None:
+def send(sock: socket.socket, data: bytes) -> None:
     try:
         sock.sendall(data)
     except OSError:
-        _shut(sock)
+        shut(sock)
 
 
-def _shut(sock: socket.socket) -> None:
+def shut(sock: socket.socket) -> None:
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
@@ -103,8 +103,11 @@ class _LoopConnections:
         self._pinged: asyncio.Future[Any] | None = None
         self._laying: list[asyncio.TimerHandle] = []
         self.at_loop_end: AsyncGenerator[None, None] | None = None
+        self.ends: list[Callable[[], None]] = []  # what else has to be told
 
     def close(self) -> None:
+        for end in self.ends:
+            end()
         for timer in self._laying:
             timer.cancel()
         for mux in (self._calls, self._ear):
@@ -319,10 +322,19 @@ class AsyncDriver:
 
     def clean(self, call: Call) -> asyncio.Task[Any]:
         """Make a call behind everybody's back, until it is answered."""
-        task = asyncio.ensure_future(self._clean(call))
+        return self.spawn(self._clean(call))
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task behind everybody's back, which at the latest ends with the loop."""
+        task = asyncio.ensure_future(work)
         self._cleaning.add(task)
         task.add_done_callback(self._cleaned)
         return task
+
+    def at_loop_end(self, end: Callable[[], None]) -> None:
+        """Call this when this loop's connections are closed."""
+        if connections := self._loops.get(asyncio.get_running_loop()):
+            connections.ends.append(end)
 
     async def _clean(self, call: Call) -> Any:
         give_up = self.clock() + PATIENCE_S
@@ -359,7 +371,11 @@ class AsyncDriver:
             yield
         finally:
             if connections := self._loops.pop(loop, None):
+                going_on = {task for task in self._cleaning if task.get_loop() is loop}
+                for task in going_on:  # before they notice that the connection is gone
+                    task.cancel()
                 connections.close()
+                await asyncio.gather(*going_on, return_exceptions=True)
                 await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
 
     async def _call(self, call: Call) -> Any:

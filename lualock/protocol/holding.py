@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,11 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
             except LockUnavailable as error:
                 asked_again = True
                 reply = yield from resend(step, error)
-    except (GeneratorExit, LockError):
+    except GeneratorExit:
+        raise
+    except LockError as error:
+        if isinstance(error, LockUnavailable) and error.outcome_unknown:
+            disown(grant)
         raise
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
@@ -80,6 +85,7 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     if asked_again and reply[0] != b"conflict":
         # Not ours any more, but was it when the first request came? The server remembers who had
         # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
+        disown(grant)
         raise LockUnavailable(
             f"lock {display_name(ask.name)!r} is not ours any more, but the reply to its release "
             "was lost: it was released, or its lease had ended before",
@@ -87,6 +93,11 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
         )
     grant.lost = reply[0] != b"conflict"
     raise lost(ask.name, ask.key, reply, "released")
+
+
+def disown(grant: Grant) -> None:
+    """A lease that may have been released promises nothing more: another may have the lock."""
+    grant.claim, grant.deadline = None, -math.inf
 
 
 def hand_over(ask: Ask) -> Call:
