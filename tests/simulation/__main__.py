@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=["seeds", "mutants"], default="seeds")
     options = parser.parse_args()
     if options.what == "mutants":
-        return mutants.main(options.seeds, options.workers)
+        return mutants.main(options.seeds, options.workers, options.first)
     if options.seed is not None:
         return replay(options.seed, options.around)
     return simulate(options.first, options.seeds, options.workers, options.most)

@@ -267,7 +267,14 @@ class _Holding:
         turn = replace(self._turn, ending="release", wait_s=None)
         # A message brings the handle.
         heir.process.soon(self._world.latency_us, heir.adopt, turn, self._ask.token)
+        if self._world.random.random() < 0.2:
+            self._process.soon(0, self._take_back)  # it wants it back, if it was not adopted yet
         return "passed"
+
+    def _take_back(self) -> None:
+        steps = self._lease._release()
+        if steps is not None:
+            self._process.start(steps)
 
     def _let_go(self) -> None:
         self._look()

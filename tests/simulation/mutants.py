@@ -2,8 +2,8 @@
 
 *Lua*: each condition of an ``if`` or ``elseif`` becomes true, and false; each write is left out.
 *Protocol*: each compensating step, each repeated request and each doubt about a reply is left out
-(:data:`PROTOCOL`). A mutant that no seed kills *survives*: either it makes no difference that a user could
-see, and :data:`REASONS` says why, or a rule is missing.
+(:data:`PROTOCOL`). A mutant that no seed kills *survives*: either it makes no difference that a user
+could see, and :data:`REASONS` says why, or a rule is missing.
 """
 
 from __future__ import annotations
@@ -302,11 +302,11 @@ def reason(mutant: Mutant) -> str:
     return REASONS.get(str(mutant), "")
 
 
-def main(seeds: int, workers: int) -> int:
-    """Try them all; print who survives."""
+def main(seeds: int, workers: int, first: int = 0) -> int:
+    """Try them all, or those from ``first`` on; print who survives."""
     mutants = every()
     killed, survivors = 0, []
-    jobs = [(number, seeds) for number in range(len(mutants))]
+    jobs = [(number, seeds) for number in range(first, len(mutants))]
     for number, found in in_parallel(_try, jobs, workers):
         mutant = mutants[number]
         if found is None:
@@ -316,8 +316,8 @@ def main(seeds: int, workers: int) -> int:
             killed += 1
             print(f"seed {found[0]:<5} {found[1]:<8} {mutant}")
         sys.stdout.flush()
-    share = killed / len(mutants)
-    print(f"\n{len(mutants)} mutants, {killed} killed ({share:.1%}); the survivors:")
+    share = killed / len(jobs)
+    print(f"\n{len(jobs)} mutants, {killed} killed ({share:.1%}); the survivors:")
     for mutant in survivors:
         print(f"  {mutant}\n      {reason(mutant) or 'NO REASON GIVEN'}")
     return 0 if share >= 0.95 else 1

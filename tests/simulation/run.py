@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,12 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     with _quiet():
         for client in clients:
             client.task = client.process.start(client.life())
-        world.run(HORIZON_S * US)
+        try:
+            world.run(HORIZON_S * US)
+        except Exception as error:  # whatever a protocol raises that it should not
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+            world.wrong("error", text)
     _after(world, locks, processes, clients)
     audit.finish(SETTLE_S)
     verdict = check(world.history, LIMITS)
@@ -138,6 +144,10 @@ def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client]]:
                 )
                 for _ in range(choice((0, 1, 2)))
             ]
+    if draw() < 0.1:
+        for client in clients:
+            for turn in client.turns:
+                turn.ending = choice(("pass", "pass", turn.ending))
     if draw() < 0.3:
         processes[0].start(observe(locks, processes[0], 4))
     return locks, processes, clients
