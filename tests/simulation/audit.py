@@ -12,7 +12,7 @@ from typing import Any
 
 from lualock.keys import queue_key
 from lualock.protocol import Call
-from tests.simulation.checker import Causes, Event
+from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken
 from tests.simulation.network import lock_of
 from tests.simulation.world import US, World
@@ -82,12 +82,17 @@ class Audit:
             [
                 event
                 for event in world.history
-                if event.kind == "cause" and event.what not in ("revived", "expired")
+                if event.kind == "cause" and event.what not in ("revived", "expired", "ghost")
             ]
         )
         for lock, token, done, start, end in self._orphans:
-            # Since it was done with: a failover may have brought it back.
-            if not causes.excuses(lock, done / US - settle_s, end / US):
+            if causes.first_of(LOSSES, lock, done / US, end / US):
+                continue  # brought back from the dead
+            # A ghost may have taken it; it is laid when it has expired.
+            since = max(start / US, world.ghost_until.get(token, 0.0))
+            if end / US < since + GRACE_US / US:
+                continue
+            if not causes.excuses(lock, since - settle_s, end / US):
                 text = (
                     f"{lock} was held for {token.rstrip(b'.').decode()} from {start / US:.6f} to "
                     f"{end / US:.6f}, and nobody knew"

@@ -174,6 +174,7 @@ class Client:
         lease = BaseLease(ask, grant, process, self.renewal if turn.renew else None, care)
         holding = _Holding(self, turn, ask, lease, who)
         world.record("got", fence=grant.fence, until=holding.until(), **who)
+        world.server.check_deadline(lock.key, token, holding.until())
         yield from holding.hold()
 
     def adopt(self, turn: Turn, token: bytes) -> None:
@@ -211,6 +212,7 @@ class _Holding:
         """Work, and let go."""
         turn, process = self._turn, self._process
         outcome = "unknown"
+        broke = failed = 0
         try:
             try:
                 for _ in range(3):
@@ -232,6 +234,7 @@ class _Holding:
             finally:
                 self._let_go()
             self._drop()
+            broke, failed = process.lost_replies, process.failures
             steps = self._lease._release()
             if steps is not None:
                 yield from steps
@@ -245,8 +248,12 @@ class _Holding:
                 process.start(self._last_release())
                 outcome = ""
             raise
-        except LockError:
-            pass
+        except LockError as error:
+            lost, failures = process.lost_replies - broke, process.failures - failed
+            if lost == 1 and not failures and not isinstance(error, KeyConflict):
+                # One broken connection, and a question that has an answer.
+                if "is not ours any more" not in str(error):
+                    self._world.wrong("repeat", f"a lost reply was not asked for again: {error}")
         finally:
             if outcome:
                 self._world.record("released", what=outcome, **self._who)
@@ -305,6 +312,7 @@ class _Holding:
         if until != self._told:
             self._told = until
             self._world.record("until", until=until, **self._who)
+            self._world.server.check_deadline(self._ask.key, self._ask.token, until)
         if lease._grant.lost and not self._over:
             self._over = True
             self._world.record("let_go", **self._who)

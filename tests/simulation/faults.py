@@ -137,9 +137,13 @@ class Faults:
             for client in self.clients
             if client.task in client.process.tasks and self.world.now >= client.process.paused_until
         ]
-        if running:
+        asking = [client for client in running if client.task is not None and client.task.asks]
+        if asking or (running and self.world.random.random() < 0.02):
             self.world.faults["interrupt"] += 1
-            self.world.random.choice(running).interrupt()
+            self.world.random.choice(asking or running).interrupt()
+        elif running and self.world.now < self.calm * 0.9:
+            # While a request is under way is when it hurts most.
+            self.world.after(int(self.world.random.random() * 20_000) + 1, self.interrupt)
 
     def stall(self) -> None:
         """The server stands still."""

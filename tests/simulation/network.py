@@ -56,6 +56,8 @@ class Process:
         self.slow_us = 0
         self.offset_s = world.random.random() * 1e5
         self.tasks: set[Task] = set()
+        self.lost_replies = 0  # how often a connection broke under a request
+        self.failures = 0  # whatever else went wrong with requests
         self._idle: list[Line] = []
         self.server_clock = ServerClock(self.clock, TIMEOUT_S)
         self.ear = Ear(self)
@@ -344,6 +346,7 @@ class Line:
             return
         if sender.over or self.process.dead:
             world.fault("ghost", lock=lock_of(sender.call))
+            world.ghosts(sender.call, sender.call.expires - self.process.offset_s)
         reply = server.execute(sender.call, whole)
         if self.alive:
             at = self._replies_at = self.process.arrival(self._replies_at)
@@ -444,6 +447,11 @@ class Asked:
         self.over = True
         if isinstance(reply, Refused):
             reply, error = None, wire.reply_error(str(reply), self.call.parts[0])
+        if error is not None:
+            if getattr(error, "outcome_unknown", False):
+                self.process.lost_replies += 1
+            else:
+                self.process.failures += 1
         self._done(reply, error)
 
 
@@ -654,6 +662,11 @@ class Task:
             self._now.append((value, error))
         else:
             self.go(value, error)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it waits for a reply."""
+        return self._asked is not None or self._cleans is not None
 
     def interrupt(self) -> None:
         """Throw an interruption in, wherever it is."""

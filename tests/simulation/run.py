@@ -17,6 +17,7 @@ from tests.simulation.network import Process
 from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
+ORPHAN_S = 3.0  # the longest pause of who cleans up, and a little
 HORIZON_S = 600
 ENDINGS = ("forget", "extend", "undo", "pass", "pass")
 LIMITS = Limits(prompt_s=0.1, takeover_s=65.0, late_s=0.1, settle_s=SETTLE_S)
@@ -75,7 +76,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
             text = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
             world.wrong("error", text)
     _after(world, locks, processes, clients)
-    audit.finish(SETTLE_S)
+    audit.finish(ORPHAN_S)
     verdict = check(world.history, LIMITS)
     violations = sorted([*world.found, *verdict.violations], key=lambda one: one.t)
     return Result(

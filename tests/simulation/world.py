@@ -36,6 +36,7 @@ class World:
         self.found: list[Violation] = []  # what is wrong at sight
         self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
+        self.ghost_until: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
         self.faults: Counter[str] = Counter()
         self.trace: list[str] | None = [] if trace else None
@@ -100,6 +101,12 @@ class World:
             return ""
         return self.random.choice(("late", "lost", "mute", "unheard"))
 
+    def ghosts(self, call: Call, expires: float) -> None:
+        """A request runs that nobody waits for any more; it is laid when it expires."""
+        for part in call.parts:
+            token = part[:22]
+            self.ghost_until[token] = max(self.ghost_until.get(token, 0.0), expires)
+
     def wrong(self, rule: str, text: str) -> None:
         """Write down what must not be."""
         self.found.append(Violation(rule, self.now / US, text))
@@ -128,6 +135,7 @@ class Server:
         self.offset_us = 0
         self.grain_us = 1
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
+        self.ghost_until: dict[bytes, float] = {}
         self.known: set[str] = set()
         self.ears: dict[bytes, list[EarLine]] = {}
         self.lines: list[Line] = []
@@ -161,6 +169,18 @@ class Server:
             self.world.say(f"     server {script.name}{_shown(call.parts)} -> {_shown(reply)}")
         self.watch(call, reply)
         return reply
+
+    def check_deadline(self, key: bytes, token: bytes, until: float) -> None:
+        """Whoever believes to have a lock until then must have it until then."""
+        world = self.world
+        record = self.store.data.get(key)
+        if world.faults["clock_back"] or world.faults["clock_forward"]:
+            return  # the step may have come in between
+        if type(record) is bytes and record[17:39] == token and record[:1] in (b"H", b"W"):
+            end_us = (self.store.ends[key] + 1) * 1000 - EPOCH_US - self.offset_us
+            if until * US > end_us + 1:
+                text = f"{_shown(token)} believes in its lease until {until:.6f}"
+                world.wrong("validity", f"{text}, and the server until {end_us / US:.6f}")
 
     def tick(self) -> None:
         """Bring the store to this moment."""
