@@ -254,6 +254,7 @@ class Faults:
             return
         lasts = self._lasts(3)
         world.fault("data_loss", lasts + FORGOTTEN_US, lock=lock.name)
+        world.faults["overwrite"] += 1
         self._junk.add(key)
         self._ever.add(key)
         store.data[key] = junk

@@ -2,8 +2,8 @@
 
 *Lua*: each condition of an ``if`` or ``elseif`` becomes true, and false; each write is left out.
 *Protocol*: each compensating step, each repeated request and each doubt about a reply is left out
-(:data:`PROTOCOL`). A mutant that no seed kills *survives*: either it makes no difference that a user
-could see, and :data:`REASONS` says why, or a rule is missing.
+(:data:`PROTOCOL`). A mutant that no seed kills *survives*: it makes no difference that a user could
+see, and :data:`REASONS` says why, or a rule is missing.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "the end of an extended lease is counted from the reply",
         "        return sent + ttl_ms / 1000\n",
         "        return clock() + ttl_ms / 1000\n",
+    ),
+    (
+        "protocol.holding",
+        "the end of a renewed lease is counted from the reply",
+        "outcomes.append(sent + ttl_ms / 1000)",
+        "outcomes.append(clock() + ttl_ms / 1000)",
     ),
     (
         "protocol.waiting",

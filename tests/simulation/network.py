@@ -469,6 +469,11 @@ class Owed:
         self.over = False
 
     @property
+    def reply(self) -> Any:
+        """What came, if it has."""
+        return self._reply
+
+    @property
     def answered(self) -> bool:
         """Whether the reply has come."""
         return self._reply is not None
