@@ -17,6 +17,7 @@ is passed on. Rules that hold here:
 
 from lualock.protocol.holding import (
     ABANDON,
+    ENQUEUE,
     EXTEND,
     HAND_OVER,
     INSPECT,
@@ -51,7 +52,6 @@ from lualock.protocol.terms import Ask, Grant
 from lualock.protocol.waiting import (
     ACQUIRE,
     CLAIM_MS,
-    ENQUEUE,
     abandon,
     acquire,
     enqueue,

@@ -19,6 +19,7 @@ HAND_OVER = SCRIPTS["hand_over"]
 EXTEND = SCRIPTS["extend"]
 INSPECT = SCRIPTS["inspect"]
 ABANDON = SCRIPTS["abandon"]
+ENQUEUE = SCRIPTS["enqueue"]
 
 BATCH = 250
 """How many leases are extended in one round trip: as many as a server answers in some
@@ -50,6 +51,10 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     """
     step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
     asked_again = False
+    if (ghost := grant.ghost) is not None:
+        # First, for it cannot fail; and whatever becomes of the release, the ghost is laid.
+        grant.ghost = None
+        yield lay(ask, ghost)
     try:
         try:
             reply = yield step
@@ -72,12 +77,10 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
         grant.released = True
-        yield from give_back(ask, b"", grant.ghost)
+        yield from give_back(ask, b"", None)
         raise
     if type(reply) is bytes and reply != b"missing":
         grant.released = True
-        if grant.ghost is not None:
-            yield lay(ask, grant.ghost)
         return
     if asked_again and reply[0] != b"conflict":
         # Not ours any more, but was it when the first request came? The server remembers who had
@@ -107,7 +110,7 @@ def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
         if ghost is not None:  # first, for it cannot fail
-            yield lay(ask, ghost, ticket)
+            yield lay(ask, ghost)
         yield Call(ABANDON, parts, compensating=True)
     except GeneratorExit:
         raise
@@ -117,8 +120,10 @@ def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
         return
 
 
-def lay(ask: Ask, ghost: Call, ticket: bytes = b"") -> Later:
-    """The step that lays a ghost: abandons what a lost request may still take for nobody."""
+def lay(ask: Ask, ghost: Call) -> Later:
+    """The step that lays a ghost: abandons what a lost request may still take for nobody, the lock
+    or a place in the queue."""
+    ticket = ghost.parts[2] if ghost.script is ENQUEUE else b""
     return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
 
 

@@ -21,7 +21,7 @@ from lualock.errors import (
     NotAcquired,
     QueueFull,
 )
-from lualock.protocol.holding import ABANDON, EXTEND, give_back, lay, still_unknown
+from lualock.protocol.holding import ABANDON, ENQUEUE, EXTEND, give_back, lay, still_unknown
 from lualock.protocol.replies import Held, conflict
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
@@ -29,7 +29,6 @@ from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
 
 ACQUIRE = SCRIPTS["acquire"]
-ENQUEUE = SCRIPTS["enqueue"]
 
 CLAIM_MS = 2500
 """How long a waiter that was given the lock has until it must have claimed it; also in Lua."""
@@ -82,7 +81,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
             if attempt.unsettled:
                 told = yield from abandon(attempt)
             if (ghost := attempt.possible_ghost()) is not None:
-                yield lay(ask, ghost, attempt.ticket)
+                yield lay(ask, ghost)
             raise (told or refused) from None
     except (GeneratorExit, KeyConflict):
         raise
