@@ -299,13 +299,30 @@ def _try(job: tuple[int, int]) -> tuple[int, tuple[int, str] | None]:
     return number, kill(every()[number], seeds)
 
 
-REASONS: dict[str, str] = {}
-"""Why a mutant may survive, by how it is shown."""
+REASONS: dict[tuple[str, str], str] = {
+    ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
+    ("enqueue.lua", "true: redis.call('ZCARD', queue) >= limit"): (
+        "equivalent but for the cost: the tickets of the dead are cleared away although there is room"
+    ),
+    ("enqueue.lua", "true: behind and behind >= start + BAND"): (
+        "equivalent but for the cost: asks once more for what the first question answered"
+    ),
+    ("lualock.protocol.waiting", "a timeout abandons nothing"): (
+        "the attempt is unsettled still, so the way out abandons it; only the error says less"
+    ),
+    ("lualock.protocol.waiting", "an old message is believed"): (
+        "the message itself says since when; what is no more certain is claimed first, and refused"
+    ),
+    ("lualock.protocol.waiting", "a turn of any age is taken for certain"): (
+        "the lease then promises only what is certain, and the claim is read later: less, not wrong"
+    ),
+}
+"""Why a mutant may survive, by its file and what it does."""
 
 
 def reason(mutant: Mutant) -> str:
     """Why it may survive; empty: it may not."""
-    return REASONS.get(str(mutant), "")
+    return REASONS.get((mutant.file, mutant.what), "")
 
 
 def main(seeds: int, workers: int, first: int = 0) -> int:
