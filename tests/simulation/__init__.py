@@ -18,7 +18,7 @@
 ``python -m tests.simulation --seeds 20000`` runs seeds, ``--seed 17`` replays one with its trace
 (``--around 2``: only the two seconds before it failed), ``mutants`` tries the mutants.
 
-What is simulated: threads (a connection for each call under way) and event loops (one for all), with
+What is simulated: threads (a connection for each call under way), event loops (one for all);
 requests and replies that take any time, connections that break on the way there or back or fall
 silent, requests that arrive after their sender gave up; processes that stand still, die, are cut off;
 tasks that are cancelled at any step; a server that stands still, restarts, loses its data or its

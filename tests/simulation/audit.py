@@ -92,7 +92,8 @@ class Audit:
             since = max(start / US, world.ghost_until.get(token, 0.0))
             if end / US < since + GRACE_US / US:
                 continue
-            if not causes.excuses(lock, since - settle_s, end / US):
+            who = world.process_of.get(token)
+            if not causes.excuses(lock, since - settle_s, end / US, who):
                 text = (
                     f"{lock} was held for {token.rstrip(b'.').decode()} from {start / US:.6f} to "
                     f"{end / US:.6f}, and nobody knew"

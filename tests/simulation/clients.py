@@ -136,6 +136,7 @@ class Client:
         asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
         world.record("ask", what="adopt" if adopts else "", **who, **asked)
         why = "unavailable"
+        world.process_of[token] = process.name
         self.waits = who
         try:
             if adopts:

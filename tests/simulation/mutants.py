@@ -302,7 +302,7 @@ def _try(job: tuple[int, int]) -> tuple[int, tuple[int, str] | None]:
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
     ("enqueue.lua", "true: redis.call('ZCARD', queue) >= limit"): (
-        "equivalent but for the cost: the tickets of the dead are cleared away although there is room"
+        "equivalent but for the cost: the dead are cleared away although there is room"
     ),
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"

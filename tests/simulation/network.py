@@ -319,7 +319,7 @@ class Line:
         fate = world.fate() if world.flaky else ""
         if fate == "late":
             # It takes its time on a connection that its process sees closed at once.
-            world.fault("cut", who=process.name, lasts_us=3 * US)
+            world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken, False)
             world.at(at + int(world.random.random() * 3 * US), self._arrive, sender, whole, True)
         elif fate == "lost":
