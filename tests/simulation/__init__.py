@@ -20,7 +20,8 @@
 
 What is simulated: threads (a connection for each call under way), event loops (one for all);
 requests and replies that take any time, connections that break on the way there or back or fall
-silent, requests that arrive after their sender gave up; processes that stand still, die, are cut off;
+silent, requests that arrive after their sender gave up; processes that stand still, die, are cut
+off;
 tasks that are cancelled at any step; a server that stands still, restarts, loses its data or its
 scripts, is out of memory or read-only, is replaced by a replica without the last writes, has its
 clock stepped; keys that are deleted or written over. What is not: the drivers' own code

@@ -136,7 +136,7 @@ class Client:
         asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
         world.record("ask", what="adopt" if adopts else "", **who, **asked)
         why = "unavailable"
-        world.process_of[token] = process.name
+        world.asked[token] = process.name, world.t
         self.waits = who
         try:
             if adopts:
@@ -188,6 +188,9 @@ class Client:
         other.done = True  # it has no turns of its own
         self.heirs.append(other)
         other.task = self.process.start(other._adopts(turn, token))
+        if self.world.faults["interrupt"] and self.world.random.random() < 0.5:
+            soon = int(self.world.random.random() * self.world.latency_us * 8)
+            self.process.soon(soon, other.interrupt)
 
     def _adopts(self, turn: Turn, token: bytes) -> Steps[None]:
         with suppress(Interrupted):

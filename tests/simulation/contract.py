@@ -429,6 +429,8 @@ def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield from _owned(run, heir)
     elif word == b"late":
         yield from _late(run, deadline)
+    elif before.owner == heir:
+        yield "has it already, and says otherwise"
     else:
         yield from _not_ours(run, token, word)
 

@@ -321,7 +321,9 @@ class Line:
             # It takes its time on a connection that its process sees closed at once.
             world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken, False)
-            world.at(at + int(world.random.random() * 3 * US), self._arrive, sender, whole, True)
+            world.at(
+                at + int(world.random.random() ** 2 * 8 * US), self._arrive, sender, whole, True
+            )
         elif fate == "lost":
             world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken)
@@ -411,7 +413,7 @@ class Asked:
 
     def forgotten(self) -> None:
         """The server has forgotten the script: send it whole."""
-        if self.line is not None:
+        if self.line is not None and not self.over:
             self.line.send(self, whole=True)
 
     def late(self) -> None:

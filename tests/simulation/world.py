@@ -36,7 +36,7 @@ class World:
         self.found: list[Violation] = []  # what is wrong at sight
         self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
-        self.process_of: dict[bytes, str] = {}  # who asks under a token
+        self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
         self.faults: Counter[str] = Counter()
@@ -136,7 +136,7 @@ class Server:
         self.offset_us = 0
         self.grain_us = 1
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
-        self.process_of: dict[bytes, str] = {}  # who asks under a token
+        self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         self.known: set[str] = set()
         self.ears: dict[bytes, list[EarLine]] = {}
