@@ -68,6 +68,7 @@ CAUSES = {
     "slow": "messages of the process took long",
     "pause": "the process stood still",
     "crash": "the process died; until the server noticed",
+    "unknowing": "who waits could not know that something had changed before it looked again",
     "revived": "the queue or the lock was given back a token that was done with",
     "ghost": "a request ran at the server after its sender had given it up",
 }
