@@ -198,7 +198,8 @@ class BaseLease:
             event.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        if self._grant.released or self._passed or self._pid != fork.pid:
+        grant = self._grant
+        if grant.released or grant.lost or self._passed or self._pid != fork.pid:
             raise self._no_longer("extended")
         watch = self._watch
         if watch is not None:
