@@ -198,8 +198,7 @@ class BaseLease:
             event.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        grant = self._grant
-        if grant.released or grant.lost or self._passed or self._pid != fork.pid:
+        if self._grant.released or self._passed or self._pid != fork.pid:
             raise self._no_longer("extended")
         watch = self._watch
         if watch is not None:
@@ -212,6 +211,7 @@ class BaseLease:
             raise
         self._grant.claim = None
         self._grant.deadline = deadline
+        self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
         if watch is not None:
             self._extends += 1
