@@ -128,11 +128,10 @@ class BlockingDriver:
     def _broke(self, line: Line | None, error: BaseException) -> NoReturn:
         if line is not None:
             line.close()
-        if not isinstance(error, wire.LINE_ERRORS):
-            raise error
+        why = wire.broken(error)
         # The others probably went the same way, and the next try must not meet a dead one.
         self._drop_idle()
-        raise wire.lost_reply(error, str(self.endpoint)) from error
+        raise wire.lost_reply(why, str(self.endpoint)) from error
 
     def _batch(self, batch: Batch) -> list[Any]:
         line: Line | None = None
@@ -200,9 +199,8 @@ class BlockingDriver:
         except BaseException as error:
             if line is not None:
                 line.close()
-            if not isinstance(error, wire.LINE_ERRORS):
-                raise
-            raise wire.lost_reply(error, str(self.endpoint)) from error
+            why = wire.broken(error)
+            raise wire.lost_reply(why, str(self.endpoint)) from error
         if self._short:
             self._tell_room()
         return owed
@@ -217,8 +215,7 @@ class BlockingDriver:
             self._idle.append(line)
         except BaseException as error:
             line.close()
-            if not isinstance(error, wire.LINE_ERRORS):
-                raise
+            wire.broken(error)
             return
         if self._short:
             self._tell_room()
@@ -273,9 +270,8 @@ class BlockingDriver:
             self.server_clock.compare(sent, self.clock(), server_us)
         except BaseException as error:
             connection.disconnect()
-            if not isinstance(error, wire.LINE_ERRORS):
-                raise
-            raise wire.connect_error(error, str(self.endpoint)) from error
+            why = wire.broken(error)
+            raise wire.connect_error(why, str(self.endpoint)) from error
         return line
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {

@@ -175,10 +175,11 @@ class Ear:
                     if place.messages:
                         self._leave(place)
                         return place.messages.pop(0)
-        except TIMED_OUT:
+        except TIMED_OUT as error:
+            wire.broken(error)
             whole = True
-        except wire.LINE_ERRORS:
-            pass
+        except wire.LINE_ERRORS as error:
+            wire.broken(error)
         finally:
             if not whole:
                 with self._lock:
@@ -228,9 +229,8 @@ class Ear:
         except BaseException as error:
             self._connection = self._socket = None
             connection.disconnect()
-            if not isinstance(error, wire.LINE_ERRORS):
-                raise
-            raise wire.connect_error(error, str(self._endpoint)) from error
+            why = wire.broken(error)
+            raise wire.connect_error(why, str(self._endpoint)) from error
 
     def _break(self) -> None:
         if self._connection is not None:

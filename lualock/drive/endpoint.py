@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.utils import get_lib_version
 
+from lualock.drive import wire
 from lualock.errors import InvalidArgument
 
 SOCKET_TIMEOUT_S = 5.0
@@ -108,7 +109,7 @@ class Endpoint:
         """How long a reply is waited for where the caller sets no limit."""
         return float(self.settings["socket_timeout"])
 
-    def _make(self, retry: object, home: type) -> Any:
+    def _make(self, retry: object, home: type, **own: object) -> Any:
         made = self.connection_class
         if not issubclass(made, home):
             if made not in _TWINS:
@@ -118,11 +119,12 @@ class Endpoint:
                 )
             made = _TWINS[made]
         settings = {k: v for k, v in self.settings.items() if k not in _OURS}
-        return made(**settings, retry=retry, decode_responses=False)
+        return made(**settings, **own, retry=retry, decode_responses=False)
 
     def blocking_connection(self) -> Any:
         """A new, unconnected ``redis.Connection`` or its like, without retries."""
-        return self._make(Retry(NoBackoff(), 0), redis.connection.AbstractConnection)
+        own = {"command_packer": wire.Packer()} if self.connection_class in _TWINS else {}
+        return self._make(Retry(NoBackoff(), 0), redis.connection.AbstractConnection, **own)
 
     def asyncio_connection(self) -> Any:
         """The same for ``redis.asyncio``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import ssl
 from secrets import token_hex
@@ -56,6 +57,19 @@ def pack(call: Call, *, source: bool = False) -> bytes:
     return packed
 
 
+class Packer:
+    """What redis-py packs the words of its handshake with.
+
+    hiredis asks an integer for its text, and Python runs signal handlers there: if one raises,
+    hiredis crashes the process. So it is given bytes only, as :func:`pack` does.
+    """
+
+    def pack(self, *words: Any) -> list[bytes]:
+        """A command as the bytes to send."""
+        parts: Any = tuple(w if isinstance(w, bytes) else str(w).encode() for w in words)
+        return [hiredis.pack_command(parts)]
+
+
 class Replies:
     """What a connection has received, reply by reply. redis-py made the connection; talking on
     it needs none of its command machinery, which costs more than the network."""
@@ -87,6 +101,28 @@ def payload(reply: Any) -> bytes | None:
 def is_noscript(reply: Any) -> bool:
     """Whether the server does not know the script's digest (any more)."""
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
+
+
+def broken(error: BaseException) -> Exception:
+    """The error itself if it means that the connection is broken; else it is raised.
+
+    What a signal handler of the program raised may look like an error of the connection
+    (``TimeoutError``), or have been made one by redis-py. It is not ours to deal with.
+    """
+    handlers = {
+        getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()
+    }
+    cause: BaseException | None = error
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code in handlers:
+                raise cause
+            trace = trace.tb_next
+        cause = cause.__context__
+    if not isinstance(error, LINE_ERRORS):
+        raise error
+    return error
 
 
 def reply_error(text: str, key: bytes = b"") -> LockError:
