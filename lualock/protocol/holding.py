@@ -107,6 +107,7 @@ def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
         if ghost is not None:  # first, for it cannot fail
+            ghost.moot = True
             yield lay(ask, ghost, ticket)
         yield Call(ABANDON, parts, compensating=True)
     except GeneratorExit:
