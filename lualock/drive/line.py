@@ -143,7 +143,7 @@ class Line:
 
     def _settle(self, reply: Any) -> None:
         owed = self._owed.popleft()
-        if type(reply) is ReplyError and wire.is_noscript(reply):
+        if type(reply) is ReplyError and wire.is_noscript(reply) and not owed.call.moot:
             # The server has forgotten the script since: send it whole, and owe that reply.
             self._socket.sendall(wire.pack(owed.call, source=True))
             self._owed.append(owed)
