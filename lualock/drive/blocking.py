@@ -100,6 +100,7 @@ class BlockingDriver:
 
     def close(self) -> None:
         """Close the idle connections. The driver opens new ones when it is used again."""
+        self._cleaner.forget()
         self._drop_idle()
         self._ear.close()
 
