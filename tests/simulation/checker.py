@@ -466,7 +466,8 @@ def _check_resource(
             top = max(top, event.fence)
         elif one.got <= event.t < one.until and one.id not in shared:
             other = attempts[owner[top]] if top in owner else one
-            if not _fence_excused(lock, other, one, world):
+            parted = other is not one and world.first_of(OVERLAPS, lock, one.asked, event.t)
+            if not parted and not _fence_excused(lock, other, one, world):
                 text = f"{lock}: the resource refused {event.id}, which had the lock"
                 verdict.violations.append(Violation("resource", event.t, text, (one.id,)))
 

@@ -413,7 +413,7 @@ class Asked:
 
     def forgotten(self) -> None:
         """The server has forgotten the script: send it whole."""
-        if self.line is not None and not self.over:
+        if self.line is not None and not self.over and not self.call.moot:
             self.line.send(self, whole=True)
 
     def late(self) -> None:
@@ -482,6 +482,8 @@ class Owed:
 
     def forgotten(self) -> None:
         """The server has forgotten the script. A thread sees that when it looks, a loop at once."""
+        if self.call.moot:
+            return
         self._resend = True
         if not self._line.process.threads:
             self._send_whole()
