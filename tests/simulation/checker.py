@@ -63,6 +63,7 @@ CAUSES = {
     "restart": "the server was away; nothing was lost",
     "stall": "the server did not answer",
     "oom": "the server was out of memory",
+    "forbidden": "the server's rules forbade messages",
     "read_only": "the server took no writes",
     "cut": "the process could not be reached",
     "slow": "messages of the process took long",

@@ -187,6 +187,17 @@ class Faults:
     def _writable(self) -> None:
         self.world.server.store.read_only = False
 
+    def forbid(self) -> None:
+        """The server's rules forbid messages."""
+        lasts = self._lasts(3)
+        self.world.server.store.silent = True
+        self.world.fault("forbidden", lasts)
+        self._unknowing(lasts)
+        self.world.after(lasts, self._allow)
+
+    def _allow(self) -> None:
+        self.world.server.store.silent = False
+
     def restart(self) -> None:
         """The server is away, and comes back with its data."""
         self._down("restart")
