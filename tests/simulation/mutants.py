@@ -320,13 +320,8 @@ REASONS: dict[tuple[str, str], str] = {
     ("lualock.protocol.waiting", "an old message is believed"): (
         "the message itself says since when; what is no more certain is claimed first, and refused"
     ),
-    ("lualock.protocol.holding", "an interruption lays no ghost"): _RARE,
     ("lualock.protocol.holding", "a ghost's place in the queue stays"): _RARE,
     ("lualock.protocol.waiting", "a timeout lays no ghost"): _RARE,
-    ("lualock.protocol.passing", "an interrupted adoption gives nothing back"): (
-        "the request that was interrupted is answered all the same, and the adopted lease ends by "
-        "itself; a seed must interrupt it in the one round trip that it takes"
-    ),
 }
 """Why a mutant may survive, by its file and what it does."""
 
