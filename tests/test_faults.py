@@ -53,6 +53,8 @@ class Case:
         self._longest = TTL
         self._script = script
         self._fault = fault
+        # A fault that strikes once is made good: asking again meets none.
+        self.mild = fault.times == 1
         self._victims = world.connect(f"{proxy.url}?socket_timeout={SOCKET_TIMEOUT}")
         self._rivals = world.connect()
         self._started: list[asyncio.Future[Any]] = []
@@ -84,7 +86,11 @@ class Case:
         """Get a lease, however; ``None`` as for :meth:`take`."""
         try:
             lease = await self.world.beside(how)
-        except (lualock.NotAcquired, lualock.LockUnavailable):
+        except lualock.NotAcquired:
+            return None
+        except lualock.LockUnavailable:
+            if self.mild:
+                raise
             return None
         if lease is not None:
             self.witness.took(lease)
@@ -114,6 +120,9 @@ class Case:
         except lualock.LeaseLost:
             assert not self._did_release(lease.token), "lost, it said, and had released it"
         except lualock.LockUnavailable as error:
+            # The server remembers who gave the lock to its holder, and no more than that.
+            if self.mild and not self.witness.passed_on_since(lease):
+                raise
             unknown = error.outcome_unknown
             assert unknown or not self._did_release(lease.token), error  # noqa: PT017 - most cases do not raise
         self.witness.gave(lease)
@@ -172,7 +181,9 @@ async def _acquire(case: Case) -> None:
 @at("acquire", "one try")
 async def _acquire_once(case: Case) -> None:
     case.arm()
-    await case.give(await case.have(case.victim().try_acquire))
+    lease = await case.have(case.victim().try_acquire)
+    assert lease is not None or not case.mild, "it is its own rival"
+    await case.give(lease)
 
 
 @at("acquire", "held")
@@ -508,7 +519,7 @@ async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None
     chance = Chance(seed, share=0.1)
     async with faulty(shell) as proxy:
         proxy.choose = chance
-        case = Case(shell, proxy, f"chance {seed}", "", Fault(""))
+        case = Case(shell, proxy, f"chance {seed}", "", Fault("", times=99))
         loop = asyncio.get_running_loop()
         end = loop.time() + 2
         turns = 0
