@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from tests.witness import Witness
 from tests.world import World, settle
 
 TTL = 1.0
-SOCKET_TIMEOUT = 0.25
+SOCKET_TIMEOUT = 0.4
 SLACK = 0.8  # less than another lease, and enough for a machine that others use too
 AT_ONCE = 12  # cases side by side: they mostly wait
 
@@ -29,6 +30,7 @@ FAULTS = {
     "reply dropped": Fault("drop reply"),
     "reply dropped twice": Fault("drop reply", times=2),
     "request delayed": Fault("delay request", seconds=SOCKET_TIMEOUT / 4),
+    "reply delayed": Fault("delay reply", seconds=SOCKET_TIMEOUT / 2),
     "request too late": Fault("delay request", seconds=SOCKET_TIMEOUT * 1.5),
     "reply too late": Fault("delay reply", seconds=SOCKET_TIMEOUT * 1.5),
     "half-open before": Fault("half-open"),
@@ -94,7 +96,18 @@ class Case:
             return None
         if lease is not None:
             self.witness.took(lease)
+            self.promises_no_more(lease)
         return lease
+
+    def promises_no_more(self, lease: Any) -> None:
+        """The lease does not say that it lasts longer than it does on the server."""
+        end = time.monotonic() + lease.remaining()
+        left_ms = self.world.client.pttl(self.rival().key)
+        now = time.monotonic()
+        if self._has(lease.token):
+            assert end <= now + left_ms / 1000 + 0.002
+        else:
+            assert not lease.held
 
     def start(self, lock: Any) -> asyncio.Future[Any]:
         """Acquire beside what the test does."""
@@ -269,6 +282,7 @@ async def _extend(case: Case) -> None:
     other = await case.queued(case.rival())
     try:
         await case.world.beside(lambda: lease.extend(TTL))
+        case.promises_no_more(lease)
     except lualock.LockUnavailable:
         await case.watch(TTL / 2)
     except lualock.LeaseLost:
@@ -327,6 +341,18 @@ async def _release_waited(case: Case) -> None:
     case.arm()
     await case.give(lease)
     await case.give(await other)
+
+
+@at("release", "others come and go meanwhile")
+async def _release_overtaken(case: Case) -> None:
+    lease = await case.take(case.victim())
+    case.arm()
+    giving = asyncio.ensure_future(case.give(lease))
+    await case.met()
+    await case.give(await case.take(case.rival()))
+    last = await case.take(case.rival())
+    await giving
+    await case.give(last)
 
 
 @at("hand_over", "to one who waits")
