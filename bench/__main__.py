@@ -13,6 +13,7 @@ from bench import (
     coroutines,
     promptness,
     races,
+    renewals,
     report,
     server_cost,
     uncontended,
@@ -28,6 +29,7 @@ SCENARIOS: dict[str, Any] = {
     "waiters": waiters,
     "promptness": promptness,
     "coroutines": coroutines,
+    "renewals": renewals,
     "races": races,
     "server_cost": server_cost,
 }

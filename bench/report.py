@@ -13,6 +13,7 @@ from bench import (
     coroutines,
     promptness,
     races,
+    renewals,
     server_cost,
     uncontended,
     waiters,
@@ -156,6 +157,24 @@ def _coroutines(rows: list[coroutines.Row]) -> str:
     return f"## coroutines: a lock for each task\n\n{_table(head, body)}"
 
 
+def _renewals(rows: list[renewals.Row]) -> str:
+    body = [
+        [
+            row.shell,
+            f"{row.leases:,}",
+            f"{row.ttl_s:.0f}",
+            f"{row.core:.3f}",
+            f"{row.per_s:,.0f}",
+            f"{row.sent_each:.3f}",
+            str(row.lost),
+        ]
+        for row in rows
+    ]
+    head = ["renewed by", "leases", "ttl (s)", "of one core", "scripts a second"]
+    head += ["server reads each", "lost"]
+    return f"## renewals: very many leases held by one process\n\n{_table(head, body)}"
+
+
 def _races(rows: list[races.Row]) -> str:
     head = ["", "fault", "acquisitions", "double holders", "taken from holder", "stuck", "crashes"]
     body = [
@@ -194,6 +213,7 @@ _SECTIONS: dict[str, Any] = {
     "waiters": _waiters,
     "promptness": _promptness,
     "coroutines": _coroutines,
+    "renewals": _renewals,
     "races": _races,
     "server_cost": _server_cost,
 }

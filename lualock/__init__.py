@@ -18,6 +18,7 @@ from lualock.errors import (
     LockUnavailable,
     NotAcquired,
     QueueFull,
+    StaleFence,
     UnsupportedServer,
 )
 from lualock.jobs import LockedJob
@@ -41,6 +42,7 @@ __all__ = [
     "Locks",
     "NotAcquired",
     "QueueFull",
+    "StaleFence",
     "UnsupportedServer",
     "__version__",
     "aio",

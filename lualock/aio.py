@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import math
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.endpoint import Endpoint
-from lualock.errors import NotAcquired
+from lualock.errors import LockError, NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
-from lualock.protocol import LockInfo
-from lualock.renewal import Renewals, log
+from lualock.protocol import Ask, Grant, LockInfo, Steps
+from lualock.watch import Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -28,9 +31,10 @@ __all__ = ["Lease", "Lock", "Locks", "connect"]
 class Lease(BaseLease):
     """A held lock. Use it as an async context manager, or await :meth:`release`."""
 
-    __slots__ = ()
+    __slots__ = ("_body",)
     _driver: AsyncDriver
-    _renewal: _RenewalTimer | None
+    _body: _Body  # only where it may be cancelled
+    _watch: _WatchTimer | None
 
     async def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.
@@ -40,8 +44,8 @@ class Lease(BaseLease):
         :raises LockUnavailable: the server did not answer. The lease is not renewed any more,
             so the lock is free at the latest when its ttl ends.
         """
-        if self._renewal is not None:
-            self._renewal.drop(self)
+        if self._watch is not None:
+            self._watch.drop(self)
         steps = self._release()
         if steps is not None:
             await self._driver.run(steps)
@@ -54,7 +58,26 @@ class Lease(BaseLease):
         """
         await self._driver.run(self._extend(options.ttl_ms(ttl)))
 
+    async def wait_lost(self, timeout: float | None = None) -> bool:
+        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: without an end).
+
+        Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
+        the time is over.
+        """
+        give_up = self._give_up(timeout)
+        while not self.lost:
+            if (nap_s := self._nap_s(give_up)) <= 0:
+                return False
+            if self._ended is None:
+                self._ended = asyncio.Event()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), min(nap_s, LONGEST_NAP_S))
+        return True
+
     async def __aenter__(self) -> Lease:
+        if self._care.cancel:
+            self._body = _Body()
+            self.check()  # lost already: then nobody would be told any more
         return self
 
     async def __aexit__(
@@ -63,11 +86,50 @@ class Lease(BaseLease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._renewal is not None:
-            self._renewal.drop(self)
+        if self._passed:
+            return
+        if self._watch is not None:
+            self._watch.drop(self)
+        cut_short = self._care.cancel and self._body.end(error)
         steps = self._release()
         if steps is not None:
-            await self._driver.run(steps if error is None else protocol.leave(steps, error))
+            if cut_short:
+                with contextlib.suppress(LockError):  # that it is lost is known, and is said below
+                    await self._driver.run(steps)
+            else:
+                await self._driver.run(steps if error is None else protocol.leave(steps, error))
+        if cut_short:
+            raise self._cut_short() from error
+
+
+class _Body:
+    """The body of an ``async with``, which is cancelled when its lease is lost."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: Any = task
+        self._cancelled = False
+        self._others = self._cancelling()
+
+    def _cancelling(self) -> int:
+        # Python 3.10 does not count; there a cancellation from elsewhere cannot be told from ours.
+        return self._task.cancelling() if hasattr(self._task, "cancelling") else 0
+
+    def cancel(self) -> None:
+        """Cancel it."""
+        self._cancelled = True
+        self._task.cancel()
+
+    def end(self, error: BaseException | None) -> bool:
+        """It has ended. Whether it did so because we cancelled it, and nobody else did."""
+        if not self._cancelled:
+            return False
+        if hasattr(self._task, "uncancel"):
+            self._task.uncancel()
+        if error is None:
+            return True  # it swallowed the cancellation; what it did afterwards it did without
+        return isinstance(error, asyncio.CancelledError) and self._cancelling() <= self._others
 
 
 class Lock(BaseLock):
@@ -85,8 +147,13 @@ class Lock(BaseLock):
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        cancel_on_loss: bool = False,
     ) -> None:
-        super().__init__(locks._settings, name, ttl, renew, metadata, fair, priority, max_waiters)
+        queueing = fair, priority, max_waiters
+        care = max_hold, on_lost, cancel_on_loss
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
         self._entered = Entered()
 
@@ -100,13 +167,15 @@ class Lock(BaseLock):
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        driver = self._locks._driver
-        ask = self._ask()
+        ask, server = self._ask(), self._locks._driver.server_clock
+        return await self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+
+    async def _hold(self, ask: Ask, steps: Steps[Grant]) -> Lease:
+        driver, care = self._locks._driver, self._care
         try:
-            steps = protocol.acquire(ask, driver.server_clock, options.wait_s(timeout))
             grant = await driver.run(steps)
             self._crowded = grant.waited
-            return Lease(ask, grant, driver, self._locks._renewal() if self._renew else None)
+            return Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
                 await driver.run(protocol.undo(ask))
@@ -132,6 +201,7 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         lease = await self.acquire()
+        await lease.__aenter__()
         self._entered.push(asyncio.current_task(), lease)
         return lease
 
@@ -171,15 +241,15 @@ class Locks(BaseLocks):
         self._settings = settings
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
-        self._renewals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _RenewalTimer] = (
+        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _WatchTimer] = (
             weakref.WeakKeyDictionary()
         )
 
-    def _renewal(self) -> _RenewalTimer:
+    def _watch(self) -> _WatchTimer:
         loop = asyncio.get_running_loop()
-        found = self._renewals.get(loop)
+        found = self._watches.get(loop)
         if found is None or found.pid != fork.pid:
-            found = self._renewals[loop] = _RenewalTimer(self._driver, loop)
+            found = self._watches[loop] = _WatchTimer(self._driver, loop)
             self._driver.at_loop_end(found.close)
         return found
 
@@ -193,6 +263,9 @@ class Locks(BaseLocks):
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        cancel_on_loss: bool = False,
     ) -> Lock:
         """The lock of that name. Nothing is sent until it is acquired.
 
@@ -205,14 +278,61 @@ class Locks(BaseLocks):
             Use one or the other for all locks of a name.
         :param priority: from -100 to 100; the highest waits at the front of the queue.
         :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
+        :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
+            hangs does not have the lock for ever.
+        :param on_lost: called with the lease, once, when it is lost before it was released: its
+            time is over, by the local clock, or the server said that it is not ours. Not called
+            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
+            It is called in the event loop, and may be a coroutine function.
+        :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; it then
+            raises :class:`LeaseLost`.
         :raises InvalidArgument: one of these cannot be used.
         """
-        return Lock(self, name, ttl, renew, metadata, fair, priority, max_waiters)
+        return Lock(
+            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
+            *(cancel_on_loss,),
+        )
+
+    async def adopt(
+        self,
+        handle: str,
+        *,
+        renew: bool | None = None,
+        metadata: str = "",
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        cancel_on_loss: bool = False,
+    ) -> Lease:
+        """Take over a lease that another process passed on with :meth:`Lease.handle`.
+
+        It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
+        before can neither extend nor release it.
+
+        :param renew: ``None``: renewed if it was before.
+        :raises LeaseLost: it has ended, or was released or adopted before.
+        :raises InvalidArgument: that is no handle, or one of another prefix.
+
+        The other parameters are those of :meth:`lock`.
+        """
+        found, name = self._passed_on(handle)
+        lock = self.lock(
+            name,
+            found.ttl_ms / 1000,
+            renew=found.renew if renew is None else renew,
+            metadata=metadata,
+            fair=found.fair,
+            max_hold=max_hold,
+            on_lost=on_lost,
+            cancel_on_loss=cancel_on_loss,
+        )
+        ask = lock._ask()
+        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
+        return await lock._hold(ask, steps)
 
     async def aclose(self) -> None:
         """Close this loop's idle connections, and give up the embedded server if this uses it."""
-        if renewal := self._renewals.pop(asyncio.get_running_loop(), None):
-            renewal.close()
+        if watch := self._watches.pop(asyncio.get_running_loop(), None):
+            watch.close()
         await self._driver.aclose()
         keep, self._keep = self._keep, None
         if keep is not None:
@@ -246,14 +366,17 @@ def connect(
     return Locks._of(*find_server(server, asynchronous=True), settings)
 
 
-class _RenewalTimer(Renewals):
-    """Renews leases from one timer of the loop, which is set only while there are leases."""
+LONGEST_NAP_S = 86_400.0
+
+
+class _WatchTimer(Watch):
+    """Watches leases from one timer of the loop, which is set only while there are leases."""
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.pid = fork.pid
         self._driver = driver
         self._loop = loop
-        self._start_empty()
+        self._start_empty(driver.server_clock)
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
         self._closed = False
@@ -265,27 +388,44 @@ class _RenewalTimer(Renewals):
         if self._round is not None:
             self._round.cancel()
 
-    def _wake_at(self, due: float) -> None:
+    def _wake_at(self, look_at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wakes_at = due
-        if due < math.inf and not self._closed:
-            nap_s = max(0.0, due - self._driver.clock())
+        self._wakes_at = look_at
+        if look_at < math.inf and not self._closed:
+            nap_s = min(max(0.0, look_at - self._clock()), LONGEST_NAP_S)
             self._timer = self._loop.call_later(nap_s, self._start)
+
+    def _tell(self, lease: BaseLease) -> None:
+        assert isinstance(lease, Lease)
+        if lease._ended is not None:
+            lease._ended.set()
+        if lease._care.cancel and (body := getattr(lease, "_body", None)) is not None:
+            body.cancel()  # there is none where the lease is not used as a context manager
+        if lease._care.on_lost is not None:
+            self._driver.spawn(_call(lease._care.on_lost, lease))
 
     def _start(self) -> None:
         self._timer = None
-        self._round = self._driver.spawn(self._renew())
+        self._round = self._driver.spawn(self._run())
 
-    async def _renew(self) -> None:
+    async def _run(self) -> None:
         try:
-            for lease in self.due(self._driver.clock()):
-                try:
-                    await self._driver.run(self.renew(lease))
-                except Exception:  # a bug must not stop the renewal of the other leases
-                    log.exception("renewing lock %r failed", lease.name)
+            for lease in await self._driver.run(self.round()):
+                self._tell(lease)
                 del lease  # or this loop variable would keep a dropped lease alive
+        except Exception:  # a bug must not stop the watch over the other leases
+            log.exception("watching leases failed")
+            await asyncio.sleep(1.0)
         finally:
-            self._round = None
-            self._wake_at(self.next_due())
+            self._wake_at(self.next_look())
+
+
+async def _call(on_lost: Callable[[Lease], object], lease: Lease) -> None:
+    try:
+        result = on_lost(lease)
+        if inspect.isawaitable(result):
+            await result
+    except Exception:
+        log.exception("on_lost of lock %r raised", lease.name)

@@ -52,12 +52,33 @@ class LeaseLost(LockError):
     """A lease was no longer ours when it was extended, checked or released.
 
     ``name`` is the lock's name. ``holder`` describes who has it now; ``None`` when nobody has.
+    ``given_up`` is true where the lease did not end by itself: it was released, or passed on.
     """
 
-    def __init__(self, message: str = "", *, name: str = "", holder: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        name: str = "",
+        holder: str | None = None,
+        given_up: bool = False,
+    ) -> None:
         super().__init__(message)
         self.name = name
         self.holder = holder
+        self.given_up = given_up
+
+
+class StaleFence(LockError):
+    """Something was refused because a greater fence than the writer's has been seen.
+
+    ``fence`` is the writer's, ``seen`` the greatest one.
+    """
+
+    def __init__(self, message: str = "", *, fence: int = 0, seen: int = 0) -> None:
+        super().__init__(message)
+        self.fence = fence
+        self.seen = seen
 
 
 class LockUnavailable(LockError):

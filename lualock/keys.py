@@ -46,6 +46,17 @@ def lock_key(prefix: bytes, name: object) -> bytes:
     return prefix + b":{" + raw.replace(b"%", b"%25").replace(b"}", b"%7D") + b"}"
 
 
+def name_of(prefix: bytes, key: bytes) -> bytes:
+    """The name of a key's lock; raise :class:`InvalidArgument` if it has another prefix."""
+    start = prefix + b":{"
+    if not key.startswith(start) or not key.endswith(b"}"):
+        raise InvalidArgument(
+            f"that is a lock of another prefix than {display_name(prefix)!r}: "
+            "use the Locks of the prefix that it was taken with"
+        )
+    return key[len(start) : -1].replace(b"%7D", b"}").replace(b"%25", b"%")
+
+
 def queue_key(lock: bytes) -> bytes:
     """The key of the queue for a lock's key. No lock's key ends like that: they end with ``}``."""
     return lock + b":queue"

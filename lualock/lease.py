@@ -5,12 +5,30 @@ The two shells add the methods that talk to the server. Everything here is local
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from lualock import fork, protocol
+from lualock import fork, handles, options, protocol
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What is done for a lease while it is held."""
+
+    renew: bool
+    max_hold_s: float | None = None
+    on_lost: Callable[..., Any] | None = None
+    cancel: bool = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether the lease must be watched at all."""
+        return self.renew or self.cancel or self.on_lost is not None
 
 
 class BaseLease:
@@ -21,26 +39,34 @@ class BaseLease:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_clock", "_driver", "_grant", "_pid", "_renew_at"),
-        *("_renewal", "_ttl_ms", "fence"),
+        *("__weakref__", "_ask", "_care", "_clock", "_driver", "_ended", "_extends", "_grant"),
+        *("_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_ttl_ms", "_watch", "fence"),
     )
 
     fence: int
     """A number that grows with every acquisition of the lock. Send it along with whatever the
     lock protects, and let the receiver refuse a smaller one than it has seen."""
 
-    def __init__(self, ask: Ask, grant: Grant, driver: Any, renewal: Any) -> None:
+    def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
         self._ask = ask
         self._grant = grant
         self._ttl_ms = ask.ttl_ms
         self._clock: Clock = driver.clock
         self._driver = driver
-        self._renewal = renewal
+        self._watch = watch
+        self._care = care
         self._pid = fork.pid
-        self._renew_at = 0.0
+        self._ended: Any = None  # an event: it was lost or released
+        self._passed = False  # to whoever adopts it
         self.fence = grant.fence
-        if renewal is not None:
-            renewal.add(self)
+        if watch is not None:
+            self._renewed = care.renew
+            self._look_at = 0.0
+            self._extends = 0  # how often its holder began or ended to extend it
+            self._hold_until = math.inf
+            if care.max_hold_s is not None:
+                self._hold_until = grant.deadline - ask.ttl_ms / 1000 + care.max_hold_s
+            watch.add(self)
 
     @property
     def name(self) -> str:
@@ -57,6 +83,9 @@ class BaseLease:
 
         Counted from before the request was sent, so it is never more than what the server says.
         """
+        return 0.0 if self._passed else self._left()
+
+    def _left(self) -> float:
         if self._grant.released or self._grant.lost or self._pid != fork.pid:
             return 0.0
         if self._grant.claim is not None:
@@ -71,7 +100,7 @@ class BaseLease:
     @property
     def lost(self) -> bool:
         """Whether the lease ended without being released. True before the server expires it."""
-        return not self._grant.released and not self.held
+        return not self._grant.released and not self._passed and not self.held
 
     def _claimed(self) -> bool:
         """Look at the reply to the claim: whether it has come now, and lets us keep the lease for
@@ -98,42 +127,132 @@ class BaseLease:
         if not self.held:
             raise self._no_longer("used")
 
+    def _give_up(self, timeout: float | None) -> float:
+        wait_s = options.wait_s(timeout)
+        return math.inf if wait_s is None else self._clock() + wait_s
+
+    def _nap_s(self, give_up: float) -> float:
+        """For how long to wait before looking again whether it is lost; 0: no more."""
+        if self._ended is not None:
+            self._ended.clear()
+        # In this order: what ends from here on sets the event.
+        if self._grant.released or self._passed:
+            return 0.0
+        return min(give_up - self._clock(), self._left() + 0.001)
+
+    def _cut_short(self) -> LeaseLost:
+        return LeaseLost(
+            f"the lease of lock {self.name!r} was lost, so its body was cancelled", name=self.name
+        )
+
     def _no_longer(self, verb: str) -> LeaseLost:
         if self._pid != fork.pid:
             why = f"belongs to process {self._pid}: a forked child owns nothing"
         elif self._grant.released:
             why = "was released before"
+        elif self._passed:
+            why = "was passed on: handle() was called"
         else:
             why = "had ended before"
+        given_up = self._grant.released or self._passed
         return LeaseLost(
-            f"the lease of lock {self.name!r} cannot be {verb}: it {why}", name=self.name
+            f"the lease of lock {self.name!r} cannot be {verb}: it {why}",
+            name=self.name,
+            given_up=given_up,
         )
+
+    def handle(self) -> str:
+        """A text by which another process can take over the lease: ``locks.adopt(handle)``.
+
+        From here on this lease is not held any more: it is in trust for whoever adopts it, and
+        leaving its ``with`` block does not release it. If it is renewed it goes on being renewed
+        until then, as long as this object lives; :meth:`release` takes it back, unless it has been
+        adopted. The text is secret: whoever has it can take the lock.
+
+        :raises LeaseLost: it is not ours to pass on any more.
+        """
+        if not self._passed:
+            self.check()
+            self._passed = True
+            if self._ended is not None:
+                self._ended.set()
+        ask = self._ask
+        renew = self._care.renew
+        return handles.write(ask.key, ask.token, self._ttl_ms, fair=ask.fair == b"1", renew=renew)
 
     def _release(self) -> Steps[None] | None:
         """How to give it back; ``None``: that was done before."""
         if self._grant.released:
             return None
+        if self._ended is not None:
+            return self._release_and_tell()
         if self._pid != fork.pid:
             raise self._no_longer("released")
         return protocol.release(self._ask, self._grant)
 
+    def _release_and_tell(self) -> Steps[None]:
+        event, self._ended = self._ended, None
+        try:
+            yield from self._release() or ()
+        finally:
+            event.set()
+
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        if self._grant.released or self._pid != fork.pid:
+        if self._grant.released or self._passed or self._pid != fork.pid:
             raise self._no_longer("extended")
+        watch = self._watch
+        if watch is not None:
+            self._extends += 1
         try:
             deadline = yield from protocol.extend(self._ask, ttl_ms, self._clock)
-        except LeaseLost:
-            self._grant.lost = True
+        except LeaseLost as error:
+            if self._gone(error) and watch is not None:
+                watch.lose(self)
             raise
         self._grant.claim = None
         self._grant.deadline = deadline
+        self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
+        if watch is not None:
+            self._extends += 1
+            watch.add(self)
+
+    def _renewal_ms(self, now: float) -> int | None:
+        """For how long to renew it now; ``None``: not at all."""
+        if not self._renewed:
+            return None
+        left_s = self._hold_until - now
+        if left_s * 1000 >= self._ttl_ms:
+            return self._ttl_ms
+        # The last time: to the end of max_hold, unless it lasts until then already.
+        return int(left_s * 1000) if self._hold_until > self._grant.deadline + 0.001 else None
+
+    def _renew_until(self, deadline: float, extends: int, *, certain: bool) -> None:
+        """It was renewed in the background, or, if not ``certain``, perhaps."""
+        if extends != self._extends:
+            # Its holder extended it at the same time, and nobody knows which came second.
+            self._grant.deadline = min(self._grant.deadline, deadline)
+        elif certain:
+            self._grant.claim = None
+            self._grant.deadline = deadline
+
+    def _gone(self, error: LockError) -> bool:
+        """The server said that it is not ours any more: whether it was lost."""
+        if getattr(error, "given_up", False):
+            self._grant.released = True
+        else:
+            self._grant.lost = True
+        if self._ended is not None:
+            self._ended.set()
+        return self._grant.lost
 
     def __reduce__(self) -> str:
         raise TypeError("a lease cannot be pickled: it belongs to the process that acquired it")
 
     def __repr__(self) -> str:
-        state = "released" if self._grant.released else "held" if self.held else "lost"
+        state = "released" if self._grant.released else "passed on" if self._passed else "lost"
+        if self.held:
+            state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
 
 

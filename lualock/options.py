@@ -59,6 +59,33 @@ def wait_s(timeout: object) -> float | None:
     return number
 
 
+def max_hold_s(value: object, *, renewed: bool) -> float | None:
+    """For how long a lease is renewed at most, in seconds; ``None``: without an end.
+
+    :raises InvalidArgument: it is no number above 0, or the lease is not renewed.
+    """
+    if value is None:
+        return None
+    number = _number(value, "max_hold")
+    if number < MIN_TTL_S:
+        raise InvalidArgument(f"max_hold must be at least {MIN_TTL_S} seconds, not {number:g}")
+    if not renewed:
+        raise InvalidArgument(
+            "max_hold limits for how long a lease is renewed, and this one is not renewed: its ttl "
+            "is its end. Leave max_hold out, or say renew=True"
+        )
+    return number
+
+
+def callback(value: object, what: str) -> None:
+    """Something to call, or ``None``.
+
+    :raises InvalidArgument: it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise InvalidArgument(f"{what} must be callable or None, not {type(value).__name__}")
+
+
 PRIORITY_MAX = 100
 _BAND = 2**44  # places of one priority: ticks of 0.1 ms, enough for 55 years
 

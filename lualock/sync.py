@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,8 @@ from lualock.errors import NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
-from lualock.protocol import LockInfo
-from lualock.renewal import Renewals, log
+from lualock.protocol import Ask, Grant, LockInfo, Steps
+from lualock.watch import Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Lease(BaseLease):
 
     __slots__ = ()
     _driver: BlockingDriver
-    _renewal: _RenewalThread | None
+    _watch: _WatchThread | None
 
     def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.
@@ -37,8 +39,8 @@ class Lease(BaseLease):
         :raises LockUnavailable: the server did not answer. The lease is not renewed any more,
             so the lock is free at the latest when its ttl ends.
         """
-        if self._renewal is not None:
-            self._renewal.drop(self)
+        if self._watch is not None:
+            self._watch.drop(self)
         steps = self._release()
         if steps is not None:
             self._driver.run(steps)
@@ -51,6 +53,21 @@ class Lease(BaseLease):
         """
         self._driver.run(self._extend(options.ttl_ms(ttl)))
 
+    def wait_lost(self, timeout: float | None = None) -> bool:
+        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: without an end).
+
+        Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
+        the time is over.
+        """
+        give_up = self._give_up(timeout)
+        while not self.lost:
+            if (nap_s := self._nap_s(give_up)) <= 0:
+                return False
+            if self._ended is None:
+                self._ended = threading.Event()
+            self._ended.wait(min(nap_s, threading.TIMEOUT_MAX))
+        return True
+
     def __enter__(self) -> Lease:
         return self
 
@@ -60,8 +77,10 @@ class Lease(BaseLease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._renewal is not None:
-            self._renewal.drop(self)
+        if self._passed:
+            return
+        if self._watch is not None:
+            self._watch.drop(self)
         steps = self._release()
         if steps is not None:
             self._driver.run(steps if error is None else protocol.leave(steps, error))
@@ -82,8 +101,12 @@ class Lock(BaseLock):
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
-        super().__init__(locks._settings, name, ttl, renew, metadata, fair, priority, max_waiters)
+        queueing = fair, priority, max_waiters
+        care = max_hold, on_lost
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
         self._entered = Entered()
 
@@ -97,13 +120,15 @@ class Lock(BaseLock):
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        driver = self._locks._driver
-        ask = self._ask()
+        ask, server = self._ask(), self._locks._driver.server_clock
+        return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+
+    def _hold(self, ask: Ask, steps: Steps[Grant]) -> Lease:
+        driver, care = self._locks._driver, self._care
         try:
-            steps = protocol.acquire(ask, driver.server_clock, options.wait_s(timeout))
             grant = driver.run(steps)
             self._crowded = grant.waited
-            return Lease(ask, grant, driver, self._locks._renewal if self._renew else None)
+            return Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
                 driver.run(protocol.undo(ask))
@@ -172,7 +197,7 @@ class Locks(BaseLocks):
         self._settings = settings
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
-        self._renewal = _RenewalThread(self._driver)
+        self._watch = _WatchThread(self._driver)
 
     def lock(
         self,
@@ -184,6 +209,8 @@ class Locks(BaseLocks):
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
     ) -> Lock:
         """The lock of that name. Nothing is sent until it is acquired.
 
@@ -196,9 +223,51 @@ class Locks(BaseLocks):
             Use one or the other for all locks of a name.
         :param priority: from -100 to 100; the highest waits at the front of the queue.
         :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
+        :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
+            hangs does not have the lock for ever.
+        :param on_lost: called with the lease, once, when it is lost before it was released: its
+            time is over, by the local clock, or the server said that it is not ours. Not called
+            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
+            It is called in a thread of its own.
         :raises InvalidArgument: one of these cannot be used.
         """
-        return Lock(self, name, ttl, renew, metadata, fair, priority, max_waiters)
+        return Lock(
+            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
+        )
+
+    def adopt(
+        self,
+        handle: str,
+        *,
+        renew: bool | None = None,
+        metadata: str = "",
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+    ) -> Lease:
+        """Take over a lease that another process passed on with :meth:`Lease.handle`.
+
+        It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
+        before can neither extend nor release it.
+
+        :param renew: ``None``: renewed if it was before.
+        :raises LeaseLost: it has ended, or was released or adopted before.
+        :raises InvalidArgument: that is no handle, or one of another prefix.
+
+        The other parameters are those of :meth:`lock`.
+        """
+        found, name = self._passed_on(handle)
+        lock = self.lock(
+            name,
+            found.ttl_ms / 1000,
+            renew=found.renew if renew is None else renew,
+            metadata=metadata,
+            fair=found.fair,
+            max_hold=max_hold,
+            on_lost=on_lost,
+        )
+        ask = lock._ask()
+        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
+        return lock._hold(ask, steps)
 
     def close(self) -> None:
         """Close the idle connections, and give up the embedded server if this uses it."""
@@ -236,12 +305,15 @@ def connect(
 
 
 LINGER_S = 1.0
-"""How long the renewal thread stays without a lease: where they come and go quickly, starting one
+"""How long the watching thread stays without a lease: where they come and go quickly, starting one
 again and again would cost more."""
 
 
-class _RenewalThread(Renewals):
-    """Renews leases from one thread, which exists only while there are leases to renew."""
+class _WatchThread(Watch):
+    """Watches leases from one thread, which exists only while there are leases to watch.
+
+    One for each server, not one for all: a server that hangs must not cost the leases of another.
+    """
 
     def __init__(self, driver: BlockingDriver) -> None:
         self._driver = driver
@@ -249,39 +321,55 @@ class _RenewalThread(Renewals):
         fork.tell(self)
 
     def after_fork(self) -> None:
-        # A child has no renewal thread and owns no lease; the condition may be in any state.
-        self._start_empty()
+        # A child has no such thread and owns no lease; the condition may be in any state.
+        self._start_empty(self._driver.server_clock)
         self._changed = threading.Condition()
 
-    def _wake_at(self, due: float) -> None:
+    def _wake_at(self, look_at: float) -> None:
         with self._changed:
             if self._wakes_at == math.inf:
-                self._wakes_at = due
-                threading.Thread(target=self._run, name="lualock-renewal", daemon=True).start()
-            elif due < self._wakes_at:
-                self._wakes_at = due
+                self._wakes_at = look_at
+                threading.Thread(target=self._run, name="lualock-watch", daemon=True).start()
+            elif look_at < self._wakes_at:
+                self._wakes_at = look_at
                 self._changed.notify()
 
+    def _tell(self, lease: BaseLease) -> None:
+        if lease._ended is not None:
+            lease._ended.set()
+        if (on_lost := lease._care.on_lost) is not None:
+            # In a thread of its own: whatever it does, the other leases are renewed.
+            threading.Thread(
+                target=_call, args=(on_lost, lease), name="lualock-lost", daemon=True
+            ).start()
+
     def _run(self) -> None:
-        clock = self._driver.clock
         while True:
             with self._changed:
-                while (nap_s := self._wakes_at - clock()) > 0:
-                    self._changed.wait(nap_s)
-            for lease in self.due(clock()):
-                try:
-                    self._driver.run(self.renew(lease))
-                except Exception:  # a bug must not stop the renewal of the other leases
-                    log.exception("renewing lock %r failed", lease.name)
-                del lease  # or this loop variable would keep a dropped lease alive
+                while (nap_s := self._wakes_at - self._clock()) > 0:
+                    self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
+            try:
+                for lease in self._driver.run(self.round()):
+                    self._tell(lease)
+                    del lease  # or this loop variable would keep a dropped lease alive
+            except Exception:  # a bug must not stop the watch over the other leases
+                log.exception("watching leases failed")
+                time.sleep(LINGER_S)
             with self._changed:
                 # Infinity first: a lease that is added from here on finds nobody looking and comes
-                # here to start a thread, and one that was added before is seen by next_due.
+                # here to start a thread, and one that was added before is seen by next_look.
                 self._wakes_at = math.inf
-                next_due = self.next_due()
-                if next_due == math.inf:
+                next_look = self.next_look()
+                if next_look == math.inf:
                     if not self._added:
                         return
-                    next_due = clock() + LINGER_S
+                    next_look = self._clock() + LINGER_S
                 self._added = False
-                self._wakes_at = next_due
+                self._wakes_at = next_look
+
+
+def _call(on_lost: Callable[[Lease], object], lease: Lease) -> None:
+    try:
+        on_lost(lease)
+    except Exception:
+        log.exception("on_lost of lock %r raised", lease.name)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from binascii import b2a_base64
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lualock import keys, options
+from lualock import handles, keys, options
 from lualock.drive.endpoint import Endpoint
+from lualock.errors import InvalidArgument
+from lualock.handles import Handle
+from lualock.lease import Care
 from lualock.protocol import Ask
 
 if TYPE_CHECKING:
@@ -47,6 +51,14 @@ class BaseLocks:
         made._open(endpoint, keep, settings)
         return made
 
+    def _passed_on(self, handle: object) -> tuple[Handle, bytes]:
+        """What a handle says, and the name of its lock."""
+        found = handles.read(handle)
+        name = keys.name_of(self._settings.prefix, found.key)
+        if keys.lock_key(self._settings.prefix, name) != found.key:
+            raise InvalidArgument("not a handle: it was cut or changed on its way")
+        return found, name
+
     @property
     def job(self) -> JobMaker:
         """A decorator that lets only one run of a function go on at a time.
@@ -70,8 +82,8 @@ class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
     __slots__ = (
-        *("_about", "_band", "_crowded", "_fair", "_key", "_max_waiters", "_name", "_queue"),
-        *("_renew", "_ttl_ms"),
+        *("_about", "_band", "_care", "_crowded", "_fair", "_key", "_max_waiters", "_name"),
+        *("_queue", "_ttl_ms"),
     )
 
     def __init__(
@@ -84,6 +96,9 @@ class BaseLock:
         fair: bool,
         priority: int,
         max_waiters: int | None,
+        max_hold: float | None,
+        on_lost: Callable[..., Any] | None,
+        cancel_on_loss: bool = False,
     ) -> None:
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
@@ -96,7 +111,13 @@ class BaseLock:
         self._crowded = False
         self._ttl_ms = settings.ttl_ms if ttl is None else options.ttl_ms(ttl)
         # Who says how long gets just that long; who does not is held until released.
-        self._renew = ttl is None if renew is None else options.flag(renew, "renew")
+        renewed = ttl is None if renew is None else options.flag(renew, "renew")
+        max_hold_s = options.max_hold_s(max_hold, renewed=renewed)
+        if max_hold_s is not None:
+            self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
+        options.callback(on_lost, "on_lost")
+        cancel = options.flag(cancel_on_loss, "cancel_on_loss")
+        self._care = Care(renewed, max_hold_s, on_lost, cancel)
         self._about = options.about(settings.holder, metadata)
 
     @property
@@ -127,5 +148,5 @@ class BaseLock:
         )
 
     def __repr__(self) -> str:
-        renewed = ", renewed" if self._renew else ""
+        renewed = ", renewed" if self._care.renew else ""
         return f"<{type(self).__name__} {self.name!r} ttl={self.ttl:g}s{renewed}>"

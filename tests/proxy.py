@@ -24,13 +24,14 @@ class Proxy:
     ``commands`` are the requests seen, as lists of bytes. ``lose_reply`` names how many of the
     next replies are swallowed, each closing its connection: the request was carried out, and the
     client does not know. ``rewrite`` may change what the server says. While ``silent``, requests
-    go nowhere and the connection stays open.
+    go nowhere and the connection stays open. ``packets`` counts what was received at once.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target
         self.path = os.path.join(tempfile.mkdtemp(prefix="lp-", dir="/tmp"), "p")
         self.commands: list[list[bytes]] = []
+        self.packets = 0
         self.lose_reply = 0
         self.silent = False
         self.rewrite: Callable[[bytes], bytes] = lambda data: data
@@ -96,6 +97,7 @@ class Proxy:
         reader = hiredis.Reader()
         while data := receive(client):
             reader.feed(data)
+            self.packets += 1
             while (command := reader.gets()) is not False:
                 self.commands.append(command)
             if not self.silent:

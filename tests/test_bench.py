@@ -12,6 +12,7 @@ from bench import (
     coroutines,
     promptness,
     races,
+    renewals,
     report,
     uncontended,
     waiters,
@@ -122,6 +123,12 @@ def test_targets_can_be_missed() -> None:
 
     assert prompt(99, 49) == [True, True]
     assert prompt(101, -51) == [False, False]
+
+    def kept(core: float, lost: int) -> list[bool]:
+        return [m for _, _, m in renewals.targets([renewals.Row("", 9, 1, core, 1, 1, lost)])]
+
+    assert kept(0.09, 0) == [True, True]
+    assert kept(0.11, 1) == [False, False]
     judged = uncontended.targets([_table(0.79, 1.59, 0.99)])
     assert report.as_markdown({}, {}, judged).count("**missed**") == 3
 
@@ -142,12 +149,14 @@ def test_the_command(
     monkeypatch.setattr(waiters, "QUICK_IDLE_S", 0.1)
     monkeypatch.setattr(waiters, "SERVED", 10)
     monkeypatch.setattr(coroutines, "PAIRS", dict.fromkeys(coroutines.PAIRS, 20))
+    monkeypatch.setattr(renewals, "QUICK_LEASES", 20)
+    monkeypatch.setattr(renewals, "QUICK_TTL_S", 0.6)
     monkeypatch.setattr(races, "QUICK_RUN_S", 0.2)
     monkeypatch.setattr(races, "RIVALS", {"Lualock": races.RIVALS["Lualock"]})
     assert main(["--quick", "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "report.json").read_text())
     assert set(kept["results"]) == set(SCENARIOS)
-    assert len(kept["targets"]) == 7 + 5 + 2 + 2 + 2
+    assert len(kept["targets"]) == 7 + 5 + 2 + 2 + 2 + 2
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "report.md").read_text() + "\n"
     assert "redis-py Lock" in printed

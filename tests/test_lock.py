@@ -276,10 +276,10 @@ async def test_a_released_lease_is_not_renewed(shell: World) -> None:
     """After its release a lease is not among the renewals any more."""
     locks = shell.connect()
     lease = await settle(locks.lock("x").acquire())
-    renewals = locks._renewal() if shell.asynchronous else locks._renewal
-    assert renewals._alive() == [lease]
+    watch = locks._watch() if shell.asynchronous else locks._watch
+    assert watch.leases() == [lease]
     await settle(lease.release())
-    assert renewals._alive() == []
+    assert watch.leases() == []
 
 
 async def test_names_are_apart(world: World) -> None:
@@ -338,10 +338,10 @@ async def test_renewal_that_comes_too_late_says_so(
 ) -> None:
     """A renewed lease whose key vanished is lost, and the log has it."""
     locks = world.connect(ttl=0.3)
-    with caplog.at_level(logging.ERROR, logger="lualock.renewal"):
+    with caplog.at_level(logging.ERROR, logger="lualock.watch"):
         lease = await settle(locks.lock("x").acquire())
         world.client.flushall()
         await world.until(lambda: lease.lost)
-        await world.until(lambda: "renewal stopped" in caplog.text)
+        await world.until(lambda: "is lost" in caplog.text)
     with pytest.raises(lualock.LeaseLost):
         lease.check()

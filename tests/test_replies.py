@@ -130,6 +130,34 @@ def test_extend(raw: Raw) -> None:
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
 
 
+def test_adopt(raw: Raw) -> None:
+    """Adopted, owned, late, already, missing, held: and only the first writes."""
+    assert raw("adopt", MINE, A, 9000, ALWAYS, b"heir") == b"missing"
+    before = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    assert raw("adopt", OTHERS, A, 9000, ALWAYS, b"heir") == [b"held", b"me"]
+    assert raw("adopt", MINE, A, 9000, b"0" * 16, b"heir")[0] == b"late"
+    assert raw.client.get(KEY)[17:39] == MINE
+    fence = raw("adopt", MINE, A, 9000, ALWAYS, b"heir")
+    assert fence > before
+    assert raw.client.get(KEY) == b"H" + fence + A + MINE + b"heir"
+    assert 0 < raw.client.pttl(KEY) <= 9000
+    raw.client.pexpire(KEY, 1000)
+    owned = raw("adopt", MINE, A, 9000, ALWAYS, b"heir")
+    assert owned[0] == b"owned"
+    assert 0 < owned[1] <= 1000
+    assert owned[2] == fence
+    assert raw("adopt", MINE, B, 9000, ALWAYS, b"another") == b"already"
+    assert raw("release", MINE) == b"already"
+    assert raw("extend", MINE, 9000) == b"already"
+    assert raw("acquire", OTHERS, 9000, ALWAYS, b"other")[3] == b"heir"
+    raw.enqueue(B)
+    assert raw("adopt", A, C, 9000, ALWAYS, b"heir") > fence
+    assert raw.client.get(KEY)[:1] == b"W"  # who waits goes on waiting
+    assert raw("release", C) == b"waited"
+    raw("hand_over", C, 1)
+    assert raw("adopt", C, A, 9000, ALWAYS, b"heir") == b"already"
+
+
 def test_inspect(raw: Raw) -> None:
     """Free, held: and nothing is written, nor the token told."""
     assert raw("inspect") == [b"free", 0]
@@ -156,6 +184,7 @@ def test_conflict(raw: Raw, value: bytes) -> None:
         ("acquire", MINE, 30_000, ALWAYS, b"me"),
         ("release", MINE),
         ("extend", MINE, 30_000),
+        ("adopt", MINE, OTHERS, 30_000, ALWAYS, b"other"),
         ("inspect",),
         ("enqueue", ticket(MINE), BAND, 0, 1, ALWAYS),
         ("hand_over", MINE, 1),

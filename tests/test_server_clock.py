@@ -8,8 +8,7 @@ import pytest
 
 import lualock
 from lualock.protocol import Ask, Call, Reach, ServerClock, Steps, acquire
-from lualock.protocol.server_clock import DRIFT
-from lualock.protocol.waiting import LATE_MAX
+from lualock.protocol.server_clock import DRIFT, LATE_MAX
 
 SERVER_US = 1_700_000_000_000_000
 

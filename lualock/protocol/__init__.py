@@ -3,7 +3,8 @@
 Every operation is a generator that yields steps and is sent their replies. It has no socket, no
 clock and no randomness of its own; the drivers have them, so one logic serves threads, asyncio
 and the simulator. ``steps`` says what a driver must be able to do, ``replies`` what a reply means,
-``holding`` has the verbs of a holder, ``waiting`` how a lock is acquired. Rules that hold here:
+``holding`` has the verbs of a holder, ``waiting`` how a lock is acquired, ``passing`` how a lease
+is passed on. Rules that hold here:
 
 * A driver sends the reply of a step in, or throws whatever went wrong in: every exception, but
   never ``GeneratorExit``, which Python raises when nobody will finish a generator.
@@ -16,6 +17,7 @@ and the simulator. ``steps`` says what a driver must be able to do, ``replies`` 
 
 from lualock.protocol.holding import (
     ABANDON,
+    ENQUEUE,
     EXTEND,
     HAND_OVER,
     INSPECT,
@@ -28,6 +30,7 @@ from lualock.protocol.holding import (
     note,
     release,
 )
+from lualock.protocol.passing import ADOPT, adopt
 from lualock.protocol.replies import LockInfo, conflict
 from lualock.protocol.server_clock import ServerClock
 from lualock.protocol.steps import (
@@ -49,7 +52,6 @@ from lualock.protocol.terms import Ask, Grant
 from lualock.protocol.waiting import (
     ACQUIRE,
     CLAIM_MS,
-    ENQUEUE,
     abandon,
     acquire,
     enqueue,
@@ -59,6 +61,7 @@ from lualock.protocol.waiting import (
 __all__ = [
     "ABANDON",
     "ACQUIRE",
+    "ADOPT",
     "CLAIM_MS",
     "ENQUEUE",
     "EXTEND",
@@ -84,6 +87,7 @@ __all__ = [
     "Wait",
     "abandon",
     "acquire",
+    "adopt",
     "conflict",
     "enqueue",
     "extend",

@@ -19,6 +19,7 @@ HAND_OVER = SCRIPTS["hand_over"]
 EXTEND = SCRIPTS["extend"]
 INSPECT = SCRIPTS["inspect"]
 ABANDON = SCRIPTS["abandon"]
+ENQUEUE = SCRIPTS["enqueue"]
 
 BATCH = 250
 """How many leases are extended in one round trip: as many as a server answers in some
@@ -48,6 +49,9 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
     """
+    if grant.ghost is not None:
+        yield from _release_and_lay(ask, grant, grant.ghost)
+        return
     step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
     asked_again = False
     try:
@@ -72,12 +76,10 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
         grant.released = True
-        yield from give_back(ask, b"", grant.ghost)
+        yield from give_back(ask, b"", None)
         raise
     if type(reply) is bytes and reply != b"missing":
         grant.released = True
-        if grant.ghost is not None:
-            yield lay(ask, grant.ghost)
         return
     if asked_again and reply[0] != b"conflict":
         # Not ours any more, but was it when the first request came? The server remembers who had
@@ -90,6 +92,20 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
         )
     grant.lost = reply[0] != b"conflict"
     raise lost(ask.name, ask.key, reply, "released")
+
+
+def _release_and_lay(ask: Ask, grant: Grant, ghost: Call) -> Steps[None]:
+    """Whatever becomes of the release, the ghost is laid; but not before, for what lays it might
+    then be what releases the lock, and the release be told that it came too late."""
+    grant.ghost = None
+    try:
+        yield from release(ask, grant)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield lay(ask, ghost)
+        raise
+    yield lay(ask, ghost)
 
 
 def disown(grant: Grant) -> None:
@@ -108,7 +124,7 @@ def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
     try:
         if ghost is not None:  # first, for it cannot fail
             ghost.moot = True
-            yield lay(ask, ghost, ticket)
+            yield lay(ask, ghost)
         yield Call(ABANDON, parts, compensating=True)
     except GeneratorExit:
         raise
@@ -118,8 +134,10 @@ def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
         return
 
 
-def lay(ask: Ask, ghost: Call, ticket: bytes = b"") -> Later:
-    """The step that lays a ghost: abandons what a lost request may still take for nobody."""
+def lay(ask: Ask, ghost: Call) -> Later:
+    """The step that lays a ghost: abandons what a lost request may still take for nobody, the lock
+    or a place in the queue."""
+    ticket = ghost.parts[2] if ghost.script is ENQUEUE else b""
     return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
 
 

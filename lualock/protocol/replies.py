@@ -83,6 +83,12 @@ def lost(
 ) -> LeaseLost | KeyConflict:
     """The error for a lease that was not ours any more when it was ``verb``."""
     shown = display_name(name)
+    if reply == b"already":
+        return LeaseLost(
+            f"the lease of lock {shown!r} was released or passed on before it was {verb}",
+            name=shown,
+            given_up=True,
+        )
     if isinstance(reply, bytes):
         return LeaseLost(
             f"the lease of lock {shown!r} had ended before it was {verb}; nobody has the lock",

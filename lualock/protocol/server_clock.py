@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lualock.errors import LockUnavailable
 from lualock.protocol.steps import Clock
 
 DRIFT = 1e-3
@@ -12,6 +13,9 @@ what NTP slews by."""
 
 FRESH_S = 30.0
 """A comparison older than this is made anew where it costs nothing."""
+
+LATE_MAX = 3
+"""How often a request may be found late on a server whose clock was compared just before."""
 
 KEPT_S = 0.05
 """For how long one deadline serves: making one costs more than what it gains to be exact."""
@@ -34,7 +38,7 @@ class ServerClock:
     """
 
     __slots__ = (
-        *("_compared", "_deadline", "_expires", "_least_us", "_most_us"),
+        *("_compared", "_least_us", "_most_us", "_usual"),
         *("clock", "known", "reply_s", "stale_at"),
     )
 
@@ -48,17 +52,18 @@ class ServerClock:
         self.clock = clock
         self.reply_s = reply_s
         self.known = False
-        self.stale_at = self._compared = self._expires = -math.inf
+        self.stale_at = self._compared = -math.inf
         self._least_us = self._most_us = 0.0
-        self._deadline = b""
+        self._usual = -math.inf, b""
 
     def compare(self, sent: float, received: float, server_us: int) -> None:
         """Learn from a reply what the server's time was between ``sent`` and ``received``."""
-        self.known = True
-        self._compared, self._expires = received, -math.inf
-        self.stale_at = received + FRESH_S
         self._least_us = server_us - received * 1e6
         self._most_us = server_us - sent * 1e6
+        self._compared = received
+        self.stale_at = received + FRESH_S
+        self._usual = -math.inf, b""
+        self.known = True  # last, for other threads
 
     def refine(self, sent: float, received: float, server_us: int) -> None:
         """Learn from it only if it tells more than what is known."""
@@ -69,9 +74,10 @@ class ServerClock:
     def usual(self, now: float) -> tuple[float, bytes]:
         """When a request without a limit of its own expires that is sent now, and its deadline."""
         expires = now + self.reply_s
-        if expires - self._expires > KEPT_S:
-            self._expires, self._deadline = expires, self.deadline(expires, now)
-        return self._expires, self._deadline
+        usual = self._usual
+        if expires - usual[0] > KEPT_S:
+            self._usual = usual = expires, self.deadline(expires, now)
+        return usual
 
     def deadline(self, until: float, now: float) -> bytes:
         """The latest time of the server's that is certainly not after ``until``; 16 digits."""
@@ -84,3 +90,10 @@ class ServerClock:
         drift_s = (now - self._compared) * DRIFT
         then = (server_us - self._most_us) / 1e6 - drift_s
         return then if then <= now else None
+
+
+def jumps() -> LockUnavailable:
+    """The error for requests that are late however well the clocks were compared."""
+    return LockUnavailable(
+        "the server's clock jumps: requests are late however much time they are given"
+    )

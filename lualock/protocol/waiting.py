@@ -21,15 +21,14 @@ from lualock.errors import (
     NotAcquired,
     QueueFull,
 )
-from lualock.protocol.holding import ABANDON, EXTEND, give_back, lay, still_unknown
+from lualock.protocol.holding import ABANDON, ENQUEUE, EXTEND, give_back, lay, still_unknown
 from lualock.protocol.replies import Held, conflict
-from lualock.protocol.server_clock import ServerClock
+from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
 from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
 
 ACQUIRE = SCRIPTS["acquire"]
-ENQUEUE = SCRIPTS["enqueue"]
 
 CLAIM_MS = 2500
 """How long a waiter that was given the lock has until it must have claimed it; also in Lua."""
@@ -48,9 +47,6 @@ RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 
 PATIENCE_S = 60.0
 """How long a waiter without a timeout bears a server that is away before it gives up."""
-
-LATE_MAX = 3
-"""How often a request may be found late on a server whose clock was compared just before."""
 
 
 def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
@@ -85,7 +81,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
             if attempt.unsettled:
                 told = yield from abandon(attempt)
             if (ghost := attempt.possible_ghost()) is not None:
-                yield lay(ask, ghost, attempt.ticket)
+                yield lay(ask, ghost)
             raise (told or refused) from None
     except (GeneratorExit, KeyConflict):
         raise
@@ -333,9 +329,7 @@ class _Attempt:
             if reply[0] != b"late":
                 return reply
         self.asked, self.unsettled = None, self.queued or self.ghost is not None
-        raise LockUnavailable(
-            "the server's clock jumps: requests are late however much time they are given"
-        )
+        raise jumps()
 
     def claim(self, kind: type[Call]) -> Call:
         """The request that makes a lease that was given to us last its whole ttl."""

@@ -1,0 +1,96 @@
+"""Layer 6: guards that make a fence useful: what a lock protects refuses who has it no longer.
+
+A lease cannot stop code that is paused: it wakes after its lease has ended, and writes. The fence
+of whoever has the lock by then is greater, so a store that remembers the greatest fence it has
+seen, and refuses smaller ones, is safe from that. (Martin Kleppmann, *How to do distributed
+locking*, 2016.) :func:`fenced_set` is such a store for a key of Redis or Valkey, on whatever server
+that is; :mod:`lualock.fencing.aio` has it for ``redis.asyncio``. In SQL it is one more column, and
+one more condition::
+
+    UPDATE account SET balance = :balance, fence = :fence WHERE id = :id AND fence <= :fence
+
+which changes no row when the fence is stale.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lualock import options
+from lualock.errors import InvalidArgument, StaleFence
+from lualock.keys import display_name
+from lualock.script import load
+
+FENCED_SET = load(Path(__file__).with_name("scripts"))["fenced_set"]
+SOURCE = FENCED_SET.source.decode()
+MAX_FENCE = 2**53  # a number of Lua's is exact up to that
+
+
+def fence_key(key: bytes) -> bytes:
+    """Where the greatest fence of a key is kept: in its slot, if the server is a cluster.
+
+    :raises InvalidArgument: there is no such place (a cluster's slot is what is between the first
+        ``{`` and the next ``}``, and this key has braces, but nothing between them).
+    """
+    _, opened, rest = key.partition(b"{")
+    tag, closed, _ = rest.partition(b"}")
+    if opened and closed and tag:
+        return key + b":fence"
+    if b"}" in key:
+        raise InvalidArgument(
+            f"no fence can be kept beside the key {display_name(key)!r}: it has a brace but no "
+            "hash tag; choose another name"
+        )
+    return b"{" + key + b"}:fence"
+
+
+def fenced_set(
+    client: Any, key: str | bytes, value: str | bytes, *, fence: int, ttl: float | None = None
+) -> None:
+    """Set a key, as ``SET`` does, unless somebody with a greater fence has set it before.
+
+    Read it with a plain ``GET``. The greatest fence is kept beside it, in a key of its own that
+    does not expire: a guard that forgets is none.
+
+    :param client: a ``redis.Redis`` of the server that has the key; what it raises is not changed.
+    :param fence: :attr:`lualock.Lease.fence` of the writer's lease.
+    :param ttl: seconds that the value lasts; ``None``: without an end.
+    :raises StaleFence: a greater fence has been seen; nothing was changed.
+    :raises InvalidArgument: one of these cannot be used.
+    """
+    keys, args = request(key, value, fence, ttl)
+    judge(client.register_script(SOURCE)(keys=keys, args=args), key, fence)
+
+
+def request(
+    key: object, value: object, fence: object, ttl: float | None
+) -> tuple[list[bytes], list[str | bytes | int]]:
+    """The script's keys and arguments.
+
+    :raises InvalidArgument: as for :func:`fenced_set`.
+    """
+    if not isinstance(key, str | bytes) or not key:
+        raise InvalidArgument(f"a key must be str or bytes and not empty, not {type(key).__name__}")
+    if not isinstance(value, str | bytes):
+        raise InvalidArgument(f"a value must be str or bytes, not {type(value).__name__}")
+    if isinstance(fence, bool) or not isinstance(fence, int) or not 0 < fence < MAX_FENCE:
+        raise InvalidArgument("fence must be the whole number that lease.fence is")
+    raw = key.encode() if isinstance(key, str) else key
+    ttl_ms = 0 if ttl is None else options.ttl_ms(ttl)
+    return [raw, fence_key(raw)], [value, fence, ttl_ms]
+
+
+def judge(reply: Any, key: str | bytes, fence: int) -> None:
+    """What the script's reply means.
+
+    :raises StaleFence: a greater fence has been seen.
+    """
+    if isinstance(reply, list):
+        seen = int(reply[1])
+        raise StaleFence(
+            f"the key {display_name(key)!r} was not set: fence {fence} is stale, {seen} has been "
+            "seen, so somebody else has had the lock since",
+            fence=fence,
+            seen=seen,
+        )

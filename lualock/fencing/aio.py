@@ -1,0 +1,15 @@
+"""The same for ``redis.asyncio`` clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lualock.fencing import SOURCE, judge, request
+
+
+async def fenced_set(
+    client: Any, key: str | bytes, value: str | bytes, *, fence: int, ttl: float | None = None
+) -> None:
+    """See :func:`lualock.fencing.fenced_set`."""
+    keys, args = request(key, value, fence, ttl)
+    judge(await client.register_script(SOURCE)(keys=keys, args=args), key, fence)

@@ -1,0 +1,49 @@
+"""Layer 0: the text by which a lease is passed on to another process."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+
+from lualock.errors import InvalidArgument
+
+_FORM = re.compile(r"lualock1\.([\w-]{22})\.([1-9]\d{0,10})\.([01])([01])\.([\w=-]+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a handle says."""
+
+    key: bytes
+    token: bytes
+    ttl_ms: int
+    fair: bool
+    renew: bool
+
+
+def write(key: bytes, token: bytes, ttl_ms: int, *, fair: bool, renew: bool) -> str:
+    """The handle of a lease. Secret: its token proves ownership."""
+    place = urlsafe_b64encode(key).decode()
+    return f"lualock1.{token.decode()}.{ttl_ms}.{fair:d}{renew:d}.{place}"
+
+
+def read(handle: object) -> Handle:
+    """What a handle says.
+
+    :raises InvalidArgument: it is none. The error does not repeat it, for it may be secret.
+    """
+    if not isinstance(handle, str):
+        raise InvalidArgument(
+            f"a handle is the str that lease.handle() returned, not {type(handle).__name__}"
+        )
+    found = _FORM.fullmatch(handle)
+    if found is None:
+        raise InvalidArgument("not a handle: pass the text that lease.handle() returned, unchanged")
+    token, ttl_ms, fair, renew, place = found.groups()
+    try:
+        key = urlsafe_b64decode(place)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("not a handle: it was cut or changed on its way") from None
+    return Handle(key, token.encode(), int(ttl_ms), fair == "1", renew == "1")

@@ -1,0 +1,365 @@
+"""Leases that are lost: known at once, told to whoever wants to know, and never kept too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio
+from lualock.protocol import CLAIM_MS
+from tests.proxy import Proxy
+from tests.servers import Server
+from tests.world import World, entered, settle
+
+
+async def test_on_lost_when_the_time_is_over(world: World) -> None:
+    """The callback is called once, with the lease, which is lost by then."""
+    told: list[Any] = []
+    lock = world.connect().lock("x", ttl=0.3, on_lost=lambda lost: told.append((lost, lost.lost)))
+    lease = await settle(lock.acquire())
+    await world.until(lambda: told)
+    assert told == [(lease, True)]
+    await world.until(lambda: world.client.get(lock.key) is None)
+    with pytest.raises(lualock.LeaseLost):
+        await settle(lease.release())
+    assert len(told) == 1
+
+
+async def test_on_lost_when_a_renewal_finds_it_gone(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewed lease that somebody deleted is noticed with the next renewal, and logged."""
+    told: list[Any] = []
+    lock = world.connect().lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    with caplog.at_level(logging.ERROR, logger="lualock.watch"):
+        lease = await settle(lock.acquire())
+        world.client.delete(lock.key)
+        await world.until(lambda: told)
+    assert told == [lease]
+    assert lease.lost
+    assert "the lease of lock 'x' is lost" in caplog.text
+
+
+async def test_on_lost_is_not_called_for_what_was_released(world: World) -> None:
+    """Neither after a release in time, nor when the release itself says that it was lost."""
+    told: list[Any] = []
+    locks = world.connect()
+    lease = await settle(locks.lock("x", ttl=0.2, on_lost=told.append).acquire())
+    await settle(lease.release())
+    late = await settle(locks.lock("y", ttl=30, on_lost=told.append).acquire())
+    world.client.delete("lualock:{y}")
+    with pytest.raises(lualock.LeaseLost):
+        await settle(late.release())
+    other = await settle(locks.lock("z", ttl=0.3, on_lost=told.append).acquire())
+    await world.until(lambda: told)  # by then the first would have been told of, too
+    assert told == [other]
+
+
+async def test_on_lost_when_extend_finds_it_gone(shell: World) -> None:
+    """What extend() raises is told to the callback, too."""
+    told: list[Any] = []
+    lock = shell.connect().lock("x", ttl=30, on_lost=told.append)
+    lease = await settle(lock.acquire())
+    shell.client.delete(lock.key)
+    with pytest.raises(lualock.LeaseLost):
+        await settle(lease.extend(30))
+    await shell.until(lambda: told)
+    assert told == [lease]
+
+
+async def test_a_longer_or_shorter_end_is_watched(shell: World) -> None:
+    """After extend() the loss is told when the new end has come, be it later or sooner."""
+    told: list[str] = []
+    locks = shell.connect()
+    longer = await settle(locks.lock("a", ttl=0.3, on_lost=lambda _: told.append("a")).acquire())
+    await settle(longer.extend(1.0))
+    sooner = await settle(locks.lock("b", ttl=60, on_lost=lambda _: told.append("b")).acquire())
+    await settle(sooner.extend(0.5))
+    await shell.until(lambda: len(told) == 2)
+    assert told == ["b", "a"]
+
+
+async def test_a_callback_that_raises_or_hangs(
+    shell: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a callback does, the other leases go on being renewed; what it raises is logged."""
+    hang = threading.Event()
+
+    def bad(lease: Any) -> None:
+        if not shell.asynchronous:
+            hang.wait(20)
+        raise RuntimeError("from the callback")
+
+    locks = shell.connect()
+    renewed = await settle(locks.lock("renewed", ttl=0.3, renew=True).acquire())
+    lost = await settle(locks.lock("x", ttl=0.1, on_lost=bad).acquire())
+    await asyncio.sleep(1)  # the time in which the other lease must have been renewed
+    assert renewed.held
+    assert lost.lost
+    hang.set()
+    await shell.until(lambda: "on_lost of lock 'x' raised" in caplog.text)
+    assert "from the callback" in caplog.text
+
+
+async def test_wait_lost(world: World) -> None:
+    """Waiting for the loss ends with it, with the release, or when the time is over."""
+    locks = world.connect()
+    lease = await settle(locks.lock("x", ttl=0.3).acquire())
+    assert not await world.beside(lambda: lease.wait_lost(0.05))
+    assert await world.beside(lease.wait_lost)
+    assert lease.lost
+
+    kept = await settle(locks.lock("y", ttl=30).acquire())
+    waiting = asyncio.ensure_future(world.beside(kept.wait_lost))
+    await asyncio.sleep(0.05)  # so that it probably waits by now; it must end either way
+    await settle(kept.release())
+    assert not await asyncio.wait_for(waiting, 5)
+    with pytest.raises(lualock.InvalidArgument):
+        await world.beside(lambda: kept.wait_lost(-1))
+
+
+async def test_wait_lost_of_a_lease_that_is_found_gone(world: World) -> None:
+    """Who waits for the loss of a renewed lease is woken by the renewal that finds it gone."""
+    lock = world.connect().lock("x", ttl=0.6, renew=True)
+    lease = await settle(lock.acquire())
+    waiting = asyncio.ensure_future(world.beside(lease.wait_lost))
+    world.client.delete(lock.key)
+    assert await asyncio.wait_for(waiting, 5)
+
+
+async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A lease is renewed up to max_hold and then lost, on the server as here."""
+    told: list[Any] = []
+    lock = world.connect().lock("x", ttl=0.4, renew=True, max_hold=0.9, on_lost=told.append)
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+        lease = await settle(lock.acquire())
+        await world.until(lambda: told)
+    assert 0.8 < time.monotonic() - start < 2
+    assert lease.lost
+    assert "max_hold is over" in caplog.text
+    await world.until(lambda: not world.client.exists(lock.key))
+
+
+async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
+    """The lease ends with max_hold, whatever its ttl."""
+    lock = shell.connect().lock("x", max_hold=0.3)
+    lease = await settle(lock.acquire())
+    assert 0 < lease.remaining() <= 0.3
+    assert shell.client.pttl(lock.key) <= 300
+    await shell.until(lambda: lease.lost)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_hold": 5, "ttl": 30}, "limits for how long a lease is renewed"),
+        ({"max_hold": 0}, "max_hold must be at least"),
+        ({"max_hold": "5"}, "max_hold must be a number"),
+        ({"on_lost": 5}, "on_lost must be callable"),
+    ],
+)
+async def test_bad_options(shell: World, options: dict[str, Any], said: str) -> None:
+    """What cannot be is refused when the lock is made."""
+    with pytest.raises(lualock.InvalidArgument, match=said):
+        shell.connect().lock("x", **options)
+
+
+# Renewal.
+
+
+async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: Proxy) -> None:
+    """What falls due together is sent together, and everything stays held."""
+    locks = shell.connect(proxy.url)
+    leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(300)]
+    await asyncio.sleep(3)  # the time in which each falls due at least twice
+    assert all(lease.held for lease in leases)
+    sent = [command for command in proxy.commands if b"1500" in command and len(command) == 6]
+    assert len(sent) >= 2 * 300  # each was extended some times
+    assert proxy.packets < len(sent) / 4
+
+
+async def test_renewal_survives_lost_replies_and_forgotten_scripts(
+    shell: World, proxy: Proxy
+) -> None:
+    """A batch whose reply is lost, or whose script is unknown, is made good in time."""
+    locks = shell.connect(proxy.url)
+    leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(20)]
+    for _ in range(6):
+        proxy.lose_reply = 1
+        shell.client.script_flush()
+        await asyncio.sleep(0.5)  # the time in which renewals must come, whatever is lost
+        assert all(lease.held for lease in leases)
+    assert all(shell.client.exists(f"lualock:{{l{n}}}") for n in range(20))
+
+
+async def test_renewal_says_what_it_cannot_do(
+    shell: World, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the server is silent that is logged and tried again; at last the lease is lost."""
+    told: list[Any] = []
+    lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=told.append)
+    with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+        lease = await settle(lock.acquire())
+        proxy.silent = True
+        await shell.until(lambda: told)
+    assert caplog.text.count("could not be renewed, trying again") >= 2
+    assert "its time was over" in caplog.text
+    assert lease.lost
+
+
+async def test_extend_and_renewal_at_the_same_time(shell: World, proxy: Proxy) -> None:
+    """Which of two extensions came last is not known, so the lease ends with the shorter one."""
+    lock = shell.connect(proxy.url).lock("x", ttl=30, renew=True)
+    lease = await settle(lock.acquire())
+    count = lease._extends
+    await settle(lease.extend(90))
+    assert lease.remaining() > 60
+    lease._renew_until(lease._clock() + 30, count, certain=True)
+    assert lease.remaining() <= 30
+    lease._renew_until(lease._clock() + 60, lease._extends, certain=True)
+    assert lease.remaining() > 50
+
+
+async def test_a_handed_over_lease_is_watched(shell: World) -> None:
+    """A waiter's lease, whose claim is read later, is renewed beyond the claim window."""
+    locks = shell.connect()
+    first = await settle(locks.lock("x", ttl=60).acquire())
+    waiter = asyncio.ensure_future(
+        shell.beside(locks.lock("x", ttl=CLAIM_MS / 1000 + 1, renew=True).acquire)
+    )
+    await shell.until_waiters(locks.lock("x"), 1)
+    await settle(first.release())
+    lease = await waiter
+    await shell.until(lambda: lease.remaining() > CLAIM_MS / 1000, wait_s=2)
+    await settle(lease.release())
+
+
+# asyncio: the body.
+
+
+async def _body_with(server: Server, **options: Any) -> tuple[aio.Locks, aio.Lock]:
+    locks = aio.connect(server.url)
+    return locks, locks.lock("x", ttl=0.3, cancel_on_loss=True, **options)
+
+
+async def test_the_body_is_cancelled(one_server: Server) -> None:
+    """When the lease is lost its body is cancelled, and what comes out is LeaseLost."""
+    locks, lock = await _body_with(one_server)
+    reached = False
+    with pytest.raises(lualock.LeaseLost, match="so its body was cancelled"):  # noqa: PT012 - the body
+        async with lock:
+            await asyncio.sleep(5)
+            reached = True
+    assert not reached
+    await asyncio.sleep(0)  # the task itself is not cancelled
+    with pytest.raises(lualock.LeaseLost):
+        async with await lock.acquire():
+            await asyncio.sleep(5)
+    await locks.aclose()
+
+
+async def test_a_cancellation_from_elsewhere_goes_on(one_server: Server) -> None:
+    """A task that somebody else cancels too ends as cancelled."""
+    locks, lock = await _body_with(one_server)
+
+    async def work(both: bool) -> None:
+        async with lock as lease:
+            begun.set()
+            try:
+                await asyncio.sleep(5)
+            finally:
+                if both:  # by now our own cancellation has come; here is the other
+                    assert lease.lost
+                    own.cancel()
+
+    for both in (False, True):
+        begun = asyncio.Event()
+        own = asyncio.create_task(work(both))
+        await begun.wait()
+        if not both:
+            own.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await own
+    await locks.aclose()
+
+
+async def test_what_the_body_raises_survives_its_cancellation(one_server: Server) -> None:
+    """A body that answers the cancellation with an error of its own is not overruled."""
+    locks, lock = await _body_with(one_server)
+    with pytest.raises(RuntimeError, match="own"):  # noqa: PT012 - its body is what is tested
+        async with lock:
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                raise RuntimeError("own") from None
+    await asyncio.sleep(0)
+    await locks.aclose()
+
+
+async def test_a_body_that_swallows_its_cancellation(one_server: Server) -> None:
+    """What it did after the loss it did without the lock: that is said."""
+    locks, lock = await _body_with(one_server)
+    with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
+        async with lock:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(5)
+    await asyncio.sleep(0)
+    await locks.aclose()
+
+
+async def test_a_body_that_ends_in_time_is_left_alone(one_server: Server) -> None:
+    """Nothing is cancelled after the body, whatever the lease does then."""
+    locks, lock = await _body_with(one_server, renew=True)
+    async with lock as lease:
+        await asyncio.sleep(0.5)  # renewed meanwhile
+    assert not lease.lost
+    await asyncio.sleep(0.5)
+    await locks.aclose()
+
+
+async def test_a_coroutine_as_callback(one_server: Server) -> None:
+    """on_lost may be a coroutine function."""
+    told: list[Any] = []
+
+    async def on_lost(lease: aio.Lease) -> None:
+        await asyncio.sleep(0)
+        told.append(lease)
+
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=0.1, on_lost=on_lost).acquire()
+        while not told:  # noqa: ASYNC110 - the callback is what is tested
+            await asyncio.sleep(0.01)
+        assert told == [lease]
+
+
+async def test_entered_leases_are_watched_too(shell: World) -> None:
+    """A with block on a lease whose time runs out says so at its end, if its body succeeded."""
+    told: list[Any] = []
+    lock = shell.connect().lock("x", ttl=0.2, on_lost=told.append)
+    with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
+        async with entered(lock) as lease:
+            await shell.until(lambda: told)
+            await shell.until(lambda: not shell.client.exists(lock.key))
+            assert lease.lost
+
+
+async def test_a_lease_that_was_over_here_but_not_there(shell: World) -> None:
+    """What the server extends was never another's: the lease goes on, and is watched again."""
+    told: list[Any] = []
+    lock = shell.connect().lock("x", ttl=0.3, on_lost=told.append)
+    lease = await settle(lock.acquire())
+    shell.client.pexpire(lock.key, 60_000)  # a clock there that is slower than ours
+    await shell.until(lambda: told)
+    assert lease.lost
+    await settle(lease.extend(0.4))
+    assert lease.held
+    assert not lease.lost
+    await shell.until(lambda: len(told) == 2)
