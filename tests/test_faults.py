@@ -264,7 +264,7 @@ async def _enqueue_others(case: Case) -> None:
 async def _abandon(case: Case) -> None:
     held = await case.take(case.rival())
     case.arm()
-    await case.give(await case.take(case.victim(), timeout=0.2))
+    await case.give(await case.take(case.victim(), timeout=0.6))
     await case.give(held)
 
 
@@ -272,7 +272,7 @@ async def _abandon(case: Case) -> None:
 async def _abandon_others(case: Case) -> None:
     held = await case.take(case.rival())
     case.arm()
-    waiter = asyncio.ensure_future(case.take(case.victim(), timeout=0.4))
+    waiter = asyncio.ensure_future(case.take(case.victim(), timeout=0.8))
     await case.world.until(lambda: case.world.waiters(case.rival()))
     other = await case.queued(case.rival())
     await case.met()
