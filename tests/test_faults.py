@@ -262,7 +262,7 @@ async def _enqueue_others(case: Case) -> None:
 
 @at("abandon", "time over")
 async def _abandon(case: Case) -> None:
-    held = await case.take(case.rival())
+    held = await case.take(case.rival(ttl=5))  # it does not end by itself
     case.arm()
     await case.give(await case.take(case.victim(), timeout=0.6))
     await case.give(held)
@@ -270,7 +270,7 @@ async def _abandon(case: Case) -> None:
 
 @at("abandon", "others behind")
 async def _abandon_others(case: Case) -> None:
-    held = await case.take(case.rival())
+    held = await case.take(case.rival(ttl=5))  # it does not end by itself
     case.arm()
     waiter = asyncio.ensure_future(case.take(case.victim(), timeout=0.8))
     await case.world.until(lambda: case.world.waiters(case.rival()))
