@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from inspect import GEN_CLOSED, getgeneratorstate
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from hiredis import ReplyError
 
@@ -113,30 +113,37 @@ class BlockingDriver:
         line: Line | None = None
         try:
             line = self._line(call.until)
+            self._limit(line, call.until)
             reply = line.ask(wire.pack(call))
             if type(reply) is ReplyError and wire.is_noscript(reply):
                 reply = line.ask(wire.pack(call, source=True))
             self._idle.append(line)
         except BaseException as error:
-            self._broke(line, error)
+            if not self._broke(line, error):
+                raise
+            raise wire.lost_reply(error, str(self.endpoint)) from error
         if self._short:
             self._tell_room()
         if type(reply) is ReplyError:
             raise wire.reply_error(str(reply), call.parts[0])
         return reply
 
-    def _broke(self, line: Line | None, error: BaseException) -> NoReturn:
+    def _broke(self, line: Line | None, error: BaseException) -> bool:
+        """Close the connection; whether that is what broke. (It does not raise the error itself:
+        an error and a frame that has it keep each other, and the connection, alive.)"""
         if line is not None:
             line.close()
-        why = wire.broken(error)
+        if not isinstance(error, wire.LINE_ERRORS):
+            return False
         # The others probably went the same way, and the next try must not meet a dead one.
         self._drop_idle()
-        raise wire.lost_reply(why, str(self.endpoint)) from error
+        return True
 
     def _batch(self, batch: Batch) -> list[Any]:
         line: Line | None = None
         try:
             line = self._line(batch.until)
+            self._limit(line, batch.until)
             replies = line.ask_all([wire.pack(call) for call in batch.calls])
             again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
             if again:  # one brings the source, and the others behind it find it there
@@ -145,23 +152,26 @@ class BlockingDriver:
                     replies[i] = reply
             self._idle.append(line)
         except BaseException as error:
-            self._broke(line, error)
+            if not self._broke(line, error):
+                raise
+            raise wire.lost_reply(error, str(self.endpoint)) from error
         if self._short:
             self._tell_room()
         calls = batch.calls
         return [wire.answer(r, c.parts[0]) for r, c in zip(replies, calls, strict=True)]
 
     def _line(self, until: float | None) -> Line:
-        """An idle connection, or a new one; its replies are waited for until then."""
+        # Nothing else here: an interruption must find it with the caller, who closes it.
         try:
-            line = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            line = self._open(until)
+            return self._open(until)
+
+    def _limit(self, line: Line, until: float | None) -> None:
         if until is not None:
             line.limit(until - self.clock())
         elif line.hurried:
             line.limit(None)
-        return line
 
     def _reach(self, step: Reach) -> None:
         self._idle.append(self._open(step.until))
@@ -188,12 +198,8 @@ class BlockingDriver:
     def _post(self, call: Post) -> Pending:
         line: Line | None = None
         try:
-            try:
-                line = self._idle.pop()
-            except IndexError:
-                line = self._open(call.until)
-            if line.hurried:
-                line.limit(None)
+            line = self._line(call.until)
+            self._limit(line, None)
             call.via = owed = line.post(call, self._collect)
             self._idle.append(line)
         except BaseException as error:
@@ -244,11 +250,14 @@ class BlockingDriver:
                     self._room.wait(1.0 if left_s is None else min(1.0, left_s))
             finally:
                 self._short -= 1
+        line: Line | None = None
         try:
             line = self._connect(until)
             line.seat = seat
             return line
         except BaseException:
+            if line is not None:
+                line.close()
             self._seats.discard(seat)
             self._tell_room()
             raise

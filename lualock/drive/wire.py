@@ -161,7 +161,7 @@ def connect_error(error: Exception, where: str) -> LockError:
     )
 
 
-def lost_reply(error: Exception, where: str) -> LockUnavailable:
+def lost_reply(error: BaseException, where: str) -> LockUnavailable:
     """What a connection that broke after something was sent means."""
     return LockUnavailable(
         f"the connection to the server at {where} broke before the reply came ({error}): "
