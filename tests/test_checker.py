@@ -149,11 +149,10 @@ def test_a_write_that_took_a_while_may_have_been_made_at_any_moment_of_it(
     until: float, clean: bool
 ) -> None:
     """Of two writes at the same time either may have come first; else their order is known."""
-    late, early = {"lock": "a", "who": "p", "id": "x"}, {"lock": "a", "who": "q", "id": "y"}
     events = turn("x", 0, 1, 4, 10) + turn("y", 4, 5, 7, 11)
     events += [
-        Event(5.5, "wrote", what="accepted", fence=11, until=until, **early),
-        Event(6.0, "wrote", what="accepted", fence=10, until=7.0, **late),
+        Event(5.5, "wrote", "a", "q", "y", what="accepted", fence=11, until=until),
+        Event(6.0, "wrote", "a", "p", "x", what="accepted", fence=10, until=7.0),
     ]
     assert ("resource" not in rules(events, END)) == clean
 

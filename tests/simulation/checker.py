@@ -18,7 +18,7 @@ released   how that ended, ``what``: released, lost (it had ended before), passe
            it), unknown
 leave      it was cancelled: from now on it does not wait, but it may not have ended yet
 gave_up    the acquisition ended without the lock, ``what``: timeout, full, unavailable, interrupted
-wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused (a greater came).
+wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused.
            ``until``: when the answer came, if not at once; the write was at a moment in between
 gone       the process ``who`` died: none of what it has in hand goes on
 cause      something was done to the world that may excuse what follows. ``what``, from ``t`` to
@@ -464,7 +464,7 @@ def _check_resource(
             top = max(top, heappop(answered)[1])
         if event.what == "accepted":
             if owner.setdefault(event.fence, event.id) != event.id or event.fence < top:
-                other = attempts[owner[event.fence if event.fence >= top else top]]
+                other = attempts[owner[max(event.fence, top)]]
                 if not _fence_excused(lock, other, one, world):
                     text = f"{lock}: the resource took {event.id} for {other.id}"
                     if event.fence < top:
