@@ -58,16 +58,16 @@ class Observer:
             if (at := now()) > due + LATE_S:
                 # There was no processor for us, and so perhaps for nobody.
                 self._diary.tell("cause", due, what="slow", until=at)
-            due = at + EVERY_S
             try:
                 with client.pipeline(transaction=False) as pipeline:
                     for key in KEYS:
                         pipeline.zrange(keys.queue_key(key), 0, -1)
                     queues = pipeline.execute()
             except redis.RedisError:
-                continue  # the server was sabotaged
-            at = now()  # a place that it had at some time before it surely has had by now
-            for name, tickets in zip(KEYS.values(), queues, strict=True):
+                queues = []  # the server was sabotaged
+            at = now()  # who had a place at some time before has had it by now
+            due = at + EVERY_S
+            for name, tickets in zip(KEYS.values(), queues, strict=False):
                 for ticket in tickets:
                     self._saw(at, name, ticket)
         client.close()

@@ -58,7 +58,7 @@ class Saboteur:
             act()
             self._pass(min(0.3, seconds / 20))
         while now() < end:
-            length_s = min(self.chance.uniform(5, 15), end - now())
+            length_s = min(self.chance.uniform(4, 12), end - now())
             if self.chance.random() < 0.25:
                 self._pass(length_s)  # nothing at all
                 continue

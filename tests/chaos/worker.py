@@ -232,6 +232,7 @@ class Holding:
         if self._fault == "delete":
             with redis.Redis.from_url(worker.task.url) as client:
                 client.delete(worker.locks.lock(self._turn.lock).key)
+            return "released"
         await settle(lease.release())
         return "released"
 
