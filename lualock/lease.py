@@ -211,6 +211,7 @@ class BaseLease:
             raise
         self._grant.claim = None
         self._grant.deadline = deadline
+        self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
         if watch is not None:
             self._extends += 1

@@ -349,3 +349,17 @@ async def test_entered_leases_are_watched_too(shell: World) -> None:
             await shell.until(lambda: told)
             await shell.until(lambda: not shell.client.exists(lock.key))
             assert lease.lost
+
+
+async def test_a_lease_that_was_over_here_but_not_there(shell: World) -> None:
+    """What the server extends was never another's: the lease goes on, and is watched again."""
+    told: list[Any] = []
+    lock = shell.connect().lock("x", ttl=0.3, on_lost=told.append)
+    lease = await settle(lock.acquire())
+    shell.client.pexpire(lock.key, 60_000)  # a clock there that is slower than ours
+    await shell.until(lambda: told)
+    assert lease.lost
+    await settle(lease.extend(0.4))
+    assert lease.held
+    assert not lease.lost
+    await shell.until(lambda: len(told) == 2)

@@ -56,7 +56,7 @@ class _Posted:
     def _done(self, future: asyncio.Future[Any]) -> None:
         # Looked at here, so that asyncio does not report what nobody asks for.
         failed = future.cancelled() or future.exception() is not None
-        if not failed and wire.is_noscript(future.result()):
+        if not failed and wire.is_noscript(future.result()) and not self._call.moot:
             self._watch(self._mux.ask(wire.pack(self._call, source=True)))
 
     def poll(self) -> Any:
@@ -113,6 +113,10 @@ class _LoopConnections:
         for mux in (self._calls, self._ear):
             if mux is not None:
                 mux.close()
+
+    def open_now(self) -> Mux | None:
+        """The connection for calls, if there is one."""
+        return self._calls if self._calls is not None and self._calls.open else None
 
     async def calls(self, until: float | None) -> Mux:
         """The connection for calls."""
@@ -175,7 +179,9 @@ class _LoopConnections:
 
     async def wait(self, token: bytes, seconds: float) -> bytes | None:
         """The next message for ``token``; ``None`` if there is none within ``seconds``."""
-        place = self._places[token]
+        place = self._places.get(token)
+        if place is None:  # it listened on connections that were closed since
+            return b""
         if place.messages:
             return place.messages.popleft()
         if place.since != self._count:
@@ -212,6 +218,7 @@ class AsyncDriver:
         self.clock = clock.now
         self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
+        self._has_cleaned = False  # so the server knows that script, most probably
         self.after_fork()
         fork.tell(self)
 
@@ -314,7 +321,8 @@ class AsyncDriver:
 
     async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
-        task = self.clean(replace(call, compensating=False, until=None))
+        call = replace(call, compensating=False, until=None)
+        task = self.spawn(self._clean(call, self._send_now(call)))
         done, _ = await asyncio.wait({task}, timeout=GRACE_S)
         if not done:
             raise LockUnavailable("the server does not answer; the clean-up goes on")
@@ -336,15 +344,29 @@ class AsyncDriver:
         if connections := self._loops.get(asyncio.get_running_loop()):
             connections.ends.append(end)
 
-    async def _clean(self, call: Call) -> Any:
+    def _send_now(self, call: Call) -> asyncio.Future[Any] | None:
+        # Who cancels all tasks there are, as asyncio.run does at its end, cancels the clean-up too,
+        # perhaps before it has begun. With the source, where the server may not know the script.
+        connections = self._loops.get(asyncio.get_running_loop())
+        call.via = mux = None if connections is None else connections.open_now()
+        if mux is None:
+            return None
+        sent: asyncio.Future[Any] = mux.ask(wire.pack(call, source=not self._has_cleaned))
+        sent.add_done_callback(lambda f: f.cancelled() or f.exception())
+        return sent
+
+    async def _clean(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
         give_up = self.clock() + PATIENCE_S
         pause_s = PAUSE_MIN_S
         while True:
             try:
-                return await self._call(call)
+                reply = await self._call(call, sent)
+                self._has_cleaned = True
+                return reply
             except LockUnavailable:
                 if self.clock() > give_up:
                     raise
+            sent = None
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
@@ -378,13 +400,15 @@ class AsyncDriver:
                 await asyncio.gather(*going_on, return_exceptions=True)
                 await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
 
-    async def _call(self, call: Call) -> Any:
-        call.via = mux = await (await self._connections()).calls(call.until)
-        await mux.room()
-        reply = await self._reply(mux.ask(wire.pack(call)), call.until)
+    async def _call(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
+        if sent is None:
+            call.via = mux = await (await self._connections()).calls(call.until)
+            await mux.room()
+            sent = mux.ask(wire.pack(call))
+        reply = await self._reply(sent, call.until)
         if isinstance(reply, ReplyError):
             if wire.is_noscript(reply):
-                reply = await self._reply(mux.ask(wire.pack(call, source=True)), call.until)
+                reply = await self._reply(call.via.ask(wire.pack(call, source=True)), call.until)
             if isinstance(reply, ReplyError):
                 raise wire.reply_error(str(reply), call.parts[0])
         return reply

@@ -100,6 +100,7 @@ class BlockingDriver:
 
     def close(self) -> None:
         """Close the idle connections. The driver opens new ones when it is used again."""
+        self._cleaner.forget()
         self._drop_idle()
         self._ear.close()
 
@@ -133,7 +134,7 @@ class BlockingDriver:
         an error and a frame that has it keep each other, and the connection, alive.)"""
         if line is not None:
             line.close()
-        if not isinstance(error, wire.LINE_ERRORS):
+        if not wire.is_broken(error):
             return False
         # The others probably went the same way, and the next try must not meet a dead one.
         self._drop_idle()
@@ -205,8 +206,9 @@ class BlockingDriver:
         except BaseException as error:
             if line is not None:
                 line.close()
-            why = wire.broken(error)
-            raise wire.lost_reply(why, str(self.endpoint)) from error
+            if not wire.is_broken(error):
+                raise
+            raise wire.lost_reply(error, str(self.endpoint)) from error
         if self._short:
             self._tell_room()
         return owed
@@ -221,7 +223,8 @@ class BlockingDriver:
             self._idle.append(line)
         except BaseException as error:
             line.close()
-            wire.broken(error)
+            if not wire.is_broken(error):
+                raise
             return
         if self._short:
             self._tell_room()
@@ -279,8 +282,9 @@ class BlockingDriver:
             self.server_clock.compare(sent, self.clock(), server_us)
         except BaseException as error:
             connection.disconnect()
-            why = wire.broken(error)
-            raise wire.connect_error(why, str(self.endpoint)) from error
+            if not wire.is_broken(error):
+                raise
+            raise wire.connect_error(error, str(self.endpoint)) from error
         return line
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {

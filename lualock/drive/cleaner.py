@@ -30,6 +30,7 @@ class _Chore:
     call: Call = field(compare=False)
     give_up: float = field(compare=False)
     pause_s: float = field(default=PAUSE_MIN_S / 2, compare=False)
+    tried: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.call.script.name} of an unknown outcome"
@@ -63,6 +64,14 @@ class Cleaner:
             self._works = True
         threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()
 
+    def forget(self) -> None:
+        """Do not do what is only to be done later."""
+        with self._lock:
+            now = self._clock()
+            self._todo = [chore for chore in self._todo if chore.at <= now or chore.tried]
+            heapq.heapify(self._todo)
+            self._more.notify()
+
     def _run(self) -> None:
         while True:
             with self._lock:
@@ -75,6 +84,7 @@ class Cleaner:
             try:
                 chore.make(chore.call)
             except LockUnavailable as error:
+                chore.tried = True
                 now, chore.pause_s = self._clock(), min(chore.pause_s * 2, PAUSE_MAX_S)
                 if now < chore.give_up:
                     chore.at = now + chore.pause_s

@@ -175,11 +175,10 @@ class Ear:
                     if place.messages:
                         self._leave(place)
                         return place.messages.pop(0)
-        except TIMED_OUT as error:
-            wire.broken(error)
-            whole = True
         except wire.LINE_ERRORS as error:
-            wire.broken(error)
+            if not wire.is_broken(error):
+                raise
+            whole = isinstance(error, TIMED_OUT)
         finally:
             if not whole:
                 with self._lock:
@@ -229,8 +228,9 @@ class Ear:
         except BaseException as error:
             self._connection = self._socket = None
             connection.disconnect()
-            why = wire.broken(error)
-            raise wire.connect_error(why, str(self._endpoint)) from error
+            if not wire.is_broken(error):
+                raise
+            raise wire.connect_error(error, str(self._endpoint)) from error
 
     def _break(self) -> None:
         if self._connection is not None:

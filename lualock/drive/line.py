@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -54,12 +55,15 @@ class Line:
     """A connection that redis-py opened, and that we talk on."""
 
     __slots__ = (
-        *("_connection", "_lazily", "_owed", "_replies", "_socket", "_timeout", "_usual_s"),
-        *("hurried", "seat"),
+        *("__weakref__", "_connection", "_lazily", "_owed", "_replies", "_socket", "_timeout"),
+        *("_usual_s", "hurried", "seat"),
     )
 
     def __init__(self, connection: Any, usual_s: float) -> None:
         self._connection = connection
+        # For a line that an interruption left to nobody. Not a destructor: an error and its frames
+        # may keep it in a cycle, and the collector could come to the socket first.
+        weakref.finalize(self, connection.disconnect).atexit = False
         self._socket: socket.socket = connection._sock
         self._replies = wire.Replies()
         self._owed: deque[Owed] = deque()
@@ -143,7 +147,7 @@ class Line:
 
     def _settle(self, reply: Any) -> None:
         owed = self._owed.popleft()
-        if type(reply) is ReplyError and wire.is_noscript(reply):
+        if type(reply) is ReplyError and wire.is_noscript(reply) and not owed.call.moot:
             # The server has forgotten the script since: send it whole, and owe that reply.
             self._socket.sendall(wire.pack(owed.call, source=True))
             self._owed.append(owed)
@@ -156,10 +160,3 @@ class Line:
         self.seat = None
         while self._owed:
             self._owed.popleft().settle(None)
-
-    def __del__(self) -> None:
-        # For a line that an interruption left to nobody: redis-py's connection is part of a cycle,
-        # so it would stay open until the garbage collector comes by.
-        connection = getattr(self, "_connection", None)
-        if connection is not None:
-            connection.disconnect()

@@ -76,7 +76,9 @@ class Mux(asyncio.Protocol):
             await asyncio.shield(self._room)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, behind what was asked already."""
+        if self._unsent:
+            self._send()
         self._end("it was closed")
 
     def _send(self) -> None:

@@ -103,26 +103,31 @@ def is_noscript(reply: Any) -> bool:
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
 
 
-def broken(error: BaseException) -> Exception:
-    """The error itself if it means that the connection is broken; else it is raised.
+def is_broken(error: BaseException) -> bool:
+    """Whether an error means that the connection is broken; else it is not ours to deal with.
 
     What a signal handler of the program raised may look like an error of the connection
-    (``TimeoutError``), or have been made one by redis-py. It is not ours to deal with.
+    (``TimeoutError``). Where redis-py made it one of its own, the handler's is raised here.
     """
     handlers = {
         getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()
     }
     cause: BaseException | None = error
-    while cause is not None:
-        trace = cause.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code in handlers:
-                raise cause
-            trace = trace.tb_next
-        cause = cause.__context__
-    if not isinstance(error, LINE_ERRORS):
-        raise error
-    return error
+    try:
+        while cause is not None:
+            trace = cause.__traceback__
+            while trace is not None:
+                if trace.tb_frame.f_code in handlers:
+                    if cause is error:
+                        return False
+                    raise cause
+                trace = trace.tb_next
+            cause = cause.__context__
+        return isinstance(error, LINE_ERRORS)
+    finally:
+        # An error and a frame that has it keep each other, and what is in its frames, alive.
+        cause = trace = None
+        del error
 
 
 def reply_error(text: str, key: bytes = b"") -> LockError:
@@ -147,7 +152,7 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
     return LockUnavailable(f"the server refused the request: {text}")
 
 
-def connect_error(error: Exception, where: str) -> LockError:
+def connect_error(error: BaseException, where: str) -> LockError:
     """What a failure to *connect* means. Nothing was sent."""
     if isinstance(error, theirs.AuthenticationError | theirs.NoPermissionError):
         return AccessDenied(

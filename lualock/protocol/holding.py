@@ -49,12 +49,11 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
     """
+    if grant.ghost is not None:
+        yield from _release_and_lay(ask, grant, grant.ghost)
+        return
     step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
     asked_again = False
-    if (ghost := grant.ghost) is not None:
-        # First, for it cannot fail; and whatever becomes of the release, the ghost is laid.
-        grant.ghost = None
-        yield lay(ask, ghost)
     try:
         try:
             reply = yield step
@@ -95,6 +94,20 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     raise lost(ask.name, ask.key, reply, "released")
 
 
+def _release_and_lay(ask: Ask, grant: Grant, ghost: Call) -> Steps[None]:
+    """Whatever becomes of the release, the ghost is laid; but not before, for what lays it might
+    then be what releases the lock, and the release be told that it came too late."""
+    grant.ghost = None
+    try:
+        yield from release(ask, grant)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield lay(ask, ghost)
+        raise
+    yield lay(ask, ghost)
+
+
 def disown(grant: Grant) -> None:
     """A lease that may have been released promises nothing more: another may have the lock."""
     grant.claim, grant.deadline = None, -math.inf
@@ -110,6 +123,7 @@ def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
         if ghost is not None:  # first, for it cannot fail
+            ghost.moot = True
             yield lay(ask, ghost)
         yield Call(ABANDON, parts, compensating=True)
     except GeneratorExit:

@@ -38,7 +38,7 @@ class ServerClock:
     """
 
     __slots__ = (
-        *("_compared", "_deadline", "_expires", "_least_us", "_most_us"),
+        *("_compared", "_least_us", "_most_us", "_usual"),
         *("clock", "known", "reply_s", "stale_at"),
     )
 
@@ -52,17 +52,18 @@ class ServerClock:
         self.clock = clock
         self.reply_s = reply_s
         self.known = False
-        self.stale_at = self._compared = self._expires = -math.inf
+        self.stale_at = self._compared = -math.inf
         self._least_us = self._most_us = 0.0
-        self._deadline = b""
+        self._usual = -math.inf, b""
 
     def compare(self, sent: float, received: float, server_us: int) -> None:
         """Learn from a reply what the server's time was between ``sent`` and ``received``."""
-        self.known = True
-        self._compared, self._expires = received, -math.inf
-        self.stale_at = received + FRESH_S
         self._least_us = server_us - received * 1e6
         self._most_us = server_us - sent * 1e6
+        self._compared = received
+        self.stale_at = received + FRESH_S
+        self._usual = -math.inf, b""
+        self.known = True  # last, for other threads
 
     def refine(self, sent: float, received: float, server_us: int) -> None:
         """Learn from it only if it tells more than what is known."""
@@ -73,9 +74,10 @@ class ServerClock:
     def usual(self, now: float) -> tuple[float, bytes]:
         """When a request without a limit of its own expires that is sent now, and its deadline."""
         expires = now + self.reply_s
-        if expires - self._expires > KEPT_S:
-            self._expires, self._deadline = expires, self.deadline(expires, now)
-        return self._expires, self._deadline
+        usual = self._usual
+        if expires - usual[0] > KEPT_S:
+            self._usual = usual = expires, self.deadline(expires, now)
+        return usual
 
     def deadline(self, until: float, now: float) -> bytes:
         """The latest time of the server's that is certainly not after ``until``; 16 digits."""

@@ -25,7 +25,8 @@ class Call:
     its connection, if that is within a fraction of a second.
 
     ``expires`` (on the driver's clock) is when the server, by its own clock, refuses the request at
-    the latest. ``via`` is the driver's: the connection that it was sent on.
+    the latest. ``via`` is the driver's: the connection that it was sent on. A ``moot`` call is not
+    sent again where the server has forgotten its script: what undoes it has been sent since.
     """
 
     script: Script
@@ -35,6 +36,7 @@ class Call:
     lazy: bool = False
     expires: float = math.inf
     via: Any = None
+    moot: bool = False
 
 
 class Post(Call):

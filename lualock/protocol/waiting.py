@@ -178,6 +178,8 @@ def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
 def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
     """Leave the queue because the time is over. Says who has the lock, if that is known."""
     ask = attempt.ask
+    if attempt.asked is not None:
+        attempt.asked.moot = True
     parts = (ask.key, ask.queue, ask.token, attempt.ticket, ask.fair)
     try:
         reply = yield Call(ABANDON, parts, compensating=True)

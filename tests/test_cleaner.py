@@ -1,0 +1,55 @@
+"""What goes on behind a thread's back: done when it is time, again until it works, or given up."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from lualock import clock
+from lualock.drive.cleaner import Cleaner
+from lualock.errors import LockUnavailable
+from lualock.protocol import Call
+from lualock.script import SCRIPTS
+from tests.waiting import wait_until
+
+CALL = Call(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1"))
+
+
+def _works() -> bool:
+    return any(thread.name == "lualock-cleaner" for thread in threading.enumerate())
+
+
+def test_in_the_order_of_their_time() -> None:
+    """What is due sooner is done sooner, whenever it was asked for; then the thread ends."""
+    cleaner, done = Cleaner(clock.now), list[str]()
+    now = clock.now()
+    cleaner.add(lambda _: done.append("later"), CALL, now + 0.2)
+    cleaner.add(lambda _: done.append("sooner"), CALL, now + 0.1)
+    cleaner.add(lambda _: done.append("now"), CALL)
+    wait_until(lambda: len(done) == 3)
+    assert done == ["now", "sooner", "later"]
+    assert clock.now() >= now + 0.2
+    wait_until(lambda: not _works())
+
+
+def test_again_until_it_works() -> None:
+    """A server that is away is tried again."""
+    cleaner, tried = Cleaner(clock.now), list[int]()
+
+    def make(_: Call) -> Any:
+        tried.append(1)
+        if len(tried) < 3:
+            raise LockUnavailable("away")
+
+    cleaner.add(make, CALL)
+    wait_until(lambda: len(tried) == 3)
+    wait_until(lambda: not _works())
+
+
+def test_what_is_for_later_can_be_forgotten() -> None:
+    """After forget() only what was begun goes on: nothing happens after a close()."""
+    cleaner, done = Cleaner(clock.now), list[str]()
+    cleaner.add(lambda _: done.append("later"), CALL, clock.now() + 0.3)
+    cleaner.forget()
+    wait_until(lambda: not _works())  # at once, and not only when it would have been time
+    assert done == []
