@@ -27,7 +27,7 @@ class Audit:
     def __init__(self, world: World) -> None:
         self._world = world
         self._owner: dict[str, tuple[bytes, int]] = {}
-        self._orphans: list[tuple[str, bytes, int, int, int]] = []
+        self._orphans: list[tuple[str, bytes, int, int]] = []
         world.server.before, world.server.watch = self._before, self._watch
         world.server.store.lost = self._lost
 
@@ -70,7 +70,7 @@ class Audit:
             if before and done is not None:
                 start, end = max(since, done), now if at is None else at
                 if end > start + GRACE_US:
-                    self._orphans.append((lock, before, done, start, end))
+                    self._orphans.append((lock, before, start, end))
 
     def finish(self, settle_s: float) -> None:
         """Judge what was seen: an orphan is excused by what befell anybody just before."""
@@ -85,14 +85,15 @@ class Audit:
                 if event.kind == "cause" and event.what not in ("revived", "expired", "ghost")
             ]
         )
-        for lock, token, done, start, end in self._orphans:
-            if causes.first_of(LOSSES, lock, done / US, end / US):
+        for lock, token, start, end in self._orphans:
+            who, asked = world.asked[token]
+            if causes.first_of(LOSSES, lock, asked, end / US):
                 continue  # brought back from the dead
             # A ghost may have taken it; it is laid when it has expired.
             since = max(start / US, world.ghost_until.get(token, 0.0))
             if end / US < since + GRACE_US / US:
                 continue
-            if not causes.excuses(lock, since - settle_s, end / US):
+            if not causes.excuses(lock, since - settle_s, since + GRACE_US / US, who):
                 text = (
                     f"{lock} was held for {token.rstrip(b'.').decode()} from {start / US:.6f} to "
                     f"{end / US:.6f}, and nobody knew"

@@ -136,6 +136,7 @@ class Client:
         asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
         world.record("ask", what="adopt" if adopts else "", **who, **asked)
         why = "unavailable"
+        world.asked[token] = process.name, world.t
         self.waits = who
         try:
             if adopts:
@@ -155,6 +156,8 @@ class Client:
                 world.wrong("refusal", f"{name} was refused for its own sake")
         except KeyConflict:
             why = "conflict"
+            if not world.faults["overwrite"]:
+                world.wrong("conflict", f"{name} was told of a conflict, and there is none")
         except Interrupted:
             why = "interrupted"
             raise
@@ -182,7 +185,16 @@ class Client:
         other = Client(self.process, f"{self.name}x{self._count}", self.renewal)
         self._count += 1
         other.heirs = self.heirs
-        self.process.start(other._turn(turn, token))
+        other.done = True  # it has no turns of its own
+        self.heirs.append(other)
+        other.task = self.process.start(other._adopts(turn, token))
+        if self.world.faults["interrupt"] and self.world.random.random() < 0.5:
+            soon = int(self.world.random.random() * self.world.latency_us * 8)
+            self.process.soon(soon, other.interrupt)
+
+    def _adopts(self, turn: Turn, token: bytes) -> Steps[None]:
+        with suppress(Interrupted):
+            yield from self._turn(turn, token)
 
     def interrupt(self) -> None:
         """Cancel it, wherever it is."""
@@ -249,11 +261,10 @@ class _Holding:
                 outcome = ""
             raise
         except LockError as error:
-            lost, failures = process.lost_replies - broke, process.failures - failed
-            if lost == 1 and not failures and not isinstance(error, KeyConflict):
-                # One broken connection, and a question that has an answer.
-                if "is not ours any more" not in str(error):
-                    self._world.wrong("repeat", f"a lost reply was not asked for again: {error}")
+            one_lost = process.lost_replies - broke == 1 and process.failures == failed
+            answered = isinstance(error, KeyConflict) or "is not ours any more" in str(error)
+            if one_lost and not answered:
+                self._world.wrong("repeat", f"a lost reply was not asked for again: {error}")
         finally:
             if outcome:
                 self._world.record("released", what=outcome, **self._who)
@@ -307,7 +318,12 @@ class _Holding:
     def _look(self) -> None:
         """What the lease says of itself now."""
         lease = self._lease
+        claim: Any = lease._grant.claim
         lease.remaining()  # reads the reply to the claim
+        settled = claim is not None and lease._grant.claim is None
+        refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"extended"
+        if refused and lease.held:
+            self._world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
         until = self.until()
         if until != self._told:
             self._told = until

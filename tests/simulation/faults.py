@@ -66,6 +66,8 @@ class Faults:
         world.faults["flaky"] += 1
         world.flaky = 0.05 + world.random.random() * 0.3
         world.after(lasts, self._not_flaky)
+        if world.random.random() < 0.5:
+            self.slow()  # then others have time while one asks again
 
     def _not_flaky(self) -> None:
         self.world.flaky = 0.0
@@ -141,6 +143,8 @@ class Faults:
         if asking or (running and self.world.random.random() < 0.02):
             self.world.faults["interrupt"] += 1
             self.world.random.choice(asking or running).interrupt()
+            if self.world.random.random() < 0.8 and self.world.now < self.calm * 0.9:
+                self.world.after(int(self.world.random.random() * 500_000), self.interrupt)
         elif running and self.world.now < self.calm * 0.9:
             # While a request is under way is when it hurts most.
             self.world.after(int(self.world.random.random() * 20_000) + 1, self.interrupt)
@@ -254,6 +258,7 @@ class Faults:
             return
         lasts = self._lasts(3)
         world.fault("data_loss", lasts + FORGOTTEN_US, lock=lock.name)
+        world.faults["overwrite"] += 1
         self._junk.add(key)
         self._ever.add(key)
         store.data[key] = junk

@@ -2,8 +2,8 @@
 
 *Lua*: each condition of an ``if`` or ``elseif`` becomes true, and false; each write is left out.
 *Protocol*: each compensating step, each repeated request and each doubt about a reply is left out
-(:data:`PROTOCOL`). A mutant that no seed kills *survives*: either it makes no difference that a user
-could see, and :data:`REASONS` says why, or a rule is missing.
+(:data:`PROTOCOL`). A mutant that no seed kills *survives*: it makes no difference that a user could
+see, and :data:`REASONS` says why, or a rule is missing.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "the end of an extended lease is counted from the reply",
         "        return sent + ttl_ms / 1000\n",
         "        return clock() + ttl_ms / 1000\n",
+    ),
+    (
+        "protocol.holding",
+        "the end of a renewed lease is counted from the reply",
+        "outcomes.append(sent + ttl_ms / 1000)",
+        "outcomes.append(clock() + ttl_ms / 1000)",
     ),
     (
         "protocol.waiting",
@@ -293,13 +299,30 @@ def _try(job: tuple[int, int]) -> tuple[int, tuple[int, str] | None]:
     return number, kill(every()[number], seeds)
 
 
-REASONS: dict[str, str] = {}
-"""Why a mutant may survive, by how it is shown."""
+REASONS: dict[tuple[str, str], str] = {
+    ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
+    ("enqueue.lua", "true: redis.call('ZCARD', queue) >= limit"): (
+        "equivalent but for the cost: the dead are cleared away although there is room"
+    ),
+    ("enqueue.lua", "true: behind and behind >= start + BAND"): (
+        "equivalent but for the cost: asks once more for what the first question answered"
+    ),
+    ("lualock.protocol.waiting", "a timeout abandons nothing"): (
+        "the attempt is unsettled still, so the way out abandons it; only the error says less"
+    ),
+    ("lualock.protocol.waiting", "an old message is believed"): (
+        "the message itself says since when; what is no more certain is claimed first, and refused"
+    ),
+    ("lualock.protocol.waiting", "a turn of any age is taken for certain"): (
+        "the lease then promises only what is certain, and the claim is read later: less, not wrong"
+    ),
+}
+"""Why a mutant may survive, by its file and what it does."""
 
 
 def reason(mutant: Mutant) -> str:
     """Why it may survive; empty: it may not."""
-    return REASONS.get(str(mutant), "")
+    return REASONS.get((mutant.file, mutant.what), "")
 
 
 def main(seeds: int, workers: int, first: int = 0) -> int:

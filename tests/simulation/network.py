@@ -319,9 +319,11 @@ class Line:
         fate = world.fate() if world.flaky else ""
         if fate == "late":
             # It takes its time on a connection that its process sees closed at once.
-            world.fault("cut", who=process.name, lasts_us=3 * US)
+            world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken, False)
-            world.at(at + int(world.random.random() * 3 * US), self._arrive, sender, whole, True)
+            world.at(
+                at + int(world.random.random() ** 2 * 8 * US), self._arrive, sender, whole, True
+            )
         elif fate == "lost":
             world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken)
@@ -411,7 +413,7 @@ class Asked:
 
     def forgotten(self) -> None:
         """The server has forgotten the script: send it whole."""
-        if self.line is not None:
+        if self.line is not None and not self.over:
             self.line.send(self, whole=True)
 
     def late(self) -> None:
@@ -467,6 +469,11 @@ class Owed:
         self._error: LockError | None = None
         self._resend = self.sent = False
         self.over = False
+
+    @property
+    def reply(self) -> Any:
+        """What came, if it has."""
+        return self._reply
 
     @property
     def answered(self) -> bool:
