@@ -125,9 +125,9 @@ class _LoopConnections:
         while self._calls is None or not self._calls.open:
             if "calls" in self._opening:
                 await self._another_opens("calls", until)
-                continue
-            with self._opens("calls"):
-                self._calls = await self._driver._within(until, self._open)
+            else:
+                with self._opens("calls"):
+                    self._calls = await self._driver._within(until, self._open)
         return self._calls
 
     @contextmanager
@@ -168,10 +168,10 @@ class _LoopConnections:
             while self._ear is None or not self._ear.open:
                 if "ear" in self._opening:
                     await self._another_opens("ear", until)
-                    continue
-                with self._opens("ear"):
-                    self._ear = await self._driver._within(until, self._subscribe)
-                    self._count += 1
+                else:
+                    with self._opens("ear"):
+                        self._ear = await self._driver._within(until, self._subscribe)
+                        self._count += 1
         elif asyncio.get_running_loop().time() - self._ear.heard > QUIET_S and (
             self._pinged is None or self._pinged.done()
         ):
