@@ -65,11 +65,13 @@ CAUSES = {
     "restart": "the server was away; nothing was lost",
     "stall": "the server did not answer",
     "oom": "the server was out of memory",
+    "forbidden": "the server's rules forbade messages",
     "read_only": "the server took no writes",
     "cut": "the process could not be reached",
     "slow": "messages of the process took long",
     "pause": "the process stood still",
     "crash": "the process died; until the server noticed",
+    "unknowing": "who waits could not know that something had changed before it looked again",
     "revived": "the queue or the lock was given back a token that was done with",
     "ghost": "a request ran at the server after its sender had given it up",
 }
@@ -473,7 +475,8 @@ def _check_resource(
             heappush(answered, (until, event.fence))
         elif one.got <= event.t and until < one.until and one.id not in shared:
             other = attempts[owner[top]] if top in owner else one
-            if not _fence_excused(lock, other, one, world):
+            parted = other is not one and world.first_of(OVERLAPS, lock, one.asked, event.t)
+            if not parted and not _fence_excused(lock, other, one, world):
                 text = f"{lock}: the resource refused {event.id}, which had the lock"
                 verdict.violations.append(Violation("resource", event.t, text, (one.id,)))
 

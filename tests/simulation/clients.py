@@ -166,7 +166,7 @@ class Client:
         finally:
             self.waits = {}
             process.ear.forget(token)
-            if why:
+            if why and not process.dead:
                 world.record("gave_up", what=why, **who)
                 world.disowned[token] = world.ended[token] = world.now
         if why:
@@ -244,7 +244,8 @@ class _Holding:
                     self._forgets = True
                     return
             finally:
-                self._let_go()
+                if not process.dead:
+                    self._let_go()
             self._drop()
             broke, failed = process.lost_replies, process.failures
             steps = self._lease._release()
@@ -266,7 +267,7 @@ class _Holding:
             if one_lost and not answered:
                 self._world.wrong("repeat", f"a lost reply was not asked for again: {error}")
         finally:
-            if outcome:
+            if outcome and not process.dead:
                 self._world.record("released", what=outcome, **self._who)
 
     def _drop(self) -> None:

@@ -277,7 +277,7 @@ def _queued(
     if not before.owner and fair == b"1":
         if not others:
             yield "waits, and is the first"
-        if not after.owner and any(run.reachable(one) for one in others):
+        if not after.owner and not run.store.silent and any(map(run.reachable, others)):
             yield "left a lock free for which others wait"
     if run.now > parts[DEADLINE_ENQUEUE]:
         yield "took a place for who does not wait any more"
@@ -295,6 +295,12 @@ def _passed(run: Run, token: bytes) -> Iterator[str]:
     """The lock went to the first who can be reached, and that one was told."""
     before, after = run.before, run.after
     waited = [one for one in before.tickets if one[:22] != token]
+    if run.store.silent:  # nobody can be told, and so nobody is given anything, or forgotten
+        if after.owner not in (b"", before.owner, token):
+            yield "was given to somebody, who could not be told"
+        if not set(waited) <= set(after.tickets):
+            yield "forgot somebody who waits"
+        return
     first = next((one for one in waited if run.reachable(one)), None)
     if after.owner:
         if first is None or first[:22] != after.owner:
@@ -330,7 +336,8 @@ def _given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
     elif fair == b"0":
         waits = [one for one in before.tickets if one[:22] != token]
         first = next((one for one in waits if run.reachable(one)), None)
-        if first is not None and not any(text == first[:22] and n for text, n in run.told):
+        told = any(text == first[:22] and n for text, n in run.told) if first else True
+        if not told and not run.store.silent:
             yield "freed the lock, and told nobody"
     if not after.owner and after.record is None:
         if not run.store.oom:

@@ -19,9 +19,9 @@ JUNK: tuple[bytes, ...] = (
 )
 
 
-FORGOTTEN_US = 65 * US
-"""Who waits in a queue that is deleted, or behind somebody who dies together with the holder,
-cannot know before it looks again."""
+LOOK_US = 65 * US
+"""Who waits far back in a queue looks that rarely. When a lease ends early, a queue is deleted, or
+those before it die together with the holder, it cannot know before."""
 
 
 class Faults:
@@ -59,6 +59,11 @@ class Faults:
     def _alive(self) -> Process | None:
         alive = [process for process in self.processes if not process.dead]
         return self.world.random.choice(alive) if alive else None
+
+    def _unknowing(self, us: int = 0) -> None:
+        """From now on, and after so much time, those who wait may not know how things stand."""
+        until = (self.world.now + us + LOOK_US) / US
+        self.world.record("cause", what="unknowing", until=until)
 
     def flaky(self) -> None:
         """Connections break under requests."""
@@ -129,6 +134,7 @@ class Faults:
                 "cause", what="crash", who=process.name, until=(self.world.now + late) / US
             )
             process.crash()
+            self._unknowing(late)
             if process.ear.line is not None:
                 self.world.after(late, process.ear.line.broken)
 
@@ -181,6 +187,17 @@ class Faults:
     def _writable(self) -> None:
         self.world.server.store.read_only = False
 
+    def forbid(self) -> None:
+        """The server's rules forbid messages."""
+        lasts = self._lasts(3)
+        self.world.server.store.silent = True
+        self.world.fault("forbidden", lasts)
+        self._unknowing(lasts)
+        self.world.after(lasts, self._allow)
+
+    def _allow(self) -> None:
+        self.world.server.store.silent = False
+
     def restart(self) -> None:
         """The server is away, and comes back with its data."""
         self._down("restart")
@@ -227,6 +244,7 @@ class Faults:
         server.tick()
         if world.random.random() < 0.5:
             world.fault("clock_forward")
+            self._unknowing()
             server.offset_us += size
         else:
             # Until the clock is where it was, what it says has been said before.
@@ -240,7 +258,8 @@ class Faults:
         lock = world.random.choice(self.locks)
         key = world.random.choice((lock.key, lock.queue))
         if key in store.data:
-            world.fault("data_loss", FORGOTTEN_US, lock=lock.name)
+            world.fault("data_loss", lock=lock.name)
+            self._unknowing()
             self._losses += 1
             store.delete(key)
 
@@ -257,7 +276,8 @@ class Faults:
         if key in self._junk:
             return
         lasts = self._lasts(3)
-        world.fault("data_loss", lasts + FORGOTTEN_US, lock=lock.name)
+        world.fault("data_loss", lasts, lock=lock.name)
+        self._unknowing(lasts)
         world.faults["overwrite"] += 1
         self._junk.add(key)
         self._ever.add(key)

@@ -15,6 +15,7 @@ from typing import Any
 
 from lualock.drive import wire
 from lualock.errors import LockError, LockUnavailable
+from lualock.keys import queue_key
 from lualock.protocol import (
     LAST_WORD_S,
     Batch,
@@ -28,6 +29,7 @@ from lualock.protocol import (
     Steps,
     Wait,
 )
+from tests.simulation.contract import Seen
 from tests.simulation.store import Refused
 from tests.simulation.world import US, World
 
@@ -35,6 +37,7 @@ TIMEOUT_S = 5.0
 GRACE_S = 0.02
 PATIENCE_S = 60.0
 LAZY_US = 200_000
+LAID_S = 0.5
 
 Done = Callable[..., None]  # (reply, error=None)
 
@@ -321,9 +324,7 @@ class Line:
             # It takes its time on a connection that its process sees closed at once.
             world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken, False)
-            world.at(
-                at + int(world.random.random() ** 2 * 8 * US), self._arrive, sender, whole, True
-            )
+            world.at(at + int(world.random.random() * 8 * US), self._arrive, sender, whole, True)
         elif fate == "lost":
             world.fault("cut", who=process.name, lasts_us=US)
             world.after(world.latency_us, self.broken)
@@ -348,11 +349,28 @@ class Line:
             return
         if sender.over or self.process.dead:
             world.fault("ghost", lock=lock_of(sender.call))
-            world.ghosts(sender.call, sender.call.expires - self.process.offset_s)
+            expires = sender.call.expires - self.process.offset_s
+            world.ghosts(sender.call, expires)
+            if world.t < expires < 1e6 and not self.process.dead:
+                world.at(int((expires + LAID_S) * US), self._is_laid, sender.call)
         reply = server.execute(sender.call, whole)
         if self.alive:
             at = self._replies_at = self.process.arrival(self._replies_at)
             world.at(at, self.process._act, self._answered, (sender, reply))
+
+    def _is_laid(self, call: Call) -> None:
+        """A ghost has expired, and its owner was done with it before: it has nothing any more."""
+        process, world = self.process, self.process.world
+        token = call.parts[2][:22] if len(call.parts) > 5 else call.parts[1]
+        ended = world.ended.get(token)
+        if process.dead or ended is None or ended > world.now - LAID_S * US:
+            return
+        if world.excused(process.name, LAID_S):
+            return
+        store, lock = world.server.store, call.parts[0]
+        seen = Seen.look(store, lock, queue_key(lock))
+        if seen.owner == token or any(ticket[:22] == token for ticket in seen.tickets):
+            world.wrong("ghost", f"what {token.decode().rstrip('.')} once asked for was not laid")
 
     def _answered(self, sender: Any, reply: Any) -> None:
         if not self.open or sender not in self.owed:
@@ -413,7 +431,7 @@ class Asked:
 
     def forgotten(self) -> None:
         """The server has forgotten the script: send it whole."""
-        if self.line is not None and not self.over:
+        if self.line is not None and not self.over and not self.call.moot:
             self.line.send(self, whole=True)
 
     def late(self) -> None:
@@ -482,6 +500,8 @@ class Owed:
 
     def forgotten(self) -> None:
         """The server has forgotten the script. A thread sees that when it looks, a loop at once."""
+        if self.call.moot:
+            return
         self._resend = True
         if not self._line.process.threads:
             self._send_whole()

@@ -28,6 +28,7 @@ OK = type("Status", (), {"__repr__": lambda self: "OK"})()
 
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
+FORBIDDEN = "NOPERM this user has no permissions to access the channel"
 READ_ONLY = "READONLY You can't write against a read only replica."
 
 
@@ -96,7 +97,7 @@ class Store:
         self.now_us = 0
         self.data: dict[bytes, Value] = {}
         self.ends: dict[bytes, int] = {}  # ms since 1970
-        self.oom = self.read_only = False
+        self.oom = self.read_only = self.silent = False
         self.wrote = False  # whether the script that runs has written
         self.publish: Callable[[bytes, bytes], int] = lambda channel, message: 0
         self.numsub: Callable[[bytes], int] = lambda channel: 0
@@ -107,7 +108,7 @@ class Store:
         """Forget everything."""
         self.data.clear()
         self.ends.clear()
-        self.oom = self.read_only = False
+        self.oom = self.read_only = self.silent = False
 
     def snapshot(self) -> tuple[dict[bytes, Value], dict[bytes, int]]:
         """The data as they are now."""
@@ -332,6 +333,8 @@ class Store:
 
     @_command("PUBLISH")
     def _publish(self, channel: bytes, message: bytes) -> Reply:
+        if self.silent:
+            raise Refused(FORBIDDEN)
         return self.publish(channel, message)
 
     @_command("PUBSUB")

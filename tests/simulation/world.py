@@ -36,6 +36,7 @@ class World:
         self.found: list[Violation] = []  # what is wrong at sight
         self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
+        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
         self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
@@ -91,9 +92,18 @@ class World:
         if self.trace is not None:
             self.trace.append(f"{self.now / US:12.6f}  {text}")
 
+    def excused(self, who: str, for_s: float) -> bool:
+        """Whether anything kept this process from the server in the last so many seconds, or made
+        the server forget."""
+        return max(self._troubled.get(who, 0.0), self._troubled.get("", 0.0)) >= self.t - for_s
+
     def fault(self, what: str, lasts_us: int = 0, **fields: Any) -> None:
         """Write down a fault."""
         self.faults[what] += 1
+        if what != "ghost":
+            who = fields.get("who", "")
+            end_s = (self.now + lasts_us) / US + (1e9 if what in (*OVERLAPS, "clock_back") else 0)
+            self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
         self.record("cause", what=what, until=(self.now + lasts_us) / US, **fields)
 
     def fate(self) -> str:
@@ -136,6 +146,7 @@ class Server:
         self.offset_us = 0
         self.grain_us = 1
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
+        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
         self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         self.known: set[str] = set()
