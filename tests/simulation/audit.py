@@ -1,0 +1,101 @@
+"""What only somebody who sees the server and the clients at once can tell.
+
+The checker judges what the clients say; this looks at the server's own data after each script:
+
+orphan     a lock is held under a token whose owner is done with it (released, gave up)
+contract   a script did not do what its header says, or said what is not so (``contract.py``)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lualock.keys import queue_key
+from lualock.protocol import Call
+from tests.simulation.checker import LOSSES, Causes, Event
+from tests.simulation.contract import Run, Seen, broken
+from tests.simulation.network import lock_of
+from tests.simulation.world import US, World
+
+GRACE_US = 120_000
+"""How long after its owner is done with it a token may still have the lock in a calm network."""
+
+
+class Audit:
+    """Watches one server during one run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._owner: dict[str, tuple[bytes, int]] = {}
+        self._orphans: list[tuple[str, bytes, int, int]] = []
+        world.server.before, world.server.watch = self._before, self._watch
+        world.server.store.lost = self._lost
+
+    def _before(self, call: Call) -> None:
+        store, lock = self._world.server.store, call.parts[0]
+        self._seen = Seen.look(store, lock, queue_key(lock))
+
+    def _watch(self, call: Call, reply: Any) -> None:
+        store, lock = self._world.server.store, call.parts[0]
+        after = Seen.look(store, lock, queue_key(lock))
+        self._change(lock_of(call), after.owner)
+        told = self._world.server.told
+        for what in broken(Run(call, self._seen, after, reply, told, store)):
+            self._world.wrong("contract", f"{call.script.name} {what}")
+
+    def _lost(self, key: bytes, value: Any, end_ms: int | None) -> None:
+        """A key is gone."""
+        if type(value) is not bytes or not key.endswith(b"}"):
+            return
+        lock = key.decode().partition("{")[2].rstrip("}")
+        world = self._world
+        world.history.append(Event(world.t, "cause", lock=lock, what="forgot"))
+        if value[:1] in (b"H", b"W") and end_ms is not None:
+            if value[17:39] not in world.known:
+                # Nobody said that he has it, so nobody else can tell that its lease ended.
+                world.record("cause", lock=lock, what="expired")
+            since_ms = (world.server.store.now_us // 1000 - end_ms) * 1000
+            self._change(lock, b"", world.now - since_ms)
+
+    def _change(self, lock: str, owner: bytes, at: int | None = None) -> None:
+        before, since = self._owner.get(lock, (b"", 0))
+        if before != owner:
+            now = self._world.now
+            self._owner[lock] = owner, now
+            if self._world.ended.get(owner, now) < now - GRACE_US:
+                # Judged as an orphan below; who waits behind it is not to blame.
+                event = Event(now / US, "cause", lock=lock, what="revived", until=now / US + 3)
+                self._world.history.append(event)
+            done = self._world.disowned.get(before)
+            if before and done is not None:
+                start, end = max(since, done), now if at is None else at
+                if end > start + GRACE_US:
+                    self._orphans.append((lock, before, start, end))
+
+    def finish(self, settle_s: float) -> None:
+        """Judge what was seen: an orphan is excused by what befell anybody just before."""
+        world = self._world
+        for lock, (owner, _) in list(self._owner.items()):
+            if owner:
+                self._change(lock, b"")
+        causes = Causes(
+            [
+                event
+                for event in world.history
+                if event.kind == "cause" and event.what not in ("revived", "expired", "ghost")
+            ]
+        )
+        for lock, token, start, end in self._orphans:
+            who, asked = world.asked[token]
+            if causes.first_of(LOSSES, lock, asked, end / US):
+                continue  # brought back from the dead
+            # A ghost may have taken it; it is laid when it has expired.
+            since = max(start / US, world.ghost_until.get(token, 0.0))
+            if end / US < since + GRACE_US / US:
+                continue
+            if not causes.excuses(lock, since - settle_s, since + GRACE_US / US, who):
+                text = (
+                    f"{lock} was held for {token.rstrip(b'.').decode()} from {start / US:.6f} to "
+                    f"{end / US:.6f}, and nobody knew"
+                )
+                world.wrong("orphan", text)

@@ -1,0 +1,361 @@
+"""What the clients of a run do: the glue between the world and the shipped protocol.
+
+Everything that knows how the library is called is here: what an acquisition asks for, and how a
+lease is renewed and released. The shells (``lualock/sync.py``) do the same with real drivers.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lualock import keys, options
+from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
+from lualock.lease import BaseLease, Care
+from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo
+from lualock.watch import Watch
+from tests.simulation.network import Interrupted, Process, Task
+from tests.simulation.world import US
+
+
+@dataclass(slots=True)
+class Lock:
+    """A lock of this run, and the resource behind it."""
+
+    name: str
+    fair: bool
+    max_waiters: bytes
+    top: int = -1  # the greatest fence that the resource has seen
+
+    def __post_init__(self) -> None:
+        self.key = keys.lock_key(b"sim", self.name)
+        self.queue = keys.queue_key(self.key)
+
+    key: bytes = b""
+    queue: bytes = b""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One acquisition, and what is done with it."""
+
+    lock: Lock
+    idle_s: float
+    wait_s: float | None
+    ttl_ms: int
+    hold_s: float
+    priority: int
+    renew: bool
+    careful: bool  # looks whether it has the lease before it writes
+    ending: str  # release, forget, extend, undo, pass
+
+
+class Renewal(Watch):
+    """What the shells' renewal thread and timer are in the simulator: one for each process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._busy = False
+        self._start_empty(process.server_clock)
+
+    def _wake_at(self, look_at: float) -> None:
+        self._wakes_at = look_at
+        late_s = max(0.0, look_at - self._process.clock())
+        self._process.soon(int(late_s * US) + 1, self._wake, look_at)
+
+    def _wake(self, look_at: float) -> None:
+        if not self._busy and look_at == self._wakes_at:
+            self._busy = True
+            self._process.start(self.round(), self._looked)
+
+    def _looked(self, lost: Any, error: BaseException | None) -> None:
+        self._busy, self._wakes_at = False, math.inf
+        next_look = self.next_look()
+        if next_look < math.inf:
+            self._wake_at(next_look)
+
+    def _tell(self, lease: BaseLease) -> None:
+        pass
+
+
+class Client:
+    """A thread or a task that takes locks, one after the other."""
+
+    def __init__(self, process: Process, name: str, renewal: Renewal) -> None:
+        self.process = process
+        self.renewal = renewal
+        self.heirs: list[Client] = []  # who may be passed a lease
+        self.world = process.world
+        self.name = name
+        self.turns: list[Turn] = []
+        self.calm_turns: list[Turn] = []
+        self.calm_at_s = 0.0
+        self.task: Task | None = None
+        self.done = False
+        self.waits: dict[str, str] = {}  # the acquisition under way
+        self._count = 0
+        self._crowded: dict[str, bool] = {}
+
+    def life(self) -> Steps[None]:
+        """All turns."""
+        for turn in (*self.turns, *self.calm_turns):
+            try:
+                while turn in self.calm_turns and self.world.t < self.calm_at_s:
+                    yield Wait(self.calm_at_s - self.world.t + 1e-6)
+                yield from self._turn(turn)
+            except Interrupted:
+                continue
+        self.done = True
+
+    def _turn(self, turn: Turn, adopts: bytes = b"") -> Steps[None]:
+        if not adopts:
+            yield Wait(turn.idle_s)
+        self._count += 1
+        name, lock, process, world = (
+            f"{self.name}.{self._count}",
+            turn.lock,
+            self.process,
+            self.world,
+        )
+        token = name.ljust(22, ".").encode()
+        ask = Ask(
+            name=lock.name,
+            key=lock.key,
+            queue=lock.queue,
+            token=token,
+            ttl_ms=turn.ttl_ms,
+            about=name.encode(),
+            band=options.band(turn.priority),
+            max_waiters=lock.max_waiters,
+            fair=b"1" if lock.fair else b"0",
+            crowded=self._crowded.get(lock.name, False),
+        )
+        who = {"lock": lock.name, "who": process.name, "id": name}
+        asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
+        world.record("ask", what="adopt" if adopts else "", **who, **asked)
+        why = "unavailable"
+        world.asked[token] = process.name, world.t
+        self.waits = who
+        try:
+            if adopts:
+                grant = yield from adopt(ask, adopts, process.server_clock)
+            else:
+                grant = yield from acquire(ask, process.server_clock, turn.wait_s)
+            if turn.ending == "undo":  # interrupted just before anybody heard of it
+                world.record("leave", **who)
+                yield from undo(ask)
+                raise Interrupted
+            why = ""
+        except QueueFull:
+            why = "full"
+        except NotAcquired as refused:
+            why = "timeout"
+            if refused.holder == name:
+                world.wrong("refusal", f"{name} was refused for its own sake")
+        except KeyConflict:
+            why = "conflict"
+            if not world.faults["overwrite"]:
+                world.wrong("conflict", f"{name} was told of a conflict, and there is none")
+        except Interrupted:
+            why = "interrupted"
+            raise
+        except LockError:
+            pass
+        finally:
+            self.waits = {}
+            process.ear.forget(token)
+            if why and not process.dead:
+                world.record("gave_up", what=why, **who)
+                world.disowned[token] = world.ended[token] = world.now
+        if why:
+            return
+        self._crowded[lock.name] = grant.waited
+        world.known.add(token)
+        care = Care(turn.renew)
+        lease = BaseLease(ask, grant, process, self.renewal if turn.renew else None, care)
+        holding = _Holding(self, turn, ask, lease, who)
+        world.record("got", fence=grant.fence, until=holding.until(), **who)
+        world.server.check_deadline(lock.key, token, holding.until())
+        yield from holding.hold()
+
+    def adopt(self, turn: Turn, token: bytes) -> None:
+        """Take over somebody's lease, beside whatever else is being done."""
+        other = Client(self.process, f"{self.name}x{self._count}", self.renewal)
+        self._count += 1
+        other.heirs = self.heirs
+        other.done = True  # it has no turns of its own
+        self.heirs.append(other)
+        other.task = self.process.start(other._adopts(turn, token))
+        if self.world.faults["interrupt"] and self.world.random.random() < 0.5:
+            soon = int(self.world.random.random() * self.world.latency_us * 8)
+            self.process.soon(soon, other.interrupt)
+
+    def _adopts(self, turn: Turn, token: bytes) -> Steps[None]:
+        with suppress(Interrupted):
+            yield from self._turn(turn, token)
+
+    def interrupt(self) -> None:
+        """Cancel it, wherever it is."""
+        if self.waits:
+            self.world.record("leave", **self.waits)
+        if self.task is not None:
+            self.task.interrupt()
+
+
+class _Holding:
+    """A lease, and what is done while it lasts."""
+
+    def __init__(
+        self, client: Client, turn: Turn, ask: Ask, lease: BaseLease, who: dict[str, str]
+    ) -> None:
+        self._client = client
+        self._process, self._world = client.process, client.world
+        self._turn, self._ask, self._lease, self._who = turn, ask, lease, who
+        self._told = self.until()
+        self._over = self._forgets = False
+
+    def until(self) -> float:
+        """Its deadline, on the common clock."""
+        return self._lease._grant.deadline - self._process.offset_s
+
+    def hold(self) -> Steps[None]:
+        """Work, and let go."""
+        turn, process = self._turn, self._process
+        outcome = "unknown"
+        broke = failed = 0
+        try:
+            try:
+                for _ in range(3):
+                    self._work()
+                    yield Wait(turn.hold_s / 3)
+                self._work()
+                if turn.ending == "extend":
+                    yield from self._extend()
+                if turn.ending == "pass":
+                    outcome = self._pass()
+                    return
+                if turn.ending == "forget":
+                    self._drop()
+                    self._over = True
+                    while self._lease._grant.claim is not None and self._lease.held:
+                        yield Wait(0.05)
+                    self._forgets = True
+                    return
+            finally:
+                if not process.dead:
+                    self._let_go()
+            self._drop()
+            broke, failed = process.lost_replies, process.failures
+            steps = self._lease._release()
+            if steps is not None:
+                yield from steps
+            outcome = "released"
+        except LeaseLost:
+            outcome = "lost"
+        except Interrupted:
+            # The shell's `with` releases, whatever interrupted the body.
+            if not self._lease._grant.released:
+                self._drop()
+                process.start(self._last_release())
+                outcome = ""
+            raise
+        except LockError as error:
+            one_lost = process.lost_replies - broke == 1 and process.failures == failed
+            answered = isinstance(error, KeyConflict) or "is not ours any more" in str(error)
+            if one_lost and not answered:
+                self._world.wrong("repeat", f"a lost reply was not asked for again: {error}")
+        finally:
+            if outcome and not process.dead:
+                self._world.record("released", what=outcome, **self._who)
+
+    def _drop(self) -> None:
+        if self._turn.renew:
+            self._client.renewal.drop(self._lease)
+
+    def _pass(self) -> str:
+        """Pass the lease on to somebody else."""
+        self._look()
+        self._lease.handle()
+        self._forgets = True
+        self._world.record("let_go", **self._who)
+        heir = self._world.random.choice(self._client.heirs)
+        if heir.process.dead:
+            return "unknown"
+        turn = replace(self._turn, ending="release", wait_s=None)
+        # A message brings the handle.
+        heir.process.soon(self._world.latency_us, heir.adopt, turn, self._ask.token)
+        if self._world.random.random() < 0.2:
+            self._process.soon(0, self._take_back)  # it wants it back, if it was not adopted yet
+        return "passed"
+
+    def _take_back(self) -> None:
+        steps = self._lease._release()
+        if steps is not None:
+            self._process.start(steps)
+
+    def _let_go(self) -> None:
+        self._look()
+        self._world.ended[self._ask.token] = self._world.now
+        if not self._forgets:
+            self._over = True
+            self._world.record("let_go", **self._who)
+            self._world.disowned[self._ask.token] = self._world.now
+
+    def _last_release(self) -> Steps[None]:
+        outcome = "unknown"
+        try:
+            steps = self._lease._release()
+            if steps is not None:
+                yield from steps
+            outcome = "released"
+        except LeaseLost:
+            outcome = "lost"
+        except LockError:
+            pass
+        self._world.record("released", what=outcome, **self._who)
+
+    def _look(self) -> None:
+        """What the lease says of itself now."""
+        lease = self._lease
+        claim: Any = lease._grant.claim
+        lease.remaining()  # reads the reply to the claim
+        settled = claim is not None and lease._grant.claim is None
+        refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"extended"
+        if refused and lease.held:
+            self._world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
+        until = self.until()
+        if until != self._told:
+            self._told = until
+            self._world.record("until", until=until, **self._who)
+            self._world.server.check_deadline(self._ask.key, self._ask.token, until)
+        if lease._grant.lost and not self._over:
+            self._over = True
+            self._world.record("let_go", **self._who)
+
+    def _work(self) -> None:
+        self._look()
+        lock, fence = self._turn.lock, self._lease.fence
+        if self._lease.held or not self._turn.careful:
+            accepted = fence >= lock.top
+            lock.top = max(lock.top, fence)
+            what = "accepted" if accepted else "refused"
+            self._world.record("wrote", fence=fence, what=what, **self._who)
+
+    def _extend(self) -> Steps[None]:
+        with suppress(LockError):
+            yield from self._lease._extend(self._turn.ttl_ms)
+        self._look()
+
+
+def observe(world_locks: list[Lock], process: Process, times: int) -> Steps[None]:
+    """Somebody who looks who has a lock, now and then."""
+    chance = process.world.random
+    for _ in range(times):
+        yield Wait(chance.random() * 2)
+        lock = chance.choice(world_locks)
+        try:
+            yield from inspect(lock.name, lock.key, lock.queue)
+        except (LockError, Interrupted):
+            continue

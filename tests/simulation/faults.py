@@ -1,0 +1,311 @@
+"""What is done to a run, and when. Each seed draws its own mix (swarm testing): with every fault in
+every run, some would hide what others need to show themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.simulation.clients import Client, Lock
+from tests.simulation.network import Process
+from tests.simulation.store import SortedSet, Value
+from tests.simulation.world import US, World
+
+JUNK: tuple[bytes, ...] = (
+    b"",
+    b"x",
+    b"H" + b"1" * 20,
+    b"Hnot a number....." + b"t" * 40,
+    b"Z1800000000000000" + b"t" * 44 + b"who",
+)
+
+
+LOOK_US = 65 * US
+"""Who waits far back in a queue looks that rarely. When a lease ends early, a queue is deleted, or
+those before it die together with the holder, it cannot know before."""
+
+
+class Faults:
+    """Does things to one world until its calm begins."""
+
+    def __init__(
+        self, world: World, processes: list[Process], clients: list[Client], locks: list[Lock]
+    ) -> None:
+        self.world = world
+        self.processes = processes
+        self.clients = clients
+        self.locks = locks
+        self.calm = 0
+        self._junk: set[bytes] = set()  # the keys that hold something of others now,
+        self._ever: set[bytes] = set()  # and those that ever did
+        self._losses = 0  # how often data were taken away or written over
+
+    def plan(self, calm: int, *, deaths: bool) -> None:
+        """Draw a mix, and when each of its faults strikes; none lasts beyond ``calm``. ``deaths``:
+        where it matters who of those in line is dead, somebody dies."""
+        self.calm = calm
+        chance = self.world.random
+        kinds = list(_KINDS)
+        chance.shuffle(kinds)
+        if deaths:
+            kinds.insert(0, "crash")
+        for kind in kinds[: 1 + int(chance.random() ** 2 * 6)]:
+            for _ in range(1 + int(chance.random() * 4)):
+                self.world.at(int(chance.random() * calm * 0.9), _KINDS[kind], self)
+
+    def _lasts(self, most_s: float) -> int:
+        wanted = int(self.world.random.random() ** 2 * most_s * US) + 1000
+        return max(1, min(wanted, self.calm - self.world.now))
+
+    def _alive(self) -> Process | None:
+        alive = [process for process in self.processes if not process.dead]
+        return self.world.random.choice(alive) if alive else None
+
+    def _unknowing(self, us: int = 0) -> None:
+        """From now on, and after so much time, those who wait may not know how things stand."""
+        until = (self.world.now + us + LOOK_US) / US
+        self.world.record("cause", what="unknowing", until=until)
+
+    def flaky(self) -> None:
+        """Connections break under requests."""
+        world, lasts = self.world, self._lasts(5)
+        world.faults["flaky"] += 1
+        world.flaky = 0.05 + world.random.random() * 0.3
+        world.after(lasts, self._not_flaky)
+        if world.random.random() < 0.5:
+            self.slow()  # then others have time while one asks again
+
+    def _not_flaky(self) -> None:
+        self.world.flaky = 0.0
+
+    def slow(self) -> None:
+        """Messages of a process take long, and each another time."""
+        process = self._alive()
+        if process is not None:
+            lasts = self._lasts(5)
+            process.slow_us = int(self.world.random.random() * 400_000)
+            # What was sent last may arrive last.
+            self.world.fault("slow", lasts + 2 * process.slow_us, who=process.name)
+            self.world.after(lasts, self._not_slow, process)
+
+    def _not_slow(self, process: Process) -> None:
+        process.slow_us = 0
+
+    def cut(self) -> None:
+        """A process can neither send nor hear; what is under way arrives later."""
+        process = self._alive()
+        if process is not None:
+            lasts = self._lasts(8)
+            process.cut_until = max(process.cut_until, self.world.now + lasts)
+            self.world.fault("cut", lasts + US, who=process.name)
+
+    def reset(self) -> None:
+        """A process loses a connection for messages. It may notice only later."""
+        process = self._alive()
+        if process is not None and process.ear.line is not None:
+            late = self._lasts(6) if self.world.random.random() < 0.5 else 150
+            self.world.fault("cut", late + US, who=process.name)
+            process.ear.line.broken(late)
+
+    def half_open(self) -> None:
+        """A process has lost the connection for messages, and the server does not know."""
+        process = self._alive()
+        if process is not None and (line := process.ear.line) is not None:
+            late = self._lasts(6)
+            self.world.fault("cut", late + US, who=process.name)
+            line.close()
+            self.world.after(late, line.broken)
+
+    def pause(self) -> None:
+        """SIGSTOP, and later SIGCONT."""
+        process = self._alive()
+        if process is not None:
+            lasts = self._lasts(8)
+            process.paused_until = max(process.paused_until, self.world.now + lasts)
+            self.world.fault("pause", lasts, who=process.name)
+
+    def crash(self) -> None:
+        """SIGKILL. Where the machine is gone too, the server notices only later."""
+        process = self._alive()
+        if process is not None:
+            late = self._lasts(6) if self.world.random.random() < 0.3 else 300
+            self.world.faults["crash"] += 1
+            self.world.record("gone", who=process.name)
+            self.world.record(
+                "cause", what="crash", who=process.name, until=(self.world.now + late) / US
+            )
+            process.crash()
+            self._unknowing(late)
+            if process.ear.line is not None:
+                self.world.after(late, process.ear.line.broken)
+
+    def interrupt(self) -> None:
+        """A task is cancelled, or a thread gets a KeyboardInterrupt."""
+        running = [
+            client
+            for client in self.clients
+            if client.task in client.process.tasks and self.world.now >= client.process.paused_until
+        ]
+        asking = [client for client in running if client.task is not None and client.task.asks]
+        if asking or (running and self.world.random.random() < 0.02):
+            self.world.faults["interrupt"] += 1
+            self.world.random.choice(asking or running).interrupt()
+            if self.world.random.random() < 0.8 and self.world.now < self.calm * 0.9:
+                self.world.after(int(self.world.random.random() * 500_000), self.interrupt)
+        elif running and self.world.now < self.calm * 0.9:
+            # While a request is under way is when it hurts most.
+            self.world.after(int(self.world.random.random() * 20_000) + 1, self.interrupt)
+
+    def stall(self) -> None:
+        """The server stands still."""
+        lasts = self._lasts(4)
+        server = self.world.server
+        server.stalled_until = max(server.stalled_until, self.world.now + lasts)
+        self.world.fault("stall", lasts)
+
+    def flush(self) -> None:
+        """The server forgets its scripts."""
+        self.world.faults["flush"] += 1
+        self.world.server.known = set()
+
+    def oom(self) -> None:
+        """The server is out of memory."""
+        lasts = self._lasts(3)
+        self.world.server.store.oom = True
+        self.world.fault("oom", lasts)
+        self.world.after(lasts, self._not_oom)
+
+    def _not_oom(self) -> None:
+        self.world.server.store.oom = False
+
+    def read_only(self) -> None:
+        """The server takes no writes."""
+        lasts = self._lasts(2)
+        self.world.server.store.read_only = True
+        self.world.fault("read_only", lasts)
+        self.world.after(lasts, self._writable)
+
+    def _writable(self) -> None:
+        self.world.server.store.read_only = False
+
+    def forbid(self) -> None:
+        """The server's rules forbid messages."""
+        lasts = self._lasts(3)
+        self.world.server.store.silent = True
+        self.world.fault("forbidden", lasts)
+        self._unknowing(lasts)
+        self.world.after(lasts, self._allow)
+
+    def _allow(self) -> None:
+        self.world.server.store.silent = False
+
+    def restart(self) -> None:
+        """The server is away, and comes back with its data."""
+        self._down("restart")
+
+    def wipe(self) -> None:
+        """The server is away, and comes back empty."""
+        server = self.world.server
+        self._losses += 1
+        server.store.data.clear()
+        server.store.ends.clear()
+        self._down("data_loss")
+
+    def _down(self, what: str) -> None:
+        server, lasts = self.world.server, self._lasts(3)
+        self.world.fault(what, lasts)
+        server.down = True
+        server.break_all()
+        self.world.after(lasts, self._up)
+
+    def _up(self) -> None:
+        self.world.server.down = False
+
+    def failover(self) -> None:
+        """A replica, which lacks the last writes, takes over."""
+        self.world.server.tick()
+        kept = self.world.server.store.snapshot()
+        self.world.after(self._lasts(1), self._take_over, kept)
+
+    def _take_over(self, kept: tuple[dict[bytes, Value], dict[bytes, int]]) -> None:
+        self._losses += 1
+        store = self.world.server.store
+        store.restore(kept)
+        for key in self._ever:  # or it would be there for ever
+            if key in store.data and not _ours(store.data[key]):
+                del store.data[key]
+                store.ends.pop(key, None)
+        self._down("failover")
+
+    def step(self) -> None:
+        """The server's clock steps."""
+        world = self.world
+        size = int(10 ** (3 + world.random.random() * 4.3))
+        server = world.server
+        server.tick()
+        if world.random.random() < 0.5:
+            world.fault("clock_forward")
+            self._unknowing()
+            server.offset_us += size
+        else:
+            # Until the clock is where it was, what it says has been said before.
+            world.fault("clock_back")
+            server.offset_us -= size
+        server.tick()
+
+    def evict(self) -> None:
+        """A key is deleted: by hand, or because it had an expiry and memory was short."""
+        world, store = self.world, self.world.server.store
+        lock = world.random.choice(self.locks)
+        key = world.random.choice((lock.key, lock.queue))
+        if key in store.data:
+            world.fault("data_loss", lock=lock.name)
+            self._unknowing()
+            self._losses += 1
+            store.delete(key)
+
+    def overwrite(self) -> None:
+        """Somebody writes something else to the lock's key, and later removes it."""
+        world, store = self.world, self.world.server.store
+        lock = world.random.choice(self.locks)
+        key = world.random.choice((lock.key, lock.key, lock.queue))
+        junk: Value = world.random.choice((*JUNK, None))
+        if junk is None or key == lock.queue:
+            junk = SortedSet() if key == lock.key else b"junk"
+            if key == lock.key:
+                junk.add(b"junk", 1.0)
+        if key in self._junk:
+            return
+        lasts = self._lasts(3)
+        world.fault("data_loss", lasts, lock=lock.name)
+        self._unknowing(lasts)
+        world.faults["overwrite"] += 1
+        self._junk.add(key)
+        self._ever.add(key)
+        store.data[key] = junk
+        store.ends.pop(key, None)
+        self._losses += 1
+        world.after(lasts, self._restore, key, junk, self._losses)
+
+    def _restore(self, key: bytes, junk: Value, losses: int) -> None:
+        store = self.world.server.store
+        self._junk.discard(key)
+        if key not in store.data:
+            return  # another fault took it
+        if store.data[key] is junk:
+            del store.data[key]
+        elif self._losses == losses:
+            self.world.wrong("foreign", f"what lualock did not write at {key!r} was changed")
+
+
+def _ours(value: Value) -> bool:
+    """Whether lualock wrote it."""
+    if isinstance(value, SortedSet):
+        return b"junk" not in value.scores
+    return value not in (*JUNK, b"junk")
+
+
+_KINDS: dict[str, Callable[[Faults], None]] = {
+    name: value
+    for name, value in vars(Faults).items()
+    if callable(value) and not name.startswith("_") and name != "plan"
+}

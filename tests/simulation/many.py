@@ -1,0 +1,55 @@
+"""Many seeds, on several cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from tests.simulation.run import Result, play
+from tests.simulation.world import Server
+
+CHUNK = 200
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def run_chunk(seeds: range) -> Result:
+    """Run some seeds in this process."""
+    global _server
+    if _server is None:
+        _server = Server()
+    total = Result()
+    for seed in seeds:
+        total.add(play(seed, _server))
+    return total
+
+
+_server: Server | None = None
+
+
+def run_many(first: int, count: int, workers: int) -> Iterable[Result]:
+    """Run many seeds on several cores, and tell of each chunk."""
+    ends = range(first, first + count, CHUNK)
+    chunks = [range(start, min(start + CHUNK, first + count)) for start in ends]
+    return in_parallel(run_chunk, chunks, workers)
+
+
+def in_parallel(work: Callable[[A], B], jobs: list[A], workers: int) -> Iterable[B]:
+    """Do work in several processes; the results come in order."""
+    if workers == 1:
+        yield from map(work, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(work, jobs)
+
+
+def hunt(changed: dict[bytes, bytes], most: int, first: int = 0) -> tuple[int, str] | None:
+    """The first seed that fails on changed scripts, and by which rule; None: none of ``most``."""
+    server = Server()
+    server.sources = changed
+    for seed in range(first, first + most):
+        failing = play(seed, server).failing
+        if failing:
+            return seed, failing[0][1][0].rule
+    return None

@@ -1,0 +1,353 @@
+"""Removes each guard, one at a time, and sees whether the simulator notices.
+
+*Lua*: each condition of an ``if`` or ``elseif`` becomes true, and false; each write is left out.
+*Protocol*: each compensating step, each repeated request and each doubt about a reply is left out
+(:data:`PROTOCOL`). A mutant that no seed kills *survives*: it makes no difference that a user could
+see, and :data:`REASONS` says why, or a rule is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import lualock
+from lualock.script import SCRIPTS, parse
+from tests.simulation.many import hunt, in_parallel
+
+SEEDS = 3000
+FOLDER = Path(lualock.__file__).parent
+
+_IF = re.compile(r"^( *)(if|elseif) (.*) then$", re.MULTILINE)
+_WRITE = re.compile(
+    r"redis\.p?call\('(?:SET|SETRANGE|DEL|PEXPIRE|ZADD|ZREM|ZPOPMIN|PUBLISH)'[^\n]*"
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One guard that was removed: in a script or an include, or in a module of Python."""
+
+    file: str
+    line: int
+    what: str
+    shipped: str  # the whole text of the file before
+    changed: str  # and after
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.what}"
+
+
+def lua_mutants() -> Iterator[Mutant]:
+    """Of every file of Lua, includes too."""
+    folder = FOLDER / "scripts"
+    for path in sorted([*folder.glob("*.lua"), *folder.glob("include/*.lua")]):
+        text = path.read_text()
+        name = str(path.relative_to(folder))
+        for found in _IF.finditer(text):
+            line = text.count("\n", 0, found.start()) + 1
+            for value in ("true", "false"):
+                start, end = found.span(3)
+                changed = text[:start] + value + text[end:]
+                yield Mutant(name, line, f"{value}: {found[3]}", text, changed)
+        for found in _WRITE.finditer(text):
+            line = text.count("\n", 0, found.start()) + 1
+            start, end = _call(text, found.start())
+            changed = text[:start] + _NOTHING + text[end:]
+            yield Mutant(name, line, f"left out: {text[start:end]}", text, changed)
+
+
+_NOTHING = "(function() return {ok = 'OK', n = 0} end)()"
+
+
+def _call(text: str, start: int) -> tuple[int, int]:
+    """Where a call begins and its parentheses end."""
+    depth = 0
+    for at in range(text.index("(", start), len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if not depth:
+            return start, at + 1
+    raise ValueError(f"a call without an end: {text[start : start + 60]}")
+
+
+PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "protocol.holding",
+        "a request whose reply was lost is not repeated",
+        "    if not error.outcome_unknown:\n        raise error\n    try:",
+        "    raise error\n    try:",
+    ),
+    (
+        "protocol.holding",
+        "an interrupted release gives nothing back",
+        'yield from give_back(ask, b"", None)',
+        "pass",
+    ),
+    (
+        "protocol.holding",
+        "a release lays no ghost",
+        "if grant.ghost is not None:\n        yield from _release_and_lay",
+        "if False:\n        yield from _release_and_lay",
+    ),
+    (
+        "protocol.holding",
+        "an interruption abandons nothing",
+        "yield Call(ABANDON, parts, compensating=True)",
+        "pass",
+    ),
+    (
+        "protocol.holding",
+        "an interruption lays no ghost",
+        "        if ghost is not None:  # first, for it cannot fail\n",
+        "        if False:\n",
+    ),
+    (
+        "protocol.holding",
+        "a ghost's place in the queue stays",
+        'ghost.parts[2] if ghost.script is ENQUEUE else b""',
+        'b""',
+    ),
+    (
+        "protocol.holding",
+        "a repeated release believes that its lease had ended",
+        'if asked_again and reply[0] != b"conflict":',
+        "if False:",
+    ),
+    (
+        "protocol.holding",
+        "a release for which others wait is taken for done",
+        'if reply == b"waited":',
+        "if False:",
+    ),
+    (
+        "protocol.holding",
+        "the end of an extended lease is counted from the reply",
+        "        return sent + ttl_ms / 1000\n",
+        "        return clock() + ttl_ms / 1000\n",
+    ),
+    (
+        "protocol.holding",
+        "the end of a renewed lease is counted from the reply",
+        "outcomes.append(sent + ttl_ms / 1000)",
+        "outcomes.append(clock() + ttl_ms / 1000)",
+    ),
+    (
+        "protocol.waiting",
+        "a timeout abandons nothing",
+        "told = yield from abandon(attempt)",
+        "told = None",
+    ),
+    (
+        "protocol.waiting",
+        "a timeout lays no ghost",
+        "            if (ghost := attempt.possible_ghost()) is not None:\n"
+        "                yield lay(ask, ghost)\n            raise",
+        "            raise",
+    ),
+    (
+        "protocol.waiting",
+        "an interruption gives nothing back",
+        "yield from give_back(ask, attempt.ticket, ghost)",
+        "pass",
+    ),
+    (
+        "protocol.waiting",
+        "the ghost of what was won is forgotten",
+        "ask.grant.ghost = attempt.ghost",
+        "pass",
+    ),
+    (
+        "protocol.waiting",
+        "what was won is not undone",
+        'yield from give_back(ask, b"", ask.grant.ghost)',
+        "yield from ()",
+    ),
+    (
+        "protocol.waiting",
+        "an old message is believed",
+        "elif told[:16] > attempt.seen:",
+        "elif told:",
+    ),
+    (
+        "protocol.waiting",
+        "a claim that was refused is taken for a lease",
+        'if reply != b"extended":',
+        "if False:",
+    ),
+    (
+        "protocol.waiting",
+        "a turn of any age is taken for certain",
+        "if certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
+        "if True:",
+    ),
+    (
+        "protocol.waiting",
+        "the end of a lease is counted from the reply",
+        "            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)\n",
+        "            return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000)\n",
+    ),
+    (
+        "protocol.waiting",
+        "a late request is not repeated",
+        'if type(reply) is list and reply[0] == b"late":',
+        "if False:",
+    ),
+    (
+        "protocol.passing",
+        "an interrupted adoption gives nothing back",
+        'yield from give_back(ask, b"", ghost)',
+        "pass",
+    ),
+    (
+        "lease",
+        "a refused claim is taken for a lease",
+        'if reply == b"extended":\n            grant',
+        "if True:\n            grant",
+    ),
+    (
+        "lease",
+        "a refused claim tells nothing",
+        'self._grant.lost = reply != b"already"',
+        "pass",
+    ),
+)
+
+
+def protocol_mutants() -> Iterator[Mutant]:
+    """Of the Python that is under test."""
+    for name, what, shipped, changed in PROTOCOL:
+        path = FOLDER / (name.replace(".", "/") + ".py")
+        text = path.read_text()
+        if shipped not in text:
+            raise ValueError(f"{name} has changed: there is no {shipped!r}")
+        line = text.count("\n", 0, text.index(shipped)) + 1
+        yield Mutant(f"lualock.{name}", line, what, text, text.replace(shipped, changed))
+
+
+def every() -> list[Mutant]:
+    """All mutants, in order."""
+    return [*lua_mutants(), *protocol_mutants()]
+
+
+def _scripts(mutant: Mutant) -> dict[bytes, bytes]:
+    """The scripts that a mutant of Lua changes."""
+    folder = FOLDER / "scripts"
+    texts = {
+        str(path.relative_to(folder)): path.read_text("utf-8")
+        for path in [*folder.glob("*.lua"), *folder.glob("include/*.lua")]
+    }
+    texts[mutant.file] = mutant.changed
+    include = {
+        name[len("include/") : -len(".lua")]: text
+        for name, text in texts.items()
+        if name.startswith("include/")
+    }
+    changed = {}
+    for verb, script in SCRIPTS.items():
+        source = parse(verb, texts[f"{verb}.lua"], include).source
+        if source != script.source:
+            changed[script.source] = source
+    return changed
+
+
+def _functions(names: dict[str, Any], module: str) -> Iterator[tuple[str, FunctionType]]:
+    for name, value in names.items():
+        if isinstance(value, FunctionType) and value.__module__ == module:
+            yield name, value
+        elif isinstance(value, type) and value.__module__ == module:
+            for inner, method in vars(value).items():
+                if isinstance(method, FunctionType):
+                    yield f"{name}.{inner}", method
+
+
+@contextmanager
+def _patched(module: ModuleType, text: str) -> Iterator[None]:
+    """The module's functions run the changed text, wherever they have been imported to."""
+    names: dict[str, Any] = {"__name__": module.__name__, "__file__": module.__file__}
+    exec(compile(text, str(module.__file__), "exec"), names)
+    changed = dict(_functions(names, module.__name__))
+    swapped = []
+    try:
+        for name, function in _functions(vars(module), module.__name__):
+            if name in changed and not function.__code__.co_freevars:
+                swapped.append((function, function.__code__))
+                function.__code__ = changed[name].__code__
+        yield
+    finally:
+        for function, code in swapped:
+            function.__code__ = code
+
+
+def kill(mutant: Mutant, seeds: int) -> tuple[int, str] | None:
+    """The first seed that notices, and by which rule; ``None``: it survives."""
+    if mutant.file.endswith(".lua"):
+        changed = _scripts(mutant)
+        return hunt(changed, seeds) if changed else None
+    with _patched(importlib.import_module(mutant.file), mutant.changed):
+        return hunt({}, seeds)
+
+
+def _try(job: tuple[int, int]) -> tuple[int, tuple[int, str] | None]:
+    number, seeds = job
+    return number, kill(every()[number], seeds)
+
+
+REASONS: dict[tuple[str, str], str] = {
+    ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
+    ("enqueue.lua", "true: redis.call('ZCARD', queue) >= limit"): (
+        "equivalent but for the cost: the dead are cleared away although there is room"
+    ),
+    ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
+    ("enqueue.lua", "false: not given"): (
+        "reached only where the server's rules forbid the message, which is tested on real servers"
+    ),
+    ("adopt.lua", "false: time_us > deadline"): (
+        "a rule is there (contract), but hardly any seed has an adoption that is under way for 5 s"
+    ),
+    ("enqueue.lua", "true: behind and behind >= start + BAND"): (
+        "equivalent but for the cost: asks once more for what the first question answered"
+    ),
+    ("lualock.protocol.waiting", "a timeout abandons nothing"): (
+        "the attempt is unsettled still, so the way out abandons it; only the error says less"
+    ),
+    ("lualock.protocol.waiting", "an old message is believed"): (
+        "the message itself says since when; what is no more certain is claimed first, and refused"
+    ),
+    ("lualock.protocol.waiting", "a turn of any age is taken for certain"): (
+        "the lease then promises only what is certain, and the claim is read later: less, not wrong"
+    ),
+}
+"""Why a mutant may survive, by its file and what it does."""
+
+
+def reason(mutant: Mutant) -> str:
+    """Why it may survive; empty: it may not."""
+    return REASONS.get((mutant.file, mutant.what), "")
+
+
+def main(seeds: int, workers: int, first: int = 0) -> int:
+    """Try them all, or those from ``first`` on; print who survives."""
+    mutants = every()
+    killed, survivors = 0, []
+    jobs = [(number, seeds) for number in range(first, len(mutants))]
+    for number, found in in_parallel(_try, jobs, workers):
+        mutant = mutants[number]
+        if found is None:
+            survivors.append(mutant)
+            print(f"SURVIVES       {mutant}")
+        else:
+            killed += 1
+            print(f"seed {found[0]:<5} {found[1]:<8} {mutant}")
+        sys.stdout.flush()
+    share = killed / len(jobs)
+    print(f"\n{len(jobs)} mutants, {killed} killed ({share:.1%}); the survivors:")
+    for mutant in survivors:
+        print(f"  {mutant}\n      {reason(mutant) or 'NO REASON GIVEN'}")
+    return 0 if share >= 0.95 else 1

@@ -1,0 +1,52 @@
+"""Three bugs that are planted on purpose: each must be found within 1,000 seeds.
+
+no owner check in release    ``release`` and ``hand_over`` give back a lock whoever has it: the end
+                             of a lease that had expired ends that of another (*overlap*).
+no look after subscribing    ``enqueue`` takes its place in the queue and does not look whether the
+                             lock has become free since the first try: nobody will hand it over, and
+                             who waits, waits (*prompt*, *ends*).
+no new fence on hand-over    the next holder gets the fence of the one before: what the lock
+                             protects takes the two for one (*fence*, *resource*).
+"""
+
+from __future__ import annotations
+
+from lualock.script import SCRIPTS
+from tests.simulation.many import hunt
+
+Replacement = tuple[str, str, str]  # a verb, what stands there, what stands there instead
+
+PLANTED: dict[str, tuple[Replacement, ...]] = {
+    "no owner check in release": tuple(
+        (verb, "if string.sub(record, 18, 39) == token then", "if true then")
+        for verb in ("release", "hand_over")
+    ),
+    "no look after subscribing": (
+        ("enqueue", "if not held then\n  local others", "if false then\n  local others"),
+        (
+            "enqueue",
+            "  -- The lease ended by itself while others wait:",
+            "  do return {'queued', 60000, 0, '', last or fence, 0, place} end --",
+        ),
+    ),
+    "no new fence on hand-over": (
+        ("hand_over", "HELD_WAITED .. fence .. heir", "HELD_WAITED .. last .. heir"),
+    ),
+}
+
+
+def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
+    """The changed scripts, by the shipped ones."""
+    changed: dict[bytes, bytes] = {}
+    for verb, shipped, planted in replacements:
+        source = SCRIPTS[verb].source
+        text = changed.get(source, source).decode()
+        if text.count(shipped) != 1:
+            raise ValueError(f"{verb}.lua has {shipped!r} {text.count(shipped)} times")
+        changed[source] = text.replace(shipped, planted).encode()
+    return changed
+
+
+def find(name: str, most: int = 1000) -> tuple[int, str] | None:
+    """The first seed that finds a planted bug, and by which rule; None: none of ``most`` did."""
+    return hunt(sources(PLANTED[name]), most)

@@ -1,0 +1,16 @@
+"""Seeds that found something, with a line each. ``tests/test_simulation.py`` plays them all.
+
+A seed means a run only as long as the simulator and the library draw the same numbers in the same
+order, so an old one may not meet its old bug any more; it costs a few milliseconds all the same.
+"""
+
+from __future__ import annotations
+
+REGRESSIONS: dict[int, str] = {
+    29666: "a ghost's place in the queue stayed: its abandon had no ticket",
+    21979: "no ghost was laid after a lease that was found lost",
+    8817: "a lease was renewed for ever after a release that failed (a bug of the simulator's)",
+    6886: "what was interrupted was sent again after it had been abandoned (the simulator's too)",
+    936: "a ticket that a ghost had put elsewhere: either place may be told",
+    27321: "a holder that heard of its lease too late to have it, and wrote all the same",
+}

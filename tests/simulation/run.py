@@ -1,0 +1,181 @@
+"""One seed, from its drawing to its verdict."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.simulation.audit import Audit
+from tests.simulation.checker import LOSSES, Event, Limits, Violation, check
+from tests.simulation.clients import Client, Lock, Renewal, Turn, observe
+from tests.simulation.faults import Faults
+from tests.simulation.network import Process
+from tests.simulation.world import US, Server, World
+
+SETTLE_S = 10.0
+ORPHAN_S = 3.0  # the longest pause of who cleans up, and a little
+HORIZON_S = 600
+ENDINGS = ("forget", "extend", "undo", "pass", "pass")
+LIMITS = Limits(prompt_s=0.1, takeover_s=65.0, late_s=0.1, settle_s=SETTLE_S)
+
+
+@dataclass
+class Result:
+    """What came of a seed, or of many."""
+
+    seeds: int = 0
+    scripts: int = 0
+    acquired: int = 0
+    waited: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    attributed: Counter[str] = field(default_factory=Counter)
+    failing: list[tuple[int, list[Violation]]] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+    def add(self, other: Result) -> None:
+        """Count another in."""
+        self.seeds += other.seeds
+        self.scripts += other.scripts
+        self.acquired += other.acquired
+        self.waited += other.waited
+        self.faults += other.faults
+        self.attributed += other.attributed
+        self.failing += other.failing
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong in a run is meant to."""
+    log = logging.getLogger("lualock")
+    before, log.disabled = log.disabled, True
+    watch = logging.getLogger("lualock.watch")
+    watch_before, watch.disabled = watch.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled, watch.disabled = before, watch_before
+
+
+def play(seed: int, server: Server, *, trace: bool = False) -> Result:
+    """Run one seed on a server that may have run others."""
+    world = World(seed, server, trace=trace)
+    before = server.lua.runs
+    locks, processes, clients = _cast(world)
+    audit = Audit(world)
+    with _quiet():
+        for client in clients:
+            client.task = client.process.start(client.life())
+        try:
+            world.run(HORIZON_S * US)
+        except Exception as error:  # whatever a protocol raises that it should not
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+            world.wrong("error", text)
+    _after(world, locks, processes, clients)
+    audit.finish(ORPHAN_S)
+    verdict = check(world.history, LIMITS)
+    violations = sorted([*world.found, *verdict.violations], key=lambda one: one.t)
+    return Result(
+        seeds=1,
+        scripts=server.lua.runs - before,
+        acquired=verdict.held,
+        waited=verdict.waited,
+        faults=world.faults,
+        attributed=verdict.attributed,
+        failing=[(seed, violations)] if violations else [],
+        trace=world.trace or [],
+    )
+
+
+def _cast(world: World) -> tuple[list[Lock], list[Process], list[Client]]:
+    """Who takes part, what they do, and what is done to them."""
+    chance = world.random
+    draw, choice = chance.random, chance.choice
+    fair = draw() < 0.85
+    limit = b"%d" % choice((1, 2, 2, 3)) if draw() < 0.25 else b"0"
+    locks = [Lock(name, fair, limit) for name in ("a", "b")[: choice((1, 1, 1, 2))]]
+    processes = [
+        Process(world, f"p{number}", threads=draw() < 0.5)
+        for number in range(1, choice((2, 3, 3, 4, 5)))
+    ]
+    renewals = [(process, Renewal(process)) for process in processes]
+    clients = []
+    for number in range(1, choice((3, 4, 5, 6, 8))):
+        process, renewal = choice(renewals)
+        clients.append(Client(process, f"c{number}", renewal))
+    for client in clients:
+        client.heirs = clients
+    calm = 0
+    if draw() < 0.8:
+        calm = int((2 + draw() * 10) * US)
+        faults = Faults(world, processes, clients, locks)
+        faults.plan(calm, deaths=limit != b"0")
+    world.latency_us = choice((1, 50, 150, 1000))
+    if draw() < 0.1 and calm == 0:
+        world.server.grain_us = 1000
+    priorities = (0, 0, 1) if draw() < 0.25 else (0,)
+    hold_s = choice((0.0, 0.01, 0.1, 0.5, 1.0))
+    ttls = choice(((300, 1000), (1000, 5000), (3000, 10000), (50, 30000)))
+    rude = choice((0.0, 0.0, 0.1, 0.5))  # how many do not release, or let go in other ways
+    for client in clients:
+        for _ in range(choice((1, 2, 3, 4))):
+            client.turns.append(
+                Turn(
+                    lock=choice(locks),
+                    idle_s=draw() ** 2 * choice((0.001, 0.1, 1.0)) * 2,
+                    wait_s=choice((None, None, None, 0, draw() * 3, draw() * 0.2)),
+                    ttl_ms=choice(ttls),
+                    hold_s=hold_s * draw() * 2,
+                    priority=choice(priorities),
+                    renew=draw() < 0.4,
+                    careful=draw() < 0.7,
+                    ending="release" if draw() >= rude else choice(ENDINGS),
+                )
+            )
+        # When everything has settled, once more: now nothing is excused.
+        if calm:
+            client.calm_at_s = calm / US + SETTLE_S + 1
+            client.calm_turns = [
+                Turn(
+                    choice(locks), draw() * 0.2, None, 5000, draw() * 0.1, 0, False, True, "release"
+                )
+                for _ in range(choice((0, 1, 2)))
+            ]
+    if draw() < 0.1:
+        for client in clients:
+            for turn in client.turns:
+                turn.ending = choice(("pass", "pass", turn.ending))
+    if draw() < 0.3:
+        processes[0].start(observe(locks, processes[0], 4))
+    return locks, processes, clients
+
+
+def _after(
+    world: World, locks: list[Lock], processes: list[Process], clients: list[Client]
+) -> None:
+    """When nobody does anything any more: is anything left?"""
+    server = world.server
+    world.record("end")
+    if not world.still:
+        world.wrong("ends", f"after {HORIZON_S} s there is still something going on")
+    for client in clients:
+        if not client.done and not client.process.dead:
+            world.wrong("ends", f"{client.name} never finished")
+    alive = {client.name for client in clients if not client.process.dead}
+    server.tick()
+    losses = {event.lock for event in world.history if event.what in LOSSES}
+    for lock in locks:
+        if losses & {"", lock.name}:
+            continue  # what came back from the dead may have nobody to clear it away
+        queue = server.store.data.get(lock.queue)
+        for ticket in queue.scores if queue is not None and not isinstance(queue, bytes) else ():
+            if ticket[:22].decode().split(".")[0] in alive:
+                world.history.append(Event(world.t, "left", what=f"the ticket {ticket!r}"))
+    world.now += 3600 * US
+    server.tick()
+    for key in server.store.data:
+        world.history.append(Event(world.t, "left", what=f"the key {key!r}"))

@@ -1,0 +1,243 @@
+"""Virtual time, the server, and what is recorded. One seed decides everything that happens."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from lualock.protocol import Call
+from lualock.script import Script
+from tests.simulation.checker import OVERLAPS, Event, Violation
+from tests.simulation.scripting import Broke, Interpreter
+from tests.simulation.store import Refused, Store
+
+if TYPE_CHECKING:
+    from tests.simulation.network import EarLine, Line
+
+US = 1_000_000
+EPOCH_US = 1_800_000_000 * US
+"""The server's clock when a run begins."""
+
+
+MOST_EVENTS = 50_000
+"""In one run; the busiest has far less."""
+
+
+class World:
+    """What a run is made of. Time is in whole microseconds and moves only from event to event."""
+
+    def __init__(self, seed: int, server: Server, *, trace: bool = False) -> None:
+        self.random = Random(seed)
+        self.now = 0
+        self.history: list[Event] = []
+        self.found: list[Violation] = []  # what is wrong at sight
+        self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
+        self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
+        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
+        self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
+        self.ghost_until: dict[bytes, float] = {}
+        self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
+        self.faults: Counter[str] = Counter()
+        self.trace: list[str] | None = [] if trace else None
+        self.latency_us = 150  # of a message, in the middle
+        self.flaky = 0.0  # which share of the requests meets a connection that breaks
+        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self.server = server
+        server.enter(self)
+
+    @property
+    def t(self) -> float:
+        """The time in seconds."""
+        return self.now / US
+
+    def at(self, when: int, act: Callable[..., None], *args: Any) -> None:
+        """Let something happen then."""
+        self._count += 1
+        heapq.heappush(self._heap, (when, self._count, act, args))
+
+    def after(self, us: int, act: Callable[..., None], *args: Any) -> None:
+        """Let something happen after that time."""
+        self._count += 1
+        heapq.heappush(self._heap, (self.now + us, self._count, act, args))
+
+    def run(self, until: int) -> None:
+        """Let happen what happens, in order; whatever is left at ``until`` does not."""
+        heap, pop, left = self._heap, heapq.heappop, MOST_EVENTS
+        while heap and heap[0][0] <= until:
+            self.now, _, act, args = pop(heap)
+            act(*args)
+            left -= 1
+            if not left:
+                self.wrong("ends", f"{MOST_EVENTS} events, and no end: somebody turns in circles")
+                return
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing more will happen."""
+        return not self._heap
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Write down what happened."""
+        event = Event(self.now / US, kind, **fields)
+        self.history.append(event)
+        if self.trace is not None:
+            self.say(_told(event))
+
+    def say(self, text: str) -> None:
+        """A line for whoever reads the trace."""
+        if self.trace is not None:
+            self.trace.append(f"{self.now / US:12.6f}  {text}")
+
+    def excused(self, who: str, for_s: float) -> bool:
+        """Whether anything kept this process from the server in the last so many seconds, or made
+        the server forget."""
+        return max(self._troubled.get(who, 0.0), self._troubled.get("", 0.0)) >= self.t - for_s
+
+    def fault(self, what: str, lasts_us: int = 0, **fields: Any) -> None:
+        """Write down a fault."""
+        self.faults[what] += 1
+        if what != "ghost":
+            who = fields.get("who", "")
+            end_s = (self.now + lasts_us) / US + (1e9 if what in (*OVERLAPS, "clock_back") else 0)
+            self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
+        self.record("cause", what=what, until=(self.now + lasts_us) / US, **fields)
+
+    def fate(self) -> str:
+        """What becomes of a request."""
+        if self.random.random() >= self.flaky:
+            return ""
+        return self.random.choice(("late", "late", "lost", "mute", "unheard", "unheard"))
+
+    def ghosts(self, call: Call, expires: float) -> None:
+        """A request runs that nobody waits for any more; it is laid when it expires."""
+        for part in call.parts:
+            token = part[:22]
+            self.ghost_until[token] = max(self.ghost_until.get(token, 0.0), expires)
+
+    def wrong(self, rule: str, text: str) -> None:
+        """Write down what must not be."""
+        self.found.append(Violation(rule, self.now / US, text))
+        self.say(f"!!! {rule}: {text}")
+
+
+class Server:
+    """One server: a store, the scripts it knows, who is connected. Lives for many runs, because
+    compiling the scripts takes longer than a run."""
+
+    world: World
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.lua = Interpreter(self.store)
+        self.sources: dict[bytes, bytes] = {}  # mutants: by the shipped source
+        self.told: list[tuple[bytes, int]] = []  # the messages of the script that runs
+        self.before: Callable[[Call], None] = lambda call: None
+        self.watch: Callable[[Call, Any], None] = lambda call, reply: None
+
+    def enter(self, world: World) -> None:
+        """Begin a run."""
+        self.world = world
+        self.store.reset()
+        self.store.publish, self.store.numsub = self._publish, self._numsub
+        self.offset_us = 0
+        self.grain_us = 1
+        self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
+        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
+        self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
+        self.ghost_until: dict[bytes, float] = {}
+        self.known: set[str] = set()
+        self.ears: dict[bytes, list[EarLine]] = {}
+        self.lines: list[Line] = []
+        self.stalled_until = 0
+        self.down = False
+
+    def clock_us(self) -> int:
+        """The server's own clock."""
+        now = EPOCH_US + self.world.now + self.offset_us
+        return now - now % self.grain_us
+
+    def execute(self, call: Call, whole: bool) -> Any:
+        """Run a script; ``whole``: its source came along. An error is a reply too."""
+        script: Script = call.script
+        if not whole and script.sha not in self.known:
+            return Refused("NOSCRIPT No matching script. Please use EVAL.")
+        self.known.add(script.sha)
+        self.store.now_us = self.clock_us()
+        self.told = []
+        self.before(call)
+        source = self.sources.get(script.source, script.source)
+        reply: Any
+        try:
+            reply = self.lua.run(source, len(script.keys), call.parts)
+        except Refused as error:
+            reply = error
+        except Broke as error:
+            self.world.wrong("script", f"{script.name}: {error}")
+            reply = Refused(f"ERR user_script: {error}")
+        if self.world.trace is not None:
+            self.world.say(f"     server {script.name}{_shown(call.parts)} -> {_shown(reply)}")
+        self.watch(call, reply)
+        return reply
+
+    def check_deadline(self, key: bytes, token: bytes, until: float) -> None:
+        """Whoever believes to have a lock until then must have it until then."""
+        world = self.world
+        record = self.store.data.get(key)
+        if any(world.faults[what] for what in (*OVERLAPS, "clock_back")):
+            return  # it may have come in between
+        if type(record) is bytes and record[17:39] == token and record[:1] in (b"H", b"W"):
+            end_us = (self.store.ends[key] + 1) * 1000 - EPOCH_US - self.offset_us
+            if until * US > end_us + 1:
+                text = f"{_shown(token)} believes in its lease until {until:.6f}"
+                world.wrong("validity", f"{text}, and the server until {end_us / US:.6f}")
+
+    def tick(self) -> None:
+        """Bring the store to this moment."""
+        self.store.now_us = self.clock_us()
+        self.store.expire()
+
+    def _publish(self, channel: bytes, message: bytes) -> int:
+        ears = self.ears.get(channel, ())
+        self.told.append((message, len(ears)))
+        for ear in ears:
+            ear.carry(message)
+        if self.world.trace is not None:
+            self.world.say(f"     PUBLISH {_shown(message)}: {len(ears)}")
+        return len(ears)
+
+    def _numsub(self, channel: bytes) -> int:
+        return len(self.ears.get(channel, ()))
+
+    def break_all(self) -> None:
+        """Every connection ends, as when the process does."""
+        for line in self.lines:
+            line.broken()
+        self.lines = []
+        for ears in list(self.ears.values()):
+            for ear in list(ears):
+                ear.broken()
+        self.ears = {}
+        self.known = set()
+
+
+def _told(event: Event) -> str:
+    words = [event.kind.upper(), event.lock, event.what]
+    if event.fence:
+        words.append(f"fence {str(event.fence)[5:]}")
+    if event.until is not None:
+        words.append(f"until {event.until:.6f}")
+    if event.kind == "ask":
+        words.append("for ever" if event.wait_s is None else f"for {event.wait_s:.3f} s")
+    return f"{event.who:>4} {event.id:<5} " + " ".join(filter(None, words))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin-1").replace("......", "")
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_shown, value)) + ")"
+    return str(value)

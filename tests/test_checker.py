@@ -1,0 +1,195 @@
+"""The checker of histories: each rule is broken once, and kept once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.simulation import checker
+from tests.simulation.checker import Event, Limits, check
+
+
+def turn(id: str, asked: float, got: float, over: float, fence: int, **more: Any) -> list[Event]:
+    """A whole turn: asks, has it, lets go at ``over``, and is told that it released."""
+    who = {"lock": "a", "who": more.get("who", f"process of {id}"), "id": id}
+    events = [Event(asked, "ask", wait_s=more.get("wait_s"), **who)]
+    if "queued" in more:
+        events.append(Event(more["queued"], "queued", **who))
+    events.append(Event(got, "got", fence=fence, until=more.get("until", got + 100), **who))
+    if "outcome" not in more or more["outcome"]:
+        events.append(Event(over, "let_go", **who))
+        events.append(Event(over + 0.001, "released", what=more.get("outcome", "released"), **who))
+    return events
+
+
+def cause(what: str, start: float, end: float, **more: Any) -> list[Event]:
+    return [Event(start, "cause", what=what, until=end, **more)]
+
+
+END = [Event(1000.0, "end")]
+GOOD = turn("x", 0, 1, 5, 10) + turn("y", 2, 5.002, 7, 11, queued=2.1) + END
+
+
+def rules(*parts: Iterable[Event]) -> set[str]:
+    """Which rules a history breaks."""
+    events = [event for part in parts for event in part]
+    return {violation.rule for violation in check(events).violations}
+
+
+def test_a_good_history_breaks_nothing() -> None:
+    """One after the other, in turn, with growing fences."""
+    assert rules(GOOD) == set()
+
+
+@pytest.mark.parametrize(
+    ("rule", "events"),
+    [
+        ("overlap", turn("x", 0, 1, 5, 10) + turn("y", 2, 4, 7, 11)),
+        ("overlap", turn("x", 0, 1, 99, 10, outcome="", until=6) + turn("y", 2, 5, 7, 11)),
+        ("fence", turn("x", 0, 1, 5, 10) + turn("y", 6, 7, 8, 10)),
+        ("fence", turn("x", 0, 1, 5, 10) + turn("y", 6, 7, 8, 9)),
+        (
+            "fifo",
+            turn("x", 0, 1, 5, 10)
+            + turn("y", 1, 8, 9, 12, queued=1.1)
+            + turn("z", 2, 5.1, 8, 11, queued=2.1),
+        ),
+        ("prompt", turn("x", 0, 1, 5, 10) + turn("y", 2, 5.5, 7, 11, queued=2.1)),
+        ("ends", [Event(0.0, "ask", "a", "p", "x")]),
+        ("release", turn("x", 0, 1, 5, 10, outcome="lost")),
+        (
+            "release",
+            turn("x", 0, 1, 5, 10, until=3) + turn("y", 3, 3.5, 7, 11),
+        ),
+        ("left", [Event(9.0, "left", what="the key a")]),
+        (
+            "ends",
+            [
+                Event(0.0, "ask", "a", "p", "x", wait_s=2.0),
+                Event(1.0, "gave_up", "a", "p", "x", what="timeout"),
+            ],
+        ),
+        (
+            "ends",
+            [
+                Event(0.0, "ask", "a", "p", "x", wait_s=2.0),
+                Event(2.5, "gave_up", "a", "p", "x", what="timeout"),
+            ],
+        ),
+        (
+            "resource",
+            [
+                *turn("x", 0, 1, 5, 10),
+                Event(2.0, "wrote", "a", "p", "x", what="refused", fence=10),
+            ],
+        ),
+        (
+            "resource",
+            [
+                *turn("x", 0, 1, 5, 10),
+                *turn("y", 5, 6, 7, 10),
+                Event(2.0, "wrote", "a", "p", "x", what="accepted", fence=10),
+                Event(6.5, "wrote", "a", "p", "y", what="accepted", fence=10),
+            ],
+        ),
+    ],
+)
+def test_a_broken_rule_is_named(rule: str, events: list[Event]) -> None:
+    """Each rule, broken once."""
+    assert rule in rules(events, END)
+
+
+@pytest.mark.parametrize("what", ["failover", "data_loss", "clock_forward"])
+def test_two_holders_are_attributed_to_their_cause(what: str) -> None:
+    """Where it is possible by nature, the overlap is counted and no violation."""
+    events = turn("x", 0, 1, 5, 10) + turn("y", 3, 4, 7, 11) + cause(what, 2, 2) + END
+    verdict = check(events)
+    assert verdict.violations == []
+    assert verdict.attributed == {what: 1}
+
+
+@pytest.mark.parametrize("what", ["restart", "pause", "cut", "oom", "clock_back", "crash"])
+def test_other_causes_excuse_no_overlap(what: str) -> None:
+    """Nothing else makes two holders."""
+    events = turn("x", 0, 1, 5, 10) + turn("y", 3, 4, 7, 11)
+    assert "overlap" in rules(events, cause(what, 2, 2), END)
+
+
+def test_a_cause_after_or_before_does_not_excuse() -> None:
+    """Only what happened while the first had the lock, and before the second got it."""
+    events = turn("x", 1, 1.5, 5, 10) + turn("y", 3, 4, 7, 11)
+    assert "overlap" in rules(events, cause("failover", 0.5, 0.9), END)
+    assert "overlap" in rules(events, cause("failover", 4.5, 4.5), END)
+
+
+def test_who_was_cut_off_loses_its_turn_and_others_do_not() -> None:
+    """A cause with a process excuses what befell that process."""
+    first = turn("y", 1, 8, 9, 12, queued=1.1, who="p")
+    others = turn("x", 0, 1, 5, 10) + turn("z", 2, 5.1, 8, 11, queued=2.1)
+    assert "fifo" in rules(first, others, cause("cut", 3, 4, who="q"), END)
+    assert "fifo" not in rules(first, others, cause("cut", 3, 4, who="p"), END)
+
+
+def test_a_fence_may_repeat_only_after_the_clock_stepped_back_and_the_lock_was_forgotten() -> None:
+    """Both are needed."""
+    events = turn("x", 0, 1, 5, 10) + turn("y", 20, 21, 22, 9)
+    back, forgot = cause("clock_back", 6, 6), cause("forgot", 10, 10, lock="a")
+    assert "fence" in rules(events, back, END)
+    assert "fence" in rules(events, forgot, END)
+    assert "fence" not in rules(events, back, forgot, END)
+
+
+@pytest.mark.parametrize(("until", "clean"), [(6.2, True), (5.9, False)])
+def test_a_write_that_took_a_while_may_have_been_made_at_any_moment_of_it(
+    until: float, clean: bool
+) -> None:
+    """Of two writes at the same time either may have come first; else their order is known."""
+    events = turn("x", 0, 1, 4, 10) + turn("y", 4, 5, 7, 11)
+    events += [
+        Event(5.5, "wrote", "a", "q", "y", what="accepted", fence=11, until=until),
+        Event(6.0, "wrote", "a", "p", "x", what="accepted", fence=10, until=7.0),
+    ]
+    assert ("resource" not in rules(events, END)) == clean
+
+
+def test_a_write_is_refused_rightly_when_the_lease_ended_before_the_answer() -> None:
+    """It stood still on its way."""
+    lease = turn("x", 0, 1, 99, 10, outcome="", until=3) + turn("y", 0, 3.5, 7, 11)
+    refused = Event(2.0, "wrote", "a", "p", "x", what="refused", fence=10, until=4.0)
+    assert rules(lease, [refused], END) == set()
+    refused.until = 2.5
+    assert rules(lease, [refused], END) == {"resource"}
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Any) -> None:
+    """An event survives its line of JSON; the program reads files of them."""
+    path = tmp_path / "history"
+    path.write_text("\n".join(event.line() for event in GOOD))
+    assert list(checker.read(path.read_text().splitlines())) == GOOD
+    assert json.loads(GOOD[0].line())["kind"] == "ask"
+    assert checker.main([str(path)]) == 0
+    bad = turn("x", 0, 1, 5, 10) + turn("y", 2, 4, 7, 11)
+    path.write_text("\n".join(event.line() for event in bad))
+    assert checker.main([str(path)]) == 1
+
+
+def test_it_takes_as_long_as_sorting() -> None:
+    """Eight times the events take far less than sixty-four times as long."""
+
+    def took_s(count: int) -> float:
+        chance, events, now = Random(1), [], 0.0
+        for number in range(count):
+            queued = max(0.0, now - 1 - 20 * chance.random())
+            events += turn(f"{number}", queued, now, now + 0.5, number + 1, queued=queued)
+            now += 0.55
+        start = time.perf_counter()
+        check(events, Limits(prompt_s=1))
+        return time.perf_counter() - start
+
+    small = min(took_s(1000) for _ in range(3))
+    assert took_s(8000) < 24 * small

@@ -1,0 +1,100 @@
+"""The simulator: the shipped Lua and the shipped protocol under thousands of drawn misfortunes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation import mutants, planted
+from tests.simulation.many import run_many
+from tests.simulation.regressions import REGRESSIONS
+from tests.simulation.run import Result, play
+from tests.simulation.world import Server
+
+SEEDS = 5000
+
+
+def said(result: Result) -> str:
+    """What is wrong, and how to see it."""
+    return "\n".join(
+        f"python -m tests.simulation --seed {seed}\n    {violations[0]}"
+        for seed, violations in result.failing
+    )
+
+
+def test_no_seed_finds_anything() -> None:
+    """Thousands of seeds, on all cores: no rule is broken, and every kind of fault was met."""
+    total = Result()
+    for part in run_many(0, SEEDS, os.cpu_count() or 1):
+        total.add(part)
+    assert not total.failing, said(total)
+    assert total.seeds == SEEDS
+    assert min(total.faults.values()) > SEEDS / 50, total.faults
+    assert set(total.faults) >= {
+        *("cut", "slow", "flaky", "ghost", "pause", "crash", "interrupt", "stall", "restart"),
+        *("flush", "oom", "read_only", "data_loss", "failover", "clock_forward", "clock_back"),
+    }
+    assert set(total.attributed) == {"failover", "data_loss", "clock_forward"}, (
+        "two holders, by cause"
+    )
+    assert total.waited > SEEDS
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_seeds_that_found_something(seed: int) -> None:
+    """What was found once is not there any more."""
+    result = play(seed, Server())
+    assert not result.failing, (REGRESSIONS[seed], said(result))
+
+
+def test_a_seed_is_the_same_run_each_time() -> None:
+    """Whatever ran before on the same server: the same events at the same times."""
+    server = Server()
+    first = [play(seed, server, trace=True).trace for seed in range(30)]
+    again = [play(seed, Server(), trace=True).trace for seed in reversed(range(30))]
+    assert first == again[::-1]
+    assert sum(map(len, first)) > 3000
+
+
+@pytest.mark.parametrize("name", planted.PLANTED)
+def test_a_planted_bug_is_found(name: str) -> None:
+    """Each of three bugs is found within 1,000 seeds, by the rule that it breaks."""
+    found = planted.find(name, 1000)
+    assert found is not None
+
+
+def test_a_failing_seed_shows_itself() -> None:
+    """The trace of a failing seed tells what happened, and what was wrong, in its order."""
+    server = Server()
+    server.sources = planted.sources(planted.PLANTED["no owner check in release"])
+    seed, _ = planted.find("no owner check in release") or (0, "")
+    result = play(seed, server, trace=True)
+    (failed,) = result.failing
+    assert failed[0] == seed
+    text = "\n".join(result.trace)
+    assert "server release(" in text
+    assert "ASK" in text
+    assert "!!!" in text
+
+
+def test_the_command_replays_a_seed() -> None:
+    """``python -m tests.simulation --seed n`` prints its trace."""
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ASK" in done.stdout
+    assert "0 failing" in done.stdout
+
+
+SOME = [mutant for number, mutant in enumerate(mutants.every()) if number % 12 == 0]
+
+
+@pytest.mark.parametrize("mutant", SOME, ids=str)
+def test_some_mutants_die(mutant: mutants.Mutant) -> None:
+    """One guard in twelve is removed (all of them: ``python -m tests.simulation mutants``)."""
+    if mutants.reason(mutant):
+        pytest.skip(mutants.reason(mutant))
+    assert mutants.kill(mutant, 2000) is not None
