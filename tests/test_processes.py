@@ -74,8 +74,8 @@ STOPPED = """
     async def main(shell, renew):
         locks = (aio if shell == "asyncio" else lualock).connect()
         lease = await settle(locks.lock("x", ttl=TTL, renew=renew == "renewed").acquire())
+        now = time.monotonic()  # before anybody is told, for then we may be stopped
         print("has", flush=True)
-        now = time.monotonic()
         while True:
             last, now = now, time.monotonic()
             lost = lease.lost  # the check of a body before its next step

@@ -288,6 +288,22 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     assert proxy.scripts() == [b"EVALSHA"]  # the silence was not met at the handshake
 
 
+async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
+    shell: World, proxy: Proxy
+) -> None:
+    """Of two who need a new connection to a silent server, the one with little time is not kept
+    waiting by the one with more."""
+    locks = shell.connect(proxy.url + "?socket_timeout=2")
+    proxy.silent = True
+    patient = asyncio.ensure_future(shell.beside(lambda: locks.lock("x").acquire(timeout=1)))
+    await shell.until(lambda: proxy.commands)  # it has begun to make the connection
+    with pytest.raises(lualock.LockUnavailable):
+        await settle(locks.lock("y").acquire(timeout=0.05))
+    assert not patient.done()
+    with pytest.raises(lualock.LockUnavailable):
+        await patient
+
+
 async def test_a_restarted_server(shell: World) -> None:
     """Connections of before a restart are replaced without the caller noticing."""
     name = next(iter(BINARIES))

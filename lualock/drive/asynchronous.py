@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
@@ -97,7 +98,8 @@ class _LoopConnections:
         self._channel = wire.new_channel(driver.prefix)
         self._calls: Mux | None = None
         self._ear: Mux | None = None
-        self._opening = {"calls": asyncio.Lock(), "ear": asyncio.Lock()}
+        # While somebody makes a connection: done when that has ended, well or not.
+        self._opening: dict[str, asyncio.Future[None]] = {}
         self._places: dict[bytes, _Place] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
@@ -120,12 +122,29 @@ class _LoopConnections:
 
     async def calls(self, until: float | None) -> Mux:
         """The connection for calls."""
-        if self._calls is not None and self._calls.open:
-            return self._calls
-        async with self._opening["calls"]:
-            if self._calls is None or not self._calls.open:
-                self._calls = await self._driver._within(until, self._open)
-            return self._calls
+        while self._calls is None or not self._calls.open:
+            if "calls" in self._opening:
+                await self._another_opens("calls", until)
+            else:
+                with self._opens("calls"):
+                    self._calls = await self._driver._within(until, self._open)
+        return self._calls
+
+    @contextmanager
+    def _opens(self, what: str) -> Iterator[None]:
+        ended = self._opening[what] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self._opening[what]
+            ended.set_result(None)
+
+    async def _another_opens(self, what: str, until: float | None) -> None:
+        """Wait while another makes the connection, who may have more time than we."""
+        left_s = None if until is None else until - self._driver.clock()
+        done, _ = await asyncio.wait({self._opening[what]}, timeout=left_s)
+        if not done:
+            raise wire.connect_error(TimeoutError("the time was over"), str(self._driver.endpoint))
 
     async def _open(self) -> Mux:
         driver = self._driver
@@ -146,10 +165,13 @@ class _LoopConnections:
         """Hear messages for ``token`` from now on; returns the channel they come by."""
         place = self._places.setdefault(token, _Place())
         if self._ear is None or not self._ear.open:
-            async with self._opening["ear"]:
-                if self._ear is None or not self._ear.open:
-                    self._ear = await self._driver._within(until, self._subscribe)
-                    self._count += 1
+            while self._ear is None or not self._ear.open:
+                if "ear" in self._opening:
+                    await self._another_opens("ear", until)
+                else:
+                    with self._opens("ear"):
+                        self._ear = await self._driver._within(until, self._subscribe)
+                        self._count += 1
         elif asyncio.get_running_loop().time() - self._ear.heard > QUIET_S and (
             self._pinged is None or self._pinged.done()
         ):

@@ -18,7 +18,8 @@ released   how that ended, ``what``: released, lost (it had ended before), passe
            it), unknown
 leave      it was cancelled: from now on it does not wait, but it may not have ended yet
 gave_up    the acquisition ended without the lock, ``what``: timeout, full, unavailable, interrupted
-wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused (a greater came)
+wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused.
+           ``until``: when the answer came, if not at once; the write was at a moment in between
 gone       the process ``who`` died: none of what it has in hand goes on
 cause      something was done to the world that may excuse what follows. ``what``, from ``t`` to
            ``until``; with ``who`` or ``lock`` it concerns only these. See :data:`CAUSES`
@@ -51,6 +52,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from heapq import heappop, heappush
 from typing import Any
 
 CAUSES = {
@@ -455,17 +457,23 @@ def _check_resource(
 ) -> None:
     """resource: whoever checks fences is safe."""
     owner: dict[int, str] = {}
-    top = -1
+    top = -1  # of the writes that surely came before
+    answered: list[tuple[float, int]] = []  # those that may not have: when they surely had
     for event in wrote:
         one = attempts[event.id]
+        until = event.t if event.until is None else event.until
+        while answered and answered[0][0] < event.t:
+            top = max(top, heappop(answered)[1])
         if event.what == "accepted":
             if owner.setdefault(event.fence, event.id) != event.id or event.fence < top:
-                other = attempts[owner[event.fence]]
+                other = attempts[owner[max(event.fence, top)]]
                 if not _fence_excused(lock, other, one, world):
                     text = f"{lock}: the resource took {event.id} for {other.id}"
+                    if event.fence < top:
+                        text = f"{lock}: the resource took {event.id} after {other.id}"
                     verdict.violations.append(Violation("resource", event.t, text, (one.id,)))
-            top = max(top, event.fence)
-        elif one.got <= event.t < one.until and one.id not in shared:
+            heappush(answered, (until, event.fence))
+        elif one.got <= event.t and until < one.until and one.id not in shared:
             other = attempts[owner[top]] if top in owner else one
             parted = other is not one and world.first_of(OVERLAPS, lock, one.asked, event.t)
             if not parted and not _fence_excused(lock, other, one, world):

@@ -1,0 +1,76 @@
+"""``python -m tests.chaos --minutes 10``: chaos on each server, a share of the time each."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from pathlib import Path
+
+from tests.chaos.round import Outcome, Plan, judge, play
+from tests.chaos.worker import FAULTS
+from tests.servers import BINARIES
+
+SHOWN = 20
+"""How many violations are printed; all are found again by ``--judge``."""
+
+
+def figures(outcome: Outcome) -> str:
+    """One round, or all, in a few lines."""
+    acts = ", ".join(f"{what} {count}" for what, count in sorted(outcome.acts.items()))
+    return (
+        f"  {outcome.held} acquisitions, {outcome.handed_over} of them after a wait in the queue\n"
+        f"  {acts or 'nothing was sabotaged'}\n"
+        f"  two holders by nature: {dict(sorted(outcome.attributed.items()))}\n"
+        f"  violations: {len(outcome.violations)}"
+    )
+
+
+def tell(outcome: Outcome, again: str) -> None:
+    """Print what came of a round, and where to look if something is wrong."""
+    print(figures(outcome), flush=True)
+    for violation in outcome.violations[:SHOWN]:
+        print(f"    {violation}")
+    if outcome.violations:
+        print(f"  the diaries: {outcome.folder}")
+        print(f"  judge them again: python -m tests.chaos --judge {outcome.folder}")
+        print(f"  play it again: {again}")
+        print("  (real processes: the same acts at about the same times, not the same outcome)")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2, help="of sabotage, in all")
+    parser.add_argument("--seed", type=int, help="default: a new one")
+    parser.add_argument("--server", choices=list(BINARIES), help="default: each of them in turn")
+    parser.add_argument("--processes", type=int, default=24)
+    parser.add_argument("--fault", choices=FAULTS, default="", help="planted in the workers")
+    parser.add_argument("--judge", type=Path, help="only judge the diaries of this folder again")
+    options = parser.parse_args()
+    if options.judge is not None:
+        outcome = judge(options.judge)
+        tell(outcome, "see there")
+        return 1 if outcome.violations else 0
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    servers = [options.server] if options.server else list(BINARIES)
+    minutes = options.minutes / len(servers)
+    total = Outcome(Path())
+    for server in servers:
+        print(
+            f"{server}: {minutes:g} minutes, {options.processes} processes, seed {seed}", flush=True
+        )
+        plan = Plan(server, minutes * 60, seed, options.processes, options.fault)
+        outcome = play(plan)
+        tell(outcome, f"make chaos MINUTES={minutes:g} SERVER={server} SEED={seed}")
+        total.held += outcome.held
+        total.handed_over += outcome.handed_over
+        total.acts += outcome.acts
+        total.attributed += outcome.attributed
+        total.violations += outcome.violations
+    print(f"in all, seed {seed}:\n{figures(total)}")
+    return 1 if total.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

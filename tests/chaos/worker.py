@@ -1,0 +1,286 @@
+"""A process that takes locks until it is killed or the calm begins, and writes down what it had.
+
+``python -m tests.chaos.worker '{"who": ..., ...}'``. It believes only what its leases say, and it
+looks at them before each step of its work; each step also writes through a fence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import itertools
+import json
+import signal
+import sys
+import threading
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import redis
+import redis.asyncio
+
+import lualock
+from lualock import aio, fencing
+from lualock.clock import now
+from lualock.errors import StaleFence
+from lualock.fencing import aio as aio_fencing
+from tests.chaos.diary import Diary
+from tests.chaos.turns import DEFAULT_TTL_S, FAIR, LOCKS, MAX_WAITERS, Turn, calm, draw
+from tests.world import entered, settle
+
+CALM = "calm"
+"""The file that says that the calm has begun."""
+
+
+FAULTS = ("", "delete", "deaf")
+"""Planted on purpose: ``delete`` releases without asking who the owner is, ``deaf`` trusts in a
+lease beyond its end."""
+
+
+@dataclass
+class Task:
+    """What a process is to do."""
+
+    who: str
+    folder: str
+    url: str
+    steady_url: str
+    """Of the server that is not sabotaged: it has the resource, and leases that are passed on."""
+    seed: int
+    workers: int
+    asynchronous: bool
+    fault: str = ""
+
+
+class Process:
+    """The workers of one process, as threads or as coroutines."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.diary = Diary(Path(task.folder), task.who)
+        self.calm = Path(task.folder) / CALM
+        self.ids = (f"{task.who}.{number}" for number in itertools.count(1))
+
+    def run(self) -> None:
+        task = self.task
+        if task.asynchronous:
+            asyncio.run(self._tasks())
+            return
+        steady = redis.Redis.from_url(task.steady_url)
+        broken: list[BaseException] = []
+
+        def work(number: int, locks: lualock.Locks) -> None:
+            try:
+                # A coroutine that never suspends: the shell for threads blocks within it.
+                asyncio.run(Worker(self, number, locks, steady).work())
+            except BaseException as error:
+                broken.append(error)
+                raise
+
+        with lualock.connect(task.url, ttl=DEFAULT_TTL_S) as locks, steady:
+            threads = [
+                threading.Thread(target=work, args=(number, locks))
+                for number in range(task.workers)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if broken:
+            sys.exit(1)
+
+    async def _tasks(self) -> None:
+        steady = redis.asyncio.Redis.from_url(self.task.steady_url)
+        async with aio.connect(self.task.url, ttl=DEFAULT_TTL_S) as locks, steady:
+            workers = range(self.task.workers)
+            await asyncio.gather(*(Worker(self, each, locks, steady).work() for each in workers))
+
+
+class Worker:
+    """A thread or a coroutine: one acquisition after the other."""
+
+    def __init__(self, process: Process, number: int, locks: Any, steady: Any) -> None:
+        self.process = process
+        self.task = process.task
+        self.locks = locks
+        self.steady = steady
+        asynchronous = process.task.asynchronous
+        self.fenced_set: Any = aio_fencing.fenced_set if asynchronous else fencing.fenced_set
+        self._chance = Random(f"{process.task.seed} {process.task.who} {number}")
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    async def work(self) -> None:
+        """Until the calm, and then every lock once more."""
+        while not self.process.calm.exists():
+            try:
+                if self._chance.random() < 0.2 and await self._adopt():
+                    continue
+                await self._turn(draw(self._chance))
+            except lualock.LockUnavailable:
+                await asyncio.sleep(0.02)
+        # From here on nothing goes wrong: what does ends the process.
+        for name in self._chance.sample(LOCKS, len(LOCKS)):
+            await self._turn(calm(name))
+
+    async def _turn(self, turn: Turn) -> None:
+        await asyncio.sleep(turn.idle_s)
+        id = next(self.process.ids)
+        who: dict[str, Any] = {"lock": turn.lock, "who": self.task.who, "id": id}
+        tell, lock = self.process.diary.tell, self._lock(turn, id)
+        fair = turn.lock in FAIR
+        tell("ask", wait_s=turn.wait_s, fair=fair, priority=turn.priority, **who)
+        why, lease = "unavailable", None
+        try:
+            if turn.wait_s == 0:
+                lease = await settle(lock.try_acquire())
+            else:
+                lease = await settle(lock.acquire(turn.wait_s))
+            why = "timeout"
+        except lualock.QueueFull:
+            why = "full"
+        except lualock.NotAcquired:
+            why = "timeout"
+        finally:
+            if lease is None:
+                tell("gave_up", what=why, **who)
+        if lease is not None:
+            await Holding(self, turn, lease, who).hold()
+
+    def _lock(self, turn: Turn, id: str) -> Any:
+        shape: dict[str, Any] = {"ttl": turn.ttl_s, "renew": turn.renew}
+        shape |= {"fair": turn.lock in FAIR, "priority": turn.priority}
+        shape["max_waiters"] = MAX_WAITERS.get(turn.lock)
+        if turn.new:
+            return self.locks.lock(turn.lock, metadata=id, **shape)
+        key = (turn.lock, *shape.values())
+        if key not in self._made:
+            self._made[key] = self.locks.lock(turn.lock, **shape)
+        return self._made[key]
+
+    async def _adopt(self) -> bool:
+        """Take over a lease that somebody passes on, if there is one."""
+        passed = await settle(self.steady.rpop("passed"))
+        if passed is None:
+            return False
+        name, handle = json.loads(passed)
+        id = next(self.process.ids)
+        who: dict[str, Any] = {"lock": name, "who": self.task.who, "id": id}
+        tell = self.process.diary.tell
+        tell("ask", what="adopt", fair=name in FAIR, **who)
+        why, lease = "unavailable", None
+        try:
+            lease = await settle(self.locks.adopt(handle, metadata=id))
+        except lualock.LeaseLost:
+            why = "lost"
+        finally:
+            if lease is None:
+                tell("gave_up", what=why, **who)
+        if lease is not None:
+            turn = Turn(name, None, None, None, 0, 0, 0.01, "release", new=True)
+            await Holding(self, turn, lease, who).hold()
+        return True
+
+
+class Holding:
+    """A lease, and what is done while it lasts."""
+
+    def __init__(self, worker: Worker, turn: Turn, lease: Any, who: Any) -> None:
+        self._worker, self._turn, self._lease = worker, turn, lease
+        self._tell, self._who = worker.process.diary.tell, who
+        self._fault = worker.task.fault
+        self._over = False
+        at = now()
+        self._tell("got", at, fence=lease.fence, until=at + lease.remaining(), **who)
+
+    async def hold(self) -> None:
+        """Work, and let go, in one of the ways there are."""
+        ending, lease, outcome = self._turn.ending, self._lease, "unknown"
+        try:
+            if ending == "with":
+                async with AsyncExitStack() as stack:
+                    await stack.enter_async_context(entered(lease))
+                    await self._steps()
+                    self._let_go()
+            else:
+                await self._steps()
+                outcome = await self._end(ending)
+                return
+            outcome = "released"
+        except lualock.LeaseLost:
+            outcome = "lost"
+        finally:
+            self._let_go()
+            self._tell("released", what=outcome, **self._who)
+
+    async def _end(self, ending: str) -> str:
+        lease, worker = self._lease, self._worker
+        if ending == "forget":
+            self._look()
+            self._over = True  # it claims the lock to its end
+            return "unknown"
+        if ending == "extend" and self._look():
+            await settle(lease.extend((self._turn.ttl_s or DEFAULT_TTL_S) * 1.5))
+            await self._steps()
+        self._let_go()
+        if ending == "pass":
+            passed = json.dumps([self._turn.lock, lease.handle()])
+            await settle(worker.steady.lpush("passed", passed))
+            return "passed"
+        if self._fault == "delete":
+            with redis.Redis.from_url(worker.task.url) as client:
+                client.delete(worker.locks.lock(self._turn.lock).key)
+            return "released"
+        await settle(lease.release())
+        return "released"
+
+    async def _steps(self) -> None:
+        """Three steps of work, each of which looks first whether the lock is ours still."""
+        for _ in range(3):
+            if not self._look():
+                return
+            await self._write()
+            await asyncio.sleep(self._turn.hold_s / 3)
+        self._look()
+
+    def _look(self) -> bool:
+        """Whether the lease says that it is held, and until when."""
+        # The time first: who says later that it is held says so for this moment too.
+        at = now()
+        left_s = self._lease.remaining()
+        if self._fault == "deaf":
+            left_s = 1.0
+        if left_s > 0:
+            self._tell("until", at, until=at + left_s, **self._who)
+            return True
+        self._let_go()
+        return False
+
+    def _let_go(self) -> None:
+        if not self._over:
+            self._over = True
+            self._tell("let_go", **self._who)
+
+    async def _write(self) -> None:
+        lease, name, at = self._lease, self._turn.lock, now()
+        what = "accepted"
+        try:
+            await settle(
+                self._worker.fenced_set(
+                    self._worker.steady, f"resource:{name}", self._who["id"], fence=lease.fence
+                )
+            )
+        except StaleFence:
+            what = "refused"
+        self._tell("wrote", at, what=what, fence=lease.fence, until=now(), **self._who)
+
+
+def main() -> None:
+    faulthandler.register(signal.SIGUSR1)  # who is stuck says where
+    Process(Task(**json.loads(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()
