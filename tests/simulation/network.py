@@ -37,7 +37,7 @@ TIMEOUT_S = 5.0
 GRACE_S = 0.02
 PATIENCE_S = 60.0
 LAZY_US = 200_000
-LAID_S = 0.5
+LAID_S = 3.0  # the longest pause of who cleans up, and a little
 
 Done = Callable[..., None]  # (reply, error=None)
 
