@@ -88,7 +88,7 @@ async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) 
     waiting = await _queue(world, lock, "abcd", order)
     await settle(lease.release())
     await asyncio.gather(*waiting)
-    if time.monotonic() - start < 0.2:  # else they had waited for long, on a busy machine
+    if time.monotonic() - start < 0.05:  # else they had waited for long, on a busy machine
         assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
 
 

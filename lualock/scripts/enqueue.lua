@@ -78,11 +78,17 @@ if max_waiters ~= '0' and not redis.call('ZSCORE', queue, ticket) then
   local limit = tonumber(max_waiters)
   if redis.call('ZCARD', queue) >= limit then
     -- Those whose process is gone do not count.
-    for _, other in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+    local first_gone = false
+    for at, other in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
       local _, _, channel = open_ticket(other)
       if redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 then
         redis.call('ZREM', queue, other)
+        first_gone = first_gone or at == 1
       end
+    end
+    if first_gone then
+      local left_ms = held and redis.call('PTTL', lock) or 0
+      --@include tell_first
     end
     local waiters = redis.call('ZCARD', queue)
     if waiters >= limit then

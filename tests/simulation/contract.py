@@ -13,6 +13,8 @@ from typing import Any
 from lualock.protocol import Call
 from tests.simulation.store import Refused, SortedSet, Store
 
+YOUNG_TICKS = 600  # of 0.1 ms
+
 TICKET, PLACE, MOST, FAIR_ENQUEUE, DEADLINE_ENQUEUE = 2, 3, 4, 5, 6  # in the parts of enqueue
 
 
@@ -119,8 +121,30 @@ def broken(run: Run) -> Iterator[str]:
     token = parts[TICKET][:22] if verb == "enqueue" else parts[2 if len(parts) > 3 else 1]
     if verb == "extend":
         token = parts[1]
+    yield from _tells_first(run, token)
     check = _CHECKS[verb]
     yield from check(run, token, word)
+
+
+def _tells_first(run: Run, token: bytes) -> Iterator[str]:
+    """Whoever becomes first is told, unless it came just before, or asks itself."""
+    before, after = run.before.queue or [], run.after.queue or []
+    if not after or not before or after[0][1] == before[0][1] or run.store.silent:
+        return
+    score, first = after[0]
+    ticks = (run.store.now_us - 1_735_689_600_000_000) // 100
+    if first[:22] == token or ticks - score % 2**44 < YOUNG_TICKS:
+        return
+    if after[0] not in before:
+        return  # a newcomer of a higher priority, and so the one who asks
+    heard = [text for text, count in run.told if count]
+    said = [text for text in heard if text[:23] == first[:22] + b"="]
+    if not run.after.owner and first[:22] in heard:
+        return  # told to look, for the lock is free
+    if not said:
+        yield f"made {first[:22]!r} the first, and did not tell it"
+    elif run.after.owner and int(said[-1][23:]) != run.left_ms(run.after):
+        yield f"told the first {said[-1][23:]!r} ms, and it is {run.left_ms(run.after)}"
 
 
 def _leaves_alone(run: Run) -> Iterator[str]:
@@ -221,7 +245,7 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
             yield "took the lock, and sent no message for who does not read the reply at once"
         if fair == b"1" and any(run.reachable(one) for one in after.tickets[: _rank(run, ticket)]):
             yield "went past others"
-        if fair == b"0" and after.state != (b"W" if after.tickets else b"H"):
+        if fair == b"0" and after.state != (b"W" if others else b"H"):
             yield "forgot that others wait, or made it up"
     elif word == b"owned":
         if run.left_ms(after) != int(ttl_ms):
@@ -404,8 +428,12 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield "kept the lock"
     if before.record != after.record:
         yield "changed a lock that is not its own"
-    if [one for one in before.tickets if one != ticket] != after.tickets:
+    others = [one for one in before.tickets if one != ticket]
+    gone = others[: len(others) - len(after.tickets)]
+    if others[len(gone) :] != after.tickets or any(map(run.reachable, gone)):
         yield "changed the queue"
+    if gone and before.tickets[0] != ticket:
+        yield "dropped somebody, and it was not the first who left"
     if len(run.reply) == 1:
         if before.owner:
             yield "says that the lock is free"

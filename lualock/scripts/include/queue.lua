@@ -13,8 +13,8 @@ local CLAIM_MS = 2500
 local QUEUE_MS = '180000'
 -- How many places one priority has: ticks for more than 50 years.
 local BAND = 17592186044416
--- Who has waited for less (0.2 s) looks again by itself when it has waited for a little more.
-local YOUNG_TICKS = 2000
+-- Who has waited for less (60 ms) looks again by itself when it has waited for a little more.
+local YOUNG_TICKS = 600
 
 -- The server's time in ticks of 0.1 ms since 2025.
 local function ticks(time)
