@@ -249,6 +249,7 @@ class Faults:
         else:
             # Until the clock is where it was, what it says has been said before.
             world.fault("clock_back")
+            self._unknowing()  # what is held now lasts longer than its holder and its waiters know
             server.offset_us -= size
         server.tick()
 
