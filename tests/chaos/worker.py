@@ -35,9 +35,9 @@ CALM = "calm"
 """The file that says that the calm has begun."""
 
 
-FAULTS = ("", "delete", "deaf")
+FAULTS = ("", "delete", "deaf", "barge")
 """Planted on purpose: ``delete`` releases without asking who the owner is, ``deaf`` trusts in a
-lease beyond its end."""
+lease beyond its end, ``barge`` frees a fair lock for whoever comes."""
 
 
 @dataclass
@@ -152,6 +152,8 @@ class Worker:
     def _lock(self, turn: Turn, id: str) -> Any:
         shape: dict[str, Any] = {"ttl": turn.ttl_s, "renew": turn.renew}
         shape |= {"fair": turn.lock in FAIR, "priority": turn.priority}
+        if self.task.fault == "barge":
+            shape["fair"] = False
         shape["max_waiters"] = MAX_WAITERS.get(turn.lock)
         if turn.new:
             return self.locks.lock(turn.lock, metadata=id, **shape)
