@@ -13,8 +13,8 @@ import json
 import signal
 import sys
 import threading
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,6 +38,9 @@ CALM = "calm"
 FAULTS = ("", "delete", "deaf", "barge")
 """Planted on purpose: ``delete`` releases without asking who the owner is, ``deaf`` trusts in a
 lease beyond its end, ``barge`` frees a fair lock for whoever comes."""
+
+LATE = 0.3
+"""How often a worker with a fault works for longer than its lease lasts: then the fault shows."""
 
 
 @dataclass
@@ -118,7 +121,10 @@ class Worker:
             try:
                 if self._chance.random() < 0.2 and await self._adopt():
                     continue
-                await self._turn(draw(self._chance))
+                turn = draw(self._chance)
+                if self.task.fault and self._chance.random() < LATE:
+                    turn = replace(turn, ttl_s=0.4, renew=None, hold_s=0.7, ending="release")
+                await self._turn(turn)
             except lualock.LockUnavailable:
                 await asyncio.sleep(0.02)
         # From here on nothing goes wrong: what does ends the process.
@@ -231,8 +237,8 @@ class Holding:
             passed = json.dumps([self._turn.lock, lease.handle()])
             await settle(worker.steady.lpush("passed", passed))
             return "passed"
-        if self._fault == "delete":
-            with redis.Redis.from_url(worker.task.url) as client:
+        if self._fault == "delete" and not lease.held:
+            with redis.Redis.from_url(worker.task.url) as client, suppress(redis.RedisError):
                 client.delete(worker.locks.lock(self._turn.lock).key)
             return "released"
         await settle(lease.release())
