@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from lualock import clock
@@ -15,10 +14,6 @@ from tests.waiting import wait_until
 CALL = Call(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1"))
 
 
-def _works() -> bool:
-    return any(thread.name == "lualock-cleaner" for thread in threading.enumerate())
-
-
 def test_in_the_order_of_their_time() -> None:
     """What is due sooner is done sooner, whenever it was asked for; then the thread ends."""
     cleaner, done = Cleaner(clock.now), list[str]()
@@ -29,7 +24,7 @@ def test_in_the_order_of_their_time() -> None:
     wait_until(lambda: len(done) == 3)
     assert done == ["now", "sooner", "later"]
     assert clock.now() >= now + 0.2
-    wait_until(lambda: not _works())
+    wait_until(lambda: not cleaner._works)
 
 
 def test_again_until_it_works() -> None:
@@ -43,7 +38,7 @@ def test_again_until_it_works() -> None:
 
     cleaner.add(make, CALL)
     wait_until(lambda: len(tried) == 3)
-    wait_until(lambda: not _works())
+    wait_until(lambda: not cleaner._works)
 
 
 def test_what_is_for_later_can_be_forgotten() -> None:
@@ -51,5 +46,5 @@ def test_what_is_for_later_can_be_forgotten() -> None:
     cleaner, done = Cleaner(clock.now), list[str]()
     cleaner.add(lambda _: done.append("later"), CALL, clock.now() + 0.3)
     cleaner.forget()
-    wait_until(lambda: not _works())  # at once, and not only when it would have been time
+    wait_until(lambda: not cleaner._works)  # at once, and not only when it would have been time
     assert done == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from tests.witness import Witness
 from tests.world import World, settle
 
 TTL = 1.0
-SOCKET_TIMEOUT = 0.25
+SOCKET_TIMEOUT = 0.4
 SLACK = 0.8  # less than another lease, and enough for a machine that others use too
 AT_ONCE = 12  # cases side by side: they mostly wait
 
@@ -29,6 +30,7 @@ FAULTS = {
     "reply dropped": Fault("drop reply"),
     "reply dropped twice": Fault("drop reply", times=2),
     "request delayed": Fault("delay request", seconds=SOCKET_TIMEOUT / 4),
+    "reply delayed": Fault("delay reply", seconds=SOCKET_TIMEOUT / 2),
     "request too late": Fault("delay request", seconds=SOCKET_TIMEOUT * 1.5),
     "reply too late": Fault("delay reply", seconds=SOCKET_TIMEOUT * 1.5),
     "half-open before": Fault("half-open"),
@@ -53,6 +55,8 @@ class Case:
         self._longest = TTL
         self._script = script
         self._fault = fault
+        # A fault that strikes once is made good: asking again meets none.
+        self.mild = fault.times == 1
         self._victims = world.connect(f"{proxy.url}?socket_timeout={SOCKET_TIMEOUT}")
         self._rivals = world.connect()
         self._started: list[asyncio.Future[Any]] = []
@@ -84,11 +88,26 @@ class Case:
         """Get a lease, however; ``None`` as for :meth:`take`."""
         try:
             lease = await self.world.beside(how)
-        except (lualock.NotAcquired, lualock.LockUnavailable):
+        except (lualock.NotAcquired, lualock.LeaseLost):  # lost: what was to be adopted
+            return None
+        except lualock.LockUnavailable as error:
+            if self.mild and not self._too_slow(error):
+                raise
             return None
         if lease is not None:
             self.witness.took(lease)
+            self.promises_no_more(lease)
         return lease
+
+    def promises_no_more(self, lease: Any) -> None:
+        """The lease does not say that it lasts longer than it does on the server."""
+        end = time.monotonic() + lease.remaining()
+        left_ms = self.world.client.pttl(self.rival().key)
+        now = time.monotonic()
+        if self._has(lease.token):
+            assert end <= now + left_ms / 1000 + 0.002
+        else:
+            assert not lease.held
 
     def start(self, lock: Any) -> asyncio.Future[Any]:
         """Acquire beside what the test does."""
@@ -114,6 +133,10 @@ class Case:
         except lualock.LeaseLost:
             assert not self._did_release(lease.token), "lost, it said, and had released it"
         except lualock.LockUnavailable as error:
+            # The server remembers who gave the lock to its holder, and no more than that.
+            overtaken = self.witness.passed_on_since(lease) or self._too_slow(error)
+            if self.mild and not overtaken:
+                raise
             unknown = error.outcome_unknown
             assert unknown or not self._did_release(lease.token), error  # noqa: PT017 - most cases do not raise
         self.witness.gave(lease)
@@ -137,6 +160,11 @@ class Case:
         await asyncio.gather(*self._started)  # so nobody waits any more
         assert self.world.waiters(lock) == 0
         await self.give(lease)
+
+    @staticmethod
+    def _too_slow(error: Exception) -> bool:
+        """Whether a busy machine did not even make a connection within the short timeout."""
+        return "no connection to the server" in str(error)
 
     def _has(self, token: str) -> bool:
         record = self.world.client.get(self.rival().key) or b""
@@ -172,7 +200,9 @@ async def _acquire(case: Case) -> None:
 @at("acquire", "one try")
 async def _acquire_once(case: Case) -> None:
     case.arm()
-    await case.give(await case.have(case.victim().try_acquire))
+    lease = await case.have(case.victim().try_acquire)
+    assert lease is not None or not case.mild, "it is its own rival"
+    await case.give(lease)
 
 
 @at("acquire", "held")
@@ -232,17 +262,17 @@ async def _enqueue_others(case: Case) -> None:
 
 @at("abandon", "time over")
 async def _abandon(case: Case) -> None:
-    held = await case.take(case.rival())
+    held = await case.take(case.rival(ttl=5))  # it does not end by itself
     case.arm()
-    await case.give(await case.take(case.victim(), timeout=0.2))
+    await case.give(await case.take(case.victim(), timeout=0.6))
     await case.give(held)
 
 
 @at("abandon", "others behind")
 async def _abandon_others(case: Case) -> None:
-    held = await case.take(case.rival())
+    held = await case.take(case.rival(ttl=5))  # it does not end by itself
     case.arm()
-    waiter = asyncio.ensure_future(case.take(case.victim(), timeout=0.4))
+    waiter = asyncio.ensure_future(case.take(case.victim(), timeout=0.8))
     await case.world.until(lambda: case.world.waiters(case.rival()))
     other = await case.queued(case.rival())
     await case.met()
@@ -258,6 +288,7 @@ async def _extend(case: Case) -> None:
     other = await case.queued(case.rival())
     try:
         await case.world.beside(lambda: lease.extend(TTL))
+        case.promises_no_more(lease)
     except lualock.LockUnavailable:
         await case.watch(TTL / 2)
     except lualock.LeaseLost:
@@ -316,6 +347,18 @@ async def _release_waited(case: Case) -> None:
     case.arm()
     await case.give(lease)
     await case.give(await other)
+
+
+@at("release", "others come and go meanwhile")
+async def _release_overtaken(case: Case) -> None:
+    lease = await case.take(case.victim())
+    case.arm()
+    giving = asyncio.ensure_future(case.give(lease))
+    await case.met()
+    await case.give(await case.take(case.rival()))
+    last = await case.take(case.rival())
+    await giving
+    await case.give(last)
 
 
 @at("hand_over", "to one who waits")
@@ -508,7 +551,7 @@ async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None
     chance = Chance(seed, share=0.1)
     async with faulty(shell) as proxy:
         proxy.choose = chance
-        case = Case(shell, proxy, f"chance {seed}", "", Fault(""))
+        case = Case(shell, proxy, f"chance {seed}", "", Fault("", times=99))
         loop = asyncio.get_running_loop()
         end = loop.time() + 2
         turns = 0

@@ -300,6 +300,69 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     assert raw("hand_over", A, 1) == b"already"
 
 
+def _old(number: int) -> bytes:
+    """The place of somebody who has waited for long."""
+    return b"%d" % (int(BAND) + number)
+
+
+def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
+    """Whoever makes another the first in the queue tells it, and for how long the lock is held."""
+    take(raw, listening)
+    for number, token in enumerate((A, B, C), start=1):
+        raw.enqueue(token, _old(number))
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == B + b"=2500"
+    raw("extend", A, 9000)
+    raw("abandon", C, ticket(C), 1)  # it was not first
+    assert said(listening) is None
+    raw.enqueue(C, _old(3))
+    raw("abandon", B, ticket(B), 1)
+    message = said(listening)
+    assert message is not None
+    assert message[:23] == C + b"="
+    assert 0 < int(message[23:]) <= 9000
+    raw.enqueue(B, _old(4))
+    raw.client.delete(KEY)
+    assert raw.enqueue(B, _old(4))[0] == b"queued"  # the lease has ended, and it is C's turn
+    assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == B + b"=2500"
+    raw.enqueue(A, _old(5), fair=0)
+    raw.client.delete(KEY)
+    assert raw.enqueue(MINE, fair=0).isdigit()  # unfair: it takes the lock before those
+    assert said(listening)[:22] == MINE  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == B + b"=30000"
+
+
+def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
+    """Who came just before looks by itself; who came before that is told."""
+    take(raw, listening)
+    raw.enqueue(A)
+    raw.enqueue(B)
+    raw("hand_over", MINE, 1)
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening) is None
+    time.sleep(0.25)  # 0.2 s make it old, by the server's clock
+    raw.enqueue(C)
+    raw("hand_over", A, 1)
+    assert said(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
+    assert said(listening) is None
+    raw("abandon", B, ticket(B), 1)
+    assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
+
+
+def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
+    """A first in the queue who cannot be told makes way for who can."""
+    take(raw, listening)
+    raw.enqueue(A, _old(1))
+    raw("enqueue", B + b"30000 nobody about b", _old(2), 0, 1, ALWAYS)
+    raw.enqueue(C, _old(3))
+    raw("hand_over", MINE, 1)
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == C + b"=2500"
+    assert raw.waiters() == [C]
+
+
 def test_unfair(raw: Raw, listening: Any) -> None:
     """Unfair, the lock is free for whoever comes; the first who can be reached is told."""
     take(raw, listening)

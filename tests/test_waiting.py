@@ -60,20 +60,75 @@ async def test_in_turn(world: World) -> None:
 
 
 async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
-    """While a lock is held its waiters send nothing; each hand-over is one PUBLISH."""
+    """While a lock is held its waiters send nothing; each hand-over is one PUBLISH, and one more to
+    who is first then, if that one has waited for long."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
     waiting = await _queue(world, lock, "abcd", order)
+    await asyncio.sleep(0.4)  # each newcomer looks once more
     world.client.config_resetstat()
     await asyncio.sleep(0.3)  # the claim is that nothing happens
     assert "cmdstat_evalsha" not in world.client.info("commandstats")
     await settle(lease.release())
     await asyncio.gather(*waiting)
     stats = world.client.info("commandstats")
-    assert stats["cmdstat_publish"]["calls"] == 4
+    assert stats["cmdstat_publish"]["calls"] == 4 + 3
     # A claim and a release each, and the first release, which learnt that there are others.
     assert stats["cmdstat_evalsha"]["calls"] == 2 * 4 + 2
+
+
+async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) -> None:
+    """Who has come just before is not told that it is first: its turn comes sooner."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    world.client.config_resetstat()
+    start = time.monotonic()
+    waiting = await _queue(world, lock, "abcd", order)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    if time.monotonic() - start < 0.2:  # else they had waited for long, on a busy machine
+        assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
+
+
+async def test_who_becomes_first_knows(world: World) -> None:
+    """However far back it was, who is first when a holder vanishes has the lock when that lease
+    has ended."""
+    locks = world.connect()
+    lock = locks.lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abc", order)
+    vanishes = asyncio.ensure_future(world.beside(locks.lock("x", ttl=0.5).acquire))
+    await world.until_waiters(lock, 4)
+    last = asyncio.ensure_future(world.beside(lock.acquire))
+    await world.until_waiters(lock, 5)
+    await asyncio.sleep(0.4)  # it has looked, far back, and would look again after some seconds
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    gone = await vanishes
+    got = await asyncio.wait_for(last, 0.5 + 1.0)
+    assert gone.lost
+    await settle(got.release())
+
+
+async def test_who_becomes_first_because_others_leave_knows(world: World) -> None:
+    """When those before it give up, who is first then is told how long the holder has it."""
+    locks = world.connect()
+    lease = await settle(locks.lock("x", ttl=1.2).acquire())
+    leaving = [
+        asyncio.ensure_future(world.beside(lambda: locks.lock("x", ttl=30).acquire(timeout=0.6)))
+        for _ in range(3)
+    ]
+    await world.until_waiters(locks.lock("x"), 3)
+    last = asyncio.ensure_future(world.beside(locks.lock("x", ttl=30).acquire))
+    await world.until_waiters(locks.lock("x"), 4)
+    left = await asyncio.gather(*leaving, return_exceptions=True)
+    assert all(isinstance(error, lualock.NotAcquired) for error in left)
+    got = await asyncio.wait_for(last, 1.2 + 1.0)
+    assert lease.lost
+    await settle(got.release())
 
 
 async def test_priority(world: World) -> None:

@@ -11,6 +11,7 @@ class Witness:
     def __init__(self) -> None:
         self.leases: list[Any] = []
         self.fences: list[int] = []
+        self._given: list[Any] = []
 
     def look(self) -> None:
         """At most one lease says that it is held."""
@@ -30,6 +31,11 @@ class Witness:
     def gives(self, lease: Any) -> None:
         """The lease is about to be given back: another may have it before it says so."""
         self.leases.remove(lease)
+        self._given.append(lease)
+
+    def passed_on_since(self, lease: Any) -> bool:
+        """Whether somebody had the lock after this lease, and gave it back."""
+        return any(later.fence > lease.fence for later in self._given)
 
     def gave(self, lease: Any) -> None:
         """Giving it back has ended, well or not: what it says of itself counts again."""

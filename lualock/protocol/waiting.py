@@ -36,6 +36,9 @@ CLAIM_MS = 2500
 LOOK_MAX_S = 60.0
 """How rarely the last of many waiters looks again; the queue's key lives three times as long."""
 
+YOUNG_S = 0.25
+"""When a newcomer looks once more; from 0.2 s on (also in Lua) it is told when it becomes first."""
+
 LOOK_LATE_S = 0.005
 """How long after the end of a lease its successor looks, so that it does not look too early."""
 
@@ -118,6 +121,8 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
                 # that it has a place leaves that time to the holder.
                 wait.seconds = min(REPLY_S, attempt.left_s())
                 told = yield wait
+                if told is not None and told[:1] == b"=":
+                    told = b""  # what it says, our look says better
                 if not told:
                     reply = reply.poll()
         except LockError as error:
@@ -134,6 +139,10 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
                 continue  # told to look again
             wait.seconds = attempt.nap_s()
             told = yield wait
+            while told is not None and told[:1] == b"=":
+                attempt.first(int(told[1:]))
+                wait.seconds = attempt.nap_s()
+                told = yield wait
         if told is None:
             attempt.check_time()
         # A fence that is no greater than what the lock had when we looked is an old message: that
@@ -200,6 +209,7 @@ class _Attempt:
     queued = False
     answered = 0.0
     began = 0.0  # when the first look was sent
+    young_until = 0.0  # until then nobody tells it that it is first
     since = 0.0  # when the first of those looks was sent that are not answered
     reply: list[Any] | None = None  # the last that said who has the lock
     ticket = b""
@@ -290,7 +300,10 @@ class _Attempt:
             return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
         assert isinstance(reply, list)
         if reply[0] == b"queued":
-            self.queued, self.reply, self.answered = True, reply, self.clock()
+            now = self.clock()
+            if not self.queued:
+                self.queued, self.young_until = True, now + YOUNG_S
+            self.reply, self.answered = reply, now
             self.seen, self.place = reply[4], reply[6]
             return None
         if reply[0] == b"owned":
@@ -348,12 +361,21 @@ class _Attempt:
             left_s = left_ms / 1000 - (self.clock() - self.sent)
             nap_s = max(0.0, left_s) + LOOK_LATE_S * (ahead + 1)
         if ahead > 0:
-            # Everybody rarely, so that many cost little; the second often enough to notice that
-            # the first was given the lock and does not claim it.
+            # Who becomes first is told, but a message can be lost: everybody looks, rarely, so
+            # that many cost little; the second often enough to notice that the first was given
+            # the lock and does not claim it.
             nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(ahead - 1, 8))
+            if (young_s := self.young_until - self.clock()) > 0:
+                nap_s = min(nap_s, young_s)
         # Those who came together need not look together.
         nap_s = min(nap_s, LOOK_MAX_S * (1 - ahead % 8 / 32))
         return min(nap_s, self.left_s())
+
+    def first(self, left_ms: int) -> None:
+        """A message says that we are first now, and for how long the lock is held."""
+        assert self.reply is not None
+        self.reply[1], self.reply[5] = left_ms, 0
+        self.sent = self.answered = self.clock()
 
     def left_s(self) -> float:
         """How much of the caller's time is left."""

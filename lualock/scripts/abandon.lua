@@ -27,10 +27,15 @@ if record then
 end
 
 local ahead = redis.call('ZRANK', queue, ticket)
+local held = state == HELD or state == HELD_WAITED
 if ahead then
   redis.call('ZREM', queue, ticket)
 end
-if state ~= HELD and state ~= HELD_WAITED then
+if ahead == 0 and not (held and string.sub(record, 18, 39) == token) then
+  local now, left_ms = redis.call('TIME'), held and redis.call('PTTL', lock) or 0
+  --@include tell_first
+end
+if not held then
   return {'left'}
 elseif string.sub(record, 18, 39) == token then
   --@include give_up

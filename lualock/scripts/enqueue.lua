@@ -61,6 +61,10 @@ if not held then
     redis.call('ZREM', queue, ticket)
     -- Said by a message too, for who does not read the reply at once.
     redis.pcall('PUBLISH', channel, own .. fence .. '+')
+    if others > 0 then
+      local left_ms = ttl_ms
+      --@include tell_first
+    end
     return fence
   end
 end
@@ -91,8 +95,8 @@ end
 local start = tonumber(place)
 local comes = start % BAND == 0
 if comes then
-  -- Ticks since 2025, and after everybody of its priority, whatever the clock says.
-  local score = start + (now[1] - 1735689600) * 10000 + math.floor(now[2] / 100)
+  -- After everybody of its priority, whatever the clock says.
+  local score = start + ticks(now)
   local behind = tonumber(redis.call('ZREVRANGE', queue, 0, 0, 'WITHSCORES')[2])
   if behind and behind >= start + BAND then
     -- Others of a lower priority wait behind it.

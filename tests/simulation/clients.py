@@ -234,8 +234,9 @@ class _Holding:
                 if turn.ending == "extend":
                     yield from self._extend()
                 if turn.ending == "pass":
-                    outcome = self._pass()
-                    return
+                    with suppress(LeaseLost):  # then the shell's `with` releases it
+                        outcome = self._pass()
+                        return
                 if turn.ending == "forget":
                     self._drop()
                     self._over = True

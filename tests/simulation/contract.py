@@ -216,6 +216,9 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield from _won(run, token, ttl_ms, deadline)
         if ticket in after.tickets:
             yield "has the lock, and waits for it"
+        free = (not others or fair == b"0") and not run.store.silent
+        if free and all(text != token + after.fence + b"+" for text, _ in run.told):
+            yield "took the lock, and sent no message for who does not read the reply at once"
         if fair == b"1" and any(run.reachable(one) for one in after.tickets[: _rank(run, ticket)]):
             yield "went past others"
         if fair == b"0" and after.state != (b"W" if after.tickets else b"H"):

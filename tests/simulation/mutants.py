@@ -60,7 +60,8 @@ def lua_mutants() -> Iterator[Mutant]:
         for found in _WRITE.finditer(text):
             line = text.count("\n", 0, found.start()) + 1
             start, end = _call(text, found.start())
-            changed = text[:start] + _NOTHING + text[end:]
+            alone = not text[text.rfind("\n", 0, start) + 1 : start].strip()
+            changed = text[:start] + ("do end" if alone else _NOTHING) + text[end:]
             yield Mutant(name, line, f"left out: {text[start:end]}", text, changed)
 
 
@@ -299,18 +300,17 @@ def _try(job: tuple[int, int]) -> tuple[int, tuple[int, str] | None]:
     return number, kill(every()[number], seeds)
 
 
+_RARE = (
+    "rules are there (ghost, orphan; seeds 29666 and 21979 found it when it was so), but few seeds "
+    "have a request that arrives between the end of its owner and its own deadline"
+)
+
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
     ("enqueue.lua", "true: redis.call('ZCARD', queue) >= limit"): (
         "equivalent but for the cost: the dead are cleared away although there is room"
     ),
     ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
-    ("enqueue.lua", "false: not given"): (
-        "reached only where the server's rules forbid the message, which is tested on real servers"
-    ),
-    ("adopt.lua", "false: time_us > deadline"): (
-        "a rule is there (contract), but hardly any seed has an adoption that is under way for 5 s"
-    ),
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
     ),
@@ -320,9 +320,8 @@ REASONS: dict[tuple[str, str], str] = {
     ("lualock.protocol.waiting", "an old message is believed"): (
         "the message itself says since when; what is no more certain is claimed first, and refused"
     ),
-    ("lualock.protocol.waiting", "a turn of any age is taken for certain"): (
-        "the lease then promises only what is certain, and the claim is read later: less, not wrong"
-    ),
+    ("lualock.protocol.holding", "a ghost's place in the queue stays"): _RARE,
+    ("lualock.protocol.waiting", "a timeout lays no ghost"): _RARE,
 }
 """Why a mutant may survive, by its file and what it does."""
 

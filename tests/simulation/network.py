@@ -37,7 +37,7 @@ TIMEOUT_S = 5.0
 GRACE_S = 0.02
 PATIENCE_S = 60.0
 LAZY_US = 200_000
-LAID_S = 0.5
+LAID_S = 3.0  # the longest pause of who cleans up, and a little
 
 Done = Callable[..., None]  # (reply, error=None)
 
@@ -362,7 +362,7 @@ class Line:
         """A ghost has expired, and its owner was done with it before: it has nothing any more."""
         process, world = self.process, self.process.world
         token = call.parts[2][:22] if len(call.parts) > 5 else call.parts[1]
-        ended = world.ended.get(token)
+        ended = world.disowned.get(token)  # who passes a lease on, or forgets it, lays no ghost
         if process.dead or ended is None or ended > world.now - LAID_S * US:
             return
         if world.excused(process.name, LAID_S):

@@ -1,7 +1,7 @@
 -- pass_on: give the free lock to the first who can be reached; who cannot is dropped, for his process
 -- is gone (if it is only reconnecting, it comes back with its place). Whose token is `own` needs no
 -- message: it is asking, and gets its whole ttl.
--- Needs lock, queue, fence, time_us, before (who released it) and own (a token, or nil). Binds
+-- Needs lock, queue, now, fence, time_us, before (who released it) and own (a token, or nil). Binds
 -- given: the token that has the lock now, or nil.
 local given
 while not given do
@@ -22,5 +22,7 @@ while not given do
     end
     redis.call('SET', lock, HELD_WAITED .. fence .. heir .. before .. holder, 'PX', lease_ms)
     given = heir
+    local left_ms = lease_ms
+    --@include tell_first
   end
 end

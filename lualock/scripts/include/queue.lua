@@ -4,7 +4,8 @@
 -- A channel is where a waiter's process listens. A message is the token that it is about, followed
 -- by the fence if that token has the lock now. Then comes the server's time at which it was given,
 -- or '+' if it has it for its whole ttl, so that there is nothing to claim. Without a fence it says:
--- look again.
+-- look again; or, by '=' and a number, that it is first now, and for how many milliseconds the lock
+-- is held.
 
 -- How long a waiter that was given the lock has until it must have claimed it.
 local CLAIM_MS = 2500
@@ -12,6 +13,13 @@ local CLAIM_MS = 2500
 local QUEUE_MS = '180000'
 -- How many places one priority has: ticks for more than 50 years.
 local BAND = 17592186044416
+-- Who has waited for less (0.2 s) looks again by itself when it has waited for a little more.
+local YOUNG_TICKS = 2000
+
+-- The server's time in ticks of 0.1 ms since 2025.
+local function ticks(time)
+  return (time[1] - 1735689600) * 10000 + math.floor(time[2] / 100)
+end
 
 local function open_ticket(ticket)
   local first = string.find(ticket, ' ', 23, true)
