@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.chaos import __main__ as program
-from tests.chaos.round import Plan, judge, play
+from tests.chaos.round import Outcome, Plan, judge, play
 from tests.servers import BINARIES
 
 FIRST = next(iter(BINARIES))
@@ -30,13 +30,17 @@ def test_chaos_in_short() -> None:
 def test_a_planted_fault_is_found(
     fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Workers that release without asking whose the lock is, or trust in a lease beyond its end, are
-    found out: the program says so, how to play it again, and keeps what they wrote."""
+    """Workers that release without asking whose the lock is, or trust in a lease beyond its end:
+    the program finds it, says how to play it again, and keeps what they wrote."""
     options = f"--server {FIRST} --minutes 0.1 --seed 1 --processes 10 --fault {fault}"
     monkeypatch.setattr(sys, "argv", ["chaos", *options.split()])
     found = []
-    real = play
-    monkeypatch.setattr(program, "play", lambda plan: found.append(real(plan)) or found[0])
+
+    def observed(plan: Plan) -> Outcome:
+        found.append(play(plan))
+        return found[0]
+
+    monkeypatch.setattr(program, "play", observed)
     status = program.main()
     try:
         said = capsys.readouterr().out
