@@ -21,6 +21,7 @@ def figures(outcome: Outcome) -> str:
     return (
         f"  {outcome.held} acquisitions, {outcome.handed_over} of them after a wait in the queue\n"
         f"  {acts or 'nothing was sabotaged'}\n"
+        f"  all had finished {outcome.calm_s:.1f} s after the last act\n"
         f"  two holders by nature: {dict(sorted(outcome.attributed.items()))}\n"
         f"  violations: {len(outcome.violations)}"
     )
@@ -63,6 +64,7 @@ def main() -> int:
         plan = Plan(server, minutes * 60, seed, options.processes, options.fault)
         outcome = play(plan)
         tell(outcome, f"make chaos MINUTES={minutes:g} SERVER={server} SEED={seed}")
+        total.calm_s = max(total.calm_s, outcome.calm_s)
         total.held += outcome.held
         total.handed_over += outcome.handed_over
         total.acts += outcome.acts

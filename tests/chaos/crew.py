@@ -104,6 +104,7 @@ class Crew:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.send_signal(signal.SIGUSR1)
+                self.wrong.append(f"{who} had not finished; {who}.err says where it was")
                 try:
                     process.wait(0.5)
                 except subprocess.TimeoutExpired:

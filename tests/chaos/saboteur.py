@@ -40,12 +40,12 @@ class Saboteur:
     def __post_init__(self) -> None:
         self._client: Any = self.server.client()
         self._ends: list[tuple[float, str]] = []  # of pauses: when, and whose
+        # These excuse only the processes that they befall, or nobody.
+        self._gentle = [self.kill_worker, self.stop_worker, self.flush_scripts]
         self._all: list[Callable[[], None]] = [
-            self.kill_worker,
-            self.stop_worker,
+            *self._gentle,
             self.kill_connections,
             self.pause_clients,
-            self.flush_scripts,
             self.stop_server,
             self.restart_server,
         ]
@@ -58,11 +58,14 @@ class Saboteur:
             act()
             self._pass(min(0.3, seconds / 20))
         while now() < end:
-            length_s = min(self.chance.uniform(4, 12), end - now())
-            if self.chance.random() < 0.25:
-                self._pass(length_s)  # nothing at all
+            what = self.chance.choice(("all", "all", "workers", "nothing"))
+            if what == "nothing":
+                # For longer than what happened before excuses anything.
+                self._pass(min(self.chance.uniform(12, 20), end - now()))
                 continue
-            some = self.chance.sample(self._all, self.chance.randint(1, len(self._all)))
+            acts = self._all if what == "all" else self._gentle
+            some = self.chance.sample(acts, self.chance.randint(1, len(acts)))
+            length_s = min(self.chance.uniform(4, 12), end - now())
             self._chapter(now() + length_s, some, self.chance.choice((0.1, 0.5, 1.5)))
         self.crew.carry_on_all()
         self._ends.clear()

@@ -13,8 +13,8 @@ import json
 import signal
 import sys
 import threading
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,9 +35,12 @@ CALM = "calm"
 """The file that says that the calm has begun."""
 
 
-FAULTS = ("", "delete", "deaf")
+FAULTS = ("", "delete", "deaf", "barge")
 """Planted on purpose: ``delete`` releases without asking who the owner is, ``deaf`` trusts in a
-lease beyond its end."""
+lease beyond its end, ``barge`` frees a fair lock for whoever comes."""
+
+LATE = 0.3
+"""How often a worker with a fault works for longer than its lease lasts: then the fault shows."""
 
 
 @dataclass
@@ -118,7 +121,10 @@ class Worker:
             try:
                 if self._chance.random() < 0.2 and await self._adopt():
                     continue
-                await self._turn(draw(self._chance))
+                turn = draw(self._chance)
+                if self.task.fault and self._chance.random() < LATE:
+                    turn = replace(turn, ttl_s=0.4, renew=None, hold_s=0.7, ending="release")
+                await self._turn(turn)
             except lualock.LockUnavailable:
                 await asyncio.sleep(0.02)
         # From here on nothing goes wrong: what does ends the process.
@@ -152,6 +158,8 @@ class Worker:
     def _lock(self, turn: Turn, id: str) -> Any:
         shape: dict[str, Any] = {"ttl": turn.ttl_s, "renew": turn.renew}
         shape |= {"fair": turn.lock in FAIR, "priority": turn.priority}
+        if self.task.fault == "barge":
+            shape["fair"] = False
         shape["max_waiters"] = MAX_WAITERS.get(turn.lock)
         if turn.new:
             return self.locks.lock(turn.lock, metadata=id, **shape)
@@ -229,8 +237,8 @@ class Holding:
             passed = json.dumps([self._turn.lock, lease.handle()])
             await settle(worker.steady.lpush("passed", passed))
             return "passed"
-        if self._fault == "delete":
-            with redis.Redis.from_url(worker.task.url) as client:
+        if self._fault == "delete" and not lease.held:
+            with redis.Redis.from_url(worker.task.url) as client, suppress(redis.RedisError):
                 client.delete(worker.locks.lock(self._turn.lock).key)
             return "released"
         await settle(lease.release())
