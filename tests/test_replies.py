@@ -363,6 +363,19 @@ def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
     assert raw.waiters() == [C]
 
 
+def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
+    """Who looks while it cannot be told anything keeps its place, and reads that it is first."""
+    take(raw, listening)
+    raw.enqueue(A, _old(1))
+    asks = B + b"30000 nobody about b"
+    raw("enqueue", asks, _old(2), 0, 1, ALWAYS)
+    raw.client.delete(KEY)
+    looked = raw("enqueue", asks, _old(2), 0, 1, ALWAYS)  # gives the lock to the first
+    assert looked[0] == b"queued"
+    assert looked[5] == 0
+    assert raw.waiters() == [B]
+
+
 def test_unfair(raw: Raw, listening: Any) -> None:
     """Unfair, the lock is free for whoever comes; the first who can be reached is told."""
     take(raw, listening)

@@ -178,7 +178,8 @@ class BlockingDriver:
         self._idle.append(self._open(step.until))
         self._tell_room()
 
-    def _later(self, step: Later) -> None:
+    def later(self, step: Later) -> None:
+        """Carry out this step, which waits for nothing."""
         posted = step.ghost.via
         if not isinstance(posted, Owed) or not posted.answered:
             self._cleaner.add(self._call, step.call, step.ghost.expires)
@@ -291,7 +292,7 @@ class BlockingDriver:
         Call: _call,
         Post: _post,
         Batch: _batch,
-        Later: _later,
+        Later: later,
         Reach: _reach,
         Listen: _listen,
         Wait: _wait,

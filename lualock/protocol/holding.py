@@ -141,6 +141,15 @@ def lay(ask: Ask, ghost: Call) -> Later:
     return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
 
 
+def lay_place(ask: Ask, ghost: Call) -> Later | None:
+    """The step that takes the place in the queue away which a lost request may still take. For a
+    lease that is passed on: its token has the lock until that is adopted, and is not abandoned."""
+    if ghost.script is not ENQUEUE:
+        return None
+    nobody = b"-" * 22
+    return Later(Call(ABANDON, (ask.key, ask.queue, nobody, ghost.parts[2], ask.fair)), ghost)
+
+
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
     """Release at the end of a ``with`` body, without ever hiding what the body raised."""
     try:

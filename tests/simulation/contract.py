@@ -293,7 +293,8 @@ def _queued(
     if new and comes_back and place != after.queue[at][0]:
         yield "came back to another place"
     if new and not comes_back:
-        same = [score for score, _ in before.queue or () if score // 2**44 == band]
+        stay = [score for score, one in before.queue or () if one in after.tickets]
+        same = [score for score in stay if score // 2**44 == band]
         if after.queue[at][0] // 2**44 != band or any(s >= after.queue[at][0] for s in same):
             yield "came last, and is not the last of its priority"
     alive = sum(run.reachable(one) for one in others)

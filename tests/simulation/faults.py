@@ -234,6 +234,7 @@ class Faults:
             if key in store.data and not _ours(store.data[key]):
                 del store.data[key]
                 store.ends.pop(key, None)
+        self._unknowing()  # what is back may be a lease of long ago, and a queue of the dead
         self._down("failover")
 
     def step(self) -> None:

@@ -11,6 +11,8 @@ REGRESSIONS: dict[int, str] = {
     21979: "no ghost was laid after a lease that was found lost",
     8817: "a lease was renewed for ever after a release that failed (a bug of the simulator's)",
     6886: "what was interrupted was sent again after it had been abandoned (the simulator's too)",
+    33404: "who asked for its place while it could not be told anything was dropped as gone",
+    35609: "a lease that was passed on left a ghost's place in the queue",
     936: "a ticket that a ghost had put elsewhere: either place may be told",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }

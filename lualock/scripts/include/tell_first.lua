@@ -1,14 +1,16 @@
 -- tell_first: who is first in the queue now is told, for it must look when the lease ends; who is
 -- gone is dropped. Who came less than YOUNG_TICKS ago looks by itself soon after that time, so a
 -- lock that goes round fast costs no message for this.
--- Needs queue, now and left_ms: how long the lock is held from now on unless that is extended.
+-- Whose token is `own` is asking, and reads it in the reply.
+-- Needs queue, now, own (a token, or nil) and left_ms: how long the lock is held from now on unless
+-- that is extended.
 while true do
   local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   if not first[1] or ticks(now) - first[2] % BAND < YOUNG_TICKS then
     break
   end
   local waiter, _, channel = open_ticket(first[1])
-  if redis.pcall('PUBLISH', channel, waiter .. '=' .. left_ms) ~= 0 then
+  if waiter == own or redis.pcall('PUBLISH', channel, waiter .. '=' .. left_ms) ~= 0 then
     break
   end
   redis.call('ZREM', queue, first[1])
