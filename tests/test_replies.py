@@ -324,7 +324,7 @@ def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
     assert 0 < int(message[23:]) <= 9000
     raw.enqueue(B, _old(4))
     raw.client.delete(KEY)
-    assert raw.enqueue(B, _old(4))[0] == b"queued"  # the lease has ended, and it is C's turn
+    assert raw.enqueue(OTHERS, _old(6))[0] == b"queued"  # the lease ended, and it is C's turn
     assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
     assert said(listening) == B + b"=2500"
     raw.enqueue(A, _old(5), fair=0)
