@@ -247,7 +247,7 @@ def _use(lock: lualock.Lock, lines: Lines, **how: float) -> None:
         with lines:
             lease = lock.acquire(**how)
             lease.release()
-    except (Struck, lualock.NotAcquired):
+    except (Struck, lualock.NotAcquired, lualock.LockUnavailable):  # a busy machine is late
         if lease is not None and lease.held:
             lease.release()
 

@@ -49,7 +49,8 @@ RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 """Pauses between the attempts to reach a server that is away."""
 
 PATIENCE_S = 60.0
-"""How long a waiter without a timeout bears a server that is away before it gives up."""
+"""How long a waiter without a timeout bears a server that is away before it gives up; who has had
+no answer at all yet does not wait for a server."""
 
 
 def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
@@ -432,5 +433,5 @@ class _Attempt:
         if isinstance(error, AccessDenied):
             return False
         if self.once or self.give_up == math.inf:
-            return at_once or (self.queued and now - self.answered < PATIENCE_S)
+            return at_once or (self.reply is not None and now - self.answered < PATIENCE_S)
         return now < self.give_up
