@@ -32,7 +32,7 @@ if ahead then
   redis.call('ZREM', queue, ticket)
 end
 if ahead == 0 and not (held and string.sub(record, 18, 39) == token) then
-  local now, left_ms = redis.call('TIME'), held and redis.call('PTTL', lock) or 0
+  local now, left_ms, own = redis.call('TIME'), held and redis.call('PTTL', lock) or 0, nil
   --@include tell_first
 end
 if not held then
