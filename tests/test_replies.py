@@ -351,6 +351,18 @@ def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
     assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
 
 
+def test_who_asks_is_not_gone(raw: Raw, listening: Any) -> None:
+    """Who becomes first while it asks keeps its place, though no message reaches it just then."""
+    take(raw, listening)
+    deaf = ticket(B).replace(CHANNEL, b"nobody-hears-this")
+    raw.enqueue(A, _old(1))
+    raw("enqueue", deaf, _old(2), 0, 1, ALWAYS)
+    raw.client.delete(KEY)
+    reply = raw("enqueue", deaf, _old(2), 0, 1, ALWAYS)  # the lease has ended, and it is A's turn
+    assert (reply[0], reply[5]) == (b"queued", 0)
+    assert raw.waiters() == [B]
+
+
 def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
     """A first in the queue who cannot be told makes way for who can."""
     take(raw, listening)

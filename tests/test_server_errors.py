@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import lualock
+from lualock import aio
 from tests.conftest import server_named
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
@@ -302,6 +303,16 @@ async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
     assert not patient.done()
     with pytest.raises(lualock.LockUnavailable):
         await patient
+
+
+async def test_tasks_that_cannot_be_connected_hear_of_it_together(proxy: Proxy) -> None:
+    """Who waits for a connection that cannot be made does not try again after all the others."""
+    proxy.silent = True
+    async with aio.connect(proxy.url + "?socket_timeout=0.2") as locks:
+        calls = (locks.lock("x").acquire() for _ in range(10))
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in errors} == {lualock.LockUnavailable}
+    assert len(proxy.commands) == 1
 
 
 async def test_a_restarted_server(shell: World) -> None:

@@ -98,8 +98,9 @@ class _LoopConnections:
         self._channel = wire.new_channel(driver.prefix)
         self._calls: Mux | None = None
         self._ear: Mux | None = None
-        # While somebody makes a connection: done when that has ended, well or not.
-        self._opening: dict[str, asyncio.Future[None]] = {}
+        # While somebody makes a connection: done when that has ended. The result is what went wrong
+        # with an attempt that had all its time: it goes for those who waited, too.
+        self._opening: dict[str, asyncio.Future[str | None]] = {}
         self._places: dict[bytes, _Place] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
@@ -126,23 +127,32 @@ class _LoopConnections:
             if "calls" in self._opening:
                 await self._another_opens("calls", until)
             else:
-                with self._opens("calls"):
+                with self._opens("calls", until):
                     self._calls = await self._driver._within(until, self._open)
         return self._calls
 
     @contextmanager
-    def _opens(self, what: str) -> Iterator[None]:
+    def _opens(self, what: str, until: float | None) -> Iterator[None]:
         ended = self._opening[what] = asyncio.get_running_loop().create_future()
+        why = None
         try:
             yield
+        except LockUnavailable as error:
+            if until is None and type(error) is LockUnavailable:
+                why = str(error)
+            raise
         finally:
             del self._opening[what]
-            ended.set_result(None)
+            ended.set_result(why)
 
     async def _another_opens(self, what: str, until: float | None) -> None:
         """Wait while another makes the connection, who may have more time than we."""
         left_s = None if until is None else until - self._driver.clock()
-        done, _ = await asyncio.wait({self._opening[what]}, timeout=left_s)
+        ended = self._opening[what]
+        done, _ = await asyncio.wait({ended}, timeout=left_s)
+        if done and (why := ended.result()) is not None:
+            # Each trying in turn, the last of a thousand would hear of it after an hour.
+            raise LockUnavailable(why)
         if not done:
             raise wire.connect_error(TimeoutError("the time was over"), str(self._driver.endpoint))
 
@@ -169,7 +179,7 @@ class _LoopConnections:
                 if "ear" in self._opening:
                     await self._another_opens("ear", until)
                 else:
-                    with self._opens("ear"):
+                    with self._opens("ear", until):
                         self._ear = await self._driver._within(until, self._subscribe)
                         self._count += 1
         elif asyncio.get_running_loop().time() - self._ear.heard > QUIET_S and (

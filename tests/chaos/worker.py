@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,11 @@ class Task:
     fault: str = ""
 
 
+BEAT_S = 0.05
+LATE_S = 0.25
+"""By how much later than it should a thread of the process must run for it to have stood still."""
+
+
 class Process:
     """The workers of one process, as threads or as coroutines."""
 
@@ -68,6 +74,7 @@ class Process:
         self.ids = (f"{task.who}.{number}" for number in itertools.count(1))
 
     def run(self) -> None:
+        threading.Thread(target=self._beat, daemon=True).start()
         task = self.task
         if task.asynchronous:
             asyncio.run(self._tasks())
@@ -94,6 +101,14 @@ class Process:
                 thread.join()
         if broken:
             sys.exit(1)
+
+    def _beat(self) -> None:
+        """Write down when this process was not run at all: then no timeout of its can be kept."""
+        while True:
+            due = now() + BEAT_S
+            time.sleep(BEAT_S)
+            if (at := now()) > due + LATE_S:
+                self.diary.tell("cause", due, what="pause", who=self.task.who, until=at)
 
     async def _tasks(self) -> None:
         steady = redis.asyncio.Redis.from_url(self.task.steady_url)
