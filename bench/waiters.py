@@ -20,6 +20,7 @@ from lualock import aio
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
 ROUNDS, QUICK_ROUNDS = 5, 2
 IDLE_S, QUICK_IDLE_S = 10.0, 3.0
+SETTLE_S = 3.0  # each newcomer looks once more before it idles
 SERVED = 2000  # hand-overs to time in a round, at least
 
 
@@ -56,6 +57,7 @@ async def _idle(server: Server, waiters: int, idle_s: float) -> tuple[float, flo
     client: Any = redis.Redis.from_url(server.unix_url)
     async with aio.connect(server.tcp_url) as locks:
         holder, waiting, bytes_each = await _crowd(locks, client, waiters)
+        await asyncio.sleep(SETTLE_S)
         client.config_resetstat()
         await asyncio.sleep(idle_s)
         scripts = client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lualock import fork, options, protocol
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.endpoint import Endpoint
-from lualock.errors import LockError, NotAcquired
+from lualock.errors import NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
@@ -91,15 +91,11 @@ class Lease(BaseLease):
         if self._watch is not None:
             self._watch.drop(self)
         cut_short = self._care.cancel and self._body.end(error)
+        if cut_short:  # there is nothing to release, and the server may not even answer
+            raise self._cut_short() from error
         steps = self._release()
         if steps is not None:
-            if cut_short:
-                with contextlib.suppress(LockError):  # that it is lost is known, and is said below
-                    await self._driver.run(steps)
-            else:
-                await self._driver.run(steps if error is None else protocol.leave(steps, error))
-        if cut_short:
-            raise self._cut_short() from error
+            await self._driver.run(steps if error is None else protocol.leave(steps, error))
 
 
 class _Body:
@@ -109,7 +105,7 @@ class _Body:
         task = asyncio.current_task()
         assert task is not None
         self._task: Any = task
-        self._cancelled = False
+        self._cancelled = self._ended = False
         self._others = self._cancelling()
 
     def _cancelling(self) -> int:
@@ -117,12 +113,14 @@ class _Body:
         return self._task.cancelling() if hasattr(self._task, "cancelling") else 0
 
     def cancel(self) -> None:
-        """Cancel it."""
-        self._cancelled = True
-        self._task.cancel()
+        """Cancel it, unless it has ended, or it is the body itself that found the loss."""
+        if not self._ended and asyncio.current_task() is not self._task:
+            self._cancelled = True
+            self._task.cancel()
 
     def end(self, error: BaseException | None) -> bool:
         """It has ended. Whether it did so because we cancelled it, and nobody else did."""
+        self._ended = True
         if not self._cancelled:
             return False
         if hasattr(self._task, "uncancel"):
@@ -279,7 +277,7 @@ class Locks(BaseLocks):
         :param priority: from -100 to 100; the highest waits at the front of the queue.
         :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
-            hangs does not have the lock for ever.
+            hangs does not have the lock for ever. :meth:`Lease.extend` may go beyond it.
         :param on_lost: called with the lease, once, when it is lost before it was released: its
             time is over, by the local clock, or the server said that it is not ours. Not called
             when :meth:`Lease.release` says so, nor for a lease that the program dropped.
@@ -308,7 +306,7 @@ class Locks(BaseLocks):
         It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
         before can neither extend nor release it.
 
-        :param renew: ``None``: renewed if it was before.
+        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on: say it.
         :raises LeaseLost: it has ended, or was released or adopted before.
         :raises InvalidArgument: that is no handle, or one of another prefix.
 
@@ -412,9 +410,7 @@ class _WatchTimer(Watch):
 
     async def _run(self) -> None:
         try:
-            for lease in await self._driver.run(self.round()):
-                self._tell(lease)
-                del lease  # or this loop variable would keep a dropped lease alive
+            await self._driver.run(self.round())
         except Exception:  # a bug must not stop the watch over the other leases
             log.exception("watching leases failed")
             await asyncio.sleep(1.0)

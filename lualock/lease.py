@@ -171,6 +171,8 @@ class BaseLease:
 
         :raises LeaseLost: it is not ours to pass on any more.
         """
+        if self._grant.released:
+            raise self._no_longer("passed on")
         if not self._passed:
             self.check()
             self._passed = True
@@ -217,6 +219,8 @@ class BaseLease:
         self._grant.deadline = deadline
         self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
+        if self._ended is not None:
+            self._ended.set()  # who waits for the loss must look when it is
         if watch is not None:
             self._extends += 1
             watch.add(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lualock import fork, options, protocol
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
-from lualock.errors import NotAcquired
+from lualock.errors import InvalidArgument, NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease, Entered
@@ -22,6 +23,9 @@ from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
     import redis
+
+
+_making = threading.Lock()  # of the event that several threads may wait for
 
 
 class Lease(BaseLease):
@@ -63,9 +67,11 @@ class Lease(BaseLease):
         while not self.lost:
             if (nap_s := self._nap_s(give_up)) <= 0:
                 return False
-            if self._ended is None:
-                self._ended = threading.Event()
-            self._ended.wait(min(nap_s, threading.TIMEOUT_MAX))
+            with _making:
+                if self._ended is None:
+                    self._ended = threading.Event()
+                ended = self._ended
+            ended.wait(min(nap_s, threading.TIMEOUT_MAX))
         return True
 
     def __enter__(self) -> Lease:
@@ -104,6 +110,8 @@ class Lock(BaseLock):
         max_hold: float | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
+        if inspect.iscoroutinefunction(on_lost):
+            raise InvalidArgument("on_lost of a plain lock must be a plain function")
         queueing = fair, priority, max_waiters
         care = max_hold, on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
@@ -224,7 +232,7 @@ class Locks(BaseLocks):
         :param priority: from -100 to 100; the highest waits at the front of the queue.
         :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
-            hangs does not have the lock for ever.
+            hangs does not have the lock for ever. :meth:`Lease.extend` may go beyond it.
         :param on_lost: called with the lease, once, when it is lost before it was released: its
             time is over, by the local clock, or the server said that it is not ours. Not called
             when :meth:`Lease.release` says so, nor for a lease that the program dropped.
@@ -249,7 +257,7 @@ class Locks(BaseLocks):
         It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
         before can neither extend nor release it.
 
-        :param renew: ``None``: renewed if it was before.
+        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on: say it.
         :raises LeaseLost: it has ended, or was released or adopted before.
         :raises InvalidArgument: that is no handle, or one of another prefix.
 
@@ -349,9 +357,7 @@ class _WatchThread(Watch):
                 while (nap_s := self._wakes_at - self._clock()) > 0:
                     self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
             try:
-                for lease in self._driver.run(self.round()):
-                    self._tell(lease)
-                    del lease  # or this loop variable would keep a dropped lease alive
+                self._driver.run(self.round())
             except Exception:  # a bug must not stop the watch over the other leases
                 log.exception("watching leases failed")
                 time.sleep(LINGER_S)

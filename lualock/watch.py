@@ -40,6 +40,10 @@ RETRY_S, RETRY = 1.0, 1 / 10
 WITHIN = 1 / 4
 """How long one try may take, as a share of what is left of the lease that ends first."""
 
+HASTE_S = 1.0
+"""One try may take that long also where another lease falls due meanwhile: a server that is slow,
+but works, must do."""
+
 
 class Watch:
     """The leases that are watched. In the usual case somebody looks in time already, and adding
@@ -81,9 +85,8 @@ class Watch:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else math.inf
 
-    def round(self) -> Steps[list[BaseLease]]:
-        """Look at the leases that are due, renew them, and return those that are lost."""
-        lost: list[BaseLease] = []
+    def round(self) -> Steps[None]:
+        """Look at the leases that are due: tell of those that are lost, then renew the others."""
         wanted: list[tuple[BaseLease, int, int]] = []
         ends = math.inf
         now = self._clock()
@@ -91,7 +94,7 @@ class Watch:
             if lease._grant.released:
                 self.drop(lease)
             elif lease._left() <= 0:
-                self._lose(lease, "its time was over", lost)
+                self._lose(lease, "its time was over")
             elif lease._claimed():
                 self._look_again(lease, self._first_look(lease))
             elif (ttl_ms := lease._renewal_ms(now)) is not None:
@@ -103,13 +106,12 @@ class Watch:
                     log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
                 self._look_again(lease, lease._grant.deadline)
         if wanted:
-            within_s = min(self._reply_s, max(LAST_WORD_S, (ends - now) * WITHIN))
-            yield from self._renew(wanted, within_s, lost)
-        return lost
+            # If the server hangs, what falls due meanwhile must not wait for long.
+            patience_s = max(HASTE_S, self.next_look() - now)
+            within_s = min(self._reply_s, patience_s, max(LAST_WORD_S, (ends - now) * WITHIN))
+            yield from self._renew(wanted, within_s)
 
-    def _renew(
-        self, wanted: list[tuple[BaseLease, int, int]], within_s: float, lost: list[BaseLease]
-    ) -> Steps[None]:
+    def _renew(self, wanted: list[tuple[BaseLease, int, int]], within_s: float) -> Steps[None]:
         sent = self._clock()
         asks = [(lease._ask, ttl_ms) for lease, ttl_ms, _ in wanted]
         outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
@@ -125,7 +127,7 @@ class Watch:
                 self._look_again(lease, min(self._clock() + retry_s, lease._grant.deadline))
                 failures.append(outcome)
             elif lease._gone(outcome):
-                self._lose(lease, str(outcome), lost)
+                self._lose(lease, str(outcome))
             else:
                 self.drop(lease)  # passed on, or released at the same time
         if failures:
@@ -138,21 +140,21 @@ class Watch:
         self.drop(lease)
         self._tell(lease)
 
-    def _lose(self, lease: BaseLease, why: str, lost: list[BaseLease]) -> None:
+    def _lose(self, lease: BaseLease, why: str) -> None:
         self.drop(lease)
         if lease._passed:
             log.warning("the lease of lock %r was passed on, and is lost: %s", lease.name, why)
             return
         lease._grant.lost = True
         log.error("the lease of lock %r is lost: %s", lease.name, why)
-        lost.append(lease)
+        self._tell(lease)
 
     def _wake_at(self, look_at: float) -> None:
         """See to it that somebody looks then."""
         raise NotImplementedError
 
     def _tell(self, lease: BaseLease) -> None:
-        """Tell whoever wants to know that this lease is lost."""
+        """Tell whoever wants to know that this lease is lost. Never waits."""
         raise NotImplementedError
 
     def _first_look(self, lease: BaseLease) -> float:

@@ -58,6 +58,18 @@ def test_asyncio(one_server: Server) -> None:
     asyncio.run(main())
 
 
+def test_what_is_no_client(one_client: Any, one_server: Server) -> None:
+    """The wrong kind of client, a pipeline, or none: refused before anything is sent."""
+    other = redis.asyncio.Redis(unix_socket_path=one_server.socket)
+    for wrong in (other, one_client.pipeline(), None, "redis://localhost"):
+        with pytest.raises(lualock.InvalidArgument, match=r"no client|lualock\.fencing\.aio"):
+            fenced_set(wrong, "k", "v", fence=5)
+    for wrong in (one_client, other.pipeline(), None):
+        with pytest.raises(lualock.InvalidArgument):
+            asyncio.run(aio.fenced_set(wrong, "k", "v", fence=5))
+    assert one_client.keys() == []
+
+
 def test_out_of_memory_nothing_is_written(server: Server) -> None:
     """When the memory is full neither the value nor the fence is changed."""
     with server.client() as client:
@@ -76,9 +88,9 @@ def test_out_of_memory_nothing_is_written(server: Server) -> None:
     ("key", "beside"),
     [
         (b"k", b"{k}:fence"),
-        (b"a{b}c", b"a{b}c:fence"),
+        (b"a{b}c", b"fence:a{b}c"),
         (b"a{b", b"{a{b}:fence"),
-        (b"{b}", b"{b}:fence"),
+        (b"{b}", b"fence:{b}"),
     ],
 )
 def test_the_fence_is_kept_in_the_key_s_slot(key: bytes, beside: bytes) -> None:

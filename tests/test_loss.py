@@ -363,3 +363,59 @@ async def test_a_lease_that_was_over_here_but_not_there(shell: World) -> None:
     assert lease.held
     assert not lease.lost
     await shell.until(lambda: len(told) == 2)
+
+
+async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Server) -> None:
+    """What extend() raises comes out of the block, and the task is not cancelled besides."""
+    async with aio.connect(one_server.url) as locks:
+        client = one_server.client()
+        with pytest.raises(lualock.LeaseLost, match="extended"):  # noqa: PT012 - the body
+            async with locks.lock("x", ttl=30, cancel_on_loss=True) as lease:
+                client.delete("lualock:{x}")
+                await lease.extend(5)
+        client.close()
+        task = asyncio.current_task()
+        assert task is not None
+        await asyncio.sleep(0.01)  # a cancellation would come here
+
+
+async def test_a_lease_that_is_left_is_not_told_of(one_server: Server) -> None:
+    """A body that has ended is never cancelled, however late its loss is noticed."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=0.1, cancel_on_loss=True)
+        lease = await lock.acquire()
+        with pytest.raises(lualock.LeaseLost):
+            async with lease:
+                time.sleep(0.15)  # noqa: ASYNC251 - the loop stands still, and nobody is told
+        locks._watch()._tell(lease)
+        await asyncio.sleep(0.01)  # a cancellation would come here
+
+
+async def test_wait_lost_of_a_lease_that_is_made_shorter(world: World) -> None:
+    """Who waits for the loss is told at the new end."""
+    lease = await settle(world.connect().lock("x", ttl=60).acquire())
+    waiting = asyncio.ensure_future(world.beside(lease.wait_lost))
+    await asyncio.sleep(0.1)  # so that it probably waits by now; it must end either way
+    await settle(lease.extend(0.2))
+    assert await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_loss_is_told_while_others_are_being_renewed(shell: World, proxy: Proxy) -> None:
+    """A server that hangs does not keep back what needs no server."""
+    told: list[Any] = []
+    locks = shell.connect(proxy.url)
+    renewed = await settle(locks.lock("renewed", ttl=0.9, renew=True).acquire())
+    lease = await settle(locks.lock("x", ttl=0.3, on_lost=told.append).acquire())
+    proxy.silent = True
+    await shell.until(lambda: told, wait_s=2)
+    assert told == [lease]
+    assert renewed.name == "renewed"
+
+
+def test_a_coroutine_function_is_no_callback_of_a_plain_lock(locks: lualock.Locks) -> None:
+    """It would never be awaited."""
+
+    async def on_lost(lease: Any) -> None: ...
+
+    with pytest.raises(lualock.InvalidArgument, match="plain function"):
+        locks.lock("x", on_lost=on_lost)

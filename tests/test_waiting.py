@@ -451,6 +451,22 @@ def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]
         assert not client.exists("lualock:{x}:queue")
 
 
+def test_a_holder_that_dies_with_those_in_front(
+    server: Server, new_waiters: Callable[[int], list[Waiter]]
+) -> None:
+    """When the first in the queue die too, the first who lives has the lock when the lease ends."""
+    with lualock.connect(server.url) as locks:
+        lease = locks.lock("x", ttl=1.5).acquire()
+        *dead, alive = new_waiters(4)
+        lease.extend(1.5)
+        start = time.monotonic()
+        for waiter in dead:
+            waiter.process.kill()
+        del lease  # as good as dead: nobody releases it
+        assert alive.line().startswith("has ")
+        assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
+
+
 def test_a_stopped_waiter_is_passed_over(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:

@@ -36,7 +36,7 @@ def fence_key(key: bytes) -> bytes:
     _, opened, rest = key.partition(b"{")
     tag, closed, _ = rest.partition(b"}")
     if opened and closed and tag:
-        return key + b":fence"
+        return b"fence:" + key  # so that it is no other key's, whose fence begins with a brace
     if b"}" in key:
         raise InvalidArgument(
             f"no fence can be kept beside the key {display_name(key)!r}: it has a brace but no "
@@ -59,8 +59,28 @@ def fenced_set(
     :raises StaleFence: a greater fence has been seen; nothing was changed.
     :raises InvalidArgument: one of these cannot be used.
     """
+    check_client(client, asynchronous=False)
     keys, args = request(key, value, fence, ttl)
     judge(client.register_script(SOURCE)(keys=keys, args=args), key, fence)
+
+
+def check_client(client: object, *, asynchronous: bool) -> None:
+    """Check that it is a client of the right kind, which answers at once.
+
+    :raises InvalidArgument: it is not.
+    """
+    kinds = {kind.__module__ for kind in type(client).__mro__}
+    theirs = any(module.startswith("redis.asyncio") for module in kinds)
+    if not hasattr(client, "register_script") or hasattr(client, "command_stack"):
+        raise InvalidArgument(
+            f"{type(client).__name__} is no client: pass a redis.Redis, and no pipeline, whose "
+            "answers come too late to be judged"
+        )
+    if theirs != asynchronous:
+        raise InvalidArgument(
+            "for a redis.asyncio client use lualock.fencing.aio.fenced_set, for a redis.Redis "
+            "lualock.fencing.fenced_set"
+        )
 
 
 def request(
