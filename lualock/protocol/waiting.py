@@ -290,7 +290,7 @@ class _Attempt:
         if self.asked is None:
             self.since = self.sent
         else:
-            self.ghost = self.asked
+            self._may_linger()
         self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
         return step
 
@@ -317,13 +317,22 @@ class _Attempt:
 
     def arrived(self) -> None:
         """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
-        if self.ghost is not None and self.asked is not None:
-            self.ghost = self.asked
+        if self.ghost is not None:
+            self._may_linger()
         self.asked = None
 
     def possible_ghost(self) -> Call | None:
         """The last request that may be under way still."""
-        return self.asked or self.ghost
+        self._may_linger()
+        return self.ghost
+
+    def _may_linger(self) -> None:
+        """The request that is out may be under way still when we have gone on: as the last one, it
+        stands for those before it, so it does not matter any more by which connection it went."""
+        if self.asked is not None:
+            if self.ghost is not None:
+                self.asked.via = None
+            self.ghost, self.asked = self.asked, None
 
     def hurry(self, make: Callable[[], Step], reply: list[Any]) -> Steps[Any]:
         """Ask again where the server found our request late: now we know its time better."""
@@ -411,8 +420,7 @@ class _Attempt:
             at_once = unknown is None and error.outcome_unknown
             if error.outcome_unknown:
                 unknown = error
-                if self.asked is not None:
-                    self.ghost = self.asked
+                self._may_linger()
             self.asked = None
             if not self._patient(now, error, at_once):
                 self.unsettled = before or unknown is not None

@@ -283,6 +283,8 @@ class _Holding:
         self._world.record("let_go", **self._who)
         heir = self._world.random.choice(self._client.heirs)
         if heir.process.dead:
+            if self._turn.renew:  # a program would drop the lease, which ends its renewal
+                self._client.renewal.drop(self._lease)
             return "unknown"
         turn = replace(self._turn, ending="release", wait_s=None)
         # A message brings the handle.

@@ -188,6 +188,8 @@ class Process:
             settled = isinstance(via, Line) and via.open
         if not settled:
             late_s = max(0.0, step.ghost.expires - self.clock())
+            until, token = self.world.ghost_until, step.call.parts[2]
+            until[token] = max(until.get(token, 0.0), self.world.now / US + late_s)
             self.soon(int(late_s * US), self._lay, step.call)
 
     def _lay(self, call: Call) -> None:

@@ -13,6 +13,7 @@ REGRESSIONS: dict[int, str] = {
     6886: "what was interrupted was sent again after it had been abandoned (the simulator's too)",
     33404: "who asked for its place while it could not be told anything was dropped as gone",
     35609: "a lease that was passed on left a ghost's place in the queue",
+    67350: "of two lost requests only the later one's ghost was laid, and that one needed none",
     936: "a ticket that a ghost had put elsewhere: either place may be told",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
