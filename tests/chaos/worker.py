@@ -10,6 +10,8 @@ import asyncio
 import faulthandler
 import itertools
 import json
+import math
+import os
 import signal
 import sys
 import threading
@@ -59,9 +61,16 @@ class Task:
     fault: str = ""
 
 
-BEAT_S = 0.05
 LATE_S = 0.25
-"""By how much later than it should a thread of the process must run for it to have stood still."""
+"""How late an acquisition must be for this to look into the kernel's accounts."""
+
+
+def not_run_s() -> float:
+    """For how long this thread, ready to run, was kept waiting for a processor, in all its life."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:  # not Linux: then nothing is excused
+        return 0.0
 
 
 class Process:
@@ -74,7 +83,7 @@ class Process:
         self.ids = (f"{task.who}.{number}" for number in itertools.count(1))
 
     def run(self) -> None:
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._end_with_parent, daemon=True).start()
         task = self.task
         if task.asynchronous:
             asyncio.run(self._tasks())
@@ -102,13 +111,12 @@ class Process:
         if broken:
             sys.exit(1)
 
-    def _beat(self) -> None:
-        """Write down when this process was not run at all: then no timeout of its can be kept."""
-        while True:
-            due = now() + BEAT_S
-            time.sleep(BEAT_S)
-            if (at := now()) > due + LATE_S:
-                self.diary.tell("cause", due, what="pause", who=self.task.who, until=at)
+    def _end_with_parent(self) -> None:
+        """Who is left alone ends."""
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
 
     async def _tasks(self) -> None:
         steady = redis.asyncio.Redis.from_url(self.task.steady_url)
@@ -154,6 +162,7 @@ class Worker:
         fair = turn.lock in FAIR
         tell("ask", wait_s=turn.wait_s, fair=fair, priority=turn.priority, **who)
         why, lease = "unavailable", None
+        began, kept_s = now(), not_run_s()
         try:
             if turn.wait_s == 0:
                 lease = await settle(lock.try_acquire())
@@ -165,6 +174,10 @@ class Worker:
         except lualock.NotAcquired:
             why = "timeout"
         finally:
+            late_s = now() - began - (turn.wait_s or math.inf)
+            if late_s > LATE_S and not_run_s() - kept_s > late_s / 2:
+                # Not the library's doing: this thread stood still for want of a processor.
+                tell("cause", began, what="pause", who=self.task.who, until=now())
             if lease is None:
                 tell("gave_up", what=why, **who)
         if lease is not None:
