@@ -24,6 +24,7 @@ import redis
 
 import lualock
 from bench.server import Server, started
+from bench.setting import Setting, Targets
 from lualock import aio
 
 ROUNDS, QUICK_ROUNDS = 5, 1
@@ -43,6 +44,16 @@ sys.stdin.readline()
 """
 
 
+TITLE = "how late what must happen does"
+WORDS = ""
+COLUMNS = (
+    ("what should have happened", "what"),
+    ("ms late (median)", "median_ms:.1f"),
+    ("worst", "worst_ms:.1f"),
+    ("limit", "limit_ms:.0f"),
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """What should have happened, and by how much later it did, in milliseconds."""
@@ -53,8 +64,9 @@ class Row:
     limit_ms: float
 
 
-def run(server: Server, *, quick: bool) -> list[Row]:
+def run(setting: Setting) -> list[Row]:
     """Every case, some times each."""
+    server, quick = setting.server, setting.quick
     cases: list[tuple[str, float, Callable[[Server], float]]] = [
         (f"the turn of the last of {DEAD + 1} waiters, the others killed", TURN_MAX_MS, _dead),
         ("the turn of the first waiter, the holder killed", TURN_MAX_MS, _killed_holder),
@@ -179,7 +191,7 @@ def _asyncio(url: str) -> float:
     return asyncio.run(acquire())
 
 
-def targets(rows: list[Row]) -> list[tuple[str, float, bool]]:
+def targets(rows: list[Row]) -> Targets:
     """What must show: the claim, the figure of this run, and whether it is met."""
     claims = {
         TURN_MAX_MS: "a turn comes within 100 ms whoever died before (ms)",
