@@ -80,10 +80,7 @@ def run(setting: Setting) -> list[Row]:
     measured: dict[tuple[str, int], list[_Seen]] = {}
     counts = QUICK_PROCESSES if setting.quick else PROCESSES
     for processes in counts:
-        ways = {
-            name: partial(_see, setting, name, processes)
-            for name in crowds(setting)
-        }
+        ways = {name: partial(_see, setting, name, processes) for name in crowds(setting)}
         rounds = QUICK_ROUNDS if setting.quick else ROUNDS
         found = setting.rounds(f"contention, {processes} processes", rounds, ways)
         measured |= {(name, processes): seen for name, seen in found.items()}
@@ -141,7 +138,11 @@ def targets(rows: list[Row]) -> Targets:
     times = 1 / best.times_lualock
     kept, shorter = ours.times_fewest, best.p99_times_lualock
     return [
-        (f"{most} processes: at least 2.5 times the best rival ({best.rival})", times, times >= 2.5),
+        (
+            f"{most} processes: at least 2.5 times the best rival ({best.rival})",
+            times,
+            times >= 2.5,
+        ),
         (f"{most} processes: the best rival's p99 wait is at least 3 times", shorter, shorter >= 3),
         (f"{most} processes are at least 0.8 times as fast as the fewest", kept, kept >= 0.8),
         ("at most one PUBLISH per hand-over", ours.published, ours.published <= 1.01),

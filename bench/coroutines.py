@@ -50,10 +50,7 @@ def run(setting: Setting) -> list[Row]:
     rows = []
     share = QUICK_SHARE if setting.quick else 1
     for tasks in TASKS:
-        ways = {
-            name: partial(_round, setting, name, tasks, share)
-            for name in setting.tasks
-        }
+        ways = {name: partial(_round, setting, name, tasks, share) for name in setting.tasks}
         count = QUICK_ROUNDS if setting.quick else ROUNDS
         rates = setting.rounds(f"coroutines, {tasks:,} tasks", count, ways)
         ours = rates[rivals.AIO]

@@ -42,9 +42,7 @@ class Row:
 
 def run(setting: Setting) -> list[Row]:
     """Round after round, all rivals."""
-    ways = {
-        name: partial(_latencies_us, setting, name) for name in contention.crowds(setting)
-    }
+    ways = {name: partial(_latencies_us, setting, name) for name in contention.crowds(setting)}
     found = setting.rounds("hand_over", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
     medians = {name: [statistics.median(one) for one in many] for name, many in found.items()}
     rows = []

@@ -39,8 +39,7 @@ from bench.rivals.attempts import (
 from bench.setting import Setting, Targets
 
 RIVALS: dict[str, type[Rival]] = {
-    kind.__name__: kind
-    for kind in (SetNx, Timestamp, SetNxPx, CompareAndDelete, RedisPy, Lualock)
+    kind.__name__: kind for kind in (SetNx, Timestamp, SetNxPx, CompareAndDelete, RedisPy, Lualock)
 }
 FAULTS = ("expiry", "clocks", "crash")
 WORKERS = 4

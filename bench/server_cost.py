@@ -45,7 +45,7 @@ class Row:
 
 def run(setting: Setting) -> list[Row]:
     """All ways, in turn, round after round."""
-    url = setting.server.unix_url
+    url = setting.server.tcp_url
     pairs = QUICK_PAIRS if setting.quick else PAIRS
     kept = [name for name in setting.sync if not name.startswith(SLOW) and "polls" not in name]
     narrowed = Setting(setting.server, setting.quick, kept, [], setting.broken)

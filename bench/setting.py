@@ -60,7 +60,9 @@ class Setting:
         if rival.startswith("lualock"):
             raise RuntimeError(f"{rival} broke in {scenario}: {error!r}")
         told = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        self.broken.append(Broken(rival, scenario, " ".join(told.split())[:300]))
+        broken = Broken(rival, scenario, " ".join(told.split())[:300])
+        if broken not in self.broken:
+            self.broken.append(broken)
 
 
 @contextmanager

@@ -50,10 +50,7 @@ def run(setting: Setting) -> list[Row]:
     rows = []
     names = [name for name in RIVALS if name in setting.sync]
     for threads in QUICK_THREADS if setting.quick else THREADS:
-        ways = {
-            name: partial(_rate, setting, name, threads)
-            for name in names
-        }
+        ways = {name: partial(_rate, setting, name, threads) for name in names}
         count = QUICK_ROUNDS if setting.quick else ROUNDS
         rates = setting.rounds(f"threads, {threads}", count, ways)
         ours = rates[rivals.LUALOCK]

@@ -19,9 +19,7 @@ class Portalocker(Rival):
     tuning: ClassVar[dict[str, Any]] = {}
 
     def lock(self, key: str) -> AbstractContextManager[object]:
-        return portalocker.RedisLock(
-            key, connection=self.client, timeout=PATIENCE_S, **self.tuning
-        )
+        return portalocker.RedisLock(key, connection=self.client, timeout=PATIENCE_S, **self.tuning)
 
 
 class PortalockerTuned(Portalocker):

@@ -47,8 +47,6 @@ def call(setting: Setting) -> None:
                     names.remove(name)
 
 
-
-
 def _try(attempt: Any, name: str, url: str, told: Any) -> None:
     try:
         attempt(name, url)
