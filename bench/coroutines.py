@@ -15,13 +15,14 @@ from functools import partial
 from typing import Any
 
 from bench import rivals
+from bench.rivals.base import TaskRival
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 
-TASKS = (1, 10, 100, 1000)
-ROUNDS, QUICK_ROUNDS = 7, 3
+TASKS, QUICK_TASKS = (1, 10, 100, 1000), (1, 1000)
+ROUNDS, QUICK_ROUNDS = 5, 3
 PAIRS = {rivals.AIO: 8000}  # in a round, over all tasks
-OTHERS_PAIRS, QUICK_SHARE = 2000, 2
+OTHERS_PAIRS, QUICK_SHARE = 2000, 4
 MOST_PAIRS_A_TASK = 1000
 PATIENCE_S = 15.0
 
@@ -49,7 +50,7 @@ def run(setting: Setting) -> list[Row]:
     """All rivals in turn, round after round, at each number of tasks."""
     rows = []
     share = QUICK_SHARE if setting.quick else 1
-    for tasks in TASKS:
+    for tasks in QUICK_TASKS if setting.quick else TASKS:
         ways = {name: partial(_round, setting, name, tasks, share) for name in setting.tasks}
         count = QUICK_ROUNDS if setting.quick else ROUNDS
         rates = setting.rounds(f"coroutines, {tasks:,} tasks", count, ways)
@@ -71,7 +72,7 @@ async def _rate(setting: Setting, name: str, tasks: int, share: int) -> float:
         await rival.close()
 
 
-async def _measure(rival: rivals.TaskRival, name: str, tasks: int, share: int) -> float:
+async def _measure(rival: TaskRival, name: str, tasks: int, share: int) -> float:
     every = PAIRS.get(name, OTHERS_PAIRS) // share
     pairs = min(MOST_PAIRS_A_TASK // share, max(1, every // tasks))
 

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from bench import rivals, uncontended
+from bench.rivals.base import Rival
 from bench.setting import Setting, Targets
 from bench.stats import ratio, spread
 
-ROUNDS, QUICK_ROUNDS = 21, 7
+ROUNDS, QUICK_ROUNDS = 15, 5
 CALLED, JOB, WITH = "the function itself", "lualock, locks.job", "lualock, with"
 RIVALS = (rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK, "redis-lock-py", "python-redilock")
 
@@ -71,7 +72,7 @@ def _ways(setting: Setting) -> Iterator[dict[str, Callable[[], object]]]:
             rival.close()
 
 
-def _in_with(rival: rivals.Rival) -> int:
+def _in_with(rival: Rival) -> int:
     """As it is written without a decorator: the lock's name is made of the job's argument."""
     number = 17
     with rival.lock(f"job{number}"):

@@ -13,8 +13,8 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 
 THREADS, QUICK_THREADS = (1, 4, 16), (1, 8)
-ROUNDS, QUICK_ROUNDS = 5, 3
-RUN_S = 0.2
+ROUNDS, QUICK_ROUNDS = 5, 2
+RUN_S = 0.15
 RIVALS = (
     rivals.LUALOCK,
     rivals.SETNX,

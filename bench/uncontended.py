@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import redis
 
 from bench import rivals
+from bench.rivals.base import Rival
 from bench.setting import Setting, Targets
 from bench.stats import ratio, spread
 
@@ -29,7 +30,7 @@ LIMITS = (PING, PREPARED, RAW, PIPELINED)
 
 PAIRS = 200  # a round, or as many as fit in ROUND_S
 ROUND_S = 0.05
-ROUNDS, QUICK_ROUNDS = 41, 11
+ROUNDS, QUICK_ROUNDS = 25, 9
 ONE_CORE, AS_SCHEDULED = "one core", "as scheduled"
 JUDGED = ("TCP", ONE_CORE)
 
@@ -71,6 +72,8 @@ def run(setting: Setting) -> list[Row]:
     server = setting.server
     for placement in _placements():
         for transport, url in (("TCP", server.tcp_url), ("unix socket", server.unix_url)):
+            if setting.quick and transport != JUDGED[0]:
+                continue
             with _placed(placement, server.pid):
                 rows += measure(setting, url, transport, placement)
     return rows
@@ -94,7 +97,7 @@ def measure(setting: Setting, url: str, transport: str, placement: str) -> list[
 @contextmanager
 def ways(setting: Setting, url: str) -> Iterator[dict[str, Callable[[], object]]]:
     """What makes one pair, for every rival that works, and for the limits; all are warm."""
-    open_: list[rivals.Rival] = []
+    open_: list[Rival] = []
     found: dict[str, Callable[[], object]] = {}
     try:
         for name in setting.sync:
@@ -162,11 +165,11 @@ def _socket(url: str) -> socket.socket:
 
 def time_pair(pair: Callable[[], object]) -> float:
     """Microseconds a pair; a slow rival gets fewer pairs, so that it takes no more time."""
-    pair()
     start = time.perf_counter()
-    done = 0
-    while done < PAIRS and (done < 3 or time.perf_counter() - start < ROUND_S):
-        for _ in range(min(20, PAIRS) if done else 3):
+    pair()
+    done = 1
+    while done < PAIRS and time.perf_counter() - start < ROUND_S:
+        for _ in range(20 if done > 2 else 1):
             pair()
             done += 1
     took = time.perf_counter() - start
