@@ -18,9 +18,14 @@ from bench.stats import quantile, ratio
 PROCESSES, QUICK_PROCESSES = (2, 8, 32, 64), (2, 32)
 JUDGED = 32
 ROUNDS, QUICK_ROUNDS = 3, 2
-RUN_S, QUICK_RUN_S = 0.8, 0.25
+RUN_S, QUICK_RUN_S = 0.7, 0.3
 ALSO = ("redis-fifo-lock",)  # asyncio only, and nearest in kind
 LEFT_OUT = (rivals.RENEWED,)  # the same as lualock here
+# One of each kind of waiting, for a first look.
+QUICK = (
+    *(rivals.LUALOCK, rivals.PLAIN, rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK),
+    *("redis-lock-py", "redis-fifo-lock"),
+)
 
 TITLE = "one lock, many processes"
 WORDS = __doc__.partition("\n\n")[2]
@@ -72,7 +77,8 @@ class _Seen:
 def crowds(setting: Setting) -> list[str]:
     """The rivals that crowds of processes are made of."""
     also = [name for name in ALSO if name in setting.tasks]
-    return [name for name in setting.sync if name not in LEFT_OUT] + also
+    names = [name for name in setting.sync if name not in LEFT_OUT] + also
+    return [name for name in names if name in QUICK] if setting.quick else names
 
 
 def run(setting: Setting) -> list[Row]:
@@ -139,11 +145,11 @@ def targets(rows: list[Row]) -> Targets:
     kept, shorter = ours.times_fewest, best.p99_times_lualock
     return [
         (
-            f"{most} processes: at least 2.5 times the best rival ({best.rival})",
+            f"{most} processes: at least 2.5 times the best rival's rate",
             times,
             times >= 2.5,
         ),
-        (f"{most} processes: the best rival's p99 wait is at least 3 times", shorter, shorter >= 3),
+        (f"{most} processes: the best rival's p99 wait is 3 times ours", shorter, shorter >= 3),
         (f"{most} processes are at least 0.8 times as fast as the fewest", kept, kept >= 0.8),
         ("at most one PUBLISH per hand-over", ours.published, ours.published <= 1.01),
     ]

@@ -128,24 +128,28 @@ def _crowd(logs: list[list[float]], start: float, end: float, commands: Counter[
         count, asked = int(log[0]), log[1]
         if 0 < asked < end:
             waiting.append(end - asked)
-        for at in range(2, 2 + 3 * count, 3):
-            if start <= log[at + 1] <= end:
-                turns.append(Turn(worker, *log[at : at + 3]))
+        logged = (Turn(worker, *log[at : at + 3]) for at in range(2, 2 + 3 * count, 3))
+        turns += [turn for turn in logged if start <= turn.had <= end]
     turns.sort(key=lambda turn: turn.had)
     return Crowd(len(logs), end - start, turns, waiting, commands)
 
 
 def _read(path: str) -> list[float]:
     with _log(path) as log:
-        return log[: 2 + 3 * int(log[0])].tolist()
+        found: list[float] = log[: 2 + 3 * int(log[0])].tolist()
+        return found
 
 
 @contextmanager
-def _log(path: str) -> Iterator[memoryview]:
+def _log(path: str) -> Iterator[Any]:
     """How many turns there were, since when one waits (0: it does not), and the turns."""
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapped:
-        with memoryview(mapped) as raw, raw.cast("d") as log:
-            yield log
+    with (
+        open(path, "r+b") as file,
+        mmap.mmap(file.fileno(), SIZE) as mapped,
+        memoryview(mapped) as raw,
+        raw.cast("d") as log,
+    ):
+        yield log
 
 
 def _work(url: str, rival: str, path: str, hold_s: float, told: Any, begin: Any) -> None:

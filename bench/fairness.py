@@ -14,8 +14,8 @@ from bench import contention, crowd, rivals
 from bench.setting import Setting, Targets
 
 PROCESSES, HOLD_S = 16, 0.001
-ROUNDS, QUICK_ROUNDS = 3, 1
-RUN_S, QUICK_RUN_S = 2.0, 0.8
+ROUNDS, QUICK_ROUNDS = 2, 1
+RUN_S, QUICK_RUN_S = 1.5, 0.5
 
 TITLE = "who gets the lock"
 WORDS = __doc__

@@ -105,7 +105,10 @@ def draw(kept: dict[str, Any], folder: Path, scenarios: Sequence[str]) -> list[P
             continue
         plot = PLOTS[name]
         figure, axes = plt.subplots(figsize=(8, _height(plot, rows)), layout="constrained")
-        (_lines if isinstance(plot, Lines) else _bars)(axes, plot, rows)
+        if isinstance(plot, Lines):
+            _lines(axes, plot, rows)
+        else:
+            _bars(axes, plot, rows)
         axes.set_title(f"{name}: {SCENARIOS[name].TITLE}", loc="left")
         axes.grid(axis="x" if isinstance(plot, Bars) else "both", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -169,16 +172,13 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
     most = max((row[f] or 0 for row in chosen for f in plot.fields), default=1)
     least = min((row[f] for row in chosen for f in plot.fields if (row[f] or 0) > 0), default=1)
     for place, row in enumerate(chosen):
-        name = ", ".join(str(row[field]) for field in plot.names)
         rival = str(row.get("rival", row[plot.names[0]]))
         for number, field in enumerate(plot.fields):
             at = place + (number - (len(plot.fields) - 1) / 2) * thick
             value = row[field]
             fade = 1 - 0.3 * number
             axes.barh(at, value or 0, thick * 0.9, color=_bar_colour(rival), alpha=fade)
-            shown = (
-                "never" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
-            )
+            shown = _figure(value)
             axes.annotate(
                 shown,
                 (max(value or 0, least / 2 if plot.log else 0), at),
@@ -187,7 +187,6 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
                 va="center",
                 fontsize=7,
             )
-        del name
     axes.set_yticks(
         range(len(chosen)), [", ".join(str(row[f]) for f in plot.names) for row in chosen]
     )
@@ -199,6 +198,12 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
     if len(plot.fields) > 1:
         label += " (" + ", ".join(field.rpartition("_")[0] or field for field in plot.fields) + ")"
     axes.set_xlabel(label)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "never"
+    return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _bar_colour(name: str) -> str:

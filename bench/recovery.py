@@ -20,9 +20,9 @@ from bench import contention, rivals
 from bench.processes import CONTEXT
 from bench.setting import Setting, Targets
 
-TTL_S, KILL_AFTER_S, LIMIT_S, QUICK_LIMIT_S = 1.0, 0.3, 3.0, 1.0
+TTL_S, KILL_AFTER_S, LIMIT_S, QUICK_LIMIT_S = 1.0, 0.3, 2.0, 0.8
 READY_LIMIT_S = 20.0
-ROUNDS, QUICK_ROUNDS = 5, 1
+ROUNDS, QUICK_ROUNDS = 3, 1
 
 TITLE = "a holder is killed"
 WORDS = __doc__

@@ -18,7 +18,7 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 
 PAIRS, QUICK_PAIRS = 2000, 1000
-ROUNDS, QUICK_ROUNDS = 15, 5
+ROUNDS, QUICK_ROUNDS = 9, 3
 SLOW = ("pottery", "portalocker")  # and mostly not on the server
 
 TITLE = "what it costs the server"

@@ -19,8 +19,8 @@ from bench.setting import Setting, Targets
 from lualock import aio
 
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
-ROUNDS, QUICK_ROUNDS = 5, 2
-IDLE_S, QUICK_IDLE_S = 10.0, 3.0
+ROUNDS, QUICK_ROUNDS = 3, 1
+IDLE_S, QUICK_IDLE_S = 10.0, 1.5
 SERVED = 2000  # hand-overs to time in a round, at least
 
 

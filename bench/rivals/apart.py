@@ -1,8 +1,8 @@
-"""Rivals that cannot be requirements of the `bench` extra: each is installed in a folder of its own.
+"""Rivals that cannot be requirements of the `bench` extra: each gets a folder of its own.
 
 One has the same import name as another; the others cap redis-py, and would hold everything else
-back at an old one. pip is asked whether each goes together with the redis-py that is installed; what
-it answers is kept, and the report says it.
+back at an old one. pip is asked whether each goes together with the redis-py that is installed;
+what it answers is kept, and the report says it.
 
     python -m bench.rivals.apart      # `make bench` does it
 """
