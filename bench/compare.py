@@ -58,7 +58,7 @@ def _moved(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[li
 
 
 def _figure(value: float | None) -> str:
-    return "never" if value is None else f"{value:,.4g}"
+    return "-" if value is None else f"{value:,.4g}"
 
 
 def _turned(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:

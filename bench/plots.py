@@ -25,6 +25,9 @@ COLOURS = {
     "pottery": "#e377c2",
     "portalocker": "#c49c94",
     "aioredlock": "#aec7e8",
+    "the function itself": "#7f7f7f",
+    "ReaderThread": "#1f77b4",
+    "OwnConnection": "#2ca02c",
     "PING": "#000000",
     "SET + DEL": "#444444",
 }
@@ -75,6 +78,7 @@ PLOTS: dict[str, Lines | Bars] = {
         ("double_holders", "taken_from_holder"),
         "times that it went wrong (0: no bar)",
         names=("rival", "fault"),
+        log=False,
     ),
 }
 
@@ -89,11 +93,13 @@ def colour(name: str) -> str:
     return "#7f7f7f"
 
 
-def draw(kept: dict[str, Any], folder: Path, scenarios: Sequence[str]) -> list[Path]:
+def draw(
+    kept: dict[str, Any], folder: Path, scenarios: Sequence[str], *, suffix: str = "svg"
+) -> list[Path]:
     """The plots of a run, as SVG files; ``scenarios``: only these."""
     import matplotlib as mpl
 
-    mpl.use("svg")
+    mpl.use("agg")
     # The same data make the same file, and text stays text.
     mpl.rcParams.update({"svg.hashsalt": "lualock", "svg.fonttype": "none", "font.size": 9})
     import matplotlib.pyplot as plt
@@ -115,8 +121,8 @@ def draw(kept: dict[str, Any], folder: Path, scenarios: Sequence[str]) -> list[P
         facts = kept["facts"]
         told = f"{facts['run'].partition(',')[0]} run, {facts['cores']} cores, {facts['server']}"
         figure.supxlabel(f"{told}, redis-py {facts['redis']}", fontsize=7, color="#666666")
-        path = folder / f"{name}.svg"
-        figure.savefig(path, metadata={"Date": None})
+        path = folder / f"{name}.{suffix}"
+        figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
         plt.close(figure)
         paths.append(path)
     return paths
@@ -135,6 +141,8 @@ def _chosen(plot: Bars, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _lines(axes: Any, plot: Lines, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import NullLocator
+
     named: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row[plot.y]:
@@ -156,8 +164,9 @@ def _lines(axes: Any, plot: Lines, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = sorted({row[plot.x] for row in rows})
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
+    _numbers(axes.yaxis)
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.label)
     if plot.by:
@@ -193,6 +202,7 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     if plot.log and most > 0:
         axes.set_xscale("log")
+        _numbers(axes.xaxis)
         axes.set_xlim(left=least / 2, right=most * 3)
     label = plot.label
     if len(plot.fields) > 1:
@@ -200,9 +210,21 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
     axes.set_xlabel(label)
 
 
+def _numbers(axis: Any) -> None:
+    """A logarithmic axis with its figures written out, also within one decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    low, high = axis.get_view_interval()
+    if high / low > 300:
+        axis.set_major_locator(LogLocator(numticks=20))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
 def _figure(value: float | None) -> str:
     if value is None:
-        return "never"
+        return "not in time"
     return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 

@@ -55,10 +55,15 @@ def as_json(
     """Everything, for machines."""
     return {
         "facts": told,
-        "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
+        "results": {name: [_finite(asdict(row)) for row in rows] for name, rows in results.items()},
         "broken": [asdict(one) for one in broken],
         "targets": [{"claim": c, "figure": f, "met": m} for c, f, m in judged],
     }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for what is infinite: a ratio to nothing."""
+    return {k: None if v in (float("inf"), -float("inf")) else v for k, v in row.items()}
 
 
 def as_markdown(
@@ -95,7 +100,7 @@ def section(name: str, rows: list[Any]) -> Iterable[str]:
 def _told(row: Any, column: str) -> str:
     field, _, form = column.partition(":")
     value = getattr(row, field)
-    return "never" if value is None else format(value, form)
+    return "not in time" if value is None else format(value, form)
 
 
 def _cell(text: str) -> str:
