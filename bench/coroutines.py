@@ -20,7 +20,7 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 
 TASKS, QUICK_TASKS = (1, 10, 100, 1000), (1, 1000)
-ROUNDS, QUICK_ROUNDS = 5, 3
+ROUNDS, QUICK_ROUNDS = 5, 2
 PAIRS = {rivals.AIO: 8000}  # in a round, over all tasks
 OTHERS_PAIRS, QUICK_SHARE = 2000, 4
 MOST_PAIRS_A_TASK = 1000

@@ -26,7 +26,7 @@ from bench.processes import CONTEXT
 from bench.server import Server
 from bench.setting import within
 
-WARM_UP_S = 0.3
+WARM_UP_S = 0.2
 MOST_TURNS = 200_000  # of one process; the files are sparse
 SIZE = 8 * (2 + 3 * MOST_TURNS)
 READY_LIMIT_S, LIFE_S = 30.0, 60.0

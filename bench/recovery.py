@@ -1,8 +1,8 @@
 """A holder is killed (SIGKILL): how soon has somebody who waits the lock?
 
 The lease is a second. Counted is from the end of that lease, by when the holder took it; a lock
-that is bound to a connection and not to a lease may be free before (less than nothing). "Not in time" is
-not within 2 s more (a quick run: 0.8 s)."""
+that is bound to a connection and not to a lease may be free before (less than nothing). "Not in
+time" is not within 2 s more (a quick run: 0.8 s)."""
 
 from __future__ import annotations
 

@@ -37,16 +37,16 @@ class Setting:
     sync: list[str]
     tasks: list[str]
     broken: list[Broken] = field(default_factory=list)
+    shuffled: random.Random = field(default_factory=lambda: random.Random(1))
 
     def rounds(
         self, scenario: str, count: int, ways: Mapping[str, Callable[[], T]]
     ) -> dict[str, list[T]]:
         """Round after round every way, in a new order each time, so that whatever else the machine
         does meets all of them. A way that breaks is written down, and not measured again."""
-        shuffled = random.Random(1)
         found: dict[str, list[T]] = {name: [] for name in ways}
         for _ in range(count):
-            for name in shuffled.sample(list(found), len(found)):
+            for name in self.shuffled.sample(list(found), len(found)):
                 try:
                     with limited(ROUND_LIMIT_S):
                         found[name].append(ways[name]())

@@ -30,7 +30,7 @@ LIMITS = (PING, PREPARED, RAW, PIPELINED)
 
 PAIRS = 200  # a round, or as many as fit in ROUND_S
 ROUND_S = 0.05
-ROUNDS, QUICK_ROUNDS = 25, 9
+ROUNDS, QUICK_ROUNDS = 25, 7
 ONE_CORE, AS_SCHEDULED = "one core", "as scheduled"
 JUDGED = ("TCP", ONE_CORE)
 

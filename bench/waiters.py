@@ -20,7 +20,7 @@ from lualock import aio
 
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
 ROUNDS, QUICK_ROUNDS = 3, 1
-IDLE_S, QUICK_IDLE_S = 10.0, 1.5
+IDLE_S, QUICK_IDLE_S = 10.0, 1.0
 SERVED = 2000  # hand-overs to time in a round, at least
 
 
