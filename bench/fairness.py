@@ -15,7 +15,7 @@ from bench.setting import Setting, Targets
 
 PROCESSES, HOLD_S = 16, 0.001
 ROUNDS, QUICK_ROUNDS = 2, 1
-RUN_S, QUICK_RUN_S = 1.5, 0.5
+RUN_S, QUICK_RUN_S = 1.5, 0.4
 
 TITLE = "who gets the lock"
 WORDS = __doc__

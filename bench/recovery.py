@@ -2,7 +2,7 @@
 
 The lease is a second. Counted is from the end of that lease, by when the holder took it; a lock
 that is bound to a connection and not to a lease may be free before (less than nothing). "Not in
-time" is not within 2 s more (a quick run: 0.8 s)."""
+time" is not within 2 s more (a quick run: 0.5 s)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench import contention, rivals
 from bench.processes import CONTEXT
 from bench.setting import Setting, Targets
 
-TTL_S, KILL_AFTER_S, LIMIT_S, QUICK_LIMIT_S = 1.0, 0.3, 2.0, 0.8
+TTL_S, KILL_AFTER_S, LIMIT_S, QUICK_LIMIT_S = 1.0, 0.3, 2.0, 0.5
 READY_LIMIT_S = 20.0
 ROUNDS, QUICK_ROUNDS = 3, 1
 

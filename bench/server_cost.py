@@ -1,6 +1,7 @@
 """What a lock costs the server: microseconds a pair by its own account (``INFO commandstats``).
 
-Each way goes one request at a time. Commands that a script calls are counted in the script's own
+Each way goes one request at a time, with client and server on one core: a server that slept on
+another core takes longer, and not always equally. Commands that a script calls are counted in the script's own
 time and do not count twice."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bench import rivals, uncontended
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 
-PAIRS, QUICK_PAIRS = 2000, 1000
+PAIRS, QUICK_PAIRS = 2000, 500
 ROUNDS, QUICK_ROUNDS = 9, 3
 # What takes its time elsewhere, and what knows no unix socket: over TCP the figures vary more.
 LEFT_OUT = ("pottery", "portalocker", "python-redilock")
@@ -50,7 +51,11 @@ def run(setting: Setting) -> list[Row]:
     pairs = QUICK_PAIRS if setting.quick else PAIRS
     kept = [name for name in setting.sync if not name.startswith(LEFT_OUT) and "polls" not in name]
     narrowed = Setting(setting.server, setting.quick, kept, [], setting.broken)
-    with redis.Redis.from_url(url) as client, uncontended.ways(narrowed, url) as found:
+    with (
+        uncontended.placed(uncontended.placements()[0], setting.server.pid),
+        redis.Redis.from_url(url) as client,
+        uncontended.ways(narrowed, url) as found,
+    ):
         ways = {
             name: partial(_server_us, client, pair, pairs)
             for name, pair in found.items()

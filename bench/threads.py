@@ -15,6 +15,7 @@ from bench.stats import ratio
 THREADS, QUICK_THREADS = (1, 4, 16), (1, 8)
 ROUNDS, QUICK_ROUNDS = 5, 2
 RUN_S = 0.15
+QUICK_RIVALS = 5  # the first of these
 RIVALS = (
     rivals.LUALOCK,
     rivals.SETNX,
@@ -48,7 +49,9 @@ class Row:
 def run(setting: Setting) -> list[Row]:
     """Round after round, every rival; for each number of threads."""
     rows = []
-    names = [name for name in RIVALS if name in setting.sync]
+    names = [name for name in RIVALS if name in setting.sync][
+        : QUICK_RIVALS if setting.quick else None
+    ]
     for threads in QUICK_THREADS if setting.quick else THREADS:
         ways = {name: partial(_rate, setting, name, threads) for name in names}
         count = QUICK_ROUNDS if setting.quick else ROUNDS

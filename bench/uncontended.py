@@ -70,11 +70,12 @@ def run(setting: Setting) -> list[Row]:
     """Over TCP and a unix socket; with client and server on one core, and as scheduled."""
     rows = []
     server = setting.server
-    for placement in _placements():
+    found = placements()
+    for placement in found[:1] if setting.quick else found:
         for transport, url in (("TCP", server.tcp_url), ("unix socket", server.unix_url)):
             if setting.quick and transport != JUDGED[0]:
                 continue
-            with _placed(placement, server.pid):
+            with placed(placement, server.pid):
                 rows += measure(setting, url, transport, placement)
     return rows
 
@@ -176,12 +177,14 @@ def time_pair(pair: Callable[[], object]) -> float:
     return took / done / getattr(pair, "pairs", 1) * 1e6
 
 
-def _placements() -> list[str]:
+def placements() -> list[str]:
+    """Where client and server may be told to run; first what is judged."""
     return [ONE_CORE, AS_SCHEDULED] if hasattr(os, "sched_setaffinity") else [AS_SCHEDULED]
 
 
 @contextmanager
-def _placed(placement: str, server_pid: int) -> Iterator[None]:
+def placed(placement: str, server_pid: int) -> Iterator[None]:
+    """Run this process and the server there."""
     if placement == AS_SCHEDULED:
         yield
         return
