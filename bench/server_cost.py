@@ -1,8 +1,8 @@
 """What a lock costs the server: microseconds a pair by its own account (``INFO commandstats``).
 
 Each way goes one request at a time, with client and server on one core: a server that slept on
-another core takes longer, and not always equally. Commands that a script calls are counted in the script's own
-time and do not count twice."""
+another core takes longer, and not always equally. Commands that a script calls are counted in the
+script's own time and do not count twice."""
 
 from __future__ import annotations
 
