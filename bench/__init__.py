@@ -1,5 +1,7 @@
-"""`make bench`: lualock beside the plain ways, over lualock's public API only.
+"""`make bench`: lualock beside every rival that can be installed, over public APIs only.
 
-``uncontended`` measures what a lock costs, ``races`` what it is worth, ``server_cost`` what it
-costs the server. ``rivals`` has one small adapter each, ``report`` makes JSON and Markdown.
+``rivals/`` has one small adapter each, ``scenarios`` lists what is measured (a module each),
+``setting`` runs rounds and writes down who breaks, ``crowd`` makes many processes want one lock;
+``report``, ``plots`` and ``compare`` show it. ``wake_ups`` alone looks below the public API, and
+says why.
 """

@@ -1,7 +1,7 @@
-"""asyncio: many tasks, each with a lock of its own, beside redis-py's asyncio ``Lock``.
+"""asyncio: many tasks, each with a lock of its own, in one event loop.
 
-redis-py's pool raises when more tasks ask than it has connections, so it gets the pool that waits
-instead. All in one event loop each, round after round.
+redis-py's pool raises when more tasks ask than it has connections, so the rivals on redis-py get
+the pool that waits instead.
 """
 
 from __future__ import annotations
@@ -9,21 +9,31 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-import redis.asyncio
+from bench import rivals
+from bench.rivals.base import TaskRival
+from bench.setting import Setting, Targets
+from bench.stats import ratio
 
-from bench.server import Server
-from lualock import aio
-
-TASKS = (1, 10, 100, 1000)
-ROUNDS, QUICK_ROUNDS = 7, 3
-LUALOCK, REDIS_PY = "lualock", "redis-py asyncio Lock"
-PAIRS = {LUALOCK: 8000, REDIS_PY: 2000}  # in a round, over all tasks
+TASKS, QUICK_TASKS = (1, 10, 100, 1000), (1, 1000)
+ROUNDS, QUICK_ROUNDS = 5, 2
+PAIRS = {rivals.AIO: 8000}  # in a round, over all tasks
+OTHERS_PAIRS, QUICK_SHARE = 2000, 4
 MOST_PAIRS_A_TASK = 1000
-POOL = 50
+PATIENCE_S = 15.0
+
+TITLE = "asyncio: a lock for each task"
+WORDS = ""
+COLUMNS = (
+    ("", "rival"),
+    ("tasks", "tasks"),
+    ("pairs/s", "pairs_per_s:,.0f"),
+    ("lualock is so many times as fast", "times_faster_lualock:.2f"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,42 +46,40 @@ class Row:
     times_faster_lualock: float
 
 
-def run(server: Server, *, quick: bool) -> list[Row]:
-    """Both rivals in turn, at each number of tasks."""
+def run(setting: Setting) -> list[Row]:
+    """All rivals in turn, round after round, at each number of tasks."""
     rows = []
-    for tasks in TASKS:
-        rates: dict[str, list[float]] = {LUALOCK: [], REDIS_PY: []}
-        for _ in range(QUICK_ROUNDS if quick else ROUNDS):
-            rates[LUALOCK].append(asyncio.run(_ours(server.tcp_url, tasks)))
-            rates[REDIS_PY].append(asyncio.run(_theirs(server.tcp_url, tasks)))
+    share = QUICK_SHARE if setting.quick else 1
+    for tasks in QUICK_TASKS if setting.quick else TASKS:
+        ways = {name: partial(_round, setting, name, tasks, share) for name in setting.tasks}
+        count = QUICK_ROUNDS if setting.quick else ROUNDS
+        rates = setting.rounds(f"coroutines, {tasks:,} tasks", count, ways)
+        ours = rates[rivals.AIO]
         for name, found in rates.items():
-            pairs = zip(rates[LUALOCK], found, strict=True)
-            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-            rows.append(Row(name, tasks, statistics.median(found), ratio))
+            rows.append(Row(name, tasks, statistics.median(found), ratio(ours, found)))
     return rows
 
 
-async def _ours(url: str, tasks: int) -> float:
-    async with aio.connect(url) as locks:
-        return await _rate(LUALOCK, tasks, lambda name: locks.lock(name, ttl=30))
+def _round(setting: Setting, name: str, tasks: int, share: int) -> float:
+    return asyncio.run(_rate(setting, name, tasks, share))
 
 
-async def _theirs(url: str, tasks: int) -> float:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=POOL, timeout=60)
-    async with redis.asyncio.Redis(connection_pool=pool) as client:
-        rate = await _rate(REDIS_PY, tasks, lambda name: client.lock(name, timeout=30))
-    await pool.disconnect()
-    return rate
+async def _rate(setting: Setting, name: str, tasks: int, share: int) -> float:
+    rival = rivals.tasks(name, setting.server.tcp_url)
+    try:
+        return await asyncio.wait_for(_measure(rival, name, tasks, share), PATIENCE_S)
+    finally:
+        await rival.close()
 
 
-async def _rate(
-    rival: str, tasks: int, lock: Callable[[str], AbstractAsyncContextManager[object]]
-) -> float:
-    pairs = min(MOST_PAIRS_A_TASK, max(1, PAIRS[rival] // tasks))
+async def _measure(rival: TaskRival, name: str, tasks: int, share: int) -> float:
+    every = PAIRS.get(name, OTHERS_PAIRS) // share
+    pairs = min(MOST_PAIRS_A_TASK // share, max(1, every // tasks))
 
     async def work(number: int, pairs: int) -> None:
-        own = lock(f"own:{number}")
+        use: Any = rival.reusable(f"own{number}")
         for _ in range(pairs):
+            own: AbstractAsyncContextManager[object] = use()
             async with own:
                 pass
 
@@ -81,10 +89,11 @@ async def _rate(
     return tasks * pairs / (time.perf_counter() - start)
 
 
-def targets(rows: list[Row]) -> list[tuple[str, float, bool]]:
+def targets(rows: list[Row]) -> Targets:
     """What must show: the claim, the figure of this run, and whether it is met."""
-    found = {row.tasks: row.times_faster_lualock for row in rows if row.rival == REDIS_PY}
+    found = {r.tasks: r.times_faster_lualock for r in rows if r.rival == rivals.REDIS_PY_AIO}
+    most = found[max(found)]
     return [
-        ("asyncio, 1,000 tasks: at least 7 times redis-py's", found[1000], found[1000] >= 7),
+        (f"asyncio, {max(found):,} tasks: at least 8 times redis-py's", most, most >= 8),
         ("asyncio, a single task: no slower than redis-py's", found[1], found[1] >= 1),
     ]

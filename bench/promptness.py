@@ -18,16 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
 
 import lualock
 from bench.server import Server, started
+from bench.setting import Setting, Targets
 from lualock import aio
 
-ROUNDS, QUICK_ROUNDS = 5, 1
-DEAD = 31
+ROUNDS, QUICK_ROUNDS = 3, 1
+DEAD, QUICK_DEAD = 31, 7
 TTL_S = 1.0
 TIMEOUT_S = 0.5
 TURN_MAX_MS, TIMEOUT_MAX_MS = 100.0, 50.0
@@ -43,6 +45,16 @@ sys.stdin.readline()
 """
 
 
+TITLE = "how late what must happen does"
+WORDS = ""
+COLUMNS = (
+    ("what should have happened", "what"),
+    ("ms late (median)", "median_ms:.1f"),
+    ("worst", "worst_ms:.1f"),
+    ("limit", "limit_ms:.0f"),
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """What should have happened, and by how much later it did, in milliseconds."""
@@ -53,10 +65,13 @@ class Row:
     limit_ms: float
 
 
-def run(server: Server, *, quick: bool) -> list[Row]:
+def run(setting: Setting) -> list[Row]:
     """Every case, some times each."""
+    server, quick = setting.server, setting.quick
+    dead = QUICK_DEAD if quick else DEAD
+    last = partial(_dead, dead)
     cases: list[tuple[str, float, Callable[[Server], float]]] = [
-        (f"the turn of the last of {DEAD + 1} waiters, the others killed", TURN_MAX_MS, _dead),
+        (f"the turn of the last of {dead + 1} waiters, the others killed", TURN_MAX_MS, last),
         ("the turn of the first waiter, the holder killed", TURN_MAX_MS, _killed_holder),
     ]
     for shell, acquire in (("threads", _threads), ("asyncio", _asyncio)):
@@ -110,10 +125,10 @@ def _queue_up(client: Any, processes: list[subprocess.Popen[str]]) -> None:
             time.sleep(0.002)
 
 
-def _dead(server: Server) -> float:
+def _dead(count: int, server: Server) -> float:
     with redis.Redis.from_url(server.tcp_url) as client, lualock.connect(server.tcp_url) as locks:
         client.flushall()
-        with _waiters(server, DEAD + 1, 30) as processes:
+        with _waiters(server, count + 1, 30) as processes:
             lease = locks.lock("prompt", ttl=30).acquire()
             _queue_up(client, processes)
             *dead, alive = processes
@@ -179,7 +194,7 @@ def _asyncio(url: str) -> float:
     return asyncio.run(acquire())
 
 
-def targets(rows: list[Row]) -> list[tuple[str, float, bool]]:
+def targets(rows: list[Row]) -> Targets:
     """What must show: the claim, the figure of this run, and whether it is met."""
     claims = {
         TURN_MAX_MS: "a turn comes within 100 ms whoever died before (ms)",

@@ -15,10 +15,24 @@ import redis
 
 import lualock
 from bench.server import Server
+from bench.setting import Setting, Targets
 from lualock import aio
 
-LEASES, QUICK_LEASES = 10_000, 2000
-TTL_S, QUICK_TTL_S = 30.0, 6.0  # as many renewals a second in both
+LEASES, QUICK_LEASES = 10_000, 1000
+TTL_S, QUICK_TTL_S = 30.0, 3.0  # as many renewals a second in both
+
+
+TITLE = "very many leases held by one process"
+WORDS = ""
+COLUMNS = (
+    ("renewed by", "shell"),
+    ("leases", "leases:,"),
+    ("ttl (s)", "ttl_s:.0f"),
+    ("of one core", "core:.3f"),
+    ("scripts a second", "per_s:,.0f"),
+    ("server reads each", "sent_each:.3f"),
+    ("lost", "lost"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +50,9 @@ class Row:
     lost: int
 
 
-def run(server: Server, *, quick: bool) -> list[Row]:
+def run(setting: Setting) -> list[Row]:
     """A thread, and an event loop."""
+    server, quick = setting.server, setting.quick
     leases, ttl_s = (QUICK_LEASES, QUICK_TTL_S) if quick else (LEASES, TTL_S)
     return [_thread(server, leases, ttl_s), asyncio.run(_loop(server, leases, ttl_s))]
 
@@ -88,7 +103,7 @@ async def _loop(server: Server, count: int, ttl_s: float) -> Row:
     return row
 
 
-def targets(rows: list[Row]) -> list[tuple[str, float, bool]]:
+def targets(rows: list[Row]) -> Targets:
     """What must show: the claim, the figure of this run, and whether it is met."""
     core = max(row.core for row in rows)
     lost = sum(row.lost for row in rows)

@@ -29,14 +29,14 @@ class Server:
 
 
 @contextmanager
-def started() -> Iterator[Server]:
+def started(program: str | None = None) -> Iterator[Server]:
     """Start a server on a free port and a unix socket; nothing is left of it at the end."""
     with tempfile.TemporaryDirectory(prefix="lualock-bench-", dir="/tmp") as folder:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         path = os.path.join(folder, "s")
-        command = [binaries.find().path, "--port", str(port), "--bind", "127.0.0.1"]
+        command = [program or binaries.find().path, "--port", str(port), "--bind", "127.0.0.1"]
         command += ["--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", folder]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:

@@ -15,13 +15,25 @@ from typing import Any
 import redis
 
 from bench.server import Server
+from bench.setting import Setting, Targets
 from lualock import aio
 
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
-ROUNDS, QUICK_ROUNDS = 5, 2
-IDLE_S, QUICK_IDLE_S = 10.0, 3.0
+ROUNDS, QUICK_ROUNDS = 3, 1
+IDLE_S, QUICK_IDLE_S = 10.0, 1.0
 SETTLE_S = 3.0  # each newcomer looks once more before it idles
 SERVED = 2000  # hand-overs to time in a round, at least
+
+
+TITLE = "one lock, many coroutines that wait"
+WORDS = ""
+COLUMNS = (
+    ("waiters", "waiters:,"),
+    ("µs a hand-over", "hand_over_us:.0f"),
+    ("times among few", "times_few:.2f"),
+    ("commands a second, each, idle", "idle_per_s:.3f"),
+    ("bytes each", "bytes_each:.0f"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,9 @@ class Row:
     times_few: float
 
 
-def run(server: Server, *, quick: bool) -> list[Row]:
+def run(setting: Setting) -> list[Row]:
     """What waiting costs; then, round after round, the hand-overs among each number of waiters."""
+    server, quick = setting.server, setting.quick
     counts = QUICK_WAITERS if quick else WAITERS
     idle = {n: asyncio.run(_idle(server, n, QUICK_IDLE_S if quick else IDLE_S)) for n in counts}
     took_us: dict[int, list[float]] = {n: [] for n in counts}
@@ -102,7 +115,7 @@ async def _use(locks: aio.Locks) -> None:
         pass
 
 
-def targets(rows: list[Row]) -> list[tuple[str, float, bool]]:
+def targets(rows: list[Row]) -> Targets:
     """What must show: the claim, the figure of this run, and whether it is met."""
     many = rows[-1]
     ratio = many.times_few

@@ -1,4 +1,4 @@
-"""The rivals: each as its users write it, behind the same two verbs.
+"""Ways to lock that can be asked for one attempt, for the races: the same two verbs each.
 
 ``take`` makes one attempt and answers until when the taker may believe that it has the lock
 (``None``: not taken), on CLOCK_MONOTONIC in seconds, counted from before the request was sent.
@@ -9,6 +9,7 @@ clock, which only one rival reads.
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import redis
 
 import lualock
+from bench.rivals.plain import COMPARE_AND_DELETE
 
 Clock = Callable[[], float]
 
@@ -99,6 +101,21 @@ class SetNxPx(Rival):
         self.client.delete(self.key)
 
 
+class CompareAndDelete(Rival):
+    """``SET NX PX``, and a script that deletes if the value is still ours."""
+
+    name = "SET NX PX + compare-and-delete"
+
+    def take(self) -> float | None:
+        believed = time.monotonic() + self.ttl_s
+        self._token = f"{secrets.token_hex(16)}:{self.me}"
+        taken = self.client.set(self.key, self._token, nx=True, px=round(self.ttl_s * 1000))
+        return believed if taken else None
+
+    def give(self) -> None:
+        self.client.eval(COMPARE_AND_DELETE, 1, self.key, self._token)
+
+
 class RedisPy(Rival):
     """redis-py's ``Lock``."""
 
@@ -113,19 +130,24 @@ class RedisPy(Rival):
         return believed if self._lock.acquire(blocking=False) else None
 
     def give(self) -> None:
-        self._lock.release()
+        try:
+            self._lock.release()
+        except redis.exceptions.LockError:
+            return  # it had ended, and we are told
+
+    def still_mine(self) -> bool:
+        return bool(self._lock.owned())
 
 
 class Lualock(Rival):
     """lualock with an explicit ttl."""
 
     name = "lualock"
-    ttl: ClassVar[bool] = True
 
     def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
         super().__init__(url, key, ttl_s, me, now)
         self._locks = lualock.connect(url, holder=me)
-        self._lock = self._locks.lock(key, ttl=ttl_s if self.ttl else None)
+        self._lock = self._locks.lock(key, ttl=ttl_s)
 
     def take(self) -> float | None:
         lease = self._lock.try_acquire()
@@ -146,10 +168,3 @@ class Lualock(Rival):
     def close(self) -> None:
         super().close()
         self._locks.close()
-
-
-class LualockRenewed(Lualock):
-    """lualock without a ttl: renewed for as long as it is held."""
-
-    name = "lualock (default: renewed)"
-    ttl = False

@@ -1,0 +1,75 @@
+"""Two runs beside each other: ``python -m bench compare A.json B.json``.
+
+Rows are the same if what names them is: their texts and their sizes. A figure that moved by less
+than the noise of these machines is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.report import table
+
+SIZES = ("processes", "threads", "tasks", "waiters", "leases", "locks")
+NOISE = 1.15
+
+
+def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What moved, and which targets are met in one run and missed in the other."""
+    parts = ["# Two runs", _facts(before, after)]
+    for name, rows in after["results"].items():
+        moved = _moved(before["results"].get(name, []), rows)
+        if moved:
+            parts += [f"## {name}", table(["", "figure", "before", "after", "times"], moved)]
+    turned = _turned(before, after)
+    parts += [
+        "## What must show",
+        table(["claim", "before", "after"], turned) if turned else "The same in both.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(before: dict[str, Any], after: dict[str, Any]) -> str:
+    names = [*before["facts"], *(name for name in after["facts"] if name not in before["facts"])]
+    rows = [[n, before["facts"].get(n, "-"), after["facts"].get(n, "-")] for n in names]
+    return table(["", "before", "after"], [row for row in rows if row[1] != row[2]])
+
+
+def _name(row: dict[str, Any]) -> str:
+    return ", ".join(
+        value if isinstance(value, str) else f"{value:,} {field}"
+        for field, value in row.items()
+        if isinstance(value, str) or field in SIZES
+    )
+
+
+def _moved(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[list[str]]:
+    known = {_name(row): row for row in before}
+    moved = []
+    for row in after:
+        old = known.get(_name(row), {})
+        for field, value in row.items():
+            was = old.get(field)
+            if field in SIZES or isinstance(value, str) or was == value or was is None:
+                continue
+            if value is None or not was or not value or not 1 / NOISE <= value / was <= NOISE:
+                times = f"{value / was:.2f}" if was and value is not None else ""
+                moved.append([_name(row), field, _figure(was), _figure(value), times])
+    return moved
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.4g}"
+
+
+def _turned(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
+    was = {target["claim"]: target for target in before["targets"]}
+    rows = []
+    for target in after["targets"]:
+        old = was.get(target["claim"])
+        if old is not None and old["met"] != target["met"]:
+            rows.append([target["claim"], *(_judged(one) for one in (old, target))])
+    return rows
+
+
+def _judged(target: dict[str, Any]) -> str:
+    return f"{target['figure']:.2f} ({'met' if target['met'] else 'missed'})"

@@ -1,0 +1,205 @@
+"""Processes that want one lock, again and again, and everything that each of them saw.
+
+They write down when they asked, had it and gave it back, on the clock that all processes of a
+machine share, in memory that we can read. So they can be stopped at any time, and a rival that
+lets somebody starve costs no more time than another; whoever still waits at the end has waited for
+at least as long as it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from bench import rivals
+from bench.processes import CONTEXT
+from bench.server import Server
+from bench.setting import within
+
+WARM_UP_S = 0.2
+MOST_TURNS = 200_000  # of one process; the files are sparse
+SIZE = 8 * (2 + 3 * MOST_TURNS)
+READY_LIMIT_S, LIFE_S = 30.0, 60.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One acquisition, in seconds of CLOCK_MONOTONIC."""
+
+    worker: int
+    asked: float
+    had: float
+    gave: float
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What happened in the time that counts. ``turns`` are in the order of ``had``; ``waiting`` is
+    for how long each of those waited that still did at the end; ``commands`` is the server's."""
+
+    processes: int
+    run_s: float
+    turns: list[Turn]
+    waiting: list[float]
+    commands: Counter[str]
+
+    def hand_overs(self) -> Iterator[tuple[Turn, Turn]]:
+        """Who had the lock, and who had it next, where that was another."""
+        for before, after in zip(self.turns, self.turns[1:], strict=False):
+            if before.worker != after.worker:
+                yield before, after
+
+    def waits(self) -> list[float]:
+        """How long those waited who had the lock from another, or had it never."""
+        return [after.had - after.asked for _, after in self.hand_overs()] + self.waiting
+
+    def shares(self) -> list[int]:
+        """How often each process had it."""
+        counted = Counter(turn.worker for turn in self.turns)
+        return [counted[worker] for worker in range(self.processes)]
+
+
+def gather(
+    server: Server, rival: str, processes: int, *, run_s: float, hold_s: float = 0.0
+) -> Crowd:
+    """Let so many processes do nothing but take the lock, hold it and give it back."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lualock-crowd-", dir="/tmp") as folder,
+        redis.Redis.from_url(server.tcp_url) as client,
+    ):
+        client.flushall()
+        told = CONTEXT.SimpleQueue()
+        begin = CONTEXT.Event()
+        paths = [os.path.join(folder, str(number)) for number in range(processes)]
+        workers = []
+        try:
+            for path in paths:
+                with open(path, "wb") as file:
+                    file.truncate(SIZE)
+                arguments = (server.tcp_url, rival, path, hold_s, told, begin)
+                workers.append(CONTEXT.Process(target=_work, args=arguments, daemon=True))
+                workers[-1].start()
+            for _ in workers:
+                _next(told)
+            begin.set()
+            time.sleep(WARM_UP_S)
+            client.config_resetstat()
+            start = time.monotonic()
+            time.sleep(run_s)
+            end = time.monotonic()
+            stats: Any = client.info("commandstats")
+        finally:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+        if not told.empty():
+            _next(told)
+        logs = [_read(path) for path in paths]
+    commands = Counter(
+        {
+            name.removeprefix("cmdstat_"): one["calls"]
+            for name, one in stats.items()
+            if not name.startswith(("cmdstat_config", "cmdstat_info"))
+        }
+    )
+    return _crowd(logs, start, end, commands)
+
+
+def _next(told: Any) -> None:
+    within(READY_LIMIT_S, lambda: not told.empty(), "its processes are ready")
+    if error := told.get():
+        raise RuntimeError(error)
+
+
+def _crowd(logs: list[list[float]], start: float, end: float, commands: Counter[str]) -> Crowd:
+    turns, waiting = [], []
+    for worker, log in enumerate(logs):
+        count, asked = int(log[0]), log[1]
+        if 0 < asked < end:
+            waiting.append(end - asked)
+        logged = (Turn(worker, *log[at : at + 3]) for at in range(2, 2 + 3 * count, 3))
+        turns += [turn for turn in logged if start <= turn.had <= end]
+    turns.sort(key=lambda turn: turn.had)
+    return Crowd(len(logs), end - start, turns, waiting, commands)
+
+
+def _read(path: str) -> list[float]:
+    with _log(path) as log:
+        found: list[float] = log[: 2 + 3 * int(log[0])].tolist()
+        return found
+
+
+@contextmanager
+def _log(path: str) -> Iterator[Any]:
+    """How many turns there were, since when one waits (0: it does not), and the turns."""
+    with (
+        open(path, "r+b") as file,
+        mmap.mmap(file.fileno(), SIZE) as mapped,
+        memoryview(mapped) as raw,
+        raw.cast("d") as log,
+    ):
+        yield log
+
+
+def _work(url: str, rival: str, path: str, hold_s: float, told: Any, begin: Any) -> None:
+    try:
+        with _log(path) as log:
+            if rival in rivals.TASKS:
+                asyncio.run(_work_in_loop(url, rival, log, hold_s, told, begin))
+            else:
+                _work_in_thread(url, rival, log, hold_s, told, begin)
+    except Exception as error:
+        told.put(f"{type(error).__name__}: {error}")
+
+
+def _work_in_thread(url: str, rival: str, log: Any, hold_s: float, told: Any, begin: Any) -> None:
+    lock = rivals.sync(rival, url).lock("crowd")
+    now = time.monotonic
+    told.put("")
+    begin.wait()
+    give_up = now() + LIFE_S
+    at = 2
+    while (asked := now()) < give_up and at < 3 * MOST_TURNS:
+        log[1] = asked
+        with lock:
+            had = now()
+            log[1] = 0.0
+            if hold_s:
+                time.sleep(hold_s)
+            gave = now()
+        log[at], log[at + 1], log[at + 2] = asked, had, gave
+        log[0] += 1
+        at += 3
+
+
+async def _work_in_loop(
+    url: str, rival: str, log: Any, hold_s: float, told: Any, begin: Any
+) -> None:
+    use = rivals.tasks(rival, url).reusable("crowd")
+    now = time.monotonic
+    told.put("")
+    begin.wait()
+    give_up = now() + LIFE_S
+    at = 2
+    while (asked := now()) < give_up and at < 3 * MOST_TURNS:
+        log[1] = asked
+        async with use():
+            had = now()
+            log[1] = 0.0
+            if hold_s:
+                await asyncio.sleep(hold_s)
+            gave = now()
+        log[at], log[at + 1], log[at + 2] = asked, had, gave
+        log[0] += 1
+        at += 3

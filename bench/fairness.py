@@ -1,0 +1,78 @@
+"""Who gets the lock: sixteen processes want it, each holds it for a millisecond.
+
+The share of the least served process in the share of the most served (1: all alike, 0: somebody
+never had it), Jain's index over all of them (1: all alike; 1/16: one had it all), and the longest
+wait in times a turn of everybody."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+from bench import contention, crowd, rivals
+from bench.setting import Setting, Targets
+
+PROCESSES, HOLD_S = 16, 0.001
+ROUNDS, QUICK_ROUNDS = 2, 1
+RUN_S, QUICK_RUN_S = 1.5, 0.4
+
+TITLE = "who gets the lock"
+WORDS = __doc__
+COLUMNS = (
+    ("", "rival"),
+    ("least / most served", "least_to_most:.2f"),
+    ("Jain's index", "jain:.2f"),
+    ("ms, longest wait", "longest_ms:,.0f"),
+    ("acquisitions/s", "per_s:,.0f"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians of the rounds; ``longest_ms``: of all."""
+
+    rival: str
+    least_to_most: float
+    jain: float
+    longest_ms: float
+    per_s: float
+
+
+def run(setting: Setting) -> list[Row]:
+    """Round after round, all rivals."""
+    run_s = QUICK_RUN_S if setting.quick else RUN_S
+
+    def gathered(name: str) -> crowd.Crowd:
+        seen = crowd.gather(setting.server, name, PROCESSES, run_s=run_s, hold_s=HOLD_S)
+        if not seen.turns:
+            raise RuntimeError(f"nobody had the lock in {run_s} s")
+        return seen
+
+    ways = {name: partial(gathered, name) for name in contention.crowds(setting)}
+    found = setting.rounds("fairness", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
+    return [_row(name, many) for name, many in found.items()]
+
+
+def _row(name: str, many: list[crowd.Crowd]) -> Row:
+    shares = [seen.shares() for seen in many]
+    longest = max(wait for seen in many for wait in seen.waits() or [0.0])
+    return Row(
+        name,
+        statistics.median(min(one) / max(one) for one in shares),
+        statistics.median(jain(one) for one in shares),
+        longest * 1000,
+        statistics.median(len(seen.turns) / seen.run_s for seen in many),
+    )
+
+
+def jain(shares: list[int]) -> float:
+    """Jain's index of fairness."""
+    return float(sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares)))
+
+
+def targets(rows: list[Row]) -> Targets:
+    """What must show: the claim, the figure of this run, and whether it is met."""
+    ours = next(row for row in rows if row.rival == rivals.LUALOCK)
+    least = ours.least_to_most
+    return [("the least served process has at least 0.8 of the most served", least, least >= 0.8)]

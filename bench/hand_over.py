@@ -1,0 +1,71 @@
+"""How long the lock is nobody's: from the moment a holder begins to give it back to the moment the
+next has it. Four processes always want it, each holds it for a millisecond, so what is measured is
+the way from one to the next and not how many processes fit a core."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+from bench import contention, crowd, rivals
+from bench.setting import Setting, Targets
+from bench.stats import quantile, ratio
+
+PROCESSES, HOLD_S = 4, 0.001
+ROUNDS, QUICK_ROUNDS = 3, 1
+RUN_S, QUICK_RUN_S = 1.0, 0.4
+
+TITLE = "from the release to the next holder"
+WORDS = __doc__
+COLUMNS = (
+    ("", "rival"),
+    ("hand-overs seen", "seen"),
+    ("µs, p50", "p50_us:,.0f"),
+    ("p99", "p99_us:,.0f"),
+    ("p99.9", "p999_us:,.0f"),
+    ("p50, times lualock's", "times_lualock:.2f"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rival's hand-overs, all rounds together; the ratio is of the rounds' medians."""
+
+    rival: str
+    seen: int
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    times_lualock: float
+
+
+def run(setting: Setting) -> list[Row]:
+    """Round after round, all rivals."""
+    ways = {name: partial(_latencies_us, setting, name) for name in contention.crowds(setting)}
+    found = setting.rounds("hand_over", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
+    medians = {name: [statistics.median(one) for one in many] for name, many in found.items()}
+    rows = []
+    for name, many in found.items():
+        pooled = [latency for one in many for latency in one]
+        p50, p99, p999 = (quantile(pooled, share) for share in (0.5, 0.99, 0.999))
+        times = ratio(medians[name], medians[rivals.LUALOCK])
+        rows.append(Row(name, len(pooled), p50, p99, p999, times))
+    return rows
+
+
+def _latencies_us(setting: Setting, name: str) -> list[float]:
+    run_s = QUICK_RUN_S if setting.quick else RUN_S
+    seen = crowd.gather(setting.server, name, PROCESSES, run_s=run_s, hold_s=HOLD_S)
+    latencies = [
+        (after.had - max(before.gave, after.asked)) * 1e6 for before, after in seen.hand_overs()
+    ]
+    if not latencies:
+        raise RuntimeError(f"no hand-over in {run_s} s")
+    return latencies
+
+
+def targets(rows: list[Row]) -> Targets:
+    """What must show: the claim, the figure of this run, and whether it is met."""
+    best = min(row.times_lualock for row in rows if row.rival != rivals.LUALOCK)
+    return [("no rival hands over sooner (p50, the best rival's times ours)", best, best >= 1)]

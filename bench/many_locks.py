@@ -1,0 +1,105 @@
+"""Very many locks held at once: the server's memory for each, and how long it takes to get them.
+
+The memory is ``used_memory`` with all of them held, less before, so it has the server's own tables
+in it; these grow by doubling, so what counts is the ratio to a plain string key in the same run.
+The rivals on redis-py write the keys that their locks write, so many at a time; lualock takes real
+leases in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import redis
+
+from bench import rivals
+from bench.setting import Setting, Targets
+from lualock import aio
+
+LOCKS, QUICK_LOCKS = 1_000_000, 50_000
+TASKS, BATCH = 1000, 1000
+TTL_S = 3600
+
+TITLE = "very many locks held at once"
+WORDS = __doc__
+COLUMNS = (
+    ("", "rival"),
+    ("locks", "locks:,"),
+    ("bytes a lock", "bytes_each:.0f"),
+    ("times a plain string key", "times_plain:.2f"),
+    ("s for all", "took_s:.1f"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """``bytes_each``: a held lock, with what the server needs around it."""
+
+    rival: str
+    locks: int
+    bytes_each: float
+    times_plain: float
+    took_s: float
+
+
+def run(setting: Setting) -> list[Row]:
+    """Every way once, on a server that is empty at first."""
+    locks = QUICK_LOCKS if setting.quick else LOCKS
+    ways: dict[str, Callable[[], None]] = {
+        # The same token as compare-and-delete's: 32 hexadecimal digits.
+        rivals.PLAIN: partial(_keys, setting, locks, lambda: uuid.uuid4().hex, "held:%d"),
+        rivals.REDIS_PY: partial(_keys, setting, locks, lambda: uuid.uuid1().hex, "held:%d"),
+        rivals.LUALOCK: partial(_leases, setting, locks),
+    }
+    measured = {}
+    with redis.Redis.from_url(setting.server.unix_url) as client:
+        for name, hold in ways.items():
+            client.execute_command("FLUSHALL", "SYNC")
+            before, start = _used(client), time.monotonic()
+            hold()
+            took_s = time.monotonic() - start
+            if client.dbsize() < locks:
+                raise RuntimeError(f"{name}: only {client.dbsize():,} of {locks:,} are held")
+            measured[name] = ((_used(client) - before) / locks, took_s)
+        client.execute_command("FLUSHALL", "SYNC")
+    plain, _ = measured[rivals.PLAIN]
+    return [Row(name, locks, each, each / plain, s) for name, (each, s) in measured.items()]
+
+
+def _used(client: Any) -> int:
+    found: int = client.info("memory")["used_memory"]
+    return found
+
+
+def _keys(setting: Setting, locks: int, token: Callable[[], str], name: str) -> None:
+    with redis.Redis.from_url(setting.server.unix_url) as client:
+        for begin in range(0, locks, BATCH):
+            pipe: Any = client.pipeline(transaction=False)
+            for number in range(begin, min(locks, begin + BATCH)):
+                pipe.set(name % number, token(), nx=True, px=TTL_S * 1000)
+            pipe.execute()
+
+
+def _leases(setting: Setting, locks: int) -> None:
+    async def hold() -> None:
+        async with aio.connect(setting.server.unix_url) as made:
+            numbers = iter(range(locks))
+
+            async def work() -> None:
+                for number in numbers:
+                    await made.lock(f"held:{number}", ttl=TTL_S).acquire()
+
+            await asyncio.gather(*(work() for _ in range(min(TASKS, locks))))
+
+    asyncio.run(hold())
+
+
+def targets(rows: list[Row]) -> Targets:
+    """What must show: the claim, the figure of this run, and whether it is met."""
+    times = next(row.times_plain for row in rows if row.rival == rivals.LUALOCK)
+    return [("a held lock takes at most twice a plain key's memory", times, times <= 2)]

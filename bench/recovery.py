@@ -1,0 +1,137 @@
+"""A holder is killed (SIGKILL): how soon has somebody who waits the lock?
+
+The lease is a second. Counted is from the end of that lease, by when the holder took it; a lock
+that is bound to a connection and not to a lease may be free before (less than nothing). "Not in
+time" is not within 2 s more (a quick run: 0.5 s)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import redis
+
+from bench import contention, rivals
+from bench.processes import CONTEXT
+from bench.setting import Setting, Targets
+
+TTL_S, KILL_AFTER_S, LIMIT_S, QUICK_LIMIT_S = 1.0, 0.3, 2.0, 0.5
+READY_LIMIT_S = 20.0
+ROUNDS, QUICK_ROUNDS = 3, 1
+
+TITLE = "a holder is killed"
+WORDS = __doc__
+COLUMNS = (
+    ("", "rival"),
+    ("ms after the lease's end, median", "late_ms:,.0f"),
+    ("worst", "worst_ms:,.0f"),
+    ("recovered", "recovered"),
+    ("of", "times"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """``recovered`` of so many times; a time that it did not within the limit is not in the
+    median, and none at all is ``None``."""
+
+    rival: str
+    late_ms: float | None
+    worst_ms: float | None
+    recovered: int
+    times: int
+
+
+def run(setting: Setting) -> list[Row]:
+    """Round after round, all rivals."""
+    ways = {name: partial(_late_ms, setting, name) for name in contention.crowds(setting)}
+    found = setting.rounds("recovery", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
+    rows = []
+    for name, many in found.items():
+        late = [one for one in many if one is not None]
+        median, worst = (statistics.median(late), max(late)) if late else (None, None)
+        rows.append(Row(name, median, worst, len(late), len(many)))
+    return rows
+
+
+def _late_ms(setting: Setting, name: str) -> float | None:
+    with redis.Redis.from_url(setting.server.tcp_url) as client:
+        client.flushall()
+    url, limit_s = setting.server.tcp_url, QUICK_LIMIT_S if setting.quick else LIMIT_S
+    processes, pipes = [], []
+    try:
+        for _ in range(2):  # both are connected before either begins
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_work, args=(url, name, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            pipes.append(ours)
+            _told(ours)
+        holder, waiter = pipes
+        holder.send("go")
+        had = _told(holder)
+        waiter.send("go")
+        time.sleep(KILL_AFTER_S)
+        pid = processes[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        left_s = had + TTL_S - time.monotonic()
+        if not waiter.poll(max(0.0, left_s) + limit_s):
+            return None
+        return (_told(waiter) - (had + TTL_S)) * 1000
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _told(pipe: Any) -> float:
+    if not pipe.poll(READY_LIMIT_S):
+        raise TimeoutError(f"no answer for {READY_LIMIT_S:.0f} s")
+    try:
+        said = pipe.recv()
+    except EOFError:
+        raise RuntimeError("its process ended") from None
+    if isinstance(said, str):
+        raise RuntimeError(said)
+    found: float = said
+    return found
+
+
+def _work(url: str, name: str, pipe: Any) -> None:
+    try:
+        if name in rivals.TASKS:
+            asyncio.run(_take_in_loop(url, name, pipe))
+        else:
+            lock = rivals.sync(name, url, TTL_S).lock("recovery")
+            pipe.send(0.0)
+            pipe.recv()
+            with lock:
+                pipe.send(time.monotonic())
+                time.sleep(READY_LIMIT_S)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+async def _take_in_loop(url: str, name: str, pipe: Any) -> None:
+    use = rivals.tasks(name, url, TTL_S).reusable("recovery")
+    pipe.send(0.0)
+    pipe.recv()
+    async with use():
+        pipe.send(time.monotonic())
+        await asyncio.sleep(READY_LIMIT_S)
+
+
+def targets(rows: list[Row]) -> Targets:
+    """What must show: the claim, the figure of this run, and whether it is met."""
+    ours = next(row for row in rows if row.rival == rivals.LUALOCK)
+    late = float("inf") if ours.late_ms is None else ours.late_ms
+    met = late <= 100 and ours.recovered == ours.times
+    return [("a killed holder is replaced within 100 ms of its lease's end (ms)", late, met)]

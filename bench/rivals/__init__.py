@@ -1,0 +1,60 @@
+"""The rivals, one small adapter each, under the name that every table and plot calls them by.
+
+``SYNC`` and ``TASKS`` say which class is behind a name without importing it: a rival that is not
+installed, or does not import on this Python, must not stop the others.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from bench.rivals.base import Rival, TaskRival
+
+LUALOCK, RENEWED = "lualock", "lualock (renewed)"
+SETNX, TIMESTAMPS = "SETNX + DEL", "SETNX/GETSET timestamps"
+PLAIN = "SET NX PX + compare-and-delete"
+REDIS_PY, REDIS_PY_1MS = "redis-py Lock", "redis-py Lock (polls each ms)"
+PYTHON_REDIS_LOCK = "python-redis-lock"
+AIO, REDIS_PY_AIO = "lualock.aio", "redis-py asyncio Lock"
+
+SYNC = {
+    LUALOCK: "ours:Lualock",
+    RENEWED: "ours:LualockRenewed",
+    SETNX: "plain:SetNx",
+    TIMESTAMPS: "plain:Timestamp",
+    PLAIN: "plain:CompareAndDelete",
+    REDIS_PY: "redis_py:RedisPy",
+    REDIS_PY_1MS: "redis_py:RedisPyTuned",
+    PYTHON_REDIS_LOCK: "python_redis_lock:PythonRedisLock",
+    "redis-lock-py": "redis_lock_py:RedisLockPy",
+    "python-redilock": "redilock:Redilock",
+    "python-redilock (polls each ms)": "redilock:RedilockTuned",
+    "pottery Redlock": "pottery_redlock:Pottery",
+    "portalocker RedisLock": "portalocker_redis:Portalocker",
+    "portalocker (tuned)": "portalocker_redis:PortalockerTuned",
+}
+TASKS = {
+    AIO: "ours:LualockAio",
+    REDIS_PY_AIO: "redis_py:RedisPyAio",
+    "redis-lock-py asyncio": "redis_lock_py:RedisLockPyAio",
+    "redis-fifo-lock": "redis_fifo_lock:RedisFifoLock",
+    "python-redilock asyncio": "redilock:RedilockAio",
+    "pottery AIORedlock": "pottery_redlock:PotteryAio",
+    "aioredlock": "aioredlock_tasks:Aioredlock",
+}
+
+
+def _named(where: str) -> object:
+    module, name = where.split(":")
+    return getattr(import_module(f"bench.rivals.{module}"), name)
+
+
+def sync(name: str, url: str, ttl_s: float = 30.0) -> Rival:
+    """The rival of that name, connected. Whatever goes wrong comes out of here."""
+    return cast(type[Rival], _named(SYNC[name]))(url, ttl_s)
+
+
+def tasks(name: str, url: str, ttl_s: float = 30.0) -> TaskRival:
+    """The same for asyncio; to be used in one event loop."""
+    return cast(type[TaskRival], _named(TASKS[name]))(url, ttl_s)

@@ -1,0 +1,28 @@
+"""portalocker's ``RedisLock``: who subscribes to a channel alone has the lock, for as long as its
+connection lives. There is no lease."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import portalocker
+
+from bench.rivals.base import Rival
+
+PATIENCE_S = 60.0
+
+
+class Portalocker(Rival):
+    """As it comes, but with the patience to wait."""
+
+    tuning: ClassVar[dict[str, Any]] = {}
+
+    def lock(self, key: str) -> AbstractContextManager[object]:
+        return portalocker.RedisLock(key, connection=self.client, timeout=PATIENCE_S, **self.tuning)
+
+
+class PortalockerTuned(Portalocker):
+    """Its thread and its waiting look each millisecond."""
+
+    tuning: ClassVar[dict[str, Any]] = {"thread_sleep_time": 0.001, "check_interval": 0.001}

@@ -1,0 +1,13 @@
+"""Import every rival that can be imported, so that processes forked from one have them at once."""
+
+from __future__ import annotations
+
+import contextlib
+from importlib import import_module
+
+from bench.rivals import SYNC, TASKS
+
+for _where in (SYNC | TASKS).values():
+    # Whoever uses the rival is told what is wrong with it.
+    with contextlib.suppress(Exception):
+        import_module("bench.rivals." + _where.split(":")[0])

@@ -1,0 +1,23 @@
+"""redis-fifo-lock: a queue in Lua, ``BLPOP`` to wait, and renewal. asyncio only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from bench.rivals import apart
+from bench.rivals.base import OnRedisPy
+
+_theirs = apart.load("redis-fifo-lock", "redis_fifo_lock")
+
+
+class RedisFifoLock(OnRedisPy):
+    """The nearest in kind: strict turns, fences, one script each."""
+
+    def lock(self, key: str) -> AbstractAsyncContextManager[object]:
+        return self.reusable(key)()
+
+    def reusable(self, key: str) -> Callable[[], AbstractAsyncContextManager[object]]:
+        own = _theirs.FifoLock(self.client, key, lease_ms=round(self.ttl_s * 1000))
+        hold: Callable[[], AbstractAsyncContextManager[object]] = own.hold
+        return hold

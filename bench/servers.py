@@ -1,0 +1,69 @@
+"""The same lock on every server that is installed here: a pair of a free lock, over TCP."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+from bench import rivals, uncontended
+from bench.server import Server, started
+from bench.setting import Setting, Targets
+from bench.stats import ratio
+from lualock.embedded import binaries
+
+ROUNDS, QUICK_ROUNDS = 15, 4
+RIVALS = [rivals.LUALOCK, rivals.SETNX, rivals.PLAIN, rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK]
+
+TITLE = "the same on every server"
+WORDS = "Placed by the system, so the ratios of a row count and not its microseconds."
+COLUMNS = (
+    ("server", "server"),
+    ("", "rival"),
+    ("µs a pair", "median_us:.1f"),
+    ("times lualock's", "times_lualock:.2f"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rival on one server."""
+
+    server: str
+    rival: str
+    median_us: float
+    times_lualock: float
+
+
+def run(setting: Setting) -> list[Row]:
+    """Server after server; one that does not start or is too old is written down."""
+    rows: list[Row] = []
+    for binary in binaries.every():
+        try:
+            with started(binary.path) as server:
+                rows += _measure(setting, server)
+        except Exception as error:
+            setting.breaks(f"server {binary.name}", "servers", error)
+    return rows
+
+
+def _measure(setting: Setting, server: Server) -> list[Row]:
+    names = [name for name in RIVALS if name in setting.sync]
+    here = Setting(server, setting.quick, names, [], setting.broken)
+    with uncontended.ways(here, server.tcp_url) as found:
+        ways = {name: partial(uncontended.time_pair, pair) for name, pair in found.items()}
+        for limit in uncontended.LIMITS[1:]:
+            del ways[limit]
+        count = QUICK_ROUNDS if setting.quick else ROUNDS
+        took = setting.rounds(f"servers, {server.version}", count, ways)
+    ours = took[rivals.LUALOCK]
+    return [
+        Row(server.version, name, statistics.median(many), ratio(many, ours))
+        for name, many in took.items()
+    ]
+
+
+def targets(rows: list[Row]) -> Targets:
+    """What must show: the claim, the figure of this run, and whether it is met."""
+    worst = min(row.times_lualock for row in rows if row.rival == rivals.REDIS_PY)
+    return [("redis-py's Lock takes longer on every server", worst, worst > 1)]

@@ -1,0 +1,90 @@
+"""What a run of the benchmark works with: a server, the rivals that work here, how much time."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TypeVar
+
+from bench.server import Server
+
+T = TypeVar("T")
+
+Targets = list[tuple[str, float, bool]]
+ROUND_LIMIT_S = 60.0  # for one way in one round: who needs longer hangs
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rival that did not do what it should, where, and its error."""
+
+    rival: str
+    scenario: str
+    error: str
+
+
+@dataclass
+class Setting:
+    """``sync`` and ``tasks`` are the rivals to measure, by name."""
+
+    server: Server
+    quick: bool
+    sync: list[str]
+    tasks: list[str]
+    broken: list[Broken] = field(default_factory=list)
+    shuffled: random.Random = field(default_factory=lambda: random.Random(1))
+
+    def rounds(
+        self, scenario: str, count: int, ways: Mapping[str, Callable[[], T]]
+    ) -> dict[str, list[T]]:
+        """Round after round every way, in a new order each time, so that whatever else the machine
+        does meets all of them. A way that breaks is written down, and not measured again."""
+        found: dict[str, list[T]] = {name: [] for name in ways}
+        for _ in range(count):
+            for name in self.shuffled.sample(list(found), len(found)):
+                try:
+                    with limited(ROUND_LIMIT_S):
+                        found[name].append(ways[name]())
+                except Exception as error:
+                    self.breaks(name, scenario, error)
+                    del found[name]
+        return found
+
+    def breaks(self, rival: str, scenario: str, error: BaseException | str) -> None:
+        """Write down that a rival broke; what is to be measured here must not break."""
+        if rival.startswith("lualock"):
+            raise RuntimeError(f"{rival} broke in {scenario}: {error!r}")
+        told = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        broken = Broken(rival, scenario, " ".join(told.split())[:300])
+        if broken not in self.broken:
+            self.broken.append(broken)
+
+
+@contextmanager
+def limited(limit_s: float) -> Iterator[None]:
+    """End what hangs: raises TimeoutError in the main thread."""
+
+    def over(_: int, __: FrameType | None) -> None:
+        raise TimeoutError(f"it was not done after {limit_s:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def within(limit_s: float, done: Callable[[], bool], what: str) -> None:
+    """Wait until something is done; raises TimeoutError if it is not in time."""
+    give_up = time.monotonic() + limit_s
+    while not done():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"{what}: not after {limit_s:.1f} s")
+        time.sleep(0.002)
