@@ -342,7 +342,7 @@ def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
     raw("hand_over", MINE, 1)
     assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert said(listening) is None
-    time.sleep(0.25)  # 0.2 s make it old, by the server's clock
+    time.sleep(0.25)  # 60 ms make it old, by the server's clock
     raw.enqueue(C)
     raw("hand_over", A, 1)
     assert said(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
