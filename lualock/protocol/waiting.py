@@ -45,7 +45,7 @@ YOUNG_S = 0.08
 LOOK_LATE_S = 0.005
 """How long after the end of a lease its successor looks, so that it does not look too early."""
 
-REPLY_S = 0.01
+REPLY_S = 0.04
 """How long a waiter expects its turn before it reads what the server says of its place."""
 
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
