@@ -12,12 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
+from lualock.block import AsyncBlock, BlockEnd, Blocks
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
-from lualock.lease import BaseLease, Entered
+from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
 from lualock.watch import Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
@@ -133,7 +134,7 @@ class _Body:
 class Lock(BaseLock):
     """A wish for a lock: reusable, stateless, safe to share between tasks."""
 
-    __slots__ = ("_entered", "_locks")
+    __slots__ = ("_blocks", "_locks")
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class Lock(BaseLock):
         care = max_hold, on_lost, cancel_on_loss
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._entered = Entered()
+        self._blocks = Blocks(_current_task)
 
     async def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -198,19 +199,30 @@ class Lock(BaseLock):
         return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     async def __aenter__(self) -> Lease:
+        block = self._blocks.begin()
         lease = await self.acquire()
         await lease.__aenter__()
-        self._entered.push(asyncio.current_task(), lease)
+        self._blocks.push(block, lease)
         return lease
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        lease: Lease = self._entered.pop(asyncio.current_task())
-        await lease.__aexit__(kind, error, trace)
+    if TYPE_CHECKING:
+
+        async def __aexit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __aexit__ = BlockEnd(AsyncBlock)
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None  # somebody looks at the lock outside of a loop
 
 
 class Locks(BaseLocks):

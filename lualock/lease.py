@@ -254,6 +254,18 @@ class BaseLease:
             self._ended.set()
         return self._grant.lost
 
+    def _forsaken(self) -> None:
+        """Its block went without having ended: give it back in the background."""
+        grant = self._grant
+        if grant.released or grant.lost or self._passed or self._pid != fork.pid:
+            return
+        grant.released = True
+        if self._watch is not None:
+            self._watch.drop(self)
+        if self._ended is not None:
+            self._ended.set()
+        self._driver.later(protocol.forsake(self._ask))
+
     def __reduce__(self) -> str:
         raise TypeError("a lease cannot be pickled: it belongs to the process that acquired it")
 
@@ -262,26 +274,3 @@ class BaseLease:
         if self.held:
             state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
-
-
-class Entered:
-    """Which leases the ``with`` blocks on one lock object hold.
-
-    A lock object is shared between threads and tasks, so each block must find its own lease at
-    its end. Normally a block ends in the thread or task that began it; where one does not (a
-    fixture, a thread pool), the lock is exclusive and so there is just one lease to be meant.
-    """
-
-    __slots__ = ("_blocks",)
-
-    def __init__(self) -> None:
-        self._blocks: list[tuple[object, Any]] = []
-
-    def push(self, owner: object, lease: Any) -> None:
-        self._blocks.append((owner, lease))
-
-    def pop(self, owner: object) -> Any:
-        at = -1  # the usual case, and the last resort
-        if self._blocks[at][0] != owner:
-            at = max((i for i, block in enumerate(self._blocks) if block[0] == owner), default=at)
-        return self._blocks.pop(at)[1]

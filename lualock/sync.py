@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
+from lualock.block import Block, BlockEnd, Blocks
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument, NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
-from lualock.lease import BaseLease, Entered
+from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
 from lualock.watch import Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
@@ -95,7 +96,7 @@ class Lease(BaseLease):
 class Lock(BaseLock):
     """A wish for a lock: reusable, stateless, safe to share between threads."""
 
-    __slots__ = ("_entered", "_locks")
+    __slots__ = ("_blocks", "_locks")
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class Lock(BaseLock):
         care = max_hold, on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._entered = Entered()
+        self._blocks = Blocks(threading.get_ident)
 
     def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -161,22 +162,26 @@ class Lock(BaseLock):
         return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     def __enter__(self) -> Lease:
+        block = self._blocks.begin()
         lease = self.acquire()
         try:
-            self._entered.push(threading.get_ident(), lease)
+            self._blocks.push(block, lease)
             return lease
         except BaseException:
             lease.release()
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        lease: Lease = self._entered.pop(threading.get_ident())
-        lease.__exit__(kind, error, trace)
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __exit__ = BlockEnd(Block)
 
 
 class Locks(BaseLocks):

@@ -15,7 +15,7 @@ LAYERS = [
     {"script"},
     {"protocol"},
     {"drive"},
-    {"lease", "wish", "find", "watch", "sync", "aio"},
+    {"block", "lease", "wish", "find", "watch", "sync", "aio"},
     {"jobs", "embedded", "fencing"},
     {"__init__"},
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -345,3 +348,45 @@ async def test_renewal_that_comes_too_late_says_so(
         await world.until(lambda: "is lost" in caplog.text)
     with pytest.raises(lualock.LeaseLost):
         lease.check()
+
+
+async def test_blocks_that_no_statement_has(shell: World) -> None:
+    """An exit stack, and methods called by name, release what they acquired; so does a block that
+    begins after somebody only looked at ``__exit__``."""
+    lock = shell.connect().lock("x", ttl=30)
+    end = "__aexit__" if shell.asynchronous else "__exit__"
+    begin = end.replace("exit", "enter")
+    stack: Any = contextlib.AsyncExitStack() if shell.asynchronous else contextlib.ExitStack()
+    assert hasattr(lock, end)
+    if shell.asynchronous:
+        async with stack:
+            lease = await stack.enter_async_context(lock)
+            assert lease.held
+    else:
+        with stack:
+            lease = stack.enter_context(lock)
+            assert lease.held
+    assert lease.lost is False
+    assert not await settle(lock.locked())
+    lease = await settle(getattr(lock, begin)())
+    assert lease.held
+    await settle(getattr(lock, end)(None, None, None))
+    assert not lease.held
+    assert not await settle(lock.locked())
+
+
+async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
+    """Inside a block whose lease nobody named the lock stays held; where the block goes without
+    having ended, it is given back."""
+    lock = shell.connect().lock("x", ttl=30)
+    method = "__aexit__" if shell.asynchronous else "__exit__"
+    block = getattr(type(lock), method) and getattr(lock, method)
+    lease = await settle(getattr(lock, method.replace("exit", "enter"))())
+    seen = weakref.ref(lease)
+    del lease
+    gc.collect()
+    assert seen() is not None
+    assert await settle(lock.locked())
+    del block
+    await shell.until(lambda: seen() is None)
+    await shell.until(lambda: (shell.client.get(lock.key) or b"R")[:1] == b"R")

@@ -151,11 +151,14 @@ def test_a_free_lock(locks: lualock.Locks, one_client: Any, error: type[BaseExce
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm])
-def test_a_body(locks: lualock.Locks, one_client: Any, error: type[BaseException]) -> None:
-    """Struck anywhere around and within a ``with lock:``, the lock is free after it. Only where the
-    signal breaks in just when the interpreter enters ``__exit__``, it is free when its ttl ends."""
-    lock = locks.lock("x", ttl=0.3)
-    struck, late = Struck(), 0
+@pytest.mark.parametrize("ttl", [60, None], ids=["not renewed", "renewed"])
+def test_a_body(
+    locks: lualock.Locks, one_client: Any, error: type[BaseException], ttl: float | None
+) -> None:
+    """Struck anywhere around and within a ``with lock:``, also where the signal breaks in just when
+    the interpreter enters ``__exit__``, the lock is free after it."""
+    lock = locks.lock("x", ttl=ttl)
+    struck = Struck()
 
     def work(struck: Struck) -> None:
         with lock as struck.lease:
@@ -166,11 +169,8 @@ def test_a_body(locks: lualock.Locks, one_client: Any, error: type[BaseException
         longest = _longest(lambda: work(Struck()))
         for _ in range(STRIKES):
             _strike(error, set_timer, chance.uniform(1e-6, longest * 1.2), work, struck)
-            start = time.monotonic()
             wait_until(lambda: _is_free(one_client))
-            late += time.monotonic() - start > 0.2
     assert struck.count > STRIKES / 20
-    assert late < STRIKES / 10
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, TimeoutError])

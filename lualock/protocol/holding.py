@@ -141,6 +141,12 @@ def lay(ask: Ask, ghost: Call) -> Later:
     return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
 
 
+def forsake(ask: Ask) -> Later:
+    """The step that gives a lease back in the background."""
+    call = Call(ABANDON, (ask.key, ask.queue, ask.token, b"", ask.fair), expires=-math.inf)
+    return Later(call, call)
+
+
 def lay_place(ask: Ask, ghost: Call) -> Later | None:
     """The step that takes the place in the queue away which a lost request may still take. For a
     lease that is passed on: its token has the lock until that is adopted, and is not abandoned."""

@@ -45,8 +45,9 @@ YOUNG_S = 0.08
 LOOK_LATE_S = 0.005
 """How long after the end of a lease its successor looks, so that it does not look too early."""
 
-REPLY_S = 0.04
-"""How long a waiter expects its turn before it reads what the server says of its place."""
+REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
+"""How long a waiter expects its turn before it reads what the server says of its place; and how
+long where many waited the last time: of 64 processes, most would be woken just to read that."""
 
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 """Pauses between the attempts to reach a server that is away."""
@@ -123,7 +124,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
             if type(step) is Post:
                 # Where a lock goes round fast it is our turn soon. Who is not woken just to read
                 # that it has a place leaves that time to the holder.
-                wait.seconds = min(REPLY_S, attempt.left_s())
+                wait.seconds = min(attempt.reply_s, attempt.left_s())
                 told = yield wait
                 if told is not None and told[:1] == b"=":
                     told = b""  # what it says, our look says better
@@ -228,6 +229,7 @@ class _Attempt:
         self.server = server
         self.clock = clock = server.clock
         self.once = wait_s == 0
+        self.reply_s = CROWDED_REPLY_S if ask.crowded else REPLY_S
         self.sent = clock()
         self.give_up = math.inf if wait_s is None else self.sent + wait_s
         self.until = self.give_up if wait_s else None  # one try has the connection's own time

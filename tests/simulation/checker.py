@@ -80,6 +80,10 @@ CAUSES = {
 OVERLAPS = ("failover", "data_loss", "clock_forward")
 LOSSES = ("failover", "data_loss")
 SETTLE_S = 10.0
+UNDERWAY_S = 5.0
+"""How long a request may be under way and still begin a lease, or let one last: its deadline."""
+READ_S = 0.05
+"""How long after it has its place a waiter may read when the lease ends, and so that it has."""
 
 
 @dataclass(slots=True)
@@ -250,6 +254,10 @@ class Causes:
                 start, end
             )
         )
+
+    def cut_off(self, who: str, start: float, end: float) -> bool:
+        """Whether what ``who`` sent may have come late."""
+        return self._of("any").between(start, end) or self._of("any", "", who).between(start, end)
 
     def last(self, lock: str, end: float) -> float:
         """How far what happened to the server or this lock until ``end`` reaches."""
@@ -432,7 +440,8 @@ def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Ver
     """release: what is said of it is true."""
     later = math.inf  # when the next one had it
     successor = ""
-    for one in reversed(holds):
+    # By fence: who had it first may hear of it last.
+    for one in sorted(holds, key=lambda one: one.fence, reverse=True):
         wrong = ""
         if one.outcome == "released" and later < one.let_go:
             wrong = f"{one.id} was told that it released {lock}, which {successor} had by then"
@@ -502,7 +511,7 @@ def _check_fifo(
                 if not before and first.left > taken.got and first.queued < taken.asked:
                     start = first.queued - SETTLE_S
                     if not (
-                        world.last(lock, taken.got) >= first.queued
+                        world.last(lock, taken.got) >= first.queued - READ_S
                         or world.excuses(lock, start, taken.got, first.who)
                     ):
                         text = (
@@ -537,6 +546,8 @@ def _check_prompt(
         if free == math.inf:
             continue
         limit_s = limits.prompt_s if one.outcome == "released" else limits.takeover_s
+        if one.outcome != "released" and world.cut_off(one.who, one.asked, one.deadline - 1e-9):
+            free += UNDERWAY_S  # at the server the lease may have begun that much later
         asleep = free + limit_s
         # Who was in line before the lock became free, and still is long after.
         at = bisect_left(places, min(free, one.let_go)) - 1
