@@ -135,6 +135,32 @@ def test_who_was_cut_off_loses_its_turn_and_others_do_not() -> None:
     assert "fifo" not in rules(first, others, cause("cut", 3, 4, who="p"), END)
 
 
+def test_who_had_the_lock_first_may_hear_of_it_last() -> None:
+    """A release is judged by the fences: a greater one came later, whatever was heard."""
+    deaf = turn("x", 0, 3, 99, 10, outcome="", until=4) + cause("data_loss", 1, 1)
+    assert rules(deaf, turn("y", 1, 1.5, 3.5, 11), END) == set()
+    assert "release" in rules(turn("x", 0, 3, 99, 12, outcome=""), turn("y", 1, 1.5, 3.5, 11), END)
+
+
+@pytest.mark.parametrize(("got", "clean"), [(34, True), (37, False)])
+def test_a_lease_that_began_late_ends_late(got: float, clean: bool) -> None:
+    """What the holder sent may have been under way for a while; but not for longer than it says."""
+    dead = turn("x", 0, 1, 99, 10, outcome="", until=30)
+    waits = turn("y", 2, got, 50, 11, queued=2.1)
+    own, another = (cause("cut", 0, 0.5, who=who) for who in ("process of x", "another"))
+    assert ("prompt" not in rules(dead, waits, own, END)) == clean
+    assert "prompt" in rules(dead, waits, another, END)
+
+
+@pytest.mark.parametrize(("outcome", "clean"), [("passed", True), ("released", False)])
+def test_a_lease_that_nobody_adopts_ends_by_itself(outcome: str, clean: bool) -> None:
+    """Then the lock is free, and whoever comes may have it."""
+    first = turn("x", 0, 1, 2, 10, outcome=outcome, until=6)
+    waits = turn("y", 5, 8, 9, 12, queued=6.01)
+    newcomer = turn("z", 6.02, 6.03, 7.99, 11)
+    assert ("fifo" not in rules(first, waits, newcomer, END)) == clean
+
+
 def test_a_fence_may_repeat_only_after_the_clock_stepped_back_and_the_lock_was_forgotten() -> None:
     """Both are needed."""
     events = turn("x", 0, 1, 5, 10) + turn("y", 20, 21, 22, 9)

@@ -50,7 +50,7 @@ import math
 import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from heapq import heappop, heappush
 from typing import Any
@@ -82,8 +82,6 @@ LOSSES = ("failover", "data_loss")
 SETTLE_S = 10.0
 UNDERWAY_S = 5.0
 """How long a request may be under way and still begin a lease, or let one last: its deadline."""
-READ_S = 0.05
-"""How long after it has its place a waiter may read when the lease ends, and so that it has."""
 
 
 @dataclass(slots=True)
@@ -354,14 +352,20 @@ def _assemble(
     return attempts, wrote, ended
 
 
-def _implied(history: list[Event], attempts: Iterable[_Attempt]) -> Iterator[Event]:
+def _implied(history: list[Event], attempts: Collection[_Attempt]) -> Iterator[Event]:
     """Causes that the acquisitions themselves tell of: who dies is not reachable, and a lease
     that nobody released ends by itself."""
     for event in history:
         if event.kind == "gone":
             yield Event(event.t, "cause", who=event.who, what="crash")
+    heirs = [one for one in attempts if one.adopts and one.got < math.inf]
     for one in attempts:
-        if one.got < math.inf and one.outcome not in ("released", "passed"):
+        if one.outcome == "passed" and any(
+            heir.lock == one.lock and heir.fence > one.fence and heir.got < one.deadline
+            for heir in heirs
+        ):
+            continue
+        if one.got < math.inf and one.outcome != "released":
             yield Event(one.deadline, "cause", lock=one.lock, what="expired")
 
 
@@ -438,13 +442,17 @@ def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: Causes) 
 
 def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> None:
     """release: what is said of it is true."""
-    later = math.inf  # when the next one had it
-    successor = ""
-    # By fence: who had it first may hear of it last.
-    for one in sorted(holds, key=lambda one: one.fence, reverse=True):
+    following: _Attempt | None = None  # who had it next
+    for one in reversed(holds):
         wrong = ""
-        if one.outcome == "released" and later < one.let_go:
-            wrong = f"{one.id} was told that it released {lock}, which {successor} had by then"
+        # By its fence, too: who had it first may hear of it last.
+        if (
+            following is not None
+            and one.outcome == "released"
+            and following.got < one.let_go
+            and following.fence > one.fence
+        ):
+            wrong = f"{one.id} was told that it released {lock}, which {following.id} had by then"
         elif one.outcome == "lost" and one.released < one.deadline:
             wrong = (
                 f"{one.id} was told that its lease of {lock} had ended, "
@@ -453,7 +461,7 @@ def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Ver
         if wrong and not world.first_of(OVERLAPS, lock, one.asked, one.released):
             verdict.violations.append(Violation("release", one.released, wrong, (one.id,)))
         if one.until > one.got:
-            later, successor = one.got, one.id
+            following = one
 
 
 def _check_resource(
@@ -511,7 +519,7 @@ def _check_fifo(
                 if not before and first.left > taken.got and first.queued < taken.asked:
                     start = first.queued - SETTLE_S
                     if not (
-                        world.last(lock, taken.got) >= first.queued - READ_S
+                        world.last(lock, taken.got) >= first.queued
                         or world.excuses(lock, start, taken.got, first.who)
                     ):
                         text = (
