@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,9 @@ class Lease(BaseLease):
         return True
 
     async def __aenter__(self) -> Lease:
+        return self._begin()
+
+    def _begin(self) -> Lease:
         if self._care.cancel:
             self._body = _Body()
             self.check()  # lost already: then nobody would be told any more
@@ -166,8 +169,11 @@ class Lock(BaseLock):
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
+        return await self._acquire(options.wait_s(timeout))
+
+    def _acquire(self, wait_s: float | None) -> Coroutine[Any, Any, Lease]:
         ask, server = self._ask(), self._locks._driver.server_clock
-        return await self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+        return self._hold(ask, protocol.acquire(ask, server, wait_s))
 
     async def _hold(self, ask: Ask, steps: Steps[Grant]) -> Lease:
         driver, care = self._locks._driver, self._care
@@ -200,8 +206,8 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         block = self._blocks.begin()
-        lease = await self.acquire()
-        await lease.__aenter__()
+        lease = await self._acquire(None)
+        lease._begin()
         self._blocks.push(block, lease)
         return lease
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from lualock.errors import LockError
@@ -66,18 +67,19 @@ class Blocks:
 
     def __init__(self, owner: Callable[[], object]) -> None:
         self._owner = owner  # which thread or task asks
-        self._about_to: dict[object, weakref.ref[Block]] = {}
+        self._about_to: dict[int, weakref.ref[Block]] = {}  # by thread
         self._others: list[tuple[object, Any]] = []  # leases that no block has
 
     def expect(self, kind: type[Block]) -> Block:
-        """A ``with`` statement looks for both methods before it calls the first."""
+        """A ``with`` statement looks for both methods before it calls the first; no other task of
+        its thread comes in between."""
         block = kind(self)
-        self._about_to[self._owner()] = weakref.ref(block)
+        self._about_to[get_ident()] = weakref.ref(block)
         return block
 
     def begin(self) -> Block | None:
         """The block that begins now, if its statement has one."""
-        ref = self._about_to.pop(self._owner(), None)
+        ref = self._about_to.pop(get_ident(), None)
         return None if ref is None else ref()
 
     def push(self, block: Block | None, lease: Any) -> None:

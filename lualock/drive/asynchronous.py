@@ -93,8 +93,9 @@ class _Place:
 class _LoopConnections:
     """What one event loop has."""
 
-    def __init__(self, driver: AsyncDriver) -> None:
+    def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self._driver = driver
+        self.loop = loop
         self._channel = wire.new_channel(driver.prefix)
         self._calls: Mux | None = None
         self._ear: Mux | None = None
@@ -259,6 +260,7 @@ class AsyncDriver:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopConnections] = (
             weakref.WeakKeyDictionary()
         )
+        self._recent: _LoopConnections | None = None  # of the loop that asked last
         self._cleaning: set[asyncio.Task[Any]] = set()
 
     async def run(self, steps: Steps[T]) -> T:
@@ -272,6 +274,12 @@ class AsyncDriver:
                     while True:
                         step = steps.send(reply) if error is None else steps.throw(error)
                         reply = error = None
+                        if type(step) is Call and (asked := self._ask_at_once(step)) is not None:
+                            # The usual case, without the coroutines that the others need.
+                            reply = await asked
+                            if type(reply) is ReplyError:
+                                reply = await self._error_reply(step, reply)
+                            continue
                         if isinstance(step, Listen):
                             listens = step.token
                         reply = await self._perform(step)
@@ -334,12 +342,17 @@ class AsyncDriver:
 
     async def _post(self, call: Post) -> _Posted:
         call.via = mux = await (await self._connections()).calls(call.until)
-        await mux.room()
+        await self._room(mux, call.until)
         return _Posted(call, mux)
+
+    async def _room(self, mux: Mux, until: float | None) -> None:
+        if mux.full:
+            left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
+            await mux.room(left_s)
 
     async def _batch(self, connections: _LoopConnections, batch: Batch) -> list[Any]:
         mux = await connections.calls(batch.until)
-        await mux.room()
+        await self._room(mux, batch.until)
         calls = batch.calls
         replies = await self._together(mux, [wire.pack(call) for call in calls], batch.until)
         again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
@@ -420,9 +433,10 @@ class AsyncDriver:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
-            found = self._loops[loop] = _LoopConnections(self)
+            found = self._loops[loop] = _LoopConnections(self, loop)
             found.at_loop_end = self._close_at_loop_end(loop)
             await anext(found.at_loop_end)
+        self._recent = found
         return found
 
     async def _close_at_loop_end(
@@ -434,6 +448,8 @@ class AsyncDriver:
             yield
         finally:
             if connections := self._loops.pop(loop, None):
+                if self._recent is connections:
+                    self._recent = None
                 going_on = {task for task in self._cleaning if task.get_loop() is loop}
                 for task in going_on:  # before they notice that the connection is gone
                     task.cancel()
@@ -444,14 +460,29 @@ class AsyncDriver:
     async def _call(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
         if sent is None:
             call.via = mux = await (await self._connections()).calls(call.until)
-            await mux.room()
+            await self._room(mux, call.until)
             sent = mux.ask(wire.pack(call))
         reply = await self._reply(sent, call.until)
-        if isinstance(reply, ReplyError):
-            if wire.is_noscript(reply):
-                reply = await self._reply(call.via.ask(wire.pack(call, source=True)), call.until)
-            if isinstance(reply, ReplyError):
-                raise wire.reply_error(str(reply), call.parts[0])
+        return await self._error_reply(call, reply) if type(reply) is ReplyError else reply
+
+    def _ask_at_once(self, call: Call) -> asyncio.Future[Any] | None:
+        """Send a call for which there is nothing to wait but its reply; else ``None``."""
+        recent = self._recent
+        if recent is None or recent.loop is not asyncio.get_running_loop():
+            return None
+        mux = recent.open_now()
+        if mux is None or mux.full or call.compensating or call.until is not None:
+            return None
+        call.via = mux
+        return mux.ask(wire.pack(call))
+
+    async def _error_reply(self, call: Call, error: ReplyError) -> Any:
+        """Send a call again whose script the server has forgotten; raise what else is wrong."""
+        reply: Any = error
+        if wire.is_noscript(error):
+            reply = await self._reply(call.via.ask(wire.pack(call, source=True)), call.until)
+        if type(reply) is ReplyError:
+            raise wire.reply_error(str(reply), call.parts[0])
         return reply
 
     async def _reply(self, future: asyncio.Future[Any], until: float | None) -> Any:

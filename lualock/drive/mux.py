@@ -70,10 +70,24 @@ class Mux(asyncio.Protocol):
             self._watchdog = self._loop.call_later(self._timeout_s, self._watch)
         return future
 
-    async def room(self) -> None:
-        """Wait while the peer does not read what was sent."""
+    @property
+    def full(self) -> bool:
+        """Whether the peer does not read what was sent."""
+        return self._room is not None
+
+    async def room(self, left_s: float | None) -> None:
+        """Wait while the peer does not read what was sent.
+
+        :raises LockUnavailable: it still did not when the time was over; nothing was sent.
+        """
+        give_up = None if left_s is None else self._loop.time() + left_s
         while self._room is not None and self.open:
-            await asyncio.shield(self._room)
+            left_s = None if give_up is None else give_up - self._loop.time()
+            done, _ = await asyncio.wait({self._room}, timeout=left_s)
+            if not done:
+                raise LockUnavailable(
+                    f"the server at {self._where} reads no requests, and the time was over"
+                )
 
     def close(self) -> None:
         """Close the connection, behind what was asked already."""
