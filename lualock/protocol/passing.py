@@ -51,7 +51,9 @@ def adopt(ask: Ask, token: bytes, server: ServerClock) -> Steps[Grant]:
             else:
                 ghost = None  # adopted by nobody any more, however late
                 raise lost(ask.name, ask.key, reply, "adopted")
-            ask.grant.ghost = ghost if failed is not None else None
+            if failed is not None:
+                ghost.via = None  # the first one may be under way still, by another connection
+                ask.grant.ghost = ghost
             return ask.grant
     except GeneratorExit:
         raise
@@ -59,5 +61,7 @@ def adopt(ask: Ask, token: bytes, server: ServerClock) -> Steps[Grant]:
         ask.grant = None
         refused = isinstance(error, LockError) and not getattr(error, "outcome_unknown", False)
         if failed is not None or (ghost is not None and not refused):
+            if ghost is not None and failed is not None:
+                ghost.via = None
             yield from give_back(ask, b"", ghost)
         raise

@@ -15,5 +15,10 @@ REGRESSIONS: dict[int, str] = {
     35609: "a lease that was passed on left a ghost's place in the queue",
     67350: "of two lost requests only the later one's ghost was laid, and that one needed none",
     936: "a ticket that a ghost had put elsewhere: either place may be told",
+    196428: "the first of two requests to adopt was lost, the second refused: no ghost was laid",
+    7157: "a clock that was put back let in what was too late (excused without fairness)",
+    174900: "a lease in trust that nobody adopted ended by itself (the checker's)",
+    120075: "who had the lock first heard of it last (the checker's)",
+    131655: "a lease began at the server long after it was asked for (the checker's)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
