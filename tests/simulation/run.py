@@ -173,9 +173,8 @@ def _after(
     for lock in locks:
         if losses & {"", lock.name}:
             continue  # what came back from the dead may have nobody to clear it away
-        if stepped_back and not lock.fair:
-            continue  # so may a request that was too late, by a clock that was put back; only
-            # where tickets are not handed the lock in turn does nothing clear it away later
+        if stepped_back:
+            continue  # so may a request that was too late, by a clock that was put back
         queue = server.store.data.get(lock.queue)
         for ticket in queue.scores if queue is not None and not isinstance(queue, bytes) else ():
             if ticket[:22].decode().split(".")[0] in alive:
