@@ -72,6 +72,7 @@ PLOTS: dict[str, Lines | Bars] = {
     "wake_ups": Bars(("per_s",), "hops a second", names=("way", "processes", "threads"), log=False),
     "many_locks": Bars(("bytes_each",), "bytes of the server's memory a held lock", log=False),
     "renewals": Bars(("core",), "share of a core, renewing", names=("shell",), log=False),
+    "client_cost": Bars(("bytecodes",), "bytecodes a pair"),
     "server_cost": Bars(("pair_us",), "server µs a pair", log=False),
     "servers": Bars(("median_us",), "µs a pair", names=("server", "rival")),
     "races": Bars(

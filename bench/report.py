@@ -94,13 +94,14 @@ def section(name: str, rows: list[Any]) -> Iterable[str]:
         yield scenario.WORDS.strip()
     yield f"![{name}]({name}.svg)"
     heads, fields = zip(*scenario.COLUMNS, strict=True)
-    yield table(list(heads), [[_told(row, one) for one in fields] for row in rows])
+    missing = getattr(scenario, "MISSING", "not in time")
+    yield table(list(heads), [[_told(row, one, missing) for one in fields] for row in rows])
 
 
-def _told(row: Any, column: str) -> str:
+def _told(row: Any, column: str, missing: str) -> str:
     field, _, form = column.partition(":")
     value = getattr(row, field)
-    return "not in time" if value is None else format(value, form)
+    return missing if value is None else format(value, form)
 
 
 def _cell(text: str) -> str:

@@ -2,7 +2,7 @@
 
 Each is a module: ``run`` measures and answers rows, ``targets`` says what must show in them, and
 ``TITLE``, ``WORDS`` and ``COLUMNS`` are its table (a column: its head, and a row's field with a
-format).
+format); ``MISSING``, where it has one, is what stands for ``None``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench import (
+    client_cost,
     contention,
     coroutines,
     fairness,
@@ -42,6 +43,7 @@ SCENARIOS: dict[str, Any] = {
     "wake_ups": wake_ups,
     "many_locks": many_locks,
     "renewals": renewals,
+    "client_cost": client_cost,
     "server_cost": server_cost,
     "servers": servers,
     "races": races,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench import (
+    client_cost,
     compare,
     contention,
     coroutines,
@@ -178,6 +179,12 @@ def test_the_other_targets_can_be_missed(better: bool) -> None:
         fairness.targets([fairness.Row("lualock", of(0.9, 0.7), 1, 1, 1)]),
         recovery.targets([recovery.Row("lualock", of(99, 101), 1, 3, 3)]),
         many_locks.targets([many_locks.Row("lualock", 9, 1, of(1.9, 2.1), 1)]),
+        client_cost.targets(
+            [
+                client_cost.Row("lualock", 100, 1, 1, None),
+                client_cost.Row(redis_py, of(200, 199), 1, 1, None),
+            ]
+        ),
         server_cost.targets([server_cost.Row("lualock", 1, 1, of(1.9, 2.1))]),
         servers.targets(
             [servers.Row("a", redis_py, 1, 2), servers.Row("b", redis_py, 1, of(1.1, 0.9))]
@@ -190,6 +197,17 @@ def test_a_holder_that_is_not_always_replaced_misses_the_target() -> None:
     """Nor one that never is."""
     for row in (recovery.Row("lualock", 5, 5, 2, 3), recovery.Row("lualock", None, None, 0, 3)):
         assert _met(recovery.targets([row])) == [False]
+
+
+def test_what_a_pair_does_is_counted() -> None:
+    """Python functions, C functions and bytecodes, as many as there are."""
+
+    def once() -> int:
+        return abs(-1)
+
+    bytecodes, calls, c_calls = client_cost.counted(once)
+    assert (calls, c_calls) == (1, 1)
+    assert 3 < bytecodes < 20
 
 
 def test_ratios_and_quantiles() -> None:
@@ -397,6 +415,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         waiters: {"QUICK_WAITERS": (2, 5), "QUICK_IDLE_S": 0.1, "SERVED": 10},
         many_locks: {"QUICK_LOCKS": 500},
         renewals: {"QUICK_LEASES": 20, "QUICK_TTL_S": 0.6},
+        client_cost: {"COUNTED": 2, "TRACED": (2, 12)},
         server_cost: {"QUICK_ROUNDS": 1, "QUICK_PAIRS": 50},
         servers: {"QUICK_ROUNDS": 1},
         races: {"QUICK_RUN_S": 0.2, "QUICK_RIVALS": ("Lualock",)},

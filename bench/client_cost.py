@@ -1,0 +1,145 @@
+"""What a lock costs the client: how much is done in Python, and how often the kernel is asked.
+
+Counted, not timed, so that it is the same on every machine: bytecode instructions and calls of C
+functions by Python's own tracing, in the calling thread; system calls by strace, where that is
+installed, of two runs of different length, whose difference is the pairs' alone. What C functions
+do (packing, parsing, the kernel) is in the times of the other scenarios.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from bench import rivals, uncontended
+from bench.setting import Setting, Targets
+
+COUNTED = 20  # pairs, after one that warms up
+TRACED = 50, 450  # pairs of the two runs under strace
+TRACE_LIMIT_S = 30.0
+KEPT = (
+    *(rivals.LUALOCK, rivals.RENEWED, rivals.SETNX, rivals.PLAIN),
+    *(rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK),
+)
+
+TITLE = "what it costs the client"
+WORDS = __doc__
+MISSING = "not counted"
+COLUMNS = (
+    ("a pair", "rival"),
+    ("bytecodes", "bytecodes:,.0f"),
+    ("calls of Python functions", "calls:,.0f"),
+    ("of C functions", "c_calls:,.0f"),
+    ("system calls", "system_calls:.1f"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means of some pairs; ``system_calls`` is ``None`` where there is no strace."""
+
+    rival: str
+    bytecodes: float
+    calls: float
+    c_calls: float
+    system_calls: float | None
+
+
+def run(setting: Setting) -> list[Row]:
+    """One rival after the other; counts need no rounds."""
+    url = setting.server.tcp_url
+    kept = [name for name in setting.sync if name in KEPT]
+    narrowed = Setting(setting.server, setting.quick, kept, [], setting.broken)
+    rows = []
+    with uncontended.ways(narrowed, url) as ways:
+        for name in (*kept, uncontended.PING):
+            if name in ways:
+                traced = None if name == uncontended.PING else system_calls(url, name)
+                rows.append(Row(name, *counted(ways[name]), traced))
+    return rows
+
+
+def counted(pair: Callable[[], object]) -> tuple[float, float, float]:
+    """Bytecodes, calls of Python functions and calls of C functions a pair."""
+    bytecodes = calls = c_calls = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal bytecodes, calls
+        if event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            calls += 1
+        elif event == "opcode":
+            bytecodes += 1
+        return trace
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal c_calls
+        c_calls += event == "c_call"
+
+    pair()
+    for tool, hook in ((sys.settrace, trace), (sys.setprofile, profile)):
+        tool(hook)
+        try:
+            for _ in range(COUNTED):
+                pair()
+        finally:
+            tool(None)
+    # What ends the tracing is no part of a pair.
+    return bytecodes / COUNTED, calls / COUNTED, (c_calls - 1) / COUNTED
+
+
+def system_calls(url: str, rival: str) -> float | None:
+    """System calls a pair; ``None`` without strace, or where tracing is not allowed."""
+    if shutil.which("strace") is None:
+        return None
+    few, many = TRACED
+    try:
+        return (_traced(url, rival, many) - _traced(url, rival, few)) / (many - few)
+    except (subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _traced(url: str, rival: str, pairs: int) -> int:
+    with tempfile.NamedTemporaryFile("r", prefix="lualock-strace-", dir="/tmp") as told:
+        command = ["strace", "-f", "-c", "-o", told.name, sys.executable]
+        command += ["-m", "bench.client_cost", url, rival, str(pairs)]
+        subprocess.run(command, check=True, timeout=TRACE_LIMIT_S, capture_output=True)
+        found = re.search(r"^100\.00\s+\S+\s+\S+\s+(\d+).*total$", told.read(), re.MULTILINE)
+    if found is None:
+        raise ValueError("strace said nothing")
+    return int(found[1])
+
+
+def targets(rows: list[Row]) -> Targets:
+    """What must show: the claim, the figure of this run, and whether it is met."""
+    ours = next(row for row in rows if row.rival == rivals.LUALOCK)
+    theirs = [row for row in rows if row.rival == rivals.REDIS_PY]
+    return [
+        (
+            "redis-py's Lock runs at least twice the bytecodes",
+            row.bytecodes / ours.bytecodes,
+            row.bytecodes >= 2 * ours.bytecodes,
+        )
+        for row in theirs
+    ]
+
+
+def main() -> None:
+    """The traced program: ``python -m bench.client_cost URL RIVAL PAIRS``."""
+    _, url, name, pairs = sys.argv
+    rival = rivals.sync(name, url)
+    pair = rival.pair("traced")
+    for _ in range(int(pairs)):
+        pair()
+    rival.close()
+
+
+if __name__ == "__main__":
+    main()
