@@ -102,7 +102,8 @@ class EmbeddedUnavailable(LockUnavailable):
 
 
 class KeyConflict(LockError):
-    """The lock's key holds something that lualock did not write. It was left as it is."""
+    """A lock's key, or a fence's, holds something that lualock did not write. It was left as it
+    is."""
 
 
 class UnsupportedServer(LockError):

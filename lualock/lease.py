@@ -167,7 +167,8 @@ class BaseLease:
         From here on this lease is not held any more: it is in trust for whoever adopts it, and
         leaving its ``with`` block does not release it. If it is renewed it goes on being renewed
         until then, as long as this object lives; :meth:`release` takes it back, unless it has been
-        adopted. The text is secret: whoever has it can take the lock.
+        adopted. Its loss is nobody's from here on, so ``on_lost`` is not called. The text is
+        secret: whoever has it can take the lock.
 
         :raises LeaseLost: it is not ours to pass on any more.
         """

@@ -70,6 +70,16 @@ def test_what_is_no_client(one_client: Any, one_server: Server) -> None:
     assert one_client.keys() == []
 
 
+def test_what_is_no_fence_is_left_alone(server: Server) -> None:
+    """A stranger's value where the fence is kept is said to be one, and nothing is changed."""
+    with server.client() as client:
+        client.set("{k}:fence", "a stranger's")
+        with pytest.raises(lualock.KeyConflict, match="no fence"):
+            fenced_set(client, "k", "v", fence=5)
+        assert client.get("k") is None
+        assert client.get("{k}:fence") == b"a stranger's"
+
+
 def test_out_of_memory_nothing_is_written(server: Server) -> None:
     """When the memory is full neither the value nor the fence is changed."""
     with server.client() as client:
@@ -108,6 +118,8 @@ def test_the_fence_is_kept_in_the_key_s_slot(key: bytes, beside: bytes) -> None:
         ({"key": b"a}b"}, "hash tag"),
         ({"key": ""}, "not empty"),
         ({"key": 5}, "str or bytes"),
+        ({"key": "\ud800"}, "valid text"),
+        ({"value": "\ud800"}, "valid text"),
         ({"value": 5}, "a value must be"),
         ({"fence": "5"}, "fence must be"),
         ({"fence": True}, "fence must be"),

@@ -162,14 +162,20 @@ def connect_error(error: BaseException, where: str) -> LockError:
     if isinstance(error, theirs.ResponseError) or "unknown command" in str(error).lower():
         return reply_error(str(error))
     return LockUnavailable(
-        f"no connection to the server at {where}: {error}. Is it running, and is the address right?"
+        f"no connection to the server at {where}: {_said(error)}. Is it running, and is "
+        "the address right?"
     )
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, to stand inside a sentence."""
+    return (str(error) or type(error).__name__).rstrip(". ")
 
 
 def lost_reply(error: BaseException, where: str) -> LockUnavailable:
     """What a connection that broke after something was sent means."""
     return LockUnavailable(
-        f"the connection to the server at {where} broke before the reply came ({error}): "
+        f"the connection to the server at {where} broke before the reply came ({_said(error)}): "
         "the request may or may not have been carried out",
         outcome_unknown=True,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lualock import options
-from lualock.errors import InvalidArgument, StaleFence
+from lualock.errors import InvalidArgument, KeyConflict, StaleFence
 from lualock.keys import display_name
 from lualock.script import load
 
@@ -57,6 +57,7 @@ def fenced_set(
     :param fence: :attr:`lualock.Lease.fence` of the writer's lease.
     :param ttl: seconds that the value lasts; ``None``: without an end.
     :raises StaleFence: a greater fence has been seen; nothing was changed.
+    :raises KeyConflict: what stands where its fence is to be kept is none.
     :raises InvalidArgument: one of these cannot be used.
     """
     check_client(client, asynchronous=False)
@@ -96,16 +97,30 @@ def request(
         raise InvalidArgument(f"a value must be str or bytes, not {type(value).__name__}")
     if isinstance(fence, bool) or not isinstance(fence, int) or not 0 < fence < MAX_FENCE:
         raise InvalidArgument("fence must be the whole number that lease.fence is")
-    raw = key.encode() if isinstance(key, str) else key
+    raw = _encoded(key, "a key")
     ttl_ms = 0 if ttl is None else options.ttl_ms(ttl)
-    return [raw, fence_key(raw)], [value, fence, ttl_ms]
+    return [raw, fence_key(raw)], [_encoded(value, "a value"), fence, ttl_ms]
+
+
+def _encoded(text: str | bytes, what: str) -> bytes:
+    try:
+        return text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{what} that is no valid text must be given as bytes") from error
 
 
 def judge(reply: Any, key: str | bytes, fence: int) -> None:
     """What the script's reply means.
 
     :raises StaleFence: a greater fence has been seen.
+    :raises KeyConflict: what stands beside the key is no fence.
     """
+    if isinstance(reply, list) and len(reply) == 1:
+        raw = key.encode() if isinstance(key, str) else key
+        raise KeyConflict(
+            f"beside the key {display_name(key)!r}, at {display_name(fence_key(raw))!r}, stands "
+            "what is no fence: nothing was changed; delete it, or choose another key"
+        )
     if isinstance(reply, list):
         seen = int(reply[1])
         raise StaleFence(

@@ -6,6 +6,7 @@
 -- ARGV[3] ttl_ms for how long the value lasts, or 0: without an end
 -- Returns 'set'            it was set
 -- Returns {'stale', fence}  a greater fence has been seen, and nothing was changed
+-- Returns {'conflict'}      what stands beside the key is no fence; nothing was changed
 
 local key = KEYS[1]
 local seen = KEYS[2]
@@ -14,7 +15,9 @@ local fence = ARGV[2]
 local ttl_ms = ARGV[3]
 
 local greatest = redis.call('GET', seen)
-if greatest and tonumber(greatest) > tonumber(fence) then
+if greatest and not tonumber(greatest) then
+  return {'conflict'}
+elseif greatest and tonumber(greatest) > tonumber(fence) then
   return {'stale', greatest}
 end
 -- The fence first: if the server is out of memory this fails, and nothing is written.
