@@ -9,7 +9,8 @@ A script is one file, one verb. Its header is the contract, in comment lines at 
 
 and its body binds every declared KEYS and ARGV to the local of that name. ``--@include part``
 pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
-valid Lua. A file that breaks these rules fails the import, so that it cannot be shipped.
+valid Lua. Lines that are comments stay at home: what is sent is two thirds shorter without them.
+A file that breaks these rules fails the import, so that it cannot be shipped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 _DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+)\] +(\w+) +\S")
 _BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)\[(\d+)\]$", re.MULTILINE)
 _USED = re.compile(r"\b(KEYS|ARGV)\b")
+_COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
 
 
@@ -89,7 +91,7 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
     expanded = paste(body, ())
     if len(_USED.findall(expanded)) != len(wanted):
         raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
-    source = "\n".join([*header, expanded]).encode()
+    source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
     keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
     return Script(

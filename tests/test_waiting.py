@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -216,6 +217,46 @@ async def test_the_lease_of_a_waiter(world: World) -> None:
     assert lease.remaining() > 60
     await settle(lease.release())
     assert not lease.lost
+
+
+async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Server) -> None:
+    """Who got the lock from another and then blocks its thread, or its event loop, for longer than
+    a grant lasts, has it all the same: the claim was on its way before."""
+    blocked_s = CLAIM_MS / 1000 + 0.3
+
+    def block(lease: Any, client: Any) -> None:
+        give_up = time.monotonic() + blocked_s
+        while time.monotonic() < give_up:  # as code does that knows nothing of us
+            pass
+        assert client.get("lualock:{x}")[17:39] == lease.token.encode()
+
+    with one_server.client() as client, lualock.connect(one_server.url) as theirs:
+        lock = theirs.lock("x", ttl=60)
+
+        def waits() -> bool:
+            return bool(client.exists("lualock:{x}:queue"))
+
+        with lualock.connect(one_server.url) as locks, ThreadPoolExecutor(1) as thread:
+            first = lock.acquire()
+            waiter = thread.submit(lambda: block(locks.lock("x", ttl=60).acquire(), client))
+            await asyncio.to_thread(wait_until, waits)
+            client.script_flush()
+            first.release()
+            await asyncio.to_thread(waiter.result)
+        client.delete("lualock:{x}")
+        async with aio.connect(one_server.url) as tasks:
+            first = lock.acquire()
+
+            async def wait() -> None:
+                async with tasks.lock("x", ttl=60) as lease:
+                    block(lease, client)
+
+            task = asyncio.create_task(wait())
+            while not waits():  # noqa: ASYNC110 - the server is watched, not a task
+                await asyncio.sleep(0.01)
+            client.script_flush()
+            first.release()
+            await task
 
 
 async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:

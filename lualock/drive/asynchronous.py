@@ -48,7 +48,7 @@ class _Posted:
     def __init__(self, call: Call, mux: Mux) -> None:
         self._call = call
         self._mux = mux
-        self._watch(mux.ask(wire.pack(call)))
+        self._watch(mux.ask(wire.pack(call, source=call.lazy)))
 
     def _watch(self, future: asyncio.Future[Any]) -> None:
         self._future = future
@@ -343,7 +343,11 @@ class AsyncDriver:
     async def _post(self, call: Post) -> _Posted:
         call.via = mux = await (await self._connections()).calls(call.until)
         await self._room(mux, call.until)
-        return _Posted(call, mux)
+        posted = _Posted(call, mux)
+        if call.lazy:
+            # Its caller goes on at once, and may not let this turn of the loop end in time.
+            mux.flush()
+        return posted
 
     async def _room(self, mux: Mux, until: float | None) -> None:
         if mux.full:

@@ -120,8 +120,9 @@ class Line:
     def post(self, call: Post, collect: Callable[[Line], None]) -> Owed:
         """Send a call whose reply is read later, at the latest before the next question's."""
         owed = Owed(call, self, collect)
+        question = wire.pack(call, source=call.lazy)
         try:
-            self._socket.sendall(wire.pack(call), self._lazily if call.lazy else 0)
+            self._socket.sendall(question, self._lazily if call.lazy else 0)
         except BlockingIOError:
             raise TimeoutError(f"not sent within {self._timeout.seconds:.3g} s") from None
         self._owed.append(owed)

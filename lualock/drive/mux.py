@@ -70,6 +70,11 @@ class Mux(asyncio.Protocol):
             self._watchdog = self._loop.call_later(self._timeout_s, self._watch)
         return future
 
+    def flush(self) -> None:
+        """Send what was asked now, not only when this turn of the loop is over."""
+        if self._unsent:
+            self._send()
+
     @property
     def full(self) -> bool:
         """Whether the peer does not read what was sent."""
@@ -91,12 +96,11 @@ class Mux(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection, behind what was asked already."""
-        if self._unsent:
-            self._send()
+        self.flush()
         self._end("it was closed")
 
     def _send(self) -> None:
-        if self.open:
+        if self.open and self._unsent:
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
 
