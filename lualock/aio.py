@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import math
 import weakref
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import AsyncBlock, BlockEnd, Blocks
+from lualock.block import Block, Blocks, begin, block_end, end_async
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import NotAcquired
@@ -71,27 +70,37 @@ class Lease(BaseLease):
                 return False
             if self._ended is None:
                 self._ended = asyncio.Event()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), min(nap_s, LONGEST_NAP_S))
+            # (wait_for would lose a cancellation that comes together with the event.)
+            told = asyncio.ensure_future(self._ended.wait())
+            try:
+                await asyncio.wait({told}, timeout=min(nap_s, LONGEST_NAP_S))
+            finally:
+                told.cancel()
         return True
 
     async def __aenter__(self) -> Lease:
-        return self._begin()
+        block = begin(self)
+        self._begin()
+        block.lease = self
+        return self
 
-    def _begin(self) -> Lease:
+    def _begin(self) -> None:
         if self._care.cancel:
             self._body = _Body()
             self.check()  # lost already: then nobody would be told any more
-        return self
 
+    @block_end
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._passed:
-            return
+        await self._leave(kind, error, trace)
+
+    async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._passed or self._pid != fork.pid:
+            return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)
         cut_short = self._care.cancel and self._body.end(error)
@@ -171,16 +180,21 @@ class Lock(BaseLock):
         """
         return await self._acquire(options.wait_s(timeout))
 
-    def _acquire(self, wait_s: float | None) -> Coroutine[Any, Any, Lease]:
+    def _acquire(
+        self, wait_s: float | None, block: Block | None = None
+    ) -> Coroutine[Any, Any, Lease]:
         ask, server = self._ask(), self._locks._driver.server_clock
-        return self._hold(ask, protocol.acquire(ask, server, wait_s))
+        return self._hold(ask, protocol.acquire(ask, server, wait_s), block)
 
-    async def _hold(self, ask: Ask, steps: Steps[Grant]) -> Lease:
+    async def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
         try:
             grant = await driver.run(steps)
             self._crowded = grant.waited
-            return Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            if block is not None:
+                self._blocks.push(block, lease)
+            return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
                 await driver.run(protocol.undo(ask))
@@ -205,23 +219,19 @@ class Lock(BaseLock):
         return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     async def __aenter__(self) -> Lease:
-        block = self._blocks.begin()
-        lease = await self._acquire(None)
+        block = begin(self)
+        lease = await self._acquire(None, block)
         lease._begin()
-        self._blocks.push(block, lease)
         return lease
 
-    if TYPE_CHECKING:
-
-        async def __aexit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None: ...
-
-    else:
-        __aexit__ = BlockEnd(AsyncBlock)
+    @block_end
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await end_async(self._blocks.last(), kind, error, trace)
 
 
 def _current_task() -> object:

@@ -256,7 +256,7 @@ class BaseLease:
         return self._grant.lost
 
     def _forsaken(self) -> None:
-        """Its block went without having ended: give it back in the background."""
+        """Its block went without having ended: give it back."""
         grant = self._grant
         if grant.released or grant.lost or self._passed or self._pid != fork.pid:
             return
@@ -265,10 +265,10 @@ class BaseLease:
             self._watch.drop(self)
         if self._ended is not None:
             self._ended.set()
-        self._driver.later(protocol.forsake(self._ask))
+        self._driver.forsake(protocol.forsake(self._ask))
 
     def __reduce__(self) -> str:
-        raise TypeError("a lease cannot be pickled: it belongs to the process that acquired it")
+        raise TypeError("a lease cannot be pickled or copied: it belongs to who acquired it")
 
     def __repr__(self) -> str:
         state = "released" if self._grant.released else "passed on" if self._passed else "lost"

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import Block, BlockEnd, Blocks
+from lualock.block import Block, Blocks, begin, block_end, end
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument, NotAcquired
@@ -76,16 +76,21 @@ class Lease(BaseLease):
         return True
 
     def __enter__(self) -> Lease:
+        begin(self).lease = self
         return self
 
+    @block_end
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._passed:
-            return
+        self._leave(kind, error, trace)
+
+    def _leave(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._passed or self._pid != fork.pid:
+            return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)
         steps = self._release()
@@ -132,12 +137,15 @@ class Lock(BaseLock):
         ask, server = self._ask(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
 
-    def _hold(self, ask: Ask, steps: Steps[Grant]) -> Lease:
+    def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
         try:
             grant = driver.run(steps)
             self._crowded = grant.waited
-            return Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            if block is not None:
+                self._blocks.push(block, lease)
+            return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
                 driver.run(protocol.undo(ask))
@@ -162,26 +170,18 @@ class Lock(BaseLock):
         return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     def __enter__(self) -> Lease:
-        block = self._blocks.begin()
-        lease = self.acquire()
-        try:
-            self._blocks.push(block, lease)
-            return lease
-        except BaseException:
-            lease.release()
-            raise
+        block = begin(self)
+        ask, server = self._ask(), self._locks._driver.server_clock
+        return self._hold(ask, protocol.acquire(ask, server, None), block)
 
-    if TYPE_CHECKING:
-
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None: ...
-
-    else:
-        __exit__ = BlockEnd(Block)
+    @block_end
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        end(self._blocks.last(), kind, error, trace)
 
 
 class Locks(BaseLocks):

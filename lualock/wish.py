@@ -136,7 +136,7 @@ class BaseLock:
         return self._ttl_ms / 1000
 
     def __reduce__(self) -> str:
-        raise TypeError("a lock cannot be pickled: make one of that name in the other process")
+        raise TypeError("a lock cannot be pickled or copied: make another one of that name")
 
     def _ask(self) -> Ask:
         # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without its

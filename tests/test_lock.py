@@ -380,7 +380,7 @@ async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
     having ended, it is given back."""
     lock = shell.connect().lock("x", ttl=30)
     method = "__aexit__" if shell.asynchronous else "__exit__"
-    block = getattr(type(lock), method) and getattr(lock, method)
+    block = getattr(lock, method)
     lease = await settle(getattr(lock, method.replace("exit", "enter"))())
     seen = weakref.ref(lease)
     del lease
@@ -389,4 +389,55 @@ async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
     assert await settle(lock.locked())
     del block
     await shell.until(lambda: seen() is None)
+    await shell.until(lambda: (shell.client.get(lock.key) or b"R")[:1] == b"R")
+
+
+async def test_methods_that_are_kept_and_called_again(shell: World) -> None:
+    """``__enter__`` and ``__exit__``, kept and called by name, end the block that is meant."""
+    lock = shell.connect().lock("x", ttl=30)
+    end = "__aexit__" if shell.asynchronous else "__exit__"
+    enter, leave = getattr(lock, end.replace("exit", "enter")), getattr(lock, end)
+    for _ in range(2):
+        lease = await settle(enter())
+        assert lease.held
+        await settle(leave(None, None, None))
+        assert not lease.held
+        assert not await settle(lock.locked())
+    with pytest.raises(lualock.InvalidArgument, match="not entered"):
+        await settle(leave(None, None, None))
+
+
+async def test_a_block_that_ends_elsewhere_takes_nobody_s_lease(shell: World) -> None:
+    """A stack that is closed by another thread or task, after its lease was lost, is told so; and
+    whoever has the lock by then keeps it."""
+    lock = shell.connect().lock("x", ttl=0.2)
+    end = "__aexit__" if shell.asynchronous else "__exit__"
+
+    async def elsewhere(work: Any) -> Any:
+        if shell.asynchronous:
+            return await asyncio.create_task(work())
+        return await shell.beside(work)
+
+    lost = await elsewhere(getattr(lock, end.replace("exit", "enter")))
+    await shell.until(lambda: not lost.held and not shell.client.exists(lock.key))
+    async with entered(lock) as lease:
+        await settle(lease.extend(30))
+        with pytest.raises(lualock.LeaseLost):
+            await elsewhere(lambda: getattr(type(lock), end)(lock, None, None, None))
+        assert lease.held
+        assert await settle(lock.locked())
+
+
+async def test_a_lease_s_own_block_is_given_back_too(shell: World) -> None:
+    """``with lock.acquire():`` has the same protection from where its body begins."""
+    lock = shell.connect().lock("x", ttl=30)
+    lease = await settle(lock.acquire())
+    end = "__aexit__" if shell.asynchronous else "__exit__"
+    assert hasattr(lease, end)
+    assert lease.held  # to look is not to begin
+    statement = getattr(lease, end)
+    await settle(getattr(lease, end.replace("exit", "enter"))())
+    assert callable(statement)
+    del statement
+    await shell.until(lambda: not lease.held)
     await shell.until(lambda: (shell.client.get(lock.key) or b"R")[:1] == b"R")

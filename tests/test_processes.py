@@ -310,7 +310,52 @@ def test_multiprocessing(one_server: Server, tmp_path: Path, method: str) -> Non
             _inherited.clear()
 
 
+BODY = """
+    import os, sys, lualock
+    with lualock.connect() as locks:
+        try:
+            with locks.lock("x", ttl=30) as lease:
+                child = os.fork()
+                if child == 0:
+                    raise ValueError("the body's")
+                _, status = os.waitpid(child, 0)
+                print(os.waitstatus_to_exitcode(status), lease.held)
+        except ValueError as error:
+            os._exit(7 if str(error) == "the body's" else 8)
+"""
+
+
+def test_a_forked_child_leaves_the_block(one_server: Server) -> None:
+    """Its body's error comes out as it is; the lease is the parent's, and untouched."""
+    with program(BODY, one_server.url) as process:
+        assert ends_well(process) == "7 True\n"
+
+
 # Ending.
+
+STRUCK = """
+    import ctypes, functools, lualock
+
+    class Interrupt:  # by a signal out of C code, which is handled as the next function is entered
+        __neg__ = functools.partial(ctypes.CDLL(None)["raise"], 2)
+
+    interrupt = Interrupt()
+    lock = lualock.connect().lock("x")
+    with WHAT:
+        -interrupt
+"""
+
+
+@pytest.mark.parametrize("what", ["lock", "lock.acquire()"])
+def test_ctrl_c_as_a_block_ends(one_server: Server, one_client: Any, what: str) -> None:
+    """Where Ctrl-C comes just as ``__exit__`` is entered the program ends by it, at once, although
+    its last traceback is kept, and the lock is free."""
+    with program(STRUCK.replace("WHAT", what), one_server.url) as process:
+        _, err = process.communicate(timeout=20)
+        assert "KeyboardInterrupt" in err
+        assert process.returncode == -signal.SIGINT
+    assert (one_client.get("lualock:{x}") or b"R")[:1] == b"R"
+
 
 HELD = """
     import lualock

@@ -153,10 +153,14 @@ def test_a_free_lock(locks: lualock.Locks, one_client: Any, error: type[BaseExce
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm])
 @pytest.mark.parametrize("ttl", [60, None], ids=["not renewed", "renewed"])
 def test_a_body(
-    locks: lualock.Locks, one_client: Any, error: type[BaseException], ttl: float | None
+    locks: lualock.Locks,
+    one_client: Any,
+    error: type[BaseException],
+    ttl: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Struck anywhere around and within a ``with lock:``, also where the signal breaks in just when
-    the interpreter enters ``__exit__``, the lock is free after it."""
+    the interpreter enters ``__exit__``, the lock is free after it, and no signal was swallowed."""
     lock = locks.lock("x", ttl=ttl)
     struck = Struck()
 
@@ -164,6 +168,8 @@ def test_a_body(
         with lock as struck.lease:
             pass
 
+    swallowed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
     chance = random.Random(2)
     with alarms(error) as set_timer:
         longest = _longest(lambda: work(Struck()))
@@ -171,6 +177,7 @@ def test_a_body(
             _strike(error, set_timer, chance.uniform(1e-6, longest * 1.2), work, struck)
             wait_until(lambda: _is_free(one_client))
     assert struck.count > STRIKES / 20
+    assert not [one for one in swallowed if "lualock" in repr(one.object)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, TimeoutError])

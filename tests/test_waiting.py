@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -712,3 +714,81 @@ async def test_loops_do_not_share_connections(server: Server, resp: int) -> None
         await asyncio.to_thread(thread.join, 20)
     assert sorted(got) == [n for n in range(4) for _ in range(20)]
     await locks.aclose()
+
+
+async def test_whoever_waits_while_connections_are_closed_is_woken(one_server: Server) -> None:
+    """Connections that are made anew listen where the waiters of their loop are told."""
+    async with aio.connect(one_server.url) as theirs, aio.connect(one_server.url) as locks:
+        with one_server.client() as client:
+            held = await theirs.lock("x", ttl=60).acquire()
+            waiter = asyncio.create_task(locks.lock("x", ttl=60).acquire())
+
+            def waits() -> bool:
+                return bool(client.exists("lualock:{x}:queue"))
+
+            await asyncio.to_thread(wait_until, waits)
+            await locks.aclose()
+            channel = b"lualock:wake:*"
+            await asyncio.to_thread(wait_until, lambda: client.pubsub_channels(channel) != [])
+            await held.release()
+            lease = await asyncio.wait_for(waiter, 5)
+            assert lease.held
+            await lease.release()
+
+
+async def test_no_cancellation_is_lost_while_a_connection_is_made(one_server: Server) -> None:
+    """Cancelled at each turn of the loop of its first acquire, a task ends, and holds nothing."""
+    async with aio.connect(one_server.url) as theirs:
+        with one_server.client() as client:
+            held = await theirs.lock("x", ttl=60).acquire()
+            for turns in range(40):
+                async with aio.connect(one_server.url) as locks:
+                    task = asyncio.create_task(locks.lock("x", ttl=60).acquire())
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                    done, _ = await asyncio.wait({task}, timeout=5)
+                    assert done
+                    assert task.cancelled()
+            await held.release()
+            await asyncio.to_thread(wait_until, lambda: not client.exists("lualock:{x}:queue"))
+            assert (client.get("lualock:{x}") or b"R")[:1] == b"R"
+
+
+def test_a_loop_that_was_just_closed_is_forgotten(one_server: Server) -> None:
+    """Nobody tells that it ends; the next loop finds that it has."""
+    locks = aio.connect(one_server.url)
+
+    async def use() -> None:
+        async with locks.lock("x", ttl=60):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of asyncio, about such a loop
+        for _ in range(3):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(use())
+            loop.close()
+        asyncio.run(use())
+        gc.collect()
+    assert len(locks._driver._loops) == 0
+
+
+def test_a_generator_that_ends_with_its_loop_gives_its_lock_back(one_server: Server) -> None:
+    """All generators are ended together when a loop is; the connection is there as long as one
+    needs it, and no other is made."""
+    locks = aio.connect(one_server.url)
+    kept = []
+
+    async def numbers() -> AsyncIterator[int]:
+        async with locks.lock("x", ttl=60):
+            yield 1
+
+    async def main() -> None:
+        kept.append(numbers())
+        await anext(kept[0])
+
+    asyncio.run(main())
+    with one_server.client() as client:
+        assert client.get("lualock:{x}")[:1] == b"R"
+    assert len(locks._driver._loops) == 0

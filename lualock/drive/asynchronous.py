@@ -42,6 +42,17 @@ CLOSING_S = 1.0
 """How long :meth:`AsyncDriver.aclose` waits for what still cleans up."""
 
 
+OTHERS_TURNS, OTHERS_S = 3, 0.2
+"""For how many turns of a loop nothing is asked any more when whatever ends with it has ended, and
+how long that may take."""
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Look at it, so that asyncio does not report what nobody asks for."""
+    if not future.cancelled():
+        future.exception()
+
+
 class _Posted:
     """The reply to a posted call."""
 
@@ -55,7 +66,7 @@ class _Posted:
         future.add_done_callback(self._done)
 
     def _done(self, future: asyncio.Future[Any]) -> None:
-        # Looked at here, so that asyncio does not report what nobody asks for.
+        _seen(future)
         failed = future.cancelled() or future.exception() is not None
         if not failed and wire.is_noscript(future.result()) and not self._call.moot:
             self._watch(self._mux.ask(wire.pack(self._call, source=True)))
@@ -96,7 +107,7 @@ class _LoopConnections:
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self._driver = driver
         self.loop = loop
-        self._channel = wire.new_channel(driver.prefix)
+        self._channel = driver.channel(loop)
         self._calls: Mux | None = None
         self._ear: Mux | None = None
         # While somebody makes a connection: done when that has ended. The result is what went wrong
@@ -109,9 +120,13 @@ class _LoopConnections:
         self.at_loop_end: AsyncGenerator[None, None] | None = None
         self.ends: list[Callable[[], None]] = []  # what else has to be told
 
+    def stop(self) -> None:
+        """Do nothing of its own any more; who still wants something may have it."""
+        while self.ends:
+            self.ends.pop()()
+
     def close(self) -> None:
-        for end in self.ends:
-            end()
+        self.stop()
         for timer in self._laying:
             timer.cancel()
         for mux in (self._calls, self._ear):
@@ -188,7 +203,7 @@ class _LoopConnections:
         ):
             # Nothing for long: if the connection is dead, the missing reply will tell.
             self._pinged = self._ear.ask(wire.PING)
-            self._pinged.add_done_callback(lambda f: f.cancelled() or f.exception())
+            self._pinged.add_done_callback(_seen)
         place.since = self._count
         return self._channel
 
@@ -261,7 +276,16 @@ class AsyncDriver:
             weakref.WeakKeyDictionary()
         )
         self._recent: _LoopConnections | None = None  # of the loop that asked last
+        # Where a loop listens, also when its connections were closed and are made anew: somebody
+        # may be waiting meanwhile.
+        self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, bytes] = (
+            weakref.WeakKeyDictionary()
+        )
         self._cleaning: set[asyncio.Task[Any]] = set()
+
+    def channel(self, loop: asyncio.AbstractEventLoop) -> bytes:
+        """The channel of a loop."""
+        return self._channels.setdefault(loop, wire.new_channel(self.prefix))
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
@@ -380,7 +404,7 @@ class AsyncDriver:
     async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
         call = replace(call, compensating=False, until=None)
-        task = self.spawn(self._clean(call, self._send_now(call)))
+        task = self.clean(call)
         done, _ = await asyncio.wait({task}, timeout=GRACE_S)
         if not done:
             raise LockUnavailable("the server does not answer; the clean-up goes on")
@@ -388,7 +412,26 @@ class AsyncDriver:
 
     def clean(self, call: Call) -> asyncio.Task[Any]:
         """Make a call behind everybody's back, until it is answered."""
-        return self.spawn(self._clean(call))
+        return self.spawn(self._clean(call, self._send_now(call)))
+
+    def forsake(self, call: Call) -> None:
+        """Make a call that cleans up, from wherever this may be."""
+        call = replace(call, compensating=False)
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        recent = self._recent
+        if running in self._loops:
+            self.clean(call)
+        elif recent is None or recent.loop.is_closed():
+            return
+        elif recent.loop.is_running():  # in another thread
+            recent.loop.call_soon_threadsafe(self.clean, call)
+        elif (mux := recent.open_now()) is not None:
+            # The loop was interrupted, and may never run again: what can be sent is sent.
+            mux.ask(wire.pack(call, source=True)).add_done_callback(_seen)
+            mux.flush()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task behind everybody's back, which at the latest ends with the loop."""
@@ -410,7 +453,8 @@ class AsyncDriver:
         if mux is None:
             return None
         sent: asyncio.Future[Any] = mux.ask(wire.pack(call, source=not self._has_cleaned))
-        sent.add_done_callback(lambda f: f.cancelled() or f.exception())
+        mux.flush()  # an interrupted loop may have no more turn
+        sent.add_done_callback(_seen)
         return sent
 
     async def _clean(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
@@ -437,6 +481,8 @@ class AsyncDriver:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
+            for other in [each for each in list(self._loops) if each.is_closed()]:
+                self._loops.pop(other, None)  # nobody told it that it ends, nor us
             found = self._loops[loop] = _LoopConnections(self, loop)
             found.at_loop_end = self._close_at_loop_end(loop)
             await anext(found.at_loop_end)
@@ -451,6 +497,7 @@ class AsyncDriver:
         try:
             yield
         finally:
+            await self._let_others_end(loop)
             if connections := self._loops.pop(loop, None):
                 if self._recent is connections:
                     self._recent = None
@@ -460,6 +507,21 @@ class AsyncDriver:
                 connections.close()
                 await asyncio.gather(*going_on, return_exceptions=True)
                 await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
+
+    async def _let_others_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """All generators are ended at the same time; a user's may give a lock back, and that needs
+        the connection."""
+        if connections := self._loops.get(loop):
+            connections.stop()
+        give_up, quiet = loop.time() + OTHERS_S, 0
+        while quiet < OTHERS_TURNS and loop.time() < give_up:
+            connections = self._loops.get(loop)
+            mux = None if connections is None else connections.open_now()
+            if mux is None:
+                return
+            # Who has just had a reply asks for the next thing in the turn after that.
+            quiet = 0 if mux.busy else quiet + 1
+            await asyncio.sleep(0.001 if mux.busy else 0)
 
     async def _call(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
         if sent is None:
@@ -507,17 +569,36 @@ class AsyncDriver:
 
     async def _within(self, until: float | None, make: Callable[[], Awaitable[Mux]]) -> Mux:
         """Open a connection, in time."""
+        # In a task of its own: redis-py's own wait_for, and one here, would lose a cancellation
+        # that comes just when something is done (up to Python 3.11).
         left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
         where = str(self.endpoint)
+        task = asyncio.ensure_future(make())
         try:
-            return await asyncio.wait_for(make(), left_s)
-        except asyncio.TimeoutError:
-            raise wire.connect_error(TimeoutError("the time was over"), where) from None
+            done, _ = await asyncio.wait({task}, timeout=left_s)
+        except BaseException:
+            self._drop(task)
+            raise
+        if not done:
+            self._drop(task)
+            raise wire.connect_error(TimeoutError("the time was over"), where)
+        try:
+            return task.result()
         except LockError as error:
             # Nothing of ours was sent yet, so no outcome is unknown.
             if getattr(error, "outcome_unknown", False):
                 raise wire.connect_error(error, where) from error
             raise
+
+    def _drop(self, making: asyncio.Future[Mux]) -> None:
+        """Nobody wants this connection any more; if it comes all the same, it is closed."""
+
+        def made(task: asyncio.Future[Mux]) -> None:
+            if not task.cancelled() and task.exception() is None:
+                task.result().close()
+
+        making.cancel()
+        making.add_done_callback(made)
 
     async def _connect(
         self,

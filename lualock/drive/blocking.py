@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any, ClassVar
 
@@ -183,6 +184,12 @@ class BlockingDriver:
         posted = step.ghost.via
         if not isinstance(posted, Owed) or not posted.answered:
             self._cleaner.add(self._call, step.call, step.ghost.expires)
+
+    def forsake(self, call: Call) -> None:
+        """Make a call that cleans up, from wherever this may be; in the background if it takes
+        long."""
+        with suppress(LockError):
+            self._compensate(call)
 
     def _compensate(self, call: Call) -> Any:
         call.compensating = False

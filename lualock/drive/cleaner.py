@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,7 @@ class Cleaner:
 
     def after_fork(self) -> None:
         """A child has nothing to clean up: what its parent sent is its parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is left over comes whenever an object is destroyed
         self._numbers = itertools.count()
         self._todo: list[_Chore] = []
         self._works = False
@@ -59,7 +60,7 @@ class Cleaner:
         with self._lock:
             heapq.heappush(self._todo, chore)
             self._more.notify()
-            if self._works:
+            if self._works or sys.is_finalizing():  # then no thread can start any more
                 return
             self._works = True
         threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()

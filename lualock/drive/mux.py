@@ -76,6 +76,11 @@ class Mux(asyncio.Protocol):
             self._send()
 
     @property
+    def busy(self) -> bool:
+        """Whether replies are still to come."""
+        return bool(self._waiting)
+
+    @property
     def full(self) -> bool:
         """Whether the peer does not read what was sent."""
         return self._room is not None

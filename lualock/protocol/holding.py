@@ -52,9 +52,9 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     if grant.ghost is not None:
         yield from _release_and_lay(ask, grant, grant.ghost)
         return
-    step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
     asked_again = False
     try:
+        step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
         try:
             reply = yield step
         except LockUnavailable as error:
@@ -141,10 +141,9 @@ def lay(ask: Ask, ghost: Call) -> Later:
     return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
 
 
-def forsake(ask: Ask) -> Later:
-    """The step that gives a lease back in the background."""
-    call = Call(ABANDON, (ask.key, ask.queue, ask.token, b"", ask.fair), expires=-math.inf)
-    return Later(call, call)
+def forsake(ask: Ask) -> Call:
+    """The request that gives a lease back which nobody has in hand any more."""
+    return Call(ABANDON, (ask.key, ask.queue, ask.token, b"", ask.fair), compensating=True)
 
 
 def lay_place(ask: Ask, ghost: Call) -> Later | None:

@@ -25,8 +25,9 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         ("enqueue", "if not held then\n  local others", "if false then\n  local others"),
         (
             "enqueue",
-            "  -- The lease ended by itself while others wait:",
-            "  do return {'queued', 60000, 0, '', last or fence, 0, place} end --",
+            "\nif not held then\n  local given",
+            "\nif not held then\n"
+            "  do return {'queued', 60000, 0, '', last or fence, 0, place} end\n  local given",
         ),
     ),
     "no new fence on hand-over": (
