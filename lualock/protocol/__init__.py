@@ -32,7 +32,7 @@ from lualock.protocol.holding import (
     note,
     release,
 )
-from lualock.protocol.passing import ADOPT, adopt
+from lualock.protocol.passing import ADOPT, adopt, take
 from lualock.protocol.replies import LockInfo, conflict
 from lualock.protocol.server_clock import ServerClock
 from lualock.protocol.steps import (
@@ -101,5 +101,6 @@ __all__ = [
     "leave",
     "note",
     "release",
+    "take",
     "undo",
 ]
