@@ -31,6 +31,7 @@ from lualock.protocol.holding import (
     leave,
     note,
     release,
+    resend,
 )
 from lualock.protocol.passing import ADOPT, adopt, take
 from lualock.protocol.replies import LockInfo, conflict
@@ -101,6 +102,7 @@ __all__ = [
     "leave",
     "note",
     "release",
+    "resend",
     "take",
     "undo",
 ]
