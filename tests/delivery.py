@@ -26,11 +26,14 @@ class Queue:
 
     def verb(self, name: str) -> Callable[..., Any]:
         """A verb of enqueueing, as this world's shell has it."""
-        return getattr(self.work, f"{name}_async" if self.world.asynchronous else name)  # type: ignore[no-any-return]
+        found: Callable[..., Any] = getattr(
+            self.work, f"{name}_async" if self.world.asynchronous else name
+        )
+        return found
 
     async def put(self, *args: Any, job_id: str | None = None, **more: Any) -> Any:
         """Enqueue a job with these arguments."""
-        name = job_id or f"id-{next(_ids)}"
+        name = job_id or f"put-{next(_ids)}"
 
         def push(token: str) -> str:
             self.pushed.append((name, token, args))

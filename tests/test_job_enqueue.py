@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ async def test_there_is_no_gap_at_the_start(world: World) -> None:
 async def test_fifty_producers(world: World) -> None:
     """Of fifty that enqueue at once, one does, and the others are told its id."""
     queue = queue_of(world, unique="queued")
-    puts = [world.beside(lambda i=i: _put(queue, f"id-{i}")) for i in range(50)]
+    puts = [world.beside(partial(_put, queue, f"id-{i}")) for i in range(50)]
     outcomes = await asyncio.gather(*puts)
     (one,) = [outcome for outcome in outcomes if outcome]
     assert [job_id for job_id, _, _ in queue.pushed] == [one.job_id]

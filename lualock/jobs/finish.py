@@ -97,7 +97,8 @@ def _give_up(
         if it.delivery is not None:
             ask.token = it.delivery.owner
         ask.ttl_ms = options.ttl_ms(keep_s)
-        yield partial(_pass_on, lease, protocol.adopt(ask, lease._ask.token, driver.server_clock))
+        keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
+        yield partial(_pass_on, lease, keep)
         return
     # Its place first, so that it is never without both.
     place = place_of(lock, it.job_id, keep_s)

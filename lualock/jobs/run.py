@@ -107,8 +107,12 @@ def start(
     return drive_async(actions) if job.asynchronous else drive(actions)
 
 
-def current_lease() -> AnyLease | None:
-    """The lease of the run that this code is part of (of the innermost one); ``None``: of none."""
+def current_lease() -> Any:
+    """The lease of the run that this code is part of, of the innermost one.
+
+    A :class:`lualock.Lease` in a plain job, a :class:`lualock.aio.Lease` in a coroutine; ``None``
+    outside of any run, and in one that runs without its lock because the server is away.
+    """
     runs = _current.get()
     return runs[-1][1] if runs else None
 

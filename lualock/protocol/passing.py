@@ -16,9 +16,10 @@ from lualock.script import SCRIPTS
 ADOPT = SCRIPTS["adopt"]
 
 
-def adopt(ask: Ask, token: bytes, server: ServerClock) -> Steps[Grant]:
+def adopt(ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted") -> Steps[Grant]:
     """Take over the lease of ``token``: from then on it is that of ``ask``.
 
+    :param verb: what is done to the lease in its owner's words.
     :raises LeaseLost: that lease has ended, or was adopted or released before.
     :raises LockUnavailable: the server did not answer. If the outcome is unknown, a lease that may
         be ours is given up, so that nobody has it in vain; if it is not, its owner has it still.
@@ -28,7 +29,7 @@ def adopt(ask: Ask, token: bytes, server: ServerClock) -> Steps[Grant]:
         return Call(ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about))
 
     def refusal(reply: Any) -> LockError:
-        return lost(ask.name, ask.key, reply, "adopted")
+        return lost(ask.name, ask.key, reply, verb)
 
     return take(ask, server, make, refusal, final=True)
 
