@@ -66,3 +66,11 @@ def held(world: World, key: bytes) -> bool:
     """Whether a lock's key is held, by the server's own account."""
     record = world.client.get(key)
     return record is not None and record[:1] in b"HW"
+
+
+def watched(queue: Queue) -> list[Any]:
+    """The leases that are renewed for a queue's jobs."""
+    locks: Any = queue.work._fitting(queue.work.asynchronous)
+    watch = locks._watch() if queue.world.asynchronous else locks._watch
+    found: list[Any] = watch.leases()
+    return found

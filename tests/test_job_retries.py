@@ -17,7 +17,7 @@ import pytest
 import lualock
 from lualock import jobs
 from lualock.jobs import token_of
-from tests.delivery import Queue, held, place
+from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_jobs import Log, as_job
@@ -53,10 +53,10 @@ def again(error: BaseException) -> float | None:
 
 async def test_the_lock_is_held_for_the_retry(world: World) -> None:
     """Between its attempts nobody else gets it; the next attempt does, with a greater fence."""
-    log, fences = Log(), []
+    log, leases = Log(), []
 
     def work() -> None:
-        fences.append(jobs.current_lease().fence)
+        leases.append(jobs.current_lease())
         failing(2, log)()
 
     queue = queue_of(world, work, on_retry="hold", queue_ttl=100)
@@ -69,8 +69,12 @@ async def test_the_lock_is_held_for_the_retry(world: World) -> None:
         assert (await settle(lock.inspect())).metadata == "job a"
         assert await queue.attempt("b", "u" * 22) is None
         assert await settle(lock.try_acquire()) is None
+        assert not leases[-1].held
+        assert not leases[-1].lost
+        assert watched(queue) == []
     await queue.attempt("a", "t" * 22, will_retry=again)
     assert len(log) == 3
+    fences = [lease.fence for lease in leases]
     assert fences == sorted(set(fences))
     assert not held(world, lock.key)
 

@@ -86,6 +86,11 @@ class Entry:
                 return (yield from self._refused(None, "unavailable", None))
             log.warning("job %s is enqueued without a place: %s", job.name, error)
             return Reserved(job_id, "")
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from self._undo(done, raw.decode())
+            raise
         return Reserved(job_id, raw.decode() if rules.queues else "")
 
     def _reserve(self, lock: AnyLock, job_id: str, token: bytes) -> Actions[None]:
