@@ -136,6 +136,46 @@ def _put(queue: Queue, job_id: str) -> Any:
     return queue.verb("enqueue")(push, job_id=job_id)
 
 
+async def test_never_two_under_pressure(shell: World) -> None:
+    """Producers and workers at full speed: from push to end there is never more than one job."""
+    here: list[str] = []  # pushed, and not at its end
+    most: list[int] = []
+    todo: list[tuple[str, str]] = []
+
+    def work() -> None:
+        most.append(len(here))
+        here.pop()
+
+    queue = queue_of(shell, work=work, unique="both")
+
+    def push(token: str) -> None:
+        here.append(token)
+        most.append(len(here))
+        todo.append((f"job {len(most)}", token))
+
+    async def produce(name: int) -> int:
+        puts = [
+            await shell.beside(partial(queue.verb("enqueue"), push, job_id=f"{name}-{n}"))
+            for n in range(40)
+        ]
+        return sum(map(bool, puts))
+
+    async def consume() -> None:
+        while not done.is_set() or todo:
+            if todo:
+                await queue.attempt(*todo.pop(), beside=True)
+            await asyncio.sleep(0)
+
+    done = asyncio.Event()
+    workers = [asyncio.create_task(consume()) for _ in range(3)]
+    pushed = sum(await asyncio.gather(*(produce(name) for name in range(6))))
+    done.set()
+    await asyncio.gather(*workers)
+    assert set(most) == {1}
+    assert len(most) == 2 * pushed
+    assert pushed > 5
+
+
 async def test_a_failed_push(shell: World) -> None:
     """What the push raised comes out, and the next one may be pushed at once."""
     queue = queue_of(shell, unique="queued")
