@@ -28,6 +28,10 @@ class OwnError(Exception):
     """What the jobs here raise."""
 
 
+class Interruption(BaseException):
+    """What ends a worker, as SystemExit does; but asyncio lets it pass."""
+
+
 def queue_of(world: World, work: Callable[..., Any], locks: Any = None, **options: Any) -> Queue:
     """A queue of a job, all of whose runs share one lock."""
     made = (locks or world.connect()).job(key="x", **options)(as_job(world, work))
@@ -115,6 +119,18 @@ async def test_the_final_failure(world: World) -> None:
     with pytest.raises(OwnError):
         await settle(direct.job())
     assert held(world, lock.key)
+
+
+async def test_what_is_interrupted_has_not_failed(shell: World) -> None:
+    """A worker that is told to stop frees the lock, also of a job that keeps it when it fails."""
+
+    def work() -> None:
+        raise Interruption
+
+    queue = queue_of(shell, work, on_final_failure="keep")
+    with pytest.raises(Interruption):
+        await queue.attempt("a", None)
+    assert not held(shell, queue.work.lock().key)
 
 
 async def test_a_result_that_asks_for_a_retry(shell: World) -> None:

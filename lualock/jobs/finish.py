@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from lualock import options, protocol
 from lualock.errors import LeaseLost, LockError
@@ -20,13 +20,13 @@ log = logging.getLogger("lualock.jobs")
 def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
     """Give up what the run has, and tell whoever wants to know if that was lost before."""
     job = it.job
-    keep_s = _kept_for(it, error, result)
+    kept = _kept(it, error, result)
     problem: LockError | None = None
     interrupted: BaseException | None = None
     while it.held:
         lock, lease = it.held.pop()
         try:
-            yield from _give_up(it, lock, lease, *keep_s)
+            yield from _give_up(it, lock, lease, kept)
         except LeaseLost as lost:
             if lost.given_up:
                 continue  # by the job itself
@@ -59,58 +59,54 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
         note(error, f"and then its expiry callback raised: {failure!r}")
 
 
-def _kept_for(it: Run, error: BaseException | None, result: Any) -> tuple[float, bool] | tuple[()]:
-    """How long what the run has is kept for its job at most, and whether that is the lock or only
-    its place in the queue. Nothing: it is given up."""
-    delivery, rules = it.delivery, it.job.rules
-    if delivery is None and (error is None or rules.on_final_failure == "release"):
-        return ()
+class _Kept(NamedTuple):
+    """What a job keeps while it waits: its lock, or only its place in the queue."""
+
+    for_s: float
+    lock: bool
+
+
+def _kept(it: Run, error: BaseException | None, result: Any) -> _Kept | None:
+    """What the job keeps at the end of this run; ``None``: nothing."""
+    rules = it.job.rules
     try:
-        if delivery is None:
-            delay_s = None
-        elif error is None:
-            delay_s = delivery.result_retry(result)
-        else:
-            delay_s = delivery.will_retry(error)
+        delay_s = _retry_s(it, error, result)
     except Exception:
         log.exception("whether job %s is retried is not known, so its lock is freed", it.job.name)
-        return ()
+        return None
     if delay_s is not None:
-        lock = rules.on_retry == "hold"
-        return (delay_s + rules.queue_ttl, lock) if lock or rules.queues else ()
-    if error is not None and rules.on_final_failure == "keep":
-        return rules.queue_ttl, True
-    return ()
+        hold = rules.on_retry == "hold"
+        return _Kept(delay_s + rules.queue_ttl, hold) if hold or rules.queues else None
+    if rules.on_final_failure == "keep" and isinstance(error, Exception):
+        return _Kept(rules.queue_ttl, True)
+    return None
 
 
-def _give_up(
-    it: Run, lock: AnyLock, lease: AnyLease, keep_s: float = 0.0, the_lock: bool = False
-) -> Actions[None]:
-    driver: Any = lock._locks._driver
-    if not keep_s:
+def _retry_s(it: Run, error: BaseException | None, result: Any) -> float | None:
+    if it.delivery is None:
+        return None
+    return it.delivery.result_retry(result) if error is None else it.delivery.will_retry(error)
+
+
+def _give_up(it: Run, lock: AnyLock, lease: AnyLease, kept: _Kept | None) -> Actions[None]:
+    if kept is None:
         yield lease.release
-        return
-    keep_s = min(keep_s, options.MAX_TTL_S)
-    if the_lock:
-        # The lease goes over to the token that the job's next delivery comes with.
-        ask = lock._ask()
-        if it.delivery is not None:
-            ask.token = it.delivery.owner
-        ask.ttl_ms = options.ttl_ms(keep_s)
-        keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
-        yield partial(_pass_on, lease, keep)
-        return
-    # Its place first, so that it is never without both.
-    place = place_of(lock, it.job_id, keep_s)
-    ask = place._ask()
+    elif kept.lock:
+        yield from _keep_lock(it, lock, lease, kept.for_s)
+    else:
+        yield from _keep_place(it, lock, kept.for_s)  # first, so that it is never without both
+        yield lease.release
+
+
+def _keep_lock(it: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions[None]:
+    """The lease goes over to the token that the job's next delivery comes with."""
+    driver: Any = lock._locks._driver
+    ask = lock._ask()
     if it.delivery is not None:
         ask.token = it.delivery.owner
-    reserve = verbs.reserve(ask, lock.key, driver.server_clock, alone=False)
-    try:
-        yield partial(driver.run, reserve)
-    except LockError as error:
-        log.info("job %s waits for its retry without a place: %s", it.job.name, error)
-    yield lease.release
+    ask.ttl_ms = options.ttl_ms(min(for_s, options.MAX_TTL_S))
+    keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
+    yield partial(_pass_on, lease, keep)
 
 
 def _pass_on(lease: AnyLease, steps: Any) -> Any:
@@ -118,3 +114,16 @@ def _pass_on(lease: AnyLease, steps: Any) -> Any:
         lease._watch.drop(lease)
     lease._grant.released = True
     return lease._driver.run(steps)
+
+
+def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:
+    assert it.delivery is not None
+    driver: Any = lock._locks._driver
+    place = place_of(lock, it.job_id, min(for_s, options.MAX_TTL_S))
+    ask = place._ask()
+    ask.token = it.delivery.owner
+    reserve = verbs.reserve(ask, lock.key, driver.server_clock, alone=False)
+    try:
+        yield partial(driver.run, reserve)
+    except LockError as error:
+        log.info("job %s waits for its retry without a place: %s", it.job.name, error)

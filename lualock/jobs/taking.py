@@ -213,7 +213,9 @@ class Attempt:
 
     def _has_place(self) -> bool:
         """Whether it may have one: from its queue, or by an earlier delivery's policy."""
-        return self.delivery is not None or self._place is not None
+        rules = self.job.rules
+        may = rules.queues or rules.policy is not None
+        return self._place is not None or (self.delivery is not None and may)
 
     def _renew_no_more(self) -> None:
         place, self._place = self._place, None

@@ -17,7 +17,8 @@ RESERVE_S = 10.0
 QUEUE_TTL_S = 3600.0
 """How long a job keeps what it has while it waits in a queue, unless its declaration says more."""
 
-MAX_ID_BYTES = 100
+MAX_ID_BYTES = 64
+"""A longer id of a job is kept as a digest, for what is kept beside a lock has an end."""
 
 
 class RetryLater(NotAcquired):
