@@ -3,6 +3,7 @@ and when the server of the locks is away."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -282,6 +283,46 @@ def test_a_killed_worker(server: Server) -> None:
         lease = locks.lock("x").acquire(timeout=5)
         lease.release()
         work.run((), {}, jobs.Delivery("a"))
+
+
+async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
+    """Whoever knows frees the lock at once, for the first who waits; another run is not touched."""
+    queue = queue_of(world, lambda: "done", unique="queued")
+    code = """
+        import sys, time, lualock
+        from lualock.jobs import Delivery, bound
+        locks = lualock.connect(sys.argv[1])
+        @locks.job(key="x", unique="queued")
+        def work():
+            print("runs", flush=True)
+            time.sleep(60)
+        bound(work).run((), {}, Delivery("a", sys.argv[2]))
+    """
+    told = await queue.put(job_id="a")
+    queue.pushed.clear()
+    command = [sys.executable, "-c", textwrap.dedent(code), world.server.url, told.token]
+    worker = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    assert await worker.stdout.readline() == b"runs\n"
+    waiter = asyncio.create_task(world.beside(queue.work.lock().acquire))
+    await world.until_waiters(queue.work.lock(), 1)
+    worker.kill()
+    await worker.wait()
+    died = queue.verb("died")
+    assert not await settle(died(job_id="b"))
+    assert not await settle(died(job_id="a", token=told.token, pid=os.getpid()))
+    assert held(world, queue.work.lock().key)
+    assert await settle(died(job_id="a", token=told.token, pid=worker.pid))
+    await settle((await waiter).release())
+    assert not held(world, queue.work.lock().key)
+
+
+async def test_who_waited_is_known_to_be_dead(world: World) -> None:
+    """The place of a job whose worker was killed while it waited is free as well."""
+    queue = queue_of(world, lambda: "done", unique="queued")
+    told = await queue.put(job_id="a")
+    assert not await settle(queue.verb("died")(job_id="a", token=told.token))
+    assert await queue.put(job_id="b")
 
 
 AWAY = "unix:///tmp/lualock-no-such-socket"

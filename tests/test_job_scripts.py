@@ -187,6 +187,29 @@ def test_fences_grow(raw: Raw) -> None:
     assert int(raw.start(B, A)) == first + 10**12 + 1
 
 
+def test_died(raw: Raw) -> None:
+    """The lock of the dead run is free; whoever else has it keeps it."""
+    assert raw("died", b"job 1", A, b"") == b"missing"
+    about = b"host:7:Main\njob 1"
+    raw("start", B, 30_000, ALWAYS, about, A)
+    for job, holder in ((b"job 2", b""), (b"job", b""), (b"job 1", b"host:70:"), (b"", b"")):
+        assert raw("died", job, A, holder) == b"another"
+    assert raw("died", b"job 1", A, b"host:7:") == b"released"
+    assert raw.client.get(LOCK)[:1] == b"R"
+    assert raw("extend", B, 30_000) == b"already"  # should it live after all
+    assert raw("died", b"job 1", A, b"host:7:") == b"missing"
+    raw.acquire(C)
+    assert raw("died", b"job 1", A, b"") == b"another"
+
+
+def test_died_while_it_waits_for_its_retry(raw: Raw) -> None:
+    """A lock that the job has been kept is not that of a run."""
+    raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
+    raw("adopt", B, A, 60_000, ALWAYS, b"me\njob 1")
+    assert raw("died", b"job 1", A, b"") == b"kept"
+    assert raw.start(C, A).isdigit()
+
+
 def test_request_release(raw: Raw) -> None:
     """The holder is asked, for a while; who asks again is heard once."""
     assert raw("request_release", A, 5_000, ALWAYS) == b"free"
@@ -245,6 +268,7 @@ def test_withdraw(raw: Raw) -> None:
         (PLACE, "reserve", (A, 1000, ALWAYS, b"job", 0)),
         (LOCK, "start", (A, 1000, ALWAYS, b"me", B)),
         (PLACE, "start", (A, 1000, ALWAYS, b"me", B)),
+        (LOCK, "died", (b"job 1", A, b"")),
         (LOCK, "request_release", (A, 1000, ALWAYS)),
         (ASKED, "request_release", (A, 1000, ALWAYS)),
         (ASKED, "release_requested", (b"1" * 16, A)),

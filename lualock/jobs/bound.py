@@ -143,6 +143,40 @@ class Bound:
         entry = self._entry(args, kwargs, asynchronous=True)
         await drive_async(entry.cancel(token))
 
+    def died(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+        pid: int | None = None,
+    ) -> bool:
+        """The process that ran the job is known to be dead: free its lock now, not when the lease
+        ends. Whether it had the lock; one that is kept for the job's retry stays.
+
+        Only for who knows: a run of this job that lives would lose its lock.
+
+        :param token: what came with the job, as for :class:`Delivery`.
+        :param pid: the dead process, on this machine: then no later run of the same job, in another
+            process, can be meant.
+        :raises LockUnavailable: it ends by itself.
+        """
+        return drive(self._entry(args, kwargs).died(job_id, token, pid))
+
+    async def died_async(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+        pid: int | None = None,
+    ) -> bool:
+        """:meth:`died`."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        return await drive_async(entry.died(job_id, token, pid))
+
     def _entry(self, args: Args, kwargs: Kwargs | None, *, asynchronous: bool = False) -> Entry:
         return Entry(self._job, self._fitting(asynchronous), tuple(args), kwargs or {})
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from lualock import protocol
+from lualock import options, protocol
 from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -22,6 +22,7 @@ from lualock.jobs.job import AnyLock, AnyLocks, Job
 from lualock.jobs.taking import keep, leave, place_of
 from lualock.jobs.terms import (
     RESERVE_S,
+    Delivery,
     Enqueued,
     Refused,
     Reserved,
@@ -137,6 +138,20 @@ class Entry:
             driver: Any = lock._locks._driver
             with suppress(LeaseLost):  # it waits for no retry
                 yield partial(driver.run, protocol.release(ask, Grant(0, math.inf)))
+
+    def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
+        """The process that ran the job, or waited to, is dead; whether it had the lock."""
+        owner = Delivery(job_id, token).owner
+        found = False
+        for lock in self.locks:
+            holder = b""
+            if pid is not None and lock._locks._settings.holder is None:
+                holder = options.process_holder(pid)
+            driver: Any = lock._locks._driver
+            steps = verbs.died(lock._ask(), job_text(job_id), owner, holder)
+            found |= yield partial(driver.run, steps)
+            yield from leave(lock, owner)
+        return found
 
     def _undo(self, locks: list[AnyLock], token: str) -> Actions[None]:
         """Give up places; where that fails they end by themselves, in seconds."""

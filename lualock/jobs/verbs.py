@@ -1,5 +1,5 @@
-"""The verbs of jobs, sans-IO as :mod:`lualock.protocol`: reserve, start; and request_release,
-release_requested, withdraw, by which a holder is asked to stop.
+"""The verbs of jobs, sans-IO as :mod:`lualock.protocol`: reserve, start, died; and
+request_release, release_requested, withdraw, by which a holder is asked to stop.
 
 A queued job has a *place*: a lock of its own beside the one that it has while it runs, and like it
 in everything, so that ``extend``, ``release`` and renewal are there already. What is new is what
@@ -21,6 +21,7 @@ from lualock.protocol.server_clock import LATE_MAX, jumps
 SCRIPTS = script.load(Path(__file__).with_name("scripts"), include_from=script.FOLDER)
 RESERVE = SCRIPTS["reserve"]
 START = SCRIPTS["start"]
+DIED = SCRIPTS["died"]
 REQUEST_RELEASE = SCRIPTS["request_release"]
 RELEASE_REQUESTED = SCRIPTS["release_requested"]
 WITHDRAW = SCRIPTS["withdraw"]
@@ -80,6 +81,20 @@ def start(ask: Ask, owner: bytes, server: ServerClock) -> Steps[Grant]:
         return Call(START, (ask.key, place_key(ask.key), *told))
 
     return take(ask, server, make, lambda reply: _taken(ask, ask.key, server, reply))
+
+
+def died(ask: Ask, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
+    """Release the lock of a run whose process is dead; whether there was such a run.
+
+    :param job: the metadata of its lease.
+    :param holder: how the holder of its lease begins; empty where that is not known.
+    :raises LockUnavailable: the server did not answer.
+    """
+    parts = ask.key, ask.queue, job.encode(), owner, holder
+    reply = yield from _again(Call(DIED, parts))
+    if isinstance(reply, list):
+        raise conflict(ask.key)
+    return reply in (b"released", b"handed_over")
 
 
 def request_release(ask: Ask, lasts_ms: int, server: ServerClock) -> Steps[bool]:
