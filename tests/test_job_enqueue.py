@@ -41,6 +41,7 @@ async def test_one_is_queued(world: World) -> None:
     lock = queue.work.lock((1,))
     assert token.encode() in world.client.get(place(lock))
     assert not held(world, lock.key)  # a queued job is in nobody's way
+    assert (await settle(queue.work.place((1,)).inspect())).metadata == "job a"
     refused = await queue.put(1, job_id="b")
     assert not refused
     assert (refused.job_id, refused.state) == ("a", "queued")
@@ -211,7 +212,7 @@ async def test_the_callback_of_a_class(shell: World) -> None:
 
     class Base(lualock.LockedJob):
         locks = shell.connect()
-        lock_unique = "queued"
+        loner = True
 
         @classmethod
         def loner_enqueue_failed(cls, shop: int) -> None:

@@ -10,6 +10,7 @@ from lualock.jobs import run
 from lualock.jobs.actions import drive, drive_async
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.job import AnyLock, AnyLocks, Job
+from lualock.jobs.taking import place_of
 from lualock.jobs.terms import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.twins import fitting
 
@@ -35,6 +36,11 @@ class Bound:
     def lock(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """The lock of a run with these arguments."""
         return self._job.lock(self._fitting(self.asynchronous), tuple(args), kwargs or {})
+
+    def place(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
+        """The lock of a queued job with these arguments: its ``inspect()`` says which job that is,
+        as metadata."""
+        return place_of(self.lock(args, kwargs), None, None)
 
     def run(
         self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None

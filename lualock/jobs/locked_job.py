@@ -49,6 +49,9 @@ class LockedJob:
     lock_expired_before_release: ClassVar[Callable[..., Any] | None] = None
     loner_enqueue_failed: ClassVar[Callable[..., Any] | None] = None
 
+    loner: ClassVar[bool] = False
+    """resque-lock's word for ``lock_unique = "queued"``."""
+
     # The same as the parameters of ``locks.job`` of these names.
     lock_policy: ClassVar[Any] = None
     lock_unique: ClassVar[str | None] = None
@@ -111,7 +114,7 @@ class LockedJob:
     def _rules(cls) -> Rules:
         return Rules(
             cls.lock_policy,
-            cls.lock_unique,
+            cls.lock_unique or ("queued" if cls.loner else None),
             cls.lock_on_retry,
             cls.lock_on_final_failure,
             cls.lock_on_unavailable,
