@@ -58,6 +58,15 @@ class Lease(BaseLease):
         """
         await self._driver.run(self._extend(options.ttl_ms(ttl)))
 
+    async def release_requested(self) -> bool:
+        """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
+
+        One round trip. Who holds a lock for long may ask between its steps, and stop if so.
+
+        :raises LockUnavailable: the server did not answer.
+        """
+        return await self._driver.run(self._release_requested())
+
     async def wait_lost(self, timeout: float | None = None) -> bool:
         """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: without an end).
 
@@ -209,6 +218,18 @@ class Lock(BaseLock):
             return await self.acquire(timeout=0)
         except NotAcquired:
             return None
+
+    async def request_release(self, lasts: float = 60.0) -> bool:
+        """Ask whoever has the lock to release it, which that one may do, or not.
+
+        Returns whether anybody has it. The holder finds the request by
+        :meth:`Lease.release_requested`, within ``lasts`` seconds; who has it after that one is not
+        asked. Nothing is waited for.
+
+        :raises LockUnavailable: the server did not answer.
+        """
+        server = self._locks._driver.server_clock
+        return await self._locks._driver.run(self._request_release(lasts, server))
 
     async def locked(self) -> bool:
         """Whether anybody has the lock now."""

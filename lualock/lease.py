@@ -226,6 +226,11 @@ class BaseLease:
             self._extends += 1
             watch.add(self)
 
+    def _release_requested(self) -> Steps[bool]:
+        from lualock.jobs import verbs  # a leaf: opened when it is used
+
+        return verbs.release_requested(self._ask.key, self.fence, self._ask.token)
+
     def _renewal_ms(self, now: float) -> int | None:
         """For how long to renew it now; ``None``: not at all."""
         if not self._renewed:

@@ -109,10 +109,12 @@ def _read(folder: Path) -> dict[str, str]:
     return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.lua"))}
 
 
-def load(folder: Path) -> dict[str, Script]:
-    """Every script of a folder, by verb."""
-    include = _read(folder / "include")
+def load(folder: Path, include_from: Path | None = None) -> dict[str, Script]:
+    """Every script of a folder, by verb; what they include is in ``include/``, there or in another
+    folder."""
+    include = _read((include_from or folder) / "include")
     return {name: parse(name, text, include) for name, text in _read(folder).items()}
 
 
-SCRIPTS = load(Path(__file__).with_name("scripts"))
+FOLDER = Path(__file__).with_name("scripts")
+SCRIPTS = load(FOLDER)

@@ -12,7 +12,7 @@ from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 from lualock.handles import Handle
 from lualock.lease import Care
-from lualock.protocol import Ask
+from lualock.protocol import Ask, ServerClock, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -146,6 +146,11 @@ class BaseLock:
             *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
             *(self._band, self._max_waiters, self._fair, self._crowded),
         )
+
+    def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
+        from lualock.jobs import verbs  # a leaf: opened when it is used
+
+        return verbs.request_release(self._ask(), options.ttl_ms(lasts, "lasts"), server)
 
     def __repr__(self) -> str:
         renewed = ", renewed" if self._care.renew else ""

@@ -16,11 +16,13 @@ from typing import Any
 
 import hiredis
 
+from lualock.jobs import verbs
 from lualock.script import SCRIPTS
 from tests.proxy import Proxy, receive, send, shut
 
-_BY_SHA = {script.sha.encode(): name for name, script in SCRIPTS.items()}
-_BY_SOURCE = {script.source: name for name, script in SCRIPTS.items()}
+_ALL = SCRIPTS | verbs.SCRIPTS
+_BY_SHA = {script.sha.encode(): name for name, script in _ALL.items()}
+_BY_SOURCE = {script.source: name for name, script in _ALL.items()}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import lualock
+from lualock.protocol import Ask, Call, Later, ServerClock, adopt
 from lualock.script import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -197,3 +198,19 @@ def test_another_process(one_server: Server) -> None:
         )
         assert int(done.stdout) > lease.fence
         assert not locks.lock("x").locked()
+
+
+def test_an_adoption_that_may_have_happened_says_so() -> None:
+    """A second request that could not even be sent does not make the first one's outcome known."""
+    server = ServerClock(lambda: 0.0, 5.0)
+    server.compare(0.0, 0.0, 0)
+    ask = Ask("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    steps = adopt(ask, b"t" * 22, server)
+    assert isinstance(next(steps), Call)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), Call)
+    gone = lualock.LockUnavailable("no connection")
+    undone = [steps.throw(gone), steps.send(None)]
+    assert [type(step) for step in undone] == [Later, Call]
+    with pytest.raises(lualock.LockUnavailable) as told:
+        steps.send(b"released")
+    assert told.value.outcome_unknown

@@ -10,36 +10,47 @@ import pytest
 
 import lualock
 from lualock import protocol
+from lualock.jobs import verbs
 from lualock.script import SCRIPTS, ScriptError, load, parse
 from tests.servers import Server
 
 FOLDER = Path(lualock.__file__).with_name("scripts")
+INCLUDE = {path.stem: path.read_text() for path in (FOLDER / "include").glob("*.lua")}
+# Where scripts are, what was made of them, and where their generators are.
+FAMILIES = {
+    "locks": (FOLDER, SCRIPTS, protocol),
+    "jobs": (FOLDER.parent / "jobs" / "scripts", verbs.SCRIPTS, verbs),
+}
+EVERY = [script for _, scripts, _ in FAMILIES.values() for script in scripts.values()]
 GOOD = "-- verb: does it\n-- KEYS[1] lock  the key\n-- Returns 1  always\n\nlocal lock = KEYS[1]\n"
 
 
-def test_every_verb_has_one_word_everywhere() -> None:
-    """The Lua file, the protocol's generator and its constant share their name."""
-    assert set(SCRIPTS) == {path.stem for path in FOLDER.glob("*.lua")}
-    for verb, script in SCRIPTS.items():
-        assert callable(getattr(protocol, verb))
-        assert getattr(protocol, verb.upper()) is script
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_verb_has_one_word_everywhere(family: str) -> None:
+    """The Lua file, its generator and its constant share their name."""
+    folder, scripts, module = FAMILIES[family]
+    assert set(scripts) == {path.stem for path in folder.glob("*.lua")}
+    for verb, script in scripts.items():
+        assert callable(getattr(module, verb))
+        assert getattr(module, verb.upper()) is script
 
 
 def test_the_digest_is_the_server_s(server: Server) -> None:
     """SCRIPT LOAD answers the digest that was computed at import: every server takes the source."""
     with server.client() as client:
-        for script in SCRIPTS.values():
+        for script in EVERY:
             assert client.script_load(script.source.decode()) == script.sha
             assert hashlib.sha1(script.source).hexdigest() == script.sha
 
 
-def test_replies_are_the_documented_ones() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replies_are_the_documented_ones(family: str) -> None:
     """Every word that a body returns stands in its header, and the other way round."""
-    include = {path.stem: path.read_text() for path in (FOLDER / "include").glob("*.lua")}
-    for verb in SCRIPTS:
-        text = (FOLDER / f"{verb}.lua").read_text()
+    folder, scripts, _ = FAMILIES[family]
+    for verb in scripts:
+        text = (folder / f"{verb}.lua").read_text()
         for part in re.findall(r"--@include (\w+)", text):
-            text += include[part]
+            text += INCLUDE[part]
         documented = set(re.findall(r"^-- Returns \{?'(\w+)'", text, re.MULTILINE))
         returned = set(re.findall(r"^\s*return \{?'(\w+)'", text, re.MULTILINE))
         assert documented == returned, verb
@@ -47,7 +58,7 @@ def test_replies_are_the_documented_ones() -> None:
 
 def test_no_script_reads_the_client_s_time_or_randomness() -> None:
     """Time comes from the server, and scripts are deterministic beside it."""
-    for script in SCRIPTS.values():
+    for script in EVERY:
         assert not re.search(rb"math\.random|os\.(time|clock|date)", script.source)
 
 

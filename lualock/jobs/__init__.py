@@ -1,10 +1,50 @@
 """Layer 6, a leaf: only one instance of a job runs at a time.
 
-``arguments`` makes a lock's name from a job's arguments, ``run`` is the order of events (one logic
-for functions and coroutines), ``decorator`` and ``locked_job`` are the two ways to declare a job.
+``arguments`` makes a lock's name from a job's arguments, ``job`` is what is known of a job,
+``terms`` what its declaration and a job system say. ``run`` and ``enqueue`` are orders of events
+(one logic for functions and coroutines, carried out by ``actions``), ``taking`` is how a run gets
+its lock, ``policies`` what else may be done when that is held, ``finish`` how it gives it up.
+``verbs`` and ``scripts/`` are what a lock does not have: the place of a queued job, and the request
+to stop. ``decorator`` and ``locked_job`` are the two ways to declare a job, ``bound`` is what a job
+system's integration calls.
 """
 
+from lualock.jobs.bound import Bound, bound
 from lualock.jobs.decorator import JobMaker
 from lualock.jobs.locked_job import LockedJob
+from lualock.jobs.policies import Coalesce, Replace, Retry, Skip, Wait
+from lualock.jobs.run import current_lease
+from lualock.jobs.taking import Attempt, Situation
+from lualock.jobs.terms import (
+    RESERVE_S,
+    Delivery,
+    Enqueued,
+    Refused,
+    Reserved,
+    RetryLater,
+    Superseded,
+    token_of,
+)
 
-__all__ = ["JobMaker", "LockedJob"]
+__all__ = [
+    "RESERVE_S",
+    "Attempt",
+    "Bound",
+    "Coalesce",
+    "Delivery",
+    "Enqueued",
+    "JobMaker",
+    "LockedJob",
+    "Refused",
+    "Replace",
+    "Reserved",
+    "Retry",
+    "RetryLater",
+    "Situation",
+    "Skip",
+    "Superseded",
+    "Wait",
+    "bound",
+    "current_lease",
+    "token_of",
+]

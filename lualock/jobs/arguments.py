@@ -97,8 +97,8 @@ def bind(
     return dict(bound.arguments)
 
 
-def lock_name(job: str, arguments: Mapping[str, Any]) -> str:
-    """The default name of a job's lock.
+def lock_name(job: str, arguments: Mapping[str, Any], version: int = 0) -> str:
+    """The default name of a job's lock; ``version`` is the user's, of what it is made of.
 
     :raises InvalidArgument: an argument has no text that is the same in every process.
     """
@@ -112,7 +112,7 @@ def lock_name(job: str, arguments: Mapping[str, Any]) -> str:
                 "every process: pass an id instead, or say what the lock's name is made of (key= "
                 "of the decorator, lock() or identifier() of the class)"
             ) from None
-    return named(job, ",".join(texts))
+    return named(f"{job}@{version}" if version else job, ",".join(texts))
 
 
 def named(job: str, text: str) -> str:

@@ -9,7 +9,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 from lualock import aio, options, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
-from lualock.jobs.run import AnyLocks, Job
+from lualock.jobs.bound import Bound
+from lualock.jobs.job import AnyLocks, Job
+from lualock.jobs.terms import QUEUE_TTL_S, Rules
 from lualock.jobs.twins import fitting
 
 P = ParamSpec("P")
@@ -83,6 +85,15 @@ class JobMaker:
         key: str | bytes | Callable[..., object] | None = None,
         on_failed: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
+        policy: Any = None,
+        unique: str | None = None,
+        on_enqueue_failed: Callable[..., Any] | None = None,
+        on_retry: str = "release",
+        on_final_failure: str = "release",
+        on_unavailable: str = "raise",
+        queue_ttl: float = QUEUE_TTL_S,
+        key_version: int = 0,
+        read_old: int | str | bytes | Callable[..., object] | None = None,
     ) -> Decorator: ...
     def __call__(
         self,
@@ -93,6 +104,15 @@ class JobMaker:
         key: str | bytes | Callable[..., object] | None = None,
         on_failed: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
+        policy: Any = None,
+        unique: str | None = None,
+        on_enqueue_failed: Callable[..., Any] | None = None,
+        on_retry: str = "release",
+        on_final_failure: str = "release",
+        on_unavailable: str = "raise",
+        queue_ttl: float = QUEUE_TTL_S,
+        key_version: int = 0,
+        read_old: int | str | bytes | Callable[..., object] | None = None,
     ) -> Any:
         """Let only one run of a function with the same arguments go on at a time.
 
@@ -106,11 +126,42 @@ class JobMaker:
             is held; its result is the call's. A further parameter ``holder`` gets who has it.
         :param on_expired: called with exactly the job's arguments after the job, when the lease
             had ended before it was released.
+        :param policy: what to do when the lock is held, before ``on_failed`` is called:
+            ``jobs.Retry``, ``jobs.Wait``, ``jobs.Replace``, ``jobs.Coalesce``, or a function that
+            gets a ``jobs.Situation`` and returns one of them, or ``None`` to give up.
+        :param unique: when a job is not put into a queue by an integration: ``"queued"``, while
+            another with the same lock is in it; ``"running"``, while one runs; or ``"both"``.
+        :param on_enqueue_failed: called with exactly the job's arguments when it was not. A further
+            parameter ``job_id`` gets the id of the other one.
+        :param on_retry: what becomes of the lock while a job that failed waits for its system to
+            try it again: ``"release"``, or ``"hold"``: kept for it.
+        :param on_final_failure: the same for a job that failed and is not tried again: ``"keep"``
+            keeps its lock, for ``queue_ttl``.
+        :param on_unavailable: what to do while the server of the locks cannot be reached:
+            ``"raise"``, ``"run"`` without the lock, or ``"skip"``, as if the lock were held.
+        :param queue_ttl: for how many seconds, beyond any delay that was asked for, a job that
+            waits in a queue keeps its place or its lock at the most.
+        :param key_version: raise it when what the name is made of changes its meaning.
+        :param read_old: for the one deploy that changes the lock's name: how it was made before, as
+            for ``key``, or the ``key_version`` before. Both names are then locked.
         :raises InvalidArgument: one of these cannot be used.
         """
         if body is None:
             return functools.partial(
-                self.__call__, timeout=timeout, key=key, on_failed=on_failed, on_expired=on_expired
+                self.__call__,
+                timeout=timeout,
+                key=key,
+                on_failed=on_failed,
+                on_expired=on_expired,
+                policy=policy,
+                unique=unique,
+                on_enqueue_failed=on_enqueue_failed,
+                on_retry=on_retry,
+                on_final_failure=on_final_failure,
+                on_unavailable=on_unavailable,
+                queue_ttl=queue_ttl,
+                key_version=key_version,
+                read_old=read_old,
             )
         if not callable(body) or isinstance(body, type) or not hasattr(body, "__qualname__"):
             raise InvalidArgument(
@@ -128,11 +179,23 @@ class JobMaker:
         job = Job(
             arguments.qualified_name(body),
             body,
-            _no_name,
             on_failed=on_failed,
             on_expired=on_expired,
+            rules=Rules(
+                policy,
+                unique,
+                on_retry,
+                on_final_failure,
+                on_unavailable,
+                queue_ttl,
+                on_enqueue_failed,
+            ),
         )
-        job.lock_name = _lock_name(job, key)
+        job.lock_name = job.naming(key, key_version)
+        if isinstance(read_old, int):
+            job.old_name = job.naming(key, read_old)
+        elif read_old is not None:
+            job.old_name = job.naming(read_old, 0, "read_old")
         if callable(timeout):
             job.timeout = timeout
         elif timeout is not None:
@@ -141,33 +204,8 @@ class JobMaker:
         return _wrapped(job, self._locks)
 
 
-def _no_name(*args: Any, **kwargs: Any) -> str:
-    raise NotImplementedError
-
-
 def _always(value: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: value
-
-
-def _lock_name(
-    job: Job, key: str | bytes | Callable[..., object] | None
-) -> Callable[..., str | bytes]:
-    if key is None:
-        return job.default_name
-    if isinstance(key, str | bytes):
-        return _always(key)
-    if not callable(key):
-        raise InvalidArgument(
-            f"key must be a name or a function of the job's arguments, not {type(key).__name__}"
-        )
-
-    def made(*args: Any, **kwargs: Any) -> str | bytes:
-        value = key(*args, **kwargs)
-        if isinstance(value, str | bytes):
-            return value
-        return arguments.lock_name(job.name, {"(the result of key=)": value})
-
-    return made
 
 
 def _wrapped(job: Job, locks: AnyLocks) -> Any:
@@ -189,6 +227,7 @@ def _wrapped(job: Job, locks: AnyLocks) -> Any:
 
         call = call_plain
 
+    call.__lualock__ = Bound(job, lambda: locks)
     call.lock_for = lambda *args, **kwargs: job.lock(own(), args, kwargs)
     call.locked = lambda *args, **kwargs: job.lock(own(), args, kwargs).locked()
     call.refresh_lock = lambda *args, **kwargs: run.refresh(job, own(), args, kwargs)

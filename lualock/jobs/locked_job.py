@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from lualock import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
-from lualock.jobs.run import AnyLock, AnyLocks, Job
+from lualock.jobs.bound import Bound
+from lualock.jobs.job import AnyLock, AnyLocks, Job
+from lualock.jobs.terms import QUEUE_TTL_S, Rules
 from lualock.jobs.twins import default_locks, fitting
 
 
@@ -32,6 +34,8 @@ class LockedJob:
     classmethods, are called with exactly the job's arguments: the first instead of the job when
     the lock is held (its result is then that of ``run``; a further parameter ``holder`` gets who
     has it), the second after the job when the lease had ended before it was released.
+    ``loner_enqueue_failed`` is called, likewise, when an integration did not put the job into its
+    queue because of :attr:`lock_unique`; a further parameter ``job_id`` gets the other job's id.
     """
 
     locks: ClassVar[AnyLocks | None] = None
@@ -43,6 +47,20 @@ class LockedJob:
 
     lock_failed: ClassVar[Callable[..., Any] | None] = None
     lock_expired_before_release: ClassVar[Callable[..., Any] | None] = None
+    loner_enqueue_failed: ClassVar[Callable[..., Any] | None] = None
+
+    loner: ClassVar[bool] = False
+    """resque-lock's word for ``lock_unique = "queued"``."""
+
+    # The same as the parameters of ``locks.job`` of these names.
+    lock_policy: ClassVar[Any] = None
+    lock_unique: ClassVar[str | None] = None
+    lock_on_retry: ClassVar[str] = "release"
+    lock_on_final_failure: ClassVar[str] = "release"
+    lock_on_unavailable: ClassVar[str] = "raise"
+    lock_queue_ttl: ClassVar[float] = QUEUE_TTL_S
+    lock_key_version: ClassVar[int] = 0
+    lock_read_old: ClassVar[int | str | bytes | Callable[..., object] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,6 +71,7 @@ class LockedJob:
             "lock_timeout",
             "lock_failed",
             "lock_expired_before_release",
+            "loner_enqueue_failed",
         ):
             if inspect.isfunction(vars(cls).get(name)):
                 raise InvalidArgument(
@@ -62,6 +81,7 @@ class LockedJob:
 
         if isinstance(cls.lock_timeout, int | float):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
+        cls._rules()
 
     perform: ClassVar[Callable[..., Any]]
     """The work. A subclass defines it."""
@@ -72,12 +92,35 @@ class LockedJob:
 
     @classmethod
     def lock(cls, *args: Any, **kwargs: Any) -> str | bytes:
-        """The lock's name. Default: the class's name and :attr:`identifier`."""
+        """The lock's name. Default: the class's name, :attr:`identifier`, and the version."""
+        return cls._derived(cls.lock_key_version, *args, **kwargs)
+
+    @classmethod
+    def _derived(cls, version: int, /, *args: Any, **kwargs: Any) -> str:
         if cls.identifier is None:
             told = arguments.bind(inspect.signature(cls.perform), args, kwargs)
         else:
             told = {"(the result of identifier)": cls.identifier(*args, **kwargs)}
-        return arguments.lock_name(arguments.qualified_name(cls), told)
+        return arguments.lock_name(arguments.qualified_name(cls), told, version)
+
+    @classmethod
+    def _old_name(cls, *args: Any, **kwargs: Any) -> object:
+        old = cls.lock_read_old
+        if isinstance(old, int):
+            return cls._derived(old, *args, **kwargs)
+        return old(*args, **kwargs) if callable(old) else old
+
+    @classmethod
+    def _rules(cls) -> Rules:
+        return Rules(
+            cls.lock_policy,
+            cls.lock_unique or ("queued" if cls.loner else None),
+            cls.lock_on_retry,
+            cls.lock_on_final_failure,
+            cls.lock_on_unavailable,
+            cls.lock_queue_ttl,
+            cls.loner_enqueue_failed,
+        )
 
     @classmethod
     def _job(cls) -> Job:
@@ -91,11 +134,17 @@ class LockedJob:
                 cls._timeout,
                 cls.lock_failed,
                 cls.lock_expired_before_release,
+                cls._rules(),
+                None if cls.lock_read_old is None else cls._old_name,
             )
         made: Job = cls._made
         return made
 
     _made: ClassVar[Job]
+
+    @classmethod
+    def __lualock__(cls) -> Bound:
+        return Bound(cls._job(), lambda: cls.locks or default_locks())
 
     @classmethod
     def _timeout(cls, *args: Any, **kwargs: Any) -> float | None:

@@ -7,7 +7,7 @@ import threading
 import weakref
 
 from lualock import aio, sync
-from lualock.jobs.run import AnyLocks
+from lualock.jobs.job import AnyLocks
 
 _twins: weakref.WeakKeyDictionary[AnyLocks, AnyLocks] = weakref.WeakKeyDictionary()
 _default: sync.Locks | None = None

@@ -31,8 +31,9 @@ from lualock.protocol.holding import (
     leave,
     note,
     release,
+    resend,
 )
-from lualock.protocol.passing import ADOPT, adopt
+from lualock.protocol.passing import ADOPT, adopt, take
 from lualock.protocol.replies import LockInfo, conflict
 from lualock.protocol.server_clock import ServerClock
 from lualock.protocol.steps import (
@@ -101,5 +102,7 @@ __all__ = [
     "leave",
     "note",
     "release",
+    "resend",
+    "take",
     "undo",
 ]

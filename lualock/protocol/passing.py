@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from lualock.errors import LockError, LockUnavailable
-from lualock.protocol.holding import give_back
+from lualock.protocol.holding import give_back, still_unknown
 from lualock.protocol.replies import lost
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import Call, Reach, Steps
@@ -13,30 +16,58 @@ from lualock.script import SCRIPTS
 ADOPT = SCRIPTS["adopt"]
 
 
-def adopt(ask: Ask, token: bytes, server: ServerClock) -> Steps[Grant]:
+def adopt(ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted") -> Steps[Grant]:
     """Take over the lease of ``token``: from then on it is that of ``ask``.
 
+    :param verb: what is done to the lease in its owner's words.
     :raises LeaseLost: that lease has ended, or was adopted or released before.
     :raises LockUnavailable: the server did not answer. If the outcome is unknown, a lease that may
         be ours is given up, so that nobody has it in vain; if it is not, its owner has it still.
     """
+
+    def make(deadline: bytes) -> Call:
+        return Call(ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about))
+
+    def refusal(reply: Any) -> LockError:
+        return lost(ask.name, ask.key, reply, verb)
+
+    return take(ask, server, make, refusal, final=True)
+
+
+def take(
+    ask: Ask,
+    server: ServerClock,
+    make: Callable[[bytes], Call],
+    refusal: Callable[[Any], LockError],
+    *,
+    final: bool = False,
+) -> Steps[Grant]:
+    """Take something by one script, which answers as ``acquire`` does where it takes it.
+
+    :param make: makes the request, given its deadline.
+    :param refusal: the error for any other reply.
+    :param final: who is refused once is always refused, also by a request that arrives later.
+    """
     if not server.known:
         yield Reach()
-    ghost: Call | None = None
-    failed: LockUnavailable | None = None
+    step: Call | None = None
+    ghost: Call | None = None  # whose reply was lost, and which may be under way still
+    unknown: LockUnavailable | None = None
     late = 0
     try:
         while True:
             sent = server.clock()
             expires, deadline = server.usual(sent)
-            parts = (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
-            ghost = step = Call(ADOPT, parts, expires=expires)
+            step = make(deadline)
+            step.expires = expires
             try:
                 reply = yield step
             except LockUnavailable as error:
-                if failed is not None or not error.outcome_unknown:
+                if unknown is not None:
+                    raise still_unknown(unknown, error) from error
+                if not error.outcome_unknown:
                     raise
-                failed = error  # once more, on a fresh connection
+                ghost, unknown = step, error  # once more, on a fresh connection
                 continue
             if type(reply) is bytes and reply.isdigit():
                 ask.grant = Grant(int(reply), sent + ask.ttl_ms / 1000)
@@ -49,19 +80,22 @@ def adopt(ask: Ask, token: bytes, server: ServerClock) -> Steps[Grant]:
                     raise jumps()
                 continue
             else:
-                ghost = None  # adopted by nobody any more, however late
-                raise lost(ask.name, ask.key, reply, "adopted")
-            if failed is not None:
-                ghost.via = None  # the first one may be under way still, by another connection
-                ask.grant.ghost = ghost
+                step = None
+                if final:
+                    ghost = None
+                raise refusal(reply)
+            ask.grant.ghost = ghost
             return ask.grant
     except GeneratorExit:
         raise
     except BaseException as error:
         ask.grant = None
-        refused = isinstance(error, LockError) and not getattr(error, "outcome_unknown", False)
-        if failed is not None or (ghost is not None and not refused):
-            if ghost is not None and failed is not None:
-                ghost.via = None
+        if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
+            step = None  # a definite answer, to the last request
+        if step is not None:
+            if ghost is not None:
+                step.via = None  # it stands for both, by whatever connection it went
+            ghost = step
+        if ghost is not None:
             yield from give_back(ask, b"", ghost)
         raise

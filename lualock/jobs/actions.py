@@ -1,0 +1,65 @@
+"""How the orders of events are carried out: in this thread, or in this task.
+
+They are generators of things to call; what each returns (or, in asyncio, what awaiting it gives) is
+sent back in, what it raises is thrown back in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Generator
+from typing import Any
+
+from lualock.errors import LockError
+from lualock.protocol import T
+
+log = logging.getLogger("lualock.jobs")
+
+Action = Callable[[], Any]
+Actions = Generator[Action, Any, T]
+
+
+def drive(actions: Actions[T]) -> T:
+    """Carry a run out in this thread."""
+    try:
+        action = next(actions)
+        while True:
+            try:
+                reply = action()
+            except BaseException as error:
+                action = actions.throw(error)
+            else:
+                action = actions.send(reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+async def drive_async(actions: Actions[T]) -> T:
+    """Carry a run out in this task; callbacks may be plain functions or coroutine functions."""
+    try:
+        action = next(actions)
+        while True:
+            try:
+                reply = action()
+                if inspect.isawaitable(reply):
+                    reply = await reply
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                action = actions.throw(error)
+            else:
+                action = actions.send(reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def quietly(action: Action) -> Actions[Any]:
+    """Do it; a lock's error is logged, and the result then ``None``."""
+    try:
+        return (yield action)
+    except LockError as error:
+        log.warning("cleaning up after a job's lock: %s", error)
+        return None

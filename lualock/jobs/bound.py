@@ -1,0 +1,209 @@
+"""A job together with its locks: what job systems and their integrations call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lualock.errors import InvalidArgument
+from lualock.jobs import run
+from lualock.jobs.actions import drive, drive_async
+from lualock.jobs.enqueue import Entry
+from lualock.jobs.job import AnyLock, AnyLocks, Job
+from lualock.jobs.taking import place_of
+from lualock.jobs.terms import Delivery, Enqueued, Refused, Reserved
+from lualock.jobs.twins import fitting
+
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
+
+
+class Bound:
+    """A declared job, whichever way it was declared; :func:`bound` finds it.
+
+    Each verb of enqueueing is there twice, for producers that are plain code and for coroutines:
+    what the job itself is does not matter there.
+    """
+
+    def __init__(self, job: Job, locks: Callable[[], AnyLocks]) -> None:
+        self._job = job
+        self._locks = locks
+        self.name = job.name
+        self.body = job.body
+        self.asynchronous = job.asynchronous
+        self.unique = job.rules.unique
+
+    def lock(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
+        """The lock of a run with these arguments."""
+        return self._job.lock(self._fitting(self.asynchronous), tuple(args), kwargs or {})
+
+    def place(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
+        """The lock of a queued job with these arguments: its ``inspect()`` says which job that is,
+        as metadata."""
+        return place_of(self.lock(args, kwargs), None, None)
+
+    def run(
+        self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None
+    ) -> Any:
+        """Run it under its lock; await the result if it is :attr:`asynchronous`.
+
+        Returns what it returned, or what its ``on_failed`` did where the lock was held.
+
+        :raises RetryLater: the policy wants it to be delivered again; it did not run.
+        :raises LockUnavailable: with ``on_unavailable="raise"``; it did not run.
+        """
+        locks = self._fitting(self.asynchronous)
+        return run.start(self._job, locks, tuple(args), kwargs or {}, delivery)
+
+    def enqueue(
+        self,
+        push: Callable[[str], Any],
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+        delay: float = 0.0,
+    ) -> Enqueued | Refused:
+        """Push a job into its queue unless another one is in its way.
+
+        Without ``unique=`` it is just pushed. What ``push`` raises comes out, and then the job has
+        no place.
+
+        :param push: called once, or not at all, with the token that is to come with the job; empty
+            where none is needed.
+        :param token: a token made of the job's id (:func:`token_of`), for systems that cannot
+            carry one; ``None``: a fresh one.
+        :param delay: seconds before which it is not delivered, in which it keeps its place too.
+        :raises LockUnavailable: with ``on_unavailable="raise"``; it was not pushed.
+        """
+        return drive(self._entry(args, kwargs).enqueue(push, job_id, token, delay))
+
+    async def enqueue_async(
+        self,
+        push: Callable[[str], Any],
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+        delay: float = 0.0,
+    ) -> Enqueued | Refused:
+        """:meth:`enqueue`; ``push`` may be a coroutine function."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        return await drive_async(entry.enqueue(push, job_id, token, delay))
+
+    def reserve(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+    ) -> Reserved | Refused:
+        """The first part of :meth:`enqueue`: a place, for some seconds.
+
+        Its ``token`` is to come with the job; empty where none is needed. The same token again gets
+        the same place.
+        """
+        return drive(self._entry(args, kwargs).reserve(job_id, token))
+
+    async def reserve_async(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+    ) -> Reserved | Refused:
+        """:meth:`reserve`."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        return await drive_async(entry.reserve(job_id, token))
+
+    def confirm(
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: float = 0.0
+    ) -> bool:
+        """The job is in its queue: keep its place. False: it had begun, or its place was over."""
+        return drive(self._entry(args, kwargs).confirm(token, delay))
+
+    async def confirm_async(
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: float = 0.0
+    ) -> bool:
+        """:meth:`confirm`."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        return await drive_async(entry.confirm(token, delay))
+
+    def cancel(self, args: Args = (), kwargs: Kwargs | None = None, *, token: str) -> None:
+        """The job was removed, revoked or purged, or could not be pushed: give up what it has.
+
+        A run that has begun is not disturbed.
+
+        :raises LockUnavailable: what it has ends by itself.
+        """
+        drive(self._entry(args, kwargs).cancel(token))
+
+    async def cancel_async(
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str
+    ) -> None:
+        """:meth:`cancel`."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        await drive_async(entry.cancel(token))
+
+    def died(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+        pid: int | None = None,
+    ) -> bool:
+        """The process that ran the job is known to be dead: free its lock now, not when the lease
+        ends. Whether it had the lock; one that is kept for the job's retry stays.
+
+        Only for who knows: a run of this job that lives would lose its lock.
+
+        :param token: what came with the job, as for :class:`Delivery`.
+        :param pid: the dead process, on this machine: then no later run of the same job, in another
+            process, can be meant.
+        :raises LockUnavailable: it ends by itself.
+        """
+        return drive(self._entry(args, kwargs).died(job_id, token, pid))
+
+    async def died_async(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        token: str | None = None,
+        pid: int | None = None,
+    ) -> bool:
+        """:meth:`died`."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        return await drive_async(entry.died(job_id, token, pid))
+
+    def _entry(self, args: Args, kwargs: Kwargs | None, *, asynchronous: bool = False) -> Entry:
+        return Entry(self._job, self._fitting(asynchronous), tuple(args), kwargs or {})
+
+    def _fitting(self, asynchronous: bool) -> AnyLocks:
+        return fitting(self._locks(), asynchronous=asynchronous)
+
+    def __repr__(self) -> str:
+        return f"<Bound {self.name}>"
+
+
+def bound(job: Any) -> Bound:
+    """What was declared by ``locks.job`` or by a subclass of :class:`lualock.LockedJob`.
+
+    :raises InvalidArgument: that is neither.
+    """
+    found = getattr(job, "__lualock__", None)
+    if callable(found):  # the classmethod of LockedJob
+        found = found()
+    if not isinstance(found, Bound):
+        raise InvalidArgument(
+            f"{job!r} is no job of lualock: decorate the function with locks.job, or make the "
+            "class a LockedJob"
+        )
+    return found

@@ -1,0 +1,129 @@
+"""The end of a run: give up what it has, or keep it for the job's retry; and tell of a loss."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+from lualock import options, protocol
+from lualock.errors import LeaseLost, LockError
+from lualock.jobs import verbs
+from lualock.jobs.actions import Actions
+from lualock.jobs.job import AnyLease, AnyLock, Run
+from lualock.jobs.taking import place_of
+from lualock.protocol import note
+
+log = logging.getLogger("lualock.jobs")
+
+
+def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
+    """Give up what the run has, and tell whoever wants to know if that was lost before."""
+    job = it.job
+    kept = _kept(it, error, result)
+    problem: LockError | None = None
+    interrupted: BaseException | None = None
+    while it.held:
+        lock, lease = it.held.pop()
+        try:
+            yield from _give_up(it, lock, lease, kept)
+        except LeaseLost as lost:
+            if lost.given_up:
+                continue  # by the job itself
+            log.warning("job %s outlived its lease: %s", job.name, lost)
+            problem = lost
+        except LockError as unknown:
+            # The run is over, and whether its lock is free will show when the lease ends.
+            log.error("job %s could not release its lock: %s", job.name, unknown)
+            problem = problem or unknown
+        except GeneratorExit:
+            raise
+        except BaseException as other:
+            interrupted = interrupted or other
+    if interrupted is not None:
+        raise interrupted
+    if problem is None:
+        return
+    if error is not None:
+        note(error, f"and then: {problem}")
+    if job.on_expired is None or not isinstance(problem, LeaseLost):
+        return
+    try:
+        yield it.call(job.on_expired)
+    except GeneratorExit:
+        raise
+    except Exception as failure:
+        if error is None:
+            raise
+        log.exception("the expiry callback of job %s raised", job.name)
+        note(error, f"and then its expiry callback raised: {failure!r}")
+
+
+class _Kept(NamedTuple):
+    """What a job keeps while it waits: its lock, or only its place in the queue."""
+
+    for_s: float
+    lock: bool
+
+
+def _kept(it: Run, error: BaseException | None, result: Any) -> _Kept | None:
+    """What the job keeps at the end of this run; ``None``: nothing."""
+    rules = it.job.rules
+    try:
+        delay_s = _retry_s(it, error, result)
+    except Exception:
+        log.exception("whether job %s is retried is not known, so its lock is freed", it.job.name)
+        return None
+    if delay_s is not None:
+        hold = rules.on_retry == "hold"
+        return _Kept(delay_s + rules.queue_ttl, hold) if hold or rules.queues else None
+    if rules.on_final_failure == "keep" and isinstance(error, Exception):
+        return _Kept(rules.queue_ttl, True)
+    return None
+
+
+def _retry_s(it: Run, error: BaseException | None, result: Any) -> float | None:
+    if it.delivery is None:
+        return None
+    return it.delivery.result_retry(result) if error is None else it.delivery.will_retry(error)
+
+
+def _give_up(it: Run, lock: AnyLock, lease: AnyLease, kept: _Kept | None) -> Actions[None]:
+    if kept is None:
+        yield lease.release
+    elif kept.lock:
+        yield from _keep_lock(it, lock, lease, kept.for_s)
+    else:
+        yield from _keep_place(it, lock, kept.for_s)  # first, so that it is never without both
+        yield lease.release
+
+
+def _keep_lock(it: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions[None]:
+    """The lease goes over to the token that the job's next delivery comes with."""
+    driver: Any = lock._locks._driver
+    ask = lock._ask()
+    if it.delivery is not None:
+        ask.token = it.delivery.owner
+    ask.ttl_ms = options.ttl_ms(min(for_s, options.MAX_TTL_S))
+    keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
+    yield partial(_pass_on, lease, keep)
+
+
+def _pass_on(lease: AnyLease, steps: Any) -> Any:
+    if lease._watch is not None:
+        lease._watch.drop(lease)
+    lease._grant.released = True
+    return lease._driver.run(steps)
+
+
+def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:
+    assert it.delivery is not None
+    driver: Any = lock._locks._driver
+    place = place_of(lock, it.job_id, min(for_s, options.MAX_TTL_S))
+    ask = place._ask()
+    ask.token = it.delivery.owner
+    reserve = verbs.reserve(ask, lock.key, driver.server_clock, alone=False)
+    try:
+        yield partial(driver.run, reserve)
+    except LockError as error:
+        log.info("job %s waits for its retry without a place: %s", it.job.name, error)

@@ -1,0 +1,149 @@
+"""What is known of a job, and of one run of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from lualock import aio, sync
+from lualock.errors import InvalidArgument
+from lualock.jobs import arguments
+from lualock.jobs.terms import Delivery, Rules, job_text
+
+AnyLocks = sync.Locks | aio.Locks
+AnyLease = sync.Lease | aio.Lease
+AnyLock = sync.Lock | aio.Lock
+
+
+def _no_limit(*args: Any, **kwargs: Any) -> None:
+    """The timeout of a job that names none."""
+
+
+def _no_name(*args: Any, **kwargs: Any) -> str:
+    raise NotImplementedError
+
+
+@dataclass
+class Job:
+    """How to run a job, what its lock is called, whom to tell.
+
+    ``old_name`` makes the lock's name as the code did before this one, while both are deployed.
+    """
+
+    name: str
+    body: Callable[..., Any]
+    lock_name: Callable[..., object] = _no_name
+    timeout: Callable[..., float | None] = _no_limit
+    on_failed: Callable[..., Any] | None = None
+    on_expired: Callable[..., Any] | None = None
+    rules: Rules = field(default_factory=Rules)
+    old_name: Callable[..., object] | None = None
+
+    def __post_init__(self) -> None:
+        self.signature = inspect.signature(self.body)
+        self.asynchronous = inspect.iscoroutinefunction(self.body)
+        if inspect.isgeneratorfunction(self.body) or inspect.isasyncgenfunction(self.body):
+            raise InvalidArgument(
+                f"job {self.name} is a generator function: calling it only makes a generator, so "
+                "its lock would be released before it runs. Iterate inside of the job"
+            )
+
+    def lock(self, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AnyLock:
+        """The lock of one call.
+
+        :raises TypeError: the arguments do not fit the job's signature.
+        :raises InvalidArgument: no lock's name, or no ttl, can be made of them.
+        """
+        return self.locks(locks, args, kwargs)[-1]
+
+    def locks(
+        self,
+        locks: AnyLocks,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        job_id: str | None = None,
+    ) -> list[AnyLock]:
+        """The locks of one call, in the order in which they are taken: the old name's, the name's.
+
+        All code takes them in this order, so no two wait for each other. Any two versions that are
+        deployed together have a name in common, and looking at the old one without taking it would
+        not do: the old code, which knows nothing of the new name, may take it the next moment.
+        """
+        self.signature.bind(*args, **kwargs)
+        names = [self._checked(self.lock_name(*args, **kwargs))]
+        if self.old_name is not None:
+            names.insert(0, self._checked(self.old_name(*args, **kwargs)))
+        ttl = self.timeout(*args, **kwargs)
+        metadata = "" if job_id is None else job_text(job_id)
+        found = [locks.lock(name, ttl, metadata=metadata) for name in names]
+        return found if found[0].key != found[-1].key else found[:1]
+
+    def _checked(self, name: object) -> str | bytes:
+        if isinstance(name, str | bytes):
+            return name
+        raise InvalidArgument(
+            f"the lock's name of job {self.name} must be str or bytes, not {type(name).__name__}"
+        )
+
+    def naming(self, key: Any, version: int, what: str = "key") -> Callable[..., str | bytes]:
+        """How a lock's name is made, as ``locks.job`` says it.
+
+        :raises InvalidArgument: it cannot be.
+        """
+        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+            raise InvalidArgument(f"a key's version must be an int from 0 on, not {version!r}")
+        if key is None:
+            return lambda *args, **kwargs: arguments.lock_name(
+                self.name, arguments.bind(self.signature, args, kwargs), version
+            )
+        if isinstance(key, str | bytes):
+            if version:
+                raise InvalidArgument("a name that is given whole has no version: change the name")
+            return lambda *args, **kwargs: key
+        if not callable(key):
+            raise InvalidArgument(
+                f"{what} must be a name or a function of the job's arguments, not "
+                f"{type(key).__name__}"
+            )
+
+        def made(*args: Any, **kwargs: Any) -> str | bytes:
+            value = key(*args, **kwargs)
+            if isinstance(value, str | bytes):
+                return value
+            return arguments.lock_name(self.name, {"(the result of key=)": value}, version)
+
+        return made
+
+    def wants(self, callback: Callable[..., Any], extra: str) -> bool:
+        """Whether a callback is to be told more than the job's arguments."""
+        if extra in self.signature.parameters:
+            return False  # an argument of the job's own goes to the callback as it is
+        try:
+            return extra in inspect.signature(callback).parameters
+        except (TypeError, ValueError):  # a callable without a signature, such as some builtins
+            return False
+
+
+class Run:
+    """One run: what it is made of, and the leases that it has."""
+
+    def __init__(
+        self,
+        job: Job,
+        locks: AnyLocks,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        delivery: Delivery | None,
+    ) -> None:
+        self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
+        self.job_id = None if delivery is None else delivery.job_id
+        self.locks = job.locks(locks, args, kwargs, self.job_id)
+        self.held: list[tuple[AnyLock, AnyLease]] = []
+
+    def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
+        """A callback with exactly the job's arguments, and what it wants to be told beside them."""
+        told = {what: value for what, value in more.items() if self.job.wants(callback, what)}
+        return partial(callback, *self.args, **self.kwargs, **told)

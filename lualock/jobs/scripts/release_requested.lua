@@ -1,0 +1,21 @@
+-- release_requested: say whether the holder of a lease is asked to release it
+-- KEYS[1] asked  the key of the request
+-- ARGV[1] fence  the fence of the lease, 16 digits
+-- ARGV[2] token  the token of the lease
+-- Returns 'requested'      somebody has asked since the lease began
+-- Returns 'not_requested'  nobody has
+-- Returns {'conflict'}     the key holds what lualock did not write
+
+local asked = KEYS[1]
+local fence = ARGV[1]
+local token = ARGV[2]
+
+local request = redis.call('GET', asked)
+if not request then
+  return 'not_requested'
+elseif #request ~= 38 or not tonumber(string.sub(request, 1, 16)) then
+  return {'conflict'}
+elseif string.sub(request, 1, 16) > fence and string.sub(request, 17) ~= token then
+  return 'requested'
+end
+return 'not_requested'

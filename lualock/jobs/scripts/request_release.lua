@@ -1,0 +1,51 @@
+-- request_release: ask whoever has the lock to stop and release it
+-- KEYS[1] lock      the lock's key
+-- KEYS[2] asked     the key of the request
+-- ARGV[1] token     who asks: 22 characters, constant over retries
+-- ARGV[2] lasts_ms  how long the request stands, a whole number above 0
+-- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
+-- Returns {'asked', about}   the holder is asked
+-- Returns 'free'             nobody has the lock: nothing was done
+-- Returns {'late', time_us}  the deadline has passed: nothing was done
+-- Returns {'conflict'}       a key holds what lualock did not write
+
+-- The value is a time, 16 digits, then the token of who asks. Meant is every holder whose fence is
+-- smaller than that time, but not the asker itself: so a request needs no end, and asks nobody who
+-- comes after it.
+
+local lock = KEYS[1]
+local asked = KEYS[2]
+local token = ARGV[1]
+local lasts_ms = ARGV[2]
+local deadline = ARGV[3]
+
+--@include record
+
+local record = redis.call('GET', lock)
+if not record then
+  return 'free'
+end
+local state = string.sub(record, 1, 1)
+local last = string.sub(record, 2, 17)
+local request = redis.call('GET', asked)
+if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
+  return {'conflict'}
+elseif request and (#request ~= 38 or not tonumber(string.sub(request, 1, 16))) then
+  return {'conflict'}
+elseif state == RELEASED or state == RELEASED_WAITED then
+  return 'free'
+end
+if request and string.sub(request, 1, 16) > last then
+  -- Later than those before it, which therefore know that they are superseded.
+  last = string.sub(request, 1, 16)
+end
+--@include fence
+
+local about = string.sub(record, 62)
+if request and string.sub(request, 17) == token then
+  return {'asked', about}
+elseif time_us > deadline then
+  return {'late', time_us}
+end
+redis.call('SET', asked, fence .. token, 'PX', lasts_ms)
+return {'asked', about}

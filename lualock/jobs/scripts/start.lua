@@ -1,0 +1,66 @@
+-- start: a queued job begins to run: take the lock and give up the place, with no moment in between
+-- KEYS[1] lock      the key of the lock that is held while the job runs
+-- KEYS[2] place     the key of the lock that a queued job has
+-- ARGV[1] token     of the lease: 22 characters, fresh for each start, constant over its retries
+-- ARGV[2] ttl_ms    how long the lease lasts, a whole number above 0
+-- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
+-- ARGV[4] about     who asks: free text, kept beside the lease for inspect
+-- ARGV[5] owner     the token of the job's place; also that of its lock while it waits for a retry
+-- Returns fence                             it is ours now, and the place is free; 16 digits
+-- Returns {'owned', ttl_ms, fence}          this token has it already
+-- Returns {'held', ttl_ms, held_ms, about}  somebody else has it, and the place stays as it is
+-- Returns {'late', time_us}                 the deadline has passed: nothing was done
+-- Returns {'conflict'}                      a key holds what lualock did not write
+
+local lock = KEYS[1]
+local place = KEYS[2]
+local token = ARGV[1]
+local ttl_ms = ARGV[2]
+local deadline = ARGV[3]
+local about = ARGV[4]
+local owner = ARGV[5]
+
+--@include record
+
+local record = redis.call('GET', lock)
+local state, last
+if record then
+  state = string.sub(record, 1, 1)
+  last = string.sub(record, 2, 17)
+  if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
+    return {'conflict'}
+  end
+end
+local queued = redis.call('GET', place)
+if queued and (#queued < 39 or not string.find(queued, '^[HWRF]%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d')) then
+  return {'conflict'}
+end
+--@include fence
+
+local taken, before = HELD, NOBODY
+if record then
+  before = string.sub(record, 18, 39)
+  if state == HELD or state == HELD_WAITED then
+    if before == token then
+      return {'owned', redis.call('PTTL', lock), last}
+    elseif before ~= owner then
+      local held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
+      return {'held', redis.call('PTTL', lock), held_ms, string.sub(record, 62)}
+    end
+    -- The job's last attempt left it to this one.
+    taken = state
+  elseif state == RELEASED_WAITED then
+    taken = HELD_WAITED
+  end
+end
+
+if time_us > deadline then
+  -- Who asked has given up, and would not know that it has the lock.
+  return {'late', time_us}
+end
+-- The lock first: if the server is out of memory this fails, and nothing was done.
+redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
+if queued and string.sub(queued, 18, 39) == owner then
+  redis.call('DEL', place)
+end
+return fence

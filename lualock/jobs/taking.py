@@ -1,0 +1,262 @@
+"""How a run gets one of its locks: the first try, and what a policy may do when that is in vain."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lualock import options, protocol
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.jobs import verbs
+from lualock.jobs.actions import Action, Actions, quietly
+from lualock.jobs.job import AnyLease, AnyLock, Job
+from lualock.jobs.terms import Delivery, RetryLater, Superseded, check_policy, job_text
+from lualock.keys import queue_key
+from lualock.protocol import Ask, Grant, Steps
+
+log = logging.getLogger("lualock.jobs")
+
+OWN_RETRY_S, OWN_LATE_S = 5.0, 0.05
+"""When a delivery of a job comes back that found another delivery of the same job running: after
+its lease, but no later than some seconds."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a policy that is a function decides by: the job, and who has its lock. In seconds."""
+
+    job: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    job_id: str | None
+    holder: str | None
+    held_s: float | None
+    remaining_s: float | None
+
+
+class Attempt:
+    """One run's way to one of its locks.
+
+    Its methods are generators of things to call, as :mod:`lualock.jobs.run` X
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        lock: AnyLock,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        delivery: Delivery | None,
+    ) -> None:
+        self.job = job
+        self.lock = lock
+        self.args, self.kwargs = args, kwargs
+        self.delivery = delivery
+        self.job_id = None if delivery is None else delivery.job_id
+        self.refused = NotAcquired()
+        self._owner = None if delivery is None else delivery.owner
+        self._driver: Any = lock._locks._driver
+        self._place: AnyLease | None = None  # while it must be renewed
+
+    def take(self) -> Actions[AnyLease]:
+        """The lease, by the job's policy.
+
+        :raises RetryLater: the job is to be delivered again.
+        :raises NotAcquired: it is not to run.
+        """
+        first: Action = partial(self.lock.acquire, timeout=0)
+        if self._owner is not None:
+            ask = self.lock._ask()
+            start = verbs.start(ask, self._owner, self._driver.server_clock)
+            first = partial(self.lock._hold, ask, start)
+        try:
+            lease: AnyLease = yield first
+            return lease
+        except NotAcquired as refused:
+            self.refused = refused
+        try:
+            yield from self._same_job()
+            return (yield from self.go_on(self.job.rules.policy))
+        except RetryLater:
+            raise
+        except NotAcquired:
+            yield from self._leave_quietly()
+            raise
+
+    def _same_job(self) -> Actions[None]:
+        """Another delivery of this very job has the lock. It is ending just now, or its worker has
+        died and its lease will end, or the system has delivered it twice: in any case this job is
+        not superfluous because *another* one runs, so no policy is asked."""
+        if self.delivery is None or not isinstance(self.refused, verbs.Taken):
+            return
+        if self.refused.metadata == job_text(self.delivery.job_id):
+            left_s = self.refused.remaining_s
+            delay_s = OWN_RETRY_S if left_s is None else min(left_s + OWN_LATE_S, OWN_RETRY_S)
+            yield from self.later(delay_s)
+
+    def go_on(self, policy: Any) -> Actions[AnyLease]:
+        """Do what this policy says; :attr:`refused` says who has the lock."""
+        while policy is not None and not hasattr(policy, "take"):
+            policy = policy(self.situation)
+            check_policy(policy)
+        if policy is None:
+            raise self.refused
+        lease: AnyLease = yield from policy.take(self)
+        return lease
+
+    @property
+    def situation(self) -> Situation:
+        """What is known now."""
+        who = self.refused.holder, self.refused.held_s, self.refused.remaining_s
+        return Situation(self.job.name, self.args, self.kwargs, self.job_id, *who)
+
+    def wait(self, timeout: float | None, ask: Ask | None = None) -> Actions[Any]:
+        """Wait in the lock's queue; then give up the job's place, if it has one.
+
+        :raises NotAcquired: not within that time; :attr:`refused` says so.
+        """
+        ask = ask or self.lock._ask()
+        steps = protocol.acquire(ask, self._driver.server_clock, options.wait_s(timeout))
+        try:
+            lease: Any = yield partial(self.lock._hold, ask, steps)
+        except NotAcquired as refused:
+            self.refused = refused
+            raise
+        try:
+            yield from self.leave_place()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # As long as the place is there, others are told that this job has not begun.
+            yield from quietly(lease.release)
+            raise
+        return lease
+
+    def later(self, delay_s: float) -> Actions[None]:
+        """Ask the system to deliver the job again; its place stays.
+
+        :raises RetryLater: always.
+        """
+        if self.delivery is None:
+            yield from self._leave_quietly()
+        else:
+            yield from self._keep_place(delay_s)
+        refused = self.refused
+        request = RetryLater(
+            f"{refused}; the job is to be tried again in {delay_s:g} s",
+            name=refused.name,
+            holder=refused.holder,
+            held_s=refused.held_s,
+            remaining_s=refused.remaining_s,
+            ahead=refused.ahead,
+        )
+        request.delay_s = delay_s
+        request.job_id = self.job_id
+        raise request from None
+
+    def request_release(self, ask: Ask, lasts_s: float) -> Action:
+        """Ask whoever has the lock to stop."""
+        lasts_ms = math.ceil(lasts_s * 1000)
+        return self.call(verbs.request_release(ask, lasts_ms, self._driver.server_clock))
+
+    def call(self, steps: Steps[Any]) -> Action:
+        """Something to call that carries a protocol out."""
+        return partial(self._driver.run, steps)
+
+    def take_place(self) -> Actions[None]:
+        """Be the one job that waits for the lock, for as long as this process lives.
+
+        :raises Superseded: another is.
+        """
+        if self._owner is None:
+            self._owner = self.lock._ask().token
+        place = place_of(self.lock, self.job_id, None)
+        ask = place._ask()
+        ask.token = self._owner
+        steps = verbs.reserve(ask, self.lock.key, self._driver.server_clock, alone=False)
+        try:
+            self._place = yield partial(place._hold, ask, steps)
+        except verbs.Taken as other:
+            raise Superseded(
+                f"{self.refused}; another job ({other.metadata or other.holder}) will run after "
+                "that, and stands for this one",
+                name=self.refused.name,
+                holder=self.refused.holder,
+                held_s=self.refused.held_s,
+                remaining_s=self.refused.remaining_s,
+            ) from None
+
+    def leave_place(self) -> Actions[None]:
+        """Give up the job's place.
+
+        :raises LockUnavailable: whether it is given up is not known.
+        """
+        if self._owner is not None and self._has_place():
+            self._renew_no_more()
+            yield from leave(self.lock, self._owner)
+
+    def _leave_quietly(self) -> Actions[None]:
+        try:
+            yield from self.leave_place()
+        except LockUnavailable as error:
+            log.warning("the place of job %s is kept until it ends: %s", self.job.name, error)
+
+    def _keep_place(self, delay_s: float) -> Actions[None]:
+        if self._owner is not None and self._has_place():
+            self._renew_no_more()
+            yield from keep(self.lock, self._owner, delay_s + self.job.rules.queue_ttl)
+
+    def _has_place(self) -> bool:
+        """Whether it may have one: from its queue, or by an earlier delivery's policy."""
+        rules = self.job.rules
+        may = rules.queues or rules.policy is not None
+        return self._place is not None or (self.delivery is not None and may)
+
+    def _renew_no_more(self) -> None:
+        place, self._place = self._place, None
+        if place is not None and place._watch is not None:
+            place._watch.drop(place)
+
+
+def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
+    """The lock of a queued job; without a ttl it is renewed."""
+    metadata = "" if job_id is None else job_text(job_id)
+    place = lock._locks.lock(lock._name, ttl, metadata=metadata)
+    place._key = verbs.place_key(lock.key)
+    place._queue = queue_key(place._key)
+    return place
+
+
+def _ask_of(lock: AnyLock, token: bytes) -> Ask:
+    """What stands for a place of which only the token is known."""
+    key = verbs.place_key(lock.key)
+    ask = lock._ask()
+    ask.key, ask.queue, ask.token = key, queue_key(key), token
+    return ask
+
+
+def leave(lock: AnyLock, token: bytes) -> Actions[None]:
+    """Give up a place, if it is there."""
+    driver: Any = lock._locks._driver
+    with suppress(LeaseLost):  # there is none any more
+        yield partial(driver.run, protocol.release(_ask_of(lock, token), Grant(0, math.inf)))
+
+
+def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
+    """Keep a place for so long from now on; whether it was still there. Never raises for want of
+    a server: it then ends earlier."""
+    driver: Any = lock._locks._driver
+    ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
+    try:
+        yield partial(driver.run, protocol.extend(_ask_of(lock, token), ttl_ms, driver.clock))
+    except LeaseLost:
+        return False
+    except LockError as error:
+        log.warning("a job's place beside lock %r ends early: %s", lock.name, error)
+        return False
+    return True

@@ -1,0 +1,227 @@
+"""A deploy that changes what a job's lock is called: old and new code exclude each other, and no
+two of them ever wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from tests.delivery import Queue, held, place
+from tests.test_jobs import Log, as_job, job_class
+from tests.world import World, settle
+
+
+class Versions:
+    """The same job before, during and after the deploy."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.log = Log()
+        self.running: list[int] = []
+
+        def plain(shop: int) -> None:
+            self.log.append(shop)
+            self.running.append(world.client.incr("running"))
+            time.sleep(0.001)  # let the others try
+            world.client.decr("running")
+
+        async def coroutine(shop: int) -> None:
+            self.log.append(shop)
+            self.running.append(world.client.incr("running"))
+            await asyncio.sleep(0.001)
+            world.client.decr("running")
+
+        self.body: Any = coroutine if world.asynchronous else plain
+
+    def queue(self, **options: Any) -> Queue:
+        return Queue(self.world, self.world.connect().job(**options)(self.body))
+
+    def all(self, **options: Any) -> tuple[Queue, Queue, Queue]:
+        """Old code, the code of the deploy that changes the name, and what comes after it."""
+        return (
+            self.queue(key=lambda shop: f"old-{shop}", **options),
+            self.queue(
+                key=lambda shop: f"new-{shop}", read_old=lambda shop: f"old-{shop}", **options
+            ),
+            self.queue(key=lambda shop: f"new-{shop}", **options),
+        )
+
+
+@pytest.fixture
+def versions(shell: World) -> Versions:
+    """A job in three versions."""
+    return Versions(shell)
+
+
+async def test_neighbours_exclude_each_other(versions: Versions) -> None:
+    """While one version's job runs, none of a version that may be deployed beside it does."""
+    old, both, new = versions.all()
+    for runs, refused in ((old, both), (both, old), (both, new), (new, both), (both, both)):
+        versions.log.clear()
+        leases = [await settle(lock.acquire()) for lock in _locks(runs, 1)]
+        assert await refused.attempt("b", None, 1) is None
+        assert versions.log == []
+        await refused.attempt("b", None, 2)
+        for lease in leases:
+            assert lease.held
+            await settle(lease.release())
+        await refused.attempt("b", None, 1)
+        assert versions.log == [2, 1]
+        for lock in (*_locks(both, 1), *_locks(both, 2)):
+            assert not held(versions.world, lock.key)
+
+
+def _locks(queue: Queue, *args: Any) -> list[Any]:
+    work = queue.work
+    return work._job.locks(work._fitting(work.asynchronous), args, {})
+
+
+async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
+    """Who has the old name and is refused the new one leaves nothing held, and is told by whom."""
+    told = Log()
+    _, both, new = versions.all(on_failed=lambda shop, holder: told.append(holder))
+    lease = await settle(new.work.lock((1,)).acquire())
+    await both.attempt("b", None, 1)
+    assert told == [(await settle(new.work.lock((1,)).inspect())).holder]
+    assert not held(versions.world, _locks(both, 1)[0].key)
+    later = versions.all(policy=jobs.Retry(3))[1]
+    with pytest.raises(jobs.RetryLater):
+        await later.attempt("b", None, 1)
+    assert not held(versions.world, _locks(both, 1)[0].key)
+    await settle(lease.release())
+
+
+async def test_they_wait_in_one_order(versions: Versions) -> None:
+    """Many runs of all versions at once all end: there is no circle of waiting."""
+    queues = versions.all(policy=jobs.Wait(20))
+    for two in (queues[:2], queues[1:]):
+        both = list(enumerate(two))
+        await asyncio.gather(
+            *(q.attempt(f"{n}-{i}", None, 1, beside=True) for n in range(12) for i, q in both)
+        )
+    assert len(versions.log) == 48
+    assert set(versions.running) == {1}
+
+
+async def test_unique_over_a_deploy(versions: Versions) -> None:
+    """What old code has enqueued refuses new code's, and the other way round; both run."""
+    old, both, new = versions.all(unique="both")
+    for first, second in ((old, both), (both, old), (both, new), (new, both)):
+        told = await first.put(1)
+        refused = await second.put(1)
+        assert refused.job_id == told.job_id
+        for lock in _locks(both, 1):
+            assert not held(versions.world, lock.key)
+        second.pushed.extend(first.pushed)
+        first.pushed.clear()
+        await second.deliver()  # pushed by one version, run by another
+        assert await second.put(1)
+        second.pushed.clear()
+        for lock in _locks(both, 1):
+            versions.world.client.delete(place(lock))
+
+
+async def test_a_retry_keeps_both(versions: Versions) -> None:
+    """A lock that is held for a retry is held under both names, and both are free at the end."""
+    attempts = Log()
+
+    def failing(shop: int) -> None:
+        attempts.append(shop)
+        if len(attempts) == 1:
+            raise KeyError
+
+    versions.body = as_job(versions.world, failing)
+    both = versions.all(on_retry="hold")[1]
+    with pytest.raises(KeyError):
+        await both.attempt("a", None, 1, will_retry=lambda error: 5)
+    assert all(held(versions.world, lock.key) for lock in _locks(both, 1))
+    await both.attempt("a", None, 1)
+    assert not any(held(versions.world, lock.key) for lock in _locks(both, 1))
+
+
+async def test_versions_by_number(versions: Versions) -> None:
+    """key_version= is part of a name that is made of arguments; read_old= may be the one before."""
+    zero, one = versions.queue(), versions.queue(key_version=1, read_old=0)
+    assert [lock.key for lock in _locks(one, 1)] == [
+        zero.work.lock((1,)).key,
+        versions.queue(key_version=1).work.lock((1,)).key,
+    ]
+    assert len(_locks(versions.queue(key_version=1, read_old=1), 1)) == 1
+    by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, read_old=1)
+    assert len({lock.key for lock in _locks(by_value, 1)}) == 2
+    assert by_value.work.lock((1,)).key == by_value.work.lock((11,)).key
+
+
+async def test_a_class_s_versions(shell: World) -> None:
+    """lock_key_version and lock_read_old, a number, a name, or a classmethod of the arguments."""
+    locks = shell.connect()
+
+    def keys(**members: Any) -> list[bytes]:
+        queue = Queue(shell, job_class(shell, locks, lambda shop: None, **members))
+        return [lock.key for lock in _locks(queue, 7)]
+
+    (zero,) = keys()
+    two = keys(lock_key_version=1, lock_read_old=0)
+    assert two[0] == zero
+    assert two[1] == keys(lock_key_version=1)[0] != zero
+    assert keys(lock_read_old="before")[0] == locks.lock("before").key
+    assert keys(lock_read_old=staticmethod(lambda shop: f"b{shop}"))[0] == locks.lock("b7").key
+    log = Log()
+    job = job_class(shell, locks, lambda shop: log.append(shop), lock_read_old="before")
+    lease = await settle(locks.lock("before").acquire())
+    await settle(job.run(7))
+    await settle(lease.release())
+    await settle(job.run(8))
+    assert log == [8]
+
+
+async def test_refresh_lock_extends_both(shell: World) -> None:
+    """Inside a run under two names both leases get the whole timeout again."""
+    left: list[int] = []
+    old, new = b"lualock:{old}", b"lualock:{new}"
+
+    def look() -> None:
+        left.extend(shell.client.pttl(key) for key in (old, new))
+
+    def shorten() -> None:
+        for key in (old, new):
+            shell.client.pexpire(key, 5_000)
+
+    async def coroutine() -> None:
+        shorten()
+        await job.refresh_lock()
+        look()
+
+    def plain() -> None:
+        shorten()
+        job.refresh_lock()
+        look()
+
+    made = shell.connect().job(key="new", read_old="old", timeout=60)
+    job: Any = made(coroutine if shell.asynchronous else plain)
+    await settle(job())
+    assert all(55_000 < ms <= 60_000 for ms in left)
+    assert len(left) == 2
+
+
+def test_what_cannot_be_used(locks: lualock.Locks) -> None:
+    """Versions and old names that make no sense are refused."""
+
+    def job() -> None:
+        """A job's body."""
+
+    for options in (
+        {"key_version": -1},
+        {"key_version": True},
+        {"key_version": "1"},
+        {"key": "whole", "key_version": 1},
+        {"read_old": -1},
+        {"read_old": 1.5},
+    ):
+        with pytest.raises(lualock.InvalidArgument):
+            locks.job(**options)(job)

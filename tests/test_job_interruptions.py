@@ -1,0 +1,111 @@
+"""A run, or an enqueueing, that is interrupted or loses its server between any two of its actions:
+what it has by then it gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from lualock.jobs.enqueue import Entry
+from lualock.jobs.job import Run
+from lualock.jobs.run import run
+
+Make = Callable[[lualock.Locks], Any]
+
+
+class Interruption(BaseException):
+    """As KeyboardInterrupt, but nobody else raises it."""
+
+
+def play(actions: Any, at: int, error: BaseException) -> bool:
+    """Carry actions out, but let one of them raise; whether it came to that."""
+    step, struck = 0, False
+    try:
+        action = next(actions)
+        while True:
+            step += 1
+            if step == at:
+                struck = True
+                action = actions.throw(error)
+                continue
+            try:
+                reply = action()
+            except BaseException as own:
+                action = actions.throw(own)
+            else:
+                action = actions.send(reply)
+    except StopIteration:
+        assert not struck or not isinstance(error, Interruption)
+    except type(error):
+        assert struck
+    return struck
+
+
+def _work() -> None:
+    """A job's body."""
+
+
+def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
+    def make(locks: lualock.Locks) -> Any:
+        job = locks.job(key="new", read_old="old", policy=policy, **options)(_work)
+        work = jobs.bound(job)
+        if token is not None:
+            work.reserve(job_id="a", token=token)
+        delivery = jobs.Delivery("a", token, will_retry=lambda error: 5)
+        return run(Run(work._job, locks, (), {}, delivery))
+
+    return make
+
+
+def _enqueue(locks: lualock.Locks) -> Any:
+    work = jobs.bound(locks.job(key="new", read_old="old", unique="both")(_work))
+    return Entry(work._job, locks, (), {}).enqueue(lambda token: None, "a", "t" * 22, 0.0)
+
+
+# How the actions are made, whether somebody has the lock, and how many keys are in use at the end
+# when the first action fails, the second, and so on. One that gives something up and fails leaves
+# that, and so does the wait to coalesce: the place is the job's if it is delivered again, and else
+# ends with its lease.
+SCENARIOS: dict[str, tuple[Make, bool, list[int]]] = {
+    # start, start, the job, release, release
+    "run": (_run(), False, [0, 0, 0, 1, 1]),
+    # The same; what is left is its places, for it did not run, or failed and will be retried.
+    "run that was queued": (_run(token="t" * 22, unique="both"), False, [2, 1, 2, 1, 1]),
+    # start, start, wait, leave the place, release the other lock
+    "wait": (_run(jobs.Wait(0.01)), True, [0, 0, 0, 0, 1]),
+    # start, start, request, wait, withdraw, leave the place, release the other lock
+    "replace": (_run(jobs.Replace(0.01)), True, [0, 0, 0, 0, 1, 0, 1]),
+    # start, start, reserve, wait, leave the place, release the other lock
+    "coalesce": (_run(jobs.Coalesce(0.01, then=None)), True, [0, 0, 0, 1, 1, 1]),
+    # reserve, reserve, push, confirm, confirm
+    "enqueue": (_enqueue, False, [0, 0, 0, 2, 2]),
+}
+
+
+def struck(make: Make, busy: bool, url: str, client: Any, error: BaseException) -> Iterator[int]:
+    """Strike at one action after the other; what is left each time."""
+    at = 0
+    while True:
+        at += 1
+        client.flushall()
+        with lualock.connect(url) as locks, lualock.connect(url) as others:
+            lease = others.lock("new").acquire() if busy else None
+            if not play(make(locks), at, error):
+                return
+            if lease is not None:
+                lease.release()
+            keys = client.keys()
+            assert all(client.pttl(key) > 0 for key in keys)
+            yield sum(client.get(key)[:1] not in b"RF" for key in keys)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("kind", [Interruption, lualock.LockUnavailable])
+def test_every_action(name: str, kind: Any, one_server: Any, one_client: Any) -> None:
+    """Whichever action fails, all is given up that is not needed any more, and nothing else."""
+    make, busy, left = SCENARIOS[name]
+    assert list(struck(make, busy, one_server.url, one_client, kind("struck"))) == left

@@ -1,0 +1,286 @@
+"""Each verb of jobs, every reply, as its header documents them, straight from each server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from lualock.jobs import verbs
+from lualock.script import SCRIPTS
+from tests.servers import Server
+
+LOCK, PLACE, ASKED = b"lualock:{x}", b"lualock:{x}:job", b"lualock:{x}:asked"
+A, B, C, D = (letter * 22 for letter in (b"a", b"b", b"c", b"d"))
+ALWAYS, NEVER = b"9" * 16, b"0" * 16  # deadlines
+KEYS = {"lock": LOCK, "place": PLACE, "asked": ASKED, "queue": LOCK + b":queue"}
+
+
+class Raw:
+    """The scripts of one server, without anything of ours in between."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __call__(self, verb: str, *args: object) -> Any:
+        script = (SCRIPTS | verbs.SCRIPTS)[verb]
+        keys = [KEYS[name] for name in script.keys]
+        return self.client.eval(script.source.decode(), len(keys), *keys, *args)
+
+    def acquire(self, token: bytes) -> int:
+        return int(self("acquire", token, 30_000, ALWAYS, b"me"))
+
+    def reserve(self, token: bytes, alone: int = 0, deadline: bytes = ALWAYS) -> Any:
+        return self("reserve", token, 10_000, deadline, b"job " + token[:1], alone)
+
+    def start(self, token: bytes, owner: bytes, deadline: bytes = ALWAYS) -> Any:
+        return self("start", token, 30_000, deadline, b"me", owner)
+
+
+@pytest.fixture
+def raw(server: Server) -> Any:
+    """The scripts on an empty server."""
+    with server.client() as client:
+        yield Raw(client)
+
+
+def test_reserve(raw: Raw) -> None:
+    """The first has the place for its ttl, and again if it asks again; others hear whose it is."""
+    fence = raw.reserve(A)
+    assert fence.isdigit()
+    assert 9_000 < raw.client.pttl(PLACE) <= 10_000
+    word, left_ms, again = raw.reserve(A)
+    assert (word, again) == (b"owned", fence)
+    assert 9_000 < left_ms <= 10_000
+    assert raw.reserve(B)[0] == b"queued"
+    assert raw.reserve(B)[3] == b"job a"
+    assert not raw.client.exists(LOCK)
+
+
+def test_reserve_while_one_runs(raw: Raw) -> None:
+    """Only who wants to be alone is refused while the lock is held, and nothing is written then."""
+    raw.acquire(C)
+    word, left_ms, held_ms, about = raw.reserve(A, 1)
+    assert (word, about) == (b"running", b"me")
+    assert 29_000 < left_ms <= 30_000
+    assert 0 <= held_ms < 5_000
+    assert not raw.client.exists(PLACE)
+    assert raw.reserve(A, 0).isdigit()
+    assert raw.reserve(B, 1)[0] == b"queued"  # of both, the job that comes first
+    raw("release", C)
+    raw.client.delete(PLACE)
+    assert raw.reserve(A, 1).isdigit()
+
+
+def test_reserve_beside_a_lock_kept_for_the_same_job(raw: Raw) -> None:
+    """The lock that a job left for its own retry does not refuse it a place."""
+    raw.acquire(A)
+    assert raw.reserve(A, 1).isdigit()
+
+
+def test_reserve_too_late(raw: Raw) -> None:
+    """A request that nobody waits for any more takes nothing."""
+    word, time_us = raw.reserve(A, 0, NEVER)
+    assert (word, len(time_us)) == (b"late", 16)
+    assert raw.client.keys() == []
+
+
+def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
+    """The verbs of a holder work on it, and its tombstone lets the next one in."""
+    raw.reserve(A)
+    source = SCRIPTS["extend"].source.decode()
+    assert raw.client.eval(source, 1, PLACE, A, 60_000) == b"extended"
+    assert raw.client.pttl(PLACE) > 50_000
+    source = SCRIPTS["release"].source.decode()
+    assert raw.client.eval(source, 1, PLACE, B) == [b"held", b"job a"]
+    assert raw.client.eval(source, 1, PLACE, A) == b"released"
+    assert raw.client.eval(source, 1, PLACE, A) == b"already"
+    assert raw.reserve(B).isdigit()
+
+
+def test_start(raw: Raw) -> None:
+    """The lock is taken and the place given up, in one; asked again it answers the same lease."""
+    raw.reserve(A)
+    fence = raw.start(B, A)
+    assert fence.isdigit()
+    assert not raw.client.exists(PLACE)
+    assert 29_000 < raw.client.pttl(LOCK) <= 30_000
+    raw.reserve(C)  # the next one is queued meanwhile
+    word, left_ms, again = raw.start(B, A)
+    assert (word, again) == (b"owned", fence)
+    assert 29_000 < left_ms <= 30_000
+    assert raw.client.exists(PLACE)
+    assert raw("release", B) == b"released"
+
+
+def test_start_without_a_place(raw: Raw) -> None:
+    """A job whose place has ended, or is another's by now, runs all the same; that one stays."""
+    raw.reserve(C)
+    assert raw.start(B, A).isdigit()
+    assert raw.client.get(PLACE)[17:39] == C
+
+
+def test_start_while_it_is_held(raw: Raw) -> None:
+    """Whoever has the lock keeps it, and the job keeps its place."""
+    raw.acquire(C)
+    raw.reserve(A)
+    word, left_ms, held_ms, about = raw.start(B, A)
+    assert (word, about) == (b"held", b"me")
+    assert 29_000 < left_ms <= 30_000
+    assert 0 <= held_ms < 5_000
+    assert raw.client.get(PLACE)[17:39] == A
+    assert raw("release", C) == b"released"
+
+
+def test_start_again_for_a_retry(raw: Raw) -> None:
+    """The lock that the last attempt left to the job goes over to the next, with a new fence."""
+    fence = raw.start(B, A)
+    raw("adopt", B, A, 60_000, ALWAYS, b"waits for its retry")
+    assert raw.start(C, D)[0] == b"held"  # for other jobs it is held
+    second = raw.start(C, A)
+    assert second > fence
+    assert raw.client.pttl(LOCK) <= 30_000
+    assert raw.start(D, A)[0] == b"held"  # delivered twice: the lock is that of the first delivery
+    assert raw.start(C, A)[0] == b"owned"
+    assert raw("release", A) == b"already"
+    assert raw("release", C) == b"released"
+
+
+def test_start_where_others_wait(raw: Raw) -> None:
+    """That somebody waits for the lock is kept: the release must find it."""
+    raw.acquire(C)
+    raw.client.setrange(LOCK, 0, "W")
+    raw("adopt", C, A, 60_000, ALWAYS, b"me")
+    raw.start(B, A)
+    assert raw.client.get(LOCK)[:1] == b"W"
+    raw.client.setrange(LOCK, 0, "F")
+    raw.start(D, A)
+    assert raw.client.get(LOCK)[:1] == b"W"
+
+
+def test_start_too_late(raw: Raw) -> None:
+    """A request that nobody waits for any more neither takes the lock nor gives up the place."""
+    raw.reserve(A)
+    assert raw.start(B, A, NEVER)[0] == b"late"
+    assert not raw.client.exists(LOCK)
+    assert raw.client.exists(PLACE)
+
+
+def test_start_out_of_memory(raw: Raw) -> None:
+    """When the memory is full the lock is not taken, and the place stays."""
+    raw.reserve(A)
+    raw.client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(redis.ResponseError, match=r"OOM|maxmemory"):
+            raw.start(B, A)
+    finally:
+        raw.client.config_set("maxmemory", "0")
+    assert not raw.client.exists(LOCK)
+    assert raw.client.exists(PLACE)
+
+
+def test_fences_grow(raw: Raw) -> None:
+    """A start's fence is greater than that of the lease, or the tombstone, before."""
+    first = raw.acquire(C)
+    raw.client.set(LOCK, b"R" + b"%016d" % (first + 10**12) + C, px=5_000)
+    assert int(raw.start(B, A)) == first + 10**12 + 1
+
+
+def test_died(raw: Raw) -> None:
+    """The lock of the dead run is free; whoever else has it keeps it."""
+    assert raw("died", b"job 1", A, b"") == b"missing"
+    about = b"host:7:Main\njob 1"
+    raw("start", B, 30_000, ALWAYS, about, A)
+    for job, holder in ((b"job 2", b""), (b"job", b""), (b"job 1", b"host:70:"), (b"", b"")):
+        assert raw("died", job, A, holder) == b"another"
+    assert raw("died", b"job 1", A, b"host:7:") == b"released"
+    assert raw.client.get(LOCK)[:1] == b"R"
+    assert raw("extend", B, 30_000) == b"already"  # should it live after all
+    assert raw("died", b"job 1", A, b"host:7:") == b"missing"
+    raw.acquire(C)
+    assert raw("died", b"job 1", A, b"") == b"another"
+
+
+def test_died_while_it_waits_for_its_retry(raw: Raw) -> None:
+    """A lock that the job has been kept is not that of a run."""
+    raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
+    raw("adopt", B, A, 60_000, ALWAYS, b"me\njob 1")
+    assert raw("died", b"job 1", A, b"") == b"kept"
+    assert raw.start(C, A).isdigit()
+
+
+def test_request_release(raw: Raw) -> None:
+    """The holder is asked, for a while; who asks again is heard once."""
+    assert raw("request_release", A, 5_000, ALWAYS) == b"free"
+    fence = raw.acquire(C)
+    assert raw("release_requested", fence, C) == b"not_requested"
+    assert raw("request_release", A, 5_000, NEVER)[0] == b"late"
+    assert raw("request_release", A, 5_000, ALWAYS) == [b"asked", b"me"]
+    request = raw.client.get(ASKED)
+    assert 4_000 < raw.client.pttl(ASKED) <= 5_000
+    assert raw("request_release", A, 5_000, ALWAYS) == [b"asked", b"me"]
+    assert raw.client.get(ASKED) == request
+    assert raw("release_requested", fence, C) == b"requested"
+    raw("release", C)
+    assert raw("request_release", B, 5_000, ALWAYS) == b"free"
+
+
+def test_a_request_is_for_who_had_the_lock_then(raw: Raw) -> None:
+    """Whoever gets the lock after the request is not asked, and nobody is asked by itself."""
+    raw.acquire(C)
+    raw("request_release", A, 5_000, ALWAYS)
+    raw("release", C)
+    fence = raw.acquire(D)
+    assert raw("release_requested", fence, D) == b"not_requested"
+    raw("request_release", D, 5_000, ALWAYS)
+    assert raw("release_requested", fence, D) == b"not_requested"
+
+
+def test_a_request_reaches_a_fence_from_the_future(raw: Raw) -> None:
+    """Also where the server's clock stepped back, the one that has the lock is asked."""
+    fence = raw.acquire(C) + 10**12
+    raw.client.set(LOCK, b"H" + b"%016d" % fence + C + C + b"me", px=5_000)
+    raw("request_release", A, 5_000, ALWAYS)
+    assert raw("release_requested", fence, C) == b"requested"
+    first = raw.client.get(ASKED)
+    raw("request_release", B, 5_000, ALWAYS)
+    assert raw.client.get(ASKED)[:16] > first[:16]
+
+
+def test_withdraw(raw: Raw) -> None:
+    """One's own request is taken back; a later one of somebody else's stands."""
+    assert raw("withdraw", A) == b"missing"
+    raw.acquire(C)
+    raw("request_release", A, 5_000, ALWAYS)
+    assert raw("withdraw", A) == b"withdrawn"
+    assert not raw.client.exists(ASKED)
+    raw("request_release", A, 5_000, ALWAYS)
+    raw("request_release", B, 5_000, ALWAYS)
+    assert raw("withdraw", A) == b"superseded"
+    assert raw.client.get(ASKED)[16:] == B
+
+
+@pytest.mark.parametrize(
+    ("key", "verb", "args"),
+    [
+        (LOCK, "reserve", (A, 1000, ALWAYS, b"job", 1)),
+        (PLACE, "reserve", (A, 1000, ALWAYS, b"job", 0)),
+        (LOCK, "start", (A, 1000, ALWAYS, b"me", B)),
+        (PLACE, "start", (A, 1000, ALWAYS, b"me", B)),
+        (LOCK, "died", (b"job 1", A, b"")),
+        (LOCK, "request_release", (A, 1000, ALWAYS)),
+        (ASKED, "request_release", (A, 1000, ALWAYS)),
+        (ASKED, "release_requested", (b"1" * 16, A)),
+    ],
+)
+@pytest.mark.parametrize("data", [b"somebody's", b"H" + b"x" * 60, b"?" + b"1" * 16 + b"x" * 30])
+def test_other_people_s_data(raw: Raw, key: bytes, verb: str, args: Any, data: bytes) -> None:
+    """A key that holds what lualock did not write is left alone, and nothing else is changed."""
+    if key == ASKED:
+        raw.acquire(C)
+    raw.client.set(key, data)
+    before = sorted(raw.client.keys())
+    assert raw(verb, *args) == [b"conflict"]
+    assert raw.client.get(key) == data
+    assert sorted(raw.client.keys()) == before
