@@ -115,6 +115,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
         try:
             channel = yield listen
         except LockError as error:
+            attempt.may_linger()  # a look whose reply was not waited for
             channel = yield from attempt.persist(lambda: listen, error)
         told = None
         look = partial(attempt.look, channel)
@@ -295,7 +296,7 @@ class _Attempt:
         if self.asked is None:
             self.since = self.sent
         else:
-            self._may_linger()
+            self.may_linger()
         self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
         return step
 
@@ -323,15 +324,15 @@ class _Attempt:
     def arrived(self) -> None:
         """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
         if self.ghost is not None:
-            self._may_linger()
+            self.may_linger()
         self.asked = None
 
     def possible_ghost(self) -> Call | None:
         """The last request that may be under way still."""
-        self._may_linger()
+        self.may_linger()
         return self.ghost
 
-    def _may_linger(self) -> None:
+    def may_linger(self) -> None:
         """The request that is out may be under way still when we have gone on: as the last one, it
         stands for those before it, so it does not matter any more by which connection it went."""
         if self.asked is not None:
@@ -383,8 +384,9 @@ class _Attempt:
             # that many cost little; the second often enough to notice that the first was given
             # the lock and does not claim it.
             nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(ahead - 1, 8))
-            if (young_s := self.young_until - self.clock()) > 0:
-                nap_s = min(nap_s, young_s)
+        if (young_s := self.young_until - self.clock()) > 0:
+            # Also who is first: one of a higher priority may come, and have gone again.
+            nap_s = min(nap_s, young_s)
         # Those who came together need not look together.
         nap_s = min(nap_s, LOOK_MAX_S * (1 - ahead % 8 / 32))
         return min(nap_s, self.left_s())
@@ -417,7 +419,8 @@ class _Attempt:
         :raises LockError: it is of no use, or the time is over.
         """
         pause_s = RETRY_MIN_S
-        before = self.queued  # what the server may have of us but for this request
+        # What the server may have of us but for this request.
+        before = self.queued or self.ghost is not None
         unknown: LockUnavailable | None = None
         while True:
             if not isinstance(error, LockUnavailable):
@@ -428,7 +431,7 @@ class _Attempt:
             at_once = unknown is None and error.outcome_unknown
             if error.outcome_unknown:
                 unknown = error
-                self._may_linger()
+                self.may_linger()
             self.asked = None
             if not self._patient(now, error, at_once):
                 self.unsettled = before or unknown is not None

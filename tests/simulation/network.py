@@ -367,6 +367,8 @@ class Line:
         ended = world.disowned.get(token)  # who passes a lease on, or forgets it, lays no ghost
         if process.dead or ended is None or ended > world.now - LAID_S * US:
             return
+        if world.ghost_until.get(token, 0.0) > world.t - LAID_S:
+            return  # another of its requests expires later, and is judged then
         if world.excused(process.name, LAID_S):
             return
         store, lock = world.server.store, call.parts[0]
