@@ -1,0 +1,89 @@
+"""What jobs write down while they run, and what the tests read: a file, a line an event.
+
+Every process appends to the same file, one ``write`` a line, which the kernel does not mix. Times are
+on the system's monotonic clock, which is the same for all processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Entry:
+    """Something that happened to a job."""
+
+    event: str
+    job: str
+    args: list[Any]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    pid: int = field(default_factory=os.getpid)
+    at: float = field(default_factory=time.monotonic)
+    fence: int = 0
+
+    @property
+    def values(self) -> list[Any]:
+        """The arguments, whether they came by position or, as always in SAQ, by name."""
+        return [*self.args, *self.kwargs.values()]
+
+
+class Diary:
+    """The file, for those who write and for those who read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._read: list[Entry] = []
+        self._offset = 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def write(self, event: str, job: str, *args: Any, fence: int = 0, **kwargs: Any) -> None:
+        entry = Entry(event, job, list(args), kwargs, fence=fence)
+        os.write(self._fd, (json.dumps(asdict(entry)) + "\n").encode())
+
+    @contextmanager
+    def turn(self, job: str, *args: Any, fence: int = 0) -> Iterator[None]:
+        """A run of a job that comes to its end."""
+        self.write("start", job, *args, fence=fence)
+        yield
+        self.write("end", job, *args, fence=fence)
+
+    def entries(self, job: str = "", where: str = "", *events: str) -> list[Entry]:
+        """What has been written, of a job, a place (its first argument) and some events."""
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if line.endswith(b"\n"):  # else its writer is not done
+                    self._read.append(Entry(**json.loads(line)))
+                    self._offset += len(line)
+        return [
+            entry
+            for entry in self._read
+            if (not job or entry.job == job)
+            and (not where or entry.values[:1] == [where])
+            and (not events or entry.event in events)
+        ]
+
+    def count(self, job: str, where: str, *events: str) -> int:
+        return len(self.entries(job, where, *events))
+
+
+def overlaps(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
+    """Runs that began while another had begun and not ended, whoever ran them."""
+    found, running = [], []
+    for entry in sorted(entries, key=lambda entry: entry.at):
+        if entry.event == "start":
+            found += [(other, entry) for other in running]
+            running.append(entry)
+        elif entry.event == "end":
+            mine = [run for run in running if (run.pid, run.values) == (entry.pid, entry.values)]
+            running.remove(mine[0])
+    return found

@@ -1,0 +1,173 @@
+"""The processes: two workers and two producers of each system, all on one server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.servers import Server
+from tests.waiting import wait_until
+from tests.workers import apart
+from tests.workers.diary import Diary
+from tests.workers.producer import Order
+
+APPS = "tests.workers.apps"
+# How each system starts a worker: with its own command, but for RQ, whose worker is told more than
+# its command line can say.
+WORKERS = {
+    "rq": f"-m {APPS}.rq",
+    "celery": f"-m celery -A {APPS}.celery worker -c 2 --without-gossip --without-mingle -l INFO",
+    "dramatiq": f"-m dramatiq {APPS}.dramatiq --processes 1 --threads 2",
+    "huey": f"-m huey.bin.huey_consumer {APPS}.huey.huey -k process -w 2",
+    "arq": f"-m arq {APPS}.arq.WorkerSettings",
+    "taskiq": f"-m taskiq worker {APPS}.taskiq:broker --workers 1",
+    "saq": f"-m saq {APPS}.saq.settings",
+}
+SYSTEMS = tuple(WORKERS)
+# Slow machines start thirty processes slowly; nothing here takes longer than it needs.
+WAIT_S = 60.0
+
+
+@dataclass
+class Fleet:
+    """All processes, and the diary that their jobs write."""
+
+    server: Server
+    folder: Path
+    workers: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
+    producers: dict[str, list[subprocess.Popen[str]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.diary = Diary(str(self.folder / "diary"))
+        self._environment = os.environ | {
+            "LUALOCK_URL": self.server.tcp_url,
+            "LUALOCK_BROKER": self.server.tcp_url,
+            "LUALOCK_DIARY": str(self.folder / "diary"),
+            "PYTHONPATH": str(apart.ROOT),
+        }
+
+    def start(self, system: str, workers: int = 2, producers: int = 2) -> None:
+        """Start processes; they get ready while we go on."""
+        for _ in range(workers):
+            self.workers.setdefault(system, []).append(self._worker(system))
+        for _ in range(producers):
+            self.producers.setdefault(system, []).append(self._producer(system))
+
+    def send(
+        self, system: str, job: str, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Enqueue one job; what the system's app answers."""
+        return self.send_each(system, Order(job, [list(args)], kwargs, options or {}))[0]
+
+    def send_each(self, system: str, order: Order) -> list[Any]:
+        """Enqueue many jobs, shared out among the producers, which work side by side."""
+        producers = self.producers[system]
+        for number, producer in enumerate(producers):
+            mine = Order(**(asdict(order) | {"each": order.each[number :: len(producers)]}))
+            assert producer.stdin is not None
+            producer.stdin.write(json.dumps(asdict(mine)) + "\n")
+            producer.stdin.flush()
+        answers: list[Any] = []
+        for producer in producers:
+            assert producer.stdout is not None
+            line = producer.stdout.readline()
+            assert line, f"a producer of {system} died:\n{self.said(system)}"
+            answers += json.loads(line)
+        return answers
+
+    def until(self, condition: Any, system: str, what: str) -> None:
+        """Return once a condition is true; what its workers said, if it does not come true."""
+        try:
+            wait_until(condition, wait_s=WAIT_S, what=what)
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{self.said(system)}") from None
+
+    def until_count(self, job: str, system: str, count: int, *events: str) -> None:
+        """Return once so many events of a system's job have been written down."""
+        self.until(
+            lambda: self.diary.count(job, system, *events) >= count,
+            system,
+            f"{count} x {events} of {job} in {system}",
+        )
+
+    def kill(self, system: str, pid: int) -> None:
+        """SIGKILL to the worker that runs a job in this process, and to all that it started."""
+        session = os.getsid(pid)
+        for worker in self.workers[system]:
+            if worker.pid == session:
+                _end(worker)
+                self.workers[system].remove(worker)
+                return
+        raise AssertionError(f"no worker of {system} has the process {pid}")
+
+    def said(self, system: str) -> str:
+        """The end of what a system's processes said."""
+        logs = sorted(self.folder.glob(f"{system}-*.log"))
+        return "\n".join(f"== {log.name}\n{log.read_text('utf-8')[-2000:]}" for log in logs)
+
+    def close(self) -> None:
+        for processes in (*self.workers.values(), *self.producers.values()):
+            for process in processes:
+                _end(process)
+        self.diary.close()
+
+    def _worker(self, system: str) -> subprocess.Popen[bytes]:
+        with self._log(system, "worker") as log:
+            return subprocess.Popen(
+                [_python(system), *WORKERS[system].split()],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # so that whatever it forks is found again
+            )
+
+    def _producer(self, system: str) -> subprocess.Popen[str]:
+        with self._log(system, "producer") as log:
+            return subprocess.Popen(
+                [_python(system), "-m", "tests.workers.producer", system],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def _log(self, system: str, kind: str) -> Any:
+        number = len(list(self.folder.glob(f"{system}-{kind}-*.log")))
+        return open(self.folder / f"{system}-{kind}-{number}.log", "wb")  # noqa: SIM115  # see `with`
+
+
+def _python(system: str) -> str:
+    return str(apart.python()) if system in apart.SYSTEMS else sys.executable
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all of its session: some put their children in groups of their own."""
+    for pid in [process.pid, *_session(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session that are left, where there is a /proc to look them up."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(entry.name)) == leader:
+                found.append(int(entry.name))
+    return found
