@@ -1,18 +1,31 @@
-"""Seven job systems, with real worker processes of each on a real server."""
+"""Seven job systems, with real worker processes of each on a real server.
+
+The fleet is started once. What takes long is begun in all systems before it is looked at in one, and
+the workers that are to be killed are killed first, so that their leases end while the other tests
+run.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.servers import BINARIES, Server
-from tests.workers.diary import overlaps
+from tests.workers.diary import Entry, overlaps
 from tests.workers.fleet import SYSTEMS, Fleet
 from tests.workers.producer import Order
 
 JOBS = 200
+PRODUCERS = 50
+LEASE_S = 30.0
+LATE_S = 10.0
+"""How late a job may begin on a machine that has other things to do; systems look once a second."""
+REMOVABLE = tuple(system for system in SYSTEMS if system != "taskiq")  # which has no such thing
+
+every_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +42,183 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         server.close()
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_one_at_a_time(fleet: Fleet, system: str) -> None:
+@pytest.fixture(scope="module")
+def killed(fleet: Fleet) -> dict[str, float]:
+    """A worker of each system has been killed in the middle of a job, at these times."""
+    times = {}
+    fleet.everywhere("mortal", 1)
+    for system in SYSTEMS:
+        fleet.until_count("mortal", system, 1, "start")
+    for system in SYSTEMS:
+        (run,) = fleet.diary.entries("mortal", system, "start")
+        fleet.kill(system, run.pid)
+        times[system] = time.monotonic()
+        fleet.start(system, workers=1, producers=0)
+        fleet.send(system, "mortal", system, 2)
+    return times
+
+
+@every_system
+def test_one_at_a_time(fleet: Fleet, killed: dict[str, float], system: str) -> None:
     """Of hundreds of jobs for one lock each runs alone or is told, with its arguments."""
     each = [[system, number] for number in range(JOBS)]
     fleet.send_each(system, Order("exclusive", each))
     fleet.until_count("exclusive", system, JOBS, "end", "failed")
     entries = fleet.diary.entries("exclusive", system)
-    assert overlaps(entries) == []
+    alone(entries)
     told = [entry.values for entry in entries if entry.event in ("end", "failed")]
     assert sorted(told) == sorted(each)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+def test_one_at_a_time_in_all_systems(fleet: Fleet) -> None:
+    """A lock is a lock, whichever system a job comes from: Celery's exclude RQ's, and ours."""
+    each = [["all", number, 0.02] for number in range(20)]
+    with fleet.lock("all", "exclusive"):
+        for system in SYSTEMS:
+            fleet.send(system, "exclusive", "all", -1)
+        fleet.until(lambda: fleet.diary.count("exclusive", "all", "failed") == 7, "", "all told")
+    for system in SYSTEMS:
+        fleet.send_each(system, Order("exclusive", each))
+    ends = 7 + len(each) * len(SYSTEMS)
+    fleet.until(
+        lambda: fleet.diary.count("exclusive", "all", "end", "failed") == ends, "", "all done"
+    )
+    entries = fleet.diary.entries("exclusive", "all")
+    alone(entries)
+    assert len({entry.pid for entry in entries if entry.event == "start"}) > len(SYSTEMS) / 2
+
+
+@every_system
 def test_a_job_that_outlives_its_lease(fleet: Fleet, system: str) -> None:
     """Its callback is called with exactly the job's arguments."""
-    fleet.send(system, "overdue", system, "shop 7", pages=3)
+    fleet.everywhere("overdue", "shop 7", pages=3)
     fleet.until_count("overdue", system, 1, "expired")
     (told,) = fleet.diary.entries("overdue", system, "expired")
     args, kwargs = [system, "shop 7"], {"pages": 3}
     if system == "saq":  # its jobs have arguments by name only
         args, kwargs = [], {"where": system, "shop": "shop 7", "pages": 3}
     assert (told.args, told.kwargs) == (args, kwargs)
+
+
+@every_system
+def test_a_job_that_comes_back_later(fleet: Fleet, system: str) -> None:
+    """All jobs run, one after the other, with the system's own way to try again."""
+    numbers = range(3)
+    fleet.send_each(system, Order("patient", [[system, number] for number in numbers]))
+    fleet.until_count("patient", system, len(numbers), "end")
+    entries = fleet.diary.entries("patient", system)
+    alone(entries)
+    assert sorted(entry.values[1] for entry in entries if entry.event == "end") == list(numbers)
+    assert not [entry for entry in entries if entry.event == "failed"]
+
+
+@every_system
+@pytest.mark.parametrize("job", ["holding", "freeing"])
+def test_the_lock_between_two_attempts(fleet: Fleet, system: str, job: str) -> None:
+    """Who waits for the lock has it before the second attempt, or after it, as was asked."""
+    fleet.send(system, job, system)
+    fleet.until_count(job, system, 1, "start")
+    with fleet.free(system, job):
+        ended = fleet.diary.count(job, system, "end")
+    fleet.until_count(job, system, 1, "end")
+    assert ended == (1 if job == "holding" else 0)
+    assert fleet.diary.count(job, system, "start") == 2
+
+
+@every_system
+def test_the_lock_after_the_last_attempt(fleet: Fleet, system: str) -> None:
+    """It is kept where that was asked for, and then for as long as a queued job has its place."""
+    fleet.everywhere("keeping")
+    fleet.until_count("keeping", system, 1, "start")
+    (run,) = fleet.diary.entries("keeping", system, "start")
+    with fleet.free(system, "keeping"):
+        assert time.monotonic() - run.at >= 2.0
+
+
+@every_system
+def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
+    """Of fifty that enqueue together one does, and the others are told which job is there."""
+    each = [[system, number] for number in range(PRODUCERS)]
+    with fleet.lock(system, "single"):  # so that it stays in the queue until all have tried
+        outcomes = fleet.send_each(system, Order("single", each, together=True))
+    (enqueued,) = [outcome for outcome in outcomes if outcome["state"] == "enqueued"]
+    refused = [outcome for outcome in outcomes if outcome is not enqueued]
+    assert refused == [{"state": "queued", "job_id": enqueued["job_id"]}] * (PRODUCERS - 1)
+    fleet.until_count("single", system, 1, "end")
+    entries = fleet.diary.entries("single", system)
+    told = [entry.values for entry in entries if entry.event in ("end", "refused")]
+    assert sorted(told) == sorted(each)
+
+
+@every_system
+def test_one_trailing_run(fleet: Fleet, system: str) -> None:
+    """However many come while one runs, one more runs after it."""
+    fleet.send(system, "coalesced", system, 0)
+    fleet.until_count("coalesced", system, 1, "start")
+    fleet.send_each(system, Order("coalesced", [[system, number] for number in range(1, 11)]))
+    fleet.until_count("coalesced", system, 9, "failed")
+    fleet.diary.write("go", "coalesced", system)
+    fleet.until_count("coalesced", system, 2, "end")
+    assert fleet.diary.count("coalesced", system, "start") == 2
+    alone(fleet.diary.entries("coalesced", system))
+
+
+@every_system
+def test_a_run_that_is_replaced(fleet: Fleet, system: str) -> None:
+    """It is asked to stop, and the new one runs when it has."""
+    fleet.send(system, "replaced", system, 1)
+    fleet.until_count("replaced", system, 1, "start")
+    fleet.send(system, "replaced", system, 2)
+    fleet.until_count("replaced", system, 2, "end")
+    entries = fleet.diary.entries("replaced", system)
+    assert [(entry.event, entry.values[1]) for entry in entries] == [
+        ("start", 1),
+        ("end", 1),
+        ("start", 2),
+        ("end", 2),
+    ]
+
+
+@pytest.mark.parametrize("system", REMOVABLE)
+def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
+    """Another may be enqueued then, and the removed one does not run."""
+    order = Order("removable", [[system]], call="later")
+    (first,) = fleet.send_each(system, order)
+    assert first["state"] == "enqueued"
+    assert fleet.send(system, "removable", system) == {"state": "queued"} | first | {
+        "state": "queued"
+    }
+    fleet.send_each(system, Order("removable", [[first["job_id"], [system]]], call="remove"))
+    fleet.until(
+        lambda: fleet.send(system, "removable", system)["state"] == "enqueued",
+        system,
+        "the place of the job that was removed is free",
+    )
+    fleet.until_count("removable", system, 1, "end")
+
+
+@every_system
+def test_the_worker_is_killed(fleet: Fleet, killed: dict[str, float], system: str) -> None:
+    """Another job has its lock when the lease ends, and no earlier."""
+    fleet.until(
+        lambda: [run for run in fleet.diary.entries("mortal", system, "end") if run.values[1] == 2],
+        system,
+        "a job after the one that was killed",
+    )
+    runs = fleet.diary.entries("mortal", system, "start")
+    recovered_s = runs[1].at - killed[system]
+    print(f"{system}: the lock of a killed worker was free after {recovered_s:.1f} s")
+    assert LEASE_S / 3 < recovered_s < LEASE_S + LATE_S
+
+
+def test_no_key_is_left(fleet: Fleet) -> None:
+    """When all has ended nothing of lualock is on the server."""
+    with fleet.server.client() as client:
+        fleet.until(lambda: not client.keys("lualock:*"), "", "no key of lualock is left")
+
+
+def alone(entries: list[Entry]) -> None:
+    """No run began while another had not ended, and each had a greater fence."""
+    assert overlaps(entries) == []
+    fences = [entry.fence for entry in entries if entry.event == "start"]
+    assert fences == sorted(set(fences))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,13 +47,6 @@ class Diary:
         entry = Entry(event, job, list(args), kwargs, fence=fence)
         os.write(self._fd, (json.dumps(asdict(entry)) + "\n").encode())
 
-    @contextmanager
-    def turn(self, job: str, *args: Any, fence: int = 0) -> Iterator[None]:
-        """A run of a job that comes to its end."""
-        self.write("start", job, *args, fence=fence)
-        yield
-        self.write("end", job, *args, fence=fence)
-
     def entries(self, job: str = "", where: str = "", *events: str) -> list[Entry]:
         """What has been written, of a job, a place (its first argument) and some events."""
         with open(self._path, "rb") as file:
@@ -87,3 +78,8 @@ def overlaps(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
             mine = [run for run in running if (run.pid, run.values) == (entry.pid, entry.values)]
             running.remove(mine[0])
     return found
+
+
+def lock_name(job: str, where: str) -> str:
+    """How the lock of a job is called, for the jobs and for the tests."""
+    return f"{job}:{where}"

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lualock
 from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers import apart
-from tests.workers.diary import Diary
+from tests.workers.diary import Diary, lock_name
 from tests.workers.producer import Order
 
 APPS = "tests.workers.apps"
@@ -46,6 +47,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.diary = Diary(str(self.folder / "diary"))
+        self.locks = lualock.connect(self.server.tcp_url)
+        self._begun: set[str] = set()
         self._environment = os.environ | {
             "LUALOCK_URL": self.server.tcp_url,
             "LUALOCK_BROKER": self.server.tcp_url,
@@ -60,20 +63,27 @@ class Fleet:
         for _ in range(producers):
             self.producers.setdefault(system, []).append(self._producer(system))
 
-    def send(
-        self, system: str, job: str, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
-    ) -> Any:
-        """Enqueue one job; what the system's app answers."""
-        return self.send_each(system, Order(job, [list(args)], kwargs, options or {}))[0]
+    def send(self, system: str, job: str, *args: Any, **kwargs: Any) -> Any:
+        """Enqueue one job; what became of it."""
+        return self.send_each(system, Order(job, [list(args)], kwargs))[0]
+
+    def everywhere(self, job: str, *args: Any, **kwargs: Any) -> None:
+        """Enqueue a job in each system, the first time this is called, so that what they wait for
+        they wait for together. Its first argument, the name of the system, is added."""
+        if job not in self._begun:
+            self._begun.add(job)
+            for system in SYSTEMS:
+                self.send(system, job, system, *args, **kwargs)
 
     def send_each(self, system: str, order: Order) -> list[Any]:
         """Enqueue many jobs, shared out among the producers, which work side by side."""
-        producers = self.producers[system]
+        producers = self.producers[system][: len(order.each)]
         for number, producer in enumerate(producers):
             mine = Order(**(asdict(order) | {"each": order.each[number :: len(producers)]}))
             assert producer.stdin is not None
-            producer.stdin.write(json.dumps(asdict(mine)) + "\n")
-            producer.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it says nothing then, either
+                producer.stdin.write(json.dumps(asdict(mine)) + "\n")
+                producer.stdin.flush()
         answers: list[Any] = []
         for producer in producers:
             assert producer.stdout is not None
@@ -84,8 +94,14 @@ class Fleet:
 
     def until(self, condition: Any, system: str, what: str) -> None:
         """Return once a condition is true; what its workers said, if it does not come true."""
+
+        def fulfilled() -> Any:
+            for worker in self.workers.get(system, []):
+                assert worker.poll() is None, f"a worker of {system} died while we waited for {what}"
+            return condition()
+
         try:
-            wait_until(condition, wait_s=WAIT_S, what=what)
+            wait_until(fulfilled, wait_s=WAIT_S, what=what)
         except AssertionError as late:
             raise AssertionError(f"{late}\n{self.said(system)}") from None
 
@@ -96,6 +112,14 @@ class Fleet:
             system,
             f"{count} x {events} of {job} in {system}",
         )
+
+    def free(self, system: str, job: str) -> Any:
+        """The lock of a system's job, once it is free: behind all who wait for it now."""
+        return self.lock(system, job).acquire(timeout=WAIT_S)
+
+    def lock(self, system: str, job: str) -> lualock.Lock:
+        """The lock of a system's job."""
+        return self.locks.lock(lock_name(job, system))
 
     def kill(self, system: str, pid: int) -> None:
         """SIGKILL to the worker that runs a job in this process, and to all that it started."""
@@ -116,6 +140,7 @@ class Fleet:
         for processes in (*self.workers.values(), *self.producers.values()):
             for process in processes:
                 _end(process)
+        self.locks.close()
         self.diary.close()
 
     def _worker(self, system: str) -> subprocess.Popen[bytes]:

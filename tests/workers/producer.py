@@ -19,23 +19,23 @@ from typing import Any
 
 @dataclass
 class Order:
-    """Enqueue a job, once for each list of arguments."""
+    """Call a function of the app, once for each list of arguments: ``send`` a job, ``later``, ..."""
 
     job: str
     each: list[list[Any]]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    call: str = "send"
     together: bool = False
 
 
 class Producer:
-    """An app's ``send``, whichever kind of function it is."""
+    """An app's functions, whichever kind they are."""
 
     def __init__(self, system: str) -> None:
-        self._send: Any = importlib.import_module(f"tests.workers.apps.{system}").send
+        self._app: Any = importlib.import_module(f"tests.workers.apps.{system}")
 
     def carry_out(self, order: Order, loop: asyncio.AbstractEventLoop) -> list[Any]:
-        if inspect.iscoroutinefunction(self._send):
+        if inspect.iscoroutinefunction(self._app.send):
             return loop.run_until_complete(self._tasks(order))
         if not order.together:
             return [self._one(order, args) for args in order.each]
@@ -49,7 +49,8 @@ class Producer:
             return list(threads.map(one, order.each))
 
     def _one(self, order: Order, args: list[Any]) -> Any:
-        return self._send(order.job, args, order.kwargs, **order.options)
+        call = getattr(self._app, order.call)
+        return call(order.job, *args) if order.call == "remove" else call(order.job, args, order.kwargs)
 
     async def _tasks(self, order: Order) -> list[Any]:
         if order.together:

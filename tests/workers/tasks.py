@@ -1,23 +1,33 @@
 """The jobs that every system runs, written once.
 
-A body is a generator that yields for how many seconds it wants to sleep, so that the same lines are
-a plain function for one system and a coroutine function for another. The first argument, ``where``,
-is the name of the test's system: each has locks of its own, unless a test wants it otherwise.
+A body is a generator, so that the same lines are a plain function for one system and a coroutine
+function for another: it yields for how many seconds it wants to sleep, or what is to be awaited
+where there is something to await. The first argument, ``where``, is the name of the test's system:
+each has locks of its own, unless a test wants it otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lualock
-from tests.workers.diary import Diary
+from lualock.jobs import Coalesce, Replace, Retry, current_lease
+from tests.workers.diary import Diary, lock_name
 
-Body = Callable[..., Generator[float, None, Any]]
+Steps = Generator[Any, Any, Any]
+Body = Callable[..., Steps]
+
+SOON_S = 0.5
+"""When a job that finds its lock held comes back."""
+KEPT_S = 2.0
+"""For how long a lock is kept after the last attempt has failed."""
 
 locks = lualock.connect(os.environ["LUALOCK_URL"])
 diary = Diary(os.environ["LUALOCK_DIARY"])
@@ -25,17 +35,31 @@ diary = Diary(os.environ["LUALOCK_DIARY"])
 _declared: list[tuple[Body, dict[str, Any]]] = []
 
 
+class Flop(Exception):
+    """What a job raises that is to be retried, where its system has no exception for that."""
+
+
+flop: Callable[[], Exception] = Flop
+
+
 def task(**options: Any) -> Callable[[Body], Body]:
     """Declare a job: its body, and what ``locks.job`` is told."""
 
     def declare(body: Body) -> Body:
-        _declared.append((body, options))
+        name = body.__name__
+        told = {"on_failed": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
+        callbacks = {option: _tell(event, name) for option, event in told.items()}
+        _declared.append((body, {"key": _key(name)} | callbacks | options))
         return body
 
     return declare
 
 
-def tell(event: str, job: str) -> Callable[..., None]:
+def _key(name: str) -> Callable[..., str]:
+    return lambda where, *args, **kwargs: lock_name(name, where)
+
+
+def _tell(event: str, job: str) -> Callable[..., None]:
     """A callback that writes down with what it was called."""
     return lambda *args, **kwargs: diary.write(event, job, *args, **kwargs)
 
@@ -53,10 +77,12 @@ def jobs(module: str, *, asynchronous: bool) -> dict[str, Any]:
 def _plain(body: Body) -> Callable[..., Any]:
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
-        steps = body(*args, **kwargs)
+        steps, value = body(*args, **kwargs), None
         try:
             while True:
-                time.sleep(next(steps))
+                value = steps.send(value)
+                if isinstance(value, float):
+                    value = time.sleep(value)
         except StopIteration as done:
             return done.value
 
@@ -66,34 +92,115 @@ def _plain(body: Body) -> Callable[..., Any]:
 def _coroutine(body: Body) -> Callable[..., Any]:
     @functools.wraps(body)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        steps = body(*args, **kwargs)
+        steps, value = body(*args, **kwargs), None
         try:
             while True:
-                await asyncio.sleep(next(steps))
+                value = steps.send(value)
+                if isinstance(value, float):
+                    value = await asyncio.sleep(value)
+                elif inspect.isawaitable(value):
+                    value = await value
         except StopIteration as done:
             return done.value
 
     return run
 
 
-@task(key=lambda where, number, hold=0.0: f"exclusive:{where}", on_failed=tell("failed", "exclusive"))
-def exclusive(where: str, number: int, hold: float = 0.0) -> Generator[float, None, int]:
+@contextmanager
+def turn(job: str, *args: Any) -> Iterator[None]:
+    """A run that comes to its end, in the diary."""
+    lease = current_lease()
+    diary.write("start", job, *args, fence=0 if lease is None else lease.fence)
+    yield
+    diary.write("end", job, *args)
+
+
+@task()
+def exclusive(where: str, number: int, hold: float = 0.0) -> Steps:
     """One at a time, whatever the number."""
-    with diary.turn("exclusive", where, number):
+    with turn("exclusive", where, number):
         yield hold
     return number
 
 
-@task(timeout=0.2, on_expired=tell("expired", "overdue"))
-def overdue(where: str, shop: str, *, pages: int = 1) -> Generator[float, None, None]:
+@task(timeout=0.2)
+def overdue(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Takes longer than its lease."""
-    with diary.turn("overdue", where, shop):
+    with turn("overdue", where, shop):
         yield 0.4
 
 
-@task(key=lambda where, *rest: f"mortal:{where}", on_failed=tell("failed", "mortal"))
-def mortal(where: str, seconds: float) -> Generator[float, None, None]:
-    """Is killed, with a lease as it is by default."""
-    diary.write("start", "mortal", where, seconds)
-    yield seconds
-    diary.write("end", "mortal", where, seconds)
+@task(policy=Retry(SOON_S))
+def mortal(where: str, number: int) -> Steps:
+    """The first run never ends, and has a lease as it is by default."""
+    first = not diary.count("mortal", where, "start")
+    with turn("mortal", where, number):
+        yield 600.0 if first else 0.0
+
+
+@task(policy=Retry(SOON_S))
+def patient(where: str, number: int) -> Steps:
+    """Comes back later while another runs."""
+    with turn("patient", where, number):
+        yield 0.2
+
+
+def _flaky(name: str, where: str) -> Steps:
+    first = not diary.count(name, where, "start")
+    diary.write("start", name, where)
+    yield 0.5
+    if first:
+        raise flop()
+    diary.write("end", name, where)
+
+
+@task(on_retry="hold", policy=Retry(SOON_S))
+def holding(where: str) -> Steps:
+    """Fails at first, and keeps its lock until it is tried again."""
+    return _flaky("holding", where)
+
+
+@task(on_retry="release", policy=Retry(SOON_S))
+def freeing(where: str) -> Steps:
+    """Fails at first, and lets others have its lock until it is tried again."""
+    return _flaky("freeing", where)
+
+
+@task(on_final_failure="keep", queue_ttl=KEPT_S)
+def keeping(where: str) -> Steps:
+    """Fails for good, and its lock stays for a while."""
+    diary.write("start", "keeping", where)
+    yield 0.0
+    raise ValueError("for good")
+
+
+@task(unique="queued", policy=Retry(SOON_S))
+def single(where: str, number: int) -> Steps:
+    """At most one is queued."""
+    with turn("single", where, number):
+        yield 0.0
+
+
+@task(policy=Coalesce(wait=0, then=Retry(SOON_S)))
+def coalesced(where: str, number: int) -> Steps:
+    """Runs once more, however many come while it runs; and runs until it is told to go."""
+    with turn("coalesced", where, number):
+        while not diary.count("coalesced", where, "go"):
+            yield 0.02
+
+
+@task(policy=Replace(wait=60))
+def replaced(where: str, number: int) -> Steps:
+    """The first runs until it is asked to stop."""
+    with turn("replaced", where, number):
+        lease = current_lease()
+        assert lease is not None
+        while number == 1 and not (yield lease.release_requested()):
+            yield 0.02
+
+
+@task(unique="queued")
+def removable(where: str) -> Steps:
+    """Is removed from its queue before it runs."""
+    with turn("removable", where):
+        yield 0.0

@@ -1,5 +1,22 @@
-"""A program of each system. ``send`` enqueues a job; the workers are started by ``fleet``."""
+"""A program of each system, as its users write one: the jobs, and ``send``, which enqueues one.
+
+What only some systems have, a start that is delayed or the removal of a queued job, is a function
+``later`` or ``remove`` of their programs. The workers are started by ``fleet``.
+"""
 
 import os
+from typing import Any
+
+from lualock.jobs import Enqueued, Refused
 
 BROKER = os.environ["LUALOCK_BROKER"]
+RETRY_S = 1
+FLAKY = ("holding", "freeing")
+"""The jobs that their system is to try a second time, after RETRY_S seconds."""
+DELAY_S = 3
+
+
+def outcome(entry: Enqueued | Refused) -> dict[str, Any]:
+    """What became of a job, for the producer's answer."""
+    state = "enqueued" if isinstance(entry, Enqueued) else entry.state
+    return {"state": state, "job_id": entry.job_id}

@@ -7,23 +7,18 @@ from typing import Any
 import arq
 from arq.connections import RedisSettings
 
+from lualock.jobs.arq import enqueue, locked, removed
 from tests.workers import tasks
-from tests.workers.apps import BROKER
+from tests.workers.apps import BROKER, DELAY_S, RETRY_S, outcome
 
+tasks.flop = lambda: arq.Retry(defer=RETRY_S)
 settings = RedisSettings.from_dsn(BROKER)
-jobs = tasks.jobs(__name__, asynchronous=True)
+jobs = {name: locked(job) for name, job in tasks.jobs(__name__, asynchronous=True).items()}
 _pool: Any = None
 
 
-def function(name: str, job: Any) -> Any:
-    async def run(ctx: Any, *args: Any, **kwargs: Any) -> Any:
-        return await job(*args, **kwargs)
-
-    return arq.func(run, name=name)
-
-
 class WorkerSettings:
-    functions = [function(name, job) for name, job in jobs.items()]  # noqa: RUF012  # arq reads a list
+    functions = list(jobs.values())
     redis_settings = settings
     poll_delay = 0.1
     max_jobs = 4
@@ -32,4 +27,13 @@ class WorkerSettings:
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
     global _pool
     _pool = _pool or await arq.create_pool(settings)
-    return (await _pool.enqueue_job(job, *args, **kwargs, **options)).job_id
+    return outcome(await enqueue(_pool, jobs[job], *args, **kwargs, **options))
+
+
+async def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return await send(job, args, kwargs, _defer_by=DELAY_S)
+
+
+async def remove(job: str, job_id: str, args: list[Any]) -> None:
+    await _pool.zrem(arq.constants.default_queue_name, job_id)
+    await removed(jobs[job], job_id, *args)

@@ -6,16 +6,31 @@ from typing import Any
 
 import celery
 
+from lualock.jobs.celery import LockedTask
 from tests.workers import tasks
-from tests.workers.apps import BROKER
+from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S
 
-app = celery.Celery("tests", broker=BROKER)
+app = celery.Celery("tests", broker=BROKER, task_cls=LockedTask)
 app.conf.update(worker_prefetch_multiplier=1, task_default_queue="celery-tests")
+RETRIES = {
+    "autoretry_for": (tasks.Flop,),
+    "retry_kwargs": {"countdown": RETRY_S, "max_retries": 1},
+}
 jobs = {
-    name: app.task(name=name)(job)
+    name: app.task(name=name, **(RETRIES if name in FLAKY else {}))(job)
     for name, job in tasks.jobs(__name__, asynchronous=False).items()
 }
 
 
 def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
-    return jobs[job].apply_async(args, kwargs, **options).id
+    result = jobs[job].apply_async(args, kwargs, **options)
+    state = "enqueued" if result.refused is None else result.refused.state
+    return {"state": state, "job_id": result.id}
+
+
+def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return send(job, args, kwargs, countdown=DELAY_S)
+
+
+def remove(job: str, job_id: str, args: list[Any]) -> None:
+    app.control.revoke(job_id)

@@ -7,16 +7,31 @@ from typing import Any
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
+from lualock.jobs.dramatiq import LockedActor
 from tests.workers import tasks
-from tests.workers.apps import BROKER
+from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
 broker = RedisBroker(url=BROKER)
 dramatiq.set_broker(broker)
-jobs = {
-    name: dramatiq.actor(actor_name=name)(job)
+BACKOFF = {"min_backoff": RETRY_S * 1000, "max_backoff": RETRY_S * 1000}
+jobs: dict[str, Any] = {
+    name: dramatiq.actor(
+        actor_class=LockedActor, actor_name=name, max_retries=int(name in FLAKY), **BACKOFF
+    )(job)
     for name, job in tasks.jobs(__name__, asynchronous=False).items()
 }
 
 
-def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
-    return jobs[job].send_with_options(args=args, kwargs=kwargs, **options).message_id
+def send(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return outcome(jobs[job].enqueue(*args, **kwargs))
+
+
+def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    # It will be too old when it is due, and so be skipped: the only way to take a message back.
+    return outcome(
+        jobs[job].enqueue_with_options(args=args, kwargs=kwargs, delay=DELAY_S * 1000, max_age=1)
+    )
+
+
+def remove(job: str, job_id: str, args: list[Any]) -> None:
+    """Nothing to do: see ``later``."""

@@ -6,15 +6,25 @@ from typing import Any
 
 from huey import RedisHuey
 
+from lualock.jobs.huey import LockedTask
 from tests.workers import tasks
-from tests.workers.apps import BROKER
+from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
 huey = RedisHuey("tests", url=BROKER)
+huey.task_wrapper_class = LockedTask
 jobs = {
-    name: huey.task(name=name)(job)
+    name: huey.task(name=name, retries=int(name in FLAKY), retry_delay=RETRY_S)(job)
     for name, job in tasks.jobs(__name__, asynchronous=False).items()
 }
 
 
-def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
-    return huey.enqueue(jobs[job].s(*args, **kwargs, **options)).id
+def send(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return outcome(jobs[job].enqueue(*args, **kwargs))
+
+
+def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return outcome(jobs[job].enqueue(*args, **kwargs, delay=DELAY_S))
+
+
+def remove(job: str, job_id: str, args: list[Any]) -> None:
+    huey.revoke_by_id(job_id)

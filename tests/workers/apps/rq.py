@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import redis
 import rq
 
+from lualock.jobs.rq import enqueue, enqueue_in, horse_killed, locked, removed
 from tests.workers import tasks
-from tests.workers.apps import BROKER
+from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
 connection = redis.Redis.from_url(BROKER)
 queue = rq.Queue("tests", connection=connection)
-jobs = tasks.jobs(__name__, asynchronous=False)
+jobs = {name: locked(job) for name, job in tasks.jobs(__name__, asynchronous=False).items()}
 globals().update(jobs)  # RQ finds a job by its module and name
 
 
-def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
-    return queue.enqueue(jobs[job], args=args, kwargs=kwargs, **options).id
+def send(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    options = {"retry": rq.Retry(max=1, interval=RETRY_S)} if job in FLAKY else {}
+    return outcome(enqueue(queue, jobs[job], *args, **kwargs, **options))
+
+
+def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return outcome(enqueue_in(queue, timedelta(seconds=DELAY_S), jobs[job], *args, **kwargs))
+
+
+def remove(job: str, job_id: str, args: list[Any]) -> None:
+    queued = rq.job.Job.fetch(job_id, connection=connection)
+    queued.cancel()
+    removed(queued)
 
 
 if __name__ == "__main__":
-    rq.Worker([queue], connection=connection).work(with_scheduler=True, logging_level="INFO")
+    rq.Worker([queue], connection=connection, work_horse_killed_handler=horse_killed).work(
+        with_scheduler=True, logging_level="INFO"
+    )

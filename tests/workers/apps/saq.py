@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import time
 from typing import Any
 
 import saq
 
+from lualock.jobs.saq import enqueue, locked, removed
 from tests.workers import tasks
-from tests.workers.apps import BROKER
+from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
 queue = saq.Queue.from_url(BROKER, name="tests")
-jobs = tasks.jobs(__name__, asynchronous=True)
-
-
-def function(job: Any) -> Any:
-    async def run(ctx: Any, **kwargs: Any) -> Any:
-        return await job(**kwargs)
-
-    return run
-
-
-settings = {
-    "queue": queue,
-    "functions": [(name, function(job)) for name, job in jobs.items()],
-    "concurrency": 4,
-}
+jobs = {name: locked(job) for name, job in tasks.jobs(__name__, asynchronous=True).items()}
+settings = {"queue": queue, "functions": list(jobs.values()), "concurrency": 4}
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
     named = inspect.signature(jobs[job]).bind(*args, **kwargs).arguments
-    return (await queue.enqueue(saq.Job(job, kwargs=dict(named), **options))).key
+    told = {"timeout": 0} | ({"retries": 2, "retry_delay": RETRY_S} if job in FLAKY else {})
+    return outcome(await enqueue(queue, jobs[job], **named, **told, **options))
+
+
+async def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return await send(job, args, kwargs, scheduled=int(time.time()) + DELAY_S)
+
+
+async def remove(job: str, job_id: str, args: list[Any]) -> None:
+    queued = await queue.job(job_id)
+    assert queued is not None
+    await queued.abort("not wanted any more")
+    await removed(jobs[job], queued)

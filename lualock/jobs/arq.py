@@ -1,0 +1,120 @@
+"""arq: jobs that have their lock in its workers. ``pip install 'lualock[arq]'``.
+
+::
+
+    @locked
+    @locks.job(unique="queued", policy=jobs.Retry(delay=10))
+    async def rebuild(shop_id): ...   # without ctx: see context()
+
+    class WorkerSettings:
+        functions = [rebuild]
+
+    await enqueue(pool, rebuild, 7)
+
+The lock is taken by the function: an error in ``on_job_start`` would end the whole worker. A job
+has no room for a token, so its place has one that is made of its id.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import arq
+from arq.constants import retry_key_prefix
+from arq.jobs import Job, JobStatus
+
+from lualock.errors import InvalidArgument
+from lualock.jobs.bound import bound
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
+
+_context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
+
+
+def context() -> dict[Any, Any]:
+    """In a job: the ``ctx`` of arq, which a locked function does not get as an argument."""
+    return _context.get()
+
+
+def locked(job: Any, *, max_tries: int = 5) -> Callable[..., Any]:
+    """What arq is to run: the coroutine function, or the ``LockedJob``, behind its lock.
+
+    :param max_tries: what arq has for this function; with ``on_retry="hold"`` and
+        ``on_final_failure`` it says which attempt is the last.
+    """
+    work = bound(job)
+    if not work.asynchronous:
+        raise InvalidArgument(f"job {work.name} must be a coroutine function, as arq wants it")
+
+    @functools.wraps(work.body)
+    async def perform(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        before = _context.set(ctx)
+        tries_left = max_tries - ctx["job_try"]
+        try:
+            delivery = Delivery(ctx["job_id"], will_retry=functools.partial(_retry_s, tries_left))
+            return await work.run(args, kwargs, delivery)
+        except RetryLater as later:
+            # arq counts every delivery as a try, and this was none.
+            await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
+            raise arq.Retry(defer=later.delay_s) from None
+        finally:
+            _context.reset(before)
+
+    if isinstance(job, type):
+        perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
+    perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    return perform
+
+
+async def enqueue(
+    pool: arq.ArqRedis, job: Any, *args: Any, _function: str | None = None, **options: Any
+) -> Enqueued | Refused:
+    """``pool.enqueue_job(name of the job, ...)`` unless another is in its way.
+
+    ``result`` is arq's job. Arguments that begin with ``_`` are arq's, but for ``_function``: its
+    name there, if it was given one by ``arq.func``.
+    """
+    work = bound(job)
+    job_id = options.pop("_job_id", None)
+    if job_id is not None:
+        status = await Job(job_id, pool).status()
+        if status is not JobStatus.not_found:  # arq would not push it
+            running = status is JobStatus.in_progress
+            return Refused(job_id, "running" if running else "queued")
+    job_id = job_id or uuid4().hex
+    kwargs = {name: value for name, value in options.items() if not name.startswith("_")}
+    name = _function or job.__qualname__
+    return await work.enqueue_async(
+        lambda token: pool.enqueue_job(name, *args, _job_id=job_id, **options),
+        args,
+        kwargs,
+        job_id=job_id,
+        token=token_of(job_id),
+        delay=_delay_s(options.get("_defer_by"), options.get("_defer_until")),
+    )
+
+
+async def removed(job: Any, job_id: str, *args: Any, **kwargs: Any) -> None:
+    """A queued job was aborted or removed: give up its place in the queue."""
+    await bound(job).cancel_async(args, kwargs, token=token_of(job_id))
+
+
+def _retry_s(tries_left: int, error: BaseException) -> float | None:
+    """In how many seconds arq runs a job again that raised this."""
+    # It also runs again what it cancels when it is stopped, but not what it cancels for other
+    # reasons, and it does not tell which is which; that one takes its lock anew.
+    if tries_left > 0 and isinstance(error, arq.Retry | arq.worker.RetryJob):
+        return float(getattr(error, "defer_score", None) or 0) / 1000
+    return None
+
+
+def _delay_s(defer_by: Any, defer_until: datetime | None) -> float:
+    if defer_until is not None:
+        return max(0.0, (defer_until - datetime.now(defer_until.tzinfo)).total_seconds())
+    if isinstance(defer_by, timedelta):
+        return defer_by.total_seconds()
+    return float(defer_by or 0.0)

@@ -1,0 +1,171 @@
+"""Celery: tasks that have their lock in its workers. ``pip install 'lualock[celery]'``.
+
+::
+
+    @app.task(base=LockedTask)
+    @locks.job(unique="queued", policy=jobs.Retry(delay=10))
+    def rebuild(shop_id): ...
+
+    rebuild.delay(7).refused  # None, or who is in its way
+
+The token of a queued task travels in its headers. A task that was revoked gives up its place when a
+worker comes to it; ``celery purge`` tells nobody, so places then end with ``queue_ttl``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import celery
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals
+from celery.exceptions import Retry
+from celery.utils import uuid
+
+from lualock.errors import InvalidArgument, LockError
+from lualock.jobs.bound import Bound, bound
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater
+
+HEADER = "lualock"
+
+log = logging.getLogger("lualock.jobs")
+
+
+class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
+    """A task whose function was decorated with ``locks.job``; any other is as without this base.
+
+    ``delay`` and ``apply_async`` return the result of the task that is there already where
+    ``unique=`` refuses a new one. Their result's ``refused`` says so.
+    """
+
+    abstract = True
+    work: Bound | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        run = vars(cls).get("run")
+        function = getattr(run, "__func__", run)
+        if not hasattr(function, "__lualock__"):
+            return
+        if not isinstance(run, staticmethod):
+            raise InvalidArgument(
+                f"task {cls.__name__}: with bind=True the task itself would be one of the "
+                "arguments that name its lock; leave it out, and use celery.current_task"
+            )
+        cls.work = bound(function)
+        cls.run = staticmethod(_locked(cls.work))
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> Any:
+        headers = dict(options.pop("headers", None) or {})
+        push = functools.partial(super().apply_async, args, kwargs)
+        if self.work is None or HEADER in headers:  # a retry has its place
+            return push(task_id=task_id, headers=headers or None, **options)
+        task_id = task_id or uuid()
+
+        def enter(token: str) -> Any:
+            told = headers | ({HEADER: token} if token else {})
+            return push(task_id=task_id, headers=told or None, **options)
+
+        delay = max(0.0, _delay_s(options))
+        entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
+        if isinstance(entry, Enqueued):
+            entry.result.refused = None
+            return entry.result
+        result = self.AsyncResult(entry.job_id or task_id)
+        result.refused = entry
+        return result
+
+
+def _locked(work: Bound) -> Callable[..., Any]:
+    """What a worker runs."""
+
+    @functools.wraps(work.body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        task = celery.current_task
+        request = task.request
+        delivery = None
+        if not request.called_directly:
+            delivery = Delivery(request.id, _token(request), functools.partial(_retry_s, task))
+        try:
+            result = work.run(args, kwargs, delivery)
+            return asyncio.run(result) if work.asynchronous else result
+        except RetryLater as later:
+            if request.called_directly or request.is_eager:
+                raise
+            again = later
+        # Sent again as it is, and not by task.retry(), which would count it.
+        task.signature_from_request(
+            request, countdown=again.delay_s, retries=request.retries
+        ).apply_async()
+        raise Retry(str(again), when=again.delay_s)
+
+    return run
+
+
+def _token(request: Any) -> str | None:
+    token: str | None = (request.headers or {}).get(HEADER)
+    return token
+
+
+def _delay_s(options: dict[str, Any]) -> float:
+    """For how long a task is not to begin."""
+    eta = options.get("eta")
+    if isinstance(eta, datetime):
+        return (eta - datetime.now(eta.tzinfo)).total_seconds()
+    return float(options.get("countdown") or 0.0)
+
+
+def _retry_s(task: Any, error: BaseException) -> float | None:
+    """In how many seconds at most Celery runs a task again that raised this."""
+    if isinstance(error, Retry):
+        if isinstance(error.when, datetime):
+            return max(0.0, _delay_s({"eta": error.when}))
+        return float(error.when or 0.0)
+    # What add_autoretry_behaviour, which is around this, will do.
+    told = {"max_retries": task.max_retries} | getattr(task, "retry_kwargs", {})
+    if not isinstance(error, tuple(getattr(task, "autoretry_for", ()))):
+        return None
+    if isinstance(error, tuple(getattr(task, "dont_autoretry_for", ()))):
+        return None
+    if told["max_retries"] is not None and task.request.retries >= told["max_retries"]:
+        return None
+    if getattr(task, "retry_backoff", False):
+        return float(getattr(task, "retry_backoff_max", 600))
+    return float(told.get("countdown", task.default_retry_delay))
+
+
+@signals.task_revoked.connect  # type: ignore[untyped-decorator]
+def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
+    """In the worker's main process: a task will not begin, or was killed."""
+    work = getattr(sender, "work", None)
+    if isinstance(work, Bound):
+        _free(work, request.args, request.kwargs, request.id, _token(request), died=terminated)
+
+
+@signals.task_failure.connect  # type: ignore[untyped-decorator]
+def _lost(
+    sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any
+) -> None:
+    """In the worker's main process: the process that ran a task is gone."""
+    work = getattr(sender, "work", None)
+    if isinstance(work, Bound) and isinstance(exception, TimeLimitExceeded | WorkerLostError):
+        _free(work, args, kwargs, task_id, None, died=True)
+
+
+def _free(
+    work: Bound, args: Any, kwargs: Any, task_id: str, token: str | None, *, died: bool
+) -> None:
+    try:
+        if died:
+            work.died(args, kwargs, job_id=task_id, token=token)
+        elif token:
+            work.cancel(args, kwargs, token=token)
+    except LockError as error:
+        log.warning("what task %s has ends by itself: %s", task_id, error)

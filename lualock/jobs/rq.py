@@ -1,0 +1,121 @@
+"""RQ: jobs that have their lock in its workers. ``pip install 'lualock[rq]'``.
+
+::
+
+    @locked
+    @locks.job(unique="queued", policy=jobs.Retry(delay=10))
+    def rebuild(shop_id): ...
+
+    enqueue(queue, rebuild, 7)
+
+A policy that delivers a job again needs a worker with a scheduler (``rq worker --with-scheduler``),
+as RQ's own retries do. The token of a queued job travels in its ``meta``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import sys
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import rq
+from rq.job import Job, get_current_job
+
+from lualock.errors import LockError
+from lualock.jobs.bound import Bound, bound
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+
+META = "lualock"
+
+log = logging.getLogger("lualock.jobs")
+
+
+def locked(job: Any) -> Any:
+    """What RQ is to run: the function, or the :class:`lualock.LockedJob`, behind its lock."""
+    work = bound(job)
+
+    @functools.wraps(work.body)
+    def perform(*args: Any, **kwargs: Any) -> Any:
+        delivered = get_current_job()
+        try:
+            result = work.run(args, kwargs, delivered and _delivery(delivered))
+            return asyncio.run(result) if work.asynchronous else result
+        except RetryLater as later:
+            if delivered is None:
+                raise
+            return _again(delivered, later)
+
+    perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    if isinstance(job, type):
+        # RQ finds what it runs by its name, which is to lead to this and not to the class.
+        perform.__module__, perform.__qualname__ = job.__module__, f"{job.__qualname__}.delivered"
+        job.delivered = staticmethod(perform)  # type: ignore[attr-defined]
+        return job
+    return perform
+
+
+def enqueue(queue: rq.Queue, job: Any, *args: Any, **options: Any) -> Enqueued | Refused:
+    """``queue.enqueue(job, ...)`` unless another job is in its way; ``result`` is RQ's job."""
+    return enqueue_in(queue, timedelta(), job, *args, **options)
+
+
+def enqueue_in(
+    queue: rq.Queue, delay: timedelta, job: Any, *args: Any, **options: Any
+) -> Enqueued | Refused:
+    """``queue.enqueue_in(delay, job, ...)`` unless another job is in its way."""
+    work = bound(job)
+    function = getattr(job, "delivered", job)
+    told = queue.parse_args(function, *args, **options)
+    job_id = told.job_id or str(uuid4())
+
+    def push(token: str) -> Job:
+        meta = (told.meta or {}) | ({META: token} if token else {})
+        send = functools.partial(queue.enqueue_in, delay) if delay else queue.enqueue
+        return send(function, *args, **(options | {"job_id": job_id, "meta": meta}))
+
+    args, kwargs = told.args or (), told.kwargs or {}
+    return work.enqueue(push, args, kwargs, job_id=job_id, delay=delay.total_seconds())
+
+
+def removed(job: Job) -> None:
+    """A job was cancelled, deleted, or its queue emptied: give up its place in the queue."""
+    token = job.meta.get(META)
+    if token:
+        bound(job.func).cancel(job.args, job.kwargs, token=token)
+
+
+def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
+    """For ``Worker(work_horse_killed_handler=...)``: free the lock at once, not when it expires."""
+    work = getattr(job.func, "__lualock__", None)
+    if isinstance(work, Bound):
+        try:
+            work.died(job.args, job.kwargs, job_id=job.id, token=job.meta.get(META))
+        except LockError as error:
+            log.warning("the lock of job %s, which was killed, ends by itself: %s", job.id, error)
+
+
+def _delivery(job: Job) -> Delivery:
+    return Delivery(
+        job.id,
+        job.meta.get(META),
+        will_retry=lambda error: job.get_retry_interval() if job.should_retry else None,
+        result_retry=functools.partial(_result_retry, job),
+    )
+
+
+def _result_retry(job: Job, result: Any) -> float | None:
+    """When RQ runs a job again that returned this."""
+    done = job.number_of_retries or 0
+    if not isinstance(result, rq.Retry) or (done and done >= result.max):
+        return None
+    return rq.Retry.get_interval(done, result.intervals)
+
+
+def _again(job: Job, later: RetryLater) -> rq.Retry:
+    # What the job itself returns as a Retry is counted, and this is to be none of that.
+    job.number_of_retries = (job.number_of_retries or 0) - 1
+    return rq.Retry(max=sys.maxsize, interval=[later.delay_s])  # type: ignore[list-item]

@@ -1,0 +1,147 @@
+"""taskiq: tasks that have their lock in its workers. ``pip install 'lualock[taskiq]'``.
+
+::
+
+    @locked(broker)
+    @locks.job(unique="queued", policy=jobs.Retry(delay=10))
+    async def rebuild(shop_id): ...
+
+    await enqueue(rebuild, 7)
+
+The lock is taken by the function: the hook ``pre_execute`` must not raise. The token of a queued
+task travels in its labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from taskiq import (
+    AsyncBroker,
+    AsyncTaskiqDecoratedTask,
+    ScheduleSource,
+    SimpleRetryMiddleware,
+    SmartRetryMiddleware,
+    TaskiqMessage,
+    TaskiqMiddleware,
+)
+from taskiq.exceptions import NoResultError
+from taskiq.kicker import AsyncKicker
+
+from lualock.jobs.bound import Bound, bound
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+
+LABEL = "lualock"
+
+_message: ContextVar[TaskiqMessage | None] = ContextVar("lualock_taskiq", default=None)
+
+
+def locked(
+    broker: AsyncBroker,
+    task_name: str | None = None,
+    *,
+    schedule_source: ScheduleSource | None = None,
+    **labels: Any,
+) -> Callable[[Any], AsyncTaskiqDecoratedTask[Any, Any]]:
+    """``broker.task(...)`` for a function that was decorated with ``locks.job``, or a ``LockedJob``.
+
+    :param schedule_source: where a task that is to be delivered again waits for that (a scheduler
+        must run); without one it waits in its worker, where it counts as one that runs.
+    """
+    if not any(isinstance(middleware, _Messages) for middleware in broker.middlewares):
+        broker.add_middlewares(_Messages())
+
+    def declare(job: Any) -> AsyncTaskiqDecoratedTask[Any, Any]:
+        work = bound(job)
+        perform = _locked(work, broker, schedule_source)
+        perform.__module__ = job.__module__
+        perform.__name__ = job.__name__
+        return broker.task(task_name, **labels)(perform)
+
+    return declare
+
+
+async def enqueue(task: Any, *args: Any, **kwargs: Any) -> Enqueued | Refused:
+    """``task.kiq(...)`` unless another task is in its way; ``result`` is what that returns.
+
+    ``task`` may be a kicker, with labels of its own: ``rebuild.kicker().with_labels(...)``.
+    """
+    kicker: AsyncKicker[Any, Any] = task.kicker() if hasattr(task, "kicker") else task
+    found = kicker.broker.find_task(kicker.task_name)
+    work = bound(found.original_func if found else None)
+    job_id = kicker.custom_task_id or kicker.broker.id_generator()
+    kicker = kicker.with_task_id(job_id)
+
+    def push(token: str) -> Any:
+        return (kicker.with_labels(**{LABEL: token}) if token else kicker).kiq(*args, **kwargs)
+
+    return await work.enqueue_async(push, args, kwargs, job_id=job_id)
+
+
+def _locked(work: Bound, broker: AsyncBroker, source: ScheduleSource | None) -> Any:
+    """What a worker runs."""
+
+    @functools.wraps(work.body)
+    async def perform(*args: Any, **kwargs: Any) -> Any:
+        message = _message.get()
+        delivery = None
+        if message is not None:
+            will_retry = functools.partial(_retry_s, broker, message)
+            delivery = Delivery(message.task_id, message.labels.get(LABEL), will_retry)
+        try:
+            if work.asynchronous:
+                return await work.run(args, kwargs, delivery)
+            return await asyncio.to_thread(work.run, args, kwargs, delivery)
+        except RetryLater as later:
+            if message is None:
+                raise
+            delay_s = later.delay_s
+        await _again(message, broker, source, delay_s)
+        raise NoResultError
+
+    perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    return perform
+
+
+async def _again(
+    message: TaskiqMessage, broker: AsyncBroker, source: ScheduleSource | None, delay_s: float
+) -> None:
+    """Have a task delivered again, with its id and its labels."""
+    kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, broker, message.labels)
+    kicker = kicker.with_task_id(message.task_id)
+    if source is None:
+        await asyncio.sleep(delay_s)
+        await kicker.kiq(*message.args, **message.kwargs)
+    else:
+        when = datetime.now(timezone.utc) + timedelta(seconds=delay_s)
+        await kicker.schedule_by_time(source, when, *message.args, **message.kwargs)
+
+
+def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) -> float | None:
+    """In how many seconds at most taskiq's middleware has a task run again that raised this."""
+    for middleware in broker.middlewares:
+        if isinstance(middleware, SimpleRetryMiddleware | SmartRetryMiddleware):
+            kinds = middleware._get_types_of_exceptions(message)
+            told = message.labels.get("retry_on_error", middleware.default_retry_label)
+            done = int(message.labels.get("_retries", 0)) + 1
+            most = int(message.labels.get("max_retries", middleware.default_retry_count))
+            if isinstance(error, NoResultError) or str(told).lower() != "true" or done >= most:
+                return None
+            if kinds is not None and not isinstance(error, tuple(kinds)):
+                return None
+            smart = isinstance(middleware, SmartRetryMiddleware)
+            return middleware.make_delay(message, done) + 1 if smart else 0.0
+    return None
+
+
+class _Messages(TaskiqMiddleware):
+    """Tells a task which message it works on."""
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        _message.set(message)
+        return message
