@@ -32,6 +32,8 @@ WORKERS = {
     "saq": f"-m saq {APPS}.saq.settings",
 }
 SYSTEMS = tuple(WORKERS)
+# What else a system needs, one process of it.
+BESIDE = {"rq": f"-m {APPS}.rq scheduler"}
 # Slow machines start thirty processes slowly; nothing here takes longer than it needs.
 WAIT_S = 60.0
 
@@ -58,8 +60,11 @@ class Fleet:
 
     def start(self, system: str, workers: int = 2, producers: int = 2) -> None:
         """Start processes; they get ready while we go on."""
-        for _ in range(workers):
-            self.workers.setdefault(system, []).append(self._worker(system))
+        commands = [WORKERS[system]] * workers
+        if system in BESIDE and system not in self.workers:
+            commands.append(BESIDE[system])
+        for command in commands:
+            self.workers.setdefault(system, []).append(self._worker(system, command))
         for _ in range(producers):
             self.producers.setdefault(system, []).append(self._producer(system))
 
@@ -143,10 +148,10 @@ class Fleet:
         self.locks.close()
         self.diary.close()
 
-    def _worker(self, system: str) -> subprocess.Popen[bytes]:
+    def _worker(self, system: str, command: str) -> subprocess.Popen[bytes]:
         with self._log(system, "worker") as log:
             return subprocess.Popen(
-                [_python(system), *WORKERS[system].split()],
+                [_python(system), *command.split()],
                 cwd=self.folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

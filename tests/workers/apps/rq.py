@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import Any
 
 import redis
 import rq
+from rq.scheduler import RQScheduler
 
 from lualock.jobs.rq import enqueue, enqueue_in, horse_killed, locked, removed
 from tests.workers import tasks
@@ -34,6 +36,10 @@ def remove(job: str, job_id: str, args: list[Any]) -> None:
 
 
 if __name__ == "__main__":
-    rq.Worker([queue], connection=connection, work_horse_killed_handler=horse_killed).work(
-        with_scheduler=True, logging_level="INFO"
-    )
+    if sys.argv[1:] == ["scheduler"]:
+        # A process of its own: one that is killed in a worker is replaced only after a minute.
+        RQScheduler([queue], connection=connection).work()
+    else:
+        rq.Worker(
+            [queue], connection=connection, work_horse_killed_handler=horse_killed
+        ).work(logging_level="INFO")
