@@ -150,9 +150,7 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> N
 
 
 @signals.task_failure.connect  # type: ignore[untyped-decorator]
-def _lost(
-    sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any
-) -> None:
+def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
     """In the worker's main process: the process that ran a task is gone."""
     work = getattr(sender, "work", None)
     if isinstance(work, Bound) and isinstance(exception, TimeLimitExceeded | WorkerLostError):
@@ -164,7 +162,7 @@ def _free(
 ) -> None:
     try:
         if died:
-            work.died(args, kwargs, job_id=task_id, token=token)
+            work.died(args, kwargs, job_id=task_id)
         elif token:
             work.cancel(args, kwargs, token=token)
     except LockError as error:

@@ -76,7 +76,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         job_id, delay_s = message.message_id, (delay or 0) / 1000
         return self.work.enqueue(push, args, kwargs, job_id=job_id, delay=delay_s)
 
-    def send_with_options(self, **told: Any) -> Any:  # type: ignore[override]
+    def send_with_options(self, **told: Any) -> Any:
         """As ever; where ``unique=`` refuses the message, that one has the id of the message which
         is there already, and was not sent."""
         entry = self.enqueue_with_options(**told)
@@ -121,10 +121,10 @@ def _by(middleware: Retries, told: dict[str, Any], error: BaseException) -> floa
     elif most is not None and done >= most:
         return None
     if isinstance(error, Retry) and error.delay is not None:
-        return error.delay / 1000
+        return float(error.delay) / 1000
     longest: float = told.get("max_backoff", middleware.max_backoff)
     first: float = told.get("min_backoff", middleware.min_backoff)
-    return min(first * 2.0 ** min(done + 1, 32), longest) / 1000
+    return float(min(first * 2 ** min(done + 1, 32), longest)) / 1000
 
 
 class _Messages(Middleware):

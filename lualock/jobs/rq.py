@@ -42,7 +42,7 @@ def locked(job: Any) -> Any:
     def perform(*args: Any, **kwargs: Any) -> Any:
         delivered = get_current_job()
         try:
-            result = work.run(args, kwargs, delivered and _delivery(delivered))
+            result = work.run(args, kwargs, None if delivered is None else _delivery(delivered))
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
             if delivered is None:
@@ -93,7 +93,7 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
     work = getattr(job.func, "__lualock__", None)
     if isinstance(work, Bound):
         try:
-            work.died(job.args, job.kwargs, job_id=job.id, token=job.meta.get(META))
+            work.died(job.args, job.kwargs, job_id=job.id)
         except LockError as error:
             log.warning("the lock of job %s, which was killed, ends by itself: %s", job.id, error)
 

@@ -80,10 +80,10 @@ class _Exists(Exception):
 async def enqueue(
     queue: saq.Queue, job: Any, *, _function: str | None = None, **options: Any
 ) -> Enqueued | Refused:
-    """``queue.enqueue(name of the job, ...)`` unless another is in its way; ``result`` is SAQ's job.
+    """``queue.enqueue(name of the job, ...)`` unless another is in its way.
 
-    Arguments with the name of a property of SAQ's jobs are SAQ's, as ever, but for ``_function``:
-    its name there, if it was given one.
+    ``result`` is SAQ's job. Arguments with the name of a property of SAQ's jobs are SAQ's, as ever.
+    ``_function`` is the job's name there, if it was given one.
     """
     work = bound(job)
     told = {name: options.pop(name) for name in list(options) if name in Job.__dataclass_fields__}

@@ -48,7 +48,7 @@ def locked(
     schedule_source: ScheduleSource | None = None,
     **labels: Any,
 ) -> Callable[[Any], AsyncTaskiqDecoratedTask[Any, Any]]:
-    """``broker.task(...)`` for a function that was decorated with ``locks.job``, or a ``LockedJob``.
+    """``broker.task(...)`` for a function decorated with ``locks.job``, or for a ``LockedJob``.
 
     :param schedule_source: where a task that is to be delivered again waits for that (a scheduler
         must run); without one it waits in its worker, where it counts as one that runs.
@@ -134,8 +134,9 @@ def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) 
                 return None
             if kinds is not None and not isinstance(error, tuple(kinds)):
                 return None
-            smart = isinstance(middleware, SmartRetryMiddleware)
-            return middleware.make_delay(message, done) + 1 if smart else 0.0
+            if isinstance(middleware, SmartRetryMiddleware):
+                return middleware.make_delay(message, done) + 1.0  # which is the most of its jitter
+            return 0.0
     return None
 
 

@@ -1,7 +1,7 @@
 """A folder of its own for the systems that hold redis-py back: arq wants it below 6, SAQ below 8.
 
-They are installed there as a user would install them, ``pip install 'lualock[arq,saq]'``, so lualock
-runs with the redis-py that they bring.
+They are installed there as a user would install them, ``pip install 'lualock[arq,saq]'``, so
+lualock runs with the redis-py that they bring.
 
     python -m tests.workers.apart      # `make test` does it
 """
@@ -32,4 +32,4 @@ def python() -> Path:
 
 
 if __name__ == "__main__":
-    print(python())
+    python()

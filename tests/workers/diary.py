@@ -1,7 +1,7 @@
 """What jobs write down while they run, and what the tests read: a file, a line an event.
 
-Every process appends to the same file, one ``write`` a line, which the kernel does not mix. Times are
-on the system's monotonic clock, which is the same for all processes.
+Every process appends to the same file, one ``write`` a line, which the kernel does not mix. Times
+are on the system's monotonic clock, which is the same for all processes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Diary:
 
 def overlaps(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
     """Runs that began while another had begun and not ended, whoever ran them."""
-    found, running = [], []
+    found: list[tuple[Entry, Entry]] = []
+    running: list[Entry] = []
     for entry in sorted(entries, key=lambda entry: entry.at):
         if entry.event == "start":
             found += [(other, entry) for other in running]

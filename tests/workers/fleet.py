@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers import apart
 from tests.workers.diary import Diary, lock_name
+from tests.workers.leash import kill_session
 from tests.workers.producer import Order
 
 APPS = "tests.workers.apps"
@@ -51,6 +51,16 @@ class Fleet:
         self.diary = Diary(str(self.folder / "diary"))
         self.locks = lualock.connect(self.server.tcp_url)
         self._begun: set[str] = set()
+        # All are killed by it if this process is: nothing here goes on without its test.
+        self._leash = subprocess.Popen(
+            [sys.executable, "-m", "tests.workers.leash"],
+            cwd=apart.ROOT,
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.server.process is not None
+        self._on_leash(self.server.process.pid)
         self._environment = os.environ | {
             "LUALOCK_URL": self.server.tcp_url,
             "LUALOCK_BROKER": self.server.tcp_url,
@@ -65,8 +75,10 @@ class Fleet:
             commands.append(BESIDE[system])
         for command in commands:
             self.workers.setdefault(system, []).append(self._worker(system, command))
+            self._on_leash(self.workers[system][-1].pid)
         for _ in range(producers):
             self.producers.setdefault(system, []).append(self._producer(system))
+            self._on_leash(self.producers[system][-1].pid)
 
     def send(self, system: str, job: str, *args: Any, **kwargs: Any) -> Any:
         """Enqueue one job; what became of it."""
@@ -102,7 +114,9 @@ class Fleet:
 
         def fulfilled() -> Any:
             for worker in self.workers.get(system, []):
-                assert worker.poll() is None, f"a worker of {system} died while we waited for {what}"
+                assert worker.poll() is None, (
+                    f"a worker of {system} died while we waited for {what}"
+                )
             return condition()
 
         try:
@@ -142,11 +156,18 @@ class Fleet:
         return "\n".join(f"== {log.name}\n{log.read_text('utf-8')[-2000:]}" for log in logs)
 
     def close(self) -> None:
-        for processes in (*self.workers.values(), *self.producers.values()):
+        every: list[list[Any]] = [*self.workers.values(), *self.producers.values()]
+        for processes in every:
             for process in processes:
                 _end(process)
+        _end(self._leash)
         self.locks.close()
         self.diary.close()
+
+    def _on_leash(self, leader: int) -> None:
+        assert self._leash.stdin is not None
+        self._leash.stdin.write(f"{leader}\n")
+        self._leash.stdin.flush()
 
     def _worker(self, system: str, command: str) -> subprocess.Popen[bytes]:
         with self._log(system, "worker") as log:
@@ -175,7 +196,7 @@ class Fleet:
 
     def _log(self, system: str, kind: str) -> Any:
         number = len(list(self.folder.glob(f"{system}-{kind}-*.log")))
-        return open(self.folder / f"{system}-{kind}-{number}.log", "wb")  # noqa: SIM115  # see `with`
+        return open(self.folder / f"{system}-{kind}-{number}.log", "wb")
 
 
 def _python(system: str) -> str:
@@ -183,21 +204,9 @@ def _python(system: str) -> str:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """Kill a process and all of its session: some put their children in groups of their own."""
-    for pid in [process.pid, *_session(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_session(process.pid)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
-
-
-def _session(leader: int) -> list[int]:
-    """The processes of a session that are left, where there is a /proc to look them up."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(int(entry.name)) == leader:
-                found.append(int(entry.name))
-    return found
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

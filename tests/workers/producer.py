@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass
 class Order:
-    """Call a function of the app, once for each list of arguments: ``send`` a job, ``later``, ..."""
+    """Call a function of the app, such as ``send``, once for each list of arguments."""
 
     job: str
     each: list[list[Any]]
@@ -50,7 +50,11 @@ class Producer:
 
     def _one(self, order: Order, args: list[Any]) -> Any:
         call = getattr(self._app, order.call)
-        return call(order.job, *args) if order.call == "remove" else call(order.job, args, order.kwargs)
+        return (
+            call(order.job, *args)
+            if order.call == "remove"
+            else call(order.job, args, order.kwargs)
+        )
 
     async def _tasks(self, order: Order) -> list[Any]:
         if order.together:

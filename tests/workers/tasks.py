@@ -82,7 +82,8 @@ def _plain(body: Body) -> Callable[..., Any]:
             while True:
                 value = steps.send(value)
                 if isinstance(value, float):
-                    value = time.sleep(value)
+                    time.sleep(value)
+                    value = None
         except StopIteration as done:
             return done.value
 
@@ -97,7 +98,8 @@ def _coroutine(body: Body) -> Callable[..., Any]:
             while True:
                 value = steps.send(value)
                 if isinstance(value, float):
-                    value = await asyncio.sleep(value)
+                    await asyncio.sleep(value)
+                    value = None
                 elif inspect.isawaitable(value):
                     value = await value
         except StopIteration as done:
@@ -136,6 +138,13 @@ def mortal(where: str, number: int) -> Steps:
     first = not diary.count("mortal", where, "start")
     with turn("mortal", where, number):
         yield 600.0 if first else 0.0
+
+
+@task()
+def struck(where: str) -> Steps:
+    """Its process is killed, and the process above that sees it."""
+    with turn("struck", where):
+        yield 600.0
 
 
 @task(policy=Retry(SOON_S))

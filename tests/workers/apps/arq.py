@@ -18,7 +18,7 @@ _pool: Any = None
 
 
 class WorkerSettings:
-    functions = list(jobs.values())
+    functions = tuple(jobs.values())
     redis_settings = settings
     poll_delay = 0.1
     max_jobs = 4

@@ -11,9 +11,9 @@ from lualock.jobs.dramatiq import LockedActor
 from tests.workers import tasks
 from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
-broker = RedisBroker(url=BROKER)
+broker = RedisBroker(url=BROKER)  # type: ignore[no-untyped-call]  # Dramatiq has types in part
 dramatiq.set_broker(broker)
-BACKOFF = {"min_backoff": RETRY_S * 1000, "max_backoff": RETRY_S * 1000}
+BACKOFF: dict[str, Any] = {"min_backoff": RETRY_S * 1000, "max_backoff": RETRY_S * 1000}
 jobs: dict[str, Any] = {
     name: dramatiq.actor(
         actor_class=LockedActor, actor_name=name, max_retries=int(name in FLAKY), **BACKOFF

@@ -38,8 +38,7 @@ def remove(job: str, job_id: str, args: list[Any]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["scheduler"]:
         # A process of its own: one that is killed in a worker is replaced only after a minute.
-        RQScheduler([queue], connection=connection).work()
+        RQScheduler([queue], connection=connection).work()  # type: ignore[no-untyped-call]
     else:
-        rq.Worker(
-            [queue], connection=connection, work_horse_killed_handler=horse_killed
-        ).work(logging_level="INFO")
+        worker = rq.Worker([queue], connection=connection, work_horse_killed_handler=horse_killed)
+        worker.work(logging_level="INFO")

@@ -19,7 +19,9 @@ settings = {"queue": queue, "functions": list(jobs.values()), "concurrency": 4}
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
     named = inspect.signature(jobs[job]).bind(*args, **kwargs).arguments
-    told = {"timeout": 0} | ({"retries": 2, "retry_delay": RETRY_S} if job in FLAKY else {})
+    told: dict[str, Any] = {"timeout": 0} | (
+        {"retries": 2, "retry_delay": RETRY_S} if job in FLAKY else {}
+    )
     return outcome(await enqueue(queue, jobs[job], **named, **told, **options))
 
 
