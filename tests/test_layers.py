@@ -16,7 +16,7 @@ LAYERS = [
     {"protocol"},
     {"drive"},
     {"block", "lease", "wish", "find", "watch", "sync", "aio"},
-    {"jobs", "embedded", "fencing"},
+    {"jobs", "embedded", "fencing", "testing"},
     {"__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

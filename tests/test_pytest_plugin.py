@@ -1,0 +1,147 @@
+"""The pytest plugin, in pytest runs of its own, as its users have them."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+def passes(pytester: pytest.Pytester, code: str, tests: int) -> None:
+    """All tests of a program pass, in a process that finds the plugin by itself."""
+    pytester.makepyfile(code)
+    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=tests)
+
+
+def test_each_test_has_an_empty_server(pytester: pytest.Pytester) -> None:
+    """What a test left behind is gone in the next one, and connect() finds the server."""
+    passes(
+        pytester,
+        """
+        import pytest, lualock
+
+        @pytest.mark.parametrize("time", [1, 2])
+        def test_empty(locks, lock_kit, time):
+            lock_kit.assert_free("x")
+            locks.lock("x", ttl=60).acquire()
+            lock_kit.assert_locked("x")
+
+        def test_connect(lualock_url, lock_kit):
+            with lualock.connect() as locks:
+                locks.lock("y", metadata="why").acquire()
+                lock_kit.assert_locked(locks.lock("y"), metadata="why")
+        """,
+        tests=3,
+    )
+
+
+def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
+    """It refuses others, gives it back, is killed, and is paused."""
+    passes(
+        pytester,
+        """
+        import pytest, lualock
+
+        def test_held(locks, lock_kit):
+            with lock_kit.held_elsewhere("x", metadata="the other") as other:
+                with pytest.raises(lualock.NotAcquired) as refused:
+                    locks.lock("x").acquire(timeout=0)
+                assert f":{other.pid}:" in refused.value.holder
+                lock_kit.assert_locked("x", metadata="the other")
+                with pytest.raises(lualock.LockError, match="is held by"):
+                    lock_kit.held_elsewhere("x")
+            lock_kit.assert_free("x")
+            assert locks.lock("x").acquire(timeout=0).fence > other.fence
+
+        def test_killed(locks, lock_kit):
+            lock_kit.held_elsewhere("x").kill()
+            lock_kit.assert_locked("x")
+            lock_kit.expire("x")
+            assert locks.lock("x").try_acquire()
+
+        def test_paused(locks, lock_kit):
+            with lock_kit.held_elsewhere(locks.lock("x", ttl=60), ttl=60) as other:
+                other.pause()
+                lock_kit.advance(59)
+                lock_kit.assert_locked("x")
+                lock_kit.advance(1)
+                locks.lock("x").acquire(timeout=0)
+            lock_kit.assert_locked("x")  # not by the other, who was told that it had lost it
+        """,
+        tests=3,
+    )
+
+
+def test_what_is_hard_to_see(pytester: pytest.Pytester) -> None:
+    """The callback of a job that outlived its lease, who waits, and all of it in asyncio."""
+    passes(
+        pytester,
+        """
+        def test_expired(locks, lock_kit):
+            expired = []
+
+            @locks.job(key="x", on_expired=lambda shop: expired.append(shop))
+            def rebuild(shop):
+                lock_kit.assert_locked(rebuild.lock_for(shop))
+                lock_kit.expire("x")
+
+            rebuild(7)
+            assert expired == [7]
+
+        def test_waiting(locks, lock_kit):
+            import threading
+
+            with locks.lock("x"):
+                waiting = threading.Thread(target=lambda: locks.lock("x").acquire().release())
+                waiting.start()
+                lock_kit.assert_waiters("x", 1)
+            waiting.join(10)
+            lock_kit.assert_free("x")
+
+        def test_asyncio(lock_kit):  # the kit is plain code there too
+            import asyncio
+            from lualock import aio
+
+            async def main():
+                async with aio.connect() as locks:
+                    lock = locks.lock("x")
+                    lock_kit.assert_free(lock)
+                    async with lock:
+                        lock_kit.assert_locked(lock)
+
+            asyncio.run(main())
+        """,
+        tests=3,
+    )
+
+
+FAILS = {
+    "lock_kit.assert_locked('x')": "*lock 'x' is not held*",
+    "locks.lock('x').acquire(); lock_kit.assert_free('x')": "*not free: *x*held*",
+    "locks.lock('x').acquire(); lock_kit.assert_locked('x', metadata='a')": "*metadata ''*",
+}
+
+
+def test_what_does_not_hold_is_said(pytester: pytest.Pytester) -> None:
+    """Each assertion can fail, and then says what is the case."""
+    tests = [f"def test_{n}(locks, lock_kit): {line}" for n, line in enumerate(FAILS)]
+    pytester.makepyfile("\n".join(tests))
+    result = pytester.runpytest_subprocess("-q")
+    result.assert_outcomes(failed=len(FAILS))
+    result.stdout.fnmatch_lines(list(FAILS.values()))
+
+
+def test_who_does_not_ask_pays_nothing(pytester: pytest.Pytester) -> None:
+    """Without its fixtures the plugin starts no server."""
+    passes(
+        pytester,
+        """
+        import os, sys
+
+        def test_nothing(request):
+            assert request.config.pluginmanager.has_plugin("lualock")
+            assert "lualock.embedded" not in sys.modules
+            assert "LUALOCK_URL" not in os.environ
+        """,
+        tests=1,
+    )
