@@ -162,7 +162,7 @@ def _free(
 ) -> None:
     try:
         if died:
-            work.died(args, kwargs, job_id=task_id)
+            work.died(args, kwargs, job_id=task_id, token=token)
         elif token:
             work.cancel(args, kwargs, token=token)
     except LockError as error:

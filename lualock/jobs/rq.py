@@ -93,7 +93,7 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
     work = getattr(job.func, "__lualock__", None)
     if isinstance(work, Bound):
         try:
-            work.died(job.args, job.kwargs, job_id=job.id)
+            work.died(job.args, job.kwargs, job_id=job.id, token=job.meta.get(META), pid=pid)
         except LockError as error:
             log.warning("the lock of job %s, which was killed, ends by itself: %s", job.id, error)
 
