@@ -16,7 +16,7 @@ from tests.servers import Server
 from tests.waiting import wait_until
 from tests.workers import apart
 from tests.workers.diary import Diary, lock_name
-from tests.workers.leash import kill_session
+from tests.workers.leash import Leash
 from tests.workers.producer import Order
 
 APPS = "tests.workers.apps"
@@ -51,16 +51,8 @@ class Fleet:
         self.diary = Diary(str(self.folder / "diary"))
         self.locks = lualock.connect(self.server.tcp_url)
         self._begun: set[str] = set()
-        # All are killed by it if this process is: nothing here goes on without its test.
-        self._leash = subprocess.Popen(
-            [sys.executable, "-m", "tests.workers.leash"],
-            cwd=apart.ROOT,
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.server.process is not None
-        self._on_leash(self.server.process.pid)
+        self._leash = Leash()
+        self._leash.add(self.server.process)
         self._environment = os.environ | {
             "LUALOCK_URL": self.server.tcp_url,
             "LUALOCK_BROKER": self.server.tcp_url,
@@ -75,10 +67,10 @@ class Fleet:
             commands.append(BESIDE[system])
         for command in commands:
             self.workers.setdefault(system, []).append(self._worker(system, command))
-            self._on_leash(self.workers[system][-1].pid)
+            self._leash.add(self.workers[system][-1])
         for _ in range(producers):
             self.producers.setdefault(system, []).append(self._producer(system))
-            self._on_leash(self.producers[system][-1].pid)
+            self._leash.add(self.producers[system][-1])
 
     def send(self, system: str, job: str, *args: Any, **kwargs: Any) -> Any:
         """Enqueue one job; what became of it."""
@@ -145,7 +137,7 @@ class Fleet:
         session = os.getsid(pid)
         for worker in self.workers[system]:
             if worker.pid == session:
-                _end(worker)
+                self._leash.end(worker)
                 self.workers[system].remove(worker)
                 return
         raise AssertionError(f"no worker of {system} has the process {pid}")
@@ -156,18 +148,9 @@ class Fleet:
         return "\n".join(f"== {log.name}\n{log.read_text('utf-8')[-2000:]}" for log in logs)
 
     def close(self) -> None:
-        every: list[list[Any]] = [*self.workers.values(), *self.producers.values()]
-        for processes in every:
-            for process in processes:
-                _end(process)
-        _end(self._leash)
+        self._leash.__exit__()
         self.locks.close()
         self.diary.close()
-
-    def _on_leash(self, leader: int) -> None:
-        assert self._leash.stdin is not None
-        self._leash.stdin.write(f"{leader}\n")
-        self._leash.stdin.flush()
 
     def _worker(self, system: str, command: str) -> subprocess.Popen[bytes]:
         with self._log(system, "worker") as log:
@@ -201,12 +184,3 @@ class Fleet:
 
 def _python(system: str) -> str:
     return str(apart.python()) if system in apart.SYSTEMS else sys.executable
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    kill_session(process.pid)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()

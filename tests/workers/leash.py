@@ -10,8 +10,50 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+
+class Leash:
+    """What is on it does not outlive this process, however that ends, nor the ``with``."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-m", "tests.workers.leash"],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Leash:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            self.end(process)
+        self.end(self._watcher)
+
+    def add(self, process: subprocess.Popen[Any] | None) -> None:
+        """A process that leads a session, or is alone."""
+        assert process is not None
+        assert self._watcher.stdin is not None
+        self._processes.append(process)
+        self._watcher.stdin.write(f"{process.pid}\n")
+        self._watcher.stdin.flush()
+
+    def end(self, process: subprocess.Popen[Any]) -> None:
+        """Kill a process now, with all of its session."""
+        if process.returncode is None:
+            kill_session(process.pid)
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def kill_session(leader: int) -> None:
