@@ -33,7 +33,10 @@ WORKERS = {
 }
 SYSTEMS = tuple(WORKERS)
 # What else a system needs, one process of it.
-BESIDE = {"rq": f"-m {APPS}.rq scheduler"}
+BESIDE = {
+    "rq": f"-m {APPS}.rq scheduler",
+    "taskiq": f"-m taskiq scheduler {APPS}.taskiq:scheduler --update-interval 1",
+}
 # Slow machines start thirty processes slowly; nothing here takes longer than it needs.
 WAIT_S = 60.0
 
@@ -50,7 +53,7 @@ class Fleet:
     def __post_init__(self) -> None:
         self.diary = Diary(str(self.folder / "diary"))
         self.locks = lualock.connect(self.server.tcp_url)
-        self._begun: set[str] = set()
+        self.begun: set[str] = set()
         self._leash = Leash()
         self._leash.add(self.server.process)
         self._environment = os.environ | {
@@ -79,8 +82,8 @@ class Fleet:
     def everywhere(self, job: str, *args: Any, **kwargs: Any) -> None:
         """Enqueue a job in each system, the first time this is called, so that what they wait for
         they wait for together. Its first argument, the name of the system, is added."""
-        if job not in self._begun:
-            self._begun.add(job)
+        if job not in self.begun:
+            self.begun.add(job)
             for system in SYSTEMS:
                 self.send(system, job, system, *args, **kwargs)
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lualock
-from lualock.jobs import Coalesce, Replace, Retry, current_lease
+from lualock.jobs import Coalesce, Replace, Retry, Situation, current_lease
 from tests.workers.diary import Diary, lock_name
 
 Steps = Generator[Any, Any, Any]
@@ -142,9 +142,10 @@ def mortal(where: str, number: int) -> Steps:
 
 @task()
 def struck(where: str) -> Steps:
-    """Its process is killed, and the process above that sees it."""
+    """The process of its first run is killed, and the process above that sees it."""
+    first = not diary.count("struck", where, "start")
     with turn("struck", where):
-        yield 600.0
+        yield 600.0 if first else 0.0
 
 
 @task(policy=Retry(SOON_S))
@@ -152,6 +153,18 @@ def patient(where: str, number: int) -> Steps:
     """Comes back later while another runs."""
     with turn("patient", where, number):
         yield 0.2
+
+
+def _and_say_so(situation: Situation) -> Retry:
+    """A policy of its own."""
+    diary.write("later", "stubborn", *situation.args, **situation.kwargs)
+    return Retry(SOON_S)
+
+
+@task(policy=_and_say_so)
+def stubborn(where: str) -> Steps:
+    """Comes back again and again, fails, and has an attempt left."""
+    return _flaky("stubborn", where)
 
 
 def _flaky(name: str, where: str) -> Steps:

@@ -11,7 +11,7 @@ from lualock.jobs import Enqueued, Refused
 
 BROKER = os.environ["LUALOCK_BROKER"]
 RETRY_S = 1
-FLAKY = ("holding", "freeing")
+FLAKY = ("holding", "freeing", "stubborn", "struck")
 """The jobs that their system is to try a second time, after RETRY_S seconds."""
 DELAY_S = 3
 

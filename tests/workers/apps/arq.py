@@ -13,7 +13,11 @@ from tests.workers.apps import BROKER, DELAY_S, RETRY_S, outcome
 
 tasks.flop = lambda: arq.Retry(defer=RETRY_S)
 settings = RedisSettings.from_dsn(BROKER)
-jobs = {name: locked(job) for name, job in tasks.jobs(__name__, asynchronous=True).items()}
+TRIES = 2
+jobs = {
+    name: locked(job, max_tries=TRIES)
+    for name, job in tasks.jobs(__name__, asynchronous=True).items()
+}
 _pool: Any = None
 
 
@@ -22,6 +26,7 @@ class WorkerSettings:
     redis_settings = settings
     poll_delay = 0.1
     max_jobs = 4
+    max_tries = TRIES
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskiq import SmartRetryMiddleware
-from taskiq_redis import RedisStreamBroker
+from taskiq import SmartRetryMiddleware, TaskiqScheduler
+from taskiq_redis import ListRedisScheduleSource, RedisStreamBroker
 
 from lualock.jobs.taskiq import enqueue, locked
 from tests.workers import tasks
@@ -16,8 +16,18 @@ from tests.workers.apps import BROKER, FLAKY, RETRY_S, outcome
 broker = RedisStreamBroker(BROKER, consumer_id="0", socket_timeout=60).with_middlewares(
     SmartRetryMiddleware(default_delay=RETRY_S)
 )
+source = ListRedisScheduleSource(BROKER)
+scheduler = TaskiqScheduler(broker, [source])
+SCHEDULED = ("patient",)
+"""The jobs that wait in a schedule until they are tried again; the others wait in their worker."""
 jobs = {
-    name: locked(broker, name, retry_on_error=name in FLAKY, max_retries=2)(job)
+    name: locked(
+        broker,
+        name,
+        schedule_source=source if name in SCHEDULED else None,
+        retry_on_error=name in FLAKY,
+        max_retries=2,
+    )(job)
     for name, job in tasks.jobs(__name__, asynchronous=True).items()
 }
 
