@@ -135,12 +135,9 @@ def test_coming_back_is_no_attempt(fleet: Fleet, system: str) -> None:
 @pytest.mark.parametrize("job", ["holding", "freeing"])
 def test_the_lock_between_two_attempts(fleet: Fleet, system: str, job: str) -> None:
     """Who waits for the lock has it before the second attempt, or after it, as was asked."""
-    fleet.send(system, job, system)
-    fleet.until_count(job, system, 1, "start")
-    with fleet.free(system, job):
-        ended = fleet.diary.count(job, system, "end")
-    fleet.until_count(job, system, 1, "end")
+    ended = fleet.behind(job)[system].result()
     assert ended == (1 if job == "holding" else 0)
+    fleet.until_count(job, system, 1, "end")
     assert fleet.diary.count(job, system, "start") == 2
 
 

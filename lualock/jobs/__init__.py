@@ -6,9 +6,11 @@
 its lock, ``policies`` what else may be done when that is held, ``finish`` how it gives it up.
 ``verbs`` and ``scripts/`` are what a lock does not have: the place of a queued job, and the request
 to stop. ``decorator`` and ``locked_job`` are the two ways to declare a job, ``bound`` is what a job
-system's integration calls.
+system's integration calls. ``rq``, ``celery``, ``dramatiq``, ``huey``, ``arq``, ``taskiq`` and
+``saq`` are these integrations; nothing here imports them.
 """
 
+from lualock.jobs.as_function import as_function
 from lualock.jobs.bound import Bound, bound
 from lualock.jobs.decorator import JobMaker
 from lualock.jobs.locked_job import LockedJob
@@ -44,6 +46,7 @@ __all__ = [
     "Skip",
     "Superseded",
     "Wait",
+    "as_function",
     "bound",
     "current_lease",
     "token_of",

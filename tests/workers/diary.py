@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ class Diary:
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._reading = threading.Lock()
         self._read: list[Entry] = []
         self._offset = 0
 
@@ -49,7 +51,7 @@ class Diary:
 
     def entries(self, job: str = "", where: str = "", *events: str) -> list[Entry]:
         """What has been written, of a job, a place (its first argument) and some events."""
-        with open(self._path, "rb") as file:
+        with self._reading, open(self._path, "rb") as file:
             file.seek(self._offset)
             for line in file:
                 if line.endswith(b"\n"):  # else its writer is not done

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Fleet:
         self.diary = Diary(str(self.folder / "diary"))
         self.locks = lualock.connect(self.server.tcp_url)
         self.begun: set[str] = set()
+        self._threads = ThreadPoolExecutor(len(SYSTEMS) * 2)
+        self._behind: dict[str, dict[str, Future[int]]] = {}
         self._leash = Leash()
         self._leash.add(self.server.process)
         self._environment = os.environ | {
@@ -127,6 +130,20 @@ class Fleet:
             f"{count} x {events} of {job} in {system}",
         )
 
+    def behind(self, job: str) -> dict[str, Future[int]]:
+        """Enqueue a job in each system, the first time this is called, and wait for its lock from
+        when its first run has begun: how many of its runs had ended when we had the lock."""
+
+        def wait(system: str) -> int:
+            self.until_count(job, system, 1, "start")
+            with self.free(system, job):
+                return self.diary.count(job, system, "end")
+
+        if job not in self._behind:
+            self.everywhere(job)
+            self._behind[job] = {each: self._threads.submit(wait, each) for each in SYSTEMS}
+        return self._behind[job]
+
     def free(self, system: str, job: str) -> Any:
         """The lock of a system's job, once it is free: behind all who wait for it now."""
         return self.lock(system, job).acquire(timeout=WAIT_S)
@@ -152,6 +169,7 @@ class Fleet:
 
     def close(self) -> None:
         self._leash.__exit__()
+        self._threads.shutdown()
         self.locks.close()
         self.diary.close()
 

@@ -14,7 +14,13 @@ from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
 queue = saq.Queue.from_url(BROKER, name="tests")
 jobs = {name: locked(job) for name, job in tasks.jobs(__name__, asynchronous=True).items()}
-settings = {"queue": queue, "functions": list(jobs.values()), "concurrency": 4}
+settings = {
+    "queue": queue,
+    "functions": list(jobs.values()),
+    "concurrency": 4,
+    # Once, before there are jobs: it takes one that is just being taken for one that is stuck.
+    "timers": {"sweep": 3600},
+}
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:

@@ -1,0 +1,487 @@
+"""The leaves of the job systems, each in this process: what needs no worker to be seen.
+
+What a leaf says of the system's own retries is compared with what the system does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import celery
+import dramatiq
+import huey
+import pytest
+import redis
+import rq
+import taskiq
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lualock
+from lualock import jobs
+from lualock.jobs import celery as celery_leaf
+from lualock.jobs import dramatiq as dramatiq_leaf
+from lualock.jobs import huey as huey_leaf
+from lualock.jobs import rq as rq_leaf
+from lualock.jobs import taskiq as taskiq_leaf
+from tests.servers import Server
+from tests.workers import apart
+
+
+class Trouble(Exception):
+    """What the jobs here raise."""
+
+
+class Worse(Trouble):
+    """What their systems are told not to retry."""
+
+
+class Graph(lualock.LockedJob):
+    """A job as a class; a test gives it its locks."""
+
+    lock_unique = "queued"
+
+    @classmethod
+    def perform(cls, repo_id: int) -> str:
+        return f"graph of {repo_id}"
+
+
+@pytest.fixture(autouse=True)
+def its_locks(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class's locks are the test's."""
+    monkeypatch.setattr(Graph, "locks", locks)
+
+
+def rebuild(shop_id: int) -> str:
+    return f"rebuilt {shop_id}"
+
+
+async def rebuild_async(shop_id: int) -> str:
+    await asyncio.sleep(0)
+    return f"rebuilt {shop_id}"
+
+
+BODIES = pytest.mark.parametrize("body", [rebuild, rebuild_async])
+
+
+def refused(entry: Any, job_id: str) -> bool:
+    """Whether a job was not enqueued because that one is queued."""
+    return isinstance(entry, jobs.Refused) and (entry.job_id, entry.state) == (job_id, "queued")
+
+
+# RQ
+
+
+@pytest.fixture
+def queue(one_server: Server) -> Iterator[rq.Queue]:
+    """A queue, whose worker runs in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with redis.Redis(unix_socket_path=one_server.socket) as connection:
+        yield rq.Queue(connection=connection)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def work_off(queue: rq.Queue) -> None:
+    rq.SimpleWorker([queue], connection=queue.connection).work(burst=True)
+
+
+def in_module(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> Any:
+    """RQ finds what it runs by its name."""
+    if not isinstance(value, type):
+        value.__qualname__ = name
+    monkeypatch.setattr(sys.modules[__name__], name, value, raising=False)
+    return value
+
+
+@BODIES
+def test_rq_runs_both_kinds(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
+) -> None:
+    """Functions and coroutine functions, in a worker and called."""
+    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(body)))
+    entry = rq_leaf.enqueue(queue, job, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert entry.result.return_value() == "rebuilt 7"
+    assert job(8) == "rebuilt 8"
+
+
+def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class stays what it is, and RQ finds what is locked, not ``perform``."""
+    assert rq_leaf.locked(Graph) is Graph
+    entry = rq_leaf.enqueue(queue, Graph, 7)
+    other = rq_leaf.enqueue(queue, Graph, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert refused(other, entry.job_id)
+    assert entry.result.func_name.endswith(".Graph.delivered")
+    work_off(queue)
+    assert entry.result.return_value() == "graph of 7"
+
+
+def test_rq_counts_what_the_job_returns(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that may retry once by its result does so, however often it came back before."""
+    ran: list[int] = []
+    came: list[int] = []
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        came.append(1)
+        if len(came) == 3:
+            busy.release()
+        return jobs.Retry(0)
+
+    def body() -> rq.Retry:
+        ran.append(1)
+        return rq.Retry(max=1)
+
+    job = rq_leaf.locked(locks.job(key="x", policy=later)(body))
+    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    work_off(queue)
+    assert (len(came), len(ran)) == (3, 2)
+
+
+def test_rq_holds_the_lock_for_what_is_returned(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Retry as a result is a retry, too; and the last one is none."""
+    held: list[bool] = []
+
+    def body() -> rq.Retry:
+        return rq.Retry(max=1)
+
+    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(body))
+    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    worker = rq.SimpleWorker([queue], connection=queue.connection)
+    for _ in range(2):
+        worker.work(burst=True, max_jobs=1)
+        held.append(locks.lock("x").locked())
+    assert held == [True, False]
+
+
+# Celery
+
+
+@pytest.fixture
+def app() -> Iterator[celery.Celery]:
+    """An app that runs its tasks where they are sent from."""
+    app = celery.Celery("tests", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    app.conf.update(task_always_eager=True, task_eager_propagates=True, broker_url="memory://")
+    yield app
+    app.close()
+
+
+@BODIES
+def test_celery_runs_both_kinds(
+    locks: lualock.Locks, app: celery.Celery, body: Callable[..., Any]
+) -> None:
+    """Functions and coroutine functions, sent and called."""
+    task = app.task(locks.job(body))
+    result = task.delay(7)
+    assert (result.get(), result.refused) == ("rebuilt 7", None)
+    assert task(8) == "rebuilt 8"
+
+
+def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
+    """A refused one has the result of the one that is there."""
+    task = app.task(jobs.as_function(Graph))
+    assert task.delay(7).get() == "graph of 7"
+    assert jobs.bound(Graph).reserve([7], job_id="the first")
+    result = task.delay(7)
+    assert result.id == "the first"
+    assert refused(result.refused, "the first")
+
+
+def test_celery_leaves_other_tasks_alone(app: celery.Celery) -> None:
+    """The class is for all tasks of an app, also for those without a lock."""
+    assert app.task(rebuild).delay(7).get() == "rebuilt 7"
+
+
+def test_celery_does_not_bind(app: celery.Celery, locks: lualock.Locks) -> None:
+    """The task would be one of the arguments."""
+    with pytest.raises(lualock.InvalidArgument, match="bind=True"):
+        app.task(bind=True)(locks.job(rebuild)).delay(7)
+
+
+NOW = datetime.now(timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("options", "done", "error", "expected"),
+    [
+        ({}, 0, Trouble(), None),
+        ({"autoretry_for": (Trouble,)}, 0, Trouble(), 180),
+        ({"autoretry_for": (Trouble,), "default_retry_delay": 5}, 2, Trouble(), 5),
+        ({"autoretry_for": (Trouble,)}, 3, Trouble(), None),
+        ({"autoretry_for": (Trouble,), "max_retries": None}, 99, Trouble(), 180),
+        ({"autoretry_for": (Trouble,), "dont_autoretry_for": (Worse,)}, 0, Worse(), None),
+        ({"autoretry_for": (Trouble,), "retry_kwargs": {"max_retries": 1}}, 1, Trouble(), None),
+        ({"autoretry_for": (Trouble,), "retry_kwargs": {"countdown": 7}}, 0, Trouble(), 7),
+        ({"autoretry_for": (Trouble,), "retry_backoff": 2}, 0, Trouble(), 600),
+        ({}, 0, celery.exceptions.Retry(when=9), 9),
+        ({}, 9, celery.exceptions.Retry(when=NOW - timedelta(hours=1)), 0),
+    ],
+)
+def test_celery_retries(
+    locks: lualock.Locks,
+    app: celery.Celery,
+    options: dict[str, Any],
+    done: int,
+    error: Exception,
+    expected: float | None,
+) -> None:
+    """When Celery runs a task again, by its own rules."""
+    task = app.task(**options)(locks.job(rebuild))
+    task.push_request(retries=done)
+    assert celery_leaf._retry_s(task, error) == expected
+
+
+# Dramatiq
+
+
+@BODIES
+def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
+    """Functions and coroutine functions, in a worker and called."""
+    done: list[int] = []
+    broker = StubBroker()
+    job = locks.job(on_failed=done.append)(body)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    assert actor(8) == "rebuilt 8"
+    with job_held(job, 7):
+        actor.send(7)
+        worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+        worker.start()
+        broker.join(actor.queue_name)
+        worker.join()
+        worker.stop()
+    assert done == [7]
+
+
+def job_held(job: Any, *args: Any) -> Any:
+    """The lock of a job of either kind, held in a thread."""
+    lock = job.lock_for(*args)
+    return lualock.Locks._of(lock._locks._endpoint, None, lock._locks._settings).lock(lock._name)
+
+
+def test_dramatiq_refuses(locks: lualock.Locks) -> None:
+    """What send returns then has the other message's id, and is not sent."""
+    broker = StubBroker()
+    job: Any = locks.job(unique="queued")(rebuild)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    first = actor.send(7)
+    assert refused(actor.enqueue(7), first.message_id)
+    assert actor.send(7).message_id == first.message_id
+    assert broker.queues[actor.queue_name].qsize() == 1
+
+
+class Sent:
+    """A broker for the middleware: it tells with which delay a message was sent again."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.delays_ms: list[int] = []
+
+    def get_actor(self, name: str) -> Any:
+        return self.actor
+
+    def enqueue(self, message: Any, delay: int) -> None:
+        self.delays_ms.append(delay)
+
+
+class Failing:
+    """A message that its middleware may give up."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.actor_name, self.message_id, self.options = "rebuild", "id", options
+        self.failed = False
+
+    def fail(self) -> None:
+        self.failed = True
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    done=st.integers(0, 40),
+    told=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_retries": st.none() | st.integers(0, 40),
+            "min_backoff": st.integers(1, 100_000),
+            "max_backoff": st.integers(1, 10_000_000),
+            "throws": st.just(Worse),
+        },
+    ),
+    again=st.none() | st.integers(0, 3),
+    error=st.sampled_from([Trouble(), Worse(), dramatiq.Retry(delay=500), dramatiq.Retry()]),
+)
+def test_dramatiq_retries(
+    done: int, told: dict[str, Any], again: int | None, error: Exception
+) -> None:
+    """Its middleware retries when the leaf says so, and no later."""
+    if again is not None:
+        told = told | {"retry_when": lambda retries, _: retries % 4 != again}
+
+    class Actor:
+        options = told
+
+    middleware: Any = Retries()
+    broker = Sent(Actor())
+    message = Failing({"retries": done})
+    expected_s = dramatiq_leaf._by(middleware, told | message.options, error)
+    middleware.after_process_message(broker, message, exception=error)
+    assert bool(broker.delays_ms) == (expected_s is not None)
+    assert all(delay_ms / 1000 <= (expected_s or 0) for delay_ms in broker.delays_ms)
+
+
+# Huey
+
+
+@BODIES
+def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
+    """Functions and coroutine functions, in a consumer and called."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    task = consumer.task()(locks.job(body))
+    assert task(7).get() == "rebuilt 7"
+    assert task.call_local(8) == "rebuilt 8"
+
+
+def test_huey_refuses(locks: lualock.Locks) -> None:
+    """What a call returns then is the result of the task that is there; a class works too."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    task = consumer.task()(jobs.as_function(Graph))
+    first = task(7)
+    assert refused(task.enqueue(7), first.id)
+    assert task(7).id == first.id
+    assert task.schedule((8,), delay=60).id != first.id
+    assert task.schedule(60, kwargs={"repo_id": 9})
+    assert len(consumer) == 3
+    with pytest.raises(lualock.InvalidArgument, match="context=True"):
+        consumer.task(context=True)(locks.job(rebuild))
+
+
+def test_huey_leaves_other_tasks_alone() -> None:
+    """The class is for all tasks, also for those without a lock."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    assert consumer.task()(rebuild)(7).get() == "rebuilt 7"
+
+
+@pytest.mark.parametrize(
+    ("retries", "error", "expected"),
+    [
+        (0, Trouble(), None),
+        (1, Trouble(), 30),
+        (0, huey.exceptions.RetryTask(), 30),
+        (0, huey.exceptions.RetryTask(delay=0), 0),
+        (0, huey.exceptions.RetryTask(eta=NOW - timedelta(hours=1)), 0),
+    ],
+)
+def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
+    """When Huey runs a task again, by its own rules."""
+    task = huey.api.Task(retries=retries, retry_delay=30)
+    assert huey_leaf._retry_s(task, error) == expected
+
+
+# taskiq
+
+
+@BODIES
+async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
+    """Functions and coroutine functions, in a worker and called; what is enqueued is unique."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    job = locks.job(unique="queued")(body)
+    task = taskiq_leaf.locked(broker)(job)
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result()).return_value == "rebuilt 7"
+    assert await task(8) == "rebuilt 8"
+
+    assert await jobs.bound(job).reserve_async([7], job_id="the first")
+    other = await taskiq_leaf.enqueue(task.kicker().with_labels(why="test"), 7)
+    assert refused(other, "the first")
+    await broker.shutdown()
+
+
+async def test_taskiq_runs_a_class() -> None:
+    """Under its own name."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    task = taskiq_leaf.locked(broker)(Graph)
+    assert task.task_name.endswith(":Graph")
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result()).return_value == "graph of 7"
+    await broker.shutdown()
+
+
+MIDDLEWARES: list[Any] = [
+    lambda: taskiq.SimpleRetryMiddleware(default_retry_count=3),
+    lambda: taskiq.SmartRetryMiddleware(default_retry_count=3, default_delay=2),
+    lambda: taskiq.SmartRetryMiddleware(use_jitter=True, use_delay_exponent=True),
+]
+
+
+@pytest.mark.parametrize("make", MIDDLEWARES)
+@pytest.mark.parametrize("labels", [{}, {"retry_on_error": True}, {"retry_on_error": "False"}])
+@pytest.mark.parametrize("done", [0, 1, 2, 5])
+@pytest.mark.parametrize("error", [Trouble(), taskiq.exceptions.NoResultError()])
+async def test_taskiq_retries(
+    make: Any, labels: dict[str, Any], done: int, error: Exception
+) -> None:
+    """Its middleware retries when the leaf says so, and no later."""
+    sent: list[Any] = []
+
+    class Broker(taskiq.InMemoryBroker):
+        async def kick(self, message: Any) -> None:
+            sent.append(message)
+
+    broker = Broker().with_middlewares(make())
+    broker.task("rebuild")(rebuild)
+    message = taskiq.TaskiqMessage(
+        task_id="id", task_name="rebuild", labels=labels | {"_retries": done}, args=[7], kwargs={}
+    )
+    expected_s = taskiq_leaf._retry_s(broker, message, error)
+    result: Any = taskiq.TaskiqResult(is_err=True, return_value=None, execution_time=0, error=error)
+    middleware: Any = broker.middlewares[0]
+    await middleware.on_error(message, result, error)
+    assert bool(sent) == (expected_s is not None)
+    if sent and expected_s is not None:
+        told = broker.formatter.loads(sent[0].message)
+        told.parse_labels()
+        assert float(told.labels.get("delay", 0)) <= expected_s
+
+
+# arq and SAQ, which have a folder of their own
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("arq_class", "arq_same_id", "arq_plain_function"),
+        *("saq_class", "saq_same_key", "saq_own_delay"),
+    ],
+)
+def test_apart(one_server: Server, case: str) -> None:
+    """What :mod:`tests.workers.apart_cases` says."""
+    done = subprocess.run(
+        [apart.python(), "-m", "tests.workers.apart_cases", case, one_server.tcp_url],
+        cwd=apart.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

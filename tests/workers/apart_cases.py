@@ -1,0 +1,158 @@
+"""What arq and SAQ need no fleet for, run where they are installed.
+
+    python -m tests.workers.apart_cases CASE URL
+
+Each case enqueues, lets the system's own worker run in this process until there is nothing more to
+do, and asserts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import arq
+import saq
+from arq.connections import RedisSettings
+
+import lualock
+from lualock import aio, jobs
+from lualock.jobs import arq as arq_leaf
+from lualock.jobs import saq as saq_leaf
+
+locks: aio.Locks
+
+
+class Graph(lualock.LockedJob):
+    """A job as a class."""
+
+    lock_unique = "queued"
+
+    @classmethod
+    async def perform(cls, repo_id: int) -> str:
+        return f"graph of {repo_id}"
+
+
+async def arq_class(url: str) -> None:
+    """A class has its own name in arq; ``context()`` is what arq's functions get as ``ctx``."""
+    seen: list[Any] = []
+
+    @locks.job
+    async def look(number: int) -> None:
+        seen.append(arq_leaf.context()["job_id"])
+
+    functions = [arq_leaf.locked(Graph), arq_leaf.locked(look)]
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    entry: Any = await arq_leaf.enqueue(pool, functions[0], 7)
+    looked: Any = await arq_leaf.enqueue(pool, functions[1], 7)
+    await arq.Worker(functions, redis_pool=pool, burst=True, poll_delay=0.01).async_run()
+    assert await entry.result.result(timeout=5) == "graph of 7"
+    assert seen == [looked.job_id]
+    await pool.aclose()
+
+
+async def arq_same_id(url: str) -> None:
+    """A job's id that arq has already is refused, and the first job keeps its place."""
+    graph = arq_leaf.locked(Graph)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    assert await arq_leaf.enqueue(pool, graph, 7, _job_id="mine")
+    other = await arq_leaf.enqueue(pool, graph, 8, _job_id="mine")
+    third = await arq_leaf.enqueue(pool, graph, 7)
+    for entry in (other, third):
+        assert isinstance(entry, jobs.Refused)
+        assert (entry.job_id, entry.state) == ("mine", "queued")
+    await pool.aclose()
+
+
+async def arq_plain_function(url: str) -> None:
+    """arq runs coroutine functions only, and says so late."""
+    try:
+        arq_leaf.locked(locks.job(key="x")(lambda: None))
+    except (lualock.InvalidArgument, TypeError):
+        return
+    raise AssertionError("a plain function was taken")
+
+
+def worker(queue: Any, functions: list[Any], **options: Any) -> Any:
+    """Without its sweep, which takes a job that is just being taken for one that is stuck."""
+    queue.sweep = nothing
+    return saq.Worker(queue, functions, burst=True, dequeue_timeout=0.5, **options)
+
+
+async def nothing(*_: Any) -> list[str]:
+    return []
+
+
+async def saq_class(url: str) -> None:
+    """A class has its own name in SAQ; plain functions run in a thread."""
+    seen: list[Any] = []
+
+    @locks.job
+    def look(number: int) -> None:
+        seen.append(saq_leaf.context()["job"].key)
+
+    functions = [saq_leaf.locked(Graph), saq_leaf.locked(look)]
+    queue = saq.Queue.from_url(url, name="cases")
+    entry: Any = await saq_leaf.enqueue(queue, functions[0], repo_id=7)
+    looked: Any = await saq_leaf.enqueue(queue, functions[1], number=7)
+    await worker(queue, functions).start()
+    await entry.result.refresh(1)
+    assert entry.result.result == "graph of 7"
+    assert seen == [looked.job_id]
+    await queue.disconnect()
+
+
+async def saq_same_key(url: str) -> None:
+    """A key that SAQ has already is refused, and the first job keeps its place."""
+    graph = saq_leaf.locked(Graph)
+    queue = saq.Queue.from_url(url, name="cases")
+    assert await saq_leaf.enqueue(queue, graph, repo_id=7, key="mine")
+    other = await saq_leaf.enqueue(queue, graph, repo_id=8, key="mine")
+    third = await saq_leaf.enqueue(queue, graph, repo_id=7)
+    assert await saq_leaf.enqueue(queue, graph, repo_id=8), "the place of the refused is free"
+    for entry in (other, third):
+        assert isinstance(entry, jobs.Refused)
+        assert (entry.job_id, entry.state) == ("mine", "queued")
+    await queue.disconnect()
+
+
+async def saq_own_delay(url: str) -> None:
+    """A job that came back has its own delay for its own retries."""
+    busy = await locks.lock("x").acquire()
+    delays: list[float] = []
+
+    @locks.job(key="x", policy=lambda situation: jobs.Retry(0))
+    async def look() -> None:
+        delays.append(saq_leaf.context()["job"].retry_delay)
+
+    async def free(ctx: Any) -> None:
+        if busy.held and ctx["job"].meta:
+            await busy.release()
+
+    queue = saq.Queue.from_url(url, name="cases")
+    function = saq_leaf.locked(look)
+    assert await saq_leaf.enqueue(queue, function, retry_delay=7.0, retries=1)
+    await worker(queue, [function], after_process=free).start()
+    assert delays == [7.0]
+    await queue.disconnect()
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        *(arq_class, arq_same_id, arq_plain_function),
+        *(saq_class, saq_same_key, saq_own_delay),
+    )
+}
+
+
+async def main(case: str, url: str) -> None:
+    global locks
+    async with aio.connect(url) as locks:
+        Graph.locks = locks
+        await CASES[case](url)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
