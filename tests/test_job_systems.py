@@ -415,6 +415,23 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
     await broker.shutdown()
 
 
+async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
+    """Whoever waits for the result of a task that came back has it."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0)
+
+    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(rebuild))
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    await broker.shutdown()
+
+
 async def test_taskiq_runs_a_class() -> None:
     """Under its own name."""
     broker = taskiq.InMemoryBroker(await_inplace=True)

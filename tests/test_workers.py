@@ -157,6 +157,7 @@ def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
     each = [[system, number] for number in range(PRODUCERS)]
     with fleet.lock(system, "single"):  # so that it stays in the queue until all have tried
         outcomes = fleet.send_each(system, Order("single", each, together=True))
+        fleet.until_count("single", system, 1, "later")  # and goes into it again
     (enqueued,) = [outcome for outcome in outcomes if outcome["state"] == "enqueued"]
     refused = [outcome for outcome in outcomes if outcome is not enqueued]
     assert refused == [{"state": "queued", "job_id": enqueued["job_id"]}] * (PRODUCERS - 1)
@@ -209,6 +210,7 @@ def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
         "the place of the job that was removed is free",
     )
     fleet.until_count("removable", system, 1, "end")
+    assert fleet.diary.count("removable", system, "start") == 1
 
 
 @every_system

@@ -155,13 +155,17 @@ def patient(where: str, number: int) -> Steps:
         yield 0.2
 
 
-def _and_say_so(situation: Situation) -> Retry:
+def _and_say_so(job: str) -> Callable[[Situation], Retry]:
     """A policy of its own."""
-    diary.write("later", "stubborn", *situation.args, **situation.kwargs)
-    return Retry(SOON_S)
+
+    def policy(situation: Situation) -> Retry:
+        diary.write("later", job, *situation.args, **situation.kwargs)
+        return Retry(SOON_S)
+
+    return policy
 
 
-@task(policy=_and_say_so)
+@task(policy=_and_say_so("stubborn"))
 def stubborn(where: str) -> Steps:
     """Comes back again and again, fails, and has an attempt left."""
     return _flaky("stubborn", where)
@@ -196,7 +200,7 @@ def keeping(where: str) -> Steps:
     raise ValueError("for good")
 
 
-@task(unique="queued", policy=Retry(SOON_S))
+@task(unique="queued", policy=_and_say_so("single"))
 def single(where: str, number: int) -> Steps:
     """At most one is queued."""
     with turn("single", where, number):

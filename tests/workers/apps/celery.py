@@ -33,4 +33,6 @@ def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def remove(job: str, job_id: str, args: list[Any]) -> None:
+    while len(app.control.ping()) < 2:
+        """Who is not there yet does not hear of it."""
     app.control.revoke(job_id)
