@@ -199,18 +199,19 @@ def test_a_run_that_is_replaced(fleet: Fleet, system: str) -> None:
 @pytest.mark.parametrize("system", REMOVABLE)
 def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
     """Another may be enqueued then, and the removed one does not run."""
-    order = Order("removable", [[system]], call="later")
-    (first,) = fleet.send_each(system, order)
+    (first,) = fleet.send_each(system, Order("removable", [[system, 1]], call="later"))
     assert first["state"] == "enqueued"
-    assert fleet.send(system, "removable", system) == first | {"state": "queued"}
-    fleet.send_each(system, Order("removable", [[first["job_id"], [system]]], call="remove"))
+    assert fleet.send(system, "removable", system, 2) == first | {"state": "queued"}
+    fleet.send_each(system, Order("removable", [[first["job_id"], [system, 1]]], call="remove"))
     fleet.until(
-        lambda: fleet.send(system, "removable", system)["state"] == "enqueued",
+        lambda: fleet.send(system, "removable", system, 2)["state"] == "enqueued",
         system,
         "the place of the job that was removed is free",
     )
     fleet.until_count("removable", system, 1, "end")
-    assert fleet.diary.count("removable", system, "start") == 1
+    assert [run.values for run in fleet.diary.entries("removable", system, "start")] == [
+        [system, 2]
+    ]
 
 
 @every_system

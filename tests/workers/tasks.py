@@ -226,7 +226,7 @@ def replaced(where: str, number: int) -> Steps:
 
 
 @task(unique="queued")
-def removable(where: str) -> Steps:
-    """Is removed from its queue before it runs."""
-    with turn("removable", where):
+def removable(where: str, number: int) -> Steps:
+    """The first is removed from its queue before it runs."""
+    with turn("removable", where, number):
         yield 0.0

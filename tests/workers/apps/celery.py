@@ -29,10 +29,10 @@ def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> A
 
 
 def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    while len(app.control.ping()) < 2:
+        """Who is not there yet does not hear of what is revoked."""
     return send(job, args, kwargs, countdown=DELAY_S)
 
 
 def remove(job: str, job_id: str, args: list[Any]) -> None:
-    while len(app.control.ping()) < 2:
-        """Who is not there yet does not hear of it."""
     app.control.revoke(job_id)
