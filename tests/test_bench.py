@@ -19,6 +19,7 @@ from bench import (
     crowd,
     fairness,
     hand_over,
+    job_systems,
     jobs,
     many_locks,
     plots,
@@ -151,6 +152,13 @@ def test_targets_can_be_missed() -> None:
 
     assert prompt(99, 49) == [True, True]
     assert prompt(101, -51) == [False, False]
+
+    def systems(added_us: float) -> list[bool]:
+        rows = [job_systems.Row(name, 9, 9, us, 1) for name, us in (("a", 9), ("b", added_us))]
+        return _met(job_systems.targets(rows))
+
+    assert systems(2000) == [True]
+    assert systems(2001) == [False]
 
     def kept(core: float, lost: int) -> list[bool]:
         return _met(renewals.targets([renewals.Row("", 9, 1, core, 1, 1, lost)]))
@@ -406,6 +414,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         threads: {"QUICK_ROUNDS": 1, "RUN_S": 0.05, "QUICK_THREADS": (2,)},
         coroutines: {"PAIRS": {}, "OTHERS_PAIRS": 20, "QUICK_TASKS": (1, 5), "QUICK_ROUNDS": 1},
         jobs: {"QUICK_ROUNDS": 1},
+        job_systems: {"QUICK_ROUNDS": 1, "QUICK_JOBS": 20, "SYSTEMS": ("huey",)},
         contention: {"QUICK_PROCESSES": (2, 3), "QUICK_RUN_S": 0.2},
         hand_over: {"PROCESSES": 2, "QUICK_RUN_S": 0.3},
         fairness: {"PROCESSES": 2, "QUICK_RUN_S": 0.2},
