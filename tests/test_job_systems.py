@@ -448,15 +448,17 @@ MIDDLEWARES: list[Any] = [
     lambda: taskiq.SimpleRetryMiddleware(default_retry_count=3),
     lambda: taskiq.SmartRetryMiddleware(default_retry_count=3, default_delay=2),
     lambda: taskiq.SmartRetryMiddleware(use_jitter=True, use_delay_exponent=True),
+    lambda: taskiq.SmartRetryMiddleware(default_retry_label=True, types_of_exceptions=[Worse]),
 ]
 
 
 @pytest.mark.parametrize("make", MIDDLEWARES)
 @pytest.mark.parametrize("labels", [{}, {"retry_on_error": True}, {"retry_on_error": "False"}])
 @pytest.mark.parametrize("done", [0, 1, 2, 5])
-@pytest.mark.parametrize("error", [Trouble(), taskiq.exceptions.NoResultError()])
+@pytest.mark.parametrize("error", [Trouble(), Worse(), taskiq.exceptions.NoResultError()])
+@pytest.mark.parametrize("own", [{}, {"types_of_exceptions": [Worse]}])
 async def test_taskiq_retries(
-    make: Any, labels: dict[str, Any], done: int, error: Exception
+    make: Any, labels: dict[str, Any], done: int, error: Exception, own: dict[str, Any]
 ) -> None:
     """Its middleware retries when the leaf says so, and no later."""
     sent: list[Any] = []
@@ -466,7 +468,7 @@ async def test_taskiq_retries(
             sent.append(message)
 
     broker = Broker().with_middlewares(make())
-    broker.task("rebuild")(rebuild)
+    broker.task("rebuild", **own)(rebuild)
     message = taskiq.TaskiqMessage(
         task_id="id", task_name="rebuild", labels=labels | {"_retries": done}, args=[7], kwargs={}
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import sys
 from datetime import timedelta
@@ -69,15 +70,19 @@ def enqueue_in(
     """``queue.enqueue_in(delay, job, ...)`` unless another job is in its way."""
     work = bound(job)
     function = getattr(job, "delivered", job)
-    told = queue.parse_args(function, *args, **options)
-    job_id = told.job_id or str(uuid4())
+    # As RQ tells its own options from the job's arguments: by their names.
+    names = {"job_timeout", *inspect.signature(queue.enqueue_call).parameters} - {"timeout", "func"}
+    told = {name: options.pop(name) for name in names & options.keys()}
+    args = told.pop("args", None) or args
+    kwargs = told.pop("kwargs", None) or options
+    job_id = told.pop("job_id", None) or str(uuid4())
+    meta = told.pop("meta", None) or {}
 
     def push(token: str) -> Job:
-        meta = (told.meta or {}) | ({META: token} if token else {})
+        told["meta"] = meta | ({META: token} if token else {})
         send = functools.partial(queue.enqueue_in, delay) if delay else queue.enqueue
-        return send(function, *args, **(options | {"job_id": job_id, "meta": meta}))
+        return send(function, args=args, kwargs=kwargs, job_id=job_id, **told)
 
-    args, kwargs = told.args or (), told.kwargs or {}
     return work.enqueue(push, args, kwargs, job_id=job_id, delay=delay.total_seconds())
 
 

@@ -126,7 +126,12 @@ def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) 
     """In how many seconds at most taskiq's middleware has a task run again that raised this."""
     for middleware in broker.middlewares:
         if isinstance(middleware, SimpleRetryMiddleware | SmartRetryMiddleware):
-            kinds = middleware._get_types_of_exceptions(message)
+            task = broker.find_task(message.task_name)
+            kinds = task.labels.get("types_of_exceptions") if task is not None else None
+            if kinds is None:
+                kinds = getattr(
+                    middleware, "types_of_exceptions", None
+                )  # which SimpleRetry has late
             told = message.labels.get("retry_on_error", middleware.default_retry_label)
             done = int(message.labels.get("_retries", 0)) + 1
             most = int(message.labels.get("max_retries", middleware.default_retry_count))
