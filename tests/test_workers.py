@@ -244,6 +244,19 @@ def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
         fleet.until_count("struck", system, 1, "end")
 
 
+@pytest.mark.parametrize("job", ["limited", "terminated"])
+def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
+    """For its hard time limit, or because it was revoked: its lock is free at once."""
+    sent = fleet.send("celery", job, "celery")
+    fleet.until_count(job, "celery", 1, "start")
+    since = time.monotonic()
+    if job == "terminated":
+        order = Order(job, [[sent["job_id"], ["celery"]]], call="remove")
+        fleet.send_each("celery", order)
+    with fleet.free("celery", job):
+        assert time.monotonic() - since < LEASE_S / 2
+
+
 def test_no_key_is_left(fleet: Fleet) -> None:
     """When all has ended nothing of lualock is on the server."""
     with fleet.server.client() as client:

@@ -140,12 +140,28 @@ def mortal(where: str, number: int) -> Steps:
         yield 600.0 if first else 0.0
 
 
+def _never_done(name: str, where: str) -> Steps:
+    first = not diary.count(name, where, "start")
+    with turn(name, where):
+        yield 600.0 if first else 0.0
+
+
 @task()
 def struck(where: str) -> Steps:
     """The process of its first run is killed, and the process above that sees it."""
-    first = not diary.count("struck", where, "start")
-    with turn("struck", where):
-        yield 600.0 if first else 0.0
+    return _never_done("struck", where)
+
+
+@task()
+def limited(where: str) -> Steps:
+    """Takes longer than its system allows."""
+    return _never_done("limited", where)
+
+
+@task()
+def terminated(where: str) -> Steps:
+    """Is revoked while it runs, with the order to kill it."""
+    return _never_done("terminated", where)
 
 
 @task(policy=Retry(SOON_S))

@@ -16,8 +16,9 @@ RETRIES = {
     "autoretry_for": (tasks.Flop,),
     "retry_kwargs": {"countdown": RETRY_S, "max_retries": 1},
 }
+OPTIONS: dict[str, Any] = {"limited": {"time_limit": 1}} | dict.fromkeys(FLAKY, RETRIES)
 jobs = {
-    name: app.task(name=name, **(RETRIES if name in FLAKY else {}))(job)
+    name: app.task(name=name, **OPTIONS.get(name, {}))(job)
     for name, job in tasks.jobs(__name__, asynchronous=False).items()
 }
 
@@ -35,4 +36,4 @@ def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def remove(job: str, job_id: str, args: list[Any]) -> None:
-    app.control.revoke(job_id)
+    app.control.revoke(job_id, terminate=job == "terminated", signal="SIGKILL")
