@@ -77,6 +77,29 @@ def refused(entry: Any, job_id: str) -> bool:
     return isinstance(entry, jobs.Refused) and (entry.job_id, entry.state) == (job_id, "queued")
 
 
+class Outer:
+    """A job that calls another one, whose lock is held: it is told of that, and goes on."""
+
+    def __init__(self, locks: lualock.Locks) -> None:
+        self.told: list[jobs.RetryLater] = []
+        self.inner: Any = locks.job(key="inner", policy=jobs.Retry(60))(rebuild)
+        self.busy = locks.lock("inner").acquire()
+
+    def body(self) -> str:
+        try:
+            self.inner(7)
+        except jobs.RetryLater as later:
+            self.told.append(later)
+        return "done"
+
+    async def body_async(self) -> str:
+        try:
+            await self.inner(7)
+        except jobs.RetryLater as later:
+            self.told.append(later)
+        return "done"
+
+
 # RQ
 
 
@@ -169,6 +192,20 @@ def test_rq_holds_the_lock_for_what_is_returned(
     assert held == [True, False]
 
 
+def test_rq_one_job_calls_another(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inner one is no delivery."""
+    outer = Outer(locks)
+    outer.inner = rq_leaf.locked(outer.inner)
+    job = rq_leaf.locked(locks.job(key="outer")(lambda: outer.body()))
+    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert entry.result.return_value() == "done"
+    assert len(outer.told) == 1
+
+
 # Celery
 
 
@@ -211,6 +248,21 @@ def test_celery_does_not_bind(app: celery.Celery, locks: lualock.Locks) -> None:
     """The task would be one of the arguments."""
     with pytest.raises(lualock.InvalidArgument, match="bind=True"):
         app.task(bind=True)(locks.job(rebuild)).delay(7)
+
+
+def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks) -> None:
+    """The inner one is no delivery, whichever way it is called."""
+    outer = Outer(locks)
+    inner = app.task(outer.inner)
+
+    def body() -> str:
+        return outer.body()
+
+    task = app.task(name="outer")(locks.job(key="outer")(body))
+    for outer.inner in (inner, inner.run):
+        assert task.apply_async().get() == "done"
+        assert outer.body() == "done"
+    assert len(outer.told) == 4
 
 
 NOW = datetime.now(timezone.utc)
@@ -429,6 +481,24 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
     entry = await taskiq_leaf.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    await broker.shutdown()
+
+
+async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
+    """The inner one is no delivery."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    outer = Outer(locks)
+    outer.inner = taskiq_leaf.locked(broker, "inner")(outer.inner)
+
+    async def body() -> str:
+        return await outer.body_async()
+
+    task = taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body))
+    entry = await taskiq_leaf.enqueue(task)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "done"
+    assert len(outer.told) == 1
     await broker.shutdown()
 
 

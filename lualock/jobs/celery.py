@@ -88,16 +88,16 @@ def _locked(work: Bound) -> Callable[..., Any]:
 
     @functools.wraps(work.body)
     def run(*args: Any, **kwargs: Any) -> Any:
-        task = celery.current_task
-        request = task.request
-        delivery = None
-        if not request.called_directly:
+        task, delivery = celery.current_task, None
+        # Else another task calls this one, or nothing of Celery does.
+        if getattr(task, "work", None) is work and not task.request.called_directly:
+            request = task.request
             delivery = Delivery(request.id, _token(request), functools.partial(_retry_s, task))
         try:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
-            if request.called_directly or request.is_eager:
+            if delivery is None or request.is_eager:
                 raise
             again = later
         # Sent again as it is, and not by task.retry(), which would count it.

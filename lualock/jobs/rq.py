@@ -42,6 +42,8 @@ def locked(job: Any) -> Any:
     @functools.wraps(work.body)
     def perform(*args: Any, **kwargs: Any) -> Any:
         delivered = get_current_job()
+        if delivered is not None and getattr(delivered.func, "__lualock__", None) is not work:
+            delivered = None  # another job calls this one
         try:
             result = work.run(args, kwargs, None if delivered is None else _delivery(delivered))
             return asyncio.run(result) if work.asynchronous else result

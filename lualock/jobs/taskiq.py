@@ -89,6 +89,10 @@ def _locked(work: Bound, broker: AsyncBroker, source: ScheduleSource | None) -> 
     @functools.wraps(work.body)
     async def perform(*args: Any, **kwargs: Any) -> Any:
         message = _message.get()
+        if message is not None:
+            task = broker.find_task(message.task_name)
+            if task is None or getattr(task.original_func, "__lualock__", None) is not work:
+                message = None  # another task calls this one
         delivery = None
         if message is not None:
             will_retry = functools.partial(_retry_s, broker, message)
