@@ -130,7 +130,7 @@ def forked(code: str, url: str) -> str:
         def child():
             pid = os.fork()
             if pid == 0:
-                faulthandler.dump_traceback_later(5, exit=True)  # a child that hangs says where
+                faulthandler.dump_traceback_later(15, exit=True)  # a child that hangs says where
                 return True
             children.append(pid)
             return False
