@@ -17,7 +17,7 @@ from bench.stats import quantile, ratio
 
 PROCESSES, QUICK_PROCESSES = (2, 8, 32, 64), (2, 32)
 JUDGED = 32
-ROUNDS, QUICK_ROUNDS = 3, 3  # quick: one round of whatever is not judged
+ROUNDS = 3  # of what is judged, and of what that is compared with; one of all else
 RUN_S, QUICK_RUN_S = 0.7, 0.25
 ALSO = ("redis-fifo-lock",)  # asyncio only, and nearest in kind
 LEFT_OUT = (rivals.RENEWED,)  # the same as lualock here
@@ -85,9 +85,10 @@ def run(setting: Setting) -> list[Row]:
     """Round after round, all rivals, at each number of processes."""
     measured: dict[tuple[str, int], list[_Seen]] = {}
     counts = QUICK_PROCESSES if setting.quick else PROCESSES
-    for number in range(QUICK_ROUNDS if setting.quick else ROUNDS):
+    judged = (JUDGED,) if setting.quick else (JUDGED, min(counts))
+    for number in range(ROUNDS):
         for processes in counts:
-            if setting.quick and number and processes != JUDGED:
+            if number and processes not in judged:
                 continue
             ways = {
                 name: partial(_see, setting, name, processes)

@@ -20,8 +20,8 @@ from bench import job_worker
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 
-ROUNDS, QUICK_ROUNDS = 7, 3
-JOBS, QUICK_JOBS = 2000, 500
+ROUNDS, QUICK_ROUNDS = 3, 1
+JOBS, QUICK_JOBS = 800, 300
 SYSTEMS = tuple(job_worker.SYSTEMS)
 # Where `make` has put the systems that hold redis-py back.
 APART = Path(sys.prefix) / "apart" / "bin" / "python"
