@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -45,7 +46,15 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
-def killed(fleet: Fleet) -> dict[str, float]:
+def limited(fleet: Fleet) -> Future[float]:
+    """A task of Celery takes longer than it may: when its lock is free."""
+    fleet.send("celery", "limited", "celery")
+    fleet.until_count("limited", "celery", 1, "start")
+    return fleet.when_free("celery", "limited")
+
+
+@pytest.fixture(scope="module")
+def killed(fleet: Fleet, limited: Future[float]) -> dict[str, float]:
     """A worker of each system has been killed in the middle of a job, at these times."""
     times = {}
     fleet.everywhere("mortal", 1)
@@ -244,17 +253,21 @@ def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
         fleet.until_count("struck", system, 1, "end")
 
 
-@pytest.mark.parametrize("job", ["limited", "terminated"])
-def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
-    """For its hard time limit, or because it was revoked: its lock is free at once."""
-    sent = fleet.send("celery", job, "celery")
-    fleet.until_count(job, "celery", 1, "start")
+def test_celery_kills_what_is_revoked(fleet: Fleet) -> None:
+    """With SIGKILL: then its lock is free at once."""
+    sent = fleet.send("celery", "terminated", "celery")
+    fleet.until_count("terminated", "celery", 1, "start")
     since = time.monotonic()
-    if job == "terminated":
-        order = Order(job, [[sent["job_id"], ["celery"]]], call="remove")
-        fleet.send_each("celery", order)
-    with fleet.free("celery", job):
+    order = Order("terminated", [[sent["job_id"], ["celery"]]], call="remove")
+    fleet.send_each("celery", order)
+    with fleet.free("celery", "terminated"):
         assert time.monotonic() - since < LEASE_S / 2
+
+
+def test_celery_kills_what_takes_too_long(fleet: Fleet, limited: Future[float]) -> None:
+    """It says so before it does so, therefore the lock is free when the lease ends."""
+    (run,) = fleet.diary.entries("limited", "celery", "start")
+    assert LEASE_S / 3 < limited.result() - run.at < LEASE_S + LATE_S
 
 
 def test_no_key_is_left(fleet: Fleet) -> None:

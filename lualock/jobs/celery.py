@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import signal
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import celery
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.exceptions import Retry
 from celery.utils import uuid
@@ -142,18 +143,23 @@ def _retry_s(task: Any, error: BaseException) -> float | None:
 
 
 @signals.task_revoked.connect  # type: ignore[untyped-decorator]
-def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
+def _revoked(
+    sender: Any, request: Any, terminated: bool = False, signum: Any = None, **_: Any
+) -> None:
     """In the worker's main process: a task will not begin, or was killed."""
+    # Of any other signal nobody knows when it ends the task: then its lease does.
+    killed = terminated and signum == signal.SIGKILL
     work = getattr(sender, "work", None)
-    if isinstance(work, Bound):
-        _free(work, request.args, request.kwargs, request.id, _token(request), died=terminated)
+    if isinstance(work, Bound) and killed == terminated:
+        _free(work, request.args, request.kwargs, request.id, _token(request), died=killed)
 
 
 @signals.task_failure.connect  # type: ignore[untyped-decorator]
 def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
     """In the worker's main process: the process that ran a task is gone."""
+    # Of a hard time limit it is told before the process is killed: then the lease ends it.
     work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and isinstance(exception, TimeLimitExceeded | WorkerLostError):
+    if isinstance(work, Bound) and isinstance(exception, WorkerLostError):
         _free(work, args, kwargs, task_id, None, died=True)
 
 

@@ -26,7 +26,6 @@ from uuid import uuid4
 import rq
 from rq.job import Job, get_current_job
 
-from lualock.errors import LockError
 from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
 
@@ -97,12 +96,13 @@ def removed(job: Job) -> None:
 
 def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
     """For ``Worker(work_horse_killed_handler=...)``: free the lock at once, not when it expires."""
-    work = getattr(job.func, "__lualock__", None)
-    if isinstance(work, Bound):
-        try:
-            work.died(job.args, job.kwargs, job_id=job.id, token=job.meta.get(META), pid=pid)
-        except LockError as error:
-            log.warning("the lock of job %s, which was killed, ends by itself: %s", job.id, error)
+    try:
+        work = getattr(job.func, "__lualock__", None)
+        if isinstance(work, Bound):
+            token = job.meta.get(META)
+            work.died(job.args, job.kwargs, job_id=job.id, token=token, pid=pid)
+    except Exception:  # whatever it raises would end the worker
+        log.exception("the lock of job %s, which was killed, ends by itself", job.id)
 
 
 def _delivery(job: Job) -> Delivery:

@@ -154,7 +154,7 @@ def struck(where: str) -> Steps:
 
 @task()
 def limited(where: str) -> Steps:
-    """Takes longer than its system allows."""
+    """Takes longer than Celery allows."""
     return _never_done("limited", where)
 
 
