@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import signal
 import threading
 from typing import Any
 
@@ -386,3 +387,60 @@ def test_what_cannot_be_used(locks: lualock.Locks) -> None:
     for kind in kinds[:2]:
         with pytest.raises(lualock.InvalidArgument, match="must be a number"):
             kind(None)
+
+
+class Ended(Exception):
+    """What a job system raises in a job that takes too long."""
+
+
+async def end_while_it_waits(queue: Queue, token: str, delay_s: float | None) -> None:
+    """A delivery that is ended from outside while it waits: cancelled, or by a signal."""
+    world, lock = queue.world, queue.work.lock((1,))
+
+    def attempt() -> Any:
+        return queue.attempt("a", token, 2, will_retry=lambda error: delay_s)
+
+    if world.asynchronous:
+        task = asyncio.create_task(attempt())
+        await world.until_waiters(lock, 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    def strike() -> None:
+        while not world.waiters(lock):
+            pass
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, end)
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        with pytest.raises(Ended):
+            await attempt()
+    finally:
+        striker.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": jobs.Coalesce()}, {"policy": jobs.Wait(30), "unique": "queued"}]
+)
+async def test_who_waits_is_ended(work: Work, options: dict[str, Any]) -> None:
+    """A job that is cancelled or timed out while it waits gives its place up, so that nobody is
+    dropped for its sake; one that its system will try again keeps it, though not renewed."""
+    queue = work.queue(queue_ttl=100, **options)
+    lock = queue.work.lock((1,))
+    lease = await settle(work.world.connect().lock("x").acquire())
+    for delay_s in (None, 60.0):
+        token = (await queue.put(2)).token
+        await end_while_it_waits(queue, token, delay_s)
+        assert watched(queue) == []
+        assert held(work.world, place(lock)) == (delay_s is not None)
+    assert 155_000 < work.world.client.pttl(place(lock)) <= 160_000
+    await settle(lease.release())
+    assert work.log == []

@@ -69,6 +69,21 @@ class Attempt:
         :raises RetryLater: the job is to be delivered again.
         :raises NotAcquired: it is not to run.
         """
+        try:
+            return (yield from self._take())
+        except RetryLater:
+            raise
+        except NotAcquired:
+            yield from self._leave_quietly()
+            raise
+        except GeneratorExit:
+            self._renew_no_more()
+            raise
+        except BaseException as error:
+            yield from self._given_up(error)
+            raise
+
+    def _take(self) -> Actions[AnyLease]:
         first: Action = partial(self.lock.acquire, timeout=0)
         if self._owner is not None:
             ask = self.lock._ask()
@@ -79,14 +94,21 @@ class Attempt:
             return lease
         except NotAcquired as refused:
             self.refused = refused
+        yield from self._same_job()
+        return (yield from self.go_on(self.job.rules.policy))
+
+    def _given_up(self, error: BaseException) -> Actions[None]:
+        """It was cancelled, timed out or interrupted on its way: nobody waits in its place, which
+        is kept only if the system tries the job again."""
+        delay_s: float | None = None
         try:
-            yield from self._same_job()
-            return (yield from self.go_on(self.job.rules.policy))
-        except RetryLater:
-            raise
-        except NotAcquired:
+            delay_s = None if self.delivery is None else self.delivery.will_retry(error)
+        except Exception:
+            log.exception("whether job %s is retried is not known: it has no place", self.job.name)
+        if delay_s is None:
             yield from self._leave_quietly()
-            raise
+        else:
+            yield from self._keep_place(delay_s)
 
     def _same_job(self) -> Actions[None]:
         """Another delivery of this very job has the lock. It is ending just now, or its worker has
