@@ -17,7 +17,6 @@ import pytest
 
 import lualock
 from lualock import jobs
-from lualock.jobs import token_of
 from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -151,8 +150,13 @@ async def test_a_removed_retry(shell: World) -> None:
     lock = queue.work.lock()
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
-    await settle(queue.verb("cancel")(token=token_of("a")))
+    # Its queue gave it no token, so its id is all that a system knows.
+    await settle(queue.verb("cancel")(job_id="b", token=""))
+    assert held(shell, lock.key)
+    await settle(queue.verb("cancel")(job_id="a", token=""))
     assert not held(shell, lock.key)
+    with pytest.raises(lualock.InvalidArgument, match="which job is cancelled"):
+        await settle(queue.verb("cancel")())
 
 
 async def test_delivered_twice(shell: World) -> None:

@@ -133,21 +133,36 @@ class Bound:
         entry = self._entry(args, kwargs, asynchronous=True)
         return await drive_async(entry.confirm(token, delay))
 
-    def cancel(self, args: Args = (), kwargs: Kwargs | None = None, *, token: str) -> None:
-        """The job was removed, revoked or purged, or could not be pushed: give up what it has.
+    def cancel(
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """The job was removed, revoked or purged, or could not be pushed: give up what it has, its
+        place and a lock that is kept for its retry.
 
         A run that has begun is not disturbed.
 
+        :param token: what came with the job; for one that came without, say its ``job_id``, as to
+            :class:`Delivery`.
         :raises LockUnavailable: what it has ends by itself.
         """
-        drive(self._entry(args, kwargs).cancel(token))
+        drive(self._entry(args, kwargs).cancel(job_id, token))
 
     async def cancel_async(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str
+        self,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str | None = None,
+        token: str | None = None,
     ) -> None:
         """:meth:`cancel`."""
         entry = self._entry(args, kwargs, asynchronous=True)
-        await drive_async(entry.cancel(token))
+        await drive_async(entry.cancel(job_id, token))
 
     def died(
         self,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from lualock import options, protocol
-from lualock.errors import LeaseLost, LockError, LockUnavailable
+from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLock, AnyLocks, Job
@@ -126,11 +126,16 @@ class Entry:
             kept &= yield from keep(lock, as_token(token), ttl_s)
         return kept
 
-    def cancel(self, token: str) -> Actions[None]:
+    def cancel(self, job_id: str | None, token: str | None) -> Actions[None]:
         """The job will not run: give up its place, and a lock that is kept for its retry."""
-        if not token:
+        if job_id is not None:
+            raw = Delivery(job_id, token).owner
+        elif token is None:
+            raise InvalidArgument("say which job is cancelled: its job_id, its token, or both")
+        elif token:
+            raw = as_token(token)
+        else:  # it was enqueued without unique=, and nothing is known of it
             return
-        raw = as_token(token)
         for lock in self.locks:
             yield from leave(lock, raw)
             ask = lock._ask()
