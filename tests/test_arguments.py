@@ -6,6 +6,7 @@ import datetime as dt
 import decimal
 import enum
 import inspect
+import json
 import subprocess
 import sys
 import uuid
@@ -48,6 +49,12 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
+class Shade(str, enum.Enum):
+    """One whose members are also texts."""
+
+    LIGHT = "light"
+
+
 def _same(one: Any, two: Any) -> bool:
     """Equality that also wants the same kinds, all the way down."""
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
@@ -76,8 +83,8 @@ def test_order_is_nothing(values: dict[str, int], random: Any) -> None:
 
 def test_kinds_are_apart() -> None:
     """Values that print alike but are of different kinds have different texts."""
-    values: list[Any] = [1, "1", 1.0, True, b"1", None, "null", "None", [1], {1}, {"1": 1}, {1: 1}]
-    values += [decimal.Decimal(1), Fraction(1), Colour.RED, Number.ONE, dt.date(2026, 1, 1)]
+    values: list[Any] = [1, "1", 1.0, True, b"1", None, "null", "None", [1], {1}, {"1": 1}, {2: 1}]
+    values += [decimal.Decimal(1), Fraction(1), Colour.RED, "Colour.RED", dt.date(2026, 1, 1)]
     values += ["2026-01-01", dt.datetime(2026, 1, 1), uuid.UUID(int=1), PurePosixPath("1"), []]
     values += ["", b"", {}, set(), "[1]", float("nan"), "nan", float("inf"), [[]], [[], []]]
     assert len({canonical(value) for value in values}) == len(values)
@@ -90,6 +97,22 @@ def test_equal_values_are_one() -> None:
     assert canonical(decimal.Decimal("1.50")) == canonical(decimal.Decimal("1.5"))
     noon = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
     assert canonical(noon) == canonical(noon.astimezone(dt.timezone(dt.timedelta(hours=5))))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Number.ONE,
+        Shade.LIGHT,
+        {Shade.LIGHT: Number.ONE},
+        {1: "a", None: "b"},
+        {True: [{False: {0.5: (1, 2)}}]},
+        {Number.ONE: 1, float("inf"): -0.0},
+    ],
+)
+def test_what_json_makes_of_it_is_the_same(value: Any) -> None:
+    """A worker whose queue speaks JSON comes to the name that who enqueued the job came to."""
+    assert canonical(json.loads(json.dumps(value))) == canonical(value)
 
 
 def test_positional_keyword_and_default_agree() -> None:

@@ -3,7 +3,10 @@
 * Arguments are bound to the signature and defaults applied, so ``f(1)``, ``f(x=1)`` and, with a
   default of 1, ``f()`` are the same job.
 * The text is type-tagged: ``1`` is not ``"1"``, ``1.0`` or ``True``. The order of a dict or a set
-  is nothing. A list and a tuple are the same, because a job queue turns one into the other.
+  is nothing. A list and a tuple are the same, because a job queue turns one into the other; and
+  so are, for a queue that speaks JSON, a member of an enumeration of ``str``, ``int`` or ``float``
+  and its value, and a dict's keys ``1``, ``True``, ``None`` and ``"1"``, ``"true"``, ``"null"``.
+  Who enqueues a job and who runs it must come to one name.
 * Nothing depends on ``repr``, ``hash`` or an address: another process gets the same name.
 * Short, plain arguments stay readable for whoever looks at the server; others become a digest.
 """
@@ -41,8 +44,6 @@ def canonical(value: Any, depth: int = 0) -> str:
         raise _Unserialisable(f"is nested more than {MAX_DEPTH} deep (or contains itself)")
     if value is None:
         return "null"
-    if isinstance(value, enum.Enum):  # first, for it may also be an int or a str
-        return f"enum({json.dumps(f'{type(value).__qualname__}.{value.name}')})"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -50,18 +51,26 @@ def canonical(value: Any, depth: int = 0) -> str:
     if isinstance(value, float):
         return "0.0" if value == 0 else float.__repr__(value)  # -0.0 equals 0.0
     if isinstance(value, str):
-        return json.dumps(str(value))
+        return json.dumps(str.__str__(value))  # its text, whatever a subclass prints
+    if isinstance(value, enum.Enum):
+        return f"enum({json.dumps(f'{type(value).__qualname__}.{value.name}')})"
     for kind, tag in _TAGGED.items():
         if isinstance(value, kind):
             return tag(value)
     if isinstance(value, Mapping):
-        pairs = ((canonical(k, depth + 1), canonical(v, depth + 1)) for k, v in value.items())
+        pairs = ((_key(k, depth + 1), canonical(v, depth + 1)) for k, v in value.items())
         return "{" + ",".join(f"{k}:{v}" for k, v in sorted(pairs)) + "}"
     if isinstance(value, AbstractSet):
         return "set[" + ",".join(sorted(canonical(item, depth + 1) for item in value)) + "]"
     if isinstance(value, list | tuple):
         return "[" + ",".join(canonical(item, depth + 1) for item in value) + "]"
     raise _Unserialisable(f"is a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def _key(key: Any, depth: int) -> str:
+    if key is None or isinstance(key, int | float):  # (a bool is an int)
+        key = json.dumps(key)
+    return canonical(key, depth)
 
 
 def _datetime(value: dt.datetime) -> str:
