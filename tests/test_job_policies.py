@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import pickle
 import signal
+import sys
+import textwrap
 import threading
 from typing import Any
 
@@ -205,6 +207,28 @@ async def test_the_last_of_several_replaces(work: Work) -> None:
     assert work.log == [1, 4]
     assert sorted(failed) == [(2,), (3,)]
     assert not work.world.client.exists(b"lualock:{x}:asked")
+
+
+async def test_the_last_of_several_is_killed(work: Work) -> None:
+    """Then the one before it runs: somebody must, after all of them have asked."""
+    code = """
+        import sys, lualock
+        from lualock import jobs
+        job = lualock.connect(sys.argv[1]).job(key="x", policy=jobs.Replace(wait=60))
+        job(lambda: None)()
+    """
+    queue = work.queue(policy=jobs.Replace(wait=10))
+    lock = queue.work.lock((1,))
+    first = await work.running(queue, 1)
+    second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
+    await work.world.until_waiters(lock, 1)
+    command = [sys.executable, "-c", textwrap.dedent(code), work.world.server.url]
+    last = await asyncio.create_subprocess_exec(*command)
+    await work.world.until_waiters(lock, 2)
+    last.kill()
+    await last.wait()
+    work.end(1)
+    assert list(await asyncio.gather(first, second)) == [1, 2]
 
 
 async def test_replace_in_vain(work: Work) -> None:

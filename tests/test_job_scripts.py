@@ -249,7 +249,8 @@ def test_a_request_reaches_a_fence_from_the_future(raw: Raw) -> None:
 
 
 def test_withdraw(raw: Raw) -> None:
-    """One's own request is taken back; a later one of somebody else's stands."""
+    """One's own request is taken back; a later one of somebody else's stands, and counts for as
+    long as that one waits and is alive."""
     assert raw("withdraw", A) == b"missing"
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
@@ -257,7 +258,17 @@ def test_withdraw(raw: Raw) -> None:
     assert not raw.client.exists(ASKED)
     raw("request_release", A, 5_000, ALWAYS)
     raw("request_release", B, 5_000, ALWAYS)
-    assert raw("withdraw", A) == b"superseded"
+    assert raw("withdraw", A) == b"alone"
+    ticket = B + b"1000 ear me"
+    raw("enqueue", D + b"1000 elsewhere me", 0, 0, 1, ALWAYS)
+    raw("enqueue", ticket, 0, 0, 1, ALWAYS)
+    assert raw("withdraw", A) == b"alone"  # its process is gone
+    with raw.client.pubsub() as ear:
+        ear.subscribe("ear")
+        assert ear.get_message(timeout=5)
+        assert raw("withdraw", A) == b"superseded"
+        raw.client.zrem(LOCK + b":queue", ticket)
+        assert raw("withdraw", A) == b"alone"
     assert raw.client.get(ASKED)[16:] == B
 
 

@@ -74,7 +74,8 @@ class Replace:
     """Ask whoever has the lock to release it (:meth:`lualock.Lease.release_requested`), and wait
     for up to ``wait`` seconds; then do what ``then`` says.
 
-    Of several that wait to replace the same run only the last one runs.
+    Of several that wait to replace the same run only the last one runs; if it is killed or gives
+    up, the one before it.
     """
 
     wait: float = 60.0

@@ -137,11 +137,11 @@ def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
 
 
 def withdraw(ask: Ask) -> Steps[bool]:
-    """Take a request back; false if somebody else has asked since.
+    """Take a request back; false if somebody else has asked since, and waits for the lock.
 
     :raises LockUnavailable: the server did not answer.
     """
-    reply = yield from _again(Call(WITHDRAW, (asked_key(ask.key), ask.token)))
+    reply = yield from _again(Call(WITHDRAW, (asked_key(ask.key), ask.queue, ask.token)))
     return bool(reply != b"superseded")
 
 

@@ -1,18 +1,32 @@
 -- withdraw: take a request to release back
 -- KEYS[1] asked  the key of the request
+-- KEYS[2] queue  the tickets of those who wait for the lock
 -- ARGV[1] token  who asked
 -- Returns 'withdrawn'   the request is gone
--- Returns 'superseded'  somebody else has asked since, and that stands
+-- Returns 'superseded'  somebody else has asked since, and waits for the lock
+-- Returns 'alone'       somebody else has asked since, but does not wait for it (any more)
 -- Returns 'missing'     there is none any more
 
 local asked = KEYS[1]
+local queue = KEYS[2]
 local token = ARGV[1]
+
+--@include queue
 
 local request = redis.call('GET', asked)
 if not request then
   return 'missing'
-elseif string.sub(request, 17) ~= token then
-  return 'superseded'
+end
+local latest = string.sub(request, 17)
+if latest ~= token then
+  for _, ticket in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+    local waiter, _, channel = open_ticket(ticket)
+    if waiter == latest then
+      -- It may have been killed since: then nobody listens.
+      return redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 and 'alone' or 'superseded'
+    end
+  end
+  return 'alone'
 end
 redis.call('DEL', asked)
 return 'withdrawn'
