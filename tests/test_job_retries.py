@@ -134,6 +134,15 @@ async def test_what_is_interrupted_has_not_failed(shell: World) -> None:
     assert not held(shell, queue.work.lock().key)
 
 
+async def test_what_is_no_failure_to_the_system(shell: World) -> None:
+    """An exception by which a job tells its system something frees the lock at its end."""
+    queue = queue_of(shell, failing(9, Log()), on_final_failure="keep")
+    for kept in (False, True):
+        with pytest.raises(OwnError):
+            await queue.attempt("a", None, failed=lambda error, kept=kept: kept)
+        assert held(shell, queue.work.lock().key) == kept
+
+
 async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
     """What a job returns may ask for a retry too, where its system has that."""
     queue = queue_of(shell, lambda: "once more", on_retry="hold", on_final_failure="keep")

@@ -12,6 +12,7 @@ from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
 from lualock.jobs.taking import place_of
+from lualock.jobs.terms import is_failure
 from lualock.protocol import note
 
 log = logging.getLogger("lualock.jobs")
@@ -73,13 +74,14 @@ def _kept(it: Run, error: BaseException | None, result: Any) -> _Kept | None:
     rules = it.job.rules
     try:
         delay_s = _retry_s(it, error, result)
+        failed = delay_s is None and error is not None and _failed(it, error)
     except Exception:
         log.exception("whether job %s is retried is not known, so its lock is freed", it.job.name)
         return None
     if delay_s is not None:
         hold = rules.on_retry == "hold"
         return _Kept(delay_s + rules.queue_ttl, hold) if hold or rules.queues else None
-    if rules.on_final_failure == "keep" and isinstance(error, Exception):
+    if rules.on_final_failure == "keep" and failed:
         return _Kept(rules.queue_ttl, True)
     return None
 
@@ -88,6 +90,10 @@ def _retry_s(it: Run, error: BaseException | None, result: Any) -> float | None:
     if it.delivery is None:
         return None
     return it.delivery.result_retry(result) if error is None else it.delivery.will_retry(error)
+
+
+def _failed(it: Run, error: BaseException) -> bool:
+    return is_failure(error) if it.delivery is None else it.delivery.failed(error)
 
 
 def _give_up(it: Run, lock: AnyLock, lease: AnyLease, kept: _Kept | None) -> Actions[None]:

@@ -40,6 +40,11 @@ def never(_: object) -> None:
     """Of a system that does not retry."""
 
 
+def is_failure(error: BaseException) -> bool:
+    """Of a system that has no exceptions of its own: what interrupts a job is no failure of it."""
+    return isinstance(error, Exception)
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One attempt of a job system to run a job.
@@ -50,12 +55,15 @@ class Delivery:
     :param will_retry: called when the job raised: seconds until the system tries it again, or
         ``None`` if this was the last attempt.
     :param result_retry: the same for what the job returned, where that can ask for a retry.
+    :param failed: called when the job raised and will not be tried again: whether that is a failure
+        to the system, and not one of its ways to say something else.
     """
 
     job_id: str
     token: str | None = None
     will_retry: Callable[[BaseException], float | None] = never
     result_retry: Callable[[Any], float | None] = never
+    failed: Callable[[BaseException], bool] = is_failure
 
     @property
     def owner(self) -> bytes:
