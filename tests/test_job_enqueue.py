@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, bound, token_of
+from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
+from lualock.jobs.terms import job_text
 from tests.delivery import Queue, held, place
 from tests.proxy import Proxy
 from tests.test_jobs import Log, as_job
@@ -414,10 +415,17 @@ async def test_what_cannot_be_used(shell: World) -> None:
     assert shell.client.keys() == []
 
 
-async def test_a_very_long_id(shell: World) -> None:
-    """It is kept as a digest, and is still recognised."""
-    queue = queue_of(shell, unique="queued")
-    await queue.put(1, job_id="x" * 1000)
-    refused = await queue.put(1)
-    assert refused.job_id.startswith("#")
-    assert len(refused.job_id) < 50
+async def test_a_long_id(shell: World) -> None:
+    """It is told whole, or not at all; its own delivery is recognised all the same."""
+    for length, told in ((128, "x" * 128), (129, None)):
+        queue = queue_of(shell, unique="queued", key=f"job {length}")
+        token = (await queue.put(1, job_id="x" * length)).token
+        refused = await queue.put(1)
+        assert refused.job_id == told
+        assert refused.holder
+        assert await queue.deliver() == "rebuilt 1"
+        running = shell.connect().lock(f"job {length}", metadata=job_text("x" * length))
+        lease = await settle(running.acquire())
+        with pytest.raises(RetryLater):
+            await queue.attempt("x" * length, token, 1)
+        await settle(lease.release())

@@ -17,7 +17,7 @@ RESERVE_S = 10.0
 QUEUE_TTL_S = 3600.0
 """How long a job keeps what it has while it waits in a queue, unless its declaration says more."""
 
-MAX_ID_BYTES = 64
+MAX_ID_BYTES = 128
 """A longer id of a job is kept as a digest, for what is kept beside a lock has an end."""
 
 
@@ -92,9 +92,10 @@ class Enqueued:
 class Refused:
     """A job was not enqueued; counts as false.
 
-    ``job_id`` is the job that is in its way; ``None`` where that is no job: see ``holder``, who has
-    the lock. ``state`` is ``queued``, ``running``, or ``unavailable``: the server could not be
-    asked. ``result`` is what the callback returned.
+    ``job_id`` is the job that is in its way; ``None`` where that is no job, or its id has more than
+    128 bytes: see ``holder``, who has the lock, or has enqueued it. ``state`` is ``queued``,
+    ``running``, or ``unavailable``: the server could not be asked. ``result`` is what the callback
+    returned.
     """
 
     job_id: str | None
@@ -178,10 +179,11 @@ def job_text(job_id: str) -> str:
         raise InvalidArgument("a job's id must be a str, and not empty")
     raw = job_id.encode("utf-8", "replace")
     if len(raw) > MAX_ID_BYTES:
-        return f"job #{hashlib.sha256(raw).hexdigest()[:40]}"
+        return f"long job {hashlib.sha256(raw).hexdigest()[:40]}"
     return f"job {job_id}"
 
 
 def job_id_of(metadata: str) -> str | None:
-    """The job's id out of what :func:`job_text` made; ``None`` for what is no job's."""
+    """The job's id out of what :func:`job_text` made; ``None`` for what is no job's, and where only
+    the digest is known."""
     return metadata[4:] if metadata.startswith("job ") else None
