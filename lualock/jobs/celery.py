@@ -17,20 +17,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import signal
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import celery
-from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
 
 HEADER = "lualock"
 
@@ -45,6 +43,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     """
 
     abstract = True
+    Request = "lualock.jobs.celery_request:LockedRequest"
     work: Bound | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -143,33 +142,13 @@ def _retry_s(task: Any, error: BaseException) -> float | None:
 
 
 @signals.task_revoked.connect  # type: ignore[untyped-decorator]
-def _revoked(
-    sender: Any, request: Any, terminated: bool = False, signum: Any = None, **_: Any
-) -> None:
-    """In the worker's main process: a task will not begin, or was killed."""
-    # Of any other signal nobody knows when it ends the task: then its lease does.
-    killed = terminated and signum == signal.SIGKILL
+def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
+    """In the worker's main process: a task will not begin."""
     work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and killed == terminated:
-        _free(work, request.args, request.kwargs, request.id, _token(request), died=killed)
-
-
-@signals.task_failure.connect  # type: ignore[untyped-decorator]
-def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
-    """In the worker's main process: the process that ran a task is gone."""
-    # Of a hard time limit it is told before the process is killed: then the lease ends it.
-    work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and isinstance(exception, WorkerLostError):
-        _free(work, args, kwargs, task_id, None, died=True)
-
-
-def _free(
-    work: Bound, args: Any, kwargs: Any, task_id: str, token: str | None, *, died: bool
-) -> None:
+    if terminated or not isinstance(work, Bound):  # what has begun, celery_request sees end
+        return
     try:
-        if died:
-            work.died(args, kwargs, job_id=task_id, token=token)
-        elif token:
-            work.cancel(args, kwargs, token=token)
+        token = _token(request) or token_of(request.id)
+        work.cancel(request.args, request.kwargs, token=token)
     except LockError as error:
-        log.warning("what task %s has ends by itself: %s", task_id, error)
+        log.warning("the place of task %s ends by itself: %s", request.id, error)
