@@ -265,6 +265,33 @@ def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks)
     assert len(outer.told) == 4
 
 
+@pytest.mark.parametrize("headers", [{"lualock": ""}, None])
+def test_celery_sends_again_while_another_runs(
+    app: celery.Celery, locks: lualock.Locks, headers: dict[str, str] | None
+) -> None:
+    """A task that comes back is no new one, which ``unique="running"`` would refuse; nor is one
+    that was sent by somebody who knows of no locks."""
+    app.conf.task_always_eager = False
+    sent: list[str] = []
+    task = app.task(locks.job(key="x", unique="running", policy=jobs.Retry(60))(rebuild))
+    task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(
+        message.headers["id"]
+    )
+    with locks.lock("x"):
+        assert task.delay(7).refused.state == "running"
+        task.push_request(
+            id="mine", args=[7], kwargs={}, headers=headers, is_eager=False, called_directly=False
+        )
+        celery._state._task_stack.push(task)
+        try:
+            with pytest.raises(celery.exceptions.Retry):
+                task.run(7)
+        finally:
+            celery._state._task_stack.pop()
+            task.pop_request()
+    assert sent == ["mine"]
+
+
 NOW = datetime.now(timezone.utc)
 
 

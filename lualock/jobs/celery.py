@@ -65,13 +65,14 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     ) -> Any:
         headers = dict(options.pop("headers", None) or {})
         push = functools.partial(super().apply_async, args, kwargs)
-        if self.work is None or HEADER in headers:  # a retry has its place
+        again = HEADER in headers or (task_id is not None and task_id == self.request.id)
+        if self.work is None or again:  # what is sent again has its place, or needs none
             return push(task_id=task_id, headers=headers or None, **options)
         task_id = task_id or uuid()
 
         def enter(token: str) -> Any:
-            told = headers | ({HEADER: token} if token else {})
-            return push(task_id=task_id, headers=told or None, **options)
+            # Also an empty one: it tells a task that is sent again from a new one.
+            return push(task_id=task_id, headers=headers | {HEADER: token}, **options)
 
         delay = max(0.0, _delay_s(options))
         entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
