@@ -206,6 +206,35 @@ def test_rq_one_job_calls_another(
     assert len(outer.told) == 1
 
 
+def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
+    """A job that calls itself with other arguments, whose lock is held."""
+    told: list[jobs.RetryLater] = []
+    locks.lock("again False").acquire()
+
+    @locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))
+    def again(outer: bool) -> str:
+        if outer:
+            try:
+                again.called(False)
+            except jobs.RetryLater as later:
+                told.append(later)
+        return "done"
+
+    return again, told
+
+
+def test_rq_a_job_calls_itself(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is no delivery, either; after it, the next delivery is one."""
+    job, told = itself(locks)
+    job.called = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job))
+    entries: list[Any] = [rq_leaf.enqueue(queue, job.called, True) for _ in range(2)]
+    work_off(queue)
+    assert [entry.result.return_value() for entry in entries] == ["done", "done"]
+    assert [later.job_id for later in told] == [None, None]
+
+
 # Celery
 
 
@@ -263,6 +292,15 @@ def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks)
         assert task.apply_async().get() == "done"
         assert outer.body() == "done"
     assert len(outer.told) == 4
+
+
+def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) -> None:
+    """That one is no delivery, whichever way it is called."""
+    job, told = itself(locks)
+    task = app.task(job)
+    for job.called in (task, task.run):
+        assert task.delay(True).get() == "done"
+    assert [later.job_id for later in told] == [None, None]
 
 
 @pytest.mark.parametrize("headers", [{"lualock": ""}, None])
@@ -338,12 +376,26 @@ def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]
     assert actor(8) == "rebuilt 8"
     with job_held(job, 7):
         actor.send(7)
-        worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
-        worker.start()
-        broker.join(actor.queue_name)
-        worker.join()
-        worker.stop()
+        work_off_dramatiq(broker, actor)
     assert done == [7]
+
+
+def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
+    """That one is no delivery, either."""
+    broker = StubBroker()
+    job, told = itself(locks)
+    job.called = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job.called.send(True)
+    work_off_dramatiq(broker, job.called)
+    assert [later.job_id for later in told] == [None]
+
+
+def work_off_dramatiq(broker: Any, actor: Any) -> None:
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+    worker.start()
+    broker.join(actor.queue_name)
+    worker.join()
+    worker.stop()
 
 
 def job_held(job: Any, *args: Any) -> Any:
@@ -526,6 +578,30 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
     assert len(outer.told) == 1
+    await broker.shutdown()
+
+
+async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
+    """That one is no delivery, either."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    told: list[jobs.RetryLater] = []
+    locks.lock("again False").acquire()
+
+    async def again(outer: bool) -> str:
+        if outer:
+            try:
+                await task(False)
+            except jobs.RetryLater as later:
+                told.append(later)
+        return "done"
+
+    job = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(0))(again)
+    task = taskiq_leaf.locked(broker, "again")(job)
+    entry = await taskiq_leaf.enqueue(task, True)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "done"
+    assert [later.job_id for later in told] == [None]
     await broker.shutdown()
 
 

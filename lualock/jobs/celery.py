@@ -18,6 +18,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -33,6 +34,9 @@ from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
 HEADER = "lualock"
 
 log = logging.getLogger("lualock.jobs")
+
+# The delivery whose run this code is part of: it is of that run alone.
+_taken: ContextVar[Any] = ContextVar("lualock_celery_taken", default=None)
 
 
 class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
@@ -90,9 +94,13 @@ def _locked(work: Bound) -> Callable[..., Any]:
     @functools.wraps(work.body)
     def run(*args: Any, **kwargs: Any) -> Any:
         task, delivery = celery.current_task, None
-        # Else another task calls this one, or nothing of Celery does.
-        if getattr(task, "work", None) is work and not task.request.called_directly:
-            request = task.request
+        # Else another task calls this one, or it does so itself, or nothing of Celery does.
+        ours = getattr(task, "work", None) is work and not task.request.called_directly
+        request = task.request if ours else None
+        this = (request.id, request.retries) if ours else None
+        taken = this == _taken.get()  # the task that calls itself directly has its request
+        before = _taken.set(this or _taken.get())
+        if request is not None and not taken:
             delivery = Delivery(request.id, _token(request), functools.partial(_retry_s, task))
         try:
             result = work.run(args, kwargs, delivery)
@@ -101,6 +109,8 @@ def _locked(work: Bound) -> Callable[..., Any]:
             if delivery is None or request.is_eager:
                 raise
             again = later
+        finally:
+            _taken.reset(before)
         # Sent again as it is, and not by task.retry(), which would count it.
         task.signature_from_request(
             request, countdown=again.delay_s, retries=request.retries

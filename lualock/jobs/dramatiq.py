@@ -87,6 +87,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
 
     def _perform(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         message = _message.get()
+        _message.set(None)  # it is of this run alone, and not of what that calls
         delivery = None
         if message is not None and message.actor_name == self.actor_name:
             will_retry = functools.partial(self._retry_s, message)

@@ -19,6 +19,7 @@ import functools
 import inspect
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -33,6 +34,9 @@ META = "lualock"
 
 log = logging.getLogger("lualock.jobs")
 
+# Whether this code is part of the run of a delivery, which is of that run alone.
+_taken: ContextVar[bool] = ContextVar("lualock_rq_taken", default=False)
+
 
 def locked(job: Any) -> Any:
     """What RQ is to run: the function, or the :class:`lualock.LockedJob`, behind its lock."""
@@ -40,9 +44,10 @@ def locked(job: Any) -> Any:
 
     @functools.wraps(work.body)
     def perform(*args: Any, **kwargs: Any) -> Any:
-        delivered = get_current_job()
+        delivered = None if _taken.get() else get_current_job()
         if delivered is not None and getattr(delivered.func, "__lualock__", None) is not work:
             delivered = None  # another job calls this one
+        before = _taken.set(_taken.get() or delivered is not None)
         try:
             result = work.run(args, kwargs, None if delivered is None else _delivery(delivered))
             return asyncio.run(result) if work.asynchronous else result
@@ -50,6 +55,8 @@ def locked(job: Any) -> Any:
             if delivered is None:
                 raise
             return _again(delivered, later)
+        finally:
+            _taken.reset(before)
 
     perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
     if isinstance(job, type):
