@@ -390,6 +390,26 @@ def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
     assert [later.job_id for later in told] == [None]
 
 
+@pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}])
+def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any) -> None:
+    """What an actor says of its own errors does not make a message that waits a dead letter."""
+    broker = StubBroker()
+    busy = locks.lock("x").acquire()
+    ran: list[int] = []
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0)
+
+    job: Any = locks.job(key="x", unique="queued", policy=later)(ran.append)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="judge", **judge
+    )(job)
+    actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert ran == [7]
+
+
 def work_off_dramatiq(broker: Any, actor: Any) -> None:
     worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
     worker.start()
