@@ -682,7 +682,7 @@ async def test_taskiq_retries(
 @pytest.mark.parametrize(
     "case",
     [
-        *("arq_class", "arq_same_id", "arq_plain_function"),
+        *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
         *("saq_class", "saq_same_key", "saq_own_delay"),
     ],
 )
