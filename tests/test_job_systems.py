@@ -192,6 +192,19 @@ def test_rq_holds_the_lock_for_what_is_returned(
     assert held == [True, False]
 
 
+def test_rq_frees_what_a_removed_job_keeps(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the lock of a job without ``unique=`` that waits for its retry."""
+    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(lambda: rq.Retry(max=1, interval=60)))
+    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert locks.lock("x").locked()
+    rq_leaf.removed(entry.result)
+    assert not locks.lock("x").locked()
+
+
 def test_rq_one_job_calls_another(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from dramatiq.middleware import Middleware, Retries, SkipMessage
 
 from lualock.errors import LockError
 from lualock.jobs.bound import bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 OPTION = "lualock"
 
@@ -158,8 +158,9 @@ class _Messages(Middleware):
         if _again.get() == message.message_id:  # the copy has its place
             _again.set(None)
             return
-        actor, token = broker.get_actor(message.actor_name), message.options.get(OPTION)
-        if isinstance(actor, LockedActor) and token:
+        actor = broker.get_actor(message.actor_name)
+        token = message.options.get(OPTION) or token_of(message.message_id)
+        if isinstance(actor, LockedActor):
             try:
                 actor.work.cancel(message.args, message.kwargs, token=token)
             except LockError as error:

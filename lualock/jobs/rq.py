@@ -28,7 +28,7 @@ import rq
 from rq.job import Job, get_current_job
 
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
 
@@ -96,9 +96,8 @@ def enqueue_in(
 
 def removed(job: Job) -> None:
     """A job was cancelled, deleted, or its queue emptied: give up its place in the queue."""
-    token = job.meta.get(META)
-    if token:
-        bound(job.func).cancel(job.args, job.kwargs, token=token)
+    token = job.meta.get(META) or token_of(job.id)  # of its lock between two attempts
+    bound(job.func).cancel(job.args, job.kwargs, token=token)
 
 
 def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:

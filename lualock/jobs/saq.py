@@ -27,7 +27,7 @@ from saq.utils import now_seconds
 
 from lualock.jobs.actions import drive_async
 from lualock.jobs.bound import bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
 OWN_DELAY = "lualock_retry"
@@ -109,6 +109,5 @@ async def enqueue(
 
 async def removed(job: Any, job_of_saq: Job) -> None:
     """A queued job was aborted: give up its place in the queue."""
-    token = job_of_saq.meta.get(META)
-    if token:
-        await bound(job).cancel_async((), job_of_saq.kwargs, token=token)
+    token = job_of_saq.meta.get(META) or token_of(job_of_saq.key)  # of its lock between attempts
+    await bound(job).cancel_async((), job_of_saq.kwargs or {}, token=token)
