@@ -9,6 +9,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -343,6 +344,15 @@ def test_celery_sends_again_while_another_runs(
     assert sent == ["mine"]
 
 
+@pytest.mark.parametrize("form", ["naive", "text"])
+def test_celery_times(app: celery.Celery, form: str) -> None:
+    """A naive time is of the app's time zone, and a text is a time, too."""
+    app.conf.timezone = "Asia/Tokyo"
+    eta: Any = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
+    eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
+    assert celery_leaf._delay_s({"eta": eta}, app) == pytest.approx(3600, abs=60)
+
+
 NOW = datetime.now(timezone.utc)
 
 
@@ -556,6 +566,18 @@ def test_huey_retries(retries: int, error: Exception, expected: float | None) ->
     """When Huey runs a task again, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
     assert huey_leaf._retry_s(task, error) == expected
+
+
+def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer with ``utc=False`` has local times."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        eta = datetime.now() + timedelta(hours=1)
+        assert huey_leaf._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 # taskiq

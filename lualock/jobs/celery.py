@@ -26,6 +26,7 @@ import celery
 from celery import signals
 from celery.exceptions import Retry
 from celery.utils import uuid
+from celery.utils.time import maybe_make_aware
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
@@ -78,7 +79,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
             # Also an empty one: it tells a task that is sent again from a new one.
             return push(task_id=task_id, headers=headers | {HEADER: token}, **options)
 
-        delay = max(0.0, _delay_s(options))
+        delay = max(0.0, _delay_s(options, self.app))
         entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
         if isinstance(entry, Enqueued):
             entry.result.refused = None
@@ -125,10 +126,14 @@ def _token(request: Any) -> str | None:
     return token
 
 
-def _delay_s(options: dict[str, Any]) -> float:
-    """For how long a task is not to begin."""
+def _delay_s(options: dict[str, Any], app: Any = None) -> float:
+    """For how long a task is not to begin. A naive time is one of the app's time zone."""
     eta = options.get("eta")
+    if isinstance(eta, str):
+        eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
     if isinstance(eta, datetime):
+        if eta.tzinfo is None and app is not None:
+            eta = maybe_make_aware(eta, app.timezone)
         return (eta - datetime.now(eta.tzinfo)).total_seconds()
     return float(options.get("countdown") or 0.0)
 
