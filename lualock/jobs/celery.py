@@ -19,14 +19,13 @@ import functools
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 import celery
 from celery import signals
 from celery.exceptions import Retry
 from celery.utils import uuid
-from celery.utils.time import maybe_make_aware
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
@@ -79,7 +78,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
             # Also an empty one: it tells a task that is sent again from a new one.
             return push(task_id=task_id, headers=headers | {HEADER: token}, **options)
 
-        delay = max(0.0, _delay_s(options, self.app))
+        delay = max(0.0, _delay_s(options))
         entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
         if isinstance(entry, Enqueued):
             entry.result.refused = None
@@ -97,7 +96,7 @@ def _locked(work: Bound) -> Callable[..., Any]:
         task, delivery = celery.current_task, None
         # Else another task calls this one, or it does so itself, or nothing of Celery does.
         ours = getattr(task, "work", None) is work and not task.request.called_directly
-        request = task.request if ours else None
+        request: Any = task.request if ours else None
         this = (request.id, request.retries) if ours else None
         taken = this == _taken.get()  # the task that calls itself directly has its request
         before = _taken.set(this or _taken.get())
@@ -126,14 +125,14 @@ def _token(request: Any) -> str | None:
     return token
 
 
-def _delay_s(options: dict[str, Any], app: Any = None) -> float:
-    """For how long a task is not to begin. A naive time is one of the app's time zone."""
+def _delay_s(options: dict[str, Any]) -> float:
+    """For how long a task is not to begin. Workers take a naive time for UTC."""
     eta = options.get("eta")
     if isinstance(eta, str):
         eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
     if isinstance(eta, datetime):
-        if eta.tzinfo is None and app is not None:
-            eta = maybe_make_aware(eta, app.timezone)
+        if eta.tzinfo is None:
+            eta = eta.replace(tzinfo=timezone.utc)
         return (eta - datetime.now(eta.tzinfo)).total_seconds()
     return float(options.get("countdown") or 0.0)
 

@@ -1,4 +1,4 @@
-"""What a Celery worker's main process sees of a locked task: that the process which runs it is gone.
+"""What a Celery worker's main process sees of a locked task: that its process is gone.
 
 That a signal was sent, or a time limit was reached, says nothing yet: a task may catch the signal,
 clean up for a while, or never be hit by it. Its lock is freed early only once there is no such
