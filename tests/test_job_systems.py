@@ -225,16 +225,16 @@ def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
     told: list[jobs.RetryLater] = []
     locks.lock("again False").acquire()
 
-    @locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))
     def again(outer: bool) -> str:
         if outer:
             try:
-                again.called(False)
+                job.called(False)
             except jobs.RetryLater as later:
                 told.append(later)
         return "done"
 
-    return again, told
+    job: Any = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))(again)
+    return job, told
 
 
 def test_rq_a_job_calls_itself(
