@@ -9,6 +9,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -192,6 +193,19 @@ def test_rq_holds_the_lock_for_what_is_returned(
     assert held == [True, False]
 
 
+def test_rq_frees_what_a_removed_job_keeps(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the lock of a job without ``unique=`` that waits for its retry."""
+    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(lambda: rq.Retry(max=1, interval=60)))
+    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert locks.lock("x").locked()
+    rq_leaf.removed(entry.result)
+    assert not locks.lock("x").locked()
+
+
 def test_rq_one_job_calls_another(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +218,35 @@ def test_rq_one_job_calls_another(
     work_off(queue)
     assert entry.result.return_value() == "done"
     assert len(outer.told) == 1
+
+
+def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
+    """A job that calls itself with other arguments, whose lock is held."""
+    told: list[jobs.RetryLater] = []
+    locks.lock("again False").acquire()
+
+    def again(outer: bool) -> str:
+        if outer:
+            try:
+                job.called(False)
+            except jobs.RetryLater as later:
+                told.append(later)
+        return "done"
+
+    job: Any = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))(again)
+    return job, told
+
+
+def test_rq_a_job_calls_itself(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is no delivery, either; after it, the next delivery is one."""
+    job, told = itself(locks)
+    job.called = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job))
+    entries: list[Any] = [rq_leaf.enqueue(queue, job.called, True) for _ in range(2)]
+    work_off(queue)
+    assert [entry.result.return_value() for entry in entries] == ["done", "done"]
+    assert [later.job_id for later in told] == [None, None]
 
 
 # Celery
@@ -265,6 +308,51 @@ def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks)
     assert len(outer.told) == 4
 
 
+def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) -> None:
+    """That one is no delivery, whichever way it is called."""
+    job, told = itself(locks)
+    task = app.task(job)
+    for job.called in (task, task.run):
+        assert task.delay(True).get() == "done"
+    assert [later.job_id for later in told] == [None, None]
+
+
+@pytest.mark.parametrize("headers", [{"lualock": ""}, None])
+def test_celery_sends_again_while_another_runs(
+    app: celery.Celery, locks: lualock.Locks, headers: dict[str, str] | None
+) -> None:
+    """A task that comes back is no new one, which ``unique="running"`` would refuse; nor is one
+    that was sent by somebody who knows of no locks."""
+    app.conf.task_always_eager = False
+    sent: list[str] = []
+    task = app.task(locks.job(key="x", unique="running", policy=jobs.Retry(60))(rebuild))
+    task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(
+        message.headers["id"]
+    )
+    with locks.lock("x"):
+        assert task.delay(7).refused.state == "running"
+        task.push_request(
+            id="mine", args=[7], kwargs={}, headers=headers, is_eager=False, called_directly=False
+        )
+        celery._state._task_stack.push(task)
+        try:
+            with pytest.raises(celery.exceptions.Retry):
+                task.run(7)
+        finally:
+            celery._state._task_stack.pop()
+            task.pop_request()
+    assert sent == ["mine"]
+
+
+@pytest.mark.parametrize("form", ["naive", "text"])
+def test_celery_times(app: celery.Celery, form: str) -> None:
+    """Workers take a naive time for UTC, whatever the app's time zone; a text is a time, too."""
+    app.conf.timezone = "Asia/Tokyo"
+    eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
+    eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
+    assert celery_leaf._delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
+
+
 NOW = datetime.now(timezone.utc)
 
 
@@ -311,12 +399,46 @@ def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]
     assert actor(8) == "rebuilt 8"
     with job_held(job, 7):
         actor.send(7)
-        worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
-        worker.start()
-        broker.join(actor.queue_name)
-        worker.join()
-        worker.stop()
+        work_off_dramatiq(broker, actor)
     assert done == [7]
+
+
+def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
+    """That one is no delivery, either."""
+    broker = StubBroker()
+    job, told = itself(locks)
+    job.called = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job.called.send(True)
+    work_off_dramatiq(broker, job.called)
+    assert [later.job_id for later in told] == [None]
+
+
+@pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}])
+def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any) -> None:
+    """What an actor says of its own errors does not make a message that waits a dead letter."""
+    broker = StubBroker()
+    busy = locks.lock("x").acquire()
+    ran: list[int] = []
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0)
+
+    job: Any = locks.job(key="x", unique="queued", policy=later)(ran.append)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="judge", **judge
+    )(job)
+    actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert ran == [7]
+
+
+def work_off_dramatiq(broker: Any, actor: Any) -> None:
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+    worker.start()
+    broker.join(actor.queue_name)
+    worker.join()
+    worker.stop()
 
 
 def job_held(job: Any, *args: Any) -> Any:
@@ -446,6 +568,18 @@ def test_huey_retries(retries: int, error: Exception, expected: float | None) ->
     assert huey_leaf._retry_s(task, error) == expected
 
 
+def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer with ``utc=False`` has local times."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        eta = datetime.now() + timedelta(hours=1)
+        assert huey_leaf._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 # taskiq
 
 
@@ -499,6 +633,30 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
     assert len(outer.told) == 1
+    await broker.shutdown()
+
+
+async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
+    """That one is no delivery, either."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    told: list[jobs.RetryLater] = []
+    locks.lock("again False").acquire()
+
+    async def again(outer: bool) -> str:
+        if outer:
+            try:
+                await task(False)
+            except jobs.RetryLater as later:
+                told.append(later)
+        return "done"
+
+    job = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(0))(again)
+    task = taskiq_leaf.locked(broker, "again")(job)
+    entry = await taskiq_leaf.enqueue(task, True)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "done"
+    assert [later.job_id for later in told] == [None]
     await broker.shutdown()
 
 
@@ -559,7 +717,7 @@ async def test_taskiq_retries(
 @pytest.mark.parametrize(
     "case",
     [
-        *("arq_class", "arq_same_id", "arq_plain_function"),
+        *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
         *("saq_class", "saq_same_key", "saq_own_delay"),
     ],
 )

@@ -77,7 +77,7 @@ def test_example(examples: dict[str, Example], name: str) -> None:
     """What the section enqueues is run by the worker that it starts."""
     example = examples[name]
     done = subprocess.run(
-        [example.python, "-c", f"import os\n{example.enqueue}"],
+        [example.python, "-c", example.enqueue],
         cwd=example.folder,
         env=example.environment,
         capture_output=True,

@@ -115,6 +115,33 @@ def test_what_is_hard_to_see(pytester: pytest.Pytester) -> None:
     )
 
 
+def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
+    """The kit does not answer for a server that it does not have; a place keeps its key."""
+    passes(
+        pytester,
+        """
+        import lualock, pytest
+        from lualock import jobs
+
+        def test_elsewhere(lock_kit):
+            theirs = lualock.connect("redis://localhost:1/0").lock("x")
+            with pytest.raises(lualock.InvalidArgument, match="LUALOCK_URL"):
+                lock_kit.assert_free(theirs)
+
+        def test_place(locks, lock_kit):
+            @locks.job(key="x", unique="queued")
+            def rebuild(): ...
+
+            place = jobs.bound(rebuild).place()
+            lock_kit.assert_free(place)
+            jobs.bound(rebuild).reserve(job_id="mine")
+            lock_kit.assert_locked(place)
+            lock_kit.assert_free("x")
+        """,
+        tests=2,
+    )
+
+
 FAILS = {
     "lock_kit.assert_locked('x')": "*lock 'x' is not held*",
     "locks.lock('x').acquire(); lock_kit.assert_free('x')": "*not free: *x*held*",

@@ -11,11 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+import lualock
 from tests.servers import BINARIES, Server
 from tests.workers.diary import Entry, overlaps
 from tests.workers.fleet import SYSTEMS, Fleet
@@ -46,15 +46,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
-def limited(fleet: Fleet) -> Future[float]:
-    """A task of Celery takes longer than it may: when its lock is free."""
-    fleet.send("celery", "limited", "celery")
-    fleet.until_count("limited", "celery", 1, "start")
-    return fleet.when_free("celery", "limited")
-
-
-@pytest.fixture(scope="module")
-def killed(fleet: Fleet, limited: Future[float]) -> dict[str, float]:
+def killed(fleet: Fleet) -> dict[str, float]:
     """A worker of each system has been killed in the middle of a job, at these times."""
     times = {}
     fleet.everywhere("mortal", 1)
@@ -253,21 +245,31 @@ def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
         fleet.until_count("struck", system, 1, "end")
 
 
-def test_celery_kills_what_is_revoked(fleet: Fleet) -> None:
-    """With SIGKILL: then its lock is free at once."""
-    sent = fleet.send("celery", "terminated", "celery")
-    fleet.until_count("terminated", "celery", 1, "start")
+@pytest.mark.parametrize("job", ["limited", "terminated"])
+def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
+    """For its hard time limit, or because it was revoked: its lock is free once it is dead."""
+    sent = fleet.send("celery", job, "celery")
+    fleet.until_count(job, "celery", 1, "start")
     since = time.monotonic()
-    order = Order("terminated", [[sent["job_id"], ["celery"]]], call="remove")
-    fleet.send_each("celery", order)
-    with fleet.free("celery", "terminated"):
+    if job == "terminated":
+        order = Order(job, [[sent["job_id"], ["celery"]]], call="remove")
+        fleet.send_each("celery", order)
+    with fleet.free("celery", job):
         assert time.monotonic() - since < LEASE_S / 2
 
 
-def test_celery_kills_what_takes_too_long(fleet: Fleet, limited: Future[float]) -> None:
-    """It says so before it does so, therefore the lock is free when the lease ends."""
-    (run,) = fleet.diary.entries("limited", "celery", "start")
-    assert LEASE_S / 3 < limited.result() - run.at < LEASE_S + LATE_S
+def test_celery_lets_what_it_told_to_end_keep_its_lock(fleet: Fleet) -> None:
+    """A signal that was sent has ended nothing yet."""
+    sent = fleet.send("celery", "lingering", "celery")
+    fleet.until_count("lingering", "celery", 1, "start")
+    order = Order("lingering", [[sent["job_id"], ["celery"]]], call="remove")
+    fleet.send_each("celery", order)
+    fleet.until_count("lingering", "celery", 1, "asked")
+    with pytest.raises(lualock.NotAcquired):
+        fleet.lock("celery", "lingering").acquire(timeout=1)
+    fleet.diary.write("go", "lingering", "celery")
+    with fleet.free("celery", "lingering"):
+        assert fleet.diary.count("lingering", "celery", "end") == 1
 
 
 def test_no_key_is_left(fleet: Fleet) -> None:

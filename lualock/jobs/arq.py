@@ -29,7 +29,8 @@ from arq.constants import retry_key_prefix
 from arq.jobs import Job, JobStatus
 
 from lualock.errors import InvalidArgument
-from lualock.jobs.bound import bound
+from lualock.jobs.actions import drive_async
+from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
@@ -79,16 +80,16 @@ async def enqueue(
     name there, if it was given one by ``arq.func``.
     """
     work = bound(job)
+    kwargs = {name: value for name, value in options.items() if not name.startswith("_")}
     job_id = options.pop("_job_id", None)
     if job_id is not None:
         status = await Job(job_id, pool).status()
         if status is not JobStatus.not_found:  # arq would not push it
             running = status is JobStatus.in_progress
-            return Refused(job_id, "running" if running else "queued")
+            return await _refused(work, args, kwargs, job_id, "running" if running else "queued")
     job_id = job_id or uuid4().hex
-    kwargs = {name: value for name, value in options.items() if not name.startswith("_")}
     name = _function or job.__qualname__
-    return await work.enqueue_async(
+    entry = await work.enqueue_async(
         lambda token: pool.enqueue_job(name, *args, _job_id=job_id, **options),
         args,
         kwargs,
@@ -96,6 +97,21 @@ async def enqueue(
         token=token_of(job_id),
         delay=_delay_s(options.get("_defer_by"), options.get("_defer_until")),
     )
+    if not isinstance(entry, Enqueued) or entry.result is not None:
+        return entry
+    # Another was pushed with this id meanwhile; of equal arguments, it has the place that we took.
+    there = await Job(job_id, pool).info()
+    same = there is not None and there.function == name
+    if not same or work.lock(there.args, there.kwargs).key != work.lock(args, kwargs).key:
+        await work.cancel_async(args, kwargs, token=token_of(job_id))
+    return await _refused(work, args, kwargs, job_id, "queued")
+
+
+async def _refused(work: Bound, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:
+    """arq has a job of that id."""
+    entry = work._entry(args, kwargs, asynchronous=True)
+    refused: Refused = await drive_async(entry._refused(job_id, state, None))
+    return refused
 
 
 async def removed(job: Any, job_id: str, *args: Any, **kwargs: Any) -> None:

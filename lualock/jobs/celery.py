@@ -17,24 +17,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import signal
 from collections.abc import Callable
-from datetime import datetime
+from contextvars import ContextVar
+from datetime import datetime, timezone
 from typing import Any
 
 import celery
-from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
 
 HEADER = "lualock"
 
 log = logging.getLogger("lualock.jobs")
+
+# The delivery whose run this code is part of: it is of that run alone.
+_taken: ContextVar[Any] = ContextVar("lualock_celery_taken", default=None)
 
 
 class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
@@ -45,6 +47,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     """
 
     abstract = True
+    Request = "lualock.jobs.celery_request:LockedRequest"
     work: Bound | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -66,13 +69,14 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     ) -> Any:
         headers = dict(options.pop("headers", None) or {})
         push = functools.partial(super().apply_async, args, kwargs)
-        if self.work is None or HEADER in headers:  # a retry has its place
+        again = HEADER in headers or (task_id is not None and task_id == self.request.id)
+        if self.work is None or again:  # what is sent again has its place, or needs none
             return push(task_id=task_id, headers=headers or None, **options)
         task_id = task_id or uuid()
 
         def enter(token: str) -> Any:
-            told = headers | ({HEADER: token} if token else {})
-            return push(task_id=task_id, headers=told or None, **options)
+            # Also an empty one: it tells a task that is sent again from a new one.
+            return push(task_id=task_id, headers=headers | {HEADER: token}, **options)
 
         delay = max(0.0, _delay_s(options))
         entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
@@ -90,9 +94,13 @@ def _locked(work: Bound) -> Callable[..., Any]:
     @functools.wraps(work.body)
     def run(*args: Any, **kwargs: Any) -> Any:
         task, delivery = celery.current_task, None
-        # Else another task calls this one, or nothing of Celery does.
-        if getattr(task, "work", None) is work and not task.request.called_directly:
-            request = task.request
+        # Else another task calls this one, or it does so itself, or nothing of Celery does.
+        ours = getattr(task, "work", None) is work and not task.request.called_directly
+        request: Any = task.request if ours else None
+        this = (request.id, request.retries) if ours else None
+        taken = this == _taken.get()  # the task that calls itself directly has its request
+        before = _taken.set(this or _taken.get())
+        if request is not None and not taken:
             delivery = Delivery(request.id, _token(request), functools.partial(_retry_s, task))
         try:
             result = work.run(args, kwargs, delivery)
@@ -101,6 +109,8 @@ def _locked(work: Bound) -> Callable[..., Any]:
             if delivery is None or request.is_eager:
                 raise
             again = later
+        finally:
+            _taken.reset(before)
         # Sent again as it is, and not by task.retry(), which would count it.
         task.signature_from_request(
             request, countdown=again.delay_s, retries=request.retries
@@ -116,9 +126,13 @@ def _token(request: Any) -> str | None:
 
 
 def _delay_s(options: dict[str, Any]) -> float:
-    """For how long a task is not to begin."""
+    """For how long a task is not to begin. Workers take a naive time for UTC."""
     eta = options.get("eta")
+    if isinstance(eta, str):
+        eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
     if isinstance(eta, datetime):
+        if eta.tzinfo is None:
+            eta = eta.replace(tzinfo=timezone.utc)
         return (eta - datetime.now(eta.tzinfo)).total_seconds()
     return float(options.get("countdown") or 0.0)
 
@@ -143,33 +157,13 @@ def _retry_s(task: Any, error: BaseException) -> float | None:
 
 
 @signals.task_revoked.connect  # type: ignore[untyped-decorator]
-def _revoked(
-    sender: Any, request: Any, terminated: bool = False, signum: Any = None, **_: Any
-) -> None:
-    """In the worker's main process: a task will not begin, or was killed."""
-    # Of any other signal nobody knows when it ends the task: then its lease does.
-    killed = terminated and signum == signal.SIGKILL
+def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
+    """In the worker's main process: a task will not begin."""
     work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and killed == terminated:
-        _free(work, request.args, request.kwargs, request.id, _token(request), died=killed)
-
-
-@signals.task_failure.connect  # type: ignore[untyped-decorator]
-def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
-    """In the worker's main process: the process that ran a task is gone."""
-    # Of a hard time limit it is told before the process is killed: then the lease ends it.
-    work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and isinstance(exception, WorkerLostError):
-        _free(work, args, kwargs, task_id, None, died=True)
-
-
-def _free(
-    work: Bound, args: Any, kwargs: Any, task_id: str, token: str | None, *, died: bool
-) -> None:
+    if terminated or not isinstance(work, Bound):  # what has begun, celery_request sees end
+        return
     try:
-        if died:
-            work.died(args, kwargs, job_id=task_id, token=token)
-        elif token:
-            work.cancel(args, kwargs, token=token)
+        token = _token(request) or token_of(request.id)
+        work.cancel(request.args, request.kwargs, token=token)
     except LockError as error:
-        log.warning("what task %s has ends by itself: %s", task_id, error)
+        log.warning("the place of task %s ends by itself: %s", request.id, error)

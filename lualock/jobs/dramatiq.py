@@ -25,17 +25,18 @@ from typing import Any
 import dramatiq
 from dramatiq.errors import Retry
 from dramatiq.message import generate_unique_id
-from dramatiq.middleware import Middleware, Retries
+from dramatiq.middleware import Middleware, Retries, SkipMessage
 
 from lualock.errors import LockError
 from lualock.jobs.bound import bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 OPTION = "lualock"
 
 log = logging.getLogger("lualock.jobs")
 
 _message: ContextVar[Any] = ContextVar("lualock_message", default=None)
+_again: ContextVar[Any] = ContextVar("lualock_again", default=None)
 
 
 class LockedActor(dramatiq.Actor[Any, Any]):
@@ -87,6 +88,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
 
     def _perform(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         message = _message.get()
+        _message.set(None)  # it is of this run alone, and not of what that calls
         delivery = None
         if message is not None and message.actor_name == self.actor_name:
             will_retry = functools.partial(self._retry_s, message)
@@ -97,9 +99,22 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         except RetryLater as later:
             if delivery is None:
                 raise
-            # The middleware counts it as one of the job's own retries, which it is not.
-            message.options["retries"] = message.options.get("retries", 0) - 1
-            raise Retry(str(later), delay=int(later.delay_s * 1000)) from None
+            delay_ms = int(later.delay_s * 1000)
+            if not self._judges_errors(message):
+                # The middleware counts it as one of the job's own retries, which it is not.
+                message.options["retries"] = message.options.get("retries", 0) - 1
+                raise Retry(str(later), delay=delay_ms) from None
+        # What the actor says of its own errors could make this one a dead letter.
+        self.broker.enqueue(message.copy(), delay=delay_ms)
+        _again.set(message.message_id)
+        raise SkipMessage
+
+    def _judges_errors(self, message: Any) -> bool:
+        """Whether the middleware looks at an error before it retries."""
+        told = self.options | message.options
+        middlewares = [one for one in self.broker.middleware if isinstance(one, Retries)]
+        judge = any(told.get("retry_when", one.retry_when) for one in middlewares)
+        return judge or bool(told.get("throws"))
 
     def _retry_s(self, message: Any, error: BaseException) -> float | None:
         """In how many seconds at most the middleware has a message run again that raised this."""
@@ -140,8 +155,12 @@ class _Messages(Middleware):
 
     def after_skip_message(self, broker: Any, message: Any) -> None:
         _message.set(None)
-        actor, token = broker.get_actor(message.actor_name), message.options.get(OPTION)
-        if isinstance(actor, LockedActor) and token:
+        if _again.get() == message.message_id:  # the copy has its place
+            _again.set(None)
+            return
+        actor = broker.get_actor(message.actor_name)
+        token = message.options.get(OPTION) or token_of(message.message_id)
+        if isinstance(actor, LockedActor):
             try:
                 actor.work.cancel(message.args, message.kwargs, token=token)
             except LockError as error:

@@ -66,7 +66,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             task.kwargs,
             job_id=task.id,
             token=token_of(task.id),
-            delay=_delay_s(task.eta),
+            delay=_delay_s(task.eta, self.huey.utc),
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -120,9 +120,9 @@ def _retry_s(task: Any, error: BaseException) -> float | None:
     return None
 
 
-def _delay_s(eta: datetime | None) -> float:
-    """For how long a task is not to begin. Huey's times are naive, in UTC unless told otherwise."""
+def _delay_s(eta: datetime | None, utc: bool = True) -> float:
+    """For how long a task is not to begin. Huey's times are naive, and local with ``utc=False``."""
     if eta is None:
         return 0.0
-    now = datetime.now(eta.tzinfo or timezone.utc)
+    now = datetime.now(eta.tzinfo or (timezone.utc if utc else None))
     return max(0.0, (eta - now.replace(tzinfo=eta.tzinfo)).total_seconds())

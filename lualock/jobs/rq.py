@@ -19,6 +19,7 @@ import functools
 import inspect
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -27,11 +28,14 @@ import rq
 from rq.job import Job, get_current_job
 
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
 
 log = logging.getLogger("lualock.jobs")
+
+# Whether this code is part of the run of a delivery, which is of that run alone.
+_taken: ContextVar[bool] = ContextVar("lualock_rq_taken", default=False)
 
 
 def locked(job: Any) -> Any:
@@ -40,9 +44,10 @@ def locked(job: Any) -> Any:
 
     @functools.wraps(work.body)
     def perform(*args: Any, **kwargs: Any) -> Any:
-        delivered = get_current_job()
+        delivered = None if _taken.get() else get_current_job()
         if delivered is not None and getattr(delivered.func, "__lualock__", None) is not work:
             delivered = None  # another job calls this one
+        before = _taken.set(_taken.get() or delivered is not None)
         try:
             result = work.run(args, kwargs, None if delivered is None else _delivery(delivered))
             return asyncio.run(result) if work.asynchronous else result
@@ -50,6 +55,8 @@ def locked(job: Any) -> Any:
             if delivered is None:
                 raise
             return _again(delivered, later)
+        finally:
+            _taken.reset(before)
 
     perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
     if isinstance(job, type):
@@ -89,9 +96,8 @@ def enqueue_in(
 
 def removed(job: Job) -> None:
     """A job was cancelled, deleted, or its queue emptied: give up its place in the queue."""
-    token = job.meta.get(META)
-    if token:
-        bound(job.func).cancel(job.args, job.kwargs, token=token)
+    token = job.meta.get(META) or token_of(job.id)  # of its lock between two attempts
+    bound(job.func).cancel(job.args, job.kwargs, token=token)
 
 
 def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:

@@ -25,8 +25,9 @@ import saq
 from saq.job import Job
 from saq.utils import now_seconds
 
+from lualock.jobs.actions import drive_async
 from lualock.jobs.bound import bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
 OWN_DELAY = "lualock_retry"
@@ -101,11 +102,12 @@ async def enqueue(
     try:
         return await work.enqueue_async(push, (), made.kwargs, job_id=made.key, delay=delay)
     except _Exists:
-        return Refused(made.key, "queued")
+        entry = work._entry((), made.kwargs, asynchronous=True)
+        refused: Refused = await drive_async(entry._refused(made.key, "queued", None))
+        return refused
 
 
 async def removed(job: Any, job_of_saq: Job) -> None:
     """A queued job was aborted: give up its place in the queue."""
-    token = job_of_saq.meta.get(META)
-    if token:
-        await bound(job).cancel_async((), job_of_saq.kwargs, token=token)
+    token = job_of_saq.meta.get(META) or token_of(job_of_saq.key)  # of its lock between attempts
+    await bound(job).cancel_async((), job_of_saq.kwargs or {}, token=token)

@@ -89,6 +89,7 @@ def _locked(work: Bound, broker: AsyncBroker, source: ScheduleSource | None) -> 
     @functools.wraps(work.body)
     async def perform(*args: Any, **kwargs: Any) -> Any:
         message = _message.get()
+        _message.set(None)  # it is of this run alone, and not of what that calls
         if message is not None:
             task = broker.find_task(message.task_name)
             if task is None or getattr(task.original_func, "__lualock__", None) is not work:

@@ -45,10 +45,19 @@ class LockKit:
         """The same lock, for this kit."""
         if isinstance(lock, str | bytes):
             return self._locks.lock(lock)
+        if _where(lock) != _where(self._locks.lock("x")):
+            raise InvalidArgument(
+                f"lock {lock.name!r} is not on the server of this kit: before the program under "
+                "test is imported, the environment must have LUALOCK_URL, or whatever tells it "
+                "its server, set to the URL of the fixture lualock_server; or give the job its "
+                "locks in the test (monkeypatch)"
+            )
         theirs = lock._locks._settings.prefix
         if theirs != self._locks._settings.prefix:
             raise InvalidArgument(f"that is a lock of the prefix {theirs!r}: make a LockKit for it")
-        return self._locks.lock(lock._name)
+        same = self._locks.lock(lock._name)
+        same._key, same._queue = lock._key, lock._queue  # those of a queued job's place are its own
+        return same
 
     def assert_locked(self, lock: AnyLock | str | bytes, *, metadata: str | None = None) -> None:
         """Somebody has the lock (and said this about it)."""
@@ -120,6 +129,12 @@ class LockKit:
         import redis
 
         return redis.Redis.from_url(self._url)
+
+
+def _where(lock: AnyLock) -> list[Any]:
+    """Which server a lock is on."""
+    told = lock._locks._endpoint.settings
+    return [told.get(name) for name in ("host", "port", "path", "db")]
 
 
 def _until(condition: Any) -> None:

@@ -65,6 +65,25 @@ async def arq_same_id(url: str) -> None:
     await pool.aclose()
 
 
+async def arq_same_id_together(url: str) -> None:
+    """Of many that push the same id at the same time one is told that it did."""
+    told: list[int] = []
+
+    @locks.job(unique="queued", on_enqueue_failed=told.append)
+    async def look(number: int) -> None: ...
+
+    function = arq_leaf.locked(look)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    entries = await asyncio.gather(
+        *(arq_leaf.enqueue(pool, function, 7, _job_id="mine") for _ in range(20))
+    )
+    assert [bool(entry) for entry in entries].count(True) == 1
+    assert told == [7] * 19
+    third = await arq_leaf.enqueue(pool, function, 7)
+    assert isinstance(third, jobs.Refused), "the one that is queued has its place"
+    await pool.aclose()
+
+
 async def arq_plain_function(url: str) -> None:
     """arq runs coroutine functions only, and says so late."""
     try:
@@ -141,7 +160,7 @@ async def saq_own_delay(url: str) -> None:
 CASES = {
     case.__name__: case
     for case in (
-        *(arq_class, arq_same_id, arq_plain_function),
+        *(arq_class, arq_same_id, arq_same_id_together, arq_plain_function),
         *(saq_class, saq_same_key, saq_own_delay),
     )
 }

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -144,15 +143,6 @@ class Fleet:
             self.everywhere(job)
             self._behind[job] = {each: self._threads.submit(wait, each) for each in SYSTEMS}
         return self._behind[job]
-
-    def when_free(self, system: str, job: str) -> Future[float]:
-        """Wait for the lock of a job from now on: when we had it."""
-
-        def wait() -> float:
-            with self.free(system, job):
-                return time.monotonic()
-
-        return self._threads.submit(wait)
 
     def free(self, system: str, job: str) -> Any:
         """The lock of a system's job, once it is free: behind all who wait for it now."""

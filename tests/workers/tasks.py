@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import os
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -162,6 +163,16 @@ def limited(where: str) -> Steps:
 def terminated(where: str) -> Steps:
     """Is revoked while it runs, with the order to kill it."""
     return _never_done("terminated", where)
+
+
+@task()
+def lingering(where: str) -> Steps:
+    """Is told to end, and takes its time."""
+    before = signal.signal(signal.SIGTERM, lambda *_: diary.write("asked", "lingering", where))
+    with turn("lingering", where):
+        while not diary.count("lingering", where, "go"):
+            yield 0.02
+    signal.signal(signal.SIGTERM, before)
 
 
 @task(policy=Retry(SOON_S))

@@ -17,6 +17,7 @@ RETRIES = {
     "retry_kwargs": {"countdown": RETRY_S, "max_retries": 1},
 }
 OPTIONS: dict[str, Any] = {"limited": {"time_limit": 1}} | dict.fromkeys(FLAKY, RETRIES)
+SIGNALS = {"terminated": "SIGKILL", "lingering": "SIGTERM"}
 jobs = {
     name: app.task(name=name, **OPTIONS.get(name, {}))(job)
     for name, job in tasks.jobs(__name__, asynchronous=False).items()
@@ -36,4 +37,5 @@ def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def remove(job: str, job_id: str, args: list[Any]) -> None:
-    app.control.revoke(job_id, terminate=job == "terminated", signal="SIGKILL")
+    signal = SIGNALS.get(job)
+    app.control.revoke(job_id, terminate=signal is not None, signal=signal)
