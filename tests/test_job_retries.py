@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -370,39 +369,6 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     proxy.silent = False
     assert ran == ["ran"]
     await shell.until(lambda: not held(shell, queue.work.lock().key))
-
-
-@pytest.mark.parametrize("mode", ["raise", "run", "skip"])
-async def test_a_short_outage(shell: World, proxy: Proxy, mode: str) -> None:
-    """A server that hangs for one attempt does not keep the place of a job that will not come
-    again; one that will come again has it still."""
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, on_unavailable=mode, unique="queued")
-    key = place(queue.work.lock())
-    for delay_s in (1.0, None):
-        _, token = (await queue.put(job_id="a")), queue.pushed.pop()[1]
-        proxy.silent = True
-        with suppress(lualock.LockUnavailable):
-            await queue.attempt("a", token, will_retry=lambda error, delay_s=delay_s: delay_s)
-        assert held(shell, key)
-        proxy.silent = False
-        if mode == "raise" and delay_s is not None:
-            assert await queue.attempt("a", token) is None
-        await shell.until(lambda: not held(shell, key))
-
-
-async def test_an_outage_that_is_over_when_the_job_is(shell: World, proxy: Proxy) -> None:
-    """A job that ran without its lock gives its place up at its end at the latest."""
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-
-    def work() -> None:
-        proxy.silent = False
-
-    queue = queue_of(shell, work, locks, on_unavailable="run", unique="queued")
-    await queue.put(job_id="a")
-    proxy.silent = True
-    await queue.deliver()
-    assert not held(shell, place(queue.work.lock()))
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:

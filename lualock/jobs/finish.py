@@ -41,8 +41,6 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             raise
         except BaseException as other:
             interrupted = interrupted or other
-    if it.at_end is not None and kept is None:
-        yield from it.at_end()
     if interrupted is not None:
         raise interrupted
     if problem is None:

@@ -11,7 +11,6 @@ from typing import Any
 from lualock import aio, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
-from lualock.jobs.actions import Actions
 from lualock.jobs.terms import Delivery, Rules, job_text
 
 AnyLocks = sync.Locks | aio.Locks
@@ -143,7 +142,6 @@ class Run:
         self.job_id = None if delivery is None else delivery.job_id
         self.locks = job.locks(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
-        self.at_end: Callable[[], Actions[None]] | None = None
 
     def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
         """A callback with exactly the job's arguments, and what it wants to be told beside them."""

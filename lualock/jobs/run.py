@@ -85,7 +85,6 @@ def _take_all(it: Run) -> Actions[None]:
                 if job.rules.on_unavailable == "skip":
                     raise NotAcquired(str(error), name=lock.name) from error
                 log.warning("job %s runs without its lock: %s", job.name, error)
-                it.at_end = attempt.leave_quietly  # it may be away for longer than we try now
                 return
             it.held.append((lock, lease))
     except GeneratorExit:

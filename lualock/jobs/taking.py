@@ -74,7 +74,7 @@ class Attempt:
         except RetryLater:
             raise
         except NotAcquired:
-            yield from self.leave_quietly()
+            yield from self._leave_quietly()
             raise
         except GeneratorExit:
             self._renew_no_more()
@@ -100,20 +100,15 @@ class Attempt:
     def _given_up(self, error: BaseException) -> Actions[None]:
         """It was cancelled, timed out or interrupted on its way: nobody waits in its place, which
         is kept only if the system tries the job again."""
-        if self._owner is None or not self._has_place():
-            return
         delay_s: float | None = None
         try:
             delay_s = None if self.delivery is None else self.delivery.will_retry(error)
         except Exception:
             log.exception("whether job %s is retried is not known: it has no place", self.job.name)
-        away = isinstance(error, LockUnavailable)
-        if delay_s is not None and not (away and self.job.rules.on_unavailable != "raise"):
-            yield from self._keep_place(delay_s)
-        elif away:  # it runs without its lock, or is dropped: in any case it does not come back
-            yield from self._forsake_place()
+        if delay_s is None:
+            yield from self._leave_quietly()
         else:
-            yield from self.leave_quietly()
+            yield from self._keep_place(delay_s)
 
     def _same_job(self) -> Actions[None]:
         """Another delivery of this very job has the lock. It is ending just now, or its worker has
@@ -170,7 +165,7 @@ class Attempt:
         :raises RetryLater: always.
         """
         if self.delivery is None:
-            yield from self.leave_quietly()
+            yield from self._leave_quietly()
         else:
             yield from self._keep_place(delay_s)
         refused = self.refused
@@ -227,20 +222,11 @@ class Attempt:
             self._renew_no_more()
             yield from leave(self.lock, self._owner)
 
-    def leave_quietly(self) -> Actions[None]:
-        """Give up the job's place, at the latest when the server is there again."""
+    def _leave_quietly(self) -> Actions[None]:
         try:
             yield from self.leave_place()
         except LockUnavailable as error:
-            log.warning("the place of job %s is kept for now: %s", self.job.name, error)
-            yield from self._forsake_place()
-
-    def _forsake_place(self) -> Actions[None]:
-        """Give up the job's place behind everybody's back, when the server is there again."""
-        assert self._owner is not None
-        self._renew_no_more()
-        ask = _ask_of(self.lock, self._owner)
-        yield partial(self._driver.forsake, protocol.forsake(ask))
+            log.warning("the place of job %s is kept until it ends: %s", self.job.name, error)
 
     def _keep_place(self, delay_s: float) -> Actions[None]:
         if self._owner is not None and self._has_place():
