@@ -334,7 +334,9 @@ def test_a_forked_child_leaves_the_block(one_server: Server) -> None:
 # Ending.
 
 STRUCK = """
-    import ctypes, functools, lualock
+    import ctypes, functools, signal, lualock
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
 
     class Interrupt:  # by a signal out of C code, which is handled as the next function is entered
         __neg__ = functools.partial(ctypes.CDLL(None)["raise"], 2)

@@ -270,6 +270,7 @@ EVENT_LOOP = """
 
     # asyncio turns the first SIGINT into a cancellation of main(); until it does, and when main()
     # has ended, the signal is none of ours.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
     ready = threading.Event()
     chance = random.Random(4)
 
