@@ -22,8 +22,10 @@ if latest ~= token then
   for _, ticket in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
     local waiter, _, channel = open_ticket(ticket)
     if waiter == latest then
-      -- It may have been killed since: then nobody listens.
-      return redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 and 'alone' or 'superseded'
+      if redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 then
+        return 'alone'  -- it has been killed since: nobody listens
+      end
+      return 'superseded'
     end
   end
   return 'alone'
