@@ -174,9 +174,20 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> N
 def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
     """In the worker's main process: the process that ran a task is gone for certain."""
     work = getattr(sender, "work", None)
-    if not isinstance(work, Bound) or not isinstance(exception, WorkerLostError):
-        return
+    if isinstance(work, Bound) and isinstance(exception, WorkerLostError):
+        free_dead(work, args, kwargs, task_id)
+
+
+def free_dead(
+    work: Bound,
+    args: Any,
+    kwargs: Any,
+    task_id: str,
+    token: str | None = None,
+    pid: int | None = None,
+) -> None:
+    """Free the lock of a task whose process is no more."""
     try:
-        work.died(args, kwargs, job_id=task_id)
+        work.died(args, kwargs, job_id=task_id, token=token, pid=pid)
     except LockError as error:
         log.warning("the lock of task %s, which was killed, ends by itself: %s", task_id, error)

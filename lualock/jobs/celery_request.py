@@ -7,22 +7,19 @@ process any more; what lives on keeps it, by its lease.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from typing import Any
 
-from billiard.exceptions import Terminated, WorkerLostError
+from billiard.exceptions import Terminated
 from celery.worker.request import Request
 
-from lualock.errors import LockError
 from lualock.jobs.bound import Bound
+from lualock.jobs.celery import HEADER, free_dead
 
 WATCH_S, LOOK_S = 60.0, 0.1
 """For how long a process is watched that should end, and how often it is looked at."""
-
-log = logging.getLogger("lualock.jobs")
 
 
 class LockedRequest(Request):  # type: ignore[misc]  # Celery has no types
@@ -39,14 +36,15 @@ class LockedRequest(Request):  # type: ignore[misc]  # Celery has no types
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         error = exc_info.exception
-        if isinstance(error, WorkerLostError | Terminated | SystemExit | KeyboardInterrupt):
+        # (That the worker was lost, the signal task_failure tells.)
+        if isinstance(error, Terminated | SystemExit | KeyboardInterrupt):
             self._watch()
         super().on_failure(exc_info, *args, **kwargs)
 
     def _watch(self) -> None:
         work, pid = getattr(self.task, "work", None), self.worker_pid
         if isinstance(work, Bound) and pid and pid != os.getpid():
-            token = (self.request_dict or {}).get("lualock")
+            token = (self.request_dict or {}).get(HEADER)
             told = work, self.args, self.kwargs, self.id, token, pid
             threading.Thread(target=free_when_gone, args=told, daemon=True).start()
 
@@ -60,10 +58,7 @@ def free_when_gone(
         if time.monotonic() > give_up:
             return
         time.sleep(LOOK_S)
-    try:
-        work.died(args, kwargs, job_id=task_id, token=token, pid=pid)
-    except LockError as error:
-        log.warning("the lock of task %s, which was killed, ends by itself: %s", task_id, error)
+    free_dead(work, args, kwargs, task_id, token, pid)
 
 
 def _lives(pid: int) -> bool:

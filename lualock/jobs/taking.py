@@ -42,7 +42,7 @@ class Situation:
 class Attempt:
     """One run's way to one of its locks.
 
-    Its methods are generators of things to call, as :mod:`lualock.jobs.run` X
+    Its methods are generators of things to call, as those of :mod:`lualock.jobs.run` are.
     """
 
     def __init__(
