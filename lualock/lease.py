@@ -116,10 +116,10 @@ class BaseLease:
         if reply is None:
             return False
         grant.claim = None
-        if reply == b"extended":
+        if reply == b"claimed":
             grant.deadline = max(grant.deadline, grant.claimed_deadline)
             return True
-        self._grant.lost = reply != b"already"
+        grant.lost = True
         return False
 
     def check(self) -> None:
@@ -211,7 +211,7 @@ class BaseLease:
         if watch is not None:
             self._extends += 1
         try:
-            deadline = yield from protocol.extend(self._ask, ttl_ms, self._clock)
+            deadline = yield from protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
         except LeaseLost as error:
             if self._gone(error) and watch is not None:
                 watch.lose(self)

@@ -113,7 +113,7 @@ class Watch:
 
     def _renew(self, wanted: list[tuple[BaseLease, int, int]], within_s: float) -> Steps[None]:
         sent = self._clock()
-        asks = [(lease._ask, ttl_ms) for lease, ttl_ms, _ in wanted]
+        asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
         outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
         failures: list[LockError] = []
         for (lease, ttl_ms, extends), outcome in zip(wanted, outcomes, strict=True):

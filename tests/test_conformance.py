@@ -127,6 +127,7 @@ def random_command(chance: Random) -> tuple[bytes, ...]:
             (b"SET", key, b"H" + b"v" * chance.randrange(50)),
             (b"SET", key, b"value", b"PX", ttl),
             (b"SETRANGE", key, b"%d" % chance.randrange(6), b"W"),
+            (b"GETRANGE", key, b"0", b"%d" % chance.choice((0, 7, 38, 60))),
             (b"DEL", key),
             (b"EXISTS", key),
             (b"PEXPIRE", key, chance.choice((ttl, b"0", b"-5"))),
@@ -229,6 +230,7 @@ def random_call(
     channel = chance.choice((CHANNEL, b"{k}nobody"))
     values = {
         "token": token,
+        "lease": token,  # the fences differ by microseconds
         "heir": other,
         "ttl_ms": b"%d" % TTL_MS,
         "about": b"who",

@@ -309,7 +309,7 @@ async def _renew(case: Case) -> None:
     await case.give(await other)
 
 
-@at("extend", "claim")
+@at("claim", "at once")
 async def _claim(case: Case) -> None:
     held = await case.take(case.rival())
     waiter = await case.queued(case.victim())
@@ -320,7 +320,7 @@ async def _claim(case: Case) -> None:
     await case.give(await other)
 
 
-@at("extend", "claim whose reply is read later")
+@at("claim", "whose reply is read later")
 async def _claim_later(case: Case) -> None:
     held = await case.take(case.rival())
     waiter = await case.queued(case.victim(ttl=1.5))  # enough to begin at once

@@ -130,6 +130,51 @@ def test_extend(raw: Raw) -> None:
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
 
 
+def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
+    """What the same token took again, when its lease had ended, is another lease."""
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    raw.client.delete(KEY)
+    again = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    record = raw.client.get(KEY)
+    assert raw("extend", fence + MINE, 90_000) == [b"held", b"me"]
+    assert raw("release", fence + MINE) == [b"held", b"me"]
+    assert raw("hand_over", fence + MINE, 1) == [b"held", b"me"]
+    assert raw.client.get(KEY) == record
+    assert 0 < raw.client.pttl(KEY) <= 30_000
+    assert raw("extend", again + MINE, 90_000) == b"extended"
+    assert raw("release", again + MINE) == b"released"
+    assert raw("release", again + MINE) == b"already"
+    assert raw("release", fence + MINE) == b"missing"
+    raw.client.delete(KEY)
+    again = take(raw, listening)
+    raw.enqueue(A)
+    assert raw("release", fence + MINE) == [b"held", b"about m"]
+    assert raw("release", again + MINE) == b"waited"
+    assert raw("hand_over", fence + MINE, 1) == [b"held", b"about m"]
+    assert raw("hand_over", again + MINE, 1) == b"handed_over"
+    assert raw("release", again + MINE) == b"already"
+
+
+def test_claim(raw: Raw, listening: Any) -> None:
+    """Claimed, by who was given it; missing, to everybody else: and only the first writes."""
+    fence = take(raw, listening)
+    assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not given from the queue
+    raw.enqueue(A)
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    given = raw.client.get(KEY)[1:17]
+    assert raw("claim", given + B, 90_000) == b"missing"
+    assert raw("claim", fence + A, 90_000) == b"missing"
+    assert raw.client.pttl(KEY) <= 2500
+    assert raw("claim", given + A, 90_000) == b"claimed"
+    assert 30_000 < raw.client.pttl(KEY) <= 90_000
+    raw("hand_over", A, 1)
+    assert raw("claim", given + A, 90_000) == b"missing"
+    assert raw.client.pttl(KEY) <= TOMBSTONE_MS
+    raw.client.delete(KEY)
+    assert raw("claim", given + A, 90_000) == b"missing"
+    assert raw.client.keys() == []
+
+
 def test_adopt(raw: Raw) -> None:
     """Adopted, owned, late, already, missing, held: and only the first writes."""
     assert raw("adopt", MINE, A, 9000, ALWAYS, b"heir") == b"missing"

@@ -275,7 +275,10 @@ def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
     driver: Any = lock._locks._driver
     ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
     try:
-        yield partial(driver.run, protocol.extend(_ask_of(lock, token), ttl_ms, driver.clock))
+        yield partial(
+            driver.run,
+            protocol.extend(_ask_of(lock, token), Grant(0, math.inf), ttl_ms, driver.clock),
+        )
     except LeaseLost:
         return False
     except LockError as error:

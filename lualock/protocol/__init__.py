@@ -17,6 +17,7 @@ is passed on. Rules that hold here:
 
 from lualock.protocol.holding import (
     ABANDON,
+    CLAIM,
     ENQUEUE,
     EXTEND,
     HAND_OVER,
@@ -57,6 +58,7 @@ from lualock.protocol.waiting import (
     CLAIM_MS,
     abandon,
     acquire,
+    claim,
     enqueue,
     undo,
 )
@@ -65,6 +67,7 @@ __all__ = [
     "ABANDON",
     "ACQUIRE",
     "ADOPT",
+    "CLAIM",
     "CLAIM_MS",
     "ENQUEUE",
     "EXTEND",
@@ -91,6 +94,7 @@ __all__ = [
     "abandon",
     "acquire",
     "adopt",
+    "claim",
     "conflict",
     "enqueue",
     "extend",

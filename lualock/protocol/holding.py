@@ -17,6 +17,7 @@ from lualock.script import SCRIPTS
 RELEASE = SCRIPTS["release"]
 HAND_OVER = SCRIPTS["hand_over"]
 EXTEND = SCRIPTS["extend"]
+CLAIM = SCRIPTS["claim"]
 INSPECT = SCRIPTS["inspect"]
 ABANDON = SCRIPTS["abandon"]
 ENQUEUE = SCRIPTS["enqueue"]
@@ -54,14 +55,15 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
         return
     asked_again = False
     try:
-        step = hand_over(ask) if grant.waited else Call(RELEASE, (ask.key, ask.token))
+        lease = named(ask, grant)
+        step = hand_over(ask, lease) if grant.waited else Call(RELEASE, (ask.key, lease))
         try:
             reply = yield step
         except LockUnavailable as error:
             asked_again = True
             reply = yield from resend(step, error)
         if reply == b"waited":  # since the lease began others have come
-            step = hand_over(ask)
+            step = hand_over(ask, lease)
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -113,9 +115,16 @@ def disown(grant: Grant) -> None:
     grant.claim, grant.deadline = None, -math.inf
 
 
-def hand_over(ask: Ask) -> Call:
+def named(ask: Ask, grant: Grant) -> bytes:
+    """A lease as the server's record has it. By its fence too, for a request that was lost may take
+    the lock again, under the same token, when the lease has ended and others have had the lock.
+    (Of a job's place only the token is known.)"""
+    return b"%016d%b" % (grant.fence, ask.token) if grant.fence else ask.token
+
+
+def hand_over(ask: Ask, lease: bytes) -> Call:
     """The request that releases a lock that others wait for."""
-    return Call(HAND_OVER, (ask.key, ask.queue, ask.token, ask.fair))
+    return Call(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
 
 
 def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
@@ -173,12 +182,12 @@ def note(error: BaseException, text: str) -> None:
         vars(error)["__notes__"] = [*getattr(error, "__notes__", []), text]
 
 
-def extend(ask: Ask, ttl_ms: int, clock: Clock) -> Steps[float]:
+def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     """Let the lease last ``ttl_ms`` from now on; returns its deadline on the driver's clock.
 
     :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
     """
-    step = Call(EXTEND, (ask.key, ask.token, b"%d" % ttl_ms))
+    step = Call(EXTEND, (ask.key, named(ask, grant), b"%d" % ttl_ms))
     sent = clock()
     try:
         reply = yield step
@@ -190,9 +199,9 @@ def extend(ask: Ask, ttl_ms: int, clock: Clock) -> Steps[float]:
 
 
 def extend_all(
-    wanted: Sequence[tuple[Ask, int]], clock: Clock, within_s: float
+    wanted: Sequence[tuple[Ask, Grant, int]], clock: Clock, within_s: float
 ) -> Steps[list[float | LockError]]:
-    """Extend many leases (ask, ttl_ms), in as few round trips as possible, within some time.
+    """Extend many leases (ask, grant, ttl_ms), in as few round trips as possible, within some time.
 
     Returns for each its new deadline on the driver's clock, or why there is none: ``LeaseLost``,
     ``KeyConflict``, or a ``LockUnavailable`` for which it should be tried again.
@@ -200,7 +209,10 @@ def extend_all(
     outcomes: list[float | LockError] = []
     for start in range(0, len(wanted), BATCH):
         part = wanted[start : start + BATCH]
-        calls = [Call(EXTEND, (ask.key, ask.token, b"%d" % ttl_ms)) for ask, ttl_ms in part]
+        calls = [
+            Call(EXTEND, (ask.key, named(ask, grant), b"%d" % ttl_ms))
+            for ask, grant, ttl_ms in part
+        ]
         sent = clock()
         step = Batch(calls, sent + within_s)
         try:
@@ -215,7 +227,7 @@ def extend_all(
                 replies = yield step
             except LockUnavailable as again:
                 return outcomes + [again] * (len(wanted) - start)
-        for (ask, ttl_ms), reply in zip(part, replies, strict=True):
+        for (ask, _, ttl_ms), reply in zip(part, replies, strict=True):
             if reply == b"extended":
                 outcomes.append(sent + ttl_ms / 1000)
             elif isinstance(reply, LockError):

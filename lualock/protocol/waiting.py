@@ -1,4 +1,4 @@
-"""How a lock is acquired: acquire, enqueue, abandon, and the waiting between them.
+"""How a lock is acquired: acquire, enqueue, claim, abandon, and the waiting between them.
 
 The first try is one script. If somebody has the lock, the driver listens for messages and a
 second script takes a place in the queue. From then on a message says whose turn it is; because a
@@ -21,7 +21,7 @@ from lualock.errors import (
     NotAcquired,
     QueueFull,
 )
-from lualock.protocol.holding import ABANDON, ENQUEUE, EXTEND, give_back, lay, still_unknown
+from lualock.protocol.holding import ABANDON, CLAIM, ENQUEUE, give_back, lay, still_unknown
 from lualock.protocol.replies import Held, conflict
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
@@ -154,12 +154,12 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
         # A fence that is no greater than what the lock had when we looked is an old message: that
         # turn passed, unclaimed, before.
         elif told[:16] > attempt.seen:
-            grant = yield from _given(attempt, told)
+            grant = yield from claim(attempt, told)
             if grant is not None:
                 return grant
 
 
-def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
+def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
     """A message says that the lock was given to us: claim it. ``None``: that came too late."""
     attempt.arrived()
     fence, ttl_s = int(told[:16]), attempt.ask.ttl_ms / 1000
@@ -174,18 +174,18 @@ def _given(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
     if certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is time enough to begin at once, and read the reply to the claim later.
         try:
-            claim = yield attempt.claim(Post)
+            pending = yield attempt.claim(Post, told)
         except LockUnavailable:
             pass
         else:
-            return Grant(fence, certain, True, claim, now + ttl_s)
-    step = attempt.claim(Call)
+            return Grant(fence, certain, True, pending, now + ttl_s)
+    step = attempt.claim(Call, told)
     attempt.sent = attempt.clock()
     try:
         reply = yield step
     except LockError as error:
         reply = yield from attempt.persist(lambda: step, error)
-    if reply != b"extended":
+    if reply != b"claimed":
         return None
     return Grant(fence, attempt.sent + ttl_s, True)
 
@@ -360,11 +360,11 @@ class _Attempt:
         self.asked, self.unsettled = None, self.queued or self.ghost is not None
         raise jumps()
 
-    def claim(self, kind: type[Call]) -> Call:
+    def claim(self, kind: type[Call], told: bytes) -> Call:
         """The request that makes a lease that was given to us last its whole ttl."""
         ask = self.ask
-        parts = (ask.key, ask.token, b"%d" % ask.ttl_ms)
-        return kind(EXTEND, parts, self.until, lazy=kind is Post)
+        parts = (ask.key, told[:16] + ask.token, b"%d" % ask.ttl_ms)
+        return kind(CLAIM, parts, self.until, lazy=kind is Post)
 
     def nap_s(self) -> float:
         """How long to wait for a message before looking again."""

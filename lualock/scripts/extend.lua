@@ -1,15 +1,15 @@
--- extend: let the lease last ttl_ms from now on, if this token has it
+-- extend: let a lease last ttl_ms from now on, if it has the lock
 -- KEYS[1] lock    the lock's key
--- ARGV[1] token   the token of the lease
+-- ARGV[1] lease   the lease's fence and its token as one word, or its token alone
 -- ARGV[2] ttl_ms  how long the lease lasts from now on, a whole number above 0
 -- Returns 'extended'       it is ours and lasts ttl_ms from now
--- Returns 'already'        this token released it before
+-- Returns 'already'        it was released before
 -- Returns 'missing'        the lease ended before, and nobody has the lock
 -- Returns {'held', about}  the lease ended before, and somebody else has the lock
 -- Returns {'conflict'}     the key holds what lualock did not write
 
 local lock = KEYS[1]
-local token = ARGV[1]
+local lease = ARGV[1]
 local ttl_ms = ARGV[2]
 
 --@include record
@@ -20,7 +20,7 @@ if not record then
 end
 
 local state = string.sub(record, 1, 1)
-if string.sub(record, 18, 39) == token then
+if string.sub(record, 40 - #lease, 39) == lease then
   if state ~= HELD and state ~= HELD_WAITED then
     return 'already'
   end
@@ -28,4 +28,5 @@ if string.sub(record, 18, 39) == token then
   return 'extended'
 end
 
+local token = string.sub(lease, -22)
 --@include not_ours

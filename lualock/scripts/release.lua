@@ -1,15 +1,15 @@
--- release: give the lock back if this token has it, leaving a short-lived tombstone
+-- release: give the lock back if this lease has it, leaving a short-lived tombstone
 -- KEYS[1] lock   the lock's key
--- ARGV[1] token  the token of the lease
+-- ARGV[1] lease  the lease's fence and its token as one word, or its token alone
 -- Returns 'released'       it was ours and is free now
--- Returns 'already'        this token released it before (a repeated request)
+-- Returns 'already'        this lease released it before (a repeated request)
 -- Returns 'waited'         it is ours and others wait: nothing was done, use hand_over
 -- Returns 'missing'        the lease ended before, and nobody has the lock
 -- Returns {'held', about}  the lease ended before, and somebody else has the lock
 -- Returns {'conflict'}     the key holds what lualock did not write
 
 local lock = KEYS[1]
-local token = ARGV[1]
+local lease = ARGV[1]
 
 --@include record
 
@@ -19,7 +19,7 @@ if not record then
 end
 
 local state = string.sub(record, 1, 1)
-if string.sub(record, 18, 39) == token then
+if string.sub(record, 40 - #lease, 39) == lease then
   if state == HELD then
     local tombstone = RELEASED .. string.sub(record, 2, 39)
     local written = redis.pcall('SET', lock, tombstone, 'PX', TOMBSTONE_MS)
@@ -34,4 +34,5 @@ if string.sub(record, 18, 39) == token then
   return 'already'
 end
 
+local token = string.sub(lease, -22)
 --@include not_ours

@@ -325,7 +325,7 @@ class _Holding:
         claim: Any = lease._grant.claim
         lease.remaining()  # reads the reply to the claim
         settled = claim is not None and lease._grant.claim is None
-        refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"extended"
+        refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"claimed"
         if refused and lease.held:
             self._world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
         until = self.until()

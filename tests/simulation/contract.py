@@ -56,11 +56,19 @@ class Seen:
     def about(self) -> bytes:
         return b"" if self.record is None else bytes(self.record[61:])
 
-    def remembers(self, token: bytes) -> bool:
-        """Whether the record still knows that this token gave the lock back."""
+    def names(self, lease: bytes) -> bool:
+        """Whether the record is that of a lease: fence and token, or its token alone."""
+        return bool(self.record[39 - len(lease) : 39] == lease)
+
+    def owns(self, lease: bytes) -> bool:
+        """Whether this lease has the lock."""
+        return bool(self.owner) and self.names(lease)
+
+    def remembers(self, lease: bytes) -> bool:
+        """Whether the record still knows that this lease gave the lock back."""
         if self.record is None or self.foreign:
             return False
-        return bool(self.record[39:61] == token or (not self.owner and self.record[17:39] == token))
+        return bool(self.record[39:61] == lease[-22:]) or (not self.owner and self.names(lease))
 
     @property
     def tickets(self) -> list[bytes]:
@@ -119,9 +127,9 @@ def broken(run: Run) -> Iterator[str]:
         yield from _inspects(run)
         return
     token = parts[TICKET][:22] if verb == "enqueue" else parts[2 if len(parts) > 3 else 1]
-    if verb == "extend":
+    if verb in ("extend", "claim"):
         token = parts[1]
-    yield from _tells_first(run, token)
+    yield from _tells_first(run, token[-22:])
     check = _CHECKS[verb]
     yield from check(run, token, word)
 
@@ -354,7 +362,7 @@ def _passed(run: Run, token: bytes) -> Iterator[str]:
 def _given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
     """It was ours, and is given back."""
     before, after = run.before, run.after
-    if before.owner != token or after.owner == token:
+    if not before.owns(token) or after.owner == (token := token[-22:]):
         yield "says that it gave the lock back, and it did not"
         return
     if fair == b"1":
@@ -381,7 +389,7 @@ def _given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
 
 def _not_ours(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after = run.before, run.after
-    if before.owner == token:
+    if before.owns(token):
         yield f"says {word!r} of a lease that is ours"
     if after != before:
         yield "was not ours, and something changed"
@@ -402,7 +410,7 @@ def _release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if before.state == b"W":
             yield "gave back a lock for which others wait"
     elif word == b"waited":
-        if before.owner != token or before.state != b"W" or after != before:
+        if not before.owns(token) or before.state != b"W" or after != before:
             yield "says that others wait for our lock, and they do not"
     else:
         yield from _not_ours(run, token, word)
@@ -448,10 +456,20 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 def _extend(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if word != b"extended":
         yield from _not_ours(run, token, word)
-    elif run.before.owner != token or run.after.record != run.before.record:
+    elif not run.before.owns(token) or run.after.record != run.before.record:
         yield "extended what is not ours, or changed it"
     elif run.left_ms(run.after) != int(run.call.parts[2]):
         yield "extended it for another time"
+
+
+def _claim(run: Run, token: bytes, word: bytes) -> Iterator[str]:
+    owns = run.before.owns(token) and run.before.state == b"W"
+    if (word == b"claimed") != owns:
+        yield f"says {word!r}, and it is otherwise"
+    if run.after.record != run.before.record or (not owns and run.after != run.before):
+        yield "changed what is not its own"
+    elif owns and run.left_ms(run.after) != int(run.call.parts[2]):
+        yield "claimed it for another time"
 
 
 def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
@@ -494,5 +512,6 @@ _CHECKS = {
     "hand_over": _hand_over,
     "abandon": _abandon,
     "extend": _extend,
+    "claim": _claim,
     "adopt": _adopt,
 }

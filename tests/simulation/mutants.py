@@ -179,7 +179,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.waiting",
         "a claim that was refused is taken for a lease",
-        'if reply != b"extended":',
+        'if reply != b"claimed":',
         "if False:",
     ),
     (
@@ -209,13 +209,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "lease",
         "a refused claim is taken for a lease",
-        'if reply == b"extended":\n            grant',
+        'if reply == b"claimed":\n            grant',
         "if True:\n            grant",
     ),
     (
         "lease",
         "a refused claim tells nothing",
-        'self._grant.lost = reply != b"already"',
+        "grant.lost = True",
         "pass",
     ),
 )

@@ -199,6 +199,11 @@ class Store:
             self.data[key] = value = value[:offset] + part + value[offset + len(part) :]
         return len(value)
 
+    @_command("GETRANGE")
+    def _getrange(self, key: bytes, start: bytes, end: bytes) -> Reply:
+        """For what is written here: not from the end."""
+        return (self._string(key) or b"")[_integer(start) : _integer(end) + 1]
+
     @_command("DEL", writes=True)
     def _del(self, *keys: bytes) -> Reply:
         found = 0

@@ -1,4 +1,4 @@
--- not_ours: whose the record is when the token did not match. Ends the script.
+-- not_ours: whose the record is when the lease did not match. Ends the script.
 -- Needs record, state, token and the constants of `record`.
 if #record < 39 or not tonumber(string.sub(record, 2, 17)) then
   return {'conflict'}
