@@ -160,6 +160,7 @@ def _leaves_alone(run: Run) -> Iterator[str]:
     if run.after != before and not (not before.foreign and run.after.queue == before.queue):
         yield "changed what lualock did not write"
     said = isinstance(reply, list) and reply[0] == b"conflict"
+    said = said or (run.call.script.name == "claim" and reply == b"missing")  # it asks no more
     if before.foreign and not (said or isinstance(reply, Refused)):
         yield f"did not see that the record is not lualock's, and said {reply}"
 
@@ -169,7 +170,9 @@ def _keeps_others(run: Run) -> Iterator[str]:
     before, after, parts = run.before, run.after, run.call.parts
     owner = before.owner
     if owner and owner not in parts and owner != parts[-1][:22]:
-        mine = run.call.script.name == "enqueue" and parts[TICKET][:22] == owner
+        verb = run.call.script.name
+        named = parts[2][:22] if verb == "enqueue" else parts[2 if verb == "hand_over" else 1][-22:]
+        mine = named == owner
         if not mine and (after.record[1:] != before.record[1:] or after.end_ms != before.end_ms):
             yield "changed a lease of somebody else"
     if after.owner and after.owner != owner:

@@ -18,7 +18,7 @@ Replacement = tuple[str, str, str]  # a verb, what stands there, what stands the
 
 PLANTED: dict[str, tuple[Replacement, ...]] = {
     "no owner check in release": tuple(
-        (verb, "if string.sub(record, 18, 39) == token then", "if true then")
+        (verb, "if string.sub(record, 40 - #lease, 39) == lease then", "if true then")
         for verb in ("release", "hand_over")
     ),
     "no look after subscribing": (
