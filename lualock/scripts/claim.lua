@@ -1,0 +1,17 @@
+-- claim: let a lease that was given to a waiter last its whole ttl
+-- KEYS[1] lock    the lock's key
+-- ARGV[1] lease   its fence and its token, as they stand in the record
+-- ARGV[2] ttl_ms  how long the lease lasts from now on, a whole number above 0
+-- Returns 'claimed'  it is ours and lasts ttl_ms from now
+-- Returns 'missing'  it is not ours any more; nothing was done
+
+local lock = KEYS[1]
+local lease = ARGV[1]
+local ttl_ms = ARGV[2]
+
+-- It is sent whole each time, so it is short. W: whoever is given a lock, it is given from the queue.
+if redis.call('GETRANGE', lock, 0, 38) ~= 'W' .. lease then
+  return 'missing'
+end
+redis.call('PEXPIRE', lock, ttl_ms)
+return 'claimed'
