@@ -177,10 +177,6 @@ class BaseLease:
         if not self._passed:
             self.check()
             self._passed = True
-            if (ghost := self._grant.ghost) is not None:
-                step = protocol.lay_place(self._ask, ghost)
-                if step is not None:
-                    self._driver.later(step)
             if self._ended is not None:
                 self._ended.set()
         ask = self._ask

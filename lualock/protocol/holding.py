@@ -156,8 +156,8 @@ def forsake(ask: Ask) -> Call:
 
 
 def lay_place(ask: Ask, ghost: Call) -> Later | None:
-    """The step that takes the place in the queue away which a lost request may still take. For a
-    lease that is passed on: its token has the lock until that is adopted, and is not abandoned."""
+    """The step that takes the place in the queue away which a lost request may still take, but not
+    the lock, which its token has."""
     if ghost.script is not ENQUEUE:
         return None
     nobody = b"-" * 22

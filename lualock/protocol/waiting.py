@@ -21,7 +21,15 @@ from lualock.errors import (
     NotAcquired,
     QueueFull,
 )
-from lualock.protocol.holding import ABANDON, CLAIM, ENQUEUE, give_back, lay, still_unknown
+from lualock.protocol.holding import (
+    ABANDON,
+    CLAIM,
+    ENQUEUE,
+    give_back,
+    lay,
+    lay_place,
+    still_unknown,
+)
 from lualock.protocol.replies import Held, conflict
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
@@ -83,6 +91,10 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
                 ask.grant = yield from enqueue(attempt)
             if attempt.ghost is not None:
                 ask.grant.ghost = attempt.ghost
+                # Its place is of no use any more, whether the lease is released, passed on or
+                # forgotten; the lock is ours until then.
+                if (place := lay_place(ask, attempt.ghost)) is not None:
+                    yield place
             return ask.grant
         except NotAcquired as refused:
             told = None

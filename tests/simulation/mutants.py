@@ -201,6 +201,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "if False:",
     ),
     (
+        "protocol.waiting",
+        "the ghost of who won keeps its place in the queue",
+        "yield place",
+        "pass",
+    ),
+    (
         "protocol.passing",
         "an interrupted adoption gives nothing back",
         'yield from give_back(ask, b"", ghost)',

@@ -25,5 +25,6 @@ REGRESSIONS: dict[int, str] = {
     174900: "a lease in trust that nobody adopted ended by itself (the checker's)",
     120075: "who had the lock first heard of it last (the checker's)",
     131655: "a lease began at the server long after it was asked for (the checker's)",
+    190591: "a lease that was forgotten left a ghost's place in the queue",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
