@@ -316,6 +316,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: redis.call('ZCARD', queue) >= limit"): (
         "equivalent but for the cost: the dead are cleared away although there is room"
     ),
+    ("enqueue.lua", "true: others > 0"): "equivalent: nobody waits, so there is nobody to tell",
     ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
