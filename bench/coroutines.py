@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import rivals
 from bench.rivals.base import TaskRival
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 
+T = TypeVar("T")
+
 TASKS, QUICK_TASKS = (1, 10, 100, 1000), (1, 1000)
-ROUNDS, QUICK_ROUNDS = 5, 2
-PAIRS = {rivals.AIO: 8000}  # in a round, over all tasks
-OTHERS_PAIRS, QUICK_SHARE = 2000, 4
-MOST_PAIRS_A_TASK = 1000
+RUN_S, QUICK_RUN_S = 0.4, 0.2
 PATIENCE_S = 15.0
 
 TITLE = "asyncio: a lock for each task"
@@ -49,44 +48,71 @@ class Row:
 def run(setting: Setting) -> list[Row]:
     """All rivals in turn, round after round, at each number of tasks."""
     rows = []
-    share = QUICK_SHARE if setting.quick else 1
-    for tasks in QUICK_TASKS if setting.quick else TASKS:
-        ways = {name: partial(_round, setting, name, tasks, share) for name in setting.tasks}
-        count = QUICK_ROUNDS if setting.quick else ROUNDS
-        rates = setting.rounds(f"coroutines, {tasks:,} tasks", count, ways)
+    counts = QUICK_TASKS if setting.quick else TASKS
+    for tasks in counts:
+        where = f"coroutines, {tasks:,} tasks"
+        with ExitStack() as stack:
+            ways = {}
+            for name in setting.tasks:
+                try:
+                    ways[name] = stack.enter_context(_warm(setting, name, tasks))
+                except Exception as error:
+                    setting.breaks(name, where, error)
+            rates = setting.rounds(where, ways, share=1 / len(counts))
         ours = rates[rivals.AIO]
         for name, found in rates.items():
             rows.append(Row(name, tasks, statistics.median(found), ratio(ours, found)))
     return rows
 
 
-def _round(setting: Setting, name: str, tasks: int, share: int) -> float:
-    return asyncio.run(_rate(setting, name, tasks, share))
+@contextmanager
+def _warm(setting: Setting, name: str, tasks: int) -> Iterator[Callable[[], float]]:
+    """A rival with its connections and scripts in a loop of its own, and what measures a round."""
+    run_s = QUICK_RUN_S if setting.quick else RUN_S
+    loop = asyncio.new_event_loop()
 
+    def within(work: Coroutine[Any, Any, T]) -> T:
+        return loop.run_until_complete(asyncio.wait_for(work, PATIENCE_S))
 
-async def _rate(setting: Setting, name: str, tasks: int, share: int) -> float:
-    rival = rivals.tasks(name, setting.server.tcp_url)
-    try:
-        return await asyncio.wait_for(_measure(rival, name, tasks, share), PATIENCE_S)
-    finally:
+    async def made() -> TaskRival:
+        return rivals.tasks(name, setting.server.tcp_url)
+
+    async def closed() -> None:
         await rival.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # of one that broke
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await loop.shutdown_asyncgens()
+
+    rival = within(made())
+    try:
+        within(_rate(rival, tasks, 0.0))
+        yield lambda: within(_rate(rival, tasks, run_s))
+    finally:
+        loop.run_until_complete(closed())
+        loop.close()
 
 
-async def _measure(rival: TaskRival, name: str, tasks: int, share: int) -> float:
-    every = PAIRS.get(name, OTHERS_PAIRS) // share
-    pairs = min(MOST_PAIRS_A_TASK // share, max(1, every // tasks))
+async def _rate(rival: TaskRival, tasks: int, run_s: float) -> float:
+    """Pairs a second; each task does at least one, and what has begun is finished."""
+    done = 0
+    start = time.perf_counter()
+    end = start + run_s
 
-    async def work(number: int, pairs: int) -> None:
+    async def work(number: int) -> None:
+        nonlocal done
         use: Any = rival.reusable(f"own{number}")
-        for _ in range(pairs):
+        while True:
             own: AbstractAsyncContextManager[object] = use()
             async with own:
                 pass
+            done += 1
+            if time.perf_counter() >= end:
+                return
 
-    await asyncio.gather(*(work(number, 1) for number in range(tasks)))  # connections, scripts
-    start = time.perf_counter()
-    await asyncio.gather(*(work(number, pairs) for number in range(tasks)))
-    return tasks * pairs / (time.perf_counter() - start)
+    await asyncio.gather(*(work(number) for number in range(tasks)))
+    return done / (time.perf_counter() - start)
 
 
 def targets(rows: list[Row]) -> Targets:

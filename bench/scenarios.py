@@ -3,6 +3,10 @@
 Each is a module: ``run`` measures and answers rows, ``targets`` says what must show in them, and
 ``TITLE``, ``WORDS`` and ``COLUMNS`` are its table (a column: its head, and a row's field with a
 format); ``MISSING``, where it has one, is what stands for ``None``.
+
+``SECONDS`` is the one place that says how long each may take, in a whole run and in a quick one.
+Most measure rounds until their time is used; what does a fixed work (``many_locks``: a million
+leases) has here what that takes. The report has both beside each other.
 """
 
 from __future__ import annotations
@@ -49,4 +53,25 @@ SCENARIOS: dict[str, Any] = {
     "server_cost": server_cost,
     "servers": servers,
     "races": races,
+}
+
+SECONDS: dict[str, tuple[float, float]] = {
+    "uncontended": (32, 3),
+    "threads": (14, 2),
+    "coroutines": (38, 5),
+    "jobs": (4, 1),
+    "job_systems": (35, 8),
+    "contention": (80, 9),
+    "hand_over": (38, 4),
+    "fairness": (36, 4),
+    "recovery": (14, 3),
+    "promptness": (12, 3),
+    "waiters": (30, 7),
+    "wake_ups": (12, 1),
+    "many_locks": (30, 2),
+    "renewals": (22, 3),
+    "client_cost": (4, 4),
+    "server_cost": (8, 1),
+    "servers": (12, 3),
+    "races": (22, 3),
 }

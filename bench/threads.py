@@ -13,7 +13,6 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 
 THREADS, QUICK_THREADS = (1, 4, 16), (1, 8)
-ROUNDS, QUICK_ROUNDS = 5, 2
 RUN_S = 0.15
 QUICK_RIVALS = 5  # the first of these
 RIVALS = (
@@ -52,10 +51,10 @@ def run(setting: Setting) -> list[Row]:
     names = [name for name in RIVALS if name in setting.sync][
         : QUICK_RIVALS if setting.quick else None
     ]
-    for threads in QUICK_THREADS if setting.quick else THREADS:
+    counts = QUICK_THREADS if setting.quick else THREADS
+    for threads in counts:
         ways = {name: partial(_rate, setting, name, threads) for name in names}
-        count = QUICK_ROUNDS if setting.quick else ROUNDS
-        rates = setting.rounds(f"threads, {threads}", count, ways)
+        rates = setting.rounds(f"threads, {threads}", ways, share=1 / len(counts))
         ours = rates[rivals.LUALOCK]
         for name, found in rates.items():
             rows.append(Row(name, threads, statistics.median(found), ratio(ours, found)))
