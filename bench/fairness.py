@@ -2,7 +2,7 @@
 
 The share of the least served process in the share of the most served (1: all alike, 0: somebody
 never had it), Jain's index over all of them (1: all alike; 1/16: one had it all), and the longest
-wait in times a turn of everybody."""
+wait, also of those who still wait when the time is over."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import redis
+
 from bench import contention, rivals
 from bench.processes import CONTEXT
 from bench.setting import Setting, Targets
@@ -52,6 +54,8 @@ def run(setting: Setting) -> list[Row]:
     found: dict[str, list[float | None]] = {name: [] for name in names}
     with ThreadPoolExecutor(len(names)) as pool:
         for _ in range(setting.least):
+            with redis.Redis.from_url(setting.server.tcp_url) as client:
+                client.flushall()  # of those that have no lease something stays
             attempts = {name: pool.submit(_late_ms, setting, name) for name in found}
             for name, attempt in attempts.items():
                 try:

@@ -23,7 +23,7 @@ TTL_S, QUICK_TTL_S = 30.0, 3.0  # as many renewals a second in both
 
 
 TITLE = "very many leases held by one process"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("renewed by", "shell"),
     ("leases", "leases:,"),

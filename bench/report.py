@@ -12,6 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from bench import rivals
 from bench.rivals import apart
 from bench.scenarios import SCENARIOS
 from bench.setting import Broken, Targets
@@ -119,13 +120,20 @@ class Report:
             ", ".join(f"{k} {v}" for k, v in self.facts.items()),
             "## What must show",
             table(["claim", "this run", ""], met),
-            "## Rivals that broke, or could not be installed beside the others",
+            "## What could not be measured",
             table(["rival", "where", "error"], broke) if broke else "None.",
         ]
         for name, rows in self.results.items():
             parts += section(name, rows)
+        parts += ["## How the rivals are used", _used()]
         parts += ["## How long it took", SPENT, table(["", "s", "of", "rounds"], spent)]
         return "\n\n".join(parts) + "\n"
+
+
+def _used() -> str:
+    """What the adapters say of themselves."""
+    rows = [[name, rivals.words(name)] for name in rivals.SYNC | rivals.TASKS]
+    return table(["", "how"], rows)
 
 
 def _rounds(one: Spent) -> str:

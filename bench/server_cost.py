@@ -2,7 +2,8 @@
 
 Each way goes one request at a time, with client and server on one core: a server that slept on
 another core takes longer, and not always equally. Commands that a script calls are counted in the
-script's own time and do not count twice."""
+script's own time and do not count twice. Left out are pottery, whose time is elsewhere, and
+portalocker and python-redilock, which know no unix socket."""
 
 from __future__ import annotations
 
@@ -19,7 +20,6 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 
 PAIRS, QUICK_PAIRS = 1000, 500
-# What takes its time elsewhere, and what knows no unix socket: over TCP the figures vary more.
 LEFT_OUT = ("pottery", "portalocker", "python-redilock")
 
 TITLE = "what it costs the server"

@@ -1,4 +1,7 @@
-"""Threads of one process, each with a lock of its own: how many pairs they do together."""
+"""Threads of one process, each with a lock of its own: how many pairs they do together.
+
+Left out are rivals that take milliseconds for a pair (pottery, portalocker), and second forms of
+one that differ only in how they wait."""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ RIVALS = (
 )
 
 TITLE = "threads of one process, a lock for each"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("", "rival"),
     ("threads", "threads"),

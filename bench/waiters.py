@@ -26,11 +26,11 @@ from lualock import aio
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
 IDLE_S, QUICK_IDLE_S = 10.0, 2.0
 SETTLE_S = 3.0  # each newcomer looks once more before it idles
-SERVED = 2000  # hand-overs to time in a round, at least
+SERVED = 1000  # hand-overs to time in a round, at least
 
 
 TITLE = "one lock, many coroutines that wait"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("waiters", "waiters:,"),
     ("µs a hand-over", "hand_over_us:.0f"),
@@ -58,9 +58,10 @@ def run(setting: Setting) -> list[Row]:
     server, quick = setting.server, setting.quick
     counts = QUICK_WAITERS if quick else WAITERS
     idle_s = QUICK_IDLE_S if quick else IDLE_S
+    began = time.monotonic()
     idle = asyncio.run(_idle(counts, idle_s))
     ways = {f"lualock, {n}": partial(_hand_overs, server, n) for n in counts}
-    share = 1 - (SETTLE_S + idle_s) / max(setting.budget_s, SETTLE_S + idle_s)
+    share = max(0.0, 1 - (time.monotonic() - began) / setting.budget_s)
     took_us = list(setting.rounds("waiters", ways, share=share).values())
     return [
         Row(n, *idle[n], statistics.median(took), ratio(took, took_us[0]))
@@ -120,7 +121,7 @@ async def _crowd(
     before = client.info("memory")["used_memory"]
     waiting = [asyncio.create_task(_use(locks)) for _ in range(waiters)]
     while client.zcard("lualock:{waited}:queue") < waiters:  # noqa: ASYNC110 - the server's account
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
     return holder, waiting, (client.info("memory")["used_memory"] - before) / waiters
 
 

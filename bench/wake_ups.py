@@ -35,7 +35,7 @@ SHAPES, QUICK_SHAPES = ((2, 1), (8, 1), (1, 16), (2, 16)), ((2, 1), (2, 16))
 
 
 TITLE = "three ways to wake a thread that waits"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("", "way"),
     ("processes", "processes"),
