@@ -122,7 +122,7 @@ def draw(
         if isinstance(plot, Lines):
             _lines(axes, plot, rows)
         else:
-            _bars(axes, plot, rows)
+            _bars(axes, plot, rows, getattr(SCENARIOS[name], "MISSING", report.MISSING))
         axes.set_title(f"{name}: {SCENARIOS[name].TITLE}", loc="left")
         axes.grid(axis="x" if isinstance(plot, Bars) else "both", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -183,7 +183,7 @@ def _lines(axes: Any, plot: Lines, rows: list[dict[str, Any]]) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
 
 
-def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
+def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]], missing: str) -> None:
     chosen = _chosen(plot, rows)
     if len(plot.fields) == 1 and len(plot.names) == 1:
         chosen = sorted(chosen, key=lambda row: (row[plot.fields[0]] is None, row[plot.fields[0]]))
@@ -201,7 +201,7 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
             elif value:
                 axes.plot(value, at, "o", **look)
             axes.annotate(
-                _figure(value),
+                missing if value is None else _figure(value),
                 (max(value or 0, least / 2 if plot.log else 0), at),
                 xytext=(6 if plot.log else 3, 0),
                 textcoords="offset points",
@@ -234,9 +234,7 @@ def _numbers(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "none"
+def _figure(value: float) -> str:
     return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 

@@ -21,6 +21,7 @@ PACKAGES = (
     *("lualock", "redis", "hiredis", "python-redis-lock", "pottery", "portalocker"),
     *("python-redilock", "aioredlock", "redis-lock-py", "redis-fifo-lock"),
 )
+MISSING = "not in time"  # where a scenario says nothing else
 SPENT = """\
 All ways of a scenario are measured in turns and have the same part of its time, so what is slow has
 fewer rounds than what is fast. A ratio is the median of the rounds' own."""
@@ -166,7 +167,7 @@ def section(name: str, rows: list[Any]) -> Iterable[str]:
         yield scenario.WORDS.strip()
     yield f"![{name}]({name}.svg)"
     heads, fields = zip(*scenario.COLUMNS, strict=True)
-    missing = getattr(scenario, "MISSING", "not in time")
+    missing = getattr(scenario, "MISSING", MISSING)
     yield table(list(heads), [[_told(row, one, missing) for one in fields] for row in rows])
 
 
