@@ -9,20 +9,18 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from bench import rivals
 from bench.rivals.base import TaskRival
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 
-T = TypeVar("T")
-
 TASKS, QUICK_TASKS = (1, 10, 100, 1000), (1, 1000)
-RUN_S, QUICK_RUN_S = 0.4, 0.2
+RUN_S, QUICK_RUN_S = 0.3, 0.15
 PATIENCE_S = 15.0
 
 TITLE = "asyncio: a lock for each task"
@@ -50,48 +48,27 @@ def run(setting: Setting) -> list[Row]:
     rows = []
     counts = QUICK_TASKS if setting.quick else TASKS
     for tasks in counts:
-        where = f"coroutines, {tasks:,} tasks"
-        with ExitStack() as stack:
-            ways = {}
-            for name in setting.tasks:
-                try:
-                    ways[name] = stack.enter_context(_warm(setting, name, tasks))
-                except Exception as error:
-                    setting.breaks(name, where, error)
-            rates = setting.rounds(where, ways, share=1 / len(counts))
+        ways = {name: partial(_round, setting, name, tasks) for name in setting.tasks}
+        rates = setting.rounds(f"coroutines, {tasks:,} tasks", ways, share=1 / len(counts))
         ours = rates[rivals.AIO]
         for name, found in rates.items():
             rows.append(Row(name, tasks, statistics.median(found), ratio(ours, found)))
     return rows
 
 
-@contextmanager
-def _warm(setting: Setting, name: str, tasks: int) -> Iterator[Callable[[], float]]:
-    """A rival with its connections and scripts in a loop of its own, and what measures a round."""
+def _round(setting: Setting, name: str, tasks: int) -> float:
+    # In a loop of its own, with nothing of the others left in it.
+    return asyncio.run(_warm_rate(setting, name, tasks))
+
+
+async def _warm_rate(setting: Setting, name: str, tasks: int) -> float:
+    rival = rivals.tasks(name, setting.server.tcp_url)
     run_s = QUICK_RUN_S if setting.quick else RUN_S
-    loop = asyncio.new_event_loop()
-
-    def within(work: Coroutine[Any, Any, T]) -> T:
-        return loop.run_until_complete(asyncio.wait_for(work, PATIENCE_S))
-
-    async def made() -> TaskRival:
-        return rivals.tasks(name, setting.server.tcp_url)
-
-    async def closed() -> None:
-        await rival.close()
-        left = asyncio.all_tasks() - {asyncio.current_task()}  # of one that broke
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await loop.shutdown_asyncgens()
-
-    rival = within(made())
     try:
-        within(_rate(rival, tasks, 0.0))
-        yield lambda: within(_rate(rival, tasks, run_s))
+        await asyncio.wait_for(_rate(rival, tasks, 0.0), PATIENCE_S)  # connections, scripts
+        return await asyncio.wait_for(_rate(rival, tasks, run_s), PATIENCE_S)
     finally:
-        loop.run_until_complete(closed())
-        loop.close()
+        await rival.close()
 
 
 async def _rate(rival: TaskRival, tasks: int, run_s: float) -> float:

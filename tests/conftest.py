@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,15 @@ from tests.servers import BINARIES, Server
 from tests.world import World
 
 _running: dict[str, Server] = {}
+
+SHELLS = ("sync", "asyncio")
+WAYS = ((False, 2), (True, 3), (False, 3), (True, 2))
+FEW = [
+    (name, *way)
+    for name, way, _ in zip(
+        itertools.cycle(BINARIES), itertools.cycle(WAYS), range(max(len(WAYS), len(BINARIES)))
+    )
+]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -68,7 +78,7 @@ def resp(request: pytest.FixtureRequest) -> int:
     return version
 
 
-@pytest.fixture(params=[False, True], ids=["sync", "asyncio"])
+@pytest.fixture(params=[False, True], ids=SHELLS)
 def asynchronous(request: pytest.FixtureRequest) -> bool:
     """Each shell."""
     shell: bool = request.param
@@ -86,6 +96,14 @@ def _world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
 def world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
     """Every shell, protocol version and server."""
     yield from _world(server, asynchronous, resp)
+
+
+@pytest.fixture(params=FEW, ids=lambda each: f"{each[0]}-{SHELLS[each[1]]}-resp{each[2]}")
+def few_worlds(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Every server, and every shell over every protocol version, but not each with each: for what
+    takes long, and has no reason to depend on how they are combined."""
+    name, asynchronous, resp = request.param
+    yield from _world(server_named(name), asynchronous, resp)
 
 
 @pytest.fixture

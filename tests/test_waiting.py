@@ -98,9 +98,10 @@ async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) 
         assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
 
 
-async def test_who_becomes_first_knows(world: World) -> None:
+async def test_who_becomes_first_knows(few_worlds: World) -> None:
     """However far back it was, who is first when a holder vanishes has the lock when that lease
     has ended."""
+    world = few_worlds
     locks = world.connect()
     lock = locks.lock("x", ttl=30)
     order: list[str] = []
@@ -119,8 +120,9 @@ async def test_who_becomes_first_knows(world: World) -> None:
     await settle(got.release())
 
 
-async def test_who_becomes_first_because_others_leave_knows(world: World) -> None:
+async def test_who_becomes_first_because_others_leave_knows(few_worlds: World) -> None:
     """When those before it give up, who is first then is told how long the holder has it."""
+    world = few_worlds
     locks = world.connect()
     lease = await settle(locks.lock("x", ttl=1.2).acquire())
     leaving = [
@@ -329,9 +331,9 @@ async def test_restarted_server(world: World) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["paused", "gone"])
-async def test_time_is_kept_without_a_server(world: World, trouble: str) -> None:
+async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None:
     """A timeout holds whatever the server does, from the first try on and while waiting."""
-    name = world.server.name
+    world, name = shell, shell.server.name
     server = Server(name, BINARIES[name])
     try:
         lock = world.connect(server.url).lock("x", ttl=30)
@@ -379,8 +381,9 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
     await asyncio.gather(*waiting)
 
 
-async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
+async def test_thousands_of_hand_overs_in_turn(few_worlds: World) -> None:
     """Over thousands of hand-overs nobody is overtaken by one who came later."""
+    world = few_worlds
     locks = world.connect()
     count, rounds = 8, 250
     taken: list[tuple[int, str]] = []
