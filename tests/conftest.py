@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,15 +15,6 @@ from tests.servers import BINARIES, Server
 from tests.world import World
 
 _running: dict[str, Server] = {}
-
-SHELLS = ("sync", "asyncio")
-WAYS = ((False, 2), (True, 3), (False, 3), (True, 2))
-FEW = [
-    (name, *way)
-    for name, way, _ in zip(
-        itertools.cycle(BINARIES), itertools.cycle(WAYS), range(max(len(WAYS), len(BINARIES)))
-    )
-]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -78,7 +68,7 @@ def resp(request: pytest.FixtureRequest) -> int:
     return version
 
 
-@pytest.fixture(params=[False, True], ids=SHELLS)
+@pytest.fixture(params=[False, True], ids=["sync", "asyncio"])
 def asynchronous(request: pytest.FixtureRequest) -> bool:
     """Each shell."""
     shell: bool = request.param
@@ -96,14 +86,6 @@ def _world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
 def world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
     """Every shell, protocol version and server."""
     yield from _world(server, asynchronous, resp)
-
-
-@pytest.fixture(params=FEW, ids=lambda each: f"{each[0]}-{SHELLS[each[1]]}-resp{each[2]}")
-def few_worlds(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Every server, and every shell over every protocol version, but not each with each: for what
-    takes long, and has no reason to depend on how they are combined."""
-    name, asynchronous, resp = request.param
-    yield from _world(server_named(name), asynchronous, resp)
 
 
 @pytest.fixture

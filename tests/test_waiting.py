@@ -25,7 +25,7 @@ from lualock.script import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
 from tests.waiting import wait_until
-from tests.world import World, settle
+from tests.world import World, few, on_one, settle
 
 
 async def _queue(
@@ -62,6 +62,7 @@ async def test_in_turn(world: World) -> None:
     assert world.client.get(lock.key)[:1] == b"R"
 
 
+@few
 async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
     """While a lock is held its waiters send nothing; each hand-over is one PUBLISH, and one more to
     who is first then, if that one has waited for long."""
@@ -98,10 +99,10 @@ async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) 
         assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
 
 
-async def test_who_becomes_first_knows(few_worlds: World) -> None:
+@few
+async def test_who_becomes_first_knows(world: World) -> None:
     """However far back it was, who is first when a holder vanishes has the lock when that lease
     has ended."""
-    world = few_worlds
     locks = world.connect()
     lock = locks.lock("x", ttl=30)
     order: list[str] = []
@@ -120,9 +121,9 @@ async def test_who_becomes_first_knows(few_worlds: World) -> None:
     await settle(got.release())
 
 
-async def test_who_becomes_first_because_others_leave_knows(few_worlds: World) -> None:
+@few
+async def test_who_becomes_first_because_others_leave_knows(world: World) -> None:
     """When those before it give up, who is first then is told how long the holder has it."""
-    world = few_worlds
     locks = world.connect()
     lease = await settle(locks.lock("x", ttl=1.2).acquire())
     leaving = [
@@ -266,6 +267,7 @@ async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Serv
             await task
 
 
+@few
 async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:
     """A lease that ends by itself goes to the first who waits, without anybody's help."""
     lock = world.connect().lock("x", ttl=0.3)
@@ -381,9 +383,9 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
     await asyncio.gather(*waiting)
 
 
-async def test_thousands_of_hand_overs_in_turn(few_worlds: World) -> None:
+@few
+async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
     """Over thousands of hand-overs nobody is overtaken by one who came later."""
-    world = few_worlds
     locks = world.connect()
     count, rounds = 8, 250
     taken: list[tuple[int, str]] = []
@@ -500,6 +502,7 @@ def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]
         assert not client.exists("lualock:{x}:queue")
 
 
+@on_one
 def test_a_holder_that_dies_with_those_in_front(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
@@ -516,6 +519,7 @@ def test_a_holder_that_dies_with_those_in_front(
         assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
 
 
+@on_one
 def test_a_stopped_waiter_is_passed_over(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
