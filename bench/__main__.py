@@ -13,60 +13,66 @@ from typing import Any
 
 from bench import compare, plots, report, rivals
 from bench.rivals import roster
-from bench.scenarios import SCENARIOS
+from bench.scenarios import SCENARIOS, SECONDS
 from bench.server import started
-from bench.setting import Setting, Targets
+from bench.setting import Setting
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says."""
     given = sys.argv[1:] if arguments is None else arguments
-    match given:
-        case ["compare", before, after]:
-            print(compare.compared(_load(before), _load(after)))
-            return 0
-        case ["plot", kept, folder, *scenarios]:
-            for path in plots.draw(_load(kept), Path(folder), scenarios):
-                print(path)
-            return 0
-    return _run(given)
-
-
-def _load(path: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
-    return found
+    try:
+        match given:
+            case ["compare", before, after]:
+                print(compare.compared(report.load(before), report.load(after)))
+            case ["plot", kept, folder, *scenarios]:
+                for path in plots.draw(report.load(kept), Path(folder), scenarios):
+                    print(path)
+            case ["compare" | "plot", *_]:
+                raise report.Unusable((__doc__ or "").strip())
+            case _:
+                return _run(given)
+    except report.Unusable as why:
+        _say(str(why))
+        return 2
+    return 0
 
 
 def _run(arguments: list[str]) -> int:
     """Run the scenarios, print the report, and keep it as JSON, Markdown and plots."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller crowds")
+    parser.add_argument("--quick", action="store_true", help="less time, smaller crowds")
     parser.add_argument("--guard", action="store_true", help="exit status 1 if a target is missed")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     asked = parser.parse_args(arguments)
 
-    results: dict[str, list[Any]] = {}
-    judged: Targets = []
     began = time.monotonic()
     with started() as server:
         setting = Setting(server, asked.quick, list(rivals.SYNC), list(rivals.TASKS))
         roster.call(setting)
+        made = report.Report(setting.broken)
         for name in asked.scenario or SCENARIOS:
-            _say(f"{time.monotonic() - began:4.0f} s  {name}")
-            results[name] = SCENARIOS[name].run(setting)
-            judged += SCENARIOS[name].targets(results[name])
-        told = report.facts(server.version, quick=asked.quick, took_s=time.monotonic() - began)
-    _say(f"{time.monotonic() - began:4.0f} s  report")
+            start = time.monotonic()
+            _say(f"{start - began:4.0f} s  {name}")
+            setting.budget_s, setting.counted = SECONDS[name][asked.quick], []
+            rows = SCENARIOS[name].run(setting)
+            took_s = time.monotonic() - start
+            made.add(name, rows, took_s, setting.budget_s, setting.counted)
+        took_s = time.monotonic() - began
+        made.facts = report.facts(server.version, quick=asked.quick, took_s=took_s)
+    _say(f"{took_s:4.0f} s  report")
 
     asked.out.mkdir(parents=True, exist_ok=True)
-    kept = report.as_json(results, told, judged, setting.broken)
-    (asked.out / "report.json").write_text(json.dumps(kept, indent=1), "utf-8")
-    markdown = report.as_markdown(results, told, judged, setting.broken)
+    kept: dict[str, Any] = made.as_json()
+    (asked.out / "report.json").write_text(json.dumps(kept, indent=1, allow_nan=False), "utf-8")
+    markdown = made.as_markdown()
     (asked.out / "report.md").write_text(markdown, "utf-8")
     plots.draw(kept, asked.out, [])
     print(markdown)
-    missed = [claim for claim, _, met in judged if not met]
+    missed = [claim for claim, _, met in made.targets if not met]
+    if not made.targets:
+        missed = ["nothing is judged in these scenarios"]
     if asked.guard and missed:
         _say("missed: " + "; ".join(missed))
     return int(asked.guard and bool(missed))

@@ -2,19 +2,20 @@
 
 Counted, not timed, so that it is the same on every machine: bytecode instructions and calls of C
 functions by Python's own tracing, in the calling thread; system calls by strace, where that is
-installed, of two runs of different length, whose difference is the pairs' alone. What C functions
-do (packing, parsing, the kernel) is in the times of the other scenarios.
+installed, in the whole process. What C functions do (packing, parsing, the kernel) is in the times
+of the other scenarios.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -22,8 +23,9 @@ from bench import rivals, uncontended
 from bench.setting import Setting, Targets
 
 COUNTED = 20  # pairs, after one that warms up
-TRACED = 50, 450  # pairs of the two runs under strace
+TRACED = 400  # pairs under strace
 TRACE_LIMIT_S = 30.0
+MARK = 2**22 + 1  # no process has this number: a system call that nobody else makes
 KEPT = (
     *(rivals.LUALOCK, rivals.RENEWED, rivals.SETNX, rivals.PLAIN),
     *(rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK),
@@ -56,14 +58,13 @@ def run(setting: Setting) -> list[Row]:
     """One rival after the other; counts need no rounds."""
     url = setting.server.tcp_url
     kept = [name for name in setting.sync if name in KEPT]
-    narrowed = Setting(setting.server, setting.quick, kept, [], setting.broken)
-    rows = []
-    with uncontended.ways(narrowed, url) as ways:
-        for name in (*kept, uncontended.PING):
-            if name in ways:
-                traced = None if name == uncontended.PING else system_calls(url, name)
-                rows.append(Row(name, *counted(ways[name]), traced))
-    return rows
+    traced = system_calls(url, kept)
+    with uncontended.ways(replace(setting, sync=kept), url) as ways:
+        return [
+            Row(name, *counted(ways[name]), traced.get(name))
+            for name in (*kept, uncontended.PING)
+            if name in ways
+        ]
 
 
 def counted(pair: Callable[[], object]) -> tuple[float, float, float]:
@@ -95,26 +96,28 @@ def counted(pair: Callable[[], object]) -> tuple[float, float, float]:
     return bytecodes / COUNTED, calls / COUNTED, (c_calls - 1) / COUNTED
 
 
-def system_calls(url: str, rival: str) -> float | None:
-    """System calls a pair; ``None`` without strace, or where tracing is not allowed."""
+def system_calls(url: str, names: list[str]) -> dict[str, float]:
+    """System calls a pair; none without strace, or where tracing is not allowed."""
     if shutil.which("strace") is None:
-        return None
-    few, many = TRACED
-    try:
-        return (_traced(url, rival, many) - _traced(url, rival, few)) / (many - few)
-    except (subprocess.SubprocessError, ValueError):
-        return None
-
-
-def _traced(url: str, rival: str, pairs: int) -> int:
+        return {}
     with tempfile.NamedTemporaryFile("r", prefix="lualock-strace-", dir="/tmp") as told:
-        command = ["strace", "-f", "-c", "-o", told.name, sys.executable]
-        command += ["-m", "bench.client_cost", url, rival, str(pairs)]
-        subprocess.run(command, check=True, timeout=TRACE_LIMIT_S, capture_output=True)
-        found = re.search(r"^100\.00\s+\S+\s+\S+\s+(\d+).*total$", told.read(), re.MULTILINE)
-    if found is None:
-        raise ValueError("strace said nothing")
-    return int(found[1])
+        command = ["strace", "-f", "-o", told.name, sys.executable, "-m", "bench.client_cost"]
+        try:
+            subprocess.run(
+                [*command, url, str(TRACED), *names],
+                check=True,
+                timeout=TRACE_LIMIT_S,
+                capture_output=True,
+            )
+        except subprocess.SubprocessError:
+            return {}
+        # Between two marks, a line is a call, or the rest of one that another thread's came into.
+        calls = [line for line in told if " resumed>" not in line and "(" in line]
+    marks = [at for at, line in enumerate(calls) if f"getpgid({MARK})" in line]
+    return {
+        name: (end - begin - 1) / TRACED
+        for name, begin, end in zip(names, marks[::2], marks[1::2], strict=True)
+    }
 
 
 def targets(rows: list[Row]) -> Targets:
@@ -132,13 +135,22 @@ def targets(rows: list[Row]) -> Targets:
 
 
 def main() -> None:
-    """The traced program: ``python -m bench.client_cost URL RIVAL PAIRS``."""
-    _, url, name, pairs = sys.argv
-    rival = rivals.sync(name, url)
-    pair = rival.pair("traced")
-    for _ in range(int(pairs)):
+    """The traced program: ``python -m bench.client_cost URL PAIRS RIVAL...``."""
+    _, url, pairs, *names = sys.argv
+    for name in names:
+        rival = rivals.sync(name, url)
+        pair = rival.pair("traced")
         pair()
-    rival.close()
+        _mark()
+        for _ in range(int(pairs)):
+            pair()
+        _mark()
+        rival.close()
+
+
+def _mark() -> None:
+    with contextlib.suppress(OSError):
+        os.getpgid(MARK)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ NOISE = 1.15
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
     """What moved, and which targets are met in one run and missed in the other."""
     parts = ["# Two runs", _facts(before, after)]
+    parts += _alone(before, after, "before") + _alone(after, before, "after")
     for name, rows in after["results"].items():
         moved = _moved(before["results"].get(name, []), rows)
         if moved:
@@ -34,6 +35,12 @@ def _facts(before: dict[str, Any], after: dict[str, Any]) -> str:
     return table(["", "before", "after"], [row for row in rows if row[1] != row[2]])
 
 
+def _alone(run: dict[str, Any], other: dict[str, Any], when: str) -> list[str]:
+    """Runs of different versions, or of a few scenarios, have not all in common."""
+    names = [name for name in run["results"] if name not in other["results"]]
+    return [f"Only {when}: {', '.join(names)}."] if names else []
+
+
 def _name(row: dict[str, Any]) -> str:
     return ", ".join(
         value if isinstance(value, str) else f"{value:,} {field}"
@@ -48,10 +55,10 @@ def _moved(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[li
     for row in after:
         old = known.get(_name(row), {})
         for field, value in row.items():
-            was = old.get(field)
-            if field in SIZES or isinstance(value, str) or was == value or was is None:
+            was = old.get(field, value)  # what another version does not have has not moved
+            if field in SIZES or was == value or isinstance(value, str) or isinstance(was, str):
                 continue
-            if value is None or not was or not value or not 1 / NOISE <= value / was <= NOISE:
+            if not was or not value or not 1 / NOISE <= value / was <= NOISE:
                 times = f"{value / was:.2f}" if was and value is not None else ""
                 moved.append([_name(row), field, _figure(was), _figure(value), times])
     return moved
@@ -62,14 +69,16 @@ def _figure(value: float | None) -> str:
 
 
 def _turned(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
-    was = {target["claim"]: target for target in before["targets"]}
-    rows = []
-    for target in after["targets"]:
-        old = was.get(target["claim"])
-        if old is not None and old["met"] != target["met"]:
-            rows.append([target["claim"], *(_judged(one) for one in (old, target))])
-    return rows
+    was, now = ({one["claim"]: one for one in run["targets"]} for run in (before, after))
+    both = [(claim, was.get(claim), now.get(claim)) for claim in was | now]
+    return [
+        [claim, _judged(old), _judged(new)]
+        for claim, old, new in both
+        if old is None or new is None or old["met"] != new["met"]
+    ]
 
 
-def _judged(target: dict[str, Any]) -> str:
-    return f"{target['figure']:.2f} ({'met' if target['met'] else 'missed'})"
+def _judged(target: dict[str, Any] | None) -> str:
+    if target is None:
+        return "-"
+    return f"{_figure(target['figure'])} ({'met' if target['met'] else 'missed'})"

@@ -23,10 +23,10 @@ import redis
 
 from bench import rivals
 from bench.processes import CONTEXT
-from bench.server import Server
-from bench.setting import within
+from bench.setting import Setting, within
 
 WARM_UP_S = 0.2
+RUN_S, QUICK_RUN_S = 0.5, 0.3
 MOST_TURNS = 200_000  # of one process; the files are sparse
 SIZE = 8 * (2 + 3 * MOST_TURNS)
 READY_LIMIT_S, LIFE_S = 30.0, 60.0
@@ -69,10 +69,9 @@ class Crowd:
         return [counted[worker] for worker in range(self.processes)]
 
 
-def gather(
-    server: Server, rival: str, processes: int, *, run_s: float, hold_s: float = 0.0
-) -> Crowd:
+def gather(setting: Setting, rival: str, processes: int, *, hold_s: float = 0.0) -> Crowd:
     """Let so many processes do nothing but take the lock, hold it and give it back."""
+    server, run_s = setting.server, QUICK_RUN_S if setting.quick else RUN_S
     with (
         tempfile.TemporaryDirectory(prefix="lualock-crowd-", dir="/tmp") as folder,
         redis.Redis.from_url(server.tcp_url) as client,
@@ -113,7 +112,10 @@ def gather(
             if not name.startswith(("cmdstat_config", "cmdstat_info"))
         }
     )
-    return _crowd(logs, start, end, commands)
+    seen = _crowd(logs, start, end, commands)
+    if not seen.turns:
+        raise RuntimeError(f"none of {processes} processes had the lock in {run_s} s")
+    return seen
 
 
 def _next(told: Any) -> None:
@@ -152,54 +154,62 @@ def _log(path: str) -> Iterator[Any]:
         yield log
 
 
+class _Diary:
+    """What one process writes down."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._at = 2
+        self._give_up = time.monotonic() + LIFE_S
+
+    def asks(self) -> bool:
+        """It asks for the lock; or it is to end."""
+        self._asked = now = time.monotonic()
+        self._log[1] = now
+        return now < self._give_up and self._at < 3 * MOST_TURNS
+
+    def has(self) -> None:
+        self._had = time.monotonic()
+        self._log[1] = 0.0
+
+    def gives(self) -> None:
+        log, at = self._log, self._at
+        log[at], log[at + 1], log[at + 2] = self._asked, self._had, time.monotonic()
+        log[0] += 1
+        self._at = at + 3
+
+
 def _work(url: str, rival: str, path: str, hold_s: float, told: Any, begin: Any) -> None:
+    def ready(log: Any) -> _Diary:
+        told.put("")
+        begin.wait()
+        return _Diary(log)
+
+    async def in_loop(log: Any) -> None:
+        use = rivals.tasks(rival, url).reusable("crowd")
+        diary = ready(log)
+        while diary.asks():
+            async with use():
+                diary.has()
+                if hold_s:
+                    await asyncio.sleep(hold_s)
+                diary.gives()
+
+    def in_thread(log: Any) -> None:
+        lock = rivals.sync(rival, url).lock("crowd")
+        diary = ready(log)
+        while diary.asks():
+            with lock:
+                diary.has()
+                if hold_s:
+                    time.sleep(hold_s)
+                diary.gives()
+
     try:
         with _log(path) as log:
             if rival in rivals.TASKS:
-                asyncio.run(_work_in_loop(url, rival, log, hold_s, told, begin))
+                asyncio.run(in_loop(log))
             else:
-                _work_in_thread(url, rival, log, hold_s, told, begin)
+                in_thread(log)
     except Exception as error:
         told.put(f"{type(error).__name__}: {error}")
-
-
-def _work_in_thread(url: str, rival: str, log: Any, hold_s: float, told: Any, begin: Any) -> None:
-    lock = rivals.sync(rival, url).lock("crowd")
-    now = time.monotonic
-    told.put("")
-    begin.wait()
-    give_up = now() + LIFE_S
-    at = 2
-    while (asked := now()) < give_up and at < 3 * MOST_TURNS:
-        log[1] = asked
-        with lock:
-            had = now()
-            log[1] = 0.0
-            if hold_s:
-                time.sleep(hold_s)
-            gave = now()
-        log[at], log[at + 1], log[at + 2] = asked, had, gave
-        log[0] += 1
-        at += 3
-
-
-async def _work_in_loop(
-    url: str, rival: str, log: Any, hold_s: float, told: Any, begin: Any
-) -> None:
-    use = rivals.tasks(rival, url).reusable("crowd")
-    now = time.monotonic
-    told.put("")
-    begin.wait()
-    give_up = now() + LIFE_S
-    at = 2
-    while (asked := now()) < give_up and at < 3 * MOST_TURNS:
-        log[1] = asked
-        async with use():
-            had = now()
-            log[1] = 0.0
-            if hold_s:
-                await asyncio.sleep(hold_s)
-            gave = now()
-        log[at], log[at + 1], log[at + 2] = asked, had, gave
-        log[0] += 1
-        at += 3

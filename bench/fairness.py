@@ -2,7 +2,7 @@
 
 The share of the least served process in the share of the most served (1: all alike, 0: somebody
 never had it), Jain's index over all of them (1: all alike; 1/16: one had it all), and the longest
-wait in times a turn of everybody."""
+wait, also of those who still wait when the time is over."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from bench import contention, crowd, rivals
 from bench.setting import Setting, Targets
 
 PROCESSES, HOLD_S = 16, 0.001
-ROUNDS, QUICK_ROUNDS = 2, 1
-RUN_S, QUICK_RUN_S = 1.5, 0.4
 
 TITLE = "who gets the lock"
 WORDS = __doc__
@@ -41,17 +39,11 @@ class Row:
 
 def run(setting: Setting) -> list[Row]:
     """Round after round, all rivals."""
-    run_s = QUICK_RUN_S if setting.quick else RUN_S
-
-    def gathered(name: str) -> crowd.Crowd:
-        seen = crowd.gather(setting.server, name, PROCESSES, run_s=run_s, hold_s=HOLD_S)
-        if not seen.turns:
-            raise RuntimeError(f"nobody had the lock in {run_s} s")
-        return seen
-
-    ways = {name: partial(gathered, name) for name in contention.crowds(setting)}
-    found = setting.rounds("fairness", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
-    return [_row(name, many) for name, many in found.items()]
+    ways = {
+        name: partial(crowd.gather, setting, name, PROCESSES, hold_s=HOLD_S)
+        for name in contention.crowds(setting)
+    }
+    return [_row(name, many) for name, many in setting.rounds("fairness", ways).items()]
 
 
 def _row(name: str, many: list[crowd.Crowd]) -> Row:

@@ -13,11 +13,11 @@ from bench.setting import Setting, Targets
 from bench.stats import quantile, ratio
 
 PROCESSES, HOLD_S = 4, 0.001
-ROUNDS, QUICK_ROUNDS = 3, 1
-RUN_S, QUICK_RUN_S = 1.0, 0.4
+SEEN_FOR_P99, SEEN_FOR_P999 = 100, 1000  # what is so rare must have been able to happen
 
 TITLE = "from the release to the next holder"
 WORDS = __doc__
+MISSING = "too few seen"
 COLUMNS = (
     ("", "rival"),
     ("hand-overs seen", "seen"),
@@ -35,33 +35,34 @@ class Row:
     rival: str
     seen: int
     p50_us: float
-    p99_us: float
-    p999_us: float
+    p99_us: float | None
+    p999_us: float | None
     times_lualock: float
 
 
 def run(setting: Setting) -> list[Row]:
     """Round after round, all rivals."""
     ways = {name: partial(_latencies_us, setting, name) for name in contention.crowds(setting)}
-    found = setting.rounds("hand_over", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
+    found = setting.rounds("hand_over", ways)
     medians = {name: [statistics.median(one) for one in many] for name, many in found.items()}
     rows = []
     for name, many in found.items():
         pooled = [latency for one in many for latency in one]
-        p50, p99, p999 = (quantile(pooled, share) for share in (0.5, 0.99, 0.999))
+        seen = len(pooled)
+        p99 = quantile(pooled, 0.99) if seen >= SEEN_FOR_P99 else None
+        p999 = quantile(pooled, 0.999) if seen >= SEEN_FOR_P999 else None
         times = ratio(medians[name], medians[rivals.LUALOCK])
-        rows.append(Row(name, len(pooled), p50, p99, p999, times))
+        rows.append(Row(name, seen, quantile(pooled, 0.5), p99, p999, times))
     return rows
 
 
 def _latencies_us(setting: Setting, name: str) -> list[float]:
-    run_s = QUICK_RUN_S if setting.quick else RUN_S
-    seen = crowd.gather(setting.server, name, PROCESSES, run_s=run_s, hold_s=HOLD_S)
+    seen = crowd.gather(setting, name, PROCESSES, hold_s=HOLD_S)
     latencies = [
         (after.had - max(before.gave, after.asked)) * 1e6 for before, after in seen.hand_overs()
     ]
     if not latencies:
-        raise RuntimeError(f"no hand-over in {run_s} s")
+        raise RuntimeError(f"no hand-over among {len(seen.turns)} acquisitions")
     return latencies
 
 

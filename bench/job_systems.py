@@ -1,15 +1,14 @@
 """What the lock adds to a job in a job system: the system's own worker works off jobs that do
 nothing, one after the other, and the same jobs each behind its own lock. A process for each
-measurement, and both ways in turn. RQ is measured without its fork for each job, which would cover
-the lock."""
+system, and both kinds of job in turn. RQ is measured without its fork for each job, which would
+cover the lock."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -20,8 +19,9 @@ from bench import job_worker
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 
-ROUNDS, QUICK_ROUNDS = 3, 1
-JOBS, QUICK_JOBS = 800, 300
+ROUNDS, QUICK_ROUNDS = 5, 3
+JOBS, QUICK_JOBS = 200, 50  # of each kind in a round
+LIMIT_S = 60.0
 SYSTEMS = tuple(job_worker.SYSTEMS)
 # Where `make` has put the systems that hold redis-py back.
 APART = Path(sys.prefix) / "apart" / "bin" / "python"
@@ -50,39 +50,39 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """All systems, without and with the lock."""
-    jobs = QUICK_JOBS if setting.quick else JOBS
-    ways: dict[str, Callable[[], float]] = {
-        f"{system} {way}": partial(_us_a_job, setting.server.tcp_url, system, way, jobs)
-        for system in SYSTEMS
-        for way in ("plain", "locked")
-    }
-    took = setting.rounds("job_systems", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
+    """One system after the other."""
     rows = []
     for system in SYSTEMS:
-        plain, locked = took.get(f"{system} plain"), took.get(f"{system} locked")
-        if plain and locked:
-            added = median(after - before for after, before in zip(locked, plain, strict=False))
-            times = ratio(locked, plain)
-            rows.append(Row(system, median(plain), median(locked), added, times))
+        try:
+            took_us = _took_us(setting, system)
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            setting.breaks(system, "job_systems", error)
+            continue
+        plain, locked = zip(*took_us, strict=True)
+        added = median(after - before for before, after in took_us)
+        rows.append(Row(system, median(plain), median(locked), added, ratio(locked, plain)))
     return rows
 
 
-def _us_a_job(url: str, system: str, way: str, jobs: int) -> float:
-    here = find_spec(system) is not None
-    python = sys.executable if here else str(APART)
+def _took_us(setting: Setting, system: str) -> list[tuple[float, float]]:
+    """Microseconds a job, plain and locked, of each round."""
+    python = sys.executable if find_spec(system) is not None else str(APART)
+    url, quick = setting.server.tcp_url, setting.quick
+    rounds, jobs = (QUICK_ROUNDS, QUICK_JOBS) if quick else (ROUNDS, JOBS)
     with redis.Redis.from_url(url) as client:
         client.flushall()
     done = subprocess.run(
-        [python, "-m", "bench.job_worker", system, way, url, str(jobs)],
+        [python, "-m", "bench.job_worker", system, url, str(rounds), str(jobs)],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
+        timeout=LIMIT_S,
         check=False,
     )
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-300:])
-    return float(done.stdout.splitlines()[-1]) / (jobs - 1) * 1e6
+    told = json.loads(done.stdout.splitlines()[-1])
+    return [(plain * 1e6, locked * 1e6) for plain, locked in told]
 
 
 def targets(rows: list[Row]) -> Targets:

@@ -1,71 +1,108 @@
 """A process that works off jobs which do nothing, in a job system, one after the other.
 
-``python -m bench.job_worker SYSTEM WAY URL JOBS`` enqueues them, runs the system's own worker in
-this process, and prints the seconds from the first job's beginning to the last one's. ``WAY`` is
-``plain`` or ``locked``. When the last job runs the process ends: not all workers know a way to.
+``python -m bench.job_worker SYSTEM URL ROUNDS JOBS`` puts them all into one queue, in each round so
+many that are plain and then so many that have a lock each, and runs the system's own worker in this
+process. It prints how long they took: of each round the seconds between two plain jobs, and between
+two locked ones. When the last job runs the process ends: not all workers know a way to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import lualock
 
 NAME = "bench"
+WARM_UP = 50  # jobs of each kind before the first round
 locks: lualock.Locks
-times: list[float] = []
-wanted = 0
+rounds: int
+jobs: int
+begun: list[tuple[int, float]] = []  # the numbers of the jobs, and when each began
+
+
+def numbers() -> Iterator[tuple[int, bool]]:
+    """All jobs, in the order of the queue, and which of them have a lock."""
+    for number in range(2 * (WARM_UP + rounds * jobs)):
+        yield number, bool(_block(number) % 2)
+
+
+def _block(number: int) -> int:
+    """The jobs of one kind that follow each other; 0 and 1 are the warm-up."""
+    past = number - 2 * WARM_UP
+    return number // WARM_UP if past < 0 else 2 + past // jobs
 
 
 def job(number: int) -> None:
     """The job itself: it looks at the clock."""
-    times.append(time.perf_counter())
-    if len(times) == wanted:
-        os.write(1, f"{times[-1] - times[0]}\n".encode())  # Celery has taken sys.stdout for its log
+    begun.append((number, time.perf_counter()))
+    if len(begun) == 2 * (WARM_UP + rounds * jobs):
+        told = json.dumps(_told())
+        os.write(1, f"{told}\n".encode())  # Celery has taken sys.stdout for its log
         os._exit(0)
+
+
+def _told() -> list[tuple[float, float]]:
+    """Not all systems keep the order to the letter: what counts is who came after another of its
+    block."""
+    took: dict[int, list[float]] = {}
+    for (number, began), (following, then) in pairwise(begun):
+        if _block(number) == _block(following):
+            took.setdefault(_block(number), []).append(then - began)
+    means = [fmean(took[block]) for block in sorted(took)[2:]]
+    return list(zip(means[::2], means[1::2], strict=True))
 
 
 async def job_async(number: int) -> None:
     job(number)
 
 
-def rq(url: str, locked: bool) -> None:
+def rq(url: str) -> None:
     import redis
     import rq
 
     from lualock.jobs.rq import locked as behind
 
-    made = behind(locks.job(job)) if locked else job
-    made.__module__, made.__qualname__ = "bench.job_worker", "found"
+    def plain(number: int) -> None:
+        job(number)
+
+    def locked(number: int) -> None:
+        job(number)
+
+    ways = [plain, behind(locks.job(locked))]
+    for made in ways:  # RQ finds what it runs by its name
+        made.__module__, made.__qualname__ = "bench.job_worker", made.__name__
+        globals()[made.__name__] = made
     sys.modules["bench.job_worker"] = sys.modules[__name__]
-    globals()["found"] = made
     connection = redis.Redis.from_url(url)
     queue = rq.Queue(NAME, connection=connection)
-    for number in range(wanted):
-        queue.enqueue(made, number)
+    for number, locked_ in numbers():
+        queue.enqueue(ways[locked_], number)
     rq.SimpleWorker([queue], connection=connection).work(logging_level="ERROR")
 
 
-def celery(url: str, locked: bool) -> None:
+def celery(url: str) -> None:
     import celery
 
     from lualock.jobs.celery import LockedTask
 
-    app = celery.Celery(NAME, broker=url, task_cls=LockedTask)
+    app = celery.Celery(NAME, broker=url)
     app.conf.task_default_queue = NAME
-    task = app.task(name=NAME)(locks.job(job) if locked else job)
-    for number in range(wanted):
-        task.delay(number)
+    ways = [app.task(name="plain")(job), app.task(name="locked", base=LockedTask)(locks.job(job))]
+    for number, locked in numbers():
+        ways[locked].delay(number)
     app.worker_main(["worker", "-P", "solo", "-l", "ERROR", "--without-gossip", "--without-mingle"])
 
 
-def dramatiq(url: str, locked: bool) -> None:
+def dramatiq(url: str) -> None:
     import dramatiq
     from dramatiq.brokers.redis import RedisBroker
 
@@ -73,29 +110,32 @@ def dramatiq(url: str, locked: bool) -> None:
 
     made: Any = RedisBroker
     broker = made(url=url)
-    kind: Any = LockedActor if locked else dramatiq.Actor
-    made = dramatiq.actor(actor_class=kind, broker=broker)
-    actor = made(locks.job(job) if locked else job)
-    for number in range(wanted):
-        actor.send(number)
+    declare: Any = dramatiq.actor
+    ways = [
+        declare(job, actor_name="plain", broker=broker),
+        declare(locks.job(job), actor_name="locked", actor_class=LockedActor, broker=broker),
+    ]
+    for number, locked in numbers():
+        ways[locked].send(number)
     dramatiq.Worker(broker, worker_threads=1).start()
     threading.Event().wait()
 
 
-def huey(url: str, locked: bool) -> None:
+def huey(url: str) -> None:
     import huey
 
     from lualock.jobs.huey import LockedTask
 
     app = huey.RedisHuey(NAME, url=url)
+    ways = [app.task(name="plain")(job)]
     app.task_wrapper_class = LockedTask
-    task = app.task()(locks.job(job) if locked else job)
-    for number in range(wanted):
-        task(number)
+    ways.append(app.task(name="locked")(locks.job(job)))
+    for number, locked in numbers():
+        ways[locked](number)
     app.create_consumer(workers=1).run()
 
 
-async def arq(url: str, locked: bool) -> None:
+async def arq(url: str) -> None:
     import arq
     from arq.connections import RedisSettings
 
@@ -104,15 +144,15 @@ async def arq(url: str, locked: bool) -> None:
     async def plain(ctx: Any, number: int) -> None:
         await job_async(number)
 
-    made = behind(locks.job(job_async)) if locked else plain
+    ways = [plain, behind(locks.job(job_async))]
     pool = await arq.create_pool(RedisSettings.from_dsn(url))
-    for number in range(wanted):
-        await pool.enqueue_job(made.__qualname__, number)
-    worker = arq.Worker([made], redis_pool=pool, max_jobs=1, poll_delay=0, handle_signals=False)
+    for number, locked in numbers():
+        await pool.enqueue_job(ways[locked].__qualname__, number)
+    worker = arq.Worker(ways, redis_pool=pool, max_jobs=1, poll_delay=0, handle_signals=False)
     await worker.async_run()
 
 
-async def taskiq(url: str, locked: bool) -> None:
+async def taskiq(url: str) -> None:
     from taskiq.api import run_receiver_task
     from taskiq_redis import ListQueueBroker
 
@@ -120,13 +160,16 @@ async def taskiq(url: str, locked: bool) -> None:
 
     broker = ListQueueBroker(url)
     await broker.startup()
-    task = behind(broker)(locks.job(job_async)) if locked else broker.task(job_async)
-    for number in range(wanted):
-        await task.kiq(number)
+    ways: list[Any] = [
+        broker.task("plain")(job_async),
+        behind(broker, "locked")(locks.job(job_async)),
+    ]
+    for number, locked in numbers():
+        await ways[locked].kiq(number)
     await run_receiver_task(broker, max_async_tasks=1)
 
 
-async def saq(url: str, locked: bool) -> None:
+async def saq(url: str) -> None:
     import saq
 
     from lualock.jobs.saq import locked as behind
@@ -134,23 +177,23 @@ async def saq(url: str, locked: bool) -> None:
     async def plain(ctx: Any, *, number: int) -> None:
         await job_async(number)
 
-    made = behind(locks.job(job_async)) if locked else plain
+    ways = [plain, behind(locks.job(job_async))]
     queue = saq.Queue.from_url(url)
-    for number in range(wanted):
-        await queue.enqueue(made.__qualname__, number=number)
-    await saq.Worker(queue, [made], concurrency=1).start()
+    for number, locked in numbers():
+        await queue.enqueue(ways[locked].__qualname__, number=number)
+    await saq.Worker(queue, ways, concurrency=1).start()
 
 
-SYSTEMS: dict[str, Callable[[str, bool], Any]] = {
+SYSTEMS: dict[str, Callable[[str], Any]] = {
     each.__name__: each for each in (rq, celery, dramatiq, huey, arq, taskiq, saq)
 }
 
 
 def main() -> None:
-    global locks, wanted
-    system, way, url, wanted = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    global locks, rounds, jobs
+    system, url, rounds, jobs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     locks = lualock.connect(url)
-    work = SYSTEMS[system](url, way == "locked")
+    work = SYSTEMS[system](url)
     if work is not None:
         asyncio.run(work)
 

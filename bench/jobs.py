@@ -14,7 +14,6 @@ from bench.rivals.base import Rival
 from bench.setting import Setting, Targets
 from bench.stats import ratio, spread
 
-ROUNDS, QUICK_ROUNDS = 15, 5
 CALLED, JOB, WITH = "the function itself", "lualock, locks.job", "lualock, with"
 RIVALS = (rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK, "redis-lock-py", "python-redilock")
 
@@ -49,7 +48,7 @@ def run(setting: Setting) -> list[Row]:
     """All ways in turn, round after round."""
     with _ways(setting) as found:
         ways = {name: partial(uncontended.time_pair, call) for name, call in found.items()}
-        took = setting.rounds("jobs", QUICK_ROUNDS if setting.quick else ROUNDS, ways)
+        took = setting.rounds("jobs", ways)
     return [Row(name, *spread(many), ratio(many, took[JOB])) for name, many in took.items()]
 
 

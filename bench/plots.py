@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import rivals
+from bench import report, rivals
 from bench.scenarios import SCENARIOS
 
 OURS = "#d62728"
@@ -45,7 +45,8 @@ class Lines:
 
 @dataclass(frozen=True)
 class Bars:
-    """A bar for each row, or a group of them if there are several fields; ``only`` chooses rows."""
+    """A bar for each row, or a group of them if there are several fields; ``only`` chooses rows. On
+    a logarithmic axis, which has no zero for a bar to begin at, they are dots."""
 
     fields: tuple[str, ...]
     label: str
@@ -106,23 +107,30 @@ def draw(
     mpl.rcParams.update({"svg.hashsalt": "lualock", "svg.fonttype": "none", "font.size": 9})
     import matplotlib.pyplot as plt
 
+    chosen = scenarios or [name for name in kept["results"] if name in PLOTS]
+    for name in chosen:
+        if name not in PLOTS or name not in kept["results"]:
+            raise report.Unusable(f"{name} is no scenario of this run")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, rows in kept["results"].items():
-        if not rows or (scenarios and name not in scenarios):
+    for name in chosen:
+        rows = kept["results"][name]
+        if not rows:
             continue
         plot = PLOTS[name]
         figure, axes = plt.subplots(figsize=(8, _height(plot, rows)), layout="constrained")
         if isinstance(plot, Lines):
             _lines(axes, plot, rows)
         else:
-            _bars(axes, plot, rows)
+            _bars(axes, plot, rows, getattr(SCENARIOS[name], "MISSING", report.MISSING))
         axes.set_title(f"{name}: {SCENARIOS[name].TITLE}", loc="left")
         axes.grid(axis="x" if isinstance(plot, Bars) else "both", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         facts = kept["facts"]
-        told = f"{facts['run'].partition(',')[0]} run, {facts['cores']} cores, {facts['server']}"
-        figure.supxlabel(f"{told}, redis-py {facts['redis']}", fontsize=7, color="#666666")
+        told = {fact: facts.get(fact, "?") for fact in ("run", "cores", "server", "redis")}
+        told["run"] = told["run"].partition(",")[0]
+        words = "{run} run, {cores} cores, {server}, redis-py {redis}".format(**told)
+        figure.supxlabel(words, fontsize=7, color="#666666")
         path = folder / f"{name}.{suffix}"
         figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
         plt.close(figure)
@@ -175,7 +183,7 @@ def _lines(axes: Any, plot: Lines, rows: list[dict[str, Any]]) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
 
 
-def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
+def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]], missing: str) -> None:
     chosen = _chosen(plot, rows)
     if len(plot.fields) == 1 and len(plot.names) == 1:
         chosen = sorted(chosen, key=lambda row: (row[plot.fields[0]] is None, row[plot.fields[0]]))
@@ -187,13 +195,15 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]]) -> None:
         for number, field in enumerate(plot.fields):
             at = place + (number - (len(plot.fields) - 1) / 2) * thick
             value = row[field]
-            fade = 1 - 0.3 * number
-            axes.barh(at, value or 0, thick * 0.9, color=_bar_colour(rival), alpha=fade)
-            shown = _figure(value)
+            look: dict[str, Any] = {"color": _bar_colour(rival), "alpha": 1 - 0.3 * number}
+            if not plot.log:
+                axes.barh(at, value or 0, thick * 0.9, **look)
+            elif value:
+                axes.plot(value, at, "o", **look)
             axes.annotate(
-                shown,
+                missing if value is None else _figure(value),
                 (max(value or 0, least / 2 if plot.log else 0), at),
-                xytext=(3, 0),
+                xytext=(6 if plot.log else 3, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=7,
@@ -224,9 +234,7 @@ def _numbers(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "not in time"
+def _figure(value: float) -> str:
     return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 

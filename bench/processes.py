@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 
+FORKED = ("rivals.preload", "rivals.roster", "crowd", "promptness", "races", "recovery", "wake_ups")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["bench.rivals.preload", "bench.rivals.roster", "bench.crowd", "bench.recovery"]
-)
+CONTEXT.set_forkserver_preload([f"bench.{name}" for name in FORKED])

@@ -11,11 +11,10 @@ import asyncio
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,29 +23,18 @@ from typing import Any
 import redis
 
 import lualock
+from bench.processes import CONTEXT
 from bench.server import Server, started
 from bench.setting import Setting, Targets
 from lualock import aio
 
-ROUNDS, QUICK_ROUNDS = 3, 1
 DEAD, QUICK_DEAD = 31, 7
 TTL_S = 1.0
 TIMEOUT_S = 0.5
 TURN_MAX_MS, TIMEOUT_MAX_MS = 100.0, 50.0
 
-WAITER = """
-import sys, time, lualock
-lock = lualock.connect(sys.argv[1]).lock("prompt", ttl=float(sys.argv[2]))
-print("ready", flush=True)
-sys.stdin.readline()
-lease = lock.acquire()
-print(time.monotonic(), flush=True)
-sys.stdin.readline()
-"""
-
-
 TITLE = "how late what must happen does"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("what should have happened", "what"),
     ("ms late (median)", "median_ms:.1f"),
@@ -66,90 +54,101 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Every case, some times each."""
-    server, quick = setting.server, setting.quick
-    dead = QUICK_DEAD if quick else DEAD
-    last = partial(_dead, dead)
-    cases: list[tuple[str, float, Callable[[Server], float]]] = [
-        (f"the turn of the last of {dead + 1} waiters, the others killed", TURN_MAX_MS, last),
-        ("the turn of the first waiter, the holder killed", TURN_MAX_MS, _killed_holder),
-    ]
-    for shell, acquire in (("threads", _threads), ("asyncio", _asyncio)):
-        for trouble in ("up", "stopped before", "stopped while waiting", "gone"):
-
-            def late(_: Server, acquire: Any = acquire, trouble: str = trouble) -> float:
-                return _timeout(acquire, trouble)
-
-            words = f"the end of a timeout, {shell}, the server {trouble}"
-            cases.append((words, TIMEOUT_MAX_MS, late))
+    """Every case, some times each; the timeouts, which have a server each, two at a time."""
+    server = setting.server
+    dead = QUICK_DEAD if setting.quick else DEAD
+    turns: dict[str, Callable[[], float]] = {
+        f"the turn of the last of {dead + 1} waiters, the others killed": partial(
+            _dead, server, dead
+        ),
+        "the turn of the first waiter, the holder killed": partial(_killed_holder, server),
+    }
+    timeouts = {
+        f"the end of a timeout, {shell}, the server {trouble}": partial(_timeout, acquire, trouble)
+        for shell, acquire in (("threads", _threads), ("asyncio", _asyncio))
+        for trouble in ("up", "stopped before", "stopped while waiting", "gone")
+    }
+    late_s: dict[str, list[float]] = {what: [] for what in turns | timeouts}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(setting.least):
+            for what, measure in turns.items():
+                late_s[what].append(measure())
+            running = {what: pool.submit(measure) for what, measure in timeouts.items()}
+            for what, found in running.items():
+                late_s[what].append(found.result())
     rows = []
-    for what, limit_ms, measure in cases:
-        late_ms = [measure(server) * 1000 for _ in range(QUICK_ROUNDS if quick else ROUNDS)]
-        rows.append(Row(what, statistics.median(late_ms), max(late_ms), limit_ms))
+    for what, many in late_s.items():
+        limit_ms = TURN_MAX_MS if what in turns else TIMEOUT_MAX_MS
+        rows.append(Row(what, statistics.median(many) * 1000, max(many) * 1000, limit_ms))
     return rows
 
 
 @contextmanager
-def _waiters(server: Server, count: int, ttl_s: float) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that take the lock one after the other as they are told to."""
-    command = [sys.executable, "-c", WAITER, server.tcp_url, str(ttl_s)]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(count)
-    ]
+def _waiters(server: Server, count: int, ttl_s: float) -> Iterator[list[tuple[Any, Any]]]:
+    """Processes that take the lock when they are told to, and the pipes to tell them."""
+    made = []
     try:
-        for process in processes:
-            _line(process)
-        yield processes
+        for _ in range(count):
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(
+                target=_wait, args=(server.tcp_url, ttl_s, theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            made.append((process, ours))
+        for _, pipe in made:
+            pipe.recv()
+        yield made
     finally:
-        for process in processes:
+        for process, _ in made:
             process.kill()
-            process.communicate()
+            process.join()
 
 
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline()
+def _wait(url: str, ttl_s: float, pipe: Any) -> None:
+    lock = lualock.connect(url).lock("prompt", ttl=ttl_s)
+    pipe.send("ready")
+    pipe.recv()
+    lease = lock.acquire()
+    pipe.send(time.monotonic())
+    pipe.recv()
+    lease.release()
 
 
-def _go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def _queue_up(client: Any, processes: list[subprocess.Popen[str]]) -> None:
-    for number, process in enumerate(processes, start=1):
-        _go(process)
+def _queue_up(client: Any, pipes: Iterable[Any]) -> None:
+    for number, pipe in enumerate(pipes, start=1):
+        pipe.send("go")
         while client.zcard("lualock:{prompt}:queue") < number:
             time.sleep(0.002)
 
 
-def _dead(count: int, server: Server) -> float:
+def _dead(server: Server, count: int) -> float:
     with redis.Redis.from_url(server.tcp_url) as client, lualock.connect(server.tcp_url) as locks:
         client.flushall()
-        with _waiters(server, count + 1, 30) as processes:
+        with _waiters(server, count + 1, 30) as made:
             lease = locks.lock("prompt", ttl=30).acquire()
-            _queue_up(client, processes)
-            *dead, alive = processes
-            for process in dead:
+            _queue_up(client, [pipe for _, pipe in made])
+            *dead, (_, alive) = made
+            for process, _ in dead:
                 process.kill()
-            for process in dead:
-                process.wait()
+            for process, _ in dead:
+                process.join()
             released = time.monotonic()
             lease.release()
-            return float(_line(alive)) - released
+            had: float = alive.recv()
+            return had - released
 
 
 def _killed_holder(server: Server) -> float:
     with redis.Redis.from_url(server.tcp_url) as client:
         client.flushall()
-        with _waiters(server, 2, TTL_S) as (holder, waiter):
-            _go(holder)
-            acquired = float(_line(holder))
+        with _waiters(server, 2, TTL_S) as ((holder, ours), (_, waiter)):
+            ours.send("go")
+            acquired: float = ours.recv()
             _queue_up(client, [waiter])
             holder.kill()
-            return float(_line(waiter)) - (acquired + TTL_S)
+            had: float = waiter.recv()
+            return had - (acquired + TTL_S)
 
 
 def _timeout(acquire: Callable[..., float], trouble: str) -> float:

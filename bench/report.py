@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from bench import rivals
 from bench.rivals import apart
 from bench.scenarios import SCENARIOS
 from bench.setting import Broken, Targets
@@ -18,6 +21,14 @@ PACKAGES = (
     *("lualock", "redis", "hiredis", "python-redis-lock", "pottery", "portalocker"),
     *("python-redilock", "aioredlock", "redis-lock-py", "redis-fifo-lock"),
 )
+MISSING = "not in time"  # where a scenario says nothing else
+SPENT = """\
+All ways of a scenario are measured in turns and have the same part of its time, so what is slow has
+fewer rounds than what is fast. A ratio is the median of the rounds' own."""
+
+
+class Unusable(Exception):
+    """A file that is not what it should be, or a command line that says nothing."""
 
 
 def facts(server_version: str, *, quick: bool, took_s: float) -> dict[str, str]:
@@ -49,41 +60,103 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def as_json(
-    results: dict[str, list[Any]], told: dict[str, str], judged: Targets, broken: list[Broken]
-) -> dict[str, Any]:
-    """Everything, for machines."""
-    return {
-        "facts": told,
-        "results": {name: [_finite(asdict(row)) for row in rows] for name, rows in results.items()},
-        "broken": [asdict(one) for one in broken],
-        "targets": [{"claim": c, "figure": f, "met": m} for c, f, m in judged],
-    }
+@dataclass(frozen=True)
+class Spent:
+    """How long a scenario took, how long it was to take, and in how many rounds its ways were
+    measured: the fewest (what is slow) and the most."""
+
+    scenario: str
+    took_s: float
+    budget_s: float
+    fewest: int | None
+    most: int | None
+
+
+@dataclass
+class Report:
+    """All that one run has found."""
+
+    broken: list[Broken]
+    facts: dict[str, str] = field(default_factory=dict)
+    results: dict[str, list[Any]] = field(default_factory=dict)
+    targets: Targets = field(default_factory=list)
+    spent: list[Spent] = field(default_factory=list)
+
+    def add(
+        self, name: str, rows: list[Any], took_s: float, budget_s: float, counted: list[int]
+    ) -> None:
+        """A scenario is over."""
+        self.results[name] = rows
+        self.spent.append(
+            Spent(name, took_s, budget_s, min(counted, default=None), max(counted, default=None))
+        )
+        try:
+            self.targets += SCENARIOS[name].targets(rows)
+        except (LookupError, StopIteration, ValueError):
+            # A rival broke that the claims are about: then nothing has been shown.
+            self.targets.append((f"{name}: what lualock is compared with broke", inf, False))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for machines."""
+        return {
+            "facts": self.facts,
+            "results": {
+                n: [_finite(asdict(row)) for row in rows] for n, rows in self.results.items()
+            },
+            "broken": [asdict(one) for one in self.broken],
+            "targets": [_finite({"claim": c, "figure": f, "met": m}) for c, f, m in self.targets],
+            "spent": [asdict(one) for one in self.spent],
+        }
+
+    def as_markdown(self) -> str:
+        """Everything, for people: first what must show, then what broke, then the tables."""
+        met = [[c, f"{f:.2f}", "met" if m else "**missed**"] for c, f, m in self.targets]
+        broke = [[one.rival, one.scenario, _cell(one.error)] for one in self.broken]
+        spent = [
+            [one.scenario, f"{one.took_s:.0f}", f"{one.budget_s:.0f}", _rounds(one)]
+            for one in self.spent
+        ]
+        parts = [
+            "# lualock benchmark",
+            ", ".join(f"{k} {v}" for k, v in self.facts.items()),
+            "## What must show",
+            table(["claim", "this run", ""], met),
+            "## What could not be measured",
+            table(["rival", "where", "error"], broke) if broke else "None.",
+        ]
+        for name, rows in self.results.items():
+            parts += section(name, rows)
+        parts += ["## How the rivals are used", _used()]
+        parts += ["## How long it took", SPENT, table(["", "s", "of", "rounds"], spent)]
+        return "\n\n".join(parts) + "\n"
+
+
+def _used() -> str:
+    """What the adapters say of themselves."""
+    rows = [[name, rivals.words(name)] for name in rivals.SYNC | rivals.TASKS]
+    return table(["", "how"], rows)
+
+
+def _rounds(one: Spent) -> str:
+    if one.most is None:
+        return "-"
+    return f"{one.most}" if one.fewest == one.most else f"{one.fewest} to {one.most}"
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has no word for what is infinite: a ratio to nothing."""
-    return {k: None if v in (float("inf"), -float("inf")) else v for k, v in row.items()}
+    return {k: None if v in (inf, -inf) else v for k, v in row.items()}
 
 
-def as_markdown(
-    results: dict[str, list[Any]], told: dict[str, str], judged: Targets, broken: list[Broken]
-) -> str:
-    """Everything, for people: first what must show, then what broke, then the tables."""
-    met = [[c, f"{f:.2f}", "met" if m else "**missed**"] for c, f, m in judged]
-    parts = [
-        "# lualock benchmark",
-        ", ".join(f"{k} {v}" for k, v in told.items()),
-        "## What must show",
-        table(["claim", "this run", ""], met),
-        "## Rivals that broke, or could not be installed beside the others",
-        table(["rival", "where", "error"], [[b.rival, b.scenario, _cell(b.error)] for b in broken])
-        if broken
-        else "None.",
-    ]
-    for name, rows in results.items():
-        parts += section(name, rows)
-    return "\n\n".join(parts) + "\n"
+def load(path: str) -> dict[str, Any]:
+    """The JSON of an earlier run."""
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{path}: {error}") from error
+    if not isinstance(found, dict) or not {"facts", "results", "targets"} <= found.keys():
+        raise Unusable(f"{path} is not the report.json of a run")
+    return found
 
 
 def section(name: str, rows: list[Any]) -> Iterable[str]:
@@ -94,7 +167,7 @@ def section(name: str, rows: list[Any]) -> Iterable[str]:
         yield scenario.WORDS.strip()
     yield f"![{name}]({name}.svg)"
     heads, fields = zip(*scenario.COLUMNS, strict=True)
-    missing = getattr(scenario, "MISSING", "not in time")
+    missing = getattr(scenario, "MISSING", MISSING)
     yield table(list(heads), [[_told(row, one, missing) for one in fields] for row in rows])
 
 

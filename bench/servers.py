@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bench import rivals, uncontended
@@ -12,7 +12,6 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 from lualock.embedded import binaries
 
-ROUNDS, QUICK_ROUNDS = 15, 4
 RIVALS = [rivals.LUALOCK, rivals.SETNX, rivals.PLAIN, rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK]
 
 TITLE = "the same on every server"
@@ -38,24 +37,24 @@ class Row:
 def run(setting: Setting) -> list[Row]:
     """Server after server; one that does not start or is too old is written down."""
     rows: list[Row] = []
-    for binary in binaries.every():
+    every = binaries.every()
+    for binary in every:
         try:
             with started(binary.path) as server:
-                rows += _measure(setting, server)
+                rows += _measure(setting, server, 1 / len(every))
         except Exception as error:
             setting.breaks(f"server {binary.name}", "servers", error)
     return rows
 
 
-def _measure(setting: Setting, server: Server) -> list[Row]:
+def _measure(setting: Setting, server: Server, share: float) -> list[Row]:
     names = [name for name in RIVALS if name in setting.sync]
-    here = Setting(server, setting.quick, names, [], setting.broken)
+    here = replace(setting, server=server, sync=names)
     with uncontended.ways(here, server.tcp_url) as found:
         ways = {name: partial(uncontended.time_pair, pair) for name, pair in found.items()}
         for limit in uncontended.LIMITS[1:]:
             del ways[limit]
-        count = QUICK_ROUNDS if setting.quick else ROUNDS
-        took = setting.rounds(f"servers, {server.version}", count, ways)
+        took = here.rounds(f"servers, {server.version}", ways, share=share)
     ours = took[rivals.LUALOCK]
     return [
         Row(server.version, name, statistics.median(many), ratio(many, ours))

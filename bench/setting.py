@@ -1,4 +1,7 @@
-"""What a run of the benchmark works with: a server, the rivals that work here, how much time."""
+"""What a run of the benchmark works with: a server, the rivals that work here, how much time.
+
+Nothing here or in a scenario says how many rounds there are: a scenario has so many seconds
+(``scenarios.SECONDS``), and rounds are measured until they are used."""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from bench.server import Server
 T = TypeVar("T")
 
 Targets = list[tuple[str, float, bool]]
+LEAST, QUICK_LEAST, MOST = 3, 1, 25  # rounds
 ROUND_LIMIT_S = 60.0  # for one way in one round: who needs longer hangs
 
 
@@ -30,29 +34,58 @@ class Broken:
 
 @dataclass
 class Setting:
-    """``sync`` and ``tasks`` are the rivals to measure, by name."""
+    """``sync`` and ``tasks`` are the rivals to measure, by name; ``budget_s`` is the time that the
+    scenario may take, ``counted`` how many rounds its ways had, for the report."""
 
     server: Server
     quick: bool
     sync: list[str]
     tasks: list[str]
+    budget_s: float = 0.0
+    counted: list[int] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
     shuffled: random.Random = field(default_factory=lambda: random.Random(1))
 
+    @property
+    def least(self) -> int:
+        """How many rounds there are at least, whatever they take."""
+        return QUICK_LEAST if self.quick else LEAST
+
     def rounds(
-        self, scenario: str, count: int, ways: Mapping[str, Callable[[], T]]
+        self,
+        where: str,
+        ways: Mapping[str, Callable[[], T]],
+        *,
+        share: float = 1.0,
+        least: int | None = None,
     ) -> dict[str, list[T]]:
         """Round after round every way, in a new order each time, so that whatever else the machine
-        does meets all of them. A way that breaks is written down, and not measured again."""
+        does meets all of them.
+
+        All have the same part of the time (``share``: of the scenario's), so who is slow has fewer
+        rounds than who is fast. A way that breaks is written down, and not measured again.
+        """
+        part_s = self.budget_s * share / max(1, len(ways))
         found: dict[str, list[T]] = {name: [] for name in ways}
-        for _ in range(count):
-            for name in self.shuffled.sample(list(found), len(found)):
+        used_s = dict.fromkeys(ways, 0.0)
+        left = list(ways)
+        for number in range(1, MOST + 1):
+            for name in self.shuffled.sample(left, len(left)):
+                began = time.monotonic()
                 try:
                     with limited(ROUND_LIMIT_S):
                         found[name].append(ways[name]())
                 except Exception as error:
-                    self.breaks(name, scenario, error)
+                    self.breaks(name, where, error)
                     del found[name]
+                used_s[name] += time.monotonic() - began
+            must = number < (self.least if least is None else least)
+            left = [
+                name
+                for name in left
+                if name in found and (must or used_s[name] * (number + 1) / number <= part_s)
+            ]
+        self.counted += map(len, found.values())
         return found
 
     def breaks(self, rival: str, scenario: str, error: BaseException | str) -> None:

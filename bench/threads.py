@@ -1,4 +1,7 @@
-"""Threads of one process, each with a lock of its own: how many pairs they do together."""
+"""Threads of one process, each with a lock of its own: how many pairs they do together.
+
+Left out are rivals that take milliseconds for a pair (pottery, portalocker), and second forms of
+one that differ only in how they wait."""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from bench.setting import Setting, Targets
 from bench.stats import ratio
 
 THREADS, QUICK_THREADS = (1, 4, 16), (1, 8)
-ROUNDS, QUICK_ROUNDS = 5, 2
 RUN_S = 0.15
 QUICK_RIVALS = 5  # the first of these
 RIVALS = (
@@ -27,7 +29,7 @@ RIVALS = (
 )
 
 TITLE = "threads of one process, a lock for each"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("", "rival"),
     ("threads", "threads"),
@@ -52,10 +54,10 @@ def run(setting: Setting) -> list[Row]:
     names = [name for name in RIVALS if name in setting.sync][
         : QUICK_RIVALS if setting.quick else None
     ]
-    for threads in QUICK_THREADS if setting.quick else THREADS:
+    counts = QUICK_THREADS if setting.quick else THREADS
+    for threads in counts:
         ways = {name: partial(_rate, setting, name, threads) for name in names}
-        count = QUICK_ROUNDS if setting.quick else ROUNDS
-        rates = setting.rounds(f"threads, {threads}", count, ways)
+        rates = setting.rounds(f"threads, {threads}", ways, share=1 / len(counts))
         ours = rates[rivals.LUALOCK]
         for name, found in rates.items():
             rows.append(Row(name, threads, statistics.median(found), ratio(ours, found)))

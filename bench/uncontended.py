@@ -29,8 +29,7 @@ PIPELINED = "SET + DEL, a hundred at a time"
 LIMITS = (PING, PREPARED, RAW, PIPELINED)
 
 PAIRS = 200  # a round, or as many as fit in ROUND_S
-ROUND_S = 0.05
-ROUNDS, QUICK_ROUNDS = 25, 7
+ROUND_S = 0.03
 ONE_CORE, AS_SCHEDULED = "one core", "as scheduled"
 JUDGED = ("TCP", ONE_CORE)
 
@@ -68,24 +67,21 @@ class Row:
 
 def run(setting: Setting) -> list[Row]:
     """Over TCP and a unix socket; with client and server on one core, and as scheduled."""
-    rows = []
     server = setting.server
-    found = placements()
-    for placement in found[:1] if setting.quick else found:
-        for transport, url in (("TCP", server.tcp_url), ("unix socket", server.unix_url)):
-            if setting.quick and transport != JUDGED[0]:
-                continue
-            with placed(placement, server.pid):
-                rows += measure(setting, url, transport, placement)
+    urls = (("TCP", server.tcp_url), ("unix socket", server.unix_url))
+    found = [(placement, *over) for placement in placements() for over in urls]
+    rows = []
+    for placement, transport, url in found[:1] if setting.quick else found:
+        share = 1 if setting.quick else 1 / len(found)
+        with placed(placement, server.pid):
+            rows += _measure(setting, url, transport, placement, share)
     return rows
 
 
-def measure(setting: Setting, url: str, transport: str, placement: str) -> list[Row]:
-    """The rows of one transport and placement."""
+def _measure(setting: Setting, url: str, transport: str, placement: str, share: float) -> list[Row]:
     with ways(setting, url) as found:
         timed = {name: partial(time_pair, pair) for name, pair in found.items()}
-        rounds = QUICK_ROUNDS if setting.quick else ROUNDS
-        took_us = setting.rounds(f"uncontended, {transport}", rounds, timed)
+        took_us = setting.rounds(f"uncontended, {transport}", timed, share=share)
     ours = took_us[rivals.LUALOCK]
     rows = []
     for name, took in took_us.items():

@@ -9,24 +9,28 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import redis
 
-from bench.server import Server
+from bench.server import Server, started
 from bench.setting import Setting, Targets
+from bench.stats import ratio
 from lualock import aio
 
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
-ROUNDS, QUICK_ROUNDS = 3, 1
-IDLE_S, QUICK_IDLE_S = 10.0, 1.0
+IDLE_S, QUICK_IDLE_S = 10.0, 2.0
 SETTLE_S = 3.0  # each newcomer looks once more before it idles
-SERVED = 2000  # hand-overs to time in a round, at least
+SERVED = 1000  # hand-overs to time in a round, at least
 
 
 TITLE = "one lock, many coroutines that wait"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("waiters", "waiters:,"),
     ("µs a hand-over", "hand_over_us:.0f"),
@@ -53,20 +57,27 @@ def run(setting: Setting) -> list[Row]:
     """What waiting costs; then, round after round, the hand-overs among each number of waiters."""
     server, quick = setting.server, setting.quick
     counts = QUICK_WAITERS if quick else WAITERS
-    idle = {n: asyncio.run(_idle(server, n, QUICK_IDLE_S if quick else IDLE_S)) for n in counts}
-    took_us: dict[int, list[float]] = {n: [] for n in counts}
-    for _ in range(QUICK_ROUNDS if quick else ROUNDS):
-        for n in counts:
-            took_us[n].append(asyncio.run(_hand_overs(server, n)))
-    rows = []
-    for n in counts:
-        # Rounds are compared one by one: the machine is not equally fast in all of them.
-        ratios = [many / few for many, few in zip(took_us[n], took_us[counts[0]], strict=True)]
-        rows.append(Row(n, *idle[n], statistics.median(took_us[n]), statistics.median(ratios)))
-    return rows
+    idle_s = QUICK_IDLE_S if quick else IDLE_S
+    began = time.monotonic()
+    idle = asyncio.run(_idle(counts, idle_s))
+    ways = {f"lualock, {n}": partial(_hand_overs, server, n) for n in counts}
+    share = max(0.0, 1 - (time.monotonic() - began) / setting.budget_s)
+    took_us = list(setting.rounds("waiters", ways, share=share).values())
+    return [
+        Row(n, *idle[n], statistics.median(took), ratio(took, took_us[0]))
+        for n, took in zip(counts, took_us, strict=True)
+    ]
 
 
-async def _idle(server: Server, waiters: int, idle_s: float) -> tuple[float, float]:
+async def _idle(counts: Sequence[int], idle_s: float) -> dict[int, tuple[float, float]]:
+    """All at once, each number on a server of its own: there is nothing to do but to wait."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(started()) for _ in counts]
+        found = await asyncio.gather(*map(_idle_on, servers, counts, repeat(idle_s)))
+    return dict(zip(counts, found, strict=True))
+
+
+async def _idle_on(server: Server, waiters: int, idle_s: float) -> tuple[float, float]:
     client: Any = redis.Redis.from_url(server.unix_url)
     async with aio.connect(server.tcp_url) as locks:
         holder, waiting, bytes_each = await _crowd(locks, client, waiters)
@@ -80,7 +91,11 @@ async def _idle(server: Server, waiters: int, idle_s: float) -> tuple[float, flo
     return scripts / idle_s / waiters, bytes_each
 
 
-async def _hand_overs(server: Server, waiters: int) -> float:
+def _hand_overs(server: Server, waiters: int) -> float:
+    return asyncio.run(_us_a_hand_over(server, waiters))
+
+
+async def _us_a_hand_over(server: Server, waiters: int) -> float:
     client: Any = redis.Redis.from_url(server.unix_url)
     took_s = 0.0
     turns = max(1, SERVED // waiters)

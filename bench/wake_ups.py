@@ -13,8 +13,8 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,19 +23,19 @@ import redis
 
 from bench.processes import CONTEXT
 from bench.setting import Setting, Targets
+from bench.stats import ratio
 from lualock import clock
 from lualock.drive.ear import Ear
 from lualock.drive.endpoint import Endpoint
 
-ROUNDS, QUICK_ROUNDS = 3, 1
-HOPS, QUICK_HOPS = 12_000, 3_000
+HOPS, QUICK_HOPS = 3_000, 1_000
 PATIENCE_S = 30.0
 # How many processes, and how many threads wait in each.
 SHAPES, QUICK_SHAPES = ((2, 1), (8, 1), (1, 16), (2, 16)), ((2, 1), (2, 16))
 
 
 TITLE = "three ways to wake a thread that waits"
-WORDS = ""
+WORDS = __doc__
 COLUMNS = (
     ("", "way"),
     ("processes", "processes"),
@@ -140,7 +140,7 @@ class SharedReading:
             pass
 
 
-WAYS: tuple[Callable[..., Any], ...] = (SharedReading, ReaderThread, OwnConnection)
+WAYS: tuple[type[Any], ...] = (SharedReading, ReaderThread, OwnConnection)
 
 
 def run(setting: Setting) -> list[Row]:
@@ -148,18 +148,18 @@ def run(setting: Setting) -> list[Row]:
     server, quick = setting.server, setting.quick
     hops = QUICK_HOPS if quick else HOPS
     rows = []
-    for processes, threads in QUICK_SHAPES if quick else SHAPES:
-        rates: dict[Any, list[float]] = {way: [] for way in WAYS}
-        for _ in range(QUICK_ROUNDS if quick else ROUNDS):
-            for way in WAYS:
-                rates[way].append(_ring(server.tcp_url, way, processes, threads, hops))
-        for way, found in rates.items():
-            ratio = statistics.median(
-                shared / other for shared, other in zip(rates[SharedReading], found, strict=True)
-            )
-            count = threads if way is OwnConnection else 1
-            median = statistics.median(found)
-            rows.append(Row(way.__name__, processes, threads, median, ratio, count))
+    shapes = QUICK_SHAPES if quick else SHAPES
+    for processes, threads in shapes:
+        ways = {
+            way.__name__: partial(_ring, server.tcp_url, way, processes, threads, hops)
+            for way in WAYS
+        }
+        rates = setting.rounds("wake_ups", ways, share=1 / len(shapes))
+        shared = rates[SharedReading.__name__]
+        for name, found in rates.items():
+            count = threads if name == OwnConnection.__name__ else 1
+            median, times = statistics.median(found), ratio(shared, found)
+            rows.append(Row(name, processes, threads, median, times, count))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -41,7 +42,7 @@ from bench.__main__ import main
 from bench.crowd import Crowd, Turn
 from bench.races import Hold, double_holders
 from bench.rivals import apart, roster
-from bench.scenarios import SCENARIOS
+from bench.scenarios import SCENARIOS, SECONDS
 from bench.server import Server as Where
 from bench.setting import Broken, Setting
 from bench.stats import quantile, ratio
@@ -256,7 +257,7 @@ def test_a_crowd_excludes_each_other(tiny: Setting, name: str) -> None:
     """Real processes, of threads and of asyncio: nobody has the lock before another gave it."""
     if name == "redis-fifo-lock" and name in apart.refused():
         pytest.skip("redis-fifo-lock is not installed apart: make .venv/installed-for-bench")
-    seen = crowd.gather(tiny.server, name, 3, run_s=0.5, hold_s=0.001)
+    seen = crowd.gather(tiny, name, 3, hold_s=0.001)
     assert sum(1 for _ in seen.hand_overs()) > 0
     for before, after in zip(seen.turns, seen.turns[1:], strict=False):
         assert before.gave <= after.had
@@ -278,7 +279,7 @@ def test_a_rival_that_breaks_is_reported_and_stops_nothing(
     assert found["redlock-ng"] == "pip said no"
     assert tiny.sync == [rivals.LUALOCK, rivals.PLAIN]
     assert tiny.tasks == [rivals.AIO]
-    text = report.as_markdown({}, {}, [], tiny.broken)
+    text = report.Report(tiny.broken).as_markdown()
     assert "| no module | a single pair |" in text
 
 
@@ -307,7 +308,7 @@ def test_a_way_that_breaks_in_a_round_is_dropped(
         time.sleep(60)
         return 0
 
-    found = tiny.rounds("here", 3, {"good": good, "raises": raises, "hangs": hangs})
+    found = tiny.rounds("here", {"good": good, "raises": raises, "hangs": hangs}, least=3)
     assert found == {"good": [1, 2, 3]}
     assert calls == {"good": 3, "raises": 1, "hangs": 1}
     assert sorted((one.rival, one.error) for one in tiny.broken) == [
@@ -319,13 +320,38 @@ def test_a_way_that_breaks_in_a_round_is_dropped(
 def test_what_is_measured_must_not_break(tiny: Setting) -> None:
     """A benchmark that goes on without lualock would show nothing."""
     with pytest.raises(RuntimeError, match="lualock broke in here"):
-        tiny.rounds("here", 1, {"lualock": lambda: 1 / 0})
+        tiny.rounds("here", {"lualock": lambda: 1 / 0})
+
+
+def test_who_is_slow_has_fewer_rounds(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have the same part of the time, and the same first rounds; the report says how many."""
+    now = 0.0
+    turns: list[str] = []
+
+    def takes(name: str, took_s: float) -> None:
+        nonlocal now
+        now += took_s
+        turns.append(name)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    ways = {
+        name: functools.partial(takes, name, took_s)
+        for name, took_s in (("fast", 0.01), ("slow", 1.0), ("slower", 9.0))
+    }
+    tiny.budget_s = 18.0
+    found = {name: len(many) for name, many in tiny.rounds("here", ways, least=2).items()}
+    assert found == {"fast": setting.MOST, "slow": 6, "slower": 2}
+    assert Counter(turns[:6]) == dict.fromkeys(ways, 2)
+    assert sorted(tiny.counted) == [2, 6, setting.MOST]
+    assert len(tiny.rounds("here", ways, share=0.0)["fast"]) == setting.QUICK_LEAST
+    tiny.quick = False
+    assert len(tiny.rounds("here", ways, share=0.0)["slower"]) == setting.LEAST >= 3
 
 
 def test_a_crowd_whose_rival_raises_says_so(tiny: Setting) -> None:
     """The error of a process comes out here."""
     with pytest.raises(RuntimeError, match="KeyError"):
-        crowd.gather(tiny.server, "nobody", 2, run_s=0.1)
+        crowd.gather(tiny, "nobody", 2)
 
 
 def test_a_rival_installed_apart_leaves_its_name_to_the_other(
@@ -356,7 +382,9 @@ def test_pips_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _kept(per_s: float, met: bool) -> dict[str, Any]:
     row = contention.Row("lualock", 32, per_s, 1, 1, 1, 1, 1, 1, 1, 1, 1)
-    return report.as_json({"contention": [row]}, {"cores": "2"}, [("fast", per_s, met)], [])
+    return report.Report(
+        [], {"cores": "2"}, {"contention": [row]}, [("fast", per_s, met)]
+    ).as_json()
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,18 +396,59 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "| lualock, 32 processes | per_s | 100 | 50 | 0.50 |" in told
     assert "wait_p99_ms" not in told
-    assert "| fast | 100.00 (met) | 50.00 (missed) |" in told
+    assert "| fast | 100 (met) | 50 (missed) |" in told
     assert "The same in both." in compare.compared(_kept(100, True), _kept(101, True))
+
+
+def test_compare_with_another_version() -> None:
+    """What only one of them has is named, whether scenario or target, and nothing is made up."""
+    before, after = _kept(100, True), _kept(100, True)
+    before["results"]["gone"] = [{"rival": "a", "of_old": 1}]
+    after["results"]["came"] = [{"rival": "a", "of_new": 1}]
+    row = after["results"]["contention"][0]
+    row["per_s"], row["of_new"] = None, 7
+    after["targets"] = [{"claim": "another", "figure": None, "met": False}]
+    told = compare.compared(before, after)
+    assert "Only before: gone." in told
+    assert "Only after: came." in told
+    assert "| lualock, 32 processes | per_s | 100 | - |  |" in told
+    assert "of_new" not in told
+    assert "| fast | 100 (met) | - |" in told
+    assert "| another | - | - (missed) |" in told
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "[]", "{}"])
+def test_what_is_no_report_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    """Without a traceback, with the file's name, and with another status than a missed target."""
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(_kept(1, True)))
+    if text is not None:
+        bad.write_text(text)
+    assert main(["compare", str(good), str(bad)]) == 2
+    assert str(bad) in capsys.readouterr().err
+    assert main(["plot", str(bad), str(tmp_path)]) == 2
+    assert main(["plot", str(good), str(tmp_path), "no_such"]) == 2
+    assert "no_such" in capsys.readouterr().err
+    assert main(["compare", str(good)]) == 2
+    assert "compare A.json B.json" in capsys.readouterr().err
 
 
 def test_what_is_infinite_is_left_out_of_the_json() -> None:
     """JSON has no word for it."""
     row = hand_over.Row("a", 1, 1, 1, 1, float("inf"))
-    kept = report.as_json({"hand_over": [row]}, {}, [], [])
-    assert (
-        json.loads(json.dumps(kept, allow_nan=False))["results"]["hand_over"][0]["times_lualock"]
-        is None
-    )
+    kept = report.Report([], {}, {"hand_over": [row]}, [("a claim", float("inf"), False)]).as_json()
+    kept = json.loads(json.dumps(kept, allow_nan=False))
+    assert kept["results"]["hand_over"][0]["times_lualock"] is None
+    assert kept["targets"][0]["figure"] is None
+
+
+def test_a_claim_about_a_rival_that_broke_is_missed() -> None:
+    """Nothing has been shown then."""
+    made = report.Report([])
+    made.add("jobs", [jobs.Row("lualock, locks.job", 1, 1, 1, 1)], 1.0, 1.0, [])
+    assert _met(made.targets) == [False]
 
 
 def test_colours() -> None:
@@ -410,29 +479,34 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         rivals, "TASKS", {n: rivals.TASKS[n] for n in (rivals.AIO, rivals.REDIS_PY_AIO)}
     )
     tiny: dict[Any, dict[str, Any]] = {
-        uncontended: {"QUICK_ROUNDS": 2, "PAIRS": 20},
-        threads: {"QUICK_ROUNDS": 1, "RUN_S": 0.05, "QUICK_THREADS": (2,)},
-        coroutines: {"PAIRS": {}, "OTHERS_PAIRS": 20, "QUICK_TASKS": (1, 5), "QUICK_ROUNDS": 1},
-        jobs: {"QUICK_ROUNDS": 1},
+        uncontended: {"PAIRS": 20},
+        threads: {"RUN_S": 0.05, "QUICK_THREADS": (2,)},
+        coroutines: {"QUICK_RUN_S": 0.02, "QUICK_TASKS": (1, 5)},
         job_systems: {"QUICK_ROUNDS": 1, "QUICK_JOBS": 20, "SYSTEMS": ("huey",)},
-        contention: {"QUICK_PROCESSES": (2, 3), "QUICK_RUN_S": 0.2},
-        hand_over: {"PROCESSES": 2, "QUICK_RUN_S": 0.3},
-        fairness: {"PROCESSES": 2, "QUICK_RUN_S": 0.2},
-        recovery: {"QUICK_LIMIT_S": 0.5},
+        contention: {"QUICK_PROCESSES": (2, 3)},
+        hand_over: {"PROCESSES": 2},
+        fairness: {"PROCESSES": 2},
         wake_ups: {"QUICK_SHAPES": ((2, 2),), "QUICK_HOPS": 40},
         promptness: {"QUICK_DEAD": 2, "TIMEOUT_S": 0.05},
-        waiters: {"QUICK_WAITERS": (2, 5), "QUICK_IDLE_S": 0.1, "SERVED": 10},
+        waiters: {
+            "QUICK_WAITERS": (2, 5),
+            "SETTLE_S": 0.1,
+            "QUICK_IDLE_S": 0.1,
+            "SERVED": 10,
+        },
         many_locks: {"QUICK_LOCKS": 500},
         renewals: {"QUICK_LEASES": 20, "QUICK_TTL_S": 0.6},
-        client_cost: {"COUNTED": 2, "TRACED": (2, 12)},
-        server_cost: {"QUICK_ROUNDS": 1, "QUICK_PAIRS": 50},
-        servers: {"QUICK_ROUNDS": 1},
+        client_cost: {"COUNTED": 2, "TRACED": 12},
+        server_cost: {"QUICK_PAIRS": 50},
         races: {"QUICK_RUN_S": 0.2, "QUICK_RIVALS": ("Lualock",)},
     }
     for scenario, changes in tiny.items():
         for name, value in changes.items():
             monkeypatch.setattr(scenario, name, value)
     monkeypatch.setattr(crowd, "WARM_UP_S", 0.1)
+    monkeypatch.setattr(crowd, "QUICK_RUN_S", 0.2)
+    for name in SECONDS:
+        monkeypatch.setitem(SECONDS, name, (1.0, 0.01))
 
 
 @pytest.mark.usefixtures("small")
@@ -440,7 +514,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     """The whole command runs, prints a table a scenario, and keeps JSON, Markdown and plots."""
     assert main(["--quick", "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "report.json").read_text())
-    assert set(kept["results"]) == set(SCENARIOS) == set(plots.PLOTS)
+    assert set(kept["results"]) == set(SCENARIOS) == set(plots.PLOTS) == set(SECONDS)
+    assert [one["scenario"] for one in kept["spent"]] == list(SCENARIOS)
     assert all(kept["results"].values())
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "report.md").read_text() + "\n"
@@ -459,3 +534,5 @@ def test_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jobs, "targets", lambda _, met=met: [("a claim", 1.0, met)])
         assert main(["jobs", "--quick", "--guard", "--out", str(tmp_path)]) == status
         assert main(["jobs", "--quick", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(jobs, "targets", lambda _: [])
+    assert main(["jobs", "--quick", "--guard", "--out", str(tmp_path)]) == 1  # nothing was shown

@@ -21,7 +21,7 @@ from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_jobs import Log, as_job
-from tests.world import World, settle
+from tests.world import World, on_one, settle
 
 
 class OwnError(Exception):
@@ -264,6 +264,7 @@ async def test_keeping_it_whose_reply_is_lost(shell: World, proxy: Proxy) -> Non
     assert not held(shell, queue.work.lock().key)
 
 
+@on_one
 def test_a_killed_worker(server: Server) -> None:
     """Killed with SIGKILL in the middle of a job, it frees the lock within a lease; the same job,
     delivered again meanwhile, is not dropped but comes later."""

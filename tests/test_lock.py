@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lualock
-from tests.world import World, entered, settle
+from tests.world import World, entered, few, settle
 
 TOMBSTONE_MS = 5000
 
@@ -304,6 +304,7 @@ async def test_prefixes_are_apart(shell: World) -> None:
     assert await settle(one.lock("x").try_acquire()) is None
 
 
+@few
 async def test_renewed_by_default(world: World) -> None:
     """Without a ttl of its own a lease is renewed for as long as it is held, and no longer."""
     locks = world.connect(ttl=0.3)
@@ -329,6 +330,7 @@ async def test_an_explicit_ttl_is_not_renewed_unless_asked(world: World) -> None
     await settle(stays.release())
 
 
+@few
 async def test_a_dropped_lease_is_not_renewed(world: World) -> None:
     """A lease that the program forgot ends with its ttl."""
     locks = world.connect(ttl=0.2)

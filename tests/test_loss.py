@@ -16,9 +16,10 @@ from lualock import aio
 from lualock.protocol import CLAIM_MS
 from tests.proxy import Proxy
 from tests.servers import Server
-from tests.world import World, entered, settle
+from tests.world import World, entered, few, settle
 
 
+@few
 async def test_on_lost_when_the_time_is_over(world: World) -> None:
     """The callback is called once, with the lease, which is lost by then."""
     told: list[Any] = []
@@ -32,6 +33,7 @@ async def test_on_lost_when_the_time_is_over(world: World) -> None:
     assert len(told) == 1
 
 
+@few
 async def test_on_lost_when_a_renewal_finds_it_gone(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -47,6 +49,7 @@ async def test_on_lost_when_a_renewal_finds_it_gone(
     assert "the lease of lock 'x' is lost" in caplog.text
 
 
+@few
 async def test_on_lost_is_not_called_for_what_was_released(world: World) -> None:
     """Neither after a release in time, nor when the release itself says that it was lost."""
     told: list[Any] = []
@@ -108,6 +111,7 @@ async def test_a_callback_that_raises_or_hangs(
     assert "from the callback" in caplog.text
 
 
+@few
 async def test_wait_lost(world: World) -> None:
     """Waiting for the loss ends with it, with the release, or when the time is over."""
     locks = world.connect()
@@ -125,6 +129,7 @@ async def test_wait_lost(world: World) -> None:
         await world.beside(lambda: kept.wait_lost(-1))
 
 
+@few
 async def test_wait_lost_of_a_lease_that_is_found_gone(world: World) -> None:
     """Who waits for the loss of a renewed lease is woken by the renewal that finds it gone."""
     lock = world.connect().lock("x", ttl=0.6, renew=True)
@@ -134,6 +139,7 @@ async def test_wait_lost_of_a_lease_that_is_found_gone(world: World) -> None:
     assert await asyncio.wait_for(waiting, 5)
 
 
+@few
 async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A lease is renewed up to max_hold and then lost, on the server as here."""
     told: list[Any] = []
@@ -391,6 +397,7 @@ async def test_a_lease_that_is_left_is_not_told_of(one_server: Server) -> None:
         await asyncio.sleep(0.01)  # a cancellation would come here
 
 
+@few
 async def test_wait_lost_of_a_lease_that_is_made_shorter(world: World) -> None:
     """Who waits for the loss is told at the new end."""
     lease = await settle(world.connect().lock("x", ttl=60).acquire())

@@ -25,7 +25,7 @@ from lualock.script import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
 from tests.waiting import wait_until
-from tests.world import World, settle
+from tests.world import World, few, on_one, settle
 
 
 async def _queue(
@@ -62,6 +62,7 @@ async def test_in_turn(world: World) -> None:
     assert world.client.get(lock.key)[:1] == b"R"
 
 
+@few
 async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
     """While a lock is held its waiters send nothing; each hand-over is one PUBLISH, and one more to
     who is first then, if that one has waited for long."""
@@ -98,6 +99,7 @@ async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) 
         assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
 
 
+@few
 async def test_who_becomes_first_knows(world: World) -> None:
     """However far back it was, who is first when a holder vanishes has the lock when that lease
     has ended."""
@@ -119,6 +121,7 @@ async def test_who_becomes_first_knows(world: World) -> None:
     await settle(got.release())
 
 
+@few
 async def test_who_becomes_first_because_others_leave_knows(world: World) -> None:
     """When those before it give up, who is first then is told how long the holder has it."""
     locks = world.connect()
@@ -264,6 +267,7 @@ async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Serv
             await task
 
 
+@few
 async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:
     """A lease that ends by itself goes to the first who waits, without anybody's help."""
     lock = world.connect().lock("x", ttl=0.3)
@@ -329,9 +333,9 @@ async def test_restarted_server(world: World) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["paused", "gone"])
-async def test_time_is_kept_without_a_server(world: World, trouble: str) -> None:
+async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None:
     """A timeout holds whatever the server does, from the first try on and while waiting."""
-    name = world.server.name
+    world, name = shell, shell.server.name
     server = Server(name, BINARIES[name])
     try:
         lock = world.connect(server.url).lock("x", ttl=30)
@@ -379,6 +383,7 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
     await asyncio.gather(*waiting)
 
 
+@few
 async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
     """Over thousands of hand-overs nobody is overtaken by one who came later."""
     locks = world.connect()
@@ -497,6 +502,7 @@ def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]
         assert not client.exists("lualock:{x}:queue")
 
 
+@on_one
 def test_a_holder_that_dies_with_those_in_front(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
@@ -513,6 +519,7 @@ def test_a_holder_that_dies_with_those_in_front(
         assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
 
 
+@on_one
 def test_a_stopped_waiter_is_passed_over(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 import lualock
 from lualock import aio
-from tests.servers import Server
+from tests.servers import BINARIES, Server
 
 _threads = ThreadPoolExecutor(64)
+
+_WAYS = ((False, 2), (True, 3), (False, 3), (True, 2))
+_FEW = [
+    pytest.param(name, *way, id=f"{name}-{'asyncio' if way[0] else 'sync'}-resp{way[1]}")
+    for name, way, _ in zip(
+        itertools.cycle(BINARIES), itertools.cycle(_WAYS), range(max(len(_WAYS), len(BINARIES)))
+    )
+]
+few = pytest.mark.parametrize(("server", "asynchronous", "resp"), _FEW, indirect=True)
+"""For a test of ``world`` that mostly waits: every server, and every shell over every protocol
+version, but not each with each. Quicker tests have them all."""
+
+on_one = pytest.mark.parametrize("server", [next(iter(BINARIES), "none")], indirect=True)
+"""For a test with fixtures of ``server`` that mostly waits for a clock of the client's, or for
+rules that other tests see kept by every server."""
 
 
 async def settle(result: Any) -> Any:

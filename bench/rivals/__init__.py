@@ -50,6 +50,14 @@ def _named(where: str) -> object:
     return getattr(import_module(f"bench.rivals.{module}"), name)
 
 
+def words(name: str) -> str:
+    """How it is used here, for the report."""
+    try:
+        return " ".join((_named((SYNC | TASKS)[name]).__doc__ or "").split())
+    except Exception as error:  # whatever is wrong with it, it is named among the broken too
+        return f"{type(error).__name__}"
+
+
 def sync(name: str, url: str, ttl_s: float = 30.0) -> Rival:
     """The rival of that name, connected. Whatever goes wrong comes out of here."""
     return cast(type[Rival], _named(SYNC[name]))(url, ttl_s)

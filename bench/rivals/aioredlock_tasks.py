@@ -25,7 +25,7 @@ class _Lock:
 
 
 class Aioredlock(TaskRival):
-    """Here on a single server."""
+    """On aioredis 1, here on a single server."""
 
     def __init__(self, url: str, ttl_s: float) -> None:
         super().__init__(url, ttl_s)

@@ -12,7 +12,7 @@ from lualock import aio
 
 
 class Lualock(Rival):
-    """With an explicit ttl, which is what most rivals have."""
+    """With an explicit ttl, as most rivals have one."""
 
     renewed: ClassVar[bool] = False
 
@@ -42,7 +42,7 @@ class LualockRenewed(Lualock):
 
 
 class LualockAio(TaskRival):
-    """One connection, however many tasks."""
+    """With an explicit ttl; one connection, however many tasks."""
 
     def __init__(self, url: str, ttl_s: float) -> None:
         super().__init__(url, ttl_s)

@@ -47,7 +47,7 @@ class Plain(Rival):
 
 
 class SetNx(Plain):
-    """``SETNX``, then ``DEL``: no lease, no owner."""
+    """``SETNX``, then ``DEL``: no lease, no owner. Who waits looks again each millisecond."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
         client = self.client
@@ -56,7 +56,8 @@ class SetNx(Plain):
 
 class Timestamp(Plain):
     """The old ``SETNX``/``GETSET`` algorithm: the value is when the lease ends, by the client's
-    clock; who finds it ended replaces it, and has won if it had still ended then."""
+    clock; who finds it ended replaces it, and has won if it had still ended then. Who waits looks
+    again each millisecond."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
         client = self.client
@@ -75,7 +76,7 @@ class Timestamp(Plain):
 
 class CompareAndDelete(Plain):
     """``SET NX PX``, and a script that deletes if the token is still ours: the least that a lease
-    with an owner needs."""
+    with an owner needs. Who waits looks again each millisecond."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
         client, ttl_ms = self.client, round(self.ttl_s * 1000)

@@ -14,7 +14,7 @@ PATIENCE_S = 60.0
 
 
 class Portalocker(Rival):
-    """As it comes, but with the patience to wait."""
+    """As it comes, but with the patience to wait. No lease: its lock ends with a connection."""
 
     tuning: ClassVar[dict[str, Any]] = {}
 
@@ -23,6 +23,6 @@ class Portalocker(Rival):
 
 
 class PortalockerTuned(Portalocker):
-    """Its thread and its waiting look each millisecond."""
+    """The best it can do: its thread and its waiting look each millisecond."""
 
     tuning: ClassVar[dict[str, Any]] = {"thread_sleep_time": 0.001, "check_interval": 0.001}

@@ -10,14 +10,14 @@ from bench.rivals.base import OnRedisPy, Rival
 
 
 class Pottery(Rival):
-    """``Redlock``; who waits looks again after up to 200 ms."""
+    """``Redlock`` on a single server; who waits looks again after up to 200 ms."""
 
     def lock(self, key: str) -> AbstractContextManager[object]:
         return pottery.Redlock(key=key, masters={self.client}, auto_release_time=self.ttl_s)
 
 
 class PotteryAio(OnRedisPy):
-    """``AIORedlock``."""
+    """``AIORedlock`` on a single server, on the pool that waits."""
 
     def lock(self, key: str) -> AbstractAsyncContextManager[object]:
         return pottery.AIORedlock(key=key, masters={self.client}, auto_release_time=self.ttl_s)

@@ -49,13 +49,13 @@ class Redilock(Rival):
 
 
 class RedilockTuned(Redilock):
-    """Each millisecond."""
+    """The best it can do: who waits looks again each millisecond."""
 
     interval_s = 0.001
 
 
 class RedilockAio(TaskRival):
-    """Its asyncio lock."""
+    """Its asyncio lock, on a client that it makes itself."""
 
     def __init__(self, url: str, ttl_s: float) -> None:
         super().__init__(url, ttl_s)

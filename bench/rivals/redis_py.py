@@ -27,7 +27,7 @@ class RedisPy(Rival):
 
 
 class RedisPyTuned(RedisPy):
-    """The best it can do: each millisecond."""
+    """The best it can do: who waits looks again each millisecond."""
 
     sleep_s = 0.001
 
