@@ -142,6 +142,7 @@ class Run:
         self.job_id = None if delivery is None else delivery.job_id
         self.locks = job.locks(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
+        self.without: list[Any] = []  # attempts that were in vain, though the job may run
 
     def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
         """A callback with exactly the job's arguments, and what it wants to be told beside them."""
