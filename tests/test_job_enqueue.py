@@ -429,3 +429,18 @@ async def test_a_long_id(shell: World) -> None:
         with pytest.raises(RetryLater):
             await queue.attempt("x" * length, token, 1)
         await settle(lease.release())
+
+
+async def test_a_long_id_beside_a_long_holder(shell: World) -> None:
+    """There is room for both, for it is the holder that is cut; so the job is known everywhere."""
+    queue = queue_of(shell, shell.connect(holder="\u00e9" * 125), unique="queued", key="x")
+    job_id = "x" * 128
+    token = (await queue.put(job_id=job_id)).token
+    refused = await queue.put()
+    assert refused.job_id == job_id
+    assert refused.holder.startswith("\u00e9" * 61)
+    lease = await settle(shell.connect().lock("x", metadata=job_text(job_id)).acquire())
+    with pytest.raises(RetryLater):
+        await queue.attempt(job_id, token)
+    await settle(lease.release())
+    assert await queue.attempt(job_id, token) == "rebuilt 1"

@@ -15,7 +15,14 @@ from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
 from lualock.jobs.job import AnyLease, AnyLock, Job
-from lualock.jobs.terms import Delivery, RetryLater, Superseded, check_policy, job_text
+from lualock.jobs.terms import (
+    Delivery,
+    RetryLater,
+    Superseded,
+    about_job,
+    check_policy,
+    job_text,
+)
 from lualock.keys import queue_key
 from lualock.protocol import Ask, Grant, Steps
 
@@ -256,8 +263,9 @@ def forsake(lease: AnyLease) -> Action:
 
 def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
     """The lock of a queued job; without a ttl it is renewed."""
-    metadata = "" if job_id is None else job_text(job_id)
-    place = lock._locks.lock(lock._name, ttl, metadata=metadata)
+    place = lock._locks.lock(lock._name, ttl)
+    if job_id is not None:
+        place._about = about_job(place._about, job_id)
     place._key = verbs.place_key(lock.key)
     place._queue = queue_key(place._key)
     return place
