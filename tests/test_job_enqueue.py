@@ -207,6 +207,24 @@ async def test_the_callback(shell: World) -> None:
     assert log == [(5, "a"), (6,)]
 
 
+async def test_a_system_that_refuses(shell: World) -> None:
+    """Where the system itself did not push it the same callback is told."""
+    log = Log()
+
+    def refused(shop: int, *, job_id: str) -> str:
+        log.note(shop, job_id)
+        return "sorry"
+
+    queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
+    told = await settle(queue.verb("refuse")((5,), job_id="a"))
+    assert told == Refused("a", "queued", None, "sorry")
+    assert (
+        await settle(queue.verb("refuse")((5,), job_id="a", state="running"))
+    ).state == "running"
+    assert log == [(5, "a"), (5, "a")]
+    assert shell.client.keys() == []
+
+
 async def test_the_callback_of_a_class(shell: World) -> None:
     """loner_enqueue_failed, as in resque-lock; inherited."""
     log = Log()
