@@ -126,6 +126,18 @@ async def test_unique_over_a_deploy(versions: Versions) -> None:
             versions.world.client.delete(place(lock))
 
 
+async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
+    """Whichever name's lock is held, a unique job that is dropped is in nobody's way afterwards."""
+    both = versions.all(unique="queued")[1]
+    for lock in _locks(both, 1):
+        lease = await settle(lock.acquire())
+        await both.put(1)
+        assert await both.deliver() is None
+        assert not any(held(versions.world, place(each)) for each in _locks(both, 1))
+        await settle(lease.release())
+    assert versions.log == []
+
+
 async def test_a_retry_keeps_both(versions: Versions) -> None:
     """A lock that is held for a retry is held under both names, and both are free at the end."""
     attempts = Log()

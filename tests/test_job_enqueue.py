@@ -207,6 +207,24 @@ async def test_the_callback(shell: World) -> None:
     assert log == [(5, "a"), (6,)]
 
 
+async def test_a_system_that_refuses(shell: World) -> None:
+    """Where the system itself did not push it the same callback is told."""
+    log = Log()
+
+    def refused(shop: int, *, job_id: str) -> str:
+        log.note(shop, job_id)
+        return "sorry"
+
+    queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
+    told = await settle(queue.verb("refuse")((5,), job_id="a"))
+    assert told == Refused("a", "queued", None, "sorry")
+    assert (
+        await settle(queue.verb("refuse")((5,), job_id="a", state="running"))
+    ).state == "running"
+    assert log == [(5, "a"), (5, "a")]
+    assert shell.client.keys() == []
+
+
 async def test_the_callback_of_a_class(shell: World) -> None:
     """loner_enqueue_failed, as in resque-lock; inherited."""
     log = Log()
@@ -429,3 +447,18 @@ async def test_a_long_id(shell: World) -> None:
         with pytest.raises(RetryLater):
             await queue.attempt("x" * length, token, 1)
         await settle(lease.release())
+
+
+async def test_a_long_id_beside_a_long_holder(shell: World) -> None:
+    """There is room for both, for it is the holder that is cut; so the job is known everywhere."""
+    queue = queue_of(shell, shell.connect(holder="\u00e9" * 125), unique="queued", key="x")
+    job_id = "x" * 128
+    token = (await queue.put(job_id=job_id)).token
+    refused = await queue.put()
+    assert refused.job_id == job_id
+    assert refused.holder.startswith("\u00e9" * 61)
+    lease = await settle(shell.connect().lock("x", metadata=job_text(job_id)).acquire())
+    with pytest.raises(RetryLater):
+        await queue.attempt(job_id, token)
+    await settle(lease.release())
+    assert await queue.attempt(job_id, token) == "rebuilt 1"

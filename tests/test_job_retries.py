@@ -10,13 +10,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 import lualock
 from lualock import jobs
+from lualock.drive import asynchronous, cleaner
+from lualock.jobs import token_of
 from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -370,6 +374,106 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     proxy.silent = False
     assert ran == ["ran"]
     await shell.until(lambda: not held(shell, queue.work.lock().key))
+
+
+@pytest.mark.parametrize("mode", ["raise", "run", "skip"])
+async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str) -> None:
+    """The place of a job that will not come again is free when the server is back; one that will
+    come again has it still, unless it ran or was dropped."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(shell, lambda: None, locks, on_unavailable=mode, unique="queued")
+    key = place(queue.work.lock())
+    for delay_s in (1.0, None):
+        await queue.put(job_id="a")
+        token = queue.pushed.pop()[1]
+        proxy.silent = True
+        with suppress(lualock.LockUnavailable):
+            await queue.attempt("a", token, will_retry=lambda error, delay_s=delay_s: delay_s)
+        assert held(shell, key)
+        proxy.silent = False
+        if mode == "raise" and delay_s is not None:
+            assert (await queue.put()).job_id == "a"
+            assert await queue.attempt("a", token) is None
+        await shell.until(lambda: not held(shell, key))
+
+
+async def test_what_is_cleaned_up_late_is_nobody_else_s(shell: World, proxy: Proxy) -> None:
+    """The place that is given up after an outage is that of the job that had it, not of a newer."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(shell, lambda: None, locks, on_unavailable="skip", unique="queued")
+    await queue.put(job_id="a")
+    proxy.silent = True
+    await queue.deliver()
+    key = place(queue.work.lock())
+    shell.client.delete(key)
+    newer = queue_of(shell, lambda: None, unique="queued")
+    assert await newer.put(job_id="b")
+    proxy.commands.clear()
+    proxy.silent = False
+    await shell.until(lambda: any(key in command for command in proxy.commands))
+    await settle(queue.verb("confirm")(token=token_of("nobody")))  # its answer comes after that
+    assert (await newer.put()).job_id == "b"
+
+
+async def test_an_outage_that_is_over_when_the_job_is(
+    shell: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ran without its lock gives its place up also where the server was away for longer
+    than is tried behind its back."""
+    for module in (cleaner, asynchronous):
+        monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    key = b"lualock:{x}:job"
+
+    async def coroutine() -> None:
+        await asyncio.sleep(1)  # the server is away for all that is tried
+        proxy.silent = False
+
+    def plain() -> None:
+        time.sleep(1)
+        proxy.silent = False
+
+    made = locks.job(key="x", on_unavailable="run", unique="queued")
+    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    await queue.put(job_id="a")
+    proxy.silent = True
+    await queue.deliver()
+    await shell.until(lambda: not held(shell, key))
+
+
+@pytest.mark.parametrize("on_retry", ["release", "hold"])
+async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, on_retry: str) -> None:
+    """A lock that could not be released is free when the server is back, not at the far end of its
+    lease; so is one that could not be kept for the retry, which then gets it."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+
+    def work() -> None:
+        proxy.silent = True
+        raise OwnError
+
+    queue = queue_of(shell, work, locks, timeout=3600, on_retry=on_retry)
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    assert held(shell, queue.work.lock().key)
+    proxy.silent = False
+    await shell.until(lambda: not held(shell, queue.work.lock().key))
+
+
+async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: Proxy) -> None:
+    """The lock of the old name, taken in vain, is free when the server is back."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+
+    def policy(situation: jobs.Situation) -> None:
+        proxy.silent = True
+
+    made = locks.job(key="x", read_old="old", timeout=3600, policy=policy)
+    queue = Queue(shell, made(as_job(shell, _nothing)))
+    lease = await settle(shell.connect().lock("x").acquire())
+    await queue.attempt("a", None)
+    assert held(shell, b"lualock:{old}")
+    proxy.silent = False
+    await shell.until(lambda: not held(shell, b"lualock:{old}"))
+    await settle(lease.release())
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:

@@ -137,8 +137,18 @@ def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
             jobs.bound(rebuild).reserve(job_id="mine")
             lock_kit.assert_locked(place)
             lock_kit.assert_free("x")
+
+        def test_a_place_elsewhere(locks, lock_kit):
+            @locks.job(key="x", unique="queued")
+            def rebuild(): ...
+
+            work = jobs.bound(rebuild)
+            with lock_kit.held_elsewhere(work.place(), metadata="job 7"):
+                lock_kit.assert_free("x")
+                assert work.reserve(job_id="8").job_id == "7"
+            assert work.reserve(job_id="8")
         """,
-        tests=2,
+        tests=3,
     )
 
 

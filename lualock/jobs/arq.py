@@ -29,7 +29,6 @@ from arq.constants import retry_key_prefix
 from arq.jobs import Job, JobStatus
 
 from lualock.errors import InvalidArgument
-from lualock.jobs.actions import drive_async
 from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
@@ -109,9 +108,7 @@ async def enqueue(
 
 async def _refused(work: Bound, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:
     """arq has a job of that id."""
-    entry = work._entry(args, kwargs, asynchronous=True)
-    refused: Refused = await drive_async(entry._refused(job_id, state, None))
-    return refused
+    return await work.refuse_async(args, kwargs, job_id=job_id, state=state)
 
 
 async def removed(job: Any, job_id: str, *args: Any, **kwargs: Any) -> None:

@@ -133,6 +133,20 @@ class Bound:
         entry = self._entry(args, kwargs, asynchronous=True)
         return await drive_async(entry.confirm(token, delay))
 
+    def refuse(
+        self, args: Args = (), kwargs: Kwargs | None = None, *, job_id: str, state: str = "queued"
+    ) -> Refused:
+        """For an integration whose system itself did not push the job, because it has one of that
+        id: calls ``on_enqueue_failed`` as where lualock refuses it."""
+        return drive(self._entry(args, kwargs).refuse(job_id, state, None))
+
+    async def refuse_async(
+        self, args: Args = (), kwargs: Kwargs | None = None, *, job_id: str, state: str = "queued"
+    ) -> Refused:
+        """:meth:`refuse`."""
+        entry = self._entry(args, kwargs, asynchronous=True)
+        return await drive_async(entry.refuse(job_id, state, None))
+
     def cancel(
         self,
         args: Args = (),

@@ -77,14 +77,14 @@ class Entry:
             yield from self._undo(done, raw.decode())
             log.info("job %s was not enqueued: %s", job.name, other)
             state = "running" if other.running else "queued"
-            return (yield from self._refused(job_id_of(other.metadata), state, other.holder))
+            return (yield from self.refuse(job_id_of(other.metadata), state, other.holder))
         except LockUnavailable as error:
             yield from self._undo(done, raw.decode())
             if rules.on_unavailable == "raise":
                 raise
             if rules.on_unavailable == "skip":
                 log.warning("job %s was not enqueued: %s", job.name, error)
-                return (yield from self._refused(None, "unavailable", None))
+                return (yield from self.refuse(None, "unavailable", None))
             log.warning("job %s is enqueued without a place: %s", job.name, error)
             return Reserved(job_id, "")
         except GeneratorExit:
@@ -110,7 +110,8 @@ class Entry:
         steps = verbs.reserve(ask, lock.key, driver.server_clock, alone=alone)
         yield partial(driver.run, steps)
 
-    def _refused(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
+    def refuse(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
+        """It is not enqueued: tell whoever wants to know."""
         callback = self.job.rules.on_enqueue_failed
         result = None
         if callback is not None:

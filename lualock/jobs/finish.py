@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lualock import options, protocol
-from lualock.errors import LeaseLost, LockError
+from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
-from lualock.jobs.taking import place_of
+from lualock.jobs.taking import forsake, place_of
 from lualock.jobs.terms import is_failure
 from lualock.protocol import note
 
@@ -34,13 +34,17 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             log.warning("job %s outlived its lease: %s", job.name, lost)
             problem = lost
         except LockError as unknown:
-            # The run is over, and whether its lock is free will show when the lease ends.
             log.error("job %s could not release its lock: %s", job.name, unknown)
             problem = problem or unknown
+            if isinstance(unknown, LockUnavailable):
+                yield forsake(lease)
         except GeneratorExit:
             raise
         except BaseException as other:
             interrupted = interrupted or other
+            yield forsake(lease)
+    for attempt in it.without if kept is None else ():
+        yield from attempt.leave_quietly()  # the server may have been away for all this time
     if interrupted is not None:
         raise interrupted
     if problem is None:

@@ -11,7 +11,7 @@ from typing import Any
 from lualock import aio, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
-from lualock.jobs.terms import Delivery, Rules, job_text
+from lualock.jobs.terms import Delivery, Rules, about_job
 
 AnyLocks = sync.Locks | aio.Locks
 AnyLease = sync.Lease | aio.Lease
@@ -77,8 +77,10 @@ class Job:
         if self.old_name is not None:
             names.insert(0, self._checked(self.old_name(*args, **kwargs)))
         ttl = self.timeout(*args, **kwargs)
-        metadata = "" if job_id is None else job_text(job_id)
-        found = [locks.lock(name, ttl, metadata=metadata) for name in names]
+        found = [locks.lock(name, ttl) for name in names]
+        if job_id is not None:
+            for lock in found:
+                lock._about = about_job(lock._about, job_id)
         return found if found[0].key != found[-1].key else found[:1]
 
     def _checked(self, name: object) -> str | bytes:
@@ -142,6 +144,7 @@ class Run:
         self.job_id = None if delivery is None else delivery.job_id
         self.locks = job.locks(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
+        self.without: list[Any] = []  # attempts that were in vain, though the job may run
 
     def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
         """A callback with exactly the job's arguments, and what it wants to be told beside them."""

@@ -10,7 +10,7 @@ from lualock.errors import InvalidArgument, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions, quietly
 from lualock.jobs.job import AnyLease
-from lualock.jobs.taking import Attempt
+from lualock.jobs.taking import Attempt, release_quietly
 from lualock.jobs.terms import Superseded, check_policy
 
 Taking = Actions[AnyLease]
@@ -102,7 +102,7 @@ class Replace:
             yield from quietly(withdraw)
             raise
         if (yield from quietly(withdraw)) is False:
-            yield from quietly(lease.release)
+            yield from release_quietly(lease)
             raise Superseded(
                 f"lock {attempt.lock.name!r}: a later job asked to replace the one that ran, and "
                 "stands for this one",

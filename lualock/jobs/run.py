@@ -22,10 +22,10 @@ from functools import partial
 from typing import Any
 
 from lualock.errors import InvalidArgument, LeaseLost, LockUnavailable, NotAcquired
-from lualock.jobs.actions import Actions, drive, drive_async, quietly
+from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
-from lualock.jobs.taking import Attempt
+from lualock.jobs.taking import Attempt, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
 
 log = logging.getLogger("lualock.jobs")
@@ -72,26 +72,39 @@ def run(it: Run) -> Actions[Any]:
 
 
 def _take_all(it: Run) -> Actions[None]:
-    """Take all locks of the run, or none."""
-    job = it.job
+    """Take all locks of the run, or none; or go on without, if that is what the job wants while the
+    server is away."""
+    rules = it.job.rules
     try:
-        for lock in it.locks:
-            try:
-                attempt = Attempt(job, lock, it.args, it.kwargs, it.delivery)
-                lease = yield from attempt.take()
-            except LockUnavailable as error:
-                if job.rules.on_unavailable == "raise":
-                    raise
-                if job.rules.on_unavailable == "skip":
-                    raise NotAcquired(str(error), name=lock.name) from error
-                log.warning("job %s runs without its lock: %s", job.name, error)
-                return
-            it.held.append((lock, lease))
+        yield from _take_each(it)
     except GeneratorExit:
         raise
-    except BaseException:
+    except BaseException as error:
+        away = isinstance(error, LockUnavailable)
+        if away and rules.on_unavailable == "run":
+            log.warning("job %s runs without its lock: %s", it.job.name, error)
+            return
         while it.held:
-            yield from quietly(it.held.pop()[1].release)
+            yield from release_quietly(it.held.pop()[1])
+        if away and rules.on_unavailable == "skip":
+            raise NotAcquired(str(error), name=it.locks[-1].name) from error
+        raise
+
+
+def _take_each(it: Run) -> Actions[None]:
+    attempts = [Attempt(it.job, lock, it.args, it.kwargs, it.delivery) for lock in it.locks]
+    try:
+        for attempt in attempts:
+            lease = yield from attempt.take()
+            it.held.append((attempt.lock, lease))
+    except GeneratorExit:
+        for attempt in attempts:
+            attempt.renew_no_more()
+        raise
+    except BaseException as error:
+        it.without = attempts[len(it.held) :]
+        for attempt in it.without:
+            yield from attempt.give_up(error)
         raise
 
 

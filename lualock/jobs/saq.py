@@ -25,7 +25,6 @@ import saq
 from saq.job import Job
 from saq.utils import now_seconds
 
-from lualock.jobs.actions import drive_async
 from lualock.jobs.bound import bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
@@ -102,9 +101,7 @@ async def enqueue(
     try:
         return await work.enqueue_async(push, (), made.kwargs, job_id=made.key, delay=delay)
     except _Exists:
-        entry = work._entry((), made.kwargs, asynchronous=True)
-        refused: Refused = await drive_async(entry._refused(made.key, "queued", None))
-        return refused
+        return await work.refuse_async((), made.kwargs, job_id=made.key)
 
 
 async def removed(job: Any, job_of_saq: Job) -> None:

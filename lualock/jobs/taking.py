@@ -13,9 +13,16 @@ from typing import Any
 from lualock import options, protocol
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
-from lualock.jobs.actions import Action, Actions, quietly
+from lualock.jobs.actions import Action, Actions
 from lualock.jobs.job import AnyLease, AnyLock, Job
-from lualock.jobs.terms import Delivery, RetryLater, Superseded, check_policy, job_text
+from lualock.jobs.terms import (
+    Delivery,
+    RetryLater,
+    Superseded,
+    about_job,
+    check_policy,
+    job_text,
+)
 from lualock.keys import queue_key
 from lualock.protocol import Ask, Grant, Steps
 
@@ -64,26 +71,11 @@ class Attempt:
         self._place: AnyLease | None = None  # while it must be renewed
 
     def take(self) -> Actions[AnyLease]:
-        """The lease, by the job's policy.
+        """The lease, by the job's policy. Who does not get it must say :meth:`give_up`.
 
         :raises RetryLater: the job is to be delivered again.
         :raises NotAcquired: it is not to run.
         """
-        try:
-            return (yield from self._take())
-        except RetryLater:
-            raise
-        except NotAcquired:
-            yield from self._leave_quietly()
-            raise
-        except GeneratorExit:
-            self._renew_no_more()
-            raise
-        except BaseException as error:
-            yield from self._given_up(error)
-            raise
-
-    def _take(self) -> Actions[AnyLease]:
         first: Action = partial(self.lock.acquire, timeout=0)
         if self._owner is not None:
             ask = self.lock._ask()
@@ -97,18 +89,29 @@ class Attempt:
         yield from self._same_job()
         return (yield from self.go_on(self.job.rules.policy))
 
-    def _given_up(self, error: BaseException) -> Actions[None]:
-        """It was cancelled, timed out or interrupted on its way: nobody waits in its place, which
-        is kept only if the system tries the job again."""
-        delay_s: float | None = None
+    def give_up(self, error: BaseException) -> Actions[None]:
+        """The job does not get this lock, for that reason. Nobody waits in its place then, which is
+        kept only if the job is to be delivered again: others would be dropped for its sake."""
+        if self._owner is None or not self._has_place():
+            return
+        delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
+        if delay_s is not None and self.delivery is not None:
+            self.renew_no_more()
+            yield from keep(self.lock, self._owner, delay_s + self.job.rules.queue_ttl)
+        else:
+            yield from self.leave_quietly()
+
+    def _retry_s(self, error: BaseException) -> float | None:
+        """When the system tries the job again that raises this; ``None``: not at all."""
+        if isinstance(error, NotAcquired) or self.delivery is None:
+            return None
+        if isinstance(error, LockUnavailable) and self.job.rules.on_unavailable != "raise":
+            return None  # it runs without its lock, or is dropped
         try:
-            delay_s = None if self.delivery is None else self.delivery.will_retry(error)
+            return self.delivery.will_retry(error)
         except Exception:
             log.exception("whether job %s is retried is not known: it has no place", self.job.name)
-        if delay_s is None:
-            yield from self._leave_quietly()
-        else:
-            yield from self._keep_place(delay_s)
+            return None
 
     def _same_job(self) -> Actions[None]:
         """Another delivery of this very job has the lock. It is ending just now, or its worker has
@@ -155,7 +158,7 @@ class Attempt:
             raise
         except BaseException:
             # As long as the place is there, others are told that this job has not begun.
-            yield from quietly(lease.release)
+            yield from release_quietly(lease)
             raise
         return lease
 
@@ -164,10 +167,6 @@ class Attempt:
 
         :raises RetryLater: always.
         """
-        if self.delivery is None:
-            yield from self._leave_quietly()
-        else:
-            yield from self._keep_place(delay_s)
         refused = self.refused
         request = RetryLater(
             f"{refused}; the job is to be tried again in {delay_s:g} s",
@@ -219,19 +218,18 @@ class Attempt:
         :raises LockUnavailable: whether it is given up is not known.
         """
         if self._owner is not None and self._has_place():
-            self._renew_no_more()
+            self.renew_no_more()
             yield from leave(self.lock, self._owner)
 
-    def _leave_quietly(self) -> Actions[None]:
+    def leave_quietly(self) -> Actions[None]:
+        """Give up the job's place; where the server is away, behind everybody's back when it is
+        there again."""
         try:
             yield from self.leave_place()
         except LockUnavailable as error:
-            log.warning("the place of job %s is kept until it ends: %s", self.job.name, error)
-
-    def _keep_place(self, delay_s: float) -> Actions[None]:
-        if self._owner is not None and self._has_place():
-            self._renew_no_more()
-            yield from keep(self.lock, self._owner, delay_s + self.job.rules.queue_ttl)
+            assert self._owner is not None
+            log.warning("the place of job %s is kept for now: %s", self.job.name, error)
+            yield partial(self._driver.forsake, protocol.forsake(_ask_of(self.lock, self._owner)))
 
     def _has_place(self) -> bool:
         """Whether it may have one: from its queue, or by an earlier delivery's policy."""
@@ -239,16 +237,35 @@ class Attempt:
         may = rules.queues or rules.policy is not None
         return self._place is not None or (self.delivery is not None and may)
 
-    def _renew_no_more(self) -> None:
+    def renew_no_more(self) -> None:
+        """Let the job's place last as long as it does."""
         place, self._place = self._place, None
         if place is not None and place._watch is not None:
             place._watch.drop(place)
 
 
+def release_quietly(lease: AnyLease) -> Actions[None]:
+    """Release a lease that nobody needs; where the server is away, when it is there again, for its
+    end may be far away."""
+    try:
+        yield lease.release
+    except LockError as error:
+        log.warning("cleaning up after a job's lock: %s", error)
+        if isinstance(error, LockUnavailable):
+            yield forsake(lease)
+
+
+def forsake(lease: AnyLease) -> Action:
+    """Give a lease back of which it is not known whether it was released, behind everybody's back
+    when the server is there again."""
+    return partial(lease._driver.forsake, protocol.forsake(lease._ask))
+
+
 def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
     """The lock of a queued job; without a ttl it is renewed."""
-    metadata = "" if job_id is None else job_text(job_id)
-    place = lock._locks.lock(lock._name, ttl, metadata=metadata)
+    place = lock._locks.lock(lock._name, ttl)
+    if job_id is not None:
+        place._about = about_job(place._about, job_id)
     place._key = verbs.place_key(lock.key)
     place._queue = queue_key(place._key)
     return place

@@ -183,6 +183,16 @@ def job_text(job_id: str) -> str:
     return f"job {job_id}"
 
 
+def about_job(about: options.About, job_id: str) -> options.About:
+    """What is kept beside a lease of a job. The holder is cut short where both have no room: it is
+    for people, and the job's id is not."""
+    metadata = b"\n" + job_text(job_id).encode("utf-8", "replace")
+    holder = about.holder
+    if holder is not None:
+        holder = holder[: options.MAX_ABOUT_BYTES - len(metadata)]
+    return options.About(holder, metadata)
+
+
 def job_id_of(metadata: str) -> str | None:
     """The job's id out of what :func:`job_text` made; ``None`` for what is no job's, and where only
     the digest is known."""

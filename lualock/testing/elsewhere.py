@@ -16,10 +16,17 @@ class Elsewhere:
     """A process that took a lock when this was made, and has it until it is told to release it."""
 
     def __init__(
-        self, url: str, prefix: str, name: str | bytes, ttl: float | None, metadata: str
+        self,
+        url: str,
+        prefix: str,
+        name: str | bytes,
+        key: bytes,
+        ttl: float | None,
+        metadata: str,
     ) -> None:
         raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
         told = {"prefix": prefix, "name": raw.hex(), "ttl": ttl, "metadata": metadata}
+        told["key"] = key.hex()  # that of a queued job's place is not its name's
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lualock.testing.holder", json.dumps(told)],
             stdin=subprocess.PIPE,

@@ -8,12 +8,15 @@ import json
 import sys
 
 import lualock
+from lualock.keys import queue_key
 
 
 def main() -> None:
     told = json.loads(sys.argv[1])
     with lualock.connect(prefix=told["prefix"]) as locks:
         lock = locks.lock(bytes.fromhex(told["name"]), told["ttl"], metadata=told["metadata"])
+        lock._key = bytes.fromhex(told["key"])
+        lock._queue = queue_key(lock._key)
         try:
             lease = lock.acquire(timeout=0)
         except lualock.LockError as error:

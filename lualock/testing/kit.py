@@ -90,10 +90,13 @@ class LockKit:
         It gives it back at the end of a ``with``, or when told to. :meth:`Elsewhere.kill` is a
         crash: the lock stays until its lease ends, or until :meth:`expire`.
 
+        The place of a queued job can be held, too (``jobs.bound(job).place(args)``): who enqueues
+        that job meanwhile is refused. With ``metadata="job 7"`` it is told that job ``7`` is there.
+
         :param ttl: seconds that its lease lasts; left out, it is renewed.
         """
-        name = self.lock(lock)._name
-        other = Elsewhere(self._url, self._prefix, name, ttl, metadata)
+        found = self.lock(lock)
+        other = Elsewhere(self._url, self._prefix, found._name, found.key, ttl, metadata)
         self._others.append(other)
         return other
 
