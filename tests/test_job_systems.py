@@ -718,7 +718,9 @@ async def test_taskiq_retries(
     "case",
     [
         *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
-        *("saq_class", "saq_same_key", "saq_own_delay"),
+        *("arq_one_job_calls_another", "arq_last_try"),
+        *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
+        *("saq_comes_back_without_retries", "saq_interrupted"),
     ],
 )
 def test_apart(one_server: Server, case: str) -> None:
