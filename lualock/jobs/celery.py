@@ -23,7 +23,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 import celery
-from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.exceptions import Retry
 from celery.utils import uuid
@@ -168,26 +167,3 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> N
         work.cancel(request.args, request.kwargs, token=token)
     except LockError as error:
         log.warning("the place of task %s ends by itself: %s", request.id, error)
-
-
-@signals.task_failure.connect  # type: ignore[untyped-decorator]
-def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
-    """In the worker's main process: the process that ran a task is gone for certain."""
-    work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and isinstance(exception, WorkerLostError):
-        free_dead(work, args, kwargs, task_id)
-
-
-def free_dead(
-    work: Bound,
-    args: Any,
-    kwargs: Any,
-    task_id: str,
-    token: str | None = None,
-    pid: int | None = None,
-) -> None:
-    """Free the lock of a task whose process is no more."""
-    try:
-        work.died(args, kwargs, job_id=task_id, token=token, pid=pid)
-    except LockError as error:
-        log.warning("the lock of task %s, which was killed, ends by itself: %s", task_id, error)
