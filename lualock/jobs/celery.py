@@ -24,12 +24,12 @@ from typing import Any
 
 import celery
 from celery import signals
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater, is_failure, token_of
 
 HEADER = "lualock"
 
@@ -101,7 +101,8 @@ def _locked(work: Bound) -> Callable[..., Any]:
         taken = this == _taken.get()  # the task that calls itself directly has its request
         before = _taken.set(this or _taken.get())
         if request is not None and not taken:
-            delivery = Delivery(request.id, _token(request), functools.partial(_retry_s, task))
+            retry_s = functools.partial(_retry_s, task)
+            delivery = Delivery(request.id, _token(request), retry_s, failed=_failed)
         try:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
@@ -118,6 +119,10 @@ def _locked(work: Bound) -> Callable[..., Any]:
         raise Retry(str(again), when=again.delay_s)
 
     return run
+
+
+def _lock_of(task: Any, call: Any) -> bytes:
+    return task.work.lock(call.args or (), call.kwargs or {}).key  # type: ignore[no-any-return]
 
 
 def _token(request: Any) -> str | None:
@@ -137,9 +142,22 @@ def _delay_s(options: dict[str, Any]) -> float:
     return float(options.get("countdown") or 0.0)
 
 
+def _failed(error: BaseException) -> bool:
+    """Whether Celery takes for a failure what a task raised, and will not be tried again."""
+    return is_failure(error) and (
+        not isinstance(error, TaskPredicate) or getattr(error, "requeue", None) is False
+    )
+
+
 def _retry_s(task: Any, error: BaseException) -> float | None:
     """In how many seconds at most Celery runs a task again that raised this."""
+    if isinstance(error, Reject):  # what was acknowledged before it began cannot be put back
+        return 0.0 if error.requeue and task.acks_late else None
+    if isinstance(error, Ignore):
+        return None
     if isinstance(error, Retry):
+        if error.sig is not None and _lock_of(task, error.sig) != _lock_of(task, task.request):
+            return None  # with other arguments, for which this run keeps nothing
         if isinstance(error.when, datetime):
             return max(0.0, _delay_s({"eta": error.when}))
         return float(error.when or 0.0)
