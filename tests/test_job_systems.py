@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -23,6 +24,8 @@ import rq
 import taskiq
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries
+from dramatiq.results import ResultMissing, Results
+from dramatiq.results.backends import StubBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -317,31 +320,79 @@ def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) ->
     assert [later.job_id for later in told] == [None, None]
 
 
+@contextmanager
+def delivered(task: Any, *args: Any, headers: dict[str, str] | None = None) -> Iterator[list[Any]]:
+    """Code in which a worker runs a task: what is sent meanwhile is not sent, but told."""
+    sent: list[Any] = []
+    task.app.conf.task_always_eager = False
+    task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(message)
+    task.push_request(
+        id="mine", args=args, kwargs={}, headers=headers, is_eager=False, called_directly=False
+    )
+    celery._state._task_stack.push(task)
+    try:
+        yield sent
+    finally:
+        celery._state._task_stack.pop()
+        task.pop_request()
+
+
 @pytest.mark.parametrize("headers", [{"lualock": ""}, None])
 def test_celery_sends_again_while_another_runs(
     app: celery.Celery, locks: lualock.Locks, headers: dict[str, str] | None
 ) -> None:
     """A task that comes back is no new one, which ``unique="running"`` would refuse; nor is one
     that was sent by somebody who knows of no locks."""
-    app.conf.task_always_eager = False
-    sent: list[str] = []
     task = app.task(locks.job(key="x", unique="running", policy=jobs.Retry(60))(rebuild))
-    task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(
-        message.headers["id"]
-    )
     with locks.lock("x"):
+        with delivered(task, 7, headers=headers) as sent, pytest.raises(celery.exceptions.Retry):
+            task.run(7)
         assert task.delay(7).refused.state == "running"
-        task.push_request(
-            id="mine", args=[7], kwargs={}, headers=headers, is_eager=False, called_directly=False
-        )
-        celery._state._task_stack.push(task)
-        try:
-            with pytest.raises(celery.exceptions.Retry):
-                task.run(7)
-        finally:
-            celery._state._task_stack.pop()
-            task.pop_request()
-    assert sent == ["mine"]
+    assert [message.headers["id"] for message in sent] == ["mine"]
+
+
+def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.Locks) -> None:
+    """It has another lock then, and keeps none of the one that it had."""
+
+    def body(shop_id: int, other: int) -> None:
+        raise celery.current_task.retry(args=[other, other])
+
+    job: Any = locks.job(key=lambda shop_id, other: f"{shop_id}", on_retry="hold")(body)
+    task = app.task(max_retries=3)(job)
+    for other, kept in ((7, True), (8, False)):
+        with delivered(task, 7, other) as sent, pytest.raises(celery.exceptions.Retry):
+            task.run(7, other)
+        assert locks.lock("7").locked() == kept
+        assert [message.headers["id"] for message in sent] == ["mine"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(celery.exceptions.Ignore(), celery.exceptions.Reject(requeue=True)),
+        *(celery.exceptions.Reject(requeue=False), Trouble()),
+    ],
+)
+def test_celery_has_other_ways_to_end(
+    app: celery.Celery, locks: lualock.Locks, error: Exception, late: bool
+) -> None:
+    """What a task raises to say something else is no failure, and is not tried again; but for what
+    it puts back into its queue, where it could."""
+
+    def body(shop_id: int) -> None:
+        raise error
+
+    requeue = getattr(error, "requeue", None)
+    for option in ("on_retry", "on_final_failure"):
+        again: Any = {"on_retry": "hold"} if option == "on_retry" else {"on_final_failure": "keep"}
+        job: Any = locks.job(key=option, **again)(body)
+        task = app.task(name=option, autoretry_for=(celery.exceptions.Ignore,), acks_late=late)(job)
+        with delivered(task, 7), pytest.raises(type(error)):
+            task.run(7)
+        failed = isinstance(error, Trouble) or requeue is False
+        expected = (requeue is True and late) if option == "on_retry" else failed
+        assert locks.lock(option).locked() == expected
 
 
 @pytest.mark.parametrize("form", ["naive", "text"])
@@ -413,10 +464,11 @@ def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
     assert [later.job_id for later in told] == [None]
 
 
-@pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}])
+@pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}, {}])
 def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any) -> None:
-    """What an actor says of its own errors does not make a message that waits a dead letter."""
-    broker = StubBroker()
+    """What an actor says of its own errors does not make a message that waits a dead letter; nor
+    does a broker that retries nothing."""
+    broker = StubBroker() if judge else StubBroker(middleware=[])
     busy = locks.lock("x").acquire()
     ran: list[int] = []
 
@@ -431,6 +483,46 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
     actor.send(7)
     work_off_dramatiq(broker, actor)
     assert ran == [7]
+
+
+@pytest.mark.parametrize("judge", [{}, {"retry_when": lambda *_: False}])
+def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
+    """A message that comes back has no result until it has run; one that is refused has what
+    ``on_failed`` says, so that nobody waits for it for ever."""
+    backend = StubBackend()
+    broker = StubBroker()
+    results: Any = Results
+    broker.add_middleware(results(backend=backend, store_results=True))
+    busy = locks.lock("later").acquire()
+    came: list[str] = []
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        came.append("later")
+        if len(came) == 3:
+            busy.release()
+        return jobs.Retry(0.01)
+
+    def perform(shop_id: int) -> str:
+        with pytest.raises(ResultMissing):
+            message.get_result(backend=backend)
+        came.append("ran")
+        return rebuild(shop_id)
+
+    job: Any = locks.job(key="later", policy=later)(perform)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, **judge)(job)
+    message = actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert came == ["later", "later", "later", "ran"]
+    assert message.get_result(backend=backend) == "rebuilt 7"
+
+    job = locks.job(key="never", on_failed=lambda shop_id: "refused")(rebuild)
+    actor = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="never", **judge
+    )(job)
+    with locks.lock("never"):
+        message = actor.send(7)
+        work_off_dramatiq(broker, actor)
+    assert message.get_result(backend=backend) == "refused"
 
 
 def work_off_dramatiq(broker: Any, actor: Any) -> None:
@@ -718,7 +810,9 @@ async def test_taskiq_retries(
     "case",
     [
         *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
-        *("saq_class", "saq_same_key", "saq_own_delay"),
+        *("arq_one_job_calls_another", "arq_last_try"),
+        *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
+        *("saq_comes_back_without_retries", "saq_interrupted"),
     ],
 )
 def test_apart(one_server: Server, case: str) -> None:

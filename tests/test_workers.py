@@ -258,6 +258,32 @@ def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
         assert time.monotonic() - since < LEASE_S / 2
 
 
+def test_celery_puts_back_what_was_killed(fleet: Fleet) -> None:
+    """It finds its lock free, and need not wait for the end of the dead one's lease."""
+    fleet.send("celery", "requeued", "celery")
+    fleet.until_count("requeued", "celery", 1, "start")
+    (run,) = fleet.diary.entries("requeued", "celery", "start")
+    os.kill(run.pid, signal.SIGKILL)
+    fleet.until_count("requeued", "celery", 1, "end")
+    again = fleet.diary.entries("requeued", "celery", "start")[1]
+    assert again.at - run.at < LEASE_S / 2
+
+
+def test_celery_ends_what_waits_for_its_lock(fleet: Fleet) -> None:
+    """The place of a job that waited is free; its token is what the worker's request says."""
+    with fleet.lock("celery", "waiting"):
+        sent = fleet.send("celery", "waiting", "celery")
+        fleet.until(lambda: fleet.lock("celery", "waiting").inspect().waiters, "celery", "it waits")
+        assert fleet.send("celery", "waiting", "celery") == sent | {"state": "queued"}
+        fleet.send_each("celery", Order("waiting", [[sent["job_id"], ["celery"]]], call="remove"))
+        fleet.until(
+            lambda: fleet.send("celery", "waiting", "celery")["state"] == "enqueued",
+            "celery",
+            "the place of the job that was ended is free",
+        )
+    fleet.until_count("waiting", "celery", 1, "start")
+
+
 def test_celery_lets_what_it_told_to_end_keep_its_lock(fleet: Fleet) -> None:
     """A signal that was sent has ended nothing yet."""
     sent = fleet.send("celery", "lingering", "celery")

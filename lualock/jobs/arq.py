@@ -17,6 +17,7 @@ has no room for a token, so its place has one that is made of its id.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -40,24 +41,24 @@ def context() -> dict[Any, Any]:
     return _context.get()
 
 
-def locked(job: Any, *, max_tries: int = 5) -> Callable[..., Any]:
-    """What arq is to run: the coroutine function, or the ``LockedJob``, behind its lock.
-
-    :param max_tries: what arq has for this function; with ``on_retry="hold"`` and
-        ``on_final_failure`` it says which attempt is the last.
-    """
+def locked(job: Any) -> Callable[..., Any]:
+    """What arq is to run: the coroutine function, or the ``LockedJob``, behind its lock."""
     work = bound(job)
     if not work.asynchronous:
         raise InvalidArgument(f"job {work.name} must be a coroutine function, as arq wants it")
 
     @functools.wraps(work.body)
     async def perform(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        delivery, job_id = None, ctx.get("job_id")
+        # Else this job calls itself, or another one it, with its own ctx; or nothing of arq does.
+        if job_id is not None and _context.get({}).get("job_id") != job_id:
+            delivery = Delivery(job_id, will_retry=functools.partial(_retry_s, ctx))
         before = _context.set(ctx)
-        tries_left = max_tries - ctx["job_try"]
         try:
-            delivery = Delivery(ctx["job_id"], will_retry=functools.partial(_retry_s, tries_left))
             return await work.run(args, kwargs, delivery)
         except RetryLater as later:
+            if delivery is None:
+                raise
             # arq counts every delivery as a try, and this was none.
             await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
             raise arq.Retry(defer=later.delay_s) from None
@@ -116,13 +117,30 @@ async def removed(job: Any, job_id: str, *args: Any, **kwargs: Any) -> None:
     await bound(job).cancel_async(args, kwargs, token=token_of(job_id))
 
 
-def _retry_s(tries_left: int, error: BaseException) -> float | None:
+def _retry_s(ctx: dict[Any, Any], error: BaseException) -> float | None:
     """In how many seconds arq runs a job again that raised this."""
     # It also runs again what it cancels when it is stopped, but not what it cancels for other
     # reasons, and it does not tell which is which; that one takes its lock anew.
-    if tries_left > 0 and isinstance(error, arq.Retry | arq.worker.RetryJob):
-        return float(getattr(error, "defer_score", None) or 0) / 1000
-    return None
+    if not isinstance(error, arq.Retry | arq.worker.RetryJob):
+        return None
+    if ctx["job_try"] >= _max_tries(ctx["job_id"]):
+        return None
+    return float(getattr(error, "defer_score", None) or 0) / 1000
+
+
+def _max_tries(job_id: str) -> int:
+    """How often arq's worker tries this job. It tells its functions nothing of what it was told, or
+    what ``arq.func`` was, so we look at it where it runs the job."""
+    for task in asyncio.all_tasks():
+        running: Any = task.get_coro()
+        while running is not None:  # what else wraps it awaits it
+            frame = getattr(running, "cr_frame", None)
+            if frame is not None and frame.f_code.co_name == "run_job":
+                told = frame.f_locals
+                if told.get("job_id") == job_id and "max_tries" in told:
+                    return int(told["max_tries"])
+            running = getattr(running, "cr_await", None)
+    return 5  # which is arq's default
 
 
 def _delay_s(defer_by: Any, defer_until: datetime | None) -> float:

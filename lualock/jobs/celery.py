@@ -23,14 +23,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 import celery
-from billiard.exceptions import WorkerLostError
 from celery import signals
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater, is_failure, token_of
 
 HEADER = "lualock"
 
@@ -102,7 +101,8 @@ def _locked(work: Bound) -> Callable[..., Any]:
         taken = this == _taken.get()  # the task that calls itself directly has its request
         before = _taken.set(this or _taken.get())
         if request is not None and not taken:
-            delivery = Delivery(request.id, _token(request), functools.partial(_retry_s, task))
+            retry_s = functools.partial(_retry_s, task)
+            delivery = Delivery(request.id, _token(request), retry_s, failed=_failed)
         try:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
@@ -119,6 +119,10 @@ def _locked(work: Bound) -> Callable[..., Any]:
         raise Retry(str(again), when=again.delay_s)
 
     return run
+
+
+def _lock_of(task: Any, call: Any) -> bytes:
+    return task.work.lock(call.args or (), call.kwargs or {}).key  # type: ignore[no-any-return]
 
 
 def _token(request: Any) -> str | None:
@@ -138,9 +142,22 @@ def _delay_s(options: dict[str, Any]) -> float:
     return float(options.get("countdown") or 0.0)
 
 
+def _failed(error: BaseException) -> bool:
+    """Whether Celery takes for a failure what a task raised, and will not be tried again."""
+    return is_failure(error) and (
+        not isinstance(error, TaskPredicate) or getattr(error, "requeue", None) is False
+    )
+
+
 def _retry_s(task: Any, error: BaseException) -> float | None:
     """In how many seconds at most Celery runs a task again that raised this."""
+    if isinstance(error, Reject):  # what was acknowledged before it began cannot be put back
+        return 0.0 if error.requeue and task.acks_late else None
+    if isinstance(error, Ignore):
+        return None
     if isinstance(error, Retry):
+        if error.sig is not None and _lock_of(task, error.sig) != _lock_of(task, task.request):
+            return None  # with other arguments, for which this run keeps nothing
         if isinstance(error.when, datetime):
             return max(0.0, _delay_s({"eta": error.when}))
         return float(error.when or 0.0)
@@ -168,26 +185,3 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> N
         work.cancel(request.args, request.kwargs, token=token)
     except LockError as error:
         log.warning("the place of task %s ends by itself: %s", request.id, error)
-
-
-@signals.task_failure.connect  # type: ignore[untyped-decorator]
-def _lost(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
-    """In the worker's main process: the process that ran a task is gone for certain."""
-    work = getattr(sender, "work", None)
-    if isinstance(work, Bound) and isinstance(exception, WorkerLostError):
-        free_dead(work, args, kwargs, task_id)
-
-
-def free_dead(
-    work: Bound,
-    args: Any,
-    kwargs: Any,
-    task_id: str,
-    token: str | None = None,
-    pid: int | None = None,
-) -> None:
-    """Free the lock of a task whose process is no more."""
-    try:
-        work.died(args, kwargs, job_id=task_id, token=token, pid=pid)
-    except LockError as error:
-        log.warning("the lock of task %s, which was killed, ends by itself: %s", task_id, error)

@@ -7,16 +7,23 @@ process any more; what lives on keeps it, by its lease.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from typing import Any
 
-from billiard.exceptions import Terminated
+from billiard.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
+from lualock.errors import LockError
 from lualock.jobs.bound import Bound
-from lualock.jobs.celery import HEADER, free_dead
+from lualock.jobs.celery import HEADER
+
+log = logging.getLogger("lualock.jobs")
+
+ENDS = Terminated, WorkerLostError, SystemExit, KeyboardInterrupt
+"""What a worker is told of a task whose process has ended, or is about to."""
 
 WATCH_S, LOOK_S = 60.0, 0.1
 """For how long a process is watched that should end, and how often it is looked at."""
@@ -25,31 +32,24 @@ WATCH_S, LOOK_S = 60.0, 0.1
 class LockedRequest(Request):  # type: ignore[misc]  # Celery has no types
     """The request of a :class:`lualock.jobs.celery.LockedTask`."""
 
-    def terminate(self, pool: Any, signal: Any = None) -> None:
-        super().terminate(pool, signal)
-        self._watch()
-
     def on_timeout(self, soft: bool, timeout: float) -> None:
         super().on_timeout(soft, timeout)
         if not soft:
-            self._watch()
+            self._free()
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        error = exc_info.exception
-        # (That the worker was lost, the signal task_failure tells.)
-        if isinstance(error, Terminated | SystemExit | KeyboardInterrupt):
-            self._watch()
         super().on_failure(exc_info, *args, **kwargs)
+        if issubclass(exc_info.type, ENDS):  # (its exception is wrapped)
+            self._free()
 
-    def _watch(self) -> None:
+    def _free(self) -> None:
         work, pid = getattr(self.task, "work", None), self.worker_pid
         if isinstance(work, Bound) and pid and pid != os.getpid():
-            token = (self.request_dict or {}).get(HEADER)
-            told = work, self.args, self.kwargs, self.id, token, pid
-            threading.Thread(target=free_when_gone, args=told, daemon=True).start()
+            told = work, self.args, self.kwargs, self.id, self.request_dict.get(HEADER), pid
+            threading.Thread(target=_free_when_gone, args=told, daemon=True).start()
 
 
-def free_when_gone(
+def _free_when_gone(
     work: Bound, args: Any, kwargs: Any, task_id: str, token: str | None, pid: int
 ) -> None:
     """Free the lock of a task once the process that ran it is gone, and not before."""
@@ -58,7 +58,10 @@ def free_when_gone(
         if time.monotonic() > give_up:
             return
         time.sleep(LOOK_S)
-    free_dead(work, args, kwargs, task_id, token, pid)
+    try:
+        work.died(args, kwargs, job_id=task_id, token=token, pid=pid)
+    except LockError as error:
+        log.warning("the lock of task %s, which was killed, ends by itself: %s", task_id, error)
 
 
 def _lives(pid: int) -> bool:

@@ -9,8 +9,7 @@
     rebuild.enqueue(7)  # or rebuild.send(7)
 
 The lock is taken by the actor itself: what middleware raises before a message is processed would
-let it run *without* its lock. The token of a queued message travels in its options. A policy that
-delivers a message again needs the middleware ``Retries``, which is there by default.
+let it run *without* its lock. The token of a queued message travels in its options.
 """
 
 from __future__ import annotations
@@ -100,21 +99,12 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             if delivery is None:
                 raise
             delay_ms = int(later.delay_s * 1000)
-            if not self._judges_errors(message):
-                # The middleware counts it as one of the job's own retries, which it is not.
-                message.options["retries"] = message.options.get("retries", 0) - 1
-                raise Retry(str(later), delay=delay_ms) from None
-        # What the actor says of its own errors could make this one a dead letter.
+        # Sent again as it is. An error would be judged by ``throws`` and ``retry_when``, which know
+        # the actor's own, and be counted; and a message that is skipped would have a result.
         self.broker.enqueue(message.copy(), delay=delay_ms)
+        message.options["store_results"] = False
         _again.set(message.message_id)
         raise SkipMessage
-
-    def _judges_errors(self, message: Any) -> bool:
-        """Whether the middleware looks at an error before it retries."""
-        told = self.options | message.options
-        middlewares = [one for one in self.broker.middleware if isinstance(one, Retries)]
-        judge = any(told.get("retry_when", one.retry_when) for one in middlewares)
-        return judge or bool(told.get("throws"))
 
     def _retry_s(self, message: Any, error: BaseException) -> float | None:
         """In how many seconds at most the middleware has a message run again that raised this."""

@@ -45,24 +45,22 @@ def locked(job: Any) -> Callable[..., Any]:
 
     @functools.wraps(work.body)
     async def perform(ctx: Any, **kwargs: Any) -> Any:
+        delivered: Job | None = ctx.get("job")
+        # Else this job calls itself, or another one it, with its own ctx; or nothing of SAQ does.
+        if _context.get({}).get("job") is delivered:
+            delivered = None
+        delivery = None if delivered is None else _delivery(delivered, ctx["worker"])
         before = _context.set(ctx)
-        delivered: Job = ctx["job"]
-        if OWN_DELAY in delivered.meta:
-            delivered.retry_delay, delivered.retry_backoff = delivered.meta.pop(OWN_DELAY)
         try:
-            delivery = Delivery(
-                delivered.key,
-                delivered.meta.get(META),
-                lambda error: delivered.next_retry_delay() if delivered.retryable else None,
-            )
             if work.asynchronous:
                 return await work.run((), kwargs, delivery)
             return await asyncio.to_thread(work.run, (), kwargs, delivery)
         except RetryLater as later:
-            # SAQ has no other way to say when, and counts every delivery; this is to be none.
-            delivered.meta[OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
-            delivered.retry_delay, delivered.retry_backoff = later.delay_s, False
-            delivered.attempts -= 1
+            if delivered is not None:
+                # SAQ has no other way to say when, and counts every delivery; this is to be none.
+                delivered.meta[OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
+                delivered.retry_delay, delivered.retry_backoff = later.delay_s, False
+                delivered.attempts = min(delivered.attempts, delivered.retries) - 1
             raise
         finally:
             _context.reset(before)
@@ -71,6 +69,21 @@ def locked(job: Any) -> Callable[..., Any]:
         perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
     perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
     return perform
+
+
+def _delivery(job: Job, worker: saq.Worker[Any]) -> Delivery:
+    if OWN_DELAY in job.meta:
+        job.retry_delay, job.retry_backoff = job.meta.pop(OWN_DELAY)
+
+    def retry_s(error: BaseException) -> float | None:
+        """In how many seconds SAQ runs the job again that raised this."""
+        run = worker.job_task_contexts.get(job)
+        aborted = run is not None and run["aborted"] is not None
+        stopped = isinstance(error, asyncio.CancelledError) and worker.event.is_set()
+        # What a worker that stops interrupts it puts back, whatever was said of retries.
+        return job.next_retry_delay() if not aborted and (stopped or job.retryable) else None
+
+    return Delivery(job.key, job.meta.get(META), retry_s)
 
 
 class _Exists(Exception):

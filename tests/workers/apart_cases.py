@@ -9,6 +9,7 @@ do, and asserts.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from typing import Any
 
@@ -93,6 +94,73 @@ async def arq_plain_function(url: str) -> None:
     raise AssertionError("a plain function was taken")
 
 
+class Outer:
+    """A job that calls another one, whose lock is held, and itself, with what it was given."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.told: list[jobs.RetryLater] = []
+        self.done: list[bool] = []
+
+        @locks.job(key="inner", policy=jobs.Retry(60))
+        async def inner() -> None: ...
+
+        @locks.job(key=lambda first: "outer" if first else "inner", policy=jobs.Retry(60))
+        async def outer(first: bool) -> None:
+            for call in (self.inner, functools.partial(self.outer, first=False)):
+                try:
+                    await call(dict(leaf.context()))
+                except jobs.RetryLater as later:
+                    self.told.append(later)
+            self.done.append(True)
+
+        self.inner: Any = leaf.locked(inner)
+        self.outer: Any = leaf.locked(outer)
+        self.functions = [self.inner, self.outer]
+
+    def check(self) -> None:
+        assert self.done == [True]
+        assert [later.job_id for later in self.told] == [None, None]
+
+
+async def arq_one_job_calls_another(url: str) -> None:
+    """The inner one is no delivery, though it is given the outer one's ``ctx``."""
+    outer = Outer(arq_leaf)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    async with locks.lock("inner"):
+        await arq_leaf.enqueue(pool, outer.outer, True)
+        await arq.Worker(outer.functions, redis_pool=pool, burst=True, poll_delay=0.01).async_run()
+    outer.check()
+    await pool.aclose()
+
+
+async def arq_last_try(url: str) -> None:
+    """It is the worker, or the function, that says which try is the last; we need not be told."""
+    for most, function_most in ((2, None), (7, None), (5, 2)):
+        held: list[bool] = []
+
+        @locks.job(key="x", on_retry="hold")
+        async def look() -> None:
+            raise arq.Retry
+
+        async def after(ctx: Any, held: list[bool] = held) -> None:
+            held.append(await locks.lock("x").locked())
+
+        pool = await arq.create_pool(RedisSettings.from_dsn(url))
+        function = arq.func(arq_leaf.locked(look), name="look", max_tries=function_most)
+        await arq_leaf.enqueue(pool, look, _function="look")
+        worker = arq.Worker(
+            [function],
+            redis_pool=pool,
+            burst=True,
+            poll_delay=0.01,
+            max_tries=most,
+            after_job_end=after,
+        )
+        await worker.async_run()
+        assert held == [True] * ((function_most or most) - 1) + [False], held
+        await pool.aclose()
+
+
 def worker(queue: Any, functions: list[Any], **options: Any) -> Any:
     """Without its sweep, which takes a job that is just being taken for one that is stuck."""
     queue.sweep = nothing
@@ -157,11 +225,76 @@ async def saq_own_delay(url: str) -> None:
     await queue.disconnect()
 
 
+async def saq_one_job_calls_another(url: str) -> None:
+    """The inner one is no delivery, though it is given the outer one's ``ctx``."""
+    outer = Outer(saq_leaf)
+    queue = saq.Queue.from_url(url, name="cases")
+    async with locks.lock("inner"):
+        await saq_leaf.enqueue(queue, outer.outer, first=True)
+        await worker(queue, outer.functions).start()
+    outer.check()
+    await queue.disconnect()
+
+
+async def saq_comes_back_without_retries(url: str) -> None:
+    """A job with ``retries=0`` comes back, too, and is not tried again when it fails."""
+    busy = await locks.lock("x").acquire()
+    ran: list[int] = []
+
+    @locks.job(key="x", policy=lambda situation: jobs.Retry(0))
+    async def look() -> None:
+        ran.append(1)
+        raise ValueError
+
+    async def free(ctx: Any) -> None:
+        if busy.held:
+            await busy.release()
+
+    queue = saq.Queue.from_url(url, name="cases")
+    function = saq_leaf.locked(look)
+    assert await saq_leaf.enqueue(queue, function, retries=0)
+    await worker(queue, [function], after_process=free).start()
+    assert ran == [1]
+    await queue.disconnect()
+
+
+async def saq_interrupted(url: str) -> None:
+    """What SAQ cancels keeps its lock if SAQ runs it again, and only then: what it stops for its
+    own end it does, whatever was said of retries; what is aborted it does not."""
+    for aborted, retries in ((True, 3), (False, 1)):
+        begun = asyncio.Event()
+
+        @locks.job(key="x", on_retry="hold")
+        async def look(begun: asyncio.Event = begun) -> None:
+            begun.set()
+            await asyncio.sleep(60)
+
+        queue = saq.Queue.from_url(url, name="cases")
+        function = saq_leaf.locked(look)
+        entry: Any = await saq_leaf.enqueue(queue, function, retries=retries, timeout=0)
+        runs = saq.Worker(queue, [function], timers={"abort": 1, "sweep": 3600})
+        task = asyncio.create_task(runs.start())
+        await begun.wait()
+        if aborted:
+            await asyncio.sleep(1)  # SAQ aborts only what has run for a second
+            await entry.result.abort("not wanted")
+            await entry.result.refresh(until_complete=30)
+        else:
+            runs.event.set()
+            await task
+        assert await locks.lock("x").locked() == (not aborted)
+        await runs.stop()
+        await task
+        await queue.disconnect()
+
+
 CASES = {
     case.__name__: case
     for case in (
         *(arq_class, arq_same_id, arq_same_id_together, arq_plain_function),
-        *(saq_class, saq_same_key, saq_own_delay),
+        *(arq_one_job_calls_another, arq_last_try),
+        *(saq_class, saq_same_key, saq_own_delay, saq_one_job_calls_another),
+        *(saq_comes_back_without_retries, saq_interrupted),
     )
 }
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lualock
-from lualock.jobs import Coalesce, Replace, Retry, Situation, current_lease
+from lualock.jobs import Coalesce, Replace, Retry, Situation, Wait, current_lease
 from tests.workers.diary import Diary, lock_name
 
 Steps = Generator[Any, Any, Any]
@@ -151,6 +151,19 @@ def _never_done(name: str, where: str) -> Steps:
 def struck(where: str) -> Steps:
     """The process of its first run is killed, and the process above that sees it."""
     return _never_done("struck", where)
+
+
+@task()
+def requeued(where: str) -> Steps:
+    """The process of its first run is killed, and the job is put back into its queue for that."""
+    return _never_done("requeued", where)
+
+
+@task(unique="queued", policy=Wait(600))
+def waiting(where: str) -> Steps:
+    """Is ended while it waits for its lock."""
+    diary.write("start", "waiting", where)
+    yield 0.0
 
 
 @task()

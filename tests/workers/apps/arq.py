@@ -13,11 +13,7 @@ from tests.workers.apps import BROKER, DELAY_S, RETRY_S, outcome
 
 tasks.flop = lambda: arq.Retry(defer=RETRY_S)
 settings = RedisSettings.from_dsn(BROKER)
-TRIES = 2
-jobs = {
-    name: locked(job, max_tries=TRIES)
-    for name, job in tasks.jobs(__name__, asynchronous=True).items()
-}
+jobs = {name: locked(job) for name, job in tasks.jobs(__name__, asynchronous=True).items()}
 _pool: Any = None
 
 
@@ -26,7 +22,7 @@ class WorkerSettings:
     redis_settings = settings
     poll_delay = 0.1
     max_jobs = 4
-    max_tries = TRIES
+    max_tries = 2
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:

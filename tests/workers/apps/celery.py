@@ -16,8 +16,11 @@ RETRIES = {
     "autoretry_for": (tasks.Flop,),
     "retry_kwargs": {"countdown": RETRY_S, "max_retries": 1},
 }
-OPTIONS: dict[str, Any] = {"limited": {"time_limit": 1}} | dict.fromkeys(FLAKY, RETRIES)
-SIGNALS = {"terminated": "SIGKILL", "lingering": "SIGTERM"}
+OPTIONS: dict[str, Any] = dict.fromkeys(FLAKY, RETRIES) | {
+    "limited": {"time_limit": 1},
+    "requeued": {"acks_late": True, "reject_on_worker_lost": True},
+}
+SIGNALS = {"terminated": "SIGKILL", "waiting": "SIGKILL", "lingering": "SIGTERM"}
 jobs = {
     name: app.task(name=name, **OPTIONS.get(name, {}))(job)
     for name, job in tasks.jobs(__name__, asynchronous=False).items()
