@@ -73,6 +73,7 @@ def test_one_at_a_time(fleet: Fleet, killed: dict[str, float], system: str) -> N
     alone(entries)
     told = [entry.values for entry in entries if entry.event in ("end", "failed")]
     assert sorted(told) == sorted(each)
+    assert len({entry.pid for entry in entries}) >= 2, "there was somebody to exclude"
 
 
 def test_one_at_a_time_in_all_systems(fleet: Fleet) -> None:
@@ -97,13 +98,26 @@ def test_one_at_a_time_in_all_systems(fleet: Fleet) -> None:
 def test_a_job_that_outlives_its_lease(fleet: Fleet, system: str) -> None:
     """Its callback is called with exactly the job's arguments."""
     fleet.everywhere("overdue", "shop 7", pages=3)
-    fleet.until_count("overdue", system, 1, "expired")
-    (told,) = fleet.diary.entries("overdue", system, "expired")
-    if system == "saq":  # its jobs have arguments by name only
-        assert told.args == []
-        assert told.kwargs == {"where": system, "shop": "shop 7", "pages": 3}
-    else:
-        assert (told.args, told.kwargs) == ([system, "shop 7"], {"pages": 3})
+    assert exactly(fleet, "overdue", system, "expired")
+
+
+@every_system
+def test_a_job_that_finds_its_lock_held(fleet: Fleet, system: str) -> None:
+    """Its callback, too, is called with exactly the job's arguments; and so is that of a job which
+    is not even enqueued, by its producer."""
+    if "superfluous" not in fleet.begun:
+        jobs = ("superfluous", "unwanted")
+        held = [fleet.lock(each, job).acquire() for each in SYSTEMS for job in jobs]
+        for job in jobs:
+            fleet.everywhere(job, "shop 7", pages=3)
+        for each in SYSTEMS:
+            fleet.until_count("superfluous", each, 1, "failed")
+        for lease in held:
+            lease.release()
+    assert exactly(fleet, "superfluous", system, "failed")
+    assert exactly(fleet, "unwanted", system, "refused")
+    assert not fleet.diary.count("superfluous", system, "start")
+    assert not fleet.diary.count("unwanted", system, "start")
 
 
 @every_system
@@ -150,6 +164,13 @@ def test_the_lock_after_the_last_attempt(fleet: Fleet, system: str) -> None:
     (run,) = fleet.diary.entries("keeping", system, "start")
     with fleet.free(system, "keeping"):
         assert time.monotonic() - run.at >= 2.0
+
+
+@every_system
+def test_a_lock_that_was_held_for_attempts_in_vain(fleet: Fleet, system: str) -> None:
+    """When no attempt is left it is free: who waits for it has it after the last, and at once."""
+    assert fleet.behind("hopeless")[system].result() == 0
+    assert fleet.diary.count("hopeless", system, "start") == 2
 
 
 @every_system
@@ -231,6 +252,22 @@ def test_the_worker_is_killed(
     assert LEASE_S / 3 < recovered_s < LEASE_S + LATE_S
 
 
+@pytest.mark.parametrize("system", ["dramatiq", "arq", "taskiq"])
+def test_the_job_of_a_worker_that_was_killed(
+    fleet: Fleet, killed: dict[str, float], system: str
+) -> None:
+    """Where a system delivers it again by itself, it has its lock again, and runs to its end."""
+    fleet.until(
+        lambda: [run for run in fleet.diary.entries("mortal", system, "end") if run.values[1] == 1],
+        system,
+        "the job that was killed",
+    )
+    assert killed[system]
+    runs = fleet.diary.entries("mortal", system)
+    assert sorted(run.values[1] for run in runs if run.event == "end") == [1, 2]
+    alone([run for run in runs if run.at > killed[system]])
+
+
 @pytest.mark.parametrize("system", ["rq", "celery"])
 def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
     """RQ's work horses and Celery's pool have somebody above them, who frees the lock at once."""
@@ -302,6 +339,16 @@ def test_no_key_is_left(fleet: Fleet) -> None:
     """When all has ended nothing of lualock is on the server."""
     with fleet.server.client() as client:
         fleet.until(lambda: not client.keys("lualock:*"), "", "no key of lualock is left")
+
+
+def exactly(fleet: Fleet, job: str, system: str, event: str) -> bool:
+    """Whether a callback has been called once, and with what the job was enqueued with."""
+    fleet.until_count(job, system, 1, event)
+    (told,) = fleet.diary.entries(job, system, event)
+    if system == "saq":  # its jobs have arguments by name only
+        named = {"where": system, "shop": "shop 7", "pages": 3}
+        return (told.args, told.kwargs) == ([], named)
+    return (told.args, told.kwargs) == ([system, "shop 7"], {"pages": 3})
 
 
 def alone(entries: list[Entry]) -> None:

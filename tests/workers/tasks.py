@@ -126,6 +126,20 @@ def exclusive(where: str, number: int, hold: float = 0.0) -> Steps:
     return number
 
 
+@task()
+def superfluous(where: str, shop: str, *, pages: int = 1) -> Steps:
+    """Finds its lock held."""
+    with turn("superfluous", where, shop):
+        yield 0.0
+
+
+@task(unique="both")
+def unwanted(where: str, shop: str, *, pages: int = 1) -> Steps:
+    """Is not even enqueued."""
+    with turn("unwanted", where, shop):
+        yield 0.0
+
+
 @task(timeout=0.2)
 def overdue(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Takes longer than its lease."""
@@ -224,6 +238,14 @@ def _flaky(name: str, where: str) -> Steps:
 def holding(where: str) -> Steps:
     """Fails at first, and keeps its lock until it is tried again."""
     return _flaky("holding", where)
+
+
+@task(on_retry="hold", policy=Retry(SOON_S))
+def hopeless(where: str) -> Steps:
+    """Fails whenever it is tried, and keeps its lock until it was for the last time."""
+    diary.write("start", "hopeless", where)
+    yield 0.0
+    raise flop()
 
 
 @task(on_retry="release", policy=Retry(SOON_S))

@@ -11,9 +11,11 @@ from lualock.jobs import Enqueued, Refused
 
 BROKER = os.environ["LUALOCK_BROKER"]
 RETRY_S = 1
-FLAKY = ("holding", "freeing", "stubborn", "struck")
+FLAKY = ("holding", "freeing", "stubborn", "hopeless", "struck")
 """The jobs that their system is to try a second time, after RETRY_S seconds."""
 DELAY_S = 3
+BACK_S = 25
+"""When a job comes back whose worker was killed, where a system has a way to do that."""
 
 
 def outcome(entry: Enqueued | Refused) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from arq.connections import RedisSettings
 
 from lualock.jobs.arq import enqueue, locked, removed
 from tests.workers import tasks
-from tests.workers.apps import BROKER, DELAY_S, RETRY_S, outcome
+from tests.workers.apps import BACK_S, BROKER, DELAY_S, RETRY_S, outcome
 
 tasks.flop = lambda: arq.Retry(defer=RETRY_S)
 settings = RedisSettings.from_dsn(BROKER)
@@ -23,6 +23,7 @@ class WorkerSettings:
     poll_delay = 0.1
     max_jobs = 4
     max_tries = 2
+    job_timeout = BACK_S - 10  # and ten seconds after that, what was lost comes back
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:

@@ -9,9 +9,13 @@ from dramatiq.brokers.redis import RedisBroker
 
 from lualock.jobs.dramatiq import LockedActor
 from tests.workers import tasks
-from tests.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
+from tests.workers.apps import BACK_S, BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
-broker = RedisBroker(url=BROKER)  # type: ignore[no-untyped-call]  # Dramatiq has types in part
+# What a worker was given that has died comes back when that has not been heard of for a while, to
+# whoever looks; here, soon, and often.
+broker = RedisBroker(  # type: ignore[no-untyped-call]  # Dramatiq has types in part
+    url=BROKER, heartbeat_timeout=BACK_S * 1000, maintenance_chance=100_000
+)
 dramatiq.set_broker(broker)
 BACKOFF: dict[str, Any] = {"min_backoff": RETRY_S * 1000, "max_backoff": RETRY_S * 1000}
 jobs: dict[str, Any] = {

@@ -9,13 +9,13 @@ from taskiq_redis import ListRedisScheduleSource, RedisStreamBroker
 
 from lualock.jobs.taskiq import enqueue, locked
 from tests.workers import tasks
-from tests.workers.apps import BROKER, FLAKY, RETRY_S, outcome
+from tests.workers.apps import BACK_S, BROKER, FLAKY, RETRY_S, outcome
 
 # What was enqueued before the first worker came is to be run, too, and a loop that is starved while
 # thirty processes start is to give up no connection.
-broker = RedisStreamBroker(BROKER, consumer_id="0", socket_timeout=60).with_middlewares(
-    SmartRetryMiddleware(default_delay=RETRY_S)
-)
+broker = RedisStreamBroker(
+    BROKER, consumer_id="0", socket_timeout=60, idle_timeout=BACK_S * 1000
+).with_middlewares(SmartRetryMiddleware(default_delay=RETRY_S))
 source = ListRedisScheduleSource(BROKER)
 scheduler = TaskiqScheduler(broker, [source])
 SCHEDULED = ("patient",)
