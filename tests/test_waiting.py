@@ -128,11 +128,11 @@ async def test_who_becomes_first_because_others_leave_knows(world: World) -> Non
     lease = await settle(locks.lock("x", ttl=1.2).acquire())
     leaving = [
         asyncio.ensure_future(world.beside(lambda: locks.lock("x", ttl=30).acquire(timeout=0.6)))
-        for _ in range(3)
+        for _ in range(9)  # the first eight look by themselves
     ]
-    await world.until_waiters(locks.lock("x"), 3)
+    await world.until_waiters(locks.lock("x"), 9)
     last = asyncio.ensure_future(world.beside(locks.lock("x", ttl=30).acquire))
-    await world.until_waiters(locks.lock("x"), 4)
+    await world.until_waiters(locks.lock("x"), 10)
     left = await asyncio.gather(*leaving, return_exceptions=True)
     assert all(isinstance(error, lualock.NotAcquired) for error in left)
     got = await asyncio.wait_for(last, 1.2 + 1.0)
