@@ -96,6 +96,8 @@ def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
     assert raw.client.eval(source, 1, PLACE, B) == [b"held", b"job a"]
     assert raw.client.eval(source, 1, PLACE, A) == b"released"
     assert raw.client.eval(source, 1, PLACE, A) == b"already"
+    assert raw.reserve(A).isdigit()  # for the same job's retry
+    assert raw.client.eval(source, 1, PLACE, A) == b"released"
     assert raw.reserve(B).isdigit()
 
 
@@ -159,6 +161,14 @@ def test_start_where_others_wait(raw: Raw) -> None:
     assert raw.client.get(LOCK)[:1] == b"W"
 
 
+def test_start_where_nobody_waits(raw: Raw) -> None:
+    """A lock that is free, without anybody in its queue, does not say that somebody waits."""
+    raw.acquire(C)
+    raw("release", C)
+    raw.start(B, A)
+    assert raw.client.get(LOCK)[:1] == b"H"
+
+
 def test_start_too_late(raw: Raw) -> None:
     """A request that nobody waits for any more neither takes the lock nor gives up the place."""
     raw.reserve(A)
@@ -200,6 +210,24 @@ def test_died(raw: Raw) -> None:
     assert raw("died", b"job 1", A, b"host:7:") == b"missing"
     raw.acquire(C)
     assert raw("died", b"job 1", A, b"") == b"another"
+
+
+def test_died_while_others_wait(raw: Raw) -> None:
+    """The first who waits has the lock of the dead run, or it is free for whoever comes."""
+    for heard in (True, False):
+        raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
+        with raw.client.pubsub() as ear:
+            if heard:
+                ear.subscribe("ear")
+                assert ear.get_message(timeout=5)
+            raw("enqueue", D + b"1000 ear me", 0, 0, 1, ALWAYS)
+            told = raw("died", b"job 1", A, b"")
+            assert told == (b"handed_over" if heard else b"released")
+        assert (raw.client.get(LOCK)[17:39] == D) == heard
+        raw.client.setrange(LOCK, 0, "F")
+        assert raw("died", b"job 1", A, b"") == b"missing"
+        assert raw("request_release", A, 5_000, ALWAYS) == b"free"
+        raw.client.flushall()
 
 
 def test_died_while_it_waits_for_its_retry(raw: Raw) -> None:
@@ -246,6 +274,9 @@ def test_a_request_reaches_a_fence_from_the_future(raw: Raw) -> None:
     first = raw.client.get(ASKED)
     raw("request_release", B, 5_000, ALWAYS)
     assert raw.client.get(ASKED)[:16] > first[:16]
+    raw.client.set(ASKED, b"1" * 16 + A, px=5_000)  # meant for somebody before it
+    raw("request_release", B, 5_000, ALWAYS)
+    assert raw("release_requested", fence, C) == b"requested"
 
 
 def test_withdraw(raw: Raw) -> None:
@@ -285,7 +316,17 @@ def test_withdraw(raw: Raw) -> None:
         (ASKED, "release_requested", (b"1" * 16, A)),
     ],
 )
-@pytest.mark.parametrize("data", [b"somebody's", b"H" + b"x" * 60, b"?" + b"1" * 16 + b"x" * 30])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"somebody's",
+        b"H" + b"x" * 60,
+        b"H" + b"1" * 16 + b"x" * 21,  # too short by one
+        b"?" + b"1" * 16 + b"x" * 30,
+        b"1" * 16 + b"x" * 21,
+        b"x" * 38,
+    ],
+)
 def test_other_people_s_data(raw: Raw, key: bytes, verb: str, args: Any, data: bytes) -> None:
     """A key that holds what lualock did not write is left alone, and nothing else is changed."""
     if key == ASKED:

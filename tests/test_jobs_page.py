@@ -20,6 +20,7 @@ from tests.workers.leash import Leash
 PAGE = (apart.ROOT / "docs" / "jobs.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 OWN_TESTS = SECTIONS.pop("Tests of your own")
+del SECTIONS["Groups and chains"]  # see test_job_groups.py
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CONSOLE = re.compile(r"^```console\n\$ (.*?)\n```", re.DOTALL | re.MULTILINE)
 WAIT_S = 60.0

@@ -30,3 +30,13 @@ def test_the_commands_it_names_exist() -> None:
     makefile = (README.parent / "Makefile").read_text("utf-8")
     for target in set(re.findall(r"make (\w+)", README.read_text("utf-8"))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_what_it_quotes() -> None:
+    """The lines of Celery's example are those of the page where that is run."""
+    (quoted,) = re.findall(
+        r"^```text\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    page = (README.parent / "docs" / "jobs.md").read_text("utf-8")
+    for line in quoted.splitlines():
+        assert f"\n{line.removesuffix(' ...')}" in page, line

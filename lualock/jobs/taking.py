@@ -98,6 +98,8 @@ class Attempt:
         if delay_s is not None and self.delivery is not None:
             self.renew_no_more()
             yield from keep(self.lock, self._owner, delay_s + self.job.rules.queue_ttl)
+        elif isinstance(error, LockUnavailable):
+            yield from self._forsake_place()
         else:
             yield from self.leave_quietly()
 
@@ -227,9 +229,13 @@ class Attempt:
         try:
             yield from self.leave_place()
         except LockUnavailable as error:
-            assert self._owner is not None
             log.warning("the place of job %s is kept for now: %s", self.job.name, error)
-            yield partial(self._driver.forsake, protocol.forsake(_ask_of(self.lock, self._owner)))
+            yield from self._forsake_place()
+
+    def _forsake_place(self) -> Actions[None]:
+        assert self._owner is not None
+        self.renew_no_more()
+        yield partial(self._driver.forsake, protocol.forsake(_ask_of(self.lock, self._owner)))
 
     def _has_place(self) -> bool:
         """Whether it may have one: from its queue, or by an earlier delivery's policy."""

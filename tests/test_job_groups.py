@@ -1,0 +1,112 @@
+"""What docs/jobs.md says of groups and chains: what goes on without a member that was refused or
+dropped, and what never ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery
+import celery.contrib.testing.tasks  # the worker below looks for its task
+import dramatiq
+from celery.contrib.testing.worker import start_worker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+from huey import MemoryHuey
+
+import lualock
+from lualock import jobs
+from lualock.jobs import celery as celery_leaf
+from lualock.jobs import dramatiq as dramatiq_leaf
+from lualock.jobs import huey as huey_leaf
+
+
+def decide(situation: jobs.Situation) -> Any:
+    """Most are dropped, one comes back."""
+    return jobs.Retry(0.1) if situation.args[0] == "late" else None
+
+
+def shown(*told: Any) -> str:
+    """A job's body that shows what it was given."""
+    return f"shown {told}"
+
+
+def test_celery(locks: lualock.Locks) -> None:
+    """With a member that was refused a group never ends, a chord's body is never run, and what
+    comes after it in a chain is never sent. One that was dropped when it came to run counts, and
+    its result is None; one that comes back later holds up what comes after it."""
+    app = celery.Celery("groups", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    app.conf.update(broker_url="memory://", result_backend="cache+memory://")
+    body = locks.job(key=lambda *told: f"show {told[-1]}", unique="queued", policy=decide)(shown)
+    task: Any = app.task(body)
+    assert jobs.bound(body).reserve(("busy",), job_id="there already")
+    locks.lock("show held").acquire()
+    locks.lock("show late", ttl=1).acquire()
+    group, chain, chord = celery.group, celery.chain, celery.chord
+    with start_worker(app, pool="solo", perform_ping_check=False):
+        names = "busy", "held", "late"
+        groups = [group(task.si(f"with {name}"), task.si(name)).delay() for name in names]
+        assert groups[0].results[0].get(timeout=20) == shown("with busy")
+        assert groups[1].get(timeout=20) == [shown("with held"), None]
+        assert groups[2].get(timeout=20) == [shown("with late"), shown("late")]
+
+        first = chain(task.si("busy"), task.si(2)).delay()
+        second = chain(task.si(3), task.si("busy"), task.si(4)).delay()
+        assert second.parent.parent.get(timeout=20) == shown(3)
+        assert chain(task.si("held"), task.s(5)).delay().get(timeout=20) == shown(None, 5)
+        locks.lock("show late", ttl=1).acquire()
+        held_up = chain(task.si("late"), task.s(6)).delay()
+        assert held_up.get(timeout=20) == shown(shown("late"), 6)
+
+        never = chord([task.si(7), task.si("busy")])(task.s(8))
+        dropped = chord([task.si(9), task.si("held")])(task.s(10))
+        assert dropped.get(timeout=20) == shown([shown(9), None], 10)
+    assert not groups[0].ready()
+    assert {result.state for result in (first, second, second.parent, never)} == {"PENDING"}
+    app.close()
+
+
+def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
+    """They are sent past the actors, so none of their members is refused; a dropped one counts."""
+    broker = StubBroker()
+    results: Any = Results  # Dramatiq has types, but not for everything
+    broker.add_middleware(results(backend=StubBackend()))
+    body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, store_results=True
+    )(body)
+    assert actor.enqueue("busy")
+    assert not actor.enqueue("busy")
+    locks.lock("show held").acquire()
+    locks.lock("show late", ttl=1).acquire()
+    groups: Any = dramatiq.group
+    group = groups([actor.message("busy"), actor.message("held")], broker=broker)
+    pipe: Any = dramatiq.pipeline([actor.message("held"), actor.message(1)], broker=broker)
+    late: Any = dramatiq.pipeline([actor.message("late"), actor.message(2)], broker=broker)
+    group.run()
+    pipe.run()
+    late.run()
+    worker = dramatiq.Worker(broker, worker_timeout=100)
+    worker.start()
+    try:
+        assert list(group.get_results(block=True, timeout=20_000)) == ["shown ('busy',)", None]
+        assert pipe.get_result(block=True, timeout=20_000) == "shown (1, None)"
+        assert late.get_result(block=True, timeout=20_000) == f"shown {(2, shown('late'))}"
+    finally:
+        worker.stop()
+
+
+def test_huey_pipelines(locks: lualock.Locks) -> None:
+    """They are sent past the tasks, so none is refused; after a dropped one they go on."""
+    huey = MemoryHuey("groups", immediate=False)
+    huey.task_wrapper_class = huey_leaf.LockedTask
+    body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
+    task = huey.task()(body)
+    assert task.enqueue("busy")
+    locks.lock("show held").acquire()
+    results = huey.enqueue(task.s("busy").then(task, 2))
+    dropped = huey.enqueue(task.s("held").then(task, 3))
+    while (one := huey.dequeue()) is not None:
+        huey.execute(one)
+    assert results.get() == ["shown ('busy',)", "shown (2, \"shown ('busy',)\")"]
+    assert dropped.get() == [None, "shown (3,)"]
