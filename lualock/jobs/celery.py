@@ -107,7 +107,10 @@ def _locked(work: Bound) -> Callable[..., Any]:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
-            if delivery is None or request.is_eager:
+            if delivery is None:
+                raise
+            if request.is_eager:  # nothing delivers it again
+                work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
                 raise
             again = later
         finally:
