@@ -308,6 +308,23 @@ def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
     assert refused(result.refused, "the first")
 
 
+@pytest.mark.parametrize("canvas", [celery.group, celery.chain])
+def test_celery_never_leaves_a_canvas_waiting(
+    app: celery.Celery, locks: lualock.Locks, canvas: Any
+) -> None:
+    """The members of a group or a chain are all sent: one that was refused would never have a
+    result, and nobody could see why."""
+    job: Any = locks.job(unique="queued")(rebuild)
+    task = app.task(job)
+    assert jobs.bound(job).reserve([7], job_id="the first")
+    with delivered(task, 1) as sent:
+        canvas(task.si(7), task.si(7)).apply_async()
+        for message in list(sent):  # as a worker does after it
+            for rest in message.body[2]["chain"] or ():
+                task.app.signature(rest).apply_async(chain=[])
+    assert len(sent) == 2
+
+
 def test_celery_leaves_other_tasks_alone(app: celery.Celery) -> None:
     """The class is for all tasks of an app, also for those without a lock."""
     assert app.task(rebuild).delay(7).get() == "rebuilt 7"
