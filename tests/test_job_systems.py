@@ -73,6 +73,10 @@ async def rebuild_async(shop_id: int) -> str:
     return f"rebuilt {shop_id}"
 
 
+def trouble(shop_id: int) -> None:
+    raise Trouble
+
+
 BODIES = pytest.mark.parametrize("body", [rebuild, rebuild_async])
 
 
@@ -223,6 +227,25 @@ def test_rq_one_job_calls_another(
     assert len(outer.told) == 1
 
 
+@pytest.mark.parametrize("body", [rebuild, trouble])
+def test_rq_without_a_worker(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
+) -> None:
+    """A queue with ``is_async=False`` tries nothing again, so nothing is left for that."""
+    here = rq.Queue(connection=queue.connection, is_async=False)
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
+    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(key="x", **rules)(body)))
+    with locks.lock("x"):
+        held = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
+    free = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
+    assert isinstance(held, jobs.Enqueued)
+    assert isinstance(free, jobs.Enqueued)
+    assert held.result.get_status() == "failed"
+    assert free.result.get_status() == ("finished" if body is rebuild else "failed")
+    assert not locks.lock("x").locked()
+    assert not jobs.bound(job).place([7]).locked()
+
+
 def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
     """A job that calls itself with other arguments, whose lock is held."""
     told: list[jobs.RetryLater] = []
@@ -285,6 +308,23 @@ def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
     assert refused(result.refused, "the first")
 
 
+@pytest.mark.parametrize("canvas", [celery.group, celery.chain])
+def test_celery_never_leaves_a_canvas_waiting(
+    app: celery.Celery, locks: lualock.Locks, canvas: Any
+) -> None:
+    """The members of a group or a chain are all sent: one that was refused would never have a
+    result, and nobody could see why."""
+    job: Any = locks.job(unique="queued")(rebuild)
+    task = app.task(job)
+    assert jobs.bound(job).reserve([7], job_id="the first")
+    with delivered(task, 1) as sent:
+        canvas(task.si(7), task.si(7)).apply_async()
+        for message in list(sent):  # as a worker does after it
+            for rest in message.body[2]["chain"] or ():
+                task.app.signature(rest).apply_async(chain=[])
+    assert len(sent) == 2
+
+
 def test_celery_leaves_other_tasks_alone(app: celery.Celery) -> None:
     """The class is for all tasks of an app, also for those without a lock."""
     assert app.task(rebuild).delay(7).get() == "rebuilt 7"
@@ -318,6 +358,29 @@ def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) ->
     for job.called in (task, task.run):
         assert task.delay(True).get() == "done"
     assert [later.job_id for later in told] == [None, None]
+
+
+def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
+    """What runs at once, in the caller, comes back to nobody: nothing is left for that. What
+    Celery retries there does."""
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
+    ran: list[int] = []
+
+    def body(shop_id: int) -> str:
+        ran.append(shop_id)
+        if len(ran) < 3:
+            raise Trouble
+        return "done"
+
+    job: Any = locks.job(key="x", **rules)(body)
+    task = app.task(autoretry_for=(Trouble,), default_retry_delay=0)(job)
+    app.conf.task_eager_propagates = False
+    with locks.lock("x"):
+        assert task.delay(7).state == task.apply((7,)).state == "FAILURE"
+    assert task.delay(7).get() == "done"
+    assert len(ran) == 3
+    assert not locks.lock("x").locked()
+    assert not jobs.bound(job).place([7]).locked()
 
 
 @contextmanager
@@ -635,6 +698,19 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
     assert len(consumer) == 3
     with pytest.raises(lualock.InvalidArgument, match="context=True"):
         consumer.task(context=True)(locks.job(rebuild))
+
+
+def test_huey_runs_classes(locks: lualock.Locks) -> None:
+    """Each under its own name, whichever way it is said."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+
+    class Other(Graph):
+        pass
+
+    tasks = [consumer.task()(Graph), consumer.task()(jobs.as_function(Other))]
+    assert [task(7).get() for task in tasks] == ["graph of 7", "graph of 7"]
+    assert [task.task_class.__name__ for task in tasks] == ["Graph", "Other"]
 
 
 def test_huey_leaves_other_tasks_alone() -> None:

@@ -32,6 +32,8 @@ from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, RetryLater, is_failure, token_of
 
 HEADER = "lualock"
+CANVAS = "chain", "chord", "group_id"
+"""The options of a task that others wait for: if it was refused, they would for ever."""
 
 log = logging.getLogger("lualock.jobs")
 
@@ -70,7 +72,9 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
         headers = dict(options.pop("headers", None) or {})
         push = functools.partial(super().apply_async, args, kwargs)
         again = HEADER in headers or (task_id is not None and task_id == self.request.id)
-        if self.work is None or again:  # what is sent again has its place, or needs none
+        part = any(options.get(key) is not None for key in CANVAS)
+        # What is sent again has its place, or needs none.
+        if self.work is None or again or part:
             return push(task_id=task_id, headers=headers or None, **options)
         task_id = task_id or uuid()
 
@@ -107,7 +111,10 @@ def _locked(work: Bound) -> Callable[..., Any]:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
-            if delivery is None or request.is_eager:
+            if delivery is None:
+                raise
+            if request.is_eager:  # nothing delivers it again
+                work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
                 raise
             again = later
         finally:

@@ -50,7 +50,9 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
                     f"task {self.work.name}: with context=True the task would be one of the "
                     "arguments that name its lock; leave it out"
                 )
-            func, context = _locked(self.work), True
+            run = _locked(self.work)
+            run.__name__, run.__module__ = func.__name__, func.__module__  # also of a class
+            func, context = run, True
         super().__init__(huey, func, context, name, **options)
         if self.work is not None:
             huey.signal(signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED)(self._gone)

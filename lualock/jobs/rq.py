@@ -31,6 +31,8 @@ from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
+SYNC = "sync"
+"""The worker of a queue with ``is_async=False``, which tries nothing again."""
 
 log = logging.getLogger("lualock.jobs")
 
@@ -53,6 +55,9 @@ def locked(job: Any) -> Any:
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
             if delivered is None:
+                raise
+            if delivered.worker_name == SYNC:
+                removed(delivered)
                 raise
             return _again(delivered, later)
         finally:
@@ -112,6 +117,8 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
 
 
 def _delivery(job: Job) -> Delivery:
+    if job.worker_name == SYNC:
+        return Delivery(job.id, job.meta.get(META))
     return Delivery(
         job.id,
         job.meta.get(META),
