@@ -55,11 +55,12 @@ PLACE = ":job"
 
 @dataclass(slots=True)
 class _Span:
-    """A time in which something is certain of something."""
+    """A time in which something is certain of something, which may have begun before."""
 
     start: float
     end: float
     id: str
+    asked: float
 
 
 class _Furthest:
@@ -87,12 +88,16 @@ class _Job:
     id: str
     open: float | None = None  # since when it is certain
     until: float = -math.inf
+    placed: float = math.inf  # since when it may have the place that it has now
     answered: float = -math.inf  # when it heard of its place last
     taking: float = -math.inf  # when somebody began to take it away last
-    takers: int = 0
+    takers: list[float] = field(default_factory=list)  # when those began who are not done yet
+    lost: float = -math.inf  # when it was surely taken away last
     spans: list[_Span] = field(default_factory=list)
-    asked: list[float] = field(default_factory=list)  # when it asked for a place
-    gone: list[float] = field(default_factory=list)  # when its place was surely gone
+    asked: list[float] = field(default_factory=list)  # when it asked for a place,
+    heard: dict[float, float] = field(default_factory=dict)  # and, by that, when it had it
+    gone: list[float] = field(default_factory=list)  # when it was surely taken away,
+    began_to_go: list[float] = field(default_factory=list)  # and when that began
     began: list[float] = field(default_factory=list)
     ended: float = math.inf
     well: bool = False
@@ -102,7 +107,7 @@ class _Job:
     def close(self, t: float) -> None:
         """From now on it is not certain."""
         if self.open is not None and min(t, self.until) > self.open:
-            self.spans.append(_Span(self.open, min(t, self.until), self.id))
+            self.spans.append(_Span(self.open, min(t, self.until), self.id, self.placed))
         self.open = None
 
 
@@ -160,27 +165,30 @@ class _Rules:
         kind, t, job = event.kind, event.t, self._job(event)
         if kind == "reserve":
             job.asked.append(t)
+            job.placed = min(job.placed, t)
         elif kind == "placed":
             self._placed(event, job)
         elif kind == "taking":
             job.takes[t] = job.until if job.open is not None else -math.inf
             job.close(t)
-            job.takers += 1
+            job.takers.append(t)
             job.taking = t
         elif kind == "untaken":
-            job.takers -= 1
+            began = job.takers.pop(0)
             if event.what == "gone":
+                job.began_to_go.append(began)
                 job.gone.append(t)
-                job.until = -math.inf
+                job.lost = t
+                job.until, job.placed = -math.inf, math.inf
             elif not job.takers and job.until > t:
                 job.open = t
         elif kind == "unplaced":
             assert event.since is not None
             if job.open is not None and t < job.until and job.taking < event.since:
                 text = f"{job.id} lost its place {job.until - t:.6f} s before its end"
-                self._unless_parted("place", job.lock, job.open, t, text, job.id)
+                self._unless_parted("place", job.lock, job.placed, t, text, job.id)
             job.close(t)
-            job.until = -math.inf
+            job.until, job.placed = -math.inf, math.inf
         elif kind == "enqueue":
             self._enqueue[job.id] = t
         elif kind == "pushed":
@@ -203,7 +211,9 @@ class _Rules:
         assert event.until is not None
         if event.what:
             self._alone.append(event)
-        if job.takers or job.taking >= event.since:
+        job.heard[event.since] = event.t
+        job.placed = min(job.placed, event.since)
+        if job.takers or max(job.taking, job.lost) >= event.since:
             return  # it may have been taken away before this was said
         if job.open is None:
             job.open = event.t
@@ -235,7 +245,8 @@ class _Rules:
         for one in sorted(spans, key=lambda span: span.start):
             if last is not None and one.id != last.id and one.start < last.end:
                 text = f"{one.id} is queued for {lock}, and {last.id} is until {last.end:.6f}"
-                self._unless_parted("queued", lock, last.start, one.start, text, last.id, one.id)
+                since = min(last.asked, one.asked)
+                self._unless_parted("queued", lock, since, one.start, text, last.id, one.id)
             if last is None or one.end > last.end:
                 last = one
 
@@ -244,11 +255,13 @@ class _Rules:
         for one in attempts:
             if one.until <= one.got:
                 continue
-            start, name = one.got, runs.get(one.id, one.id)
+            start, asked, name = one.got, one.asked, runs.get(one.id, one.id)
             job = self._jobs.get((lock, name))
             if job is not None and job.takes.get(one.asked, -math.inf) >= one.got:
-                start = next((s.start for s in job.spans if s.end == one.asked), start)
-            yield _Span(start, one.until, name)
+                for place in job.spans:
+                    if place.end == one.asked:
+                        start, asked = place.start, place.asked
+            yield _Span(start, one.until, name, asked)
 
     def _check_alone(self, lock: str, busy: _Furthest) -> None:
         for event in self._alone:
@@ -263,10 +276,12 @@ class _Rules:
                 f"and {other.id} was queued or ran from {other.start:.6f} to {other.end:.6f}"
             )
             ids = other.id, event.id
-            self._unless_parted("alone", lock, other.start, event.t, text, *ids)
+            self._unless_parted("alone", lock, other.asked, event.t, text, *ids)
 
     def _check_refused(self, lock: str, attempts: list[Attempt], runs: dict[str, str]) -> None:
-        possible = _Furthest(_Span(one.asked, _surely_free(one), one.id) for one in attempts)
+        possible = _Furthest(
+            _Span(one.asked, _surely_free(one), one.id, one.asked) for one in attempts
+        )
         for event in self._refused:
             if event.lock != lock or event.what == "unavailable":
                 continue
@@ -277,7 +292,7 @@ class _Rules:
             else:
                 other = self._jobs.get((lock, event.other))
                 wrong = bool(event.other) and (other is None or not _may_be_queued(other, asked, t))
-            haunted = self._causes.first_of(("ghost", "failover"), lock, -math.inf, t)
+            haunted = self._causes.first_of(("ghost", *OVERLAPS), lock, -math.inf, t)
             haunted = haunted or self._causes.first_of(("ghost",), lock + PLACE, -math.inf, t)
             if wrong and not haunted:
                 text = (
@@ -315,7 +330,7 @@ def _surely_free(one: Attempt) -> float:
 
 def _may_be_queued(job: _Job, asked: float, t: float) -> bool:
     """Whether it may have had a place at any time between the two."""
-    gone = bisect_right(job.gone, asked)
-    since = job.gone[gone - 1] if gone else -math.inf
-    first = bisect_right(job.asked, since)  # the first that it asked for after that
-    return first < len(job.asked) and job.asked[first] <= t
+    before = job.began_to_go[: bisect_right(job.gone, asked)]
+    gone = max(before, default=-math.inf)  # what it had by then was taken away
+    asks = job.asked[: bisect_right(job.asked, t)]
+    return any(job.heard.get(one, math.inf) > gone for one in asks)

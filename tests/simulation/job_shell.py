@@ -48,6 +48,11 @@ def carry_out(actions: Actions[T]) -> Steps[T]:
         return result
 
 
+def verb_of(steps: Any) -> str:
+    """Which generator it is."""
+    return str(steps.__name__)
+
+
 class Actor(Client):
     """Who does something with jobs: a producer, a worker."""
 
@@ -130,7 +135,7 @@ class Actor(Client):
     def acquires(self, lock: Lock, ask: Ask, steps: Steps[Grant]) -> Steps[Lease]:
         """Take the lock of a run."""
         world, process, key = self.world, self.process, ask.key
-        starts = steps.__name__ == "take"
+        starts = verb_of(steps) == "take"
         wait_s = 0 if starts else getgeneratorlocals(steps)["wait_s"]
         ident = ask.token.decode().rstrip("_")
         who = {"lock": name_at(key), "who": process.name, "id": ident}
@@ -199,7 +204,7 @@ class Driver:
 
     def run(self, steps: Steps[Any]) -> Steps[Any]:
         """The steps, which write down what they do."""
-        told, verb = getgeneratorlocals(steps), steps.__name__
+        told, verb = getgeneratorlocals(steps), verb_of(steps)
         ask: Ask | None = told.get("ask")
         if ask is not None and ask.key.endswith(PLACE):
             return self._actor.at_place(verb, ask, steps, waits=False)

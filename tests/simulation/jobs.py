@@ -233,12 +233,16 @@ class Queue:
             alive = [one for one in self.workers if not one.process.dead]
             if self.tells and alive:
                 teller = self.world.random.choice(alive)
-                teller.process.start(self._tell(teller, worker, work))
+                late = int(self.world.random.random() ** 2 * 3 * US)
+                teller.process.soon(late, self._notice, teller, worker, work)
             self.put(work, 0.0)
         elif self.twice and work.deliveries < MOST_DELIVERIES:
             self.put(work, 0.0)
         else:
             self.world.after(int(self.patience_s * US), self._look, worker, work, delivery)
+
+    def _notice(self, teller: Worker, dead: Worker, work: Work) -> None:
+        teller.process.start(self._tell(teller, dead, work))
 
     def _tell(self, teller: Worker, dead: Worker, work: Work) -> Steps[None]:
         """Somebody who cares for workers frees what a dead one had."""
@@ -287,6 +291,8 @@ def _declare(draw: Callable[[], float], choice: Callable[[Any], Any], body: Any)
         (
             None,
             retry,
+            jobs.Coalesce(None, None),
+            jobs.Replace(2.0),
             jobs.Wait(choice((0.2, 2.0, None)), choice((None, retry))),
             jobs.Replace(choice((0.5, 3.0)), choice((None, retry))),
             jobs.Coalesce(choice((None, 0, 1.0)), retry),
@@ -325,6 +331,7 @@ def cast(
     declared = [_declare(draw, choice, body) for _ in range(choice((1, 1, 2)))]
     hold_s = choice((0.01, 0.1, 0.5, 1.0))
     late_s = choice((0.0, 0.0, 0.5))
+    idle_s = choice((0.001, 0.02, 0.2, 2.0))
     number = 0
 
     def make() -> Work:
@@ -334,7 +341,7 @@ def cast(
             f"j{number}",
             lock=choice(locks),
             job=choice(declared),
-            idle_s=draw() ** 2 * choice((0.001, 0.1, 1.0)) * 2,
+            idle_s=draw() * idle_s,
             delay_s=draw() * late_s,
             hold_s=hold_s * draw() * 2,
             fails=choice((0, 0, 0, 1, 2)),
@@ -349,7 +356,7 @@ def cast(
         process, renewal = choice(renewals)
         producer = Producer(process, f"e{at}", renewal, locks)
         producer.queue = queue
-        producer.works = [make() for _ in range(choice((1, 2, 3, 4)))]
+        producer.works = [make() for _ in range(choice((1, 2, 4, 6)))]
         producer.calm_works = [make() for _ in range(choice((0, 1, 2)) if calm_at_s else 0)]
         producer.calm_at_s = calm_at_s
         producers.append(producer)
