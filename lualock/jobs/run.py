@@ -74,24 +74,29 @@ def run(it: Run) -> Actions[Any]:
 def _take_all(it: Run) -> Actions[None]:
     """Take all locks of the run, or none."""
     job = it.job
+    attempts = [Attempt(job, lock, it.args, it.kwargs, it.delivery) for lock in it.locks]
     try:
-        for lock in it.locks:
+        while attempts:
+            attempt = attempts.pop(0)
             try:
-                attempt = Attempt(job, lock, it.args, it.kwargs, it.delivery)
                 lease = yield from attempt.take()
             except LockUnavailable as error:
                 if job.rules.on_unavailable == "raise":
                     raise
                 if job.rules.on_unavailable == "skip":
-                    raise NotAcquired(str(error), name=lock.name) from error
+                    raise NotAcquired(str(error), name=attempt.lock.name) from error
                 log.warning("job %s runs without its lock: %s", job.name, error)
+                for other in attempts:
+                    yield from other.stand_aside(error)
                 return
-            it.held.append((lock, lease))
+            it.held.append((attempt.lock, lease))
     except GeneratorExit:
         raise
-    except BaseException:
+    except BaseException as error:
         while it.held:
             yield from quietly(it.held.pop()[1].release)
+        for other in attempts:
+            yield from other.stand_aside(error)
         raise
 
 

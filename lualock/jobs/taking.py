@@ -73,15 +73,21 @@ class Attempt:
             return (yield from self._take())
         except RetryLater:
             raise
-        except NotAcquired:
-            yield from self._leave_quietly()
-            raise
         except GeneratorExit:
             self._renew_no_more()
             raise
         except BaseException as error:
-            yield from self._given_up(error)
+            yield from self.stand_aside(error)
             raise
+
+    def stand_aside(self, error: BaseException) -> Actions[None]:
+        """It does not go on to this lock, because of that: what becomes of its place there."""
+        if isinstance(error, RetryLater):
+            yield from self._keep_place(error.delay_s)
+        elif isinstance(error, NotAcquired):
+            yield from self._leave_quietly()
+        else:
+            yield from self._given_up(error)
 
     def _take(self) -> Actions[AnyLease]:
         first: Action = partial(self.lock.acquire, timeout=0)
@@ -99,10 +105,13 @@ class Attempt:
 
     def _given_up(self, error: BaseException) -> Actions[None]:
         """It was cancelled, timed out or interrupted on its way: nobody waits in its place, which
-        is kept only if the system tries the job again."""
+        is kept only if the system tries the job again. (It hears nothing of a server that is away
+        where the job is dropped, or run without its lock, then.)"""
+        told = not isinstance(error, LockUnavailable) or self.job.rules.on_unavailable == "raise"
         delay_s: float | None = None
         try:
-            delay_s = None if self.delivery is None else self.delivery.will_retry(error)
+            if told and self.delivery is not None:
+                delay_s = self.delivery.will_retry(error)
         except Exception:
             log.exception("whether job %s is retried is not known: it has no place", self.job.name)
         if delay_s is None:
