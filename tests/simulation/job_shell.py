@@ -208,8 +208,8 @@ class Driver:
         ask: Ask | None = told.get("ask")
         if ask is not None and ask.key.endswith(PLACE):
             return self._actor.at_place(verb, ask, steps, waits=False)
-        if ask is not None and verb == "take":
-            return self._actor.keeps(ask, steps)
+        if "lease" in told:
+            return self._actor.keeps(getgeneratorlocals(told["steps"])["ask"], steps)
         return steps
 
     def later(self, step: protocol.Later) -> None:
