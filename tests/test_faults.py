@@ -513,7 +513,7 @@ async def test_a_claim_that_never_arrives(shell: World) -> None:
     """A holder whose claim is lost without its noticing stops being one before the claim window
     ends, and the lock goes to the next."""
     async with faulty(shell) as proxy:
-        case = Case(shell, proxy, "x", "extend", Fault("half-open", times=99))
+        case = Case(shell, proxy, "x", "claim", Fault("half-open", times=99))
         held = await case.take(case.rival())
         waiter = await case.queued(case.victim(ttl=30))
         other = await case.queued(case.rival())

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock import jobs
+from lualock import jobs, protocol
 from lualock.jobs.enqueue import Entry
+from lualock.jobs.finish import _passed_on
 from lualock.jobs.job import Run
 from lualock.jobs.run import run
 
@@ -112,3 +113,59 @@ def test_every_action(name: str, kind: Any, one_server: Any, one_client: Any) ->
     late = GIVEN_UP_LATE.get(name, []) if kind is lualock.LockUnavailable else []
     left = [0 if at in late else count for at, count in enumerate(left, 1)]
     assert list(struck(make, busy, one_server.url, one_client, kind("struck"))) == left
+
+
+def _in_use(client: Any) -> list[bytes]:
+    return [key for key in client.keys("*") if client.get(key)[:1] not in b"RF"]
+
+
+@pytest.mark.parametrize("on_unavailable", ["skip", "run"])
+def test_who_goes_on_without_a_server_keeps_no_place(
+    on_unavailable: str, one_server: Any, one_client: Any
+) -> None:
+    """The server is away for a moment when a queued job begins: it is dropped, or run without its
+    lock, so it is not tried again, whatever the system would do about an error."""
+    one_client.flushall()
+    with lualock.connect(one_server.url) as locks:
+        job = locks.job(key="new", unique="both", on_unavailable=on_unavailable)(_work)
+        work = jobs.bound(job)
+        work.reserve(job_id="a", token="t" * 22)
+        delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
+        actions = run(Run(work._job, locks, (), {}, delivery))
+        assert play(actions, 1, lualock.LockUnavailable("struck"))
+    assert _in_use(one_client) == []
+
+
+def test_who_is_dropped_at_the_first_of_two_locks_keeps_no_place(
+    one_server: Any, one_client: Any
+) -> None:
+    """A queued job has a place beside each of its locks, and gives up those to which it does not
+    come."""
+    one_client.flushall()
+    with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
+        lease = others.lock("old").acquire()
+        assert not play(_run(token="t" * 22, unique="queued")(locks), 0, Interruption())
+        lease.release()
+    assert _in_use(one_client) == []
+
+
+def test_an_interruption_while_the_lock_is_kept_for_a_retry(
+    one_server: Any, one_client: Any
+) -> None:
+    """The run is over, so nobody else would give up a lease that was not passed on."""
+    one_client.flushall()
+    with lualock.connect(one_server.url) as locks:
+        lease = locks.lock("new").acquire()
+        ask, driver = locks.lock("new")._ask(), locks._driver
+        adopts = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
+
+        def interrupted() -> protocol.Steps[None]:
+            steps = _passed_on(lease, adopts)
+            next(steps)  # and so it is never sent
+            step = steps.throw(Interruption())
+            while True:
+                step = steps.send((yield step))
+
+        with pytest.raises(Interruption):
+            driver.run(interrupted())
+    assert _in_use(one_client) == []

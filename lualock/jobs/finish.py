@@ -13,7 +13,7 @@ from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
 from lualock.jobs.taking import forsake, place_of
 from lualock.jobs.terms import is_failure
-from lualock.protocol import note
+from lualock.protocol import Grant, Steps, note
 
 log = logging.getLogger("lualock.jobs")
 
@@ -119,11 +119,25 @@ def _keep_lock(it: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions
     yield partial(_pass_on, lease, keep)
 
 
-def _pass_on(lease: AnyLease, steps: Any) -> Any:
+def _pass_on(lease: AnyLease, steps: Steps[Grant]) -> Any:
     if lease._watch is not None:
         lease._watch.drop(lease)
     lease._grant.released = True
-    return lease._driver.run(steps)
+    return lease._driver.run(_passed_on(lease, steps))
+
+
+def _passed_on(lease: AnyLease, steps: Steps[Grant]) -> Steps[None]:
+    """Pass it on, or give it up: nobody will look after it when this has ended. What was lost on
+    the way to it is laid in any case."""
+    try:
+        yield from steps
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield from protocol.undo(lease._ask)
+        raise
+    if lease._grant.ghost is not None:
+        yield from protocol.undo(lease._ask)
 
 
 def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:

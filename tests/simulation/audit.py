@@ -12,9 +12,10 @@ from typing import Any
 
 from lualock.keys import queue_key
 from lualock.protocol import Call
+from tests.simulation import job_contract
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken
-from tests.simulation.network import lock_of
+from tests.simulation.network import lock_of, name_at
 from tests.simulation.world import US, World
 
 GRACE_US = 120_000
@@ -33,9 +34,15 @@ class Audit:
 
     def _before(self, call: Call) -> None:
         store, lock = self._world.server.store, call.parts[0]
-        self._seen = Seen.look(store, lock, queue_key(lock))
+        if call.script.name in job_contract.NAMES:
+            self._around = job_contract.Around.look(store, call)
+        else:
+            self._seen = Seen.look(store, lock, queue_key(lock))
 
     def _watch(self, call: Call, reply: Any) -> None:
+        if call.script.name in job_contract.NAMES:
+            self._watch_jobs(call, reply)
+            return
         store, lock = self._world.server.store, call.parts[0]
         after = Seen.look(store, lock, queue_key(lock))
         self._change(lock_of(call), after.owner)
@@ -43,12 +50,21 @@ class Audit:
         for what in broken(Run(call, self._seen, after, reply, told, store)):
             self._world.wrong("contract", f"{call.script.name} {what}")
 
+    def _watch_jobs(self, call: Call, reply: Any) -> None:
+        server = self._world.server
+        after = job_contract.Around.look(server.store, call)
+        lock = lock_of(call).removesuffix(":asked")
+        self._change(lock, after.lock.owner)
+        self._change(f"{lock}:job", after.place.owner)
+        run = job_contract.JobRun(call, self._around, after, reply, server.told, server.store)
+        for what in job_contract.broken(run):
+            self._world.wrong("contract", f"{call.script.name} {what}")
+
     def _lost(self, key: bytes, value: Any, end_ms: int | None) -> None:
         """A key is gone."""
-        if type(value) is not bytes or not key.endswith(b"}"):
+        if type(value) is not bytes or not key.endswith((b"}", b"}:job")):
             return
-        lock = key.decode().partition("{")[2].rstrip("}")
-        world = self._world
+        lock, world = name_at(key), self._world
         world.history.append(Event(world.t, "cause", lock=lock, what="forgot"))
         if value[:1] in (b"H", b"W") and end_ms is not None:
             if value[17:39] not in world.known:

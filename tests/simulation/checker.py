@@ -24,6 +24,7 @@ gone       the process ``who`` died: none of what it has in hand goes on
 cause      something was done to the world that may excuse what follows. ``what``, from ``t`` to
            ``until``; with ``who`` or ``lock`` it concerns only these. See :data:`CAUSES`
 left       a key (``what``) is still there after everything ended and every ttl passed
+(jobs)     what is said of jobs and their places is judged by ``job_rules.py``, and told there
 end        the history is over; every wait must have ended
 =========  =======================================================================================
 
@@ -77,6 +78,12 @@ CAUSES = {
 }
 """What may excuse something. Only :data:`OVERLAPS` explain two holders."""
 
+JOBS = (
+    *("enqueue", "reserve", "placed", "unplaced", "taking", "untaken", "pushed", "enqueued"),
+    *("refused", "superseded", "began", "done"),
+)
+"""The kinds of events of jobs: see ``job_rules.py``."""
+
 OVERLAPS = ("failover", "data_loss", "clock_forward")
 LOSSES = ("failover", "data_loss")
 SETTLE_S = 10.0
@@ -99,6 +106,8 @@ class Event:
     wait_s: float | None = None
     fair: bool = True
     priority: int = 0
+    since: float | None = None
+    other: str = ""
 
     def line(self) -> str:
         """As a line of JSON, without what is as usual."""
@@ -161,7 +170,7 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class _Attempt:
+class Attempt:
     """One acquisition, from its first request to its end."""
 
     lock: str
@@ -270,11 +279,11 @@ def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
     limits = limits or Limits()
     verdict = Verdict()
     history = sorted(events, key=lambda event: event.t)
-    attempts, wrote, ended = _assemble(history, verdict)
+    attempts, wrote, ended = assemble(history, verdict)
     causes = [event for event in history if event.kind == "cause"]
     causes += _implied(history, attempts.values())
     world = Causes(causes)
-    by_lock: defaultdict[str, list[_Attempt]] = defaultdict(list)
+    by_lock: defaultdict[str, list[Attempt]] = defaultdict(list)
     for attempt in attempts.values():
         by_lock[attempt.lock].append(attempt)
         _check_ends(attempt, ended, world, limits, verdict)
@@ -293,18 +302,20 @@ def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
     return verdict
 
 
-def _assemble(
+def assemble(
     history: list[Event], verdict: Verdict
-) -> tuple[dict[str, _Attempt], defaultdict[str, list[Event]], bool]:
+) -> tuple[dict[str, Attempt], defaultdict[str, list[Event]], bool]:
     """The acquisitions out of their events."""
-    attempts: dict[str, _Attempt] = {}
+    attempts: dict[str, Attempt] = {}
     wrote: defaultdict[str, list[Event]] = defaultdict(list)
-    of: defaultdict[str, list[_Attempt]] = defaultdict(list)  # what each process has in hand
+    of: defaultdict[str, list[Attempt]] = defaultdict(list)  # what each process has in hand
     ended = False
     for event in history:
         kind = event.kind
+        if kind in JOBS:
+            continue
         if kind == "ask":
-            one = attempts[event.id] = _Attempt(
+            one = attempts[event.id] = Attempt(
                 *(event.lock, event.who, event.id, event.t),
                 *(event.wait_s, event.fair, event.priority, event.what == "adopt"),
             )
@@ -352,7 +363,7 @@ def _assemble(
     return attempts, wrote, ended
 
 
-def _implied(history: list[Event], attempts: Collection[_Attempt]) -> Iterator[Event]:
+def _implied(history: list[Event], attempts: Collection[Attempt]) -> Iterator[Event]:
     """Causes that the acquisitions themselves tell of: who dies is not reachable, and a lease
     that nobody released ends by itself."""
     for event in history:
@@ -369,9 +380,7 @@ def _implied(history: list[Event], attempts: Collection[_Attempt]) -> Iterator[E
             yield Event(one.deadline, "cause", lock=one.lock, what="expired")
 
 
-def _check_ends(
-    one: _Attempt, ended: bool, world: Causes, limits: Limits, verdict: Verdict
-) -> None:
+def _check_ends(one: Attempt, ended: bool, world: Causes, limits: Limits, verdict: Verdict) -> None:
     """ends: the wait is over, and when it should be."""
     if one.ended == math.inf:
         if ended:
@@ -390,10 +399,10 @@ def _check_ends(
         verdict.violations.append(Violation("ends", one.ended, text, (one.id,)))
 
 
-def _check_overlap(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> set[str]:
+def _check_overlap(lock: str, holds: list[Attempt], world: Causes, verdict: Verdict) -> set[str]:
     """overlap: one after the other. Returns those that overlap for a reason."""
     shared: set[str] = set()
-    last: _Attempt | None = None  # whose certainty reaches furthest
+    last: Attempt | None = None  # whose certainty reaches furthest
     for one in holds:
         if one.until <= one.got:
             continue  # it was too late when it heard of it
@@ -413,10 +422,10 @@ def _check_overlap(lock: str, holds: list[_Attempt], world: Causes, verdict: Ver
     return shared
 
 
-def _check_fences(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> None:
+def _check_fences(lock: str, holds: list[Attempt], world: Causes, verdict: Verdict) -> None:
     """fence: greater each time."""
-    seen: dict[int, _Attempt] = {}
-    top: _Attempt | None = None
+    seen: dict[int, Attempt] = {}
+    top: Attempt | None = None
     for one in holds:
         twin = seen.get(one.fence)
         certain = one.until > one.got
@@ -431,7 +440,7 @@ def _check_fences(lock: str, holds: list[_Attempt], world: Causes, verdict: Verd
             top = one
 
 
-def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: Causes) -> bool:
+def _fence_excused(lock: str, before: Attempt, after: Attempt, world: Causes) -> bool:
     start, end = min(before.asked, after.asked), after.got
     stepped = world.first_of(("clock_back",), lock, -math.inf, end)
     return bool(stepped and world.first_of((*LOSSES, "forgot"), lock, start, end)) or (
@@ -440,9 +449,9 @@ def _fence_excused(lock: str, before: _Attempt, after: _Attempt, world: Causes) 
     )
 
 
-def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Verdict) -> None:
+def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verdict) -> None:
     """release: what is said of it is true."""
-    following: _Attempt | None = None  # who had it next
+    following: Attempt | None = None  # who had it next
     for one in reversed(holds):
         wrong = ""
         # By its fence, too: who had it first may hear of it last.
@@ -470,7 +479,7 @@ def _check_release(lock: str, holds: list[_Attempt], world: Causes, verdict: Ver
 
 def _check_resource(
     lock: str,
-    attempts: dict[str, _Attempt],
+    attempts: dict[str, Attempt],
     wrote: list[Event],
     shared: set[str],
     world: Causes,
@@ -503,10 +512,10 @@ def _check_resource(
 
 
 def _check_fifo(
-    lock: str, here: list[_Attempt], holds: list[_Attempt], world: Causes, verdict: Verdict
+    lock: str, here: list[Attempt], holds: list[Attempt], world: Causes, verdict: Verdict
 ) -> None:
     """fifo: in turn."""
-    waiting: defaultdict[int, list[_Attempt]] = defaultdict(list)  # by priority, then by place
+    waiting: defaultdict[int, list[Attempt]] = defaultdict(list)  # by priority, then by place
     for one in sorted((one for one in here if one.queued < math.inf), key=lambda one: one.queued):
         waiting[one.priority].append(one)
     firsts = dict.fromkeys(waiting, 0)
@@ -540,8 +549,8 @@ def _check_fifo(
 
 def _check_prompt(
     lock: str,
-    here: list[_Attempt],
-    holds: list[_Attempt],
+    here: list[Attempt],
+    holds: list[Attempt],
     world: Causes,
     limits: Limits,
     verdict: Verdict,
@@ -549,7 +558,7 @@ def _check_prompt(
     """prompt: no lock is free while somebody waits for it."""
     line = sorted((one for one in here if one.queued < math.inf), key=lambda one: one.queued)
     places = [one.queued for one in line]
-    longest: list[_Attempt] = []  # of those until here, who waits longest
+    longest: list[Attempt] = []  # of those until here, who waits longest
     for one in line:
         longest.append(one if not longest or one.left > longest[-1].left else longest[-1])
     starts = [one.got for one in holds]
@@ -579,7 +588,7 @@ def _check_prompt(
         verdict.violations.append(Violation("prompt", asleep, text, (one.id, longest[at].id)))
 
 
-def _only_its_own(one: _Attempt, world: Causes, lock: str, start: float, end: float) -> bool:
+def _only_its_own(one: Attempt, world: Causes, lock: str, start: float, end: float) -> bool:
     if world._of("any").between(start, end) or world._of("anybody").between(start, end):
         return False
     mine = world._of("any", lock)

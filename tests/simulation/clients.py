@@ -13,6 +13,7 @@ from typing import Any
 
 from lualock import keys, options
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
+from lualock.jobs.verbs import place_key
 from lualock.lease import BaseLease, Care
 from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo
 from lualock.watch import Watch
@@ -35,6 +36,13 @@ class Lock:
 
     key: bytes = b""
     queue: bytes = b""
+
+    def place(self) -> Lock:
+        """The lock that a queued job has beside it."""
+        place = Lock(f"{self.name}:job", self.fair, self.max_waiters)
+        place.key = place_key(self.key)
+        place.queue = keys.queue_key(place.key)
+        return place
 
 
 @dataclass(slots=True)
@@ -175,7 +183,7 @@ class Client:
         world.known.add(token)
         care = Care(turn.renew)
         lease = BaseLease(ask, grant, process, self.renewal if turn.renew else None, care)
-        holding = _Holding(self, turn, ask, lease, who)
+        holding = Holding(self, turn, ask, lease, who)
         world.record("got", fence=grant.fence, until=holding.until(), **who)
         world.server.check_deadline(lock.key, token, holding.until())
         yield from holding.hold()
@@ -204,33 +212,33 @@ class Client:
             self.task.interrupt()
 
 
-class _Holding:
+class Holding:
     """A lease, and what is done while it lasts."""
 
     def __init__(
         self, client: Client, turn: Turn, ask: Ask, lease: BaseLease, who: dict[str, str]
     ) -> None:
         self._client = client
-        self._process, self._world = client.process, client.world
-        self._turn, self._ask, self._lease, self._who = turn, ask, lease, who
+        self.process, self.world = client.process, client.world
+        self._turn, self._ask, self._lease, self.who = turn, ask, lease, who
         self._told = self.until()
         self._over = self._forgets = False
 
     def until(self) -> float:
         """Its deadline, on the common clock."""
-        return self._lease._grant.deadline - self._process.offset_s
+        return self._lease._grant.deadline - self.process.offset_s
 
     def hold(self) -> Steps[None]:
         """Work, and let go."""
-        turn, process = self._turn, self._process
+        turn, process = self._turn, self.process
         outcome = "unknown"
         broke = failed = 0
         try:
             try:
                 for _ in range(3):
-                    self._work()
+                    self.work()
                     yield Wait(turn.hold_s / 3)
-                self._work()
+                self.work()
                 if turn.ending == "extend":
                     yield from self._extend()
                 if turn.ending == "pass":
@@ -238,7 +246,7 @@ class _Holding:
                         outcome = self._pass()
                         return
                 if turn.ending == "forget":
-                    self._drop()
+                    self.drop()
                     self._over = True
                     while self._lease._grant.claim is not None and self._lease.held:
                         yield Wait(0.05)
@@ -246,8 +254,8 @@ class _Holding:
                     return
             finally:
                 if not process.dead:
-                    self._let_go()
-            self._drop()
+                    self.let_go()
+            self.drop()
             broke, failed = process.lost_replies, process.failures
             steps = self._lease._release()
             if steps is not None:
@@ -258,7 +266,7 @@ class _Holding:
         except Interrupted:
             # The shell's `with` releases, whatever interrupted the body.
             if not self._lease._grant.released:
-                self._drop()
+                self.drop()
                 process.start(self._last_release())
                 outcome = ""
             raise
@@ -266,12 +274,12 @@ class _Holding:
             one_lost = process.lost_replies - broke == 1 and process.failures == failed
             answered = isinstance(error, KeyConflict) or "is not ours any more" in str(error)
             if one_lost and not answered:
-                self._world.wrong("repeat", f"a lost reply was not asked for again: {error}")
+                self.world.wrong("repeat", f"a lost reply was not asked for again: {error}")
         finally:
             if outcome and not process.dead:
-                self._world.record("released", what=outcome, **self._who)
+                self.world.record("released", what=outcome, **self.who)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         if self._turn.renew:
             self._client.renewal.drop(self._lease)
 
@@ -280,31 +288,31 @@ class _Holding:
         self._look()
         self._lease.handle()
         self._forgets = True
-        self._world.record("let_go", **self._who)
-        heir = self._world.random.choice(self._client.heirs)
+        self.world.record("let_go", **self.who)
+        heir = self.world.random.choice(self._client.heirs)
         if heir.process.dead:
             if self._turn.renew:  # a program would drop the lease, which ends its renewal
                 self._client.renewal.drop(self._lease)
             return "unknown"
         turn = replace(self._turn, ending="release", wait_s=None)
         # A message brings the handle.
-        heir.process.soon(self._world.latency_us, heir.adopt, turn, self._ask.token)
-        if self._world.random.random() < 0.2:
-            self._process.soon(0, self._take_back)  # it wants it back, if it was not adopted yet
+        heir.process.soon(self.world.latency_us, heir.adopt, turn, self._ask.token)
+        if self.world.random.random() < 0.2:
+            self.process.soon(0, self._take_back)  # it wants it back, if it was not adopted yet
         return "passed"
 
     def _take_back(self) -> None:
         steps = self._lease._release()
         if steps is not None:
-            self._process.start(steps)
+            self.process.start(steps)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         self._look()
-        self._world.ended[self._ask.token] = self._world.now
+        self.world.ended[self._ask.token] = self.world.now
         if not self._forgets:
             self._over = True
-            self._world.record("let_go", **self._who)
-            self._world.disowned[self._ask.token] = self._world.now
+            self.world.record("let_go", **self.who)
+            self.world.disowned[self._ask.token] = self.world.now
 
     def _last_release(self) -> Steps[None]:
         outcome = "unknown"
@@ -317,7 +325,7 @@ class _Holding:
             outcome = "lost"
         except LockError:
             pass
-        self._world.record("released", what=outcome, **self._who)
+        self.world.record("released", what=outcome, **self.who)
 
     def _look(self) -> None:
         """What the lease says of itself now."""
@@ -327,24 +335,24 @@ class _Holding:
         settled = claim is not None and lease._grant.claim is None
         refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"claimed"
         if refused and lease.held:
-            self._world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
+            self.world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
         until = self.until()
         if until != self._told:
             self._told = until
-            self._world.record("until", until=until, **self._who)
-            self._world.server.check_deadline(self._ask.key, self._ask.token, until)
+            self.world.record("until", until=until, **self.who)
+            self.world.server.check_deadline(self._ask.key, self._ask.token, until)
         if lease._grant.lost and not self._over:
             self._over = True
-            self._world.record("let_go", **self._who)
+            self.world.record("let_go", **self.who)
 
-    def _work(self) -> None:
+    def work(self) -> None:
         self._look()
         lock, fence = self._turn.lock, self._lease.fence
         if self._lease.held or not self._turn.careful:
             accepted = fence >= lock.top
             lock.top = max(lock.top, fence)
             what = "accepted" if accepted else "refused"
-            self._world.record("wrote", fence=fence, what=what, **self._who)
+            self.world.record("wrote", fence=fence, what=what, **self.who)
 
     def _extend(self) -> Steps[None]:
         with suppress(LockError):

@@ -196,7 +196,7 @@ def _won(run: Run, token: bytes, ttl_ms: bytes, deadline: bytes) -> Iterator[str
         yield "forgot who had it before"
 
 
-def _late(run: Run, deadline: bytes) -> Iterator[str]:
+def late(run: Run, deadline: bytes) -> Iterator[str]:
     if run.now <= deadline:
         yield "says that it is late, and it is not"
     if run.after != run.before:
@@ -205,14 +205,14 @@ def _late(run: Run, deadline: bytes) -> Iterator[str]:
         yield "says a wrong time"
 
 
-def _owned(run: Run, token: bytes) -> Iterator[str]:
+def owned(run: Run, token: bytes) -> Iterator[str]:
     if run.before.owner != token or run.after.owner != token:
         yield "says that it is ours already, and it is not"
     elif run.reply != [b"owned", run.left_ms(run.after), run.after.fence]:
         yield f"says {run.reply} of a lease of {run.left_ms(run.after)} ms"
 
 
-def _held(run: Run, said: list[Any]) -> Iterator[str]:
+def held(run: Run, said: list[Any]) -> Iterator[str]:
     """Who has it, as a waiter is told: ttl, since when, who."""
     after = run.after
     held_ms = (run.store.now_us - int(after.fence)) // 1000 if after.fence else 0
@@ -230,14 +230,14 @@ def _acquire(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if after.state != (b"W" if before.state == b"F" else b"H"):
             yield "forgot that others wait, or made it up"
     elif word == b"owned":
-        yield from _owned(run, token)
+        yield from owned(run, token)
     elif word == b"late":
-        yield from _late(run, deadline)
+        yield from late(run, deadline)
     else:
         if not before.owner or before.owner == token:
             yield "says that somebody has it, and nobody has"
         else:
-            yield from _held(run, run.reply[1:])
+            yield from held(run, run.reply[1:])
     if type(run.reply) is not bytes and after != before:
         yield "gave nothing, and changed something"
 
@@ -261,9 +261,9 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     elif word == b"owned":
         if run.left_ms(after) != int(ttl_ms):
             yield "claimed it for another time"
-        yield from _owned(run, token)
+        yield from owned(run, token)
     elif word == b"late":
-        yield from _late(run, deadline)
+        yield from late(run, deadline)
     elif word == b"full":
         most = int(parts[MOST])
         alive = [one for one in before.tickets if run.reachable(one)]
@@ -272,7 +272,7 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if reply[4] != len(after.tickets):
             yield "says a wrong number of those who wait"
         if after.owner:
-            yield from _held(run, reply[1:4])
+            yield from held(run, reply[1:4])
     else:
         yield from _queued(run, token, ticket, fair, others)
 
@@ -325,7 +325,7 @@ def _queued(
             yield "waits, and the lock does not know"
         if reply[4] != after.fence:
             yield "says a wrong fence"
-        yield from _held(run, reply[1:4])
+        yield from held(run, reply[1:4])
     if after.owner != before.owner:
         yield from _passed(run, token)
 
@@ -362,7 +362,7 @@ def _passed(run: Run, token: bytes) -> Iterator[str]:
         yield "is free, and somebody who can be reached waits"
 
 
-def _given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
+def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
     """It was ours, and is given back."""
     before, after = run.before, run.after
     if not before.owns(token) or after.owner == (token := token[-22:]):
@@ -409,7 +409,7 @@ def _release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after = run.before, run.after
     if word == b"released":
         # It looks at one key only: its state says whether others wait.
-        yield from _given_up(run, token, fair=b"")
+        yield from given_up(run, token, fair=b"")
         if before.state == b"W":
             yield "gave back a lock for which others wait"
     elif word == b"waited":
@@ -421,7 +421,7 @@ def _release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 
 def _hand_over(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if word in (b"released", b"handed_over"):
-        yield from _given_up(run, token, run.call.parts[3])
+        yield from given_up(run, token, run.call.parts[3])
         if (word == b"handed_over") != bool(run.after.owner):
             yield "says that it was handed over, or not, and it is otherwise"
     else:
@@ -434,7 +434,7 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if ticket in after.tickets:
         yield "still waits"
     if word == b"released":
-        yield from _given_up(run, token, fair)
+        yield from given_up(run, token, fair)
         return
     if before.owner == token:
         yield "kept the lock"
@@ -453,7 +453,7 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     ahead = before.tickets.index(ticket) if ticket in before.tickets else -1
     if run.reply[4] != ahead or not before.owner:
         yield f"says that {run.reply[4]} were ahead, and they were {ahead}"
-    yield from _held(run, run.reply[1:4])
+    yield from held(run, run.reply[1:4])
 
 
 def _extend(run: Run, token: bytes, word: bytes) -> Iterator[str]:
@@ -486,9 +486,9 @@ def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if run.left_ms(after) != int(ttl_ms) or run.now > deadline:
             yield "took it for another time, or too late"
     elif word == b"owned":
-        yield from _owned(run, heir)
+        yield from owned(run, heir)
     elif word == b"late":
-        yield from _late(run, deadline)
+        yield from late(run, deadline)
     elif before.owner == heir:
         yield "has it already, and says otherwise"
     else:

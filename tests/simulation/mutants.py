@@ -19,6 +19,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import lualock
+from lualock.jobs import verbs
 from lualock.script import SCRIPTS, parse
 from tests.simulation.many import hunt, in_parallel
 
@@ -47,10 +48,7 @@ class Mutant:
 
 def lua_mutants() -> Iterator[Mutant]:
     """Of every file of Lua, includes too."""
-    folder = FOLDER / "scripts"
-    for path in sorted([*folder.glob("*.lua"), *folder.glob("include/*.lua")]):
-        text = path.read_text()
-        name = str(path.relative_to(folder))
+    for name, text in _files().items():
         for found in _IF.finditer(text):
             line = text.count("\n", 0, found.start()) + 1
             for value in ("true", "false"):
@@ -66,6 +64,14 @@ def lua_mutants() -> Iterator[Mutant]:
 
 
 _NOTHING = "(function() return {ok = 'OK', n = 0} end)()"
+
+
+def _files() -> dict[str, str]:
+    """All texts of Lua, by the names by which mutants call them."""
+    core, job = FOLDER / "scripts", FOLDER / "jobs/scripts"
+    paths = sorted([*core.glob("*.lua"), *core.glob("include/*.lua")])
+    found = {str(path.relative_to(core)): path.read_text("utf-8") for path in paths}
+    return found | {f"jobs/{path.name}": path.read_text("utf-8") for path in sorted(job.iterdir())}
 
 
 def _call(text: str, start: int) -> tuple[int, int]:
@@ -245,11 +251,7 @@ def every() -> list[Mutant]:
 
 def _scripts(mutant: Mutant) -> dict[bytes, bytes]:
     """The scripts that a mutant of Lua changes."""
-    folder = FOLDER / "scripts"
-    texts = {
-        str(path.relative_to(folder)): path.read_text("utf-8")
-        for path in [*folder.glob("*.lua"), *folder.glob("include/*.lua")]
-    }
+    texts = _files()
     texts[mutant.file] = mutant.changed
     include = {
         name[len("include/") : -len(".lua")]: text
@@ -257,8 +259,9 @@ def _scripts(mutant: Mutant) -> dict[bytes, bytes]:
         if name.startswith("include/")
     }
     changed = {}
-    for verb, script in SCRIPTS.items():
-        source = parse(verb, texts[f"{verb}.lua"], include).source
+    for verb, script in (SCRIPTS | verbs.SCRIPTS).items():
+        folder = "jobs/" if verb in verbs.SCRIPTS else ""
+        source = parse(verb, texts[f"{folder}{verb}.lua"], include).source
         if source != script.source:
             changed[script.source] = source
     return changed

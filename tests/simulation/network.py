@@ -17,6 +17,7 @@ from lualock.drive import wire
 from lualock.errors import LockError, LockUnavailable
 from lualock.keys import queue_key
 from lualock.protocol import (
+    ENQUEUE,
     LAST_WORD_S,
     Batch,
     Call,
@@ -104,7 +105,7 @@ class Process:
 
     def in_line(self, call: Call) -> None:
         """A reply says that somebody has a place in the queue."""
-        who = call.parts[2][:22].rstrip(b".").decode()
+        who = call.parts[2][:22].rstrip(b"._").decode()
         self.world.record("queued", lock=lock_of(call), who=self.name, id=who)
 
     def crash(self) -> None:
@@ -383,7 +384,7 @@ class Line:
             sender.forgotten()
             return
         self.owed.remove(sender)
-        if type(reply) is list and reply[0] == b"queued":
+        if type(reply) is list and reply[0] == b"queued" and sender.call.script is ENQUEUE:
             self.process.in_line(sender.call)
         sender.settle(reply, None)
 
@@ -775,4 +776,9 @@ def clean(process: Process, call: Call) -> Steps[Any]:
 def lock_of(call: Call) -> str:
     """The name of the lock that a call is about."""
     key: bytes = call.parts[0]
-    return key.decode().partition("{")[2].rstrip("}")
+    return name_at(key)
+
+
+def name_at(key: bytes) -> str:
+    """The name of a lock, or of a job's place beside it, by its key."""
+    return key.decode().partition("{")[2].replace("}", "")

@@ -1,4 +1,4 @@
-"""Three bugs that are planted on purpose: each must be found within 1,000 seeds.
+"""Bugs that are planted on purpose: each must be found within 1,000 seeds.
 
 no owner check in release    ``release`` and ``hand_over`` give back a lock whoever has it: the end
                              of a lease that had expired ends that of another (*overlap*).
@@ -7,10 +7,17 @@ no look after subscribing    ``enqueue`` takes its place in the queue and does n
                              who waits, waits (*prompt*, *ends*).
 no new fence on hand-over    the next holder gets the fence of the one before: what the lock
                              protects takes the two for one (*fence*, *resource*).
+start takes any place        a job that begins to run deletes the place beside its lock, whosever it
+                             is: a second job is queued beside one that is (*queued*, *place*).
+withdraw asks nobody         whoever does not run in the place of another takes back the request of
+                             whoever asked (*contract*).
+no look at who runs          ``reserve`` gives a job that wants to be alone its place beside one
+                             that runs (*alone*).
 """
 
 from __future__ import annotations
 
+from lualock.jobs import verbs
 from lualock.script import SCRIPTS
 from tests.simulation.many import hunt
 
@@ -33,6 +40,11 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
     "no new fence on hand-over": (
         ("hand_over", "HELD_WAITED .. fence .. heir", "HELD_WAITED .. last .. heir"),
     ),
+    "start takes any place": (
+        ("start", "if queued and string.sub(queued, 18, 39) == owner then", "if queued then"),
+    ),
+    "withdraw asks nobody": (("withdraw", "if latest ~= token then", "if false then"),),
+    "no look at who runs": (("reserve", "elseif alone == '1' and held", "elseif false and held"),),
 }
 
 
@@ -40,7 +52,7 @@ def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
     """The changed scripts, by the shipped ones."""
     changed: dict[bytes, bytes] = {}
     for verb, shipped, planted in replacements:
-        source = SCRIPTS[verb].source
+        source = (SCRIPTS | verbs.SCRIPTS)[verb].source
         text = changed.get(source, source).decode()
         if text.count(shipped) != 1:
             raise ValueError(f"{verb}.lua has {shipped!r} {text.count(shipped)} times")

@@ -1,0 +1,320 @@
+"""A third shell, beside ``lualock/sync.py`` and ``lualock/aio.py``: locks whose methods are steps.
+
+With it the shipped order of events of jobs (``lualock/jobs``: enqueue, run, taking, finish, the
+policies) runs in the simulator as it is, and all that it does to locks and places is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import replace
+from inspect import getgeneratorlocals
+from typing import Any
+
+from lualock import options, protocol
+from lualock.errors import KeyConflict, LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.jobs import verbs
+from lualock.jobs.actions import Actions
+from lualock.lease import BaseLease
+from lualock.protocol import Ask, Grant, LockInfo, Steps, T
+from lualock.wish import BaseLock, Settings
+from tests.simulation import clients
+from tests.simulation.clients import Client, Holding, Renewal, Turn
+from tests.simulation.network import Process, clean, name_at
+
+PLACE = verbs.place_key(b"")
+
+
+def carry_out(actions: Actions[T]) -> Steps[T]:
+    """Carry an order of events out: what ``lualock.jobs.actions.drive`` is to threads."""
+    context = copy_context()  # as each thread and each task has its own
+    try:
+        action = context.run(next, actions)
+        while True:
+            try:
+                reply = context.run(action)
+                if isinstance(reply, Generator):
+                    reply = yield from reply
+            except GeneratorExit:
+                actions.close()
+                raise
+            except BaseException as error:
+                action = context.run(actions.throw, error)
+            else:
+                action = context.run(actions.send, reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def verb_of(steps: Any) -> str:
+    """Which generator it is."""
+    return str(steps.__name__)
+
+
+class Actor(Client):
+    """Who does something with jobs: a producer, a worker."""
+
+    def __init__(self, process: Process, name: str, renewal: Renewal, locks: list[clients.Lock]):
+        super().__init__(process, name, renewal)
+        self.locks = Locks(self)
+        self.resources = {lock.key: lock for lock in locks}
+        self.job = ""  # the id of the one in hand
+        self.lease: Lease | None = None
+        self.kept = False  # whether the lock may be kept for the job in hand
+        self.careful = True
+        self.alone = False  # whether what it reserves is to be refused also while one runs
+        self.pid = int(process.name[1:])
+
+    def fresh(self) -> str:
+        """An id that nobody had before."""
+        self._count += 1
+        return f"{self.name}-{self._count}"
+
+    def note(self, kind: str, key: bytes, **fields: Any) -> None:
+        """Write down what is done with the job in hand, and its place beside this lock."""
+        where = {"lock": name_at(key), "who": self.process.name, "id": self.job}
+        self.world.record(kind, **where, **fields)
+
+    def asks(self, token: bytes) -> None:
+        """A token is used."""
+        self.world.asked[token] = self.process.name, self.world.t
+
+    def until(self, deadline: float) -> float:
+        """A time of this process on the common clock."""
+        return deadline - self.process.offset_s
+
+    def at_place(self, verb: str, ask: Ask, steps: Steps[Any], *, waits: bool) -> Steps[Any]:
+        """Do something to the place of the job in hand, and write down what is certain then.
+        ``waits``: it takes it to wait for the lock there, and who is refused it is dropped."""
+        since, key = self.world.t, ask.key
+        self.asks(ask.token)
+        if verb == "release":
+            self.note("taking", key)
+            with suppress(LeaseLost):
+                yield from steps
+            self.note("untaken", key, what="gone")
+            return None
+        if verb == "take":
+            self.note("reserve", key)
+        try:
+            found = yield from steps
+        except LeaseLost:
+            self.note("unplaced", key, since=since)
+            raise
+        except verbs.Taken as other:
+            if waits:
+                self.note("superseded", key, since=since, other=other.metadata[4:])
+            raise
+        until = self.until(found if verb == "extend" else found.deadline)
+        self.world.server.check_deadline(key, ask.token, until)
+        what = "alone" if verb == "take" and self.alone else ""
+        self.note("placed", key, since=since, until=until, what=what)
+        return found
+
+    def keeps(self, ask: Ask, steps: Steps[Grant]) -> Steps[Grant]:
+        """The lock goes over to the job's token, for its retry."""
+        lease = self.lease
+        self.asks(ask.token)
+        if lease is None or lease.over:
+            return (yield from steps)
+        lease.begin_end()
+        self.kept = True
+        outcome = "unknown"
+        try:
+            grant = yield from steps
+            outcome = "passed"
+            return grant
+        except LeaseLost:
+            outcome = "lost"
+            raise
+        finally:
+            lease.end(outcome)
+
+    def acquires(self, lock: Lock, ask: Ask, steps: Steps[Grant]) -> Steps[Lease]:
+        """Take the lock of a run."""
+        world, process, key = self.world, self.process, ask.key
+        starts = verb_of(steps) == "take"
+        wait_s = 0 if starts else getgeneratorlocals(steps)["wait_s"]
+        ident = ask.token.decode().rstrip("_")
+        who = {"lock": name_at(key), "who": process.name, "id": ident}
+        what = "adopt" if starts and self.kept else ""
+        world.record("ask", wait_s=wait_s, what=what, other=self.job, **who)
+        self.asks(ask.token)
+        place, lost = verbs.place_key(key), process.lost_replies
+        if starts:
+            self.note("taking", place)
+        why, stays = "unavailable", False
+        self.waits = who
+        try:
+            grant = yield from steps
+            why = ""
+        except (NotAcquired, KeyConflict) as refused:
+            stays = True
+            why = "timeout" if not isinstance(refused, KeyConflict) else "conflict"
+            if why == "conflict" and not world.faults["overwrite"]:
+                world.wrong("conflict", f"{ident} was told of a conflict, and there is none")
+            raise
+        except LockUnavailable as error:
+            stays = not error.outcome_unknown
+            raise
+        except LockError:
+            raise
+        except BaseException:
+            why = "interrupted"
+            raise
+        finally:
+            self.waits = {}
+            if not process.dead:
+                process.ear.forget(ask.token)
+                if why:
+                    world.record("gave_up", what=why, **who)
+                    world.disowned[ask.token] = world.ended[ask.token] = world.now
+                if starts and (not why or (stays and process.lost_replies == lost)):
+                    self.note("untaken", place, what="stays" if why else "gone")
+        return self._has(lock, ask, grant, who)
+
+    def _has(self, lock: Lock, ask: Ask, grant: Grant, who: dict[str, str]) -> Lease:
+        world = self.world
+        lock._crowded = grant.waited
+        world.known.add(ask.token)
+        care = lock._care
+        watch = self.renewal if care.needed else None
+        lease = Lease(ask, grant, self.locks._driver, watch, care)
+        turn = Turn(
+            *(self.resources[ask.key], 0.0, None, ask.ttl_ms, 0.0, 0),
+            *(care.renew, self.careful, "release"),
+        )
+        lease.holding = holding = Holding(self, turn, ask, lease, who)
+        lease.over = False
+        world.record("got", fence=grant.fence, until=holding.until(), **who)
+        world.server.check_deadline(ask.key, ask.token, holding.until())
+        self.lease = lease
+        return lease
+
+
+class Driver:
+    """What hands a protocol on to whoever carries the order of events out."""
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+        self.clock = actor.process.clock
+        self.server_clock = actor.process.server_clock
+
+    def run(self, steps: Steps[Any]) -> Steps[Any]:
+        """The steps, which write down what they do."""
+        told, verb = getgeneratorlocals(steps), verb_of(steps)
+        ask: Ask | None = told.get("ask")
+        if ask is not None and ask.key.endswith(PLACE):
+            return self._actor.at_place(verb, ask, steps, waits=False)
+        if "lease" in told:
+            return self._actor.keeps(getgeneratorlocals(told["steps"])["ask"], steps)
+        return steps
+
+    def later(self, step: protocol.Later) -> None:
+        """See ``BaseLease.handle``."""
+        self._actor.process.later(step)
+
+    def forsake(self, call: protocol.Call) -> None:
+        """Give back what nobody has in hand any more."""
+        lease = self._actor.lease
+        if lease is not None and not lease.over and call.parts[0] == lease._ask.key:
+            lease.begin_end()
+        self._actor.process.start(self._forsaken(call, self._actor.job))
+
+    def _forsaken(self, call: protocol.Call, job: str) -> Steps[None]:
+        """``job``: it may have another in hand by the time that this is done."""
+        actor, at_place = self._actor, call.parts[0].endswith(PLACE)
+        where = {"lock": name_at(call.parts[0]), "who": actor.process.name, "id": job}
+        if at_place:
+            actor.world.record("taking", **where)
+        yield from clean(actor.process, replace(call))
+        if at_place:
+            actor.world.record("untaken", what="gone", **where)
+
+
+class Lease(BaseLease):
+    """A held lock."""
+
+    __slots__ = ("holding", "over")
+    holding: Holding
+    over: bool
+
+    def begin_end(self) -> None:
+        """From now on it claims nothing."""
+        self.over = True
+        self.holding.let_go()
+        self.holding.drop()
+
+    def end(self, outcome: str) -> None:
+        """It is over."""
+        if not self.holding.process.dead:
+            self.holding.world.record("released", what=outcome, **self.holding.who)
+
+    def release(self) -> Steps[None]:
+        """See :class:`lualock.Lease`."""
+        steps = self._release()
+        if self.over or steps is None:
+            return
+        self.begin_end()
+        outcome = "unknown"
+        try:
+            yield from steps
+            outcome = "released"
+        except LeaseLost:
+            outcome = "lost"
+            raise
+        finally:
+            self.end(outcome)
+
+
+class Lock(BaseLock):
+    """A wish for a lock."""
+
+    __slots__ = ("_locks",)
+
+    def __init__(self, locks: Locks, name: str | bytes, ttl: float | None, metadata: str) -> None:
+        settings = locks._settings
+        super().__init__(settings, name, ttl, None, metadata, True, 0, None, None, None)
+        self._locks = locks
+
+    def _ask(self) -> Ask:
+        actor = self._locks.actor
+        about = options.process_holder(actor.pid) + self._about.metadata
+        token = actor.fresh().ljust(22, "_").encode()
+        return Ask(
+            *(self._name, self._key, self._queue, token, self._ttl_ms, about),
+            *(self._band, self._max_waiters, self._fair, self._crowded),
+        )
+
+    def acquire(self, timeout: float | None = None) -> Steps[Lease]:
+        """See :class:`lualock.Lock`."""
+        ask, server = self._ask(), self._locks._driver.server_clock
+        return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+
+    def _hold(self, ask: Ask, steps: Steps[Grant]) -> Steps[Lease]:
+        actor = self._locks.actor
+        if not ask.key.endswith(PLACE):
+            return (yield from actor.acquires(self, ask, steps))
+        grant = yield from actor.at_place("take", ask, steps, waits=True)
+        watch = actor.renewal if self._care.needed else None
+        return Lease(ask, grant, self._locks._driver, watch, self._care)
+
+    def inspect(self) -> Steps[LockInfo]:
+        """See :class:`lualock.Lock`."""
+        return protocol.inspect(self._name, self._key, self._queue)
+
+
+class Locks:
+    """The locks of a server, for one who does something with jobs."""
+
+    def __init__(self, actor: Actor, ttl: float = 3.0) -> None:
+        self.actor = actor
+        self._settings = Settings("sim", ttl, None)
+        self._driver = Driver(actor)
+
+    def lock(self, name: str | bytes, ttl: float | None = None, *, metadata: str = "") -> Lock:
+        """See :class:`lualock.Locks`."""
+        return Lock(self, name, ttl, metadata)
