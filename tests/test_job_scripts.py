@@ -53,8 +53,10 @@ def test_reserve(raw: Raw) -> None:
     word, left_ms, again = raw.reserve(A)
     assert (word, again) == (b"owned", fence)
     assert 9_000 < left_ms <= 10_000
-    assert raw.reserve(B)[0] == b"queued"
-    assert raw.reserve(B)[3] == b"job a"
+    word, left_ms, held_ms, about = raw.reserve(B)
+    assert (word, about) == (b"queued", b"job a")
+    assert 9_000 < left_ms <= 10_000
+    assert 0 <= held_ms < 5_000
     assert not raw.client.exists(LOCK)
 
 
@@ -99,6 +101,7 @@ def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
     assert raw.reserve(A).isdigit()  # for the same job's retry
     assert raw.client.eval(source, 1, PLACE, A) == b"released"
     assert raw.reserve(B).isdigit()
+    assert raw.client.eval(source, 1, PLACE, A) == b"already"  # also where another has it by now
 
 
 def test_start(raw: Raw) -> None:
@@ -191,10 +194,13 @@ def test_start_out_of_memory(raw: Raw) -> None:
 
 
 def test_fences_grow(raw: Raw) -> None:
-    """A start's fence is greater than that of the lease, or the tombstone, before."""
+    """A fence is greater than that of the lease, or the tombstone, before: also as it is kept."""
     first = raw.acquire(C)
-    raw.client.set(LOCK, b"R" + b"%016d" % (first + 10**12) + C, px=5_000)
-    assert int(raw.start(B, A)) == first + 10**12 + 1
+    ahead = b"%016d" % (first + 10**12)
+    for key, take, args in ((LOCK, raw.start, (B, A)), (PLACE, raw.reserve, (B,))):
+        raw.client.set(key, b"R" + ahead + C, px=5_000)
+        assert int(take(*args)) == int(ahead) + 1
+        assert int(raw.client.get(key)[1:17]) == int(ahead) + 1
 
 
 def test_died(raw: Raw) -> None:
@@ -262,6 +268,8 @@ def test_a_request_is_for_who_had_the_lock_then(raw: Raw) -> None:
     fence = raw.acquire(D)
     assert raw("release_requested", fence, D) == b"not_requested"
     raw("request_release", D, 5_000, ALWAYS)
+    assert raw("release_requested", fence, D) == b"not_requested"
+    raw.client.set(ASKED, b"%016d" % fence + A)  # in the very microsecond before
     assert raw("release_requested", fence, D) == b"not_requested"
 
 
