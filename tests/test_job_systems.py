@@ -695,7 +695,10 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
     assert task(7).id == first.id
     assert task.schedule((8,), delay=60).id != first.id
     assert task.schedule(60, kwargs={"repo_id": 9})
-    assert len(consumer) == 3
+    assert task.schedule(timedelta(seconds=60), kwargs={"repo_id": 10})
+    assert len(consumer) == 4
+    with pytest.raises(ValueError, match="eta"):
+        task.schedule(args=None)
     with pytest.raises(lualock.InvalidArgument, match="context=True"):
         consumer.task(context=True)(locks.job(rebuild))
 
@@ -728,12 +731,45 @@ def test_huey_leaves_other_tasks_alone() -> None:
         (0, huey.exceptions.RetryTask(), 30),
         (0, huey.exceptions.RetryTask(delay=0), 0),
         (0, huey.exceptions.RetryTask(eta=NOW - timedelta(hours=1)), 0),
+        (0, huey.CancelExecution(retry=True), 30),
+        (1, huey.CancelExecution(), 30),
+        (1, huey.CancelExecution(retry=False), None),
+        (0, huey.exceptions.RateLimitExceeded("calls", 7), 30),
+        (0, huey.exceptions.RateLimitExceeded("calls", 7, retry=False), None),
     ],
 )
 def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
     """When Huey runs a task again, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
     assert huey_leaf._retry_s(task, error) == expected
+
+
+def test_huey_cancels(locks: lualock.Locks) -> None:
+    """What a hook cancels gives its place up; what cancels itself is no failure, and keeps its lock
+    if Huey tries it again."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    error: Exception = huey.CancelExecution(retry=True)
+
+    def body(shop_id: int) -> None:
+        raise error
+
+    rules: Any = {"unique": "queued", "on_retry": "hold", "on_final_failure": "keep"}
+    job: Any = locks.job(key="x", **rules)(body)
+    task = consumer.task(retry_delay=60)(job)
+    task(7)
+    assert locks.lock("x").locked()
+    jobs.bound(job).cancel([7], job_id=consumer.scheduled()[0].id)
+    error = huey.CancelExecution()
+    task(7)
+    assert not locks.lock("x").locked()
+
+    def never(task: Any) -> None:
+        raise huey.CancelExecution
+
+    consumer.pre_execute()(never)
+    task(7)
+    assert not jobs.bound(job).place([7]).locked()
 
 
 def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:

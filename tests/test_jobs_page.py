@@ -37,7 +37,7 @@ class Example:
         self.environment = os.environ | {
             "REDIS_URL": url,
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": f"{folder}{os.pathsep}{apart.ROOT}",
             "PYTHONUNBUFFERED": "1",
         }
         self.tasks, self.enqueue = PYTHON.findall(SECTIONS[name])

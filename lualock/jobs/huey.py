@@ -25,11 +25,15 @@ from typing import Any
 
 from huey import signals
 from huey.api import Result, Task, TaskWrapper
-from huey.exceptions import RetryTask
+from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
+from huey.utils import normalize_time
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
+from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, is_failure, token_of
+
+BEGUN = "lualock_begun"
+GONE = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED
 
 log = logging.getLogger("lualock.jobs")
 
@@ -55,11 +59,33 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             func, context = run, True
         super().__init__(huey, func, context, name, **options)
         if self.work is not None:
-            huey.signal(signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED)(self._gone)
+            huey.signal(*GONE)(self._gone)
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Enqueued | Refused:
         """Call the task, and say what became of it; ``result`` is what Huey returns."""
-        task = self.s(*args, **kwargs)
+        return self._enqueue(self.s(*args, **kwargs))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As ever; where ``unique=`` refuses the task, the result is of the one that is there."""
+        return self._result(self.enqueue(*args, **kwargs))
+
+    def schedule(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        eta: Any = None,
+        delay: Any = None,
+        **options: Any,
+    ) -> Any:
+        """As ever, in the same terms as a call."""
+        if eta is None and delay is None:
+            eta, delay = (args, None) if isinstance(args, datetime) else (None, args)
+            args = None
+        eta = normalize_time(eta, delay, self.huey.utc)
+        task = self.task_class(args or (), kwargs or {}, eta=eta, **options)
+        return self._result(self._enqueue(task))
+
+    def _enqueue(self, task: Any) -> Enqueued | Refused:
         if self.work is None:
             return Enqueued(task.id, "", self.huey.enqueue(task))
         return self.work.enqueue(
@@ -71,23 +97,15 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             delay=_delay_s(task.eta, self.huey.utc),
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As ever; where ``unique=`` refuses the task, the result is of the one that is there."""
-        entry = self.enqueue(*args, **kwargs)
+    def _result(self, entry: Enqueued | Refused) -> Any:
         if isinstance(entry, Enqueued):
             return entry.result
         return Result(self.huey, Task(id=entry.job_id)) if self.huey.results else None
 
-    def schedule(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ever, in the same terms as a call."""
-        if "eta" not in options and "delay" not in options:
-            options["eta" if isinstance(args, datetime) else "delay"] = args
-            args = None
-        return self(*(args or ()), **(kwargs or {}), **options)
-
     def _gone(self, signal: str, task: Any, *_: Any) -> None:
-        """A task was revoked, or came too late: it will not begin."""
-        if self.work is not None and isinstance(task, self.task_class):
+        """A task was revoked, cancelled by a hook, or came too late: it will not begin. One that
+        has, and then cancels itself, has seen to what it keeps."""
+        if self.work is not None and isinstance(task, self.task_class) and not _begun(task):
             try:
                 self.work.cancel(task.args, task.kwargs, token=token_of(task.id))
             except LockError as error:
@@ -101,7 +119,9 @@ def _locked(work: Bound) -> Any:
     def run(*args: Any, task: Any = None, **kwargs: Any) -> Any:
         delivery = None
         if task is not None:
-            delivery = Delivery(task.id, will_retry=functools.partial(_retry_s, task))
+            setattr(task, BEGUN, True)
+            retry_s = functools.partial(_retry_s, task)
+            delivery = Delivery(task.id, will_retry=retry_s, failed=_failed)
         try:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
@@ -113,13 +133,26 @@ def _locked(work: Bound) -> Any:
     return run
 
 
+def _begun(task: Any) -> bool:
+    return getattr(task, BEGUN, False)
+
+
+def _failed(error: BaseException) -> bool:
+    return is_failure(error) and not isinstance(error, CancelExecution)
+
+
 def _retry_s(task: Any, error: BaseException) -> float | None:
     """In how many seconds Huey runs a task again that raised this."""
-    if isinstance(error, RetryTask) and (error.eta or error.delay is not None):
-        return _delay_s(error.eta) if error.eta else float(error.delay)
-    if task.retries or isinstance(error, RetryTask):
-        return float(task.retry_delay)
-    return None
+    again, delay_s = task.retries, task.retry_delay
+    if isinstance(error, RetryTask):
+        if error.eta:  # a naive time of a user's is local
+            return _delay_s(error.eta, utc=False)
+        again, delay_s = True, delay_s if error.delay is None else error.delay
+    elif isinstance(error, CancelExecution):
+        again = again if error.retry is None else error.retry
+    elif isinstance(error, RateLimitExceeded):
+        again, delay_s = again or error.retry, delay_s or error.delay
+    return float(delay_s) if again else None
 
 
 def _delay_s(eta: datetime | None, utc: bool = True) -> float:
