@@ -277,5 +277,5 @@ def _shapes(data: dict[bytes, Any]) -> dict[bytes, Any]:
             value = value[16:]
         else:
             value = value[:1] + value[17:]
-        shapes[key] = value, left_s // 60
+        shapes[key] = value, (left_s + 30) // 60  # none of the times used is near a half minute
     return shapes

@@ -4,6 +4,7 @@ what it has by then it gives up."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -169,3 +170,27 @@ def test_an_interruption_while_the_lock_is_kept_for_a_retry(
         with pytest.raises(Interruption):
             driver.run(interrupted())
     assert _in_use(one_client) == []
+
+
+def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
+    one_server: Any, one_client: Any
+) -> None:
+    """A reservation whose reply was lost may come again when the retry has run: it must not last
+    for as long as a queue may be."""
+    one_client.flushall()
+
+    def fails() -> None:
+        raise ValueError
+
+    with lualock.connect(one_server.url) as locks:
+        work = jobs.bound(locks.job(key="new", unique="both")(fails))
+        delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
+        for at, most_s in (
+            (4, jobs.RESERVE_S),
+            (5, 3605),
+        ):  # start, the job, reserve, keep, release
+            with suppress(ValueError):
+                play(run(Run(work._job, locks, (), {}, delivery)), at, Interruption())
+            left_s = one_client.pttl("lualock:{new}:job") / 1000
+            assert most_s - 5 < left_s <= most_s
+            one_client.flushall()

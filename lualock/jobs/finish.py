@@ -11,8 +11,8 @@ from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
-from lualock.jobs.taking import forsake, place_of
-from lualock.jobs.terms import is_failure
+from lualock.jobs.taking import forsake, keep, place_of
+from lualock.jobs.terms import RESERVE_S, is_failure
 from lualock.protocol import Grant, Steps, note
 
 log = logging.getLogger("lualock.jobs")
@@ -143,7 +143,7 @@ def _passed_on(lease: AnyLease, steps: Steps[Grant]) -> Steps[None]:
 def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     assert it.delivery is not None
     driver: Any = lock._locks._driver
-    place = place_of(lock, it.job_id, min(for_s, options.MAX_TTL_S))
+    place = place_of(lock, it.job_id, RESERVE_S)
     ask = place._ask()
     ask.token = it.delivery.owner
     reserve = verbs.reserve(ask, lock.key, driver.server_clock, alone=False)
@@ -151,3 +151,6 @@ def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:
         yield partial(driver.run, reserve)
     except LockError as error:
         log.info("job %s waits for its retry without a place: %s", it.job.name, error)
+        return
+    # Only then for so long: a reservation whose reply was lost may come again when the job has run.
+    yield from keep(lock, ask.token, for_s)

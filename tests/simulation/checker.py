@@ -79,7 +79,18 @@ CAUSES = {
 """What may excuse something. Only :data:`OVERLAPS` explain two holders."""
 
 JOBS = (
-    *("enqueue", "reserve", "placed", "unplaced", "taking", "untaken", "pushed", "enqueued"),
+    *(
+        "enqueue",
+        "reserve",
+        "answered",
+        "keeping",
+        "placed",
+        "unplaced",
+        "taking",
+        "untaken",
+        "pushed",
+        "enqueued",
+    ),
     *("refused", "superseded", "began", "done"),
 )
 """The kinds of events of jobs: see ``job_rules.py``."""

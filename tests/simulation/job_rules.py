@@ -6,7 +6,9 @@ whose ``other`` is the job for which the lock is taken.
 
 ===========  =====================================================================================
 enqueue      somebody begins to enqueue the job; ``what``: its ``unique``
-reserve      somebody asks for a place for it
+reserve      somebody asks for a place for it; who is interrupted then may give up what it has
+answered     and is told, one way or the other
+keeping      somebody asks that its place, if it has one, last until ``until`` or a little longer
 placed       it had the place when that was asked for at ``since`` (or later), and has it until
              ``until``; ``what``: alone where that was to be refused also while one runs
 unplaced     it was told, having asked at ``since``, that it has no place (any more)
@@ -90,6 +92,7 @@ class _Job:
     until: float = -math.inf
     placed: float = math.inf  # since when it may have the place that it has now
     answered: float = -math.inf  # when it heard of its place last
+    trying: int = 0  # how many ask for a place now
     taking: float = -math.inf  # when somebody began to take it away last
     takers: list[float] = field(default_factory=list)  # when those began who are not done yet
     lost: float = -math.inf  # when it was surely taken away last
@@ -109,6 +112,11 @@ class _Job:
         if self.open is not None and min(t, self.until) > self.open:
             self.spans.append(_Span(self.open, min(t, self.until), self.id, self.placed))
         self.open = None
+
+    def reopen(self, t: float) -> None:
+        """What made it uncertain has ended, and changed nothing."""
+        if not self.takers and not self.trying and self.until > t:
+            self.open = t
 
 
 def check_jobs(history: Iterable[Event]) -> list[Violation]:
@@ -151,7 +159,7 @@ class _Rules:
         """Whether two may have had it, or the place beside it, by nature."""
         return bool(
             self._causes.first_of(OVERLAPS, lock, start, end)
-            or self._causes.first_of(OVERLAPS, lock + PLACE, start, end)
+            or self._causes.first_of((*OVERLAPS, "ghost"), lock + PLACE, start, end)
         )
 
     def _unless_parted(
@@ -166,6 +174,14 @@ class _Rules:
         if kind == "reserve":
             job.asked.append(t)
             job.placed = min(job.placed, t)
+            job.close(t)
+            job.trying += 1
+        elif kind == "answered":
+            job.trying -= 1
+            job.reopen(t)
+        elif kind == "keeping":
+            assert event.until is not None
+            job.until = min(job.until, event.until)
         elif kind == "placed":
             self._placed(event, job)
         elif kind == "taking":
@@ -180,8 +196,8 @@ class _Rules:
                 job.gone.append(t)
                 job.lost = t
                 job.until, job.placed = -math.inf, math.inf
-            elif not job.takers and job.until > t:
-                job.open = t
+            else:
+                job.reopen(t)
         elif kind == "unplaced":
             assert event.since is not None
             if job.open is not None and t < job.until and job.taking < event.since:
@@ -213,7 +229,7 @@ class _Rules:
             self._alone.append(event)
         job.heard[event.since] = event.t
         job.placed = min(job.placed, event.since)
-        if job.takers or max(job.taking, job.lost) >= event.since:
+        if job.takers or job.trying or max(job.taking, job.lost) >= event.since:
             return  # it may have been taken away before this was said
         if job.open is None:
             job.open = event.t

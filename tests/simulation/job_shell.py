@@ -99,17 +99,22 @@ class Actor(Client):
             return None
         if verb == "take":
             self.note("reserve", key)
+        else:
+            told = getgeneratorlocals(steps)
+            self.note("keeping", key, until=since + told["ttl_ms"] / 1000)
         try:
             found = yield from steps
         except LeaseLost:
             self.note("unplaced", key, since=since)
             raise
         except verbs.Taken as other:
+            self.note("answered", key)
             if waits:
                 self.note("superseded", key, since=since, other=other.metadata[4:])
             raise
+        if verb == "take":
+            self.note("answered", key)
         until = self.until(found if verb == "extend" else found.deadline)
-        self.world.server.check_deadline(key, ask.token, until)
         what = "alone" if verb == "take" and self.alone else ""
         self.note("placed", key, since=since, until=until, what=what)
         return found
