@@ -8,8 +8,10 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from lualock import aio
 from tests.conftest import server_named
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
-from tests.world import World, settle
+from tests.world import World, on_one, settle
 
 
 @pytest.mark.parametrize("kind", ["hash", "list", "text", "short text", "no fence", "no state"])
@@ -303,6 +305,33 @@ async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
     assert not patient.done()
     with pytest.raises(lualock.LockUnavailable):
         await patient
+
+
+@on_one
+@pytest.mark.parametrize("connected", [False, True], ids=["new", "connected"])
+@pytest.mark.parametrize("reply_s", [0.03, 0.15])
+async def test_a_timeout_is_kept_by_a_server_that_answers_slowly(
+    world: World, proxy: Proxy, reply_s: float, connected: bool
+) -> None:
+    """However many replies a new connection needs, and whatever is to be cleaned up at the end."""
+    late_s, timeout_s = [], 0.2
+
+    def slowly(data: bytes) -> bytes:
+        time.sleep(reply_s)
+        return data
+
+    await settle(world.connect().lock("x", ttl=30).acquire())
+    for _ in range(3):  # the machine may be busy
+        lock = world.connect(proxy.url).lock("x")
+        proxy.rewrite = bytes
+        if connected:
+            await settle(lock.inspect())
+        proxy.rewrite = slowly
+        start = time.monotonic()
+        with pytest.raises(lualock.LockError):
+            await world.beside(partial(lock.acquire, timeout=timeout_s))
+        late_s.append(time.monotonic() - start - timeout_s)
+    assert 0 <= min(late_s) < 0.05, late_s
 
 
 async def test_tasks_that_cannot_be_connected_hear_of_it_together(proxy: Proxy) -> None:

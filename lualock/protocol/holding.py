@@ -127,14 +127,17 @@ def hand_over(ask: Ask, lease: bytes) -> Call:
     return Call(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
 
 
-def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
-    """After an interruption: abandon a token of which nobody knows what it has. Never raises."""
+def give_back(
+    ask: Ask, ticket: bytes, ghost: Call | None, until: float | None = None
+) -> Steps[None]:
+    """After an interruption, or at the end of the time: abandon a token of which nobody knows what
+    it has. Never raises."""
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
         if ghost is not None:  # first, for it cannot fail
             ghost.moot = True
             yield lay(ask, ghost)
-        yield Call(ABANDON, parts, compensating=True)
+        yield Call(ABANDON, parts, until, compensating=True)
     except GeneratorExit:
         raise
     except BaseException:
