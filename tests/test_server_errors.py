@@ -20,6 +20,7 @@ import pytest
 import lualock
 from lualock import aio
 from tests.conftest import server_named
+from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
 from tests.world import World, on_one, settle
@@ -276,6 +277,24 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
         await settle(lease.release())
     await settle(lease.release())  # it may be tried again, and answers as what it was: released
     assert not lease.lost
+
+
+async def test_a_release_that_never_arrived_is_made_up_for(
+    shell: World, one_server: Server
+) -> None:
+    """Whoever could not release a lock does not keep it from others until its ttl ends."""
+    with FaultProxy(one_server.socket) as proxy:
+        locks = shell.connect(proxy.url)
+        lock = locks.lock("x", ttl=30)
+        lease = await settle(lock.acquire())
+        proxy.inject(Fault("drop request", times=2), "release")
+        with pytest.raises(lualock.LockUnavailable):
+            await settle(lease.release())
+        assert not lease.held
+        await shell.until(lambda: shell.client.get(lock.key)[:1] == b"R")
+        await settle(lease.release())  # it may be tried again: that has happened
+        if shell.asynchronous:
+            await locks.aclose()
 
 
 async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
