@@ -71,9 +71,12 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
                 reply = yield from resend(step, error)
     except GeneratorExit:
         raise
-    except LockError as error:
-        if isinstance(error, LockUnavailable) and error.outcome_unknown:
-            disown(grant)
+    except LockUnavailable:
+        # Whoever had it goes on without it: it is given back when the server answers again.
+        disown(grant)
+        yield from give_back(ask, b"", None)
+        raise
+    except LockError:
         raise
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
@@ -111,7 +114,7 @@ def _release_and_lay(ask: Ask, grant: Grant, ghost: Call) -> Steps[None]:
 
 
 def disown(grant: Grant) -> None:
-    """A lease that may have been released promises nothing more: another may have the lock."""
+    """A lease that was, or will be, released promises nothing more: another may have the lock."""
     grant.claim, grant.deadline = None, -math.inf
 
 
@@ -127,14 +130,17 @@ def hand_over(ask: Ask, lease: bytes) -> Call:
     return Call(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
 
 
-def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
-    """After an interruption: abandon a token of which nobody knows what it has. Never raises."""
+def give_back(
+    ask: Ask, ticket: bytes, ghost: Call | None, until: float | None = None
+) -> Steps[None]:
+    """After an interruption, or at the end of the time: abandon a token of which nobody knows what
+    it has. Never raises."""
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
         if ghost is not None:  # first, for it cannot fail
             ghost.moot = True
             yield lay(ask, ghost)
-        yield Call(ABANDON, parts, compensating=True)
+        yield Call(ABANDON, parts, until, compensating=True)
     except GeneratorExit:
         raise
     except BaseException:

@@ -109,7 +109,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
         ask.grant = None
         ghost = attempt.possible_ghost()
         if attempt.unsettled or ghost is not None:
-            yield from give_back(ask, attempt.ticket, ghost)
+            yield from give_back(ask, attempt.ticket, ghost, attempt.until)
         raise
 
 
@@ -210,7 +210,7 @@ def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
         attempt.asked.moot = True
     parts = (ask.key, ask.queue, ask.token, attempt.ticket, ask.fair)
     try:
-        reply = yield Call(ABANDON, parts, compensating=True)
+        reply = yield Call(ABANDON, parts, attempt.until, compensating=True)
     except LockError:
         reply = None  # the driver goes on trying
     attempt.unsettled = False

@@ -106,7 +106,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "an interruption abandons nothing",
-        "yield Call(ABANDON, parts, compensating=True)",
+        "yield Call(ABANDON, parts, until, compensating=True)",
         "pass",
     ),
     (
