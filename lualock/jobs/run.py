@@ -87,7 +87,7 @@ def _take_all(it: Run) -> Actions[None]:
         while it.held:
             yield from release_quietly(it.held.pop()[1])
         if away and rules.on_unavailable == "skip":
-            raise NotAcquired(str(error), name=it.locks[-1].name) from error
+            raise NotAcquired(str(error), name=it.without[0].lock.name) from error
         raise
 
 
@@ -138,13 +138,13 @@ def refresh(job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[st
     wanted = job.locks(locks, args, kwargs)
     ours = dict(_current.get())  # of two runs of one lock the innermost
     leases = [ours[lock.key] for lock in wanted if lock.key in ours]
-    lock = wanted[-1]
     if not leases:
+        lock = job.lock(locks, args, kwargs)
         raise LeaseLost(
             f"refresh of lock {lock.name!r}: this code is part of no run of job {job.name} with "
             "these arguments, so it has no lease to refresh (a thread that the job started must "
             "be started with contextvars.copy_context().run)",
             name=lock.name,
         )
-    actions = (partial(lease.extend, lock.ttl) for lease in leases)
+    actions = (partial(lease.extend, wanted[0].ttl) for lease in leases)
     return drive_async(actions) if job.asynchronous else drive(actions)
