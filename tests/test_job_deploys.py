@@ -130,6 +130,67 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     assert versions.log == [1, 2]
 
 
+async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> None:
+    """However long that takes, nobody else gets the first; the timeout begins with the job."""
+    locks = shell.connect()
+    one, two = locks.lock("one"), locks.lock("two")
+    left: list[int] = []
+    expired: list[str] = []
+
+    def look() -> None:
+        left.extend(shell.client.pttl(lock.key) for lock in (one, two))
+
+    def over() -> bool:
+        return not shell.client.exists(one.key) and not shell.client.exists(two.key)
+
+    def plain() -> None:
+        look()
+        while not over():
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        look()
+        await shell.until(over)
+
+    made = locks.job(
+        key="two",
+        read_old="one",
+        timeout=0.5,
+        policy=jobs.Wait(20),
+        on_expired=lambda: expired.append("told"),
+    )
+    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    lease = await settle(two.acquire())
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    await shell.until(lambda: held(shell, one.key))
+    since = time.monotonic()
+    await shell.until(lambda: time.monotonic() > since + 1.2)
+    assert held(shell, one.key)
+    await settle(lease.release())
+    await run
+    assert all(300 < ms <= 500 for ms in left)
+    assert len(left) == 2
+    assert expired == ["told"]
+
+
+async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
+    """Somebody may have the first by then; what it has is free again."""
+    world = versions.world
+    both = versions.queue(key="two", read_old="one", policy=jobs.Wait(20))
+    one, two = _locks(both, 1)
+    lease = await settle(two.acquire())
+    run = asyncio.ensure_future(both.attempt("a", None, 1, beside=True))
+    await world.until(lambda: world.client.zcard(two.key + b":queue") == 1)
+    world.client.delete(one.key)
+    other = await settle(one.acquire())
+    await settle(lease.release())
+    with pytest.raises(lualock.LeaseLost):
+        await run
+    assert versions.log == []
+    assert not held(world, two.key)
+    await settle(other.release())
+
+
 def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
     """Where the old name of one is the new name of the other, and both enqueue at the same time,
     one of them does: each is not refused for the other's sake."""

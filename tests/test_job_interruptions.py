@@ -72,10 +72,10 @@ def _enqueue(locks: lualock.Locks) -> Any:
 # when the first action fails, the second, and so on. The wait to coalesce leaves its place: it is
 # the job's if it is delivered again, and else ends with its lease.
 SCENARIOS: dict[str, tuple[Make, bool, list[int]]] = {
-    # start, start, the job, release, release
-    "run": (_run(), False, [0, 0, 0, 0, 0]),
+    # start, start, extend the first, the job, release, release
+    "run": (_run(), False, [0, 0, 0, 0, 0, 0]),
     # The same; what is left is its places, for it did not run, or failed and will be retried.
-    "run that was queued": (_run(token="t" * 22, unique="both"), False, [2, 1, 2, 0, 0]),
+    "run that was queued": (_run(token="t" * 22, unique="both"), False, [2, 1, 0, 2, 0, 0]),
     # start, start, wait, leave the place, release the other lock
     "wait": (_run(jobs.Wait(0.01)), True, [0, 0, 0, 0, 1]),
     # start, start, request, wait, withdraw, leave the place, release the other lock

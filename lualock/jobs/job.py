@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -83,7 +83,10 @@ class Job:
         if job_id is not None:
             for lock in found:
                 lock._about = about_job(lock._about, job_id)
-        return sorted(found, key=lambda lock: lock.key)
+        found.sort(key=lambda lock: lock.key)
+        for lock in found[:-1]:  # while the run waits for the next; then see `last_for`
+            lock._care = replace(lock._care, renew=True)
+        return found
 
     def _named(
         self,

@@ -25,7 +25,7 @@ from lualock.errors import InvalidArgument, LeaseLost, LockUnavailable, NotAcqui
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
-from lualock.jobs.taking import Attempt, release_quietly
+from lualock.jobs.taking import Attempt, last_for, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
 
 log = logging.getLogger("lualock.jobs")
@@ -87,7 +87,7 @@ def _take_all(it: Run) -> Actions[None]:
         while it.held:
             yield from release_quietly(it.held.pop()[1])
         if away and rules.on_unavailable == "skip":
-            raise NotAcquired(str(error), name=it.without[0].lock.name) from error
+            raise NotAcquired(str(error), name=it.locks[-1].name) from error
         raise
 
 
@@ -97,6 +97,8 @@ def _take_each(it: Run) -> Actions[None]:
         for attempt in attempts:
             lease = yield from attempt.take()
             it.held.append((attempt.lock, lease))
+        for _, lease in it.held[:-1]:
+            yield from last_for(lease, it.locks[-1])
     except GeneratorExit:
         for attempt in attempts:
             attempt.renew_no_more()
