@@ -29,6 +29,7 @@ from taskiq import (
     SmartRetryMiddleware,
     TaskiqMessage,
     TaskiqMiddleware,
+    TaskiqResult,
 )
 from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
@@ -105,26 +106,18 @@ def _locked(work: Bound, broker: AsyncBroker, source: ScheduleSource | None) -> 
         except RetryLater as later:
             if message is None:
                 raise
-            delay_s = later.delay_s
-        await _again(message, broker, source, delay_s)
-        raise NoResultError
+            raise _Again(delay_s=later.delay_s, source=source) from None
 
     perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
     return perform
 
 
-async def _again(
-    message: TaskiqMessage, broker: AsyncBroker, source: ScheduleSource | None, delay_s: float
-) -> None:
-    """Have a task delivered again, with its id and its labels."""
-    kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, broker, message.labels)
-    kicker = kicker.with_task_id(message.task_id)
-    if source is None:
-        await asyncio.sleep(delay_s)
-        await kicker.kiq(*message.args, **message.kwargs)
-    else:
-        when = datetime.now(timezone.utc) + timedelta(seconds=delay_s)
-        await kicker.schedule_by_time(source, when, *message.args, **message.kwargs)
+class _Again(NoResultError):
+    """A task did not run, and is to be delivered again."""
+
+    __template__ = "to be delivered again in {delay_s} s"
+    delay_s: float
+    source: ScheduleSource | None
 
 
 def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) -> float | None:
@@ -151,8 +144,24 @@ def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) 
 
 
 class _Messages(TaskiqMiddleware):
-    """Tells a task which message it works on."""
+    """Tells a task which message it works on, and has one that was too early delivered again."""
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         _message.set(message)
         return message
+
+    async def on_error(
+        self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException
+    ) -> None:
+        """With its id and its labels. Not in the task, whose ``timeout`` would end the waiting;
+        and before the message that it came with is acknowledged."""
+        if not isinstance(exception, _Again):
+            return
+        kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, self.broker, message.labels)
+        kicker = kicker.with_task_id(message.task_id)
+        if exception.source is None:
+            await asyncio.sleep(exception.delay_s)
+            await kicker.kiq(*message.args, **message.kwargs)
+        else:
+            when = datetime.now(timezone.utc) + timedelta(seconds=exception.delay_s)
+            await kicker.schedule_by_time(exception.source, when, *message.args, **message.kwargs)
