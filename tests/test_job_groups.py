@@ -11,7 +11,7 @@ from celery.contrib.testing.worker import start_worker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
-from huey import MemoryHuey
+from huey import MemoryHuey, api
 
 import lualock
 from lualock import jobs
@@ -113,3 +113,10 @@ def test_huey_pipelines(locks: lualock.Locks) -> None:
         huey.execute(one)
     assert results.get() == ["shown ('busy',)", "shown (2, \"shown ('busy',)\")"]
     assert dropped.get() == [None, "shown (3,)"]
+
+    task.enqueue("busy")
+    members = [task.s("busy"), task.s("held")]
+    chord = huey.enqueue(api.group(members).then(task, 4))
+    while (one := huey.dequeue()) is not None:
+        huey.execute(one)
+    assert chord.get() == shown(4, ["shown ('busy',)", None])

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import celery
 import dramatiq
@@ -957,6 +957,60 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
     assert [later.job_id for later in told] == [None]
+    await broker.shutdown()
+
+
+SESSION: Any = taskiq.TaskiqDepends(lambda: "a session")
+
+
+async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None:
+    """It is no argument of the job: neither of its lock's name, nor for who enqueues it, nor of its
+    callbacks; a job of either kind gets it, and keeps it over those that it calls."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    refused: list[Any] = []
+
+    async def look(shop: int, session: Any = SESSION) -> Any:
+        return shop, session
+
+    async def outer(
+        shop: int,
+        context: Annotated[taskiq.Context, taskiq.TaskiqDepends()],
+        session: Annotated[Any, SESSION],
+    ) -> Any:
+        return *await inner(shop, session="another"), session, context.message.task_id
+
+    def plain(shop: int, session: Annotated[Any, SESSION]) -> Any:
+        return shop, session
+
+    inner = taskiq_leaf.locked(broker, "inner")(locks.job(unique="queued")(look))
+    job: Any = locks.job(key=lambda shop: f"outer {shop}", unique="queued")(outer)
+    task = taskiq_leaf.locked(broker, "outer")(job)
+    told: Any = locks.job(on_failed=refused.append)(plain)
+    sync = taskiq_leaf.locked(broker, "plain")(told)
+
+    async def result(task: Any) -> Any:
+        entry = await taskiq_leaf.enqueue(task, 7)
+        assert isinstance(entry, jobs.Enqueued)
+        answer = await entry.result.wait_result(timeout=10)
+        answer.raise_for_error()
+        return entry.job_id, answer.return_value
+
+    assert (await result(inner))[1] == (7, "a session")
+    job_id, value = await result(task)
+    assert value == (7, "another", "a session", job_id)
+    assert (await result(sync))[1] == (7, "a session")
+    with job_held(told, 7):
+        assert (await result(sync))[1] is None
+    assert refused == [7]
+
+    class Depending(Graph):
+        @classmethod
+        def perform(cls, repo_id: int, session: Any = SESSION) -> str:
+            return f"graph of {repo_id} with {session}"
+
+    with pytest.raises(lualock.InvalidArgument, match="make it a function"):
+        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(Depending), 7)
     await broker.shutdown()
 
 
