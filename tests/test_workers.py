@@ -142,7 +142,7 @@ def test_a_server_that_is_away(fleet: Fleet, system: str) -> None:
 def test_a_deploy_that_changes_the_name(fleet: Fleet, system: str) -> None:
     """Of versions that are deployed together no two run at a time, and all have their turn."""
     versions = ("before", "during", "after")
-    rounds, each = 5, 4
+    rounds, each = 6, 2
     for first in range(0, rounds * each, each):
         for job in versions:
             order = Order(job, [[system, number] for number in range(first, first + each)])

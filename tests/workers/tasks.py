@@ -207,7 +207,7 @@ def cautious(where: str, shop: str, *, pages: int = 1) -> Steps:
 
 def _deployed(name: str, where: str, number: int) -> Steps:
     with turn(name, where, number):
-        yield 0.005
+        yield 0.02
 
 
 @task(policy=Wait(60), key=lambda where, number: f"old:{where}")
