@@ -40,6 +40,7 @@ class Fault:
     half-reply    the same from the reply on, so that the request was carried out
     deaf          half-open, and so are all other connections there are
     ghost         as half-open, and sent on when :meth:`FaultProxy.deliver` says so
+    stray         as a ghost, but its connection is closed at once
     ============= ====================================================================
     """
 
@@ -174,12 +175,14 @@ class _Pipe:
         if exchange is not None and fault is not None:
             if fault.kind == "drop request":
                 return False
-            if fault.kind in ("half-open", "deaf", "ghost"):
+            if fault.kind in ("half-open", "deaf", "ghost", "stray"):
                 self.swallows = True
                 if fault.kind == "deaf":
                     self._proxy.fall_silent()
-                if fault.kind == "ghost":
+                if fault.kind in ("ghost", "stray"):
                     self._proxy.hold(self, exchange, command)
+                if fault.kind == "stray":
+                    shut(self._client)
                 return True
             if fault.kind == "delay request":
                 self._proxy.ended.wait(fault.seconds)

@@ -11,7 +11,7 @@ from lualock.protocol import Call
 from lualock.script import SCRIPTS
 from tests.waiting import wait_until
 
-CALL = Call(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1"))
+CALL = Call(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1", b""))
 
 
 def test_in_the_order_of_their_time() -> None:

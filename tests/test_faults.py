@@ -509,6 +509,32 @@ async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str)
         assert (info.fence, info.waiters) == (fence, 0), replies
 
 
+@pytest.mark.parametrize("end", ["released", "passed on", "in trust"])
+async def test_a_ghost_of_a_lease_that_was_won(shell: World, end: str) -> None:
+    """What a lost request takes within its time, when the lease that was won by a second one is
+    over, is given back when that time has passed; the lease itself is left alone."""
+    async with faulty(shell) as proxy:
+        lock = shell.connect(f"{proxy.url}?socket_timeout=1").lock("x", ttl=30)
+        proxy.inject(Fault("stray"), "acquire")
+        lease = await settle(lock.acquire())
+        direct = shell.connect()
+        if end == "released":
+            await settle(lease.release())
+        else:
+            handle = lease.handle()
+        if end == "passed on":
+            await settle((await settle(direct.adopt(handle))).release())
+        (reply,) = proxy.deliver()
+        if end == "in trust":
+            assert reply[0] == b"owned"
+        else:
+            assert int(reply) > lease.fence, "it has the lock, and nobody knows"
+        await shell.until(lambda: any(one.script == "abandon" and one.reply for one in proxy.seen))
+        if end == "in trust":
+            await settle((await settle(direct.adopt(handle))).release())
+        assert not await settle(lock.locked())
+
+
 async def test_a_claim_that_never_arrives(shell: World) -> None:
     """A holder whose claim is lost without its noticing stops being one before the claim window
     ends, and the lock goes to the next."""

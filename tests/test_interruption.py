@@ -48,7 +48,7 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
     back = next(steps)
     assert isinstance(back, Call)
     assert (back.script.name, back.compensating) == ("abandon", True)
-    assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"1")
+    assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"1", b"")
     with pytest.raises(broke):
         steps.send([b"left"])
 
@@ -94,7 +94,8 @@ def test_an_interrupted_wait_gives_back_its_ticket() -> None:
     back = next(steps)
     assert isinstance(back, Call)
     assert (back.script.name, back.compensating) == ("abandon", True)
-    assert later.call.parts == back.parts == (LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1")
+    parts = LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1", b""
+    assert later.call.parts == back.parts == parts
     with pytest.raises(KeyboardInterrupt):
         steps.send([b"left"])
 

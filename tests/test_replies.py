@@ -216,7 +216,7 @@ def test_inspect(raw: Raw) -> None:
     assert raw("inspect")[1] == -1
     raw.enqueue(OTHERS)
     assert raw("inspect")[5] == 1
-    raw("abandon", OTHERS, ticket(OTHERS), 1)
+    raw("abandon", OTHERS, ticket(OTHERS), 1, b"")
     raw("hand_over", MINE, 1)
     assert raw("inspect") == [b"free", 0]
 
@@ -233,7 +233,7 @@ def test_conflict(raw: Raw, value: bytes) -> None:
         ("inspect",),
         ("enqueue", ticket(MINE), BAND, 0, 1, ALWAYS),
         ("hand_over", MINE, 1),
-        ("abandon", MINE, ticket(MINE), 1),
+        ("abandon", MINE, ticket(MINE), 1, b""),
     ):
         assert raw(str(verb), *args) == [b"conflict"]
     assert raw.client.get(KEY) == value
@@ -359,10 +359,10 @@ def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
     assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert said(listening) == B + b"=2500"
     raw("extend", A, 9000)
-    raw("abandon", C, ticket(C), 1)  # it was not first
+    raw("abandon", C, ticket(C), 1, b"")  # it was not first
     assert said(listening) is None
     raw.enqueue(C, _old(3))
-    raw("abandon", B, ticket(B), 1)
+    raw("abandon", B, ticket(B), 1, b"")
     message = said(listening)
     assert message is not None
     assert message[:23] == C + b"="
@@ -392,7 +392,7 @@ def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
     raw("hand_over", A, 1)
     assert said(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
     assert said(listening) is None
-    raw("abandon", B, ticket(B), 1)
+    raw("abandon", B, ticket(B), 1, b"")
     assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
 
 
@@ -436,18 +436,19 @@ def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
 def test_unfair(raw: Raw, listening: Any) -> None:
     """Unfair, the lock is free for whoever comes; the first who can be reached is told."""
     take(raw, listening)
-    raw.enqueue(A, fair=0)
+    place = raw.enqueue(A, fair=0)[6]
     raw.enqueue(B, fair=0)
     assert raw("hand_over", MINE, 0) == b"released"
     assert said(listening) == A
     assert said(listening) is None
     assert raw.client.get(KEY)[:1] == b"F"
-    assert raw.waiters() == [A, B]
+    assert raw.waiters() == [B]  # who does not look when it is told is not told again
     assert raw("acquire", OTHERS, 30_000, ALWAYS, b"barger").isdigit()
     assert raw.client.get(KEY)[:1] == b"W"
-    assert raw.enqueue(A, fair=0)[0] == b"queued"
+    # It has its place back, also where no more may wait.
+    assert raw.enqueue(A, place, fair=0, most=1)[5:] == [0, place]
     raw("hand_over", OTHERS, 0)
-    assert raw.enqueue(A, fair=0).isdigit()
+    assert raw.enqueue(A, place, fair=0).isdigit()
     assert raw.waiters() == [B]
     listening.close()
     raw("hand_over", A, 0)
@@ -455,24 +456,52 @@ def test_unfair(raw: Raw, listening: Any) -> None:
     assert raw.waiters() == []
 
 
+def test_unfair_and_told_in_vain(raw: Raw, listening: Any) -> None:
+    """Who leaves when it has been told that the lock is free lets the next know."""
+    take(raw, listening)
+    raw.enqueue(A, fair=0)
+    raw.enqueue(B, _old(1), fair=0)
+    raw("hand_over", MINE, 0)
+    assert said(listening) == B
+    raw.client.zadd(QUEUE, {ticket(A): int(_old(2))})
+    assert raw("abandon", B, ticket(B), 0, b"") == [b"left"]
+    assert said(listening) == A + b"=0"
+
+
 def test_abandon(raw: Raw, listening: Any) -> None:
     """Left, with who has the lock; or released and handed on, if it was given to us meanwhile."""
-    assert raw("abandon", A, ticket(A), 1) == [b"left"]
+    assert raw("abandon", A, ticket(A), 1, b"") == [b"left"]
     take(raw, listening)
     raw.enqueue(A)
     raw.enqueue(B)
-    left = raw("abandon", B, ticket(B), 1)
+    left = raw("abandon", B, ticket(B), 1, b"")
     assert left[0] == b"left"
     assert 0 < left[1] <= 30_000
     assert 0 <= left[2] < 10_000
     assert left[3:] == [b"about m", 1]
-    assert raw("abandon", B, ticket(B), 1)[4] == -1
+    assert raw("abandon", B, ticket(B), 1, b"")[4] == -1
     raw.enqueue(B)
     raw("hand_over", MINE, 1)
-    assert raw("abandon", A, ticket(A), 1) == b"released"
+    assert raw("abandon", A, ticket(A), 1, b"") == b"released"
     assert raw.client.get(KEY)[17:39] == B
     assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert said(listening)[:22] == B  # type: ignore[index]  # as above
+
+
+def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
+    """The lease that is to be kept stays as it is, and its place goes; any other of that token does
+    not stay."""
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    raw.client.zadd(QUEUE, {ticket(MINE): 1})
+    raw.enqueue(A)
+    record = raw.client.get(KEY)
+    left = raw("abandon", MINE, ticket(MINE), 1, fence + MINE)
+    assert left[0] == b"left"
+    assert left[3:] == [b"me", 0]
+    assert raw.client.get(KEY) == record
+    assert raw.waiters() == [A]
+    assert raw("abandon", MINE, b"", 1, b"%016d" % (int(fence) - 1) + MINE) == b"released"
+    assert raw.client.get(KEY)[17:39] == A
 
 
 def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:

@@ -355,15 +355,6 @@ class AsyncDriver:
             return await connections.wait(step.token, step.seconds)
         return await connections.listen(step.token, step.until)
 
-    def later(self, step: Later) -> None:
-        """Carry out this step, which waits for nothing."""
-        try:
-            connections = self._loops.get(asyncio.get_running_loop())
-        except RuntimeError:
-            return  # outside of a loop there is nothing that could be late
-        if connections is not None:
-            connections.lay(step)
-
     async def _post(self, call: Post) -> _Posted:
         call.via = mux = await (await self._connections()).calls(call.until)
         await self._room(mux, call.until)

@@ -115,7 +115,7 @@ def _keep_lock(it: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions
     if it.delivery is not None:
         ask.token = it.delivery.owner
     ask.ttl_ms = options.ttl_ms(min(for_s, options.MAX_TTL_S))
-    keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
+    keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept", fresh=False)
     yield partial(_pass_on, lease, keep)
 
 
@@ -127,8 +127,7 @@ def _pass_on(lease: AnyLease, steps: Steps[Grant]) -> Any:
 
 
 def _passed_on(lease: AnyLease, steps: Steps[Grant]) -> Steps[None]:
-    """Pass it on, or give it up: nobody will look after it when this has ended. What was lost on
-    the way to it is laid in any case."""
+    """Pass it on, or give it up: nobody will look after it when this has ended."""
     try:
         yield from steps
     except GeneratorExit:
@@ -136,8 +135,6 @@ def _passed_on(lease: AnyLease, steps: Steps[Grant]) -> Steps[None]:
     except BaseException:
         yield from protocol.undo(lease._ask)
         raise
-    if lease._grant.ghost is not None:
-        yield from protocol.undo(lease._ask)
 
 
 def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:

@@ -67,7 +67,7 @@ def reserve(ask: Ask, lock: bytes, server: ServerClock, *, alone: bool) -> Steps
         told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0"
         return Call(RESERVE, (lock, ask.key, *told))
 
-    return take(ask, server, make, lambda reply: _taken(ask, lock, server, reply))
+    return take(ask, server, make, lambda reply: _taken(ask, lock, server, reply), fresh=False)
 
 
 def start(ask: Ask, owner: bytes, server: ServerClock) -> Steps[Grant]:

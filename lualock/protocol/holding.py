@@ -50,9 +50,6 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
     """
-    if grant.ghost is not None:
-        yield from _release_and_lay(ask, grant, grant.ghost)
-        return
     asked_again = False
     try:
         lease = named(ask, grant)
@@ -99,20 +96,6 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     raise lost(ask.name, ask.key, reply, "released")
 
 
-def _release_and_lay(ask: Ask, grant: Grant, ghost: Call) -> Steps[None]:
-    """Whatever becomes of the release, the ghost is laid; but not before, for what lays it might
-    then be what releases the lock, and the release be told that it came too late."""
-    grant.ghost = None
-    try:
-        yield from release(ask, grant)
-    except GeneratorExit:
-        raise
-    except BaseException:
-        yield lay(ask, ghost)
-        raise
-    yield lay(ask, ghost)
-
-
 def disown(grant: Grant) -> None:
     """A lease that was, or will be, released promises nothing more: another may have the lock."""
     grant.claim, grant.deadline = None, -math.inf
@@ -135,12 +118,10 @@ def give_back(
 ) -> Steps[None]:
     """After an interruption, or at the end of the time: abandon a token of which nobody knows what
     it has. Never raises."""
-    parts = (ask.key, ask.queue, ask.token, ticket, ask.fair)
     try:
         if ghost is not None:  # first, for it cannot fail
-            ghost.moot = True
             yield lay(ask, ghost)
-        yield Call(ABANDON, parts, until, compensating=True)
+        yield forsake(ask, ticket, until)
     except GeneratorExit:
         raise
     except BaseException:
@@ -151,23 +132,17 @@ def give_back(
 
 def lay(ask: Ask, ghost: Call) -> Later:
     """The step that lays a ghost: abandons what a lost request may still take for nobody, the lock
-    or a place in the queue."""
+    or a place in the queue, but not the lease that has been won since, if there is one."""
+    ghost.moot = True
     ticket = ghost.parts[2] if ghost.script is ENQUEUE else b""
-    return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair)), ghost)
+    kept = b"" if ask.grant is None else named(ask, ask.grant)
+    return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), ghost)
 
 
-def forsake(ask: Ask) -> Call:
-    """The request that gives a lease back which nobody has in hand any more."""
-    return Call(ABANDON, (ask.key, ask.queue, ask.token, b"", ask.fair), compensating=True)
-
-
-def lay_place(ask: Ask, ghost: Call) -> Later | None:
-    """The step that takes the place in the queue away which a lost request may still take, but not
-    the lock, which its token has."""
-    if ghost.script is not ENQUEUE:
-        return None
-    nobody = b"-" * 22
-    return Later(Call(ABANDON, (ask.key, ask.queue, nobody, ghost.parts[2], ask.fair)), ghost)
+def forsake(ask: Ask, ticket: bytes = b"", until: float | None = None) -> Call:
+    """The request that gives back whatever a token has that nobody has in hand any more."""
+    parts = (ask.key, ask.queue, ask.token, ticket, ask.fair, b"")
+    return Call(ABANDON, parts, until, compensating=True)
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:

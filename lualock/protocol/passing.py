@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lualock.errors import LockError, LockUnavailable
-from lualock.protocol.holding import give_back, still_unknown
+from lualock.protocol.holding import give_back, lay, still_unknown
 from lualock.protocol.replies import lost
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.protocol.steps import Call, Reach, Steps
@@ -16,10 +16,13 @@ from lualock.script import SCRIPTS
 ADOPT = SCRIPTS["adopt"]
 
 
-def adopt(ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted") -> Steps[Grant]:
+def adopt(
+    ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted", *, fresh: bool = True
+) -> Steps[Grant]:
     """Take over the lease of ``token``: from then on it is that of ``ask``.
 
     :param verb: what is done to the lease in its owner's words.
+    :param fresh: as for :func:`take`.
     :raises LeaseLost: that lease has ended, or was adopted or released before.
     :raises LockUnavailable: the server did not answer. If the outcome is unknown, a lease that may
         be ours is given up, so that nobody has it in vain; if it is not, its owner has it still.
@@ -31,7 +34,7 @@ def adopt(ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted") ->
     def refusal(reply: Any) -> LockError:
         return lost(ask.name, ask.key, reply, verb)
 
-    return take(ask, server, make, refusal, final=True)
+    return take(ask, server, make, refusal, final=True, fresh=fresh)
 
 
 def take(
@@ -41,12 +44,15 @@ def take(
     refusal: Callable[[Any], LockError],
     *,
     final: bool = False,
+    fresh: bool = True,
 ) -> Steps[Grant]:
     """Take something by one script, which answers as ``acquire`` does where it takes it.
 
     :param make: makes the request, given its deadline.
     :param refusal: the error for any other reply.
     :param final: who is refused once is always refused, also by a request that arrives later.
+    :param fresh: the token of ``ask`` is used for nothing else, so that whatever it has beside this
+        lease is nobody's.
     """
     if not server.known:
         yield Reach()
@@ -84,7 +90,8 @@ def take(
                 if final:
                     ghost = None
                 raise refusal(reply)
-            ask.grant.ghost = ghost
+            if ghost is not None and fresh:
+                yield lay(ask, ghost)
             return ask.grant
     except GeneratorExit:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lualock.protocol.steps import Call, Pending
+from lualock.protocol.steps import Pending
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Grant:
     """What an acquisition won. ``deadline`` is on the driver's clock, in seconds.
 
     ``waited``: others may be waiting too. ``claim`` is the reply, still to come, that makes the
-    lease last until ``claimed_deadline``. ``ghost`` is a request for it whose reply never came.
+    lease last until ``claimed_deadline``.
     """
 
     fence: int
@@ -42,7 +42,6 @@ class Grant:
     waited: bool = False
     claim: Pending | None = None
     claimed_deadline: float = 0.0
-    ghost: Call | None = None
     released: bool = False
     lost: bool = False
     """The server said that it is not ours any more."""

@@ -22,12 +22,11 @@ from lualock.errors import (
     QueueFull,
 )
 from lualock.protocol.holding import (
-    ABANDON,
     CLAIM,
     ENQUEUE,
+    forsake,
     give_back,
     lay,
-    lay_place,
     still_unknown,
 )
 from lualock.protocol.replies import Held, conflict
@@ -90,11 +89,9 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
             if ask.grant is None:
                 ask.grant = yield from enqueue(attempt)
             if attempt.ghost is not None:
-                ask.grant.ghost = attempt.ghost
-                # Its place is of no use any more, whether the lease is released, passed on or
-                # forgotten; the lock is ours until then.
-                if (place := lay_place(ask, attempt.ghost)) is not None:
-                    yield place
+                # Now, for what becomes of the lease (it may be released, passed on or forgotten)
+                # is not known; it takes away all but that.
+                yield lay(ask, attempt.ghost)
             return ask.grant
         except NotAcquired as refused:
             told = None
@@ -116,7 +113,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
 def undo(ask: Ask) -> Steps[None]:
     """Give back what was won, where the caller was interrupted before it heard of it."""
     if ask.grant is not None:
-        yield from give_back(ask, b"", ask.grant.ghost)
+        yield from give_back(ask, b"", None)
 
 
 def enqueue(attempt: _Attempt) -> Steps[Grant]:
@@ -208,9 +205,8 @@ def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
     ask = attempt.ask
     if attempt.asked is not None:
         attempt.asked.moot = True
-    parts = (ask.key, ask.queue, ask.token, attempt.ticket, ask.fair)
     try:
-        reply = yield Call(ABANDON, parts, attempt.until, compensating=True)
+        reply = yield forsake(ask, attempt.ticket, attempt.until)
     except LockError:
         reply = None  # the driver goes on trying
     attempt.unsettled = False

@@ -4,8 +4,9 @@
 -- ARGV[1] token   the token that waited
 -- ARGV[2] ticket  its ticket, or '' if it has none
 -- ARGV[3] fair    as for hand_over
+-- ARGV[4] kept    the one lease of this token that it keeps, fence and token as one word, or ''
 -- Returns 'released'                             the lock was ours and is not any more
--- Returns {'left', ttl_ms, held_ms, about, ahead}  it is another's; ahead -1: we were not queued
+-- Returns {'left', ttl_ms, held_ms, about, ahead}  another has it, or it is kept; ahead -1: not queued
 -- Returns {'left'}                               it is free
 -- Returns {'conflict'}                           a key holds what is not lualock's
 
@@ -14,6 +15,7 @@ local queue = KEYS[2]
 local token = ARGV[1]
 local ticket = ARGV[2]
 local fair = ARGV[3]
+local kept = ARGV[4]
 
 --@include record
 --@include queue
@@ -28,17 +30,18 @@ end
 
 local ahead = redis.call('ZRANK', queue, ticket)
 local held = state == HELD or state == HELD_WAITED
+local ours = held and string.sub(record, 18, 39) == token and string.sub(record, 2, 39) ~= kept
 if ahead then
   redis.call('ZREM', queue, ticket)
 end
-if ahead == 0 and not (held and string.sub(record, 18, 39) == token) then
+if not held or (ahead == 0 and not ours) then
   local own
   local now, left_ms = redis.call('TIME'), held and redis.call('PTTL', lock) or 0
   --@include tell_first
 end
 if not held then
   return {'left'}
-elseif string.sub(record, 18, 39) == token then
+elseif ours then
   --@include give_up
   return 'released'
 end

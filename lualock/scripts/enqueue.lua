@@ -74,7 +74,9 @@ if held then
   held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
 end
 
-if max_waiters ~= '0' and not redis.call('ZSCORE', queue, ticket) then
+local start = tonumber(place)
+local comes = start % BAND == 0
+if max_waiters ~= '0' and comes and not redis.call('ZSCORE', queue, ticket) then
   local limit = tonumber(max_waiters)
   if redis.call('ZCARD', queue) >= limit then
     -- Those whose process is gone do not count.
@@ -98,8 +100,6 @@ if max_waiters ~= '0' and not redis.call('ZSCORE', queue, ticket) then
   end
 end
 
-local start = tonumber(place)
-local comes = start % BAND == 0
 if comes then
   -- After everybody of its priority, whatever the clock says.
   local score = start + ticks(now)

@@ -82,6 +82,8 @@ class Audit:
                 # Judged as an orphan below; who waits behind it is not to blame.
                 event = Event(now / US, "cause", lock=lock, what="revived", until=now / US + 3)
                 self._world.history.append(event)
+            if before in self._world.ended:  # it forgot its lease, or passed it on
+                self._world.disowned.setdefault(before, now if at is None else at)
             done = self._world.disowned.get(before)
             if before and done is not None:
                 start, end = max(since, done), now if at is None else at
@@ -94,17 +96,18 @@ class Audit:
         for lock, (owner, _) in list(self._owner.items()):
             if owner:
                 self._change(lock, b"")
+        none = "revived", "expired", "ghost", "let_in"  # these excuse nothing here
         causes = Causes(
-            [
-                event
-                for event in world.history
-                if event.kind == "cause" and event.what not in ("revived", "expired", "ghost")
-            ]
+            [one for one in world.history if one.kind == "cause" and one.what not in none]
         )
         for lock, token, start, end in self._orphans:
             who, asked = world.asked[token]
             if causes.first_of(LOSSES, lock, asked, end / US):
                 continue  # brought back from the dead
+            if token in world.let_in:  # and that once, for one lease
+                again = causes.first_of(("clock_back",), lock, start / US, end / US)
+                if again or (end - start - GRACE_US) / US <= world.let_in[token]:
+                    continue
             # A ghost may have taken it; it is laid when it has expired.
             since = max(start / US, world.ghost_until.get(token, 0.0))
             if end / US < since + GRACE_US / US:

@@ -75,6 +75,7 @@ CAUSES = {
     "unknowing": "who waits could not know that something had changed before it looked again",
     "revived": "the queue or the lock was given back a token that was done with",
     "ghost": "a request ran at the server after its sender had given it up",
+    "let_in": "one ran that was too late, and only a clock that was put back let it in",
 }
 """What may excuse something. Only :data:`OVERLAPS` explain two holders."""
 

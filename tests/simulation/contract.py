@@ -147,8 +147,8 @@ def _tells_first(run: Run, token: bytes) -> Iterator[str]:
         return  # a newcomer of a higher priority, and so the one who asks
     heard = [text for text, count in run.told if count]
     said = [text for text in heard if text[:23] == first[:22] + b"="]
-    if not run.after.owner and first[:22] in heard:
-        return  # told to look, for the lock is free
+    if not run.after.owner and any(len(text) == 22 for text in heard):
+        return  # one was told that the lock is free; if it comes too late, it is first again
     if not said:
         yield f"made {first[:22]!r} the first, and did not tell it"
     elif run.after.owner and int(said[-1][23:]) != run.left_ms(run.after):
@@ -309,7 +309,7 @@ def _queued(
         if after.queue[at][0] // 2**44 != band or any(s >= after.queue[at][0] for s in same):
             yield "came last, and is not the last of its priority"
     alive = sum(run.reachable(one) for one in others)
-    if most and ticket not in before.tickets and alive >= most:
+    if most and not comes_back and ticket not in before.tickets and alive >= most:
         yield "waits, and too many wait already"
     if not before.owner and fair == b"0":
         yield "waits for a free lock"
@@ -378,6 +378,8 @@ def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
         told = any(text == first[:22] and n for text, n in run.told) if first else True
         if not told and not run.store.silent:
             yield "freed the lock, and told nobody"
+        if told and first in after.tickets:
+            yield "told somebody, who stays in front of all others"
     if not after.owner and after.record is None:
         if not run.store.oom:
             yield "left no tombstone"
@@ -430,13 +432,15 @@ def _hand_over(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 
 def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after, parts = run.before, run.after, run.call.parts
-    ticket, fair = parts[3], parts[4]
+    ticket, fair, kept = parts[3:6]
     if ticket in after.tickets:
         yield "still waits"
     if word == b"released":
         yield from given_up(run, token, fair)
+        if kept and before.owns(kept):
+            yield "gave back the lease that it was to keep"
         return
-    if before.owner == token:
+    if before.owner == token and not (kept and before.owns(kept)):
         yield "kept the lock"
     if before.record != after.record:
         yield "changed a lock that is not its own"
@@ -444,7 +448,7 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     gone = others[: len(others) - len(after.tickets)]
     if others[len(gone) :] != after.tickets or any(map(run.reachable, gone)):
         yield "changed the queue"
-    if gone and before.tickets[0] != ticket:
+    if gone and before.owner and before.tickets[0] != ticket:
         yield "dropped somebody, and it was not the first who left"
     if len(run.reply) == 1:
         if before.owner:

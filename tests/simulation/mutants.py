@@ -99,14 +99,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "protocol.holding",
-        "a release lays no ghost",
-        "if grant.ghost is not None:\n        yield from _release_and_lay",
-        "if False:\n        yield from _release_and_lay",
-    ),
-    (
-        "protocol.holding",
         "an interruption abandons nothing",
-        "yield Call(ABANDON, parts, until, compensating=True)",
+        "yield forsake(ask, ticket, until)",
         "pass",
     ),
     (
@@ -166,14 +160,20 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "protocol.waiting",
-        "the ghost of what was won is forgotten",
-        "ask.grant.ghost = attempt.ghost",
+        "the ghost of what was won is not laid",
+        "yield lay(ask, attempt.ghost)",
         "pass",
+    ),
+    (
+        "protocol.holding",
+        "what lays a ghost takes away what has been won",
+        'b"" if ask.grant is None else named(ask, ask.grant)',
+        'b""',
     ),
     (
         "protocol.waiting",
         "what was won is not undone",
-        'yield from give_back(ask, b"", ask.grant.ghost)',
+        'yield from give_back(ask, b"", None)',
         "yield from ()",
     ),
     (
@@ -207,9 +207,9 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "if False:",
     ),
     (
-        "protocol.waiting",
-        "the ghost of who won keeps its place in the queue",
-        "yield place",
+        "protocol.passing",
+        "the ghost of what was taken is not laid",
+        "yield lay(ask, ghost)",
         "pass",
     ),
     (

@@ -357,17 +357,42 @@ class Line:
             if world.t < expires < 1e6 and not self.process.dead:
                 world.at(int((expires + LAID_S) * US), self._is_laid, sender.call)
         reply = server.execute(sender.call, whole)
+        if sender.over or self.process.dead:
+            self._for_nobody(sender.call, reply)
         if self.alive:
             at = self._replies_at = self.process.arrival(self._replies_at)
             world.at(at, self.process._act, self._answered, (sender, reply))
 
+    def _for_nobody(self, call: Call, reply: Any) -> None:
+        """A request ran whose caller was gone. When it has expired it takes nothing any more,
+        unless the server's clock was put back meanwhile."""
+        took = type(reply) is bytes and reply.isdigit()
+        queued = type(reply) is list and reply[0] == b"queued" and call.script is ENQUEUE
+        world, expires = self.process.world, call.expires - self.process.offset_s
+        if took and call.script.name == "start":
+            # The job's place goes with it, which by now may be that of its retry.
+            world.record("cause", what="ghost", lock=f"{lock_of(call)}:job")
+        if not (took or queued) or world.t <= expires:
+            return
+        token = token_of(call)
+        world.record("cause", what="let_in", lock=lock_of(call), id=token.decode().rstrip("._"))
+        if call.script is ENQUEUE:
+            ttl_ms = call.parts[2][22:].split(b" ")[0]
+        else:
+            ttl_ms = call.parts[call.parts.index(token) + 1]
+        world.let_in[token] = int(ttl_ms) / 1000
+        if not world.faults["clock_back"]:
+            world.wrong("late", f"{call.script.name} of {token!r} ran after its deadline")
+
     def _is_laid(self, call: Call) -> None:
         """A ghost has expired, and its owner was done with it before: it has nothing any more."""
         process, world = self.process, self.process.world
-        token = call.parts[2][:22] if len(call.parts) > 5 else call.parts[1]
-        ended = world.disowned.get(token)  # who passes a lease on, or forgets it, lays no ghost
+        token = token_of(call)
+        ended = world.disowned.get(token)
         if process.dead or ended is None or ended > world.now - LAID_S * US:
             return
+        if token in world.let_in:
+            return  # by another of its requests, and a clock that was put back
         if world.ghost_until.get(token, 0.0) > world.t - LAID_S:
             return  # another of its requests expires later, and is judged then
         if world.excused(process.name, LAID_S):
@@ -773,6 +798,12 @@ def clean(process: Process, call: Call) -> Steps[Any]:
                 raise
         yield Wait(pause_s)
         pause_s = min(pause_s * 2, 2.0)
+
+
+def token_of(call: Call) -> bytes:
+    """For whom a request that has a deadline takes something."""
+    token: bytes = call.parts[2][:22] if len(call.parts) > 5 else call.parts[1]
+    return token
 
 
 def lock_of(call: Call) -> str:

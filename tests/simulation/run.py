@@ -197,14 +197,13 @@ def _after(world: World, locks: list[Lock], clients: list[Client], queue: Queue 
     }
     server.tick()
     losses = {event.lock for event in world.history if event.what in LOSSES}
-    stepped_back = any(event.what == "clock_back" for event in world.history)
     for lock in locks:
         if losses & {"", lock.name}:
             continue  # what came back from the dead may have nobody to clear it away
-        if stepped_back:
-            continue  # so may a request that was too late, by a clock that was put back
         queue = server.store.data.get(lock.queue)
         for ticket in queue.scores if queue is not None and not isinstance(queue, bytes) else ():
+            if ticket[:22] in world.let_in:
+                continue  # what is told of it first drops it
             if re.split("[.-]", ticket[:22].decode())[0] in alive:
                 world.history.append(Event(world.t, "left", what=f"the ticket {ticket!r}"))
     world.now += 3600 * US

@@ -39,6 +39,9 @@ class World:
         self._troubled: dict[str, float] = {}  # until when each process, and '' the server
         self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
+        # What only a clock that was put back let in, when its caller had long gone: for how long
+        # it may have the lock.
+        self.let_in: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
         self.faults: Counter[str] = Counter()
         self.trace: list[str] | None = [] if trace else None
@@ -102,7 +105,7 @@ class World:
         self.faults[what] += 1
         if what != "ghost":
             who = fields.get("who", "")
-            end_s = (self.now + lasts_us) / US + (1e9 if what in (*OVERLAPS, "clock_back") else 0)
+            end_s = (self.now + lasts_us) / US + (1e9 if what in OVERLAPS else 0)
             self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
         self.record("cause", what=what, until=(self.now + lasts_us) / US, **fields)
 
@@ -145,10 +148,6 @@ class Server:
         self.store.publish, self.store.numsub = self._publish, self._numsub
         self.offset_us = 0
         self.grain_us = 1
-        self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
-        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
-        self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
-        self.ghost_until: dict[bytes, float] = {}
         self.known: set[str] = set()
         self.ears: dict[bytes, list[EarLine]] = {}
         self.lines: list[Line] = []

@@ -8,17 +8,22 @@ if fair == '1' then
   --@include pass_on
   given_on = given
 else
-  -- Tell the first who can be reached that the lock is free for whoever comes; drop who cannot.
+  -- Tell the first who can be reached that the lock is free for whoever comes. Who is told has its
+  -- place back when it looks; who does not look must not be told again and again, in vain.
   while true do
     local ticket = redis.call('ZRANGE', queue, 0, 0)[1]
     if not ticket then
       break
     end
     local heir, _, channel = open_ticket(ticket)
-    if redis.pcall('PUBLISH', channel, heir) ~= 0 then
-      break
+    local heard = redis.pcall('PUBLISH', channel, heir)
+    if type(heard) ~= 'number' then
+      break  -- the server's rules forbid the message
     end
     redis.call('ZREM', queue, ticket)
+    if heard > 0 then
+      break
+    end
   end
 end
 if not given_on then
