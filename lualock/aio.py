@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -187,13 +187,8 @@ class Lock(BaseLock):
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        return await self._acquire(options.wait_s(timeout))
-
-    def _acquire(
-        self, wait_s: float | None, block: Block | None = None
-    ) -> Coroutine[Any, Any, Lease]:
         ask, server = self._ask(), self._locks._driver.server_clock
-        return self._hold(ask, protocol.acquire(ask, server, wait_s), block)
+        return await self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
 
     async def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
@@ -241,8 +236,10 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
-        lease = await self._acquire(None, block)
-        lease._begin()
+        ask, server = self._ask(), self._locks._driver.server_clock
+        lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
+        if self._care.cancel:
+            lease._begin()
         return lease
 
     @block_end

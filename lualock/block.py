@@ -33,13 +33,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
-    __slots__ = ("guard", "lease", "of", "owner")
+    __slots__ = ("blocks", "guard", "lease", "of", "owner")
 
     def __init__(self, of: Any) -> None:
         self.of = of
         self.lease: Any = None  # from its beginning to its end
         self.owner: object = None  # the thread or task that began it
         self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
+        self.blocks: Blocks | None = None  # of a lock: those on it
 
     def gone(self, _: object) -> None:
         """What should have ended it is no more."""
@@ -53,9 +54,8 @@ class Block:
     def done(self) -> None:
         """It has ended."""
         self.lease = self.guard = None
-        blocks = getattr(self.of, "_blocks", None)
-        if blocks is not None:
-            blocks.drop(self)
+        if self.blocks is not None:
+            self.blocks.drop(self)
 
 
 _about_to: dict[int, Block] = {}  # by thread: a statement looks for both methods, then begins
@@ -81,6 +81,7 @@ class Blocks:
     def push(self, block: Block, lease: Any) -> None:
         """It holds this lease from now on."""
         block.owner = self._owner()
+        block.blocks = self
         block.lease = lease
         self._begun.append(block)
 

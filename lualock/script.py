@@ -36,7 +36,8 @@ class ScriptError(ImportError):
 class Script:
     """One verb: its source, its digest and the commands that run it.
 
-    ``evalsha`` and ``eval`` are how the commands that run it begin; its keys and arguments follow.
+    ``evalsha`` and ``eval`` are the bytes with which the commands that run it begin, after the
+    count of their words; its keys and arguments follow.
     """
 
     name: str
@@ -44,8 +45,8 @@ class Script:
     args: tuple[str, ...]
     source: bytes
     sha: str
-    evalsha: tuple[bytes, ...]
-    eval: tuple[bytes, ...]  # the same with the source, for a server that forgot the script
+    evalsha: bytes
+    eval: bytes  # the same with the source, for a server that forgot the script
 
 
 def parse(name: str, text: str, include: dict[str, str]) -> Script:
@@ -100,9 +101,13 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
         args,
         source,
         sha,
-        evalsha=(b"EVALSHA", sha.encode(), b"%d" % len(keys)),
-        eval=(b"EVAL", source, b"%d" % len(keys)),
+        evalsha=_words(b"EVALSHA", sha.encode(), b"%d" % len(keys)),
+        eval=_words(b"EVAL", source, b"%d" % len(keys)),
     )
+
+
+def _words(*words: bytes) -> bytes:
+    return b"".join(b"\r\n$%d\r\n%b" % (len(word), word) for word in words)
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -108,7 +108,7 @@ class _LoopConnections:
         self._driver = driver
         self.loop = loop
         self._channel = driver.channel(loop)
-        self._calls: Mux | None = None
+        self.mux: Mux | None = None  # for calls; it may have broken
         self._ear: Mux | None = None
         # While somebody makes a connection: done when that has ended. The result is what went wrong
         # with an attempt that had all its time: it goes for those who waited, too.
@@ -129,23 +129,23 @@ class _LoopConnections:
         self.stop()
         for timer in self._laying:
             timer.cancel()
-        for mux in (self._calls, self._ear):
+        for mux in (self.mux, self._ear):
             if mux is not None:
                 mux.close()
 
     def open_now(self) -> Mux | None:
         """The connection for calls, if there is one."""
-        return self._calls if self._calls is not None and self._calls.open else None
+        return self.mux if self.mux is not None and self.mux.open else None
 
     async def calls(self, until: float | None) -> Mux:
         """The connection for calls."""
-        while self._calls is None or not self._calls.open:
+        while self.mux is None or not self.mux.open:
             if "calls" in self._opening:
                 await self._another_opens("calls", until)
             else:
                 with self._opens("calls", until):
-                    self._calls = await self._driver._within(until, self._open)
-        return self._calls
+                    self.mux = await self._driver._within(until, self._open)
+        return self.mux
 
     @contextmanager
     def _opens(self, what: str, until: float | None) -> Iterator[None]:
@@ -246,7 +246,7 @@ class _LoopConnections:
     def lay(self, step: Later) -> None:
         """Make the call when the ghost has expired, unless its connection lives: what was sent on
         that arrives before whatever is sent on it from now on."""
-        if step.ghost.via is self._calls and self._calls is not None and self._calls.open:
+        if step.ghost.via is self.mux and self.mux is not None and self.mux.open:
             return
         loop, late_s = asyncio.get_running_loop(), step.ghost.expires - self._driver.clock()
         self._laying = [timer for timer in self._laying if timer.when() > loop.time()]
@@ -365,7 +365,7 @@ class AsyncDriver:
         return posted
 
     async def _room(self, mux: Mux, until: float | None) -> None:
-        if mux.full:
+        if not mux.ready:
             left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
             await mux.room(left_s)
 
@@ -525,10 +525,10 @@ class AsyncDriver:
     def _ask_at_once(self, call: Call) -> asyncio.Future[Any] | None:
         """Send a call for which there is nothing to wait but its reply; else ``None``."""
         recent = self._recent
-        if recent is None or recent.loop is not asyncio.get_running_loop():
+        if recent is None or call.until is not None or call.compensating:
             return None
-        mux = recent.open_now()
-        if mux is None or mux.full or call.compensating or call.until is not None:
+        mux = recent.mux
+        if mux is None or not mux.ready or mux.loop is not asyncio.get_running_loop():
             return None
         call.via = mux
         return mux.ask(wire.pack(call))

@@ -42,14 +42,14 @@ class Mux(asyncio.Protocol):
         self._where = where
         self._hear = hear
         self._lost = lost
-        self._loop = asyncio.get_running_loop()
-        self._replies = wire.Replies(pushes=hear is not None)
+        self.loop = asyncio.get_running_loop()
+        self._replies = wire.Replies()
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._unsent: list[bytes] = []
         self._watchdog: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None  # set while the peer does not read
-        self.open = True
-        self.heard = self._loop.time()
+        self.open = self.ready = True  # ready: and the peer reads what is sent
+        self.heard = self.loop.time()
         # From here on what arrives comes to us. The stream that redis-py made is told when the
         # connection ends, for it waits for that when it is closed.
         self._transport: asyncio.Transport = connection._writer.transport
@@ -58,16 +58,16 @@ class Mux(asyncio.Protocol):
 
     def ask(self, question: bytes) -> asyncio.Future[Any]:
         """Send a question; the future gets its reply, or fails when the connection breaks."""
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future: asyncio.Future[Any] = self.loop.create_future()
         if not self.open:
             future.set_exception(self._broken("it was closed"))
             return future
         if not self._unsent:
-            self._loop.call_soon(self._send)
+            self.loop.call_soon(self._send)
         self._unsent.append(question)
-        self._waiting.append((future, self._loop.time()))
+        self._waiting.append((future, self.loop.time()))
         if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._timeout_s, self._watch)
+            self._watchdog = self.loop.call_later(self._timeout_s, self._watch)
         return future
 
     def flush(self) -> None:
@@ -80,19 +80,14 @@ class Mux(asyncio.Protocol):
         """Whether replies are still to come."""
         return bool(self._waiting)
 
-    @property
-    def full(self) -> bool:
-        """Whether the peer does not read what was sent."""
-        return self._room is not None
-
     async def room(self, left_s: float | None) -> None:
         """Wait while the peer does not read what was sent.
 
         :raises LockUnavailable: it still did not when the time was over; nothing was sent.
         """
-        give_up = None if left_s is None else self._loop.time() + left_s
+        give_up = None if left_s is None else self.loop.time() + left_s
         while self._room is not None and self.open:
-            left_s = None if give_up is None else give_up - self._loop.time()
+            left_s = None if give_up is None else give_up - self.loop.time()
             done, _ = await asyncio.wait({self._room}, timeout=left_s)
             if not done:
                 raise LockUnavailable(
@@ -113,11 +108,11 @@ class Mux(asyncio.Protocol):
         self._watchdog = None
         if not self._waiting:
             return
-        left_s = self._waiting[0][1] + self._timeout_s - self._loop.time()
+        left_s = self._waiting[0][1] + self._timeout_s - self.loop.time()
         if left_s <= 0:
             self._end(f"no reply within {self._timeout_s:g} s")
         else:
-            self._watchdog = self._loop.call_later(left_s, self._watch)
+            self._watchdog = self.loop.call_later(left_s, self._watch)
 
     def _broken(self, why: str) -> LockUnavailable:
         return wire.lost_reply(ConnectionError(why), self._where)
@@ -125,7 +120,7 @@ class Mux(asyncio.Protocol):
     def _end(self, why: str) -> None:
         if not self.open:
             return
-        self.open = False
+        self.open = self.ready = False
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._transport.abort()
@@ -141,14 +136,16 @@ class Mux(asyncio.Protocol):
     # What asyncio calls.
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self._loop.time()
-        replies, waiting = self._replies, self._waiting
+        self.heard = self.loop.time()
+        next_reply, waiting, hear = self._replies.gets, self._waiting, self._hear
         try:
-            replies.feed(data)
-            while (reply := replies.next()) is not wire.MORE:
-                if self._hear is not None and (payload := wire.payload(reply)) is not None:
-                    self._hear(payload)
+            self._replies.feed(data)
+            while (reply := next_reply()) is not wire.MORE:
+                if hear is not None and (payload := wire.payload(reply)) is not None:
+                    hear(payload)
                     continue
+                if hear is None and type(reply) is wire.PushNotification:
+                    continue  # RESP3: nothing that we asked for
                 future, _ = waiting.popleft()
                 if not future.done():
                     future.set_result(reply)
@@ -163,10 +160,12 @@ class Mux(asyncio.Protocol):
         self._end(str(error or "the server closed the connection"))
 
     def pause_writing(self) -> None:
+        self.ready = False
         if self._room is None:
-            self._room = self._loop.create_future()
+            self._room = self.loop.create_future()
 
     def resume_writing(self) -> None:
+        self.ready = self.open
         room, self._room = self._room, None
         if room is not None and not room.done():
             room.set_result(None)

@@ -31,6 +31,12 @@ PushNotification = getattr(hiredis, "PushNotification", ())
 
 FLOORS = {"redis": (6, 2), "valkey": (7, 2)}
 
+# How a command of so many keys and arguments begins, and how a word of so many bytes does: made
+# beforehand, for formatting a number costs as much as all else that is done to pack a command.
+_SMALL = 256
+_COUNT = [b"*%d" % (3 + count) for count in range(_SMALL)]
+_SIZE = [b"\r\n$%d\r\n" % size for size in range(_SMALL)]
+
 # What a server says when it cannot serve now, and what to do about it. Nothing was written: a
 # script is refused as a whole, or fails at its first write.
 _REFUSALS = {
@@ -50,11 +56,14 @@ _REFUSALS = {
 
 def pack(call: Call, *, source: bool = False) -> bytes:
     """The command's bytes; with ``source``, the one that carries the whole script."""
-    script = call.script
-    # Its type hints know tuples of one element only.
-    parts: Any = (script.eval if source else script.evalsha) + call.parts
-    packed: bytes = hiredis.pack_command(parts)
-    return packed
+    script, parts = call.script, call.parts
+    pieces = [_COUNT[len(parts)], script.eval if source else script.evalsha]
+    for part in parts:
+        size = len(part)
+        pieces.append(_SIZE[size] if size < _SMALL else b"\r\n$%d\r\n" % size)
+        pieces.append(part)
+    pieces.append(b"\r\n")
+    return b"".join(pieces)
 
 
 class Packer:

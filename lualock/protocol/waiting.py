@@ -120,6 +120,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
     """Take a place in the queue, and wait for the turn."""
     token = attempt.ask.token
     listen, wait = Listen(token, attempt.until), Wait(0.0, token)
+    reply_s = CROWDED_REPLY_S if attempt.ask.crowded else REPLY_S
     while True:
         try:
             channel = yield listen
@@ -134,7 +135,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
             if type(step) is Post:
                 # Where a lock goes round fast it is our turn soon. Who is not woken just to read
                 # that it has a place leaves that time to the holder.
-                wait.seconds = min(attempt.reply_s, attempt.left_s())
+                wait.seconds = min(reply_s, attempt.left_s())
                 told = yield wait
                 if told is not None and told[:1] == b"=":
                     told = b""  # what it says, our look says better
@@ -232,18 +233,19 @@ class _Attempt:
     kind: type[Call] = Post  # of the next look: the reply to the first is not urgent
     asked: Call | None = None  # the last request that could take the lock, while unanswered
     ghost: Call | None = None  # one before it, whose reply will never come
+    give_up = math.inf
+    until: float | None = None  # one try has the connection's own time
+    unsettled = True  # whether the server may have something under our token
 
     def __init__(self, ask: Ask, server: ServerClock, wait_s: float | None) -> None:
         self.ask = ask
         self.server = server
         self.clock = clock = server.clock
         self.once = wait_s == 0
-        self.reply_s = CROWDED_REPLY_S if ask.crowded else REPLY_S
         self.sent = clock()
-        self.give_up = math.inf if wait_s is None else self.sent + wait_s
-        self.until = self.give_up if wait_s else None  # one try has the connection's own time
-        # Whether the server may have something under our token.
-        self.unsettled = True
+        if wait_s is not None:
+            self.give_up = self.sent + wait_s
+            self.until = self.give_up if wait_s else None
 
     def reach(self) -> Steps[None]:
         """Make the first connection: it tells the server's time, which every request needs."""
