@@ -246,6 +246,7 @@ def random_call(
         "place": b"%d" % chance.choice((100 * 2**44, 101 * 2**44)),
         "max_waiters": chance.choice((b"0", b"0", b"2")),
         "fair": chance.choice((b"1", b"1", b"0")),
+        "kept": chance.choice((b"", b"", b"0" * 16 + token)),
     }
     names = {"lock": b"{k}", "queue": b"{k}:queue", "place": b"{k}:job", "asked": b"{k}:asked"}
     if script in SCRIPTS.values() and "queue" not in script.keys and chance.random() < 0.3:
