@@ -247,7 +247,13 @@ def random_call(
         "max_waiters": chance.choice((b"0", b"0", b"2")),
         "fair": chance.choice((b"1", b"1", b"0")),
     }
-    names = {"lock": b"{k}", "queue": b"{k}:queue", "place": b"{k}:job", "asked": b"{k}:asked"}
+    names = {
+        "lock": b"{k}",
+        "queue": b"{k}:queue",
+        "asked": b"{k}:asked",
+        "place": b"{k}:job",
+        "place_queue": b"{k}:job:queue",
+    }
     if script in SCRIPTS.values() and "queue" not in script.keys and chance.random() < 0.3:
         names["lock"] = names["place"]  # a place is a lock like any other
     return tuple(names[key] for key in script.keys), tuple(values[arg] for arg in script.args)

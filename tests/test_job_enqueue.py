@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from functools import partial
 from typing import Any
 
@@ -51,6 +52,21 @@ async def test_one_is_queued(world: World) -> None:
     assert await queue.deliver() == "rebuilt 1"
     assert not held(world, place(lock))
     assert await queue.put(1, job_id="b")
+
+
+async def test_who_waits_for_a_place(shell: World) -> None:
+    """Has it when the queued job begins, not when its place would have ended."""
+    queue = queue_of(shell, unique="queued")
+    await queue.put(1)
+    beside = queue.work.place((1,))
+    waits = asyncio.ensure_future(shell.beside(beside.acquire))
+    await shell.until_waiters(beside, 1)
+    since = time.monotonic()  # who has just come looks by itself
+    await shell.until(lambda: time.monotonic() > since + 0.15)
+    assert await queue.deliver() == "rebuilt 1"
+    lease = await asyncio.wait_for(waits, 3)
+    assert not await queue.put(1)
+    await settle(lease.release())
 
 
 async def test_the_place_lasts(world: World) -> None:

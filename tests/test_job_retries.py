@@ -87,6 +87,41 @@ async def test_the_lock_is_held_for_the_retry(world: World) -> None:
     assert not held(world, lock.key)
 
 
+async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> None:
+    """Is told when the retry begins, whose lease ends much earlier, and follows it when it does."""
+    log = Log()
+
+    def work() -> None:
+        log.append("ran")
+        if len(log) == 1:
+            raise OwnError
+        while len(log) == 2:
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        log.append("ran")
+        if len(log) == 1:
+            raise OwnError
+        await shell.until(lambda: len(log) > 2)
+
+    made = shell.connect().job(key="x", on_retry="hold", timeout=0.3)
+    queue = Queue(shell, made(coroutine if shell.asynchronous else work))
+    lock = queue.work.lock()
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    waits = asyncio.ensure_future(shell.beside(lock.acquire))
+    await shell.until_waiters(lock, 1)
+    since = time.monotonic()  # who has just come looks by itself
+    await shell.until(lambda: time.monotonic() > since + 0.15)
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    try:
+        lease = await asyncio.wait_for(asyncio.shield(waits), 3)
+    finally:
+        log.append("over")
+        await run
+    await settle(lease.release())
+
+
 async def test_the_lock_is_free_until_the_retry(world: World) -> None:
     """By default others may run meanwhile; a job that is unique when queued is queued again."""
     log = Log()

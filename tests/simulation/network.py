@@ -364,7 +364,8 @@ class Line:
     def _is_laid(self, call: Call) -> None:
         """A ghost has expired, and its owner was done with it before: it has nothing any more."""
         process, world = self.process, self.process.world
-        token = call.parts[2][:22] if len(call.parts) > 5 else call.parts[1]
+        at = max(2, len(call.script.keys))  # (the heir, of who adopts)
+        token = call.parts[at][:22] if len(call.parts) > 5 else call.parts[1]
         ended = world.disowned.get(token)  # who passes a lease on, or forgets it, lays no ghost
         if process.dead or ended is None or ended > world.now - LAID_S * US:
             return
