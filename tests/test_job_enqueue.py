@@ -20,6 +20,7 @@ from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bou
 from lualock.jobs.terms import job_text
 from tests.delivery import Queue, held, place
 from tests.proxy import Proxy
+from tests.test_job_policies import ODD
 from tests.test_jobs import Log, as_job
 from tests.world import World, settle
 
@@ -447,6 +448,20 @@ async def test_what_cannot_be_used(shell: World) -> None:
     with pytest.raises(lualock.InvalidArgument, match="no job of lualock"):
         bound(len)
     assert shell.client.keys() == []
+
+
+async def test_an_odd_delay(shell: World) -> None:
+    """Is refused by name before the job has a place, or is in its queue."""
+    for unique in ("queued", None):
+        queue = queue_of(shell, unique=unique)
+        for bad in (*ODD, None, 367 * 86_400):
+            with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
+                await queue.put(delay=bad)
+            with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
+                await settle(queue.verb("confirm")(token="t" * 22, delay=bad))
+        assert queue.pushed == []
+        assert shell.client.keys() == []
+    assert await queue.put(delay=366 * 86_400)
 
 
 async def test_a_long_id(shell: World) -> None:

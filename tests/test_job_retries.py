@@ -24,6 +24,7 @@ from lualock.jobs import token_of
 from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
 from tests.servers import Server
+from tests.test_job_policies import ODD
 from tests.test_jobs import Log, as_job
 from tests.world import World, on_one, settle
 
@@ -247,6 +248,31 @@ async def test_a_retry_that_is_not_known(shell: World, caplog: pytest.LogCapture
         await queue.attempt("a", None, will_retry=broken)
     assert not held(shell, queue.work.lock().key)
     assert "retried is not known" in caplog.text
+
+
+@pytest.mark.parametrize("on_retry", ["hold", "release"])
+async def test_a_retry_after_an_odd_delay(
+    shell: World, caplog: pytest.LogCaptureFixture, on_retry: str
+) -> None:
+    """What a system says cannot be refused: the job's own error comes out, nothing is kept, and
+    the log says why. What is past is at once."""
+
+    def work() -> None:
+        raise OwnError
+
+    queue = queue_of(shell, work, on_retry=on_retry, unique="queued", queue_ttl=100)
+    lock = queue.work.lock()
+    for odd in (*ODD[1:], 367 * 86_400):
+        with pytest.raises(OwnError):
+            await queue.attempt("a", "t" * 22, will_retry=lambda error, odd=odd: odd)
+        assert "is not known" in caplog.text
+        caplog.clear()
+        assert not held(shell, lock.key)
+        assert not held(shell, place(lock))
+    with pytest.raises(OwnError):
+        await queue.attempt("a", "t" * 22, will_retry=lambda error: -5)
+    kept = lock.key if on_retry == "hold" else place(lock)
+    assert 95_000 < shell.client.pttl(kept) <= 100_000
 
 
 async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:

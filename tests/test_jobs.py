@@ -351,7 +351,7 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
     assert job.lock_for(2).ttl == 120
     assert job.lock_for(None).ttl == 30
     assert "renewed" in repr(job.lock_for(None))
-    with pytest.raises(lualock.InvalidArgument, match="ttl must be"):
+    with pytest.raises(lualock.InvalidArgument, match="timeout must be"):
         await settle(job.run(-1))
     assert shell.client.keys("*") == []
 
@@ -529,8 +529,9 @@ def test_a_class_refuses(locks: Any) -> None:
         Nothing.run()
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (lualock.LockedJob,), {"perform": lambda self: None})
-    with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
-        type("Job", (lualock.LockedJob,), {"lock_timeout": 0})
+    for bad in (0, "5", True, float("nan"), [5]):
+        with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
+            type("Job", (lualock.LockedJob,), {"lock_timeout": bad})
 
 
 def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:

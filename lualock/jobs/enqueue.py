@@ -48,6 +48,7 @@ class Entry:
         self, push: Callable[[str], Any], job_id: str, token: str | None, delay_s: float
     ) -> Actions[Enqueued | Refused]:
         """Push a job unless another is in its way."""
+        options.delay_s(delay_s, "delay")
         reserved = yield from self.reserve(job_id, token)
         if isinstance(reserved, Refused):
             return reserved
@@ -121,6 +122,7 @@ class Entry:
 
     def confirm(self, token: str, delay_s: float) -> Actions[bool]:
         """The job is in its queue: it keeps its place; whether that was still there."""
+        options.delay_s(delay_s, "delay")
         kept = bool(token)
         for lock in self.locks if token else ():
             ttl_s = delay_s + self.job.rules.queue_ttl

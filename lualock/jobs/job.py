@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from lualock import aio, sync
+from lualock import aio, options, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
 from lualock.jobs.terms import Delivery, Rules, about_job
@@ -95,7 +95,10 @@ class Job:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> AnyLock:
-        return locks.lock(self._checked(name(*args, **kwargs)), self.timeout(*args, **kwargs))
+        timeout = self.timeout(*args, **kwargs)
+        if timeout is not None:
+            options.ttl_ms(timeout, "timeout")
+        return locks.lock(self._checked(name(*args, **kwargs)), timeout)
 
     def _checked(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):

@@ -79,7 +79,7 @@ class LockedJob:
                     "is run without an instance"
                 )
 
-        if isinstance(cls.lock_timeout, int | float):
+        if cls.lock_timeout is not None and not callable(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
         cls._rules()
 

@@ -40,6 +40,14 @@ def never(_: object) -> None:
     """Of a system that does not retry."""
 
 
+def retry_s(told: float | None) -> float | None:
+    """In how many seconds a system says that it tries a job again; what is past is at once.
+
+    :raises InvalidArgument: that is no time for which anything could be kept.
+    """
+    return None if told is None else options.delay_s(max(told, 0), "the delay until the retry")
+
+
 def is_failure(error: BaseException) -> bool:
     """Of a system that has no exceptions of its own: what interrupts a job is no failure of it."""
     return isinstance(error, Exception)
