@@ -450,6 +450,26 @@ async def test_what_cannot_be_used(shell: World) -> None:
     assert shell.client.keys() == []
 
 
+def test_a_push_that_nobody_awaits(one_server: Any) -> None:
+    """Plain code that pushes by a coroutine function has pushed nothing: it is told so, and the
+    job has no place."""
+    one_server_client = one_server.client()
+    one_server_client.flushall()
+
+    async def push(token: str) -> None:
+        raise AssertionError("nobody awaits it")
+
+    def body() -> None:
+        """A job."""
+
+    with lualock.connect(one_server.url) as locks:
+        queue = bound(locks.job(key="x", unique="queued")(body))
+        with pytest.raises(lualock.InvalidArgument, match="returned a coroutine"):
+            queue.enqueue(push, job_id="a")
+        assert not queue.place().locked()
+    one_server_client.close()
+
+
 async def test_an_odd_delay(shell: World) -> None:
     """Is refused by name before the job has a place, or is in its queue."""
     for unique in ("queued", None):

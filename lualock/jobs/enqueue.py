@@ -116,8 +116,7 @@ class Entry:
         callback = self.job.rules.on_enqueue_failed
         result = None
         if callback is not None:
-            told = {"job_id": job_id} if self.job.wants(callback, "job_id") else {}
-            result = yield partial(callback, *self.args, **self.kwargs, **told)
+            result = yield self.job.telling(callback, self.args, self.kwargs, job_id=job_id)
         return Refused(job_id, state, holder, result)
 
     def confirm(self, token: str, delay_s: float) -> Actions[bool]:
