@@ -147,5 +147,5 @@ def _delay_s(defer_by: Any, defer_until: datetime | None) -> float:
     if defer_until is not None:
         return max(0.0, (defer_until - datetime.now(defer_until.tzinfo)).total_seconds())
     if isinstance(defer_by, timedelta):
-        return defer_by.total_seconds()
-    return float(defer_by or 0.0)
+        defer_by = defer_by.total_seconds()
+    return max(0.0, float(defer_by or 0.0))

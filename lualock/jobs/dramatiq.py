@@ -74,7 +74,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             told = message.copy(options={OPTION: token}) if token else message
             return self.broker.enqueue(told, delay=delay)
 
-        job_id, delay_s = message.message_id, (delay or 0) / 1000
+        job_id, delay_s = message.message_id, max(0, delay or 0) / 1000
         return self.work.enqueue(push, args, kwargs, job_id=job_id, delay=delay_s)
 
     def send_with_options(self, **told: Any) -> Any:
