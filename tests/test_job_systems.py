@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 import lualock
 from lualock import jobs
 from lualock.jobs import celery as celery_leaf
+from lualock.jobs import celery_retries
 from lualock.jobs import dramatiq as dramatiq_leaf
 from lualock.jobs import huey as huey_leaf
 from lualock.jobs import rq as rq_leaf
@@ -484,7 +485,7 @@ def test_celery_times(app: celery.Celery, form: str) -> None:
     app.conf.timezone = "Asia/Tokyo"
     eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
     eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
-    assert celery_leaf._delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
+    assert celery_retries.delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
 
 
 NOW = datetime.now(timezone.utc)
@@ -517,7 +518,7 @@ def test_celery_retries(
     """When Celery runs a task again, by its own rules."""
     task = app.task(**options)(locks.job(rebuild))
     task.push_request(retries=done)
-    assert celery_leaf._retry_s(task, error) == expected
+    assert celery_retries.retry_s(task, error) == expected
 
 
 # Dramatiq
