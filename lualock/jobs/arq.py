@@ -60,6 +60,9 @@ def locked(job: Any) -> Callable[..., Any]:
         except RetryLater as later:
             if delivery is None:
                 raise
+            if not _tries_again(_told(delivery.job_id)):
+                await work.cancel_async(args, kwargs, job_id=delivery.job_id)
+                raise
             # arq counts every delivery as a try, and this was none.
             await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
             raise arq.Retry(defer=later.delay_s) from None
@@ -122,16 +125,20 @@ def _retry_s(ctx: dict[Any, Any], error: BaseException) -> float | None:
     """In how many seconds arq runs a job again that raised this."""
     job_id = ctx["job_id"]
     told = _told(job_id)
-    worker = told.get("self")
-    if worker is None or not worker.retry_jobs or ctx["job_try"] >= told["max_tries"]:
+    if not _tries_again(told) or ctx["job_try"] >= told.get("max_tries", 5):  # its default
         return None
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError) and told:
         # For its own end, then; else it was aborted, or took too long.
         in_time = timestamp_ms() - told["start_ms"] < told["timeout_s"] * 1000
-        return 0.0 if in_time and job_id not in worker.aborting_tasks else None
+        return 0.0 if in_time and job_id not in told["self"].aborting_tasks else None
     if not isinstance(error, arq.Retry | arq.worker.RetryJob):
         return None
     return float(getattr(error, "defer_score", None) or 0) / 1000
+
+
+def _tries_again(told: dict[str, Any]) -> bool:
+    """Whether a worker tries anything again."""
+    return not told or bool(told["self"].retry_jobs)
 
 
 def _told(job_id: str) -> dict[str, Any]:

@@ -200,6 +200,25 @@ async def arq_interrupted(url: str) -> None:
         await pool.aclose()
 
 
+async def arq_tries_nothing_again(url: str) -> None:
+    """With ``retry_jobs=False`` a job that wants to come back has failed, and leaves no place."""
+
+    @locks.job(key="x", unique="queued", policy=jobs.Retry(60))
+    async def look() -> None: ...
+
+    function = arq_leaf.locked(look)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    async with locks.lock("x"):
+        assert await arq_leaf.enqueue(pool, function)
+        runs = arq.Worker(
+            [function], redis_pool=pool, burst=True, poll_delay=0.01, retry_jobs=False
+        )
+        await runs.async_run()
+    assert runs.jobs_failed == 1
+    assert await arq_leaf.enqueue(pool, function)
+    await pool.aclose()
+
+
 def worker(queue: Any, functions: list[Any], **options: Any) -> Any:
     """Without its sweep, which takes a job that is just being taken for one that is stuck."""
     queue.sweep = nothing
@@ -332,6 +351,7 @@ CASES = {
     for case in (
         *(arq_class, arq_same_id, arq_same_id_together, arq_plain_function),
         *(arq_one_job_calls_another, arq_last_try, arq_interrupted),
+        arq_tries_nothing_again,
         *(saq_class, saq_same_key, saq_own_delay, saq_one_job_calls_another),
         *(saq_comes_back_without_retries, saq_interrupted),
     )
