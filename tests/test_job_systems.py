@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 import lualock
 from lualock import jobs
 from lualock.jobs import celery as celery_leaf
+from lualock.jobs import celery_retries
 from lualock.jobs import dramatiq as dramatiq_leaf
 from lualock.jobs import huey as huey_leaf
 from lualock.jobs import rq as rq_leaf
@@ -484,7 +485,7 @@ def test_celery_times(app: celery.Celery, form: str) -> None:
     app.conf.timezone = "Asia/Tokyo"
     eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
     eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
-    assert celery_leaf._delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
+    assert celery_retries.delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
 
 
 NOW = datetime.now(timezone.utc)
@@ -517,7 +518,7 @@ def test_celery_retries(
     """When Celery runs a task again, by its own rules."""
     task = app.task(**options)(locks.job(rebuild))
     task.push_request(retries=done)
-    assert celery_leaf._retry_s(task, error) == expected
+    assert celery_retries.retry_s(task, error) == expected
 
 
 # Dramatiq
@@ -1072,7 +1073,8 @@ async def test_taskiq_retries(
     "case",
     [
         *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
-        *("arq_one_job_calls_another", "arq_last_try"),
+        *("arq_one_job_calls_another", "arq_last_try", "arq_interrupted"),
+        "arq_tries_nothing_again",
         *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
         *("saq_comes_back_without_retries", "saq_interrupted"),
     ],
