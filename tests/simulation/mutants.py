@@ -155,7 +155,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.waiting",
         "an interruption gives nothing back",
-        "yield from give_back(ask, attempt.ticket, ghost)",
+        "yield from give_back(ask, attempt.ticket, ghost, attempt.until)",
         "pass",
     ),
     (
