@@ -41,8 +41,8 @@ class Lease(BaseLease):
 
         :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
             lock. Nothing was changed.
-        :raises LockUnavailable: the server did not answer. The lease is not renewed any more,
-            so the lock is free at the latest when its ttl ends.
+        :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
+            given back as soon as the server answers again, and ends at the latest with its ttl.
         """
         if self._watch is not None:
             self._watch.drop(self)

@@ -82,17 +82,18 @@ def _locks(queue: Queue, *args: Any) -> list[Any]:
 
 
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
-    """Who has the old name and is refused the new one leaves nothing held, and is told by whom."""
+    """Who has one name and is refused the other leaves nothing held, and is told by whom."""
     told = Log()
-    _, both, new = versions.all(on_failed=lambda shop, holder: told.append(holder))
-    lease = await settle(new.work.lock((1,)).acquire())
+    _, both, _ = versions.all(on_failed=lambda shop, holder: told.append(holder))
+    first, last = _locks(both, 1)
+    lease = await settle(last.acquire())
     await both.attempt("b", None, 1)
-    assert told == [(await settle(new.work.lock((1,)).inspect())).holder]
-    assert not held(versions.world, _locks(both, 1)[0].key)
+    assert told == [(await settle(last.inspect())).holder]
+    assert not held(versions.world, first.key)
     later = versions.all(policy=jobs.Retry(3))[1]
     with pytest.raises(jobs.RetryLater):
         await later.attempt("b", None, 1)
-    assert not held(versions.world, _locks(both, 1)[0].key)
+    assert not held(versions.world, first.key)
     await settle(lease.release())
 
 
@@ -106,6 +107,118 @@ async def test_they_wait_in_one_order(versions: Versions) -> None:
         )
     assert len(versions.log) == 48
     assert set(versions.running) == {1}
+
+
+async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Versions) -> None:
+    """Where the old name of one is the new name of the other, neither waits for the other, who
+    waits for it."""
+    world, wait = versions.world, jobs.Wait(5)
+    there = versions.queue(key="b", read_old="a", policy=wait)
+    back = versions.queue(key="a", read_old="b", policy=wait)
+    a = there.work._fitting(there.work.asynchronous).lock("a")
+    lease = await settle(a.acquire())
+
+    async def queued(count: int) -> None:
+        await world.until(lambda: world.client.zcard(a.key + b":queue") == count)
+
+    first = asyncio.ensure_future(there.attempt("first", None, 1, beside=True))
+    await queued(1)
+    second = asyncio.ensure_future(back.attempt("second", None, 2, beside=True))
+    await queued(2)
+    await settle(lease.release())
+    await asyncio.gather(first, second)
+    assert versions.log == [1, 2]
+
+
+async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> None:
+    """However long that takes, nobody else gets the first; the timeout begins with the job."""
+    locks = shell.connect()
+    one, two = locks.lock("one"), locks.lock("two")
+    left: list[int] = []
+    expired: list[str] = []
+
+    def look() -> None:
+        left.extend(shell.client.pttl(lock.key) for lock in (one, two))
+
+    def over() -> bool:
+        return not shell.client.exists(one.key) and not shell.client.exists(two.key)
+
+    def plain() -> None:
+        look()
+        while not over():
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        look()
+        await shell.until(over)
+
+    made = locks.job(
+        key="two",
+        read_old="one",
+        timeout=0.5,
+        policy=jobs.Wait(20),
+        on_expired=lambda: expired.append("told"),
+    )
+    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    lease = await settle(two.acquire())
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    await shell.until(lambda: held(shell, one.key))
+    since = time.monotonic()
+    await shell.until(lambda: time.monotonic() > since + 1.2)
+    assert held(shell, one.key)
+    await settle(lease.release())
+    await run
+    assert all(300 < ms <= 500 for ms in left)
+    assert len(left) == 2
+    assert expired == ["told"]
+
+
+async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
+    """Somebody may have the first by then; what it has is free again."""
+    world = versions.world
+    both = versions.queue(key="two", read_old="one", policy=jobs.Wait(20))
+    one, two = _locks(both, 1)
+    lease = await settle(two.acquire())
+    run = asyncio.ensure_future(both.attempt("a", None, 1, beside=True))
+    await world.until(lambda: world.client.zcard(two.key + b":queue") == 1)
+    world.client.delete(one.key)
+    other = await settle(one.acquire())
+    await settle(lease.release())
+    with pytest.raises(lualock.LeaseLost):
+        await run
+    assert versions.log == []
+    assert not held(world, two.key)
+    await settle(other.release())
+
+
+def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
+    """Where the old name of one is the new name of the other, and both enqueue at the same time,
+    one of them does: each is not refused for the other's sake."""
+
+    def job() -> None:
+        """A job's body."""
+
+    made = locks.job(key="b", read_old="a", unique="queued")(job)
+    back = locks.job(key="a", read_old="b", unique="queued")(job)
+    steps = {
+        name: jobs.bound(each)._entry((), {}).reserve(name, None)
+        for name, each in (("made", made), ("back", back))
+    }
+    told: dict[str, Any] = {}
+    replies: dict[str, Any] = dict.fromkeys(steps)
+    while len(told) < 2:
+        for name in [name for name in steps if name not in told]:
+            send = steps[name].throw if isinstance(replies[name], Exception) else steps[name].send
+            try:
+                action = send(replies[name])
+            except StopIteration as done:
+                told[name] = done.value
+                continue
+            try:
+                replies[name] = action()
+            except Exception as error:
+                replies[name] = error
+    assert sorted(map(bool, told.values())) == [False, True]
 
 
 async def test_unique_over_a_deploy(versions: Versions) -> None:
@@ -159,10 +272,11 @@ async def test_a_retry_keeps_both(versions: Versions) -> None:
 async def test_versions_by_number(versions: Versions) -> None:
     """key_version= is part of a name that is made of arguments; read_old= may be the one before."""
     zero, one = versions.queue(), versions.queue(key_version=1, read_old=0)
-    assert [lock.key for lock in _locks(one, 1)] == [
+    assert {lock.key for lock in _locks(one, 1)} == {
         zero.work.lock((1,)).key,
         versions.queue(key_version=1).work.lock((1,)).key,
-    ]
+    }
+    assert one.work.lock((1,)).key == versions.queue(key_version=1).work.lock((1,)).key
     assert len(_locks(versions.queue(key_version=1, read_old=1), 1)) == 1
     by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, read_old=1)
     assert len({lock.key for lock in _locks(by_value, 1)}) == 2
@@ -173,16 +287,16 @@ async def test_a_class_s_versions(shell: World) -> None:
     """lock_key_version and lock_read_old, a number, a name, or a classmethod of the arguments."""
     locks = shell.connect()
 
-    def keys(**members: Any) -> list[bytes]:
+    def keys(**members: Any) -> set[bytes]:
         queue = Queue(shell, job_class(shell, locks, lambda shop: None, **members))
-        return [lock.key for lock in _locks(queue, 7)]
+        return {lock.key for lock in _locks(queue, 7)}
 
-    (zero,) = keys()
-    two = keys(lock_key_version=1, lock_read_old=0)
-    assert two[0] == zero
-    assert two[1] == keys(lock_key_version=1)[0] != zero
-    assert keys(lock_read_old="before")[0] == locks.lock("before").key
-    assert keys(lock_read_old=staticmethod(lambda shop: f"b{shop}"))[0] == locks.lock("b7").key
+    zero, one = keys(), keys(lock_key_version=1)
+    assert zero != one
+    assert keys(lock_key_version=1, lock_read_old=0) == zero | one
+    assert keys(lock_read_old="before") == zero | {locks.lock("before").key}
+    by_shop = keys(lock_read_old=staticmethod(lambda shop: f"b{shop}"))
+    assert by_shop == zero | {locks.lock("b7").key}
     log = Log()
     job = job_class(shell, locks, lambda shop: log.append(shop), lock_read_old="before")
     lease = await settle(locks.lock("before").acquire())

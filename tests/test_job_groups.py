@@ -11,7 +11,7 @@ from celery.contrib.testing.worker import start_worker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
-from huey import MemoryHuey
+from huey import MemoryHuey, api
 
 import lualock
 from lualock import jobs
@@ -40,6 +40,11 @@ def test_celery(locks: lualock.Locks) -> None:
     assert jobs.bound(body).reserve(("busy",), job_id="there already")
     locks.lock("show held").acquire()
     locks.lock("show late", ttl=1).acquire()
+
+    def swap(self: Any) -> None:
+        self.replace(task.si("busy"))
+
+    swapped: Any = app.task(bind=True)(swap)
     group, chain, chord = celery.group, celery.chain, celery.chord
     with start_worker(app, pool="solo", perform_ping_check=False):
         names = "busy", "held", "late"
@@ -60,6 +65,7 @@ def test_celery(locks: lualock.Locks) -> None:
         assert busy.get(timeout=20) == shown([shown(7), shown("busy")], 8)
         dropped = chord([task.si(9), task.si("held")])(task.s(10))
         assert dropped.get(timeout=20) == shown([shown(9), None], 10)
+        assert swapped.delay().get(timeout=20) == shown("busy")
     app.close()
 
 
@@ -107,3 +113,10 @@ def test_huey_pipelines(locks: lualock.Locks) -> None:
         huey.execute(one)
     assert results.get() == ["shown ('busy',)", "shown (2, \"shown ('busy',)\")"]
     assert dropped.get() == [None, "shown (3,)"]
+
+    task.enqueue("busy")
+    members = [task.s("busy"), task.s("held")]
+    chord = huey.enqueue(api.group(members).then(task, 4))
+    while (one := huey.dequeue()) is not None:
+        huey.execute(one)
+    assert chord.get() == shown(4, ["shown ('busy',)", None])

@@ -53,7 +53,7 @@ def _work() -> None:
 
 def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
     def make(locks: lualock.Locks) -> Any:
-        job = locks.job(key="new", read_old="old", policy=policy, **options)(_work)
+        job = locks.job(key="two", read_old="one", policy=policy, **options)(_work)
         work = jobs.bound(job)
         if token is not None:
             work.reserve(job_id="a", token=token)
@@ -64,7 +64,7 @@ def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
 
 
 def _enqueue(locks: lualock.Locks) -> Any:
-    work = jobs.bound(locks.job(key="new", read_old="old", unique="both")(_work))
+    work = jobs.bound(locks.job(key="two", read_old="one", unique="both")(_work))
     return Entry(work._job, locks, (), {}).enqueue(lambda token: None, "a", "t" * 22, 0.0)
 
 
@@ -72,10 +72,10 @@ def _enqueue(locks: lualock.Locks) -> Any:
 # when the first action fails, the second, and so on. The wait to coalesce leaves its place: it is
 # the job's if it is delivered again, and else ends with its lease.
 SCENARIOS: dict[str, tuple[Make, bool, list[int]]] = {
-    # start, start, the job, release, release
-    "run": (_run(), False, [0, 0, 0, 0, 0]),
+    # start, start, extend the first, the job, release, release
+    "run": (_run(), False, [0, 0, 0, 0, 0, 0]),
     # The same; what is left is its places, for it did not run, or failed and will be retried.
-    "run that was queued": (_run(token="t" * 22, unique="both"), False, [2, 1, 2, 0, 0]),
+    "run that was queued": (_run(token="t" * 22, unique="both"), False, [2, 1, 0, 2, 0, 0]),
     # start, start, wait, leave the place, release the other lock
     "wait": (_run(jobs.Wait(0.01)), True, [0, 0, 0, 0, 1]),
     # start, start, request, wait, withdraw, leave the place, release the other lock
@@ -96,7 +96,7 @@ def struck(make: Make, busy: bool, url: str, client: Any, error: BaseException) 
         at += 1
         client.flushall()
         with lualock.connect(url) as locks, lualock.connect(url) as others:
-            lease = others.lock("new").acquire() if busy else None
+            lease = others.lock("two").acquire() if busy else None
             if not play(make(locks), at, error):
                 return
             if lease is not None:
@@ -144,7 +144,7 @@ def test_who_is_dropped_at_the_first_of_two_locks_keeps_no_place(
     come."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
-        lease = others.lock("old").acquire()
+        lease = others.lock("one").acquire()
         assert not play(_run(token="t" * 22, unique="queued")(locks), 0, Interruption())
         lease.release()
     assert _in_use(one_client) == []

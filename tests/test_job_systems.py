@@ -6,6 +6,7 @@ What a leaf says of the system's own retries is compared with what the system do
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import celery
 import dramatiq
@@ -22,8 +23,9 @@ import pytest
 import redis
 import rq
 import taskiq
+from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Retries
+from dramatiq.middleware import AsyncIO, Retries
 from dramatiq.results import ResultMissing, Results
 from dramatiq.results.backends import StubBackend
 from hypothesis import given, settings
@@ -283,6 +285,7 @@ def app() -> Iterator[celery.Celery]:
     """An app that runs its tasks where they are sent from."""
     app = celery.Celery("tests", task_cls=celery_leaf.LockedTask, set_as_current=False)
     app.conf.update(task_always_eager=True, task_eager_propagates=True, broker_url="memory://")
+    app.task = functools.partial(app.task, shared=False)  # other apps of this process have none
     yield app
     app.close()
 
@@ -414,6 +417,23 @@ def test_celery_sends_again_while_another_runs(
     assert [message.headers["id"] for message in sent] == ["mine"]
 
 
+def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> None:
+    """A task that was to come back, and cannot be sent, leaves nothing behind."""
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
+    task = app.task(job)
+    entry = jobs.bound(job).reserve([7], job_id="mine")
+    assert isinstance(entry, jobs.Reserved)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise Trouble
+
+    with locks.lock("x"), delivered(task, 7, headers={"lualock": entry.token}):
+        task.app.amqp.send_task_message = broken
+        with pytest.raises(Trouble):
+            task.run(7)
+    assert not jobs.bound(job).place([7]).locked()
+
+
 def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.Locks) -> None:
     """It has another lock then, and keeps none of the one that it had."""
 
@@ -525,6 +545,53 @@ def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
     job.called.send(True)
     work_off_dramatiq(broker, job.called)
     assert [later.job_id for later in told] == [None]
+
+
+class Closing(dramatiq.Middleware):
+    """Does at a worker's end what Dramatiq does not do for its loop, but ``asyncio.run`` does."""
+
+    def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
+        thread = get_event_loop_thread()
+        assert thread is not None
+        thread.run_coroutine(thread.loop.shutdown_asyncgens())
+
+
+def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
+    """With its middleware for them, coroutines of a process run in one loop, and so can share what
+    belongs to a loop."""
+    loops: list[Any] = []
+
+    async def body(number: int) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(Closing())
+    job = locks.job(body)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    for number in range(2):
+        actor.send(number)
+    work_off_dramatiq(broker, actor)
+    assert len(loops) == 2
+    assert loops[0] is loops[1]
+
+
+def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that was to come back, and cannot be sent, leaves nothing behind."""
+    broker = StubBroker(fail_fast_default=False)
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, max_retries=0
+    )(job)
+    actor.send(7)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise Trouble
+
+    with locks.lock("x"):
+        monkeypatch.setattr(broker, "enqueue", broken)
+        work_off_dramatiq(broker, actor)
+    assert not jobs.bound(job).place([7]).locked()
 
 
 @pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}, {}])
@@ -716,6 +783,18 @@ def test_huey_runs_classes(locks: lualock.Locks) -> None:
     assert [task.task_class.__name__ for task in tasks] == ["Graph", "Other"]
 
 
+def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
+    """As with tasks of its own: one that is there is also a periodic one, behind the same lock."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job: Any = locks.job(key="x", policy=jobs.Retry(60))(rebuild)
+    task = consumer.task()(job)
+    hourly = consumer.periodic_task(huey.crontab(minute=0), name="hourly")(task)
+    with locks.lock("x"):
+        consumer.execute(hourly.s(7))
+    assert [waiting.name for waiting in consumer.scheduled()] == ["hourly"]
+
+
 def test_huey_leaves_other_tasks_alone() -> None:
     """The class is for all tasks, also for those without a lock."""
     consumer = huey.MemoryHuey(immediate=True)
@@ -822,6 +901,23 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
     await broker.shutdown()
 
 
+async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
+    """A task's ``timeout`` is for its run, and not for the time until it comes back."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0.3)
+
+    task = taskiq_leaf.locked(broker, timeout=0.2)(locks.job(key="x", policy=later)(rebuild_async))
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    await broker.shutdown()
+
+
 async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     """The inner one is no delivery."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
@@ -861,6 +957,60 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
     assert [later.job_id for later in told] == [None]
+    await broker.shutdown()
+
+
+SESSION: Any = taskiq.TaskiqDepends(lambda: "a session")
+
+
+async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None:
+    """It is no argument of the job: neither of its lock's name, nor for who enqueues it, nor of its
+    callbacks; a job of either kind gets it, and keeps it over those that it calls."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    refused: list[Any] = []
+
+    async def look(shop: int, session: Any = SESSION) -> Any:
+        return shop, session
+
+    async def outer(
+        shop: int,
+        context: Annotated[taskiq.Context, taskiq.TaskiqDepends()],
+        session: Annotated[Any, SESSION],
+    ) -> Any:
+        return *await inner(shop, session="another"), session, context.message.task_id
+
+    def plain(shop: int, session: Annotated[Any, SESSION]) -> Any:
+        return shop, session
+
+    inner = taskiq_leaf.locked(broker, "inner")(locks.job(unique="queued")(look))
+    job: Any = locks.job(key=lambda shop: f"outer {shop}", unique="queued")(outer)
+    task = taskiq_leaf.locked(broker, "outer")(job)
+    told: Any = locks.job(on_failed=refused.append)(plain)
+    sync = taskiq_leaf.locked(broker, "plain")(told)
+
+    async def result(task: Any) -> Any:
+        entry = await taskiq_leaf.enqueue(task, 7)
+        assert isinstance(entry, jobs.Enqueued)
+        answer = await entry.result.wait_result(timeout=10)
+        answer.raise_for_error()
+        return entry.job_id, answer.return_value
+
+    assert (await result(inner))[1] == (7, "a session")
+    job_id, value = await result(task)
+    assert value == (7, "another", "a session", job_id)
+    assert (await result(sync))[1] == (7, "a session")
+    with job_held(told, 7):
+        assert (await result(sync))[1] is None
+    assert refused == [7]
+
+    class Depending(Graph):
+        @classmethod
+        def perform(cls, repo_id: int, session: Any = SESSION) -> str:
+            return f"graph of {repo_id} with {session}"
+
+    with pytest.raises(lualock.InvalidArgument, match="make it a function"):
+        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(Depending), 7)
     await broker.shutdown()
 
 

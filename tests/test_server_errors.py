@@ -8,8 +8,10 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import pytest
 import lualock
 from lualock import aio
 from tests.conftest import server_named
+from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
-from tests.world import World, settle
+from tests.world import World, on_one, settle
 
 
 @pytest.mark.parametrize("kind", ["hash", "list", "text", "short text", "no fence", "no state"])
@@ -276,6 +279,24 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
     assert not lease.lost
 
 
+async def test_a_release_that_never_arrived_is_made_up_for(
+    shell: World, one_server: Server
+) -> None:
+    """Whoever could not release a lock does not keep it from others until its ttl ends."""
+    with FaultProxy(one_server.socket) as proxy:
+        locks = shell.connect(proxy.url)
+        lock = locks.lock("x", ttl=30)
+        lease = await settle(lock.acquire())
+        proxy.inject(Fault("drop request", times=2), "release")
+        with pytest.raises(lualock.LockUnavailable):
+            await settle(lease.release())
+        assert not lease.held
+        await shell.until(lambda: shell.client.get(lock.key)[:1] == b"R")
+        await settle(lease.release())  # it may be tried again: that has happened
+        if shell.asynchronous:
+            await locks.aclose()
+
+
 async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     """A server that takes requests and says nothing is given up after the socket's timeout."""
     lock = shell.connect(f"{proxy.url}?socket_timeout=0.2").lock("x", ttl=30)
@@ -303,6 +324,33 @@ async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
     assert not patient.done()
     with pytest.raises(lualock.LockUnavailable):
         await patient
+
+
+@on_one
+@pytest.mark.parametrize("connected", [False, True], ids=["new", "connected"])
+@pytest.mark.parametrize("reply_s", [0.03, 0.15])
+async def test_a_timeout_is_kept_by_a_server_that_answers_slowly(
+    world: World, proxy: Proxy, reply_s: float, connected: bool
+) -> None:
+    """However many replies a new connection needs, and whatever is to be cleaned up at the end."""
+    late_s, timeout_s = [], 0.2
+
+    def slowly(data: bytes) -> bytes:
+        time.sleep(reply_s)
+        return data
+
+    await settle(world.connect().lock("x", ttl=30).acquire())
+    for _ in range(3):  # the machine may be busy
+        lock = world.connect(proxy.url).lock("x")
+        proxy.rewrite = bytes
+        if connected:
+            await settle(lock.inspect())
+        proxy.rewrite = slowly
+        start = time.monotonic()
+        with pytest.raises(lualock.LockError):
+            await world.beside(partial(lock.acquire, timeout=timeout_s))
+        late_s.append(time.monotonic() - start - timeout_s)
+    assert 0 <= min(late_s) < 0.05, late_s
 
 
 async def test_tasks_that_cannot_be_connected_hear_of_it_together(proxy: Proxy) -> None:

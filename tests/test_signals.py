@@ -21,6 +21,7 @@ import pytest
 
 import lualock
 from lualock import aio
+from lualock.drive import blocking
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
 from tests.test_processes import line, program
@@ -248,6 +249,34 @@ def test_a_look_is_not_sent_again_once_abandoned(
         with pytest.raises(Alarm):
             mine.lock("x", ttl=60).acquire()
         _nothing_comes_after_the_abandon(proxy, one_client)
+
+
+def test_struck_again_while_it_cleans_up(
+    locks: lualock.Locks, proxy: FaultProxy, one_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second signal ends the wait for the clean-up, which then goes on behind the caller."""
+    monkeypatch.setattr(blocking, "GRACE_S", 5.0)  # so that the second comes in time
+    proxy.inject(Fault("half-open"), "abandon")
+    main = threading.get_ident()
+
+    def looked() -> bool:  # so that nothing of it is under way
+        looks = [each for each in proxy.seen if each.script == "enqueue"]
+        return sum(isinstance(each.reply, list) for each in looks) >= 2
+
+    def strike() -> None:
+        for happened in (looked, lambda: proxy.met):
+            wait_until(happened)
+            signal.pthread_kill(main, signal.SIGALRM)
+
+    with locks.lock("x", ttl=60), lualock.connect(proxy.url) as mine, alarms(Alarm):
+        other = threading.Thread(target=strike)
+        other.start()
+        start = time.monotonic()
+        with pytest.raises(Alarm):
+            mine.lock("x", ttl=60).acquire(timeout=10)
+        assert time.monotonic() - start < 4
+        other.join()
+        wait_until(lambda: not one_client.exists(QUEUE))
 
 
 async def test_a_cancelled_look_is_not_sent_again(

@@ -36,7 +36,7 @@ from lualock.protocol import (
 )
 
 GRACE_S = 0.02
-"""How long a caller that is cancelled, or whose time is over, waits for its own clean-up."""
+"""How long a caller waits for its own clean-up: from its cancellation, or the end of its time."""
 
 CLOSING_S = 1.0
 """How long :meth:`AsyncDriver.aclose` waits for what still cleans up."""
@@ -394,9 +394,10 @@ class AsyncDriver:
 
     async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
+        over_s = 0.0 if call.until is None else max(0.0, self.clock() - call.until)
         call = replace(call, compensating=False, until=None)
         task = self.clean(call)
-        done, _ = await asyncio.wait({task}, timeout=GRACE_S)
+        done, _ = await asyncio.wait({task}, timeout=max(0.0, GRACE_S - over_s))
         if not done:
             raise LockUnavailable("the server does not answer; the clean-up goes on")
         return task.result()

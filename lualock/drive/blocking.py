@@ -22,6 +22,7 @@ from lualock.drive.line import Line, Owed
 from lualock.drive.seat import Seat
 from lualock.errors import LockError, LockUnavailable
 from lualock.protocol import (
+    LAST_WORD_S,
     Batch,
     Call,
     Later,
@@ -39,7 +40,7 @@ MAX_LINES = 12
 """Connections for calls; messages have one more."""
 
 GRACE_S = 0.02
-"""How long a caller that was interrupted, or whose time is over, waits for its own clean-up."""
+"""How long a caller waits for its own clean-up: from its interruption, or the end of its time."""
 
 
 class BlockingDriver:
@@ -112,12 +113,15 @@ class BlockingDriver:
     def _call(self, call: Call) -> Any:
         if call.compensating:
             return self._compensate(call)
-        line: Line | None = None
+        line, until = None, call.until
+        if until is not None:
+            until = self._last_word(until)
         try:
-            line = self._line(call.until)
-            self._limit(line, call.until)
+            line = self._line(until)
+            self._limit(line, until)
             reply = line.ask(wire.pack(call))
             if type(reply) is ReplyError and wire.is_noscript(reply):
+                self._limit(line, until)
                 reply = line.ask(wire.pack(call, source=True))
             self._idle.append(line)
         except BaseException as error:
@@ -142,13 +146,16 @@ class BlockingDriver:
         return True
 
     def _batch(self, batch: Batch) -> list[Any]:
-        line: Line | None = None
+        line, until = None, batch.until
+        if until is not None:
+            until = self._last_word(until)
         try:
-            line = self._line(batch.until)
-            self._limit(line, batch.until)
+            line = self._line(until)
+            self._limit(line, until)
             replies = line.ask_all([wire.pack(call) for call in batch.calls])
             again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
             if again:  # one brings the source, and the others behind it find it there
+                self._limit(line, until)
                 asked = [wire.pack(batch.calls[i], source=i == again[0]) for i in again]
                 for i, reply in zip(again, line.ask_all(asked), strict=True):
                     replies[i] = reply
@@ -168,6 +175,9 @@ class BlockingDriver:
             return self._idle.pop()
         except IndexError:
             return self._open(until)
+
+    def _last_word(self, until: float) -> float:
+        return max(until, self.clock() + LAST_WORD_S)
 
     def _limit(self, line: Line, until: float | None) -> None:
         if until is not None:
@@ -193,8 +203,12 @@ class BlockingDriver:
 
     def _compensate(self, call: Call) -> Any:
         call.compensating = False
-        call.until = self.clock() + GRACE_S
+        now = self.clock()
+        over_s = 0.0 if call.until is None else now - call.until
+        call.until = now + GRACE_S
         try:
+            if over_s > GRACE_S / 2:  # the last request had the rest
+                raise LockUnavailable("no time is left to wait for the clean-up")
             return self._call(call)
         except LockError as error:
             if isinstance(error, LockUnavailable):
@@ -275,16 +289,16 @@ class BlockingDriver:
 
     def _connect(self, until: float | None) -> Line:
         connection = self.endpoint.blocking_connection()
-        usual_s = connection.socket_timeout
-        wire.limit(connection, until, self.clock)
+        if until is not None:
+            until = self._last_word(until)
         try:
-            connection.connect()
-            line = Line(connection, usual_s)
-            if until is not None:
-                line.limit(until - self.clock())
+            wire.connect(connection, until, self.clock)
+            line = Line(connection)
+            self._limit(line, until)
             if not self._server_checked:
                 wire.check_hello(line.ask(wire.HELLO))
                 self._server_checked = True
+            self._limit(line, until)
             sent = self.clock()
             server_us = wire.server_us(line.ask(wire.TIME))
             self.server_clock.compare(sent, self.clock(), server_us)

@@ -20,7 +20,7 @@ from lualock import fork
 from lualock.drive import wire
 from lualock.drive.endpoint import Endpoint
 from lualock.drive.seat import Seat
-from lualock.drive.timeout import LONGEST_S, TIMED_OUT, Timeout
+from lualock.drive.timeout import LONGEST_S, SHORT_S, TIMED_OUT, Timeout
 from lualock.errors import LockUnavailable
 from lualock.protocol import Clock
 
@@ -208,10 +208,9 @@ class Ear:
 
     def _connect(self, until: float | None) -> None:
         connection = self._endpoint.blocking_connection()
-        wire.limit(connection, until, self._clock)
         self._replies = replies = wire.Replies(pushes=True)
         try:
-            connection.connect()
+            wire.connect(connection, until, self._clock)
             connection._sock.sendall(wire.subscribe(self.channel))
             while (reply := replies.next()) is wire.MORE:
                 received = connection._sock.recv(4096)
@@ -220,7 +219,7 @@ class Ear:
                 replies.feed(received)
             wire.check_subscribed(reply)
             with self._lock:
-                self._timeout = Timeout(connection._sock, LONGEST_S)
+                self._timeout = Timeout(connection._sock, LONGEST_S, SHORT_S)
                 self._connection = connection
                 self._socket = connection._sock
                 self._count += 1

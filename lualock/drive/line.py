@@ -13,7 +13,7 @@ from hiredis import ReplyError
 from lualock.drive import wire
 from lualock.drive.timeout import Timeout
 from lualock.errors import LockUnavailable
-from lualock.protocol import LAST_WORD_S, Call, Post
+from lualock.protocol import Call, Post
 
 
 class Owed:
@@ -59,7 +59,7 @@ class Line:
         *("_usual_s", "hurried", "seat"),
     )
 
-    def __init__(self, connection: Any, usual_s: float) -> None:
+    def __init__(self, connection: Any) -> None:
         self._connection = connection
         # For a line that an interruption left to nobody. Not a destructor: an error and its frames
         # may keep it in a cycle, and the collector could come to the socket first.
@@ -67,8 +67,8 @@ class Line:
         self._socket: socket.socket = connection._sock
         self._replies = wire.Replies()
         self._owed: deque[Owed] = deque()
-        self._usual_s = usual_s
-        self._timeout = Timeout(self._socket, usual_s)
+        self._usual_s: float = connection.socket_timeout
+        self._timeout = Timeout(self._socket, self._usual_s)
         self.seat: object = None
         self.hurried = False  # its timeout is shorter than usual
         # The flag that lets the kernel keep back what it is given until more comes, or 0.2 s pass.
@@ -78,9 +78,10 @@ class Line:
 
     def limit(self, left_s: float | None) -> None:
         """How long a send or a receive may take from now on; ``None``: as usual."""
-        wanted_s = self._usual_s if left_s is None else min(max(left_s, LAST_WORD_S), self._usual_s)
+        usual_s = self._usual_s
+        wanted_s = usual_s if left_s is None else min(max(left_s, wire.LEAST_S), usual_s)
         self._timeout.set(wanted_s)
-        self.hurried = wanted_s != self._usual_s
+        self.hurried = wanted_s != usual_s
 
     def ask(self, question: bytes) -> Any:
         """Send a question and wait for its reply."""

@@ -3,7 +3,8 @@
 With a timeout of Python's, each send and each receive is preceded by a poll(), four system calls
 more for acquire and release, a tenth of what they cost. A timeout of the kernel's is an option of
 the socket, and shows as EAGAIN. But its clock is coarse: by an eighth of the time, on Linux. So it
-is for short waits, and for the time after which a connection counts as broken.
+is for short waits that nobody's timeout depends on, and for the time after which a connection
+counts as broken.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ LONGEST_S = 1e6
 
 
 class Timeout:
-    """The timeout of one socket; it need not be exact while it is ``usual_s``."""
+    """The timeout of one socket; it need not be exact while it is ``usual_s``, or up to
+    ``short_s``."""
 
-    __slots__ = ("_kernel_can", "_kernel_does", "_socket", "_usual_s", "seconds")
+    __slots__ = ("_kernel_can", "_kernel_does", "_short_s", "_socket", "_usual_s", "seconds")
 
-    def __init__(self, connected: socket.socket, usual_s: float) -> None:
+    def __init__(self, connected: socket.socket, usual_s: float, short_s: float = 0.0) -> None:
         self._socket = connected
         self._usual_s = usual_s
+        self._short_s = short_s
         self._kernel_can = type(connected) is socket.socket  # TLS does its own reads
         self._kernel_does = False
         self.seconds = -1.0
@@ -40,7 +43,7 @@ class Timeout:
             return
         self.seconds = seconds
         seconds = min(seconds, LONGEST_S)
-        if self._kernel_can and (seconds <= SHORT_S or seconds == self._usual_s):
+        if self._kernel_can and (seconds <= self._short_s or seconds == self._usual_s):
             whole, part = divmod(seconds, 1)
             # Zero would mean for ever.
             value = struct.pack("ll", int(whole), max(1, int(part * 1e6)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import socket
@@ -24,6 +25,9 @@ CHUNK = 4096
 
 # What a broken connection raises.
 LINE_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
+
+LEAST_S = 0.001
+"""The least that a socket is given when the time is over; zero would mean not to wait at all."""
 
 MORE = object()  # a reply is not complete yet
 # hiredis before 3.2 has no type for pushes of RESP3; none is ever asked for then.
@@ -251,13 +255,31 @@ def answer(reply: Any, key: bytes) -> Any:
     return reply_error(str(reply), key) if isinstance(reply, hiredis.ReplyError) else reply
 
 
-def limit(connection: Any, until: float | None, clock: Clock) -> None:
-    """Let a connection that is not open yet take no longer than ``until`` for opening."""
-    if until is not None:
-        left_s = max(LAST_WORD_S, until - clock())
-        for name in ("socket_timeout", "socket_connect_timeout"):
-            usual_s = getattr(connection, name)
-            setattr(connection, name, left_s if usual_s is None else min(usual_s, left_s))
+def connect(connection: Any, until: float | None, clock: Clock) -> None:
+    """Open a connection of redis-py's, in time: each reply of its handshake has what is left, and
+    so has the first that comes after it."""
+    if until is None:
+        connection.connect()
+        return
+    read, usual_s = connection.read_response, connection.socket_timeout
+    end = max(until, clock() + LAST_WORD_S)
+
+    def left_s(most_s: float | None = usual_s) -> float:
+        return min(math.inf if most_s is None else most_s, max(LEAST_S, end - clock()))
+
+    def read_in_time(*how: Any, **told: Any) -> Any:
+        connection._sock.settimeout(left_s())
+        return read(*how, **told)
+
+    connection.socket_connect_timeout = left_s(connection.socket_connect_timeout)
+    connection.socket_timeout = left_s()
+    connection.read_response = read_in_time
+    try:
+        connection.connect()
+        connection._sock.settimeout(left_s())
+    finally:
+        del connection.read_response  # or it and the connection would keep each other alive
+        connection.socket_timeout = usual_s
 
 
 def receive_now(connected: socket.socket) -> bytes:

@@ -32,7 +32,7 @@ from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, RetryLater, is_failure, token_of
 
 HEADER = "lualock"
-CANVAS = "chain", "chord", "group_id"
+CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
 """The options of a task that others wait for: if it was refused, they would for ever."""
 
 log = logging.getLogger("lualock.jobs")
@@ -113,16 +113,18 @@ def _locked(work: Bound) -> Callable[..., Any]:
         except RetryLater as later:
             if delivery is None:
                 raise
-            if request.is_eager:  # nothing delivers it again
-                work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
-                raise
             again = later
         finally:
             _taken.reset(before)
-        # Sent again as it is, and not by task.retry(), which would count it.
-        task.signature_from_request(
-            request, countdown=again.delay_s, retries=request.retries
-        ).apply_async()
+        try:
+            if request.is_eager:  # nothing delivers it again
+                raise again
+            # Sent again as it is, and not by task.retry(), which would count it.
+            told = {"countdown": again.delay_s, "retries": request.retries}
+            task.signature_from_request(request, **told).apply_async()
+        except BaseException:
+            work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
+            raise
         raise Retry(str(again), when=again.delay_s)
 
     return run

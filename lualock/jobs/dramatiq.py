@@ -22,6 +22,7 @@ from datetime import timedelta
 from typing import Any
 
 import dramatiq
+from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.errors import Retry
 from dramatiq.message import generate_unique_id
 from dramatiq.middleware import Middleware, Retries, SkipMessage
@@ -94,14 +95,18 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             delivery = Delivery(message.message_id, message.options.get(OPTION), will_retry)
         try:
             result = self.work.run(args, kwargs, delivery)
-            return asyncio.run(result) if self.work.asynchronous else result
+            return _wait_for(result) if self.work.asynchronous else result
         except RetryLater as later:
             if delivery is None:
                 raise
             delay_ms = int(later.delay_s * 1000)
         # Sent again as it is. An error would be judged by ``throws`` and ``retry_when``, which know
         # the actor's own, and be counted; and a message that is skipped would have a result.
-        self.broker.enqueue(message.copy(), delay=delay_ms)
+        try:
+            self.broker.enqueue(message.copy(), delay=delay_ms)
+        except BaseException:  # it does not come
+            self.work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
+            raise
         message.options["store_results"] = False
         _again.set(message.message_id)
         raise SkipMessage
@@ -112,6 +117,12 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             if isinstance(middleware, Retries):
                 return _by(middleware, self.options | message.options, error)
         return None
+
+
+def _wait_for(job: Any) -> Any:
+    """What a coroutine returns. With the middleware ``AsyncIO`` all of a process share a loop."""
+    thread = get_event_loop_thread()
+    return asyncio.run(job) if thread is None else thread.run_coroutine(job)
 
 
 def _by(middleware: Retries, told: dict[str, Any], error: BaseException) -> float | None:

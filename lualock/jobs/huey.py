@@ -130,6 +130,7 @@ def _locked(work: Bound) -> Any:
                 raise
             raise RetryTask(str(later), delay=later.delay_s) from None
 
+    run.__lualock__ = work  # type: ignore[attr-defined]  # for who makes a task of a task
     return run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,8 @@ class Job:
         :raises TypeError: the arguments do not fit the job's signature.
         :raises InvalidArgument: no lock's name, or no ttl, can be made of them.
         """
-        return self.locks(locks, args, kwargs)[-1]
+        self.signature.bind(*args, **kwargs)
+        return self._named(locks, self.lock_name, args, kwargs)
 
     def locks(
         self,
@@ -66,22 +67,35 @@ class Job:
         kwargs: Mapping[str, Any],
         job_id: str | None = None,
     ) -> list[AnyLock]:
-        """The locks of one call, in the order in which they are taken: the old name's, the name's.
+        """The locks of one call, the old name's too, in the order in which they are taken.
 
-        All code takes them in this order, so no two wait for each other. Any two versions that are
-        deployed together have a name in common, and looking at the old one without taking it would
-        not do: the old code, which knows nothing of the new name, may take it the next moment.
+        That is the order of their keys, whichever is the old one: so all jobs take them in one
+        order, also one whose new name is another's old one (a deploy that is taken back), and no
+        two wait for each other. Any two versions that are deployed together have a name in common,
+        and looking at the old one without taking it would not do: the old code, which knows nothing
+        of the new name, may take it the next moment.
         """
-        self.signature.bind(*args, **kwargs)
-        names = [self._checked(self.lock_name(*args, **kwargs))]
+        found = [self.lock(locks, args, kwargs)]
         if self.old_name is not None:
-            names.insert(0, self._checked(self.old_name(*args, **kwargs)))
-        ttl = self.timeout(*args, **kwargs)
-        found = [locks.lock(name, ttl) for name in names]
+            old = self._named(locks, self.old_name, args, kwargs)
+            if old.key != found[0].key:
+                found.append(old)
         if job_id is not None:
             for lock in found:
                 lock._about = about_job(lock._about, job_id)
-        return found if found[0].key != found[-1].key else found[:1]
+        found.sort(key=lambda lock: lock.key)
+        for lock in found[:-1]:  # while the run waits for the next; then see `last_for`
+            lock._care = replace(lock._care, renew=True)
+        return found
+
+    def _named(
+        self,
+        locks: AnyLocks,
+        name: Callable[..., object],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> AnyLock:
+        return locks.lock(self._checked(name(*args, **kwargs)), self.timeout(*args, **kwargs))
 
     def _checked(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):

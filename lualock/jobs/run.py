@@ -25,7 +25,7 @@ from lualock.errors import InvalidArgument, LeaseLost, LockUnavailable, NotAcqui
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
-from lualock.jobs.taking import Attempt, release_quietly
+from lualock.jobs.taking import Attempt, last_for, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
 
 log = logging.getLogger("lualock.jobs")
@@ -97,6 +97,8 @@ def _take_each(it: Run) -> Actions[None]:
         for attempt in attempts:
             lease = yield from attempt.take()
             it.held.append((attempt.lock, lease))
+        for _, lease in it.held[:-1]:
+            yield from last_for(lease, it.locks[-1])
     except GeneratorExit:
         for attempt in attempts:
             attempt.renew_no_more()
@@ -138,13 +140,13 @@ def refresh(job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[st
     wanted = job.locks(locks, args, kwargs)
     ours = dict(_current.get())  # of two runs of one lock the innermost
     leases = [ours[lock.key] for lock in wanted if lock.key in ours]
-    lock = wanted[-1]
     if not leases:
+        lock = job.lock(locks, args, kwargs)
         raise LeaseLost(
             f"refresh of lock {lock.name!r}: this code is part of no run of job {job.name} with "
             "these arguments, so it has no lease to refresh (a thread that the job started must "
             "be started with contextvars.copy_context().run)",
             name=lock.name,
         )
-    actions = (partial(lease.extend, lock.ttl) for lease in leases)
+    actions = (partial(lease.extend, wanted[0].ttl) for lease in leases)
     return drive_async(actions) if job.asynchronous else drive(actions)

@@ -250,6 +250,16 @@ class Attempt:
             place._watch.drop(place)
 
 
+def last_for(lease: AnyLease, lock: AnyLock) -> Actions[None]:
+    """The run begins, and has waited for another lock since it got this lease: from now on this one
+    lasts as one of that lock does.
+
+    :raises LeaseLost: it ended meanwhile.
+    """
+    lease._renewed = lock._care.renew
+    yield partial(lease.extend, lock.ttl)
+
+
 def release_quietly(lease: AnyLease) -> Actions[None]:
     """Release a lease that nobody needs; where the server is away, when it is there again, for its
     end may be far away."""

@@ -29,11 +29,13 @@ from taskiq import (
     SmartRetryMiddleware,
     TaskiqMessage,
     TaskiqMiddleware,
+    TaskiqResult,
 )
 from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
 
-from lualock.jobs.bound import Bound, bound
+from lualock.jobs.bound import bound
+from lualock.jobs.taskiq_dependencies import Dependencies
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
 
 LABEL = "lualock"
@@ -57,8 +59,7 @@ def locked(
         broker.add_middlewares(_Messages())
 
     def declare(job: Any) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        work = bound(job)
-        perform = _locked(work, broker, schedule_source)
+        perform = _locked(Dependencies(bound(job), job), broker, schedule_source)
         perform.__module__ = job.__module__
         perform.__name__ = job.__name__
         return broker.task(task_name, **labels)(perform)
@@ -83,48 +84,42 @@ async def enqueue(task: Any, *args: Any, **kwargs: Any) -> Enqueued | Refused:
     return await work.enqueue_async(push, args, kwargs, job_id=job_id)
 
 
-def _locked(work: Bound, broker: AsyncBroker, source: ScheduleSource | None) -> Any:
+def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSource | None) -> Any:
     """What a worker runs."""
 
-    @functools.wraps(work.body)
+    @functools.wraps(dependencies.body)
     async def perform(*args: Any, **kwargs: Any) -> Any:
+        work = dependencies.without()
         message = _message.get()
         _message.set(None)  # it is of this run alone, and not of what that calls
         if message is not None:
             task = broker.find_task(message.task_name)
-            if task is None or getattr(task.original_func, "__lualock__", None) is not work:
+            if task is None or task.original_func is not perform:
                 message = None  # another task calls this one
         delivery = None
         if message is not None:
             will_retry = functools.partial(_retry_s, broker, message)
             delivery = Delivery(message.task_id, message.labels.get(LABEL), will_retry)
         try:
-            if work.asynchronous:
-                return await work.run(args, kwargs, delivery)
-            return await asyncio.to_thread(work.run, args, kwargs, delivery)
+            with dependencies.past(kwargs) as own:
+                if work.asynchronous:
+                    return await work.run(args, own, delivery)
+                return await asyncio.to_thread(work.run, args, own, delivery)
         except RetryLater as later:
             if message is None:
                 raise
-            delay_s = later.delay_s
-        await _again(message, broker, source, delay_s)
-        raise NoResultError
+            raise _Again(delay_s=later.delay_s, source=source) from None
 
-    perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    perform.__lualock__ = dependencies.without  # type: ignore[attr-defined]  # what bound() looks for
     return perform
 
 
-async def _again(
-    message: TaskiqMessage, broker: AsyncBroker, source: ScheduleSource | None, delay_s: float
-) -> None:
-    """Have a task delivered again, with its id and its labels."""
-    kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, broker, message.labels)
-    kicker = kicker.with_task_id(message.task_id)
-    if source is None:
-        await asyncio.sleep(delay_s)
-        await kicker.kiq(*message.args, **message.kwargs)
-    else:
-        when = datetime.now(timezone.utc) + timedelta(seconds=delay_s)
-        await kicker.schedule_by_time(source, when, *message.args, **message.kwargs)
+class _Again(NoResultError):
+    """A task did not run, and is to be delivered again."""
+
+    __template__ = "to be delivered again in {delay_s} s"
+    delay_s: float
+    source: ScheduleSource | None
 
 
 def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) -> float | None:
@@ -151,8 +146,24 @@ def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) 
 
 
 class _Messages(TaskiqMiddleware):
-    """Tells a task which message it works on."""
+    """Tells a task which message it works on, and has one that was too early delivered again."""
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         _message.set(message)
         return message
+
+    async def on_error(
+        self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException
+    ) -> None:
+        """With its id and its labels. Not in the task, whose ``timeout`` would end the waiting;
+        and before the message that it came with is acknowledged."""
+        if not isinstance(exception, _Again):
+            return
+        kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, self.broker, message.labels)
+        kicker = kicker.with_task_id(message.task_id)
+        if exception.source is None:
+            await asyncio.sleep(exception.delay_s)
+            await kicker.kiq(*message.args, **message.kwargs)
+        else:
+            when = datetime.now(timezone.utc) + timedelta(seconds=exception.delay_s)
+            await kicker.schedule_by_time(exception.source, when, *message.args, **message.kwargs)

@@ -68,9 +68,12 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
                 reply = yield from resend(step, error)
     except GeneratorExit:
         raise
-    except LockError as error:
-        if isinstance(error, LockUnavailable) and error.outcome_unknown:
-            disown(grant)
+    except LockUnavailable:
+        # Whoever had it goes on without it: it is given back when the server answers again.
+        disown(grant)
+        yield from give_back(ask, b"", None)
+        raise
+    except LockError:
         raise
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
@@ -94,7 +97,7 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
 
 
 def disown(grant: Grant) -> None:
-    """A lease that may have been released promises nothing more: another may have the lock."""
+    """A lease that was, or will be, released promises nothing more: another may have the lock."""
     grant.claim, grant.deadline = None, -math.inf
 
 
@@ -110,12 +113,15 @@ def hand_over(ask: Ask, lease: bytes) -> Call:
     return Call(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
 
 
-def give_back(ask: Ask, ticket: bytes, ghost: Call | None) -> Steps[None]:
-    """After an interruption: abandon a token of which nobody knows what it has. Never raises."""
+def give_back(
+    ask: Ask, ticket: bytes, ghost: Call | None, until: float | None = None
+) -> Steps[None]:
+    """After an interruption, or at the end of the time: abandon a token of which nobody knows what
+    it has. Never raises."""
     try:
         if ghost is not None:  # first, for it cannot fail
             yield lay(ask, ghost)
-        yield forsake(ask, ticket)
+        yield forsake(ask, ticket, until)
     except GeneratorExit:
         raise
     except BaseException:
@@ -133,10 +139,10 @@ def lay(ask: Ask, ghost: Call) -> Later:
     return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), ghost)
 
 
-def forsake(ask: Ask, ticket: bytes = b"") -> Call:
+def forsake(ask: Ask, ticket: bytes = b"", until: float | None = None) -> Call:
     """The request that gives back whatever a token has that nobody has in hand any more."""
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair, b"")
-    return Call(ABANDON, parts, compensating=True)
+    return Call(ABANDON, parts, until, compensating=True)
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:

@@ -21,9 +21,10 @@ class Call:
     the reply is waited for no longer than that (but for :data:`LAST_WORD_S` in any case), else as
     long as the connection's settings say. A ``compensating`` call cleans up: the driver carries it
     out even while its own caller is being cancelled, and goes on with it in the background where
-    the server does not answer at once. A ``lazy`` one may leave together with what is sent next on
-    its connection, if that is within a fraction of a second. Nobody may look at its reply for long,
-    so it must not need to be sent again: it brings the script's source with it.
+    the server does not answer soon after ``until``, or after now if that is earlier. A ``lazy`` one
+    may leave together with what is sent next on its connection, if that is within a fraction of a
+    second. Nobody may look at its reply for long, so it must not need to be sent again: it brings
+    the script's source with it.
 
     ``expires`` (on the driver's clock) is when the server, by its own clock, refuses the request at
     the latest. ``via`` is the driver's: the connection that it was sent on. A ``moot`` call is not

@@ -106,7 +106,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
         ask.grant = None
         ghost = attempt.possible_ghost()
         if attempt.unsettled or ghost is not None:
-            yield from give_back(ask, attempt.ticket, ghost)
+            yield from give_back(ask, attempt.ticket, ghost, attempt.until)
         raise
 
 
@@ -206,7 +206,7 @@ def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
     if attempt.asked is not None:
         attempt.asked.moot = True
     try:
-        reply = yield forsake(ask, attempt.ticket)
+        reply = yield forsake(ask, attempt.ticket, attempt.until)
     except LockError:
         reply = None  # the driver goes on trying
     attempt.unsettled = False

@@ -100,7 +100,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "an interruption abandons nothing",
-        "yield forsake(ask, ticket)",
+        "yield forsake(ask, ticket, until)",
         "pass",
     ),
     (

@@ -770,6 +770,8 @@ class Task:
     def _compensate(self, step: Call, done: Done) -> None:
         process = self.process
         call = replace(step, compensating=False, until=None)
+        now = process.clock()
+        until = GRACE_S + (now if step.until is None else min(now, step.until))
         if process.threads:
             self._cleans = call
 
@@ -778,11 +780,11 @@ class Task:
                     process.start(clean(process, call))
                 done(reply, error)
 
-            self._asked = process.call(replace(call, until=process.clock() + GRACE_S), tried)
+            self._asked = process.call(replace(call, until=until), tried)
         else:
             process.start(clean(process, call), done)
             late = LockUnavailable("the server does not answer; the clean-up goes on")
-            process.soon(int(GRACE_S * US), done, None, late)
+            process.soon(max(0, int((until - now) * US)), done, None, late)
 
 
 def clean(process: Process, call: Call) -> Steps[Any]:

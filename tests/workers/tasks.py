@@ -16,10 +16,11 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lualock
-from lualock.jobs import Coalesce, Replace, Retry, Situation, Wait, current_lease
+from lualock.jobs import Coalesce, Replace, Retry, Situation, Wait, as_function, current_lease
 from tests.workers.diary import Diary, lock_name
 
 Steps = Generator[Any, Any, Any]
@@ -33,7 +34,21 @@ KEPT_S = 2.0
 locks = lualock.connect(os.environ["LUALOCK_URL"])
 diary = Diary(os.environ["LUALOCK_DIARY"])
 
-_declared: list[tuple[Body, dict[str, Any]]] = []
+away = lualock.connect("redis://127.0.0.1:1")
+"""The locks of a server that cannot be reached."""
+
+
+@dataclass
+class Declared:
+    """A job: its body, what ``locks.job`` is told, and of which locks; or it is a class."""
+
+    body: Body
+    options: dict[str, Any]
+    locks: lualock.Locks
+    is_class: bool
+
+
+_declared: list[Declared] = []
 
 
 class Flop(Exception):
@@ -43,14 +58,17 @@ class Flop(Exception):
 flop: Callable[[], Exception] = Flop
 
 
-def task(**options: Any) -> Callable[[Body], Body]:
-    """Declare a job: its body, and what ``locks.job`` is told."""
+def task(
+    *, server: lualock.Locks = locks, is_class: bool = False, **options: Any
+) -> Callable[[Body], Body]:
+    """Declare a job."""
 
     def declare(body: Body) -> Body:
         name = body.__name__
         told = {"on_failed": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
         callbacks = {option: _tell(event, name) for option, event in told.items()}
-        _declared.append((body, {"key": _key(name)} | callbacks | options))
+        told_all = {"key": _key(name)} | callbacks | options
+        _declared.append(Declared(body, told_all, server, is_class))
         return body
 
     return declare
@@ -65,14 +83,40 @@ def _tell(event: str, job: str) -> Callable[..., None]:
     return lambda *args, **kwargs: diary.write(event, job, *args, **kwargs)
 
 
-def jobs(module: str, *, asynchronous: bool) -> dict[str, Any]:
-    """All of them behind their locks, as functions of an app's module."""
+def jobs(module: str, *, asynchronous: bool, classes: bool = True) -> dict[str, Any]:
+    """All of them behind their locks, as an app's module would have them; without ``classes``
+    those that are some as functions."""
     made = {}
-    for body, options in _declared:
-        function = (_coroutine if asynchronous else _plain)(body)
+    for job in _declared:
+        function = (_coroutine if asynchronous else _plain)(job.body)
         function.__module__ = module
-        made[body.__name__] = locks.job(**options)(function)
+        if not job.is_class:
+            made[function.__name__] = job.locks.job(**job.options)(function)
+        else:
+            whole = _locked_job(function, job)
+            made[function.__name__] = whole if classes else as_function(whole)
     return made
+
+
+CALLBACKS = {
+    "on_failed": "lock_failed",
+    "on_expired": "lock_expired_before_release",
+    "on_enqueue_failed": "loner_enqueue_failed",
+}
+
+
+def _locked_job(function: Callable[..., Any], job: Declared) -> type[lualock.LockedJob]:
+    """The same job as a class, with its callbacks under their old names."""
+    told = job.options
+    members = {name: staticmethod(told[option]) for option, name in CALLBACKS.items()}
+    members |= {"perform": staticmethod(function), "lock": staticmethod(told["key"])}
+    settings = {
+        "locks": job.locks,
+        "lock_timeout": told.get("timeout"),
+        "lock_unique": told.get("unique"),
+        "__module__": function.__module__,
+    }
+    return type(function.__name__, (lualock.LockedJob,), settings | members)
 
 
 def _plain(body: Body) -> Callable[..., Any]:
@@ -119,32 +163,73 @@ def turn(job: str, *args: Any) -> Iterator[None]:
 
 
 @task()
-def exclusive(where: str, number: int, hold: float = 0.0) -> Steps:
+def exclusive(where: str, number: int, hold: float = 0.002) -> Steps:
     """One at a time, whatever the number."""
     with turn("exclusive", where, number):
         yield hold
     return number
 
 
-@task()
+@task(is_class=True)
 def superfluous(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Finds its lock held."""
     with turn("superfluous", where, shop):
         yield 0.0
 
 
-@task(unique="both")
+@task(is_class=True, unique="both")
 def unwanted(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Is not even enqueued."""
     with turn("unwanted", where, shop):
         yield 0.0
 
 
-@task(timeout=0.2)
+@task(is_class=True, timeout=0.2)
 def overdue(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Takes longer than its lease."""
     with turn("overdue", where, shop):
         yield 0.4
+
+
+@task(server=away, on_unavailable="run")
+def careless(where: str, shop: str, *, pages: int = 1) -> Steps:
+    """Runs without its lock."""
+    with turn("careless", where, shop):
+        yield 0.0
+
+
+@task(server=away, on_unavailable="skip")
+def cautious(where: str, shop: str, *, pages: int = 1) -> Steps:
+    """Does not run without its lock."""
+    with turn("cautious", where, shop):
+        yield 0.0
+
+
+def _deployed(name: str, where: str, number: int) -> Steps:
+    with turn(name, where, number):
+        yield 0.02
+
+
+@task(policy=Wait(60), key=lambda where, number: f"old:{where}")
+def before(where: str, number: int) -> Steps:
+    """Code from before a deploy that changes the lock's name."""
+    return _deployed("before", where, number)
+
+
+@task(
+    policy=Wait(60),
+    key=lambda where, number: f"new:{where}",
+    read_old=lambda where, number: f"old:{where}",
+)
+def during(where: str, number: int) -> Steps:
+    """The code of that deploy."""
+    return _deployed("during", where, number)
+
+
+@task(policy=Wait(60), key=lambda where, number: f"new:{where}")
+def after(where: str, number: int) -> Steps:
+    """The code of the next one."""
+    return _deployed("after", where, number)
 
 
 @task(policy=Retry(SOON_S))

@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = dict.fromkeys(FLAKY, RETRIES) | {
 SIGNALS = {"terminated": "SIGKILL", "waiting": "SIGKILL", "lingering": "SIGTERM"}
 jobs = {
     name: app.task(name=name, **OPTIONS.get(name, {}))(job)
-    for name, job in tasks.jobs(__name__, asynchronous=False).items()
+    for name, job in tasks.jobs(__name__, asynchronous=False, classes=False).items()
 }
 
 

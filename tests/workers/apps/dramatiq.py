@@ -22,7 +22,7 @@ jobs: dict[str, Any] = {
     name: dramatiq.actor(
         actor_class=LockedActor, actor_name=name, max_retries=int(name in FLAKY), **BACKOFF
     )(job)
-    for name, job in tasks.jobs(__name__, asynchronous=False).items()
+    for name, job in tasks.jobs(__name__, asynchronous=False, classes=False).items()
 }
 
 

@@ -14,7 +14,7 @@ huey = RedisHuey("tests", url=BROKER)
 huey.task_wrapper_class = LockedTask
 jobs = {
     name: huey.task(name=name, retries=int(name in FLAKY), retry_delay=RETRY_S)(job)
-    for name, job in tasks.jobs(__name__, asynchronous=False).items()
+    for name, job in tasks.jobs(__name__, asynchronous=False, classes=False).items()
 }
 
 
