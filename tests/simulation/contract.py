@@ -385,6 +385,8 @@ def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
             yield "freed the lock, and told nobody"
         if told and first in after.tickets:
             yield "told somebody, who stays in front of all others"
+        if sum(len(text) == 22 and heard > 0 for text, heard in run.told) > 1:
+            yield "told more than one that the lock is free"
     if not after.owner and after.record is None:
         if not run.store.oom:
             yield "left no tombstone"

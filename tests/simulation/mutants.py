@@ -94,8 +94,14 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "an interrupted release gives nothing back",
-        'yield from give_back(ask, b"", None)',
-        "pass",
+        'grant.released = True\n        yield from give_back(ask, b"", None)',
+        "grant.released = True",
+    ),
+    (
+        "protocol.holding",
+        "a release that could not be made is not made up for",
+        'disown(grant)\n        yield from give_back(ask, b"", None)',
+        "disown(grant)",
     ),
     (
         "protocol.holding",
