@@ -24,6 +24,7 @@ from lualock.protocol import CLAIM_MS
 from lualock.script import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
+from tests.test_processes import program
 from tests.waiting import wait_until
 from tests.world import World, few, on_one, settle
 
@@ -517,6 +518,35 @@ def test_a_holder_that_dies_with_those_in_front(
         del lease  # as good as dead: nobody releases it
         assert alive.line().startswith("has ")
         assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
+
+
+CROWD = """
+import asyncio
+from lualock import aio
+
+async def main():
+    async with aio.connect() as locks:
+        await asyncio.gather(*(locks.lock("x", ttl=30).acquire() for _ in range(12)))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
+    """However many die before it, who waits looks soon after the end of a lease, and not only
+    after a minute."""
+    lock = shell.connect().lock("x", ttl=30)
+    lease = await settle(lock.acquire())
+    with program(CROWD, shell.server.url):
+        await shell.until_waiters(lock, 12)
+        await settle(lease.extend(3))
+        start = time.monotonic()
+        alive = asyncio.ensure_future(shell.beside(shell.connect().lock("x", ttl=30).acquire))
+        await shell.until_waiters(lock, 13)
+    got = await asyncio.wait_for(alive, 20)
+    assert time.monotonic() - start < 12  # half a second for each of the dead
+    assert lease.lost
+    await settle(got.release())
 
 
 @on_one
