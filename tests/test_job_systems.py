@@ -764,11 +764,22 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
     assert task.schedule((8,), delay=60).id != first.id
     assert task.schedule(60, kwargs={"repo_id": 9})
     assert task.schedule(timedelta(seconds=60), kwargs={"repo_id": 10})
-    assert len(consumer) == 4
+    assert task.schedule((11,), eta=datetime.now() + timedelta(hours=1))
+    assert len(consumer) == 5
     with pytest.raises(ValueError, match="eta"):
         task.schedule(args=None)
     with pytest.raises(lualock.InvalidArgument, match="context=True"):
         consumer.task(context=True)(locks.job(rebuild))
+
+
+def test_huey_without_results(locks: lualock.Locks) -> None:
+    """A call then returns nothing, whatever became of it."""
+    consumer = huey.MemoryHuey(results=False)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job: Any = locks.job(unique="queued")(rebuild)
+    task = consumer.task()(job)
+    assert (task(7), task(7)) == (None, None)
+    assert len(consumer) == 1
 
 
 def test_huey_runs_classes(locks: lualock.Locks) -> None:
@@ -822,6 +833,19 @@ def test_huey_retries(retries: int, error: Exception, expected: float | None) ->
     """When Huey runs a task again, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
     assert huey_leaf._retry_s(task, error) == expected
+
+
+def test_huey_times_of_users() -> None:
+    """The time of a ``RetryTask`` is that of its time zone."""
+    eta = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
+    delay_s = huey_leaf._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
+    assert delay_s == pytest.approx(3600, abs=60)
+
+
+def test_huey_is_interrupted() -> None:
+    """That is no failure of the task, nor is that it cancels itself."""
+    for error, failed in ((Trouble(), True), (KeyboardInterrupt(), False)):
+        assert huey_leaf._failed(error) == failed
 
 
 def test_huey_cancels(locks: lualock.Locks) -> None:
