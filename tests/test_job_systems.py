@@ -679,6 +679,41 @@ def test_dramatiq_refuses(locks: lualock.Locks) -> None:
     assert refused(actor.enqueue(7), first.message_id)
     assert actor.send(7).message_id == first.message_id
     assert broker.queues[actor.queue_name].qsize() == 1
+    assert first.options["lualock"], "it is the message that was sent"
+
+
+def test_dramatiq_delays(locks: lualock.Locks) -> None:
+    """A delayed message has its place for longer, whichever way its delay is said."""
+    broker = StubBroker()
+    job: Any = locks.job(unique="queued")(rebuild)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    for number, delay in enumerate((timedelta(hours=1), 3_600_000)):
+        actor.send_with_options(args=(number,), delay=delay)
+        place: Any = jobs.bound(job).place([number])
+        left_s = place.inspect().remaining_s
+        assert left_s == pytest.approx(7200, abs=60)
+
+
+def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> None:
+    """Also where a broker has more than one of our actors."""
+    broker = StubBroker()
+    kept: list[Any] = []
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        kept.append(jobs.bound(job).place([7]).locked())
+        if len(kept) == 3:
+            busy.release()
+        return jobs.Retry(0.01)
+
+    job: Any = locks.job(key="x", unique="queued", policy=later)(rebuild)
+    actors: list[Any] = [
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name=name)(job)
+        for name in ("first", "second")
+    ]
+    actors[0].send(7)
+    work_off_dramatiq(broker, actors[0])
+    assert kept == [True, True, True]
 
 
 class Sent:
