@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench bench-guard simulate chaos check clean
+.PHONY: demo test bench bench-guard simulate chaos model check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -34,6 +34,10 @@ MINUTES ?= 2
 chaos: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
 	  $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED))
+
+# All behaviours of a model of it, and without each of its guards. Needs Spin and a C compiler.
+model:
+	@model/check.sh
 
 # Style and types: part of `make test`.
 check: $(VENV)/installed-for-tests
