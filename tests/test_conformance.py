@@ -281,7 +281,7 @@ def _shapes(data: dict[bytes, Any]) -> dict[bytes, Any]:
         if isinstance(value, list):
             value = [member for member, _ in value]
         elif key.endswith(b":asked"):
-            value = value[16:]
+            value = [value[at + 16 : at + 38] for at in range(0, len(value), 38)]
         else:
             value = value[:1] + value[17:]
         shapes[key] = value, (left_s + 30) // 60  # none of the times used is near a half minute

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 import lualock
 from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
-from lualock.jobs.terms import job_text
+from lualock.jobs.terms import about_job, job_text
 from tests.delivery import Queue, held, place
 from tests.proxy import Proxy
 from tests.test_job_policies import ODD
@@ -482,6 +483,25 @@ async def test_an_odd_delay(shell: World) -> None:
         assert queue.pushed == []
         assert shell.client.keys() == []
     assert await queue.put(delay=366 * 86_400)
+
+
+async def test_an_id_that_is_no_text(shell: World) -> None:
+    """Two of them are two jobs, and each is recognised."""
+    queue = queue_of(shell, unique="queued")
+    first, second = "a\ud800", "a\ud801"
+    assert job_text(first) != job_text(second) != job_text("a?")
+    assert await queue.put(1, job_id=first)
+    refused = await queue.put(1, job_id=second)
+    assert (refused.job_id, refused.state) == (None, "queued")
+    lock = queue.work.lock((1,))
+    lock._about = about_job(lock._about, first)
+    lease = await settle(lock.acquire())
+    with pytest.raises(RetryLater):
+        await queue.deliver()
+    assert not await settle(queue.verb("died")((1,), job_id=second))
+    assert await settle(queue.verb("died")((1,), job_id=first))
+    with suppress(lualock.LeaseLost):
+        await settle(lease.release())
 
 
 async def test_a_long_id(shell: World) -> None:

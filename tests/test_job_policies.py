@@ -232,6 +232,23 @@ async def test_the_last_of_several_is_killed(work: Work) -> None:
     assert list(await asyncio.gather(first, second)) == [1, 2]
 
 
+async def test_the_last_of_several_gives_up(work: Work) -> None:
+    """The one that runs is asked to stop for as long as any of them waits."""
+    queue = work.queue(policy=jobs.Replace(wait=10))
+    brief = work.queue(policy=jobs.Replace(wait=0.3))
+    lock = queue.work.lock((1,))
+    lease = await settle(lock.acquire())
+    second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
+    await work.world.until_waiters(lock, 1)
+    assert await settle(lease.release_requested())
+    await brief.attempt("c", None, 3)
+    assert await settle(lease.release_requested())
+    await settle(lease.release())
+    assert await second == 2
+    assert work.log == [2]
+    assert not work.world.client.exists(b"lualock:{x}:asked")
+
+
 async def test_replace_in_vain(work: Work) -> None:
     """A holder that does not stop goes on; the request is taken back, for nobody runs instead."""
     queue = work.queue(policy=jobs.Replace(wait=0.05, then=jobs.Retry(2)))

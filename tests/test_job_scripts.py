@@ -362,6 +362,77 @@ def test_withdraw(raw: Raw) -> None:
     assert raw.client.get(ASKED)[16:] == B
 
 
+def test_a_request_stands_when_a_later_one_is_withdrawn(raw: Raw) -> None:
+    """Whoever asked before goes on asking, for as long as it said."""
+    fence = raw.acquire(C)
+    raw("request_release", A, 60_000, ALWAYS)
+    first = raw.client.get(ASKED)
+    raw("request_release", B, 5_000, ALWAYS)
+    raw("request_release", C, 70_000, ALWAYS)
+    assert 65_000 < raw.client.pttl(ASKED) <= 70_000
+    assert raw("request_release", A, 5_000, ALWAYS) == [b"asked", b"me"]  # a repeated request
+    assert raw("withdraw", C) == b"withdrawn"
+    assert raw("withdraw", B) == b"withdrawn"
+    assert raw.client.get(ASKED) == first
+    assert 65_000 < raw.client.pttl(ASKED) <= 70_000
+    assert raw("release_requested", fence, C) == b"requested"
+    assert raw("withdraw", A) == b"withdrawn"
+    assert not raw.client.exists(ASKED)
+
+
+def test_of_several_that_wait_only_the_last_replaces(raw: Raw) -> None:
+    """Whoever came before one that waits, and is alive, is superseded; also where the very last
+    is gone."""
+    raw.acquire(C)
+    for token in (A, B, D):
+        raw("request_release", token, 5_000, ALWAYS)
+    with raw.client.pubsub() as ear:
+        ear.subscribe("ear")
+        assert ear.get_message(timeout=5)
+        for token in (A, B):
+            raw("enqueue", token + b"1000 ear me", 0, 0, 1, ALWAYS)
+        assert raw("withdraw", A) == b"superseded"
+        assert raw("withdraw", B) == b"alone"
+    assert raw.client.get(ASKED)[16:] == D
+
+
+def test_requests_to_an_earlier_holder_are_forgotten(raw: Raw) -> None:
+    """And more than sixteen are not remembered, so the value has an end."""
+    raw.acquire(C)
+    raw("request_release", A, 5_000, ALWAYS)
+    raw("release", C)
+    raw.acquire(D)
+    for number in range(40):
+        raw("request_release", b"%022d" % number, 5_000, ALWAYS)
+        request = raw.client.get(ASKED)
+        assert A not in request
+        assert len(request) == 38 * min(number + 1, 16)
+    assert request[16:38] == b"%022d" % 39
+    assert request[38 + 16 : 76] == b"%022d" % 38
+    assert request[:16] > request[38 : 38 + 16]
+    assert 4_000 < raw.client.pttl(ASKED) <= 5_000
+
+
+def test_a_request_is_withdrawn_out_of_memory(raw: Raw) -> None:
+    """If nobody else's has to be written again; else it fails, and all of them stand."""
+    raw.acquire(C)
+    raw("request_release", A, 5_000, ALWAYS)
+    raw("request_release", B, 5_000, ALWAYS)
+    raw.client.config_set("maxmemory", "1")
+    before = raw.client.get(ASKED)
+    try:
+        with pytest.raises(redis.ResponseError, match=r"OOM|maxmemory"):
+            raw("withdraw", B)
+        assert raw.client.get(ASKED) == before
+        raw.client.config_set("maxmemory", "0")
+        assert raw("withdraw", B) == b"withdrawn"
+        raw.client.config_set("maxmemory", "1")
+        assert raw("withdraw", A) == b"withdrawn"
+    finally:
+        raw.client.config_set("maxmemory", "0")
+    assert not raw.client.exists(ASKED)
+
+
 @pytest.mark.parametrize(
     ("key", "verb", "args"),
     [

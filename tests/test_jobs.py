@@ -707,6 +707,17 @@ def test_a_class_refuses(locks: Any) -> None:
         Nothing.run()
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (lualock.LockedJob,), {"perform": lambda self: None})
+    mixin = type("Mixin", (), {"perform": lambda self: None})
+    with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
+        type("Job", (mixin, lualock.LockedJob), {})
+    wrong: dict[str, list[Any]] = {
+        "lock_key_version": [-1, True, "1", None, 1.5],
+        "lock_read_old": [-1, True, 1.5, []],
+    }
+    for member, values in wrong.items():
+        for value in values:
+            with pytest.raises(lualock.InvalidArgument, match=f"{member} must be"):
+                type("Job", (lualock.LockedJob,), {member: value})
     for bad in (0, "5", True, float("nan"), [5]):
         with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
             type("Job", (lualock.LockedJob,), {"lock_timeout": bad})

@@ -121,8 +121,7 @@ class Job:
 
         :raises InvalidArgument: it cannot be.
         """
-        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-            raise InvalidArgument(f"a key's version must be an int from 0 on, not {version!r}")
+        check_version(version, "a key's version")
         if key is None:
             return lambda *args, **kwargs: arguments.lock_name(
                 self.name, arguments.bind(self.signature, args, kwargs), version
@@ -164,6 +163,15 @@ class Job:
             if what in signature.parameters and what not in kwargs:
                 told[what] = value
         return partial(callback, *args, **told)
+
+
+def check_version(version: object, what: str) -> None:
+    """A number of what a lock's name is made of.
+
+    :raises InvalidArgument: it is none.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise InvalidArgument(f"{what} must be an int from 0 on, not {version!r}")
 
 
 def is_kind(test: Callable[[object], bool], function: Any) -> bool:

@@ -10,7 +10,7 @@ from lualock import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
 from lualock.jobs.bound import Bound
-from lualock.jobs.job import AnyLock, AnyLocks, Job, plain
+from lualock.jobs.job import AnyLock, AnyLocks, Job, check_version, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
 from lualock.jobs.twins import default_locks, fitting
 
@@ -73,7 +73,7 @@ class LockedJob:
             "lock_expired_before_release",
             "loner_enqueue_failed",
         ):
-            if inspect.isfunction(vars(cls).get(name)):
+            if inspect.isfunction(inspect.getattr_static(cls, name, None)):
                 raise InvalidArgument(
                     f"{cls.__qualname__}.{name} must be a classmethod (or a staticmethod): a job "
                     "is run without an instance"
@@ -83,6 +83,10 @@ class LockedJob:
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
         for name in ("lock", "identifier", "lock_timeout", "lock_read_old"):
             plain(f"{cls.__qualname__}.{name}", getattr(cls, name))
+        check_version(cls.lock_key_version, f"{cls.__qualname__}.lock_key_version")
+        old = cls.lock_read_old
+        if not (old is None or isinstance(old, str | bytes) or callable(old)):
+            check_version(old, f"{cls.__qualname__}.lock_read_old")
         cls._rules()
         if hasattr(cls, "perform"):
             cls._new_job()  # and nothing is wrong with it

@@ -185,11 +185,12 @@ def as_token(token: object) -> bytes:
 
 
 def job_text(job_id: str) -> str:
-    """How a job's id is kept beside its locks; a very long one as a digest."""
+    """How a job's id is kept beside its locks; a very long one, and one that is no text to a server
+    (a lone surrogate), as a digest, so that no two are the same."""
     if not isinstance(job_id, str) or not job_id:
         raise InvalidArgument("a job's id must be a str, and not empty")
-    raw = job_id.encode("utf-8", "replace")
-    if len(raw) > MAX_ID_BYTES:
+    raw = job_id.encode("utf-8", "surrogatepass")
+    if len(raw) > MAX_ID_BYTES or raw != job_id.encode("utf-8", "replace"):
         return f"long job {hashlib.sha256(raw).hexdigest()[:40]}"
     return f"job {job_id}"
 

@@ -221,10 +221,17 @@ def _died(run: JobRun, word: bytes) -> Iterator[str]:
         yield f"says {word!r}, and it is {wanted!r}"
 
 
+def _requests(asked: bytes | None) -> list[tuple[bytes, bytes]]:
+    """The requests to release, the latest first: a time, and who asked."""
+    text = asked or b""
+    return [(text[at : at + 16], text[at + 16 : at + 38]) for at in range(0, len(text), 38)]
+
+
 def _request_release(run: JobRun, word: bytes) -> Iterator[str]:
     token, lasts_ms, deadline = run.call.parts[2:5]
     before, after = run.before, run.after
-    asked = before.asked or b""
+    requests = _requests(before.asked)
+    now_ms = run.store.now_us // 1000
     if word == b"free":
         if before.lock.owner:
             yield "says that nobody has it, and somebody has"
@@ -236,21 +243,27 @@ def _request_release(run: JobRun, word: bytes) -> Iterator[str]:
         yield "asked nobody"
     elif run.reply != [b"asked", before.lock.about]:
         yield f"says that it asked {run.reply}"
-    elif asked[16:] == token:
+    elif any(asker == token for _, asker in requests):
         yield from _nothing(run)
     else:
-        now = after.asked or b""
-        left_ms = (after.asked_end_ms or 0) - run.store.now_us // 1000
-        if now[16:] != token or left_ms != int(lasts_ms) or run.at_lock.now > deadline:
+        (time, asker), *rest = _requests(after.asked) or [(b"", b"")]
+        stand = [one for one in requests if one[0] > before.lock.fence][:15]
+        left_ms = (after.asked_end_ms or 0) - now_ms
+        wanted_ms = int(lasts_ms)
+        if stand:
+            wanted_ms = max(wanted_ms, (before.asked_end_ms or 0) - now_ms)
+        if asker != token or left_ms != wanted_ms or run.at_lock.now > deadline:
             yield "did not ask, or too late, or for another time"
-        if now[:16] <= max(before.lock.fence, asked[:16]):
+        if rest != stand:
+            yield "forgot who asked before, or remembers whoever asked somebody else"
+        if time <= max([before.lock.fence, *(time for time, _ in requests)]):
             yield "asked with a time that is not later than what was before"
 
 
 def _release_requested(run: JobRun, word: bytes) -> Iterator[str]:
     fence, token = run.call.parts[1:3]
-    asked = run.before.asked or b""
-    if (word == b"requested") != (asked[:16] > fence and asked[16:] != token):
+    asked = any(time > fence and asker != token for time, asker in _requests(run.before.asked))
+    if (word == b"requested") != asked:
         yield f"says {word!r}, and it is otherwise"
     yield from _nothing(run)
 
@@ -258,21 +271,20 @@ def _release_requested(run: JobRun, word: bytes) -> Iterator[str]:
 def _withdraw(run: JobRun, word: bytes) -> Iterator[str]:
     token = run.call.parts[2]
     before, after = run.before, run.after
-    latest = (before.asked or b"")[16:]
-    tickets = [one for one in before.lock.tickets if one[:22] == latest]
-    waits = any(run.at_lock.reachable(one) for one in tickets)
-    wanted = b"superseded" if waits else b"alone"
-    if not latest:
-        wanted = b"missing"
-    elif latest == token:
-        wanted = b"withdrawn"
+    requests = _requests(before.asked)
+    askers = [asker for _, asker in requests]
+    later = askers[: askers.index(token)] if token in askers else askers
+    tickets = [one for one in before.lock.tickets if one[:22] in later]
+    wanted = b"missing" if not requests else b"alone" if later else b"withdrawn"
+    if any(run.at_lock.reachable(one) for one in tickets):
+        wanted = b"superseded"
     if word != wanted:
         yield f"says {word!r}, and it is {wanted!r}"
-    if latest == token:
-        if after.asked is not None:
-            yield "left the request"
-    elif after.asked != before.asked:
-        yield "took back the request of another"
+    stand = [one for one in requests if one[1] != token]
+    if _requests(after.asked) != stand:
+        yield "left its request, or took back another's"
+    if stand and after.asked_end_ms != before.asked_end_ms:
+        yield "changed how long the requests of others stand"
 
 
 _CHECKS = {

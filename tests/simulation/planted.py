@@ -46,7 +46,7 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         ("start", "queued and string.sub(queued, 18, 39) == owner", "queued"),
     ),
     "start tells nobody": (("start", "if waited then", "if false then"),),
-    "withdraw asks nobody": (("withdraw", "if latest ~= token then", "if false then"),),
+    "withdraw asks nobody": (("withdraw", "if asker == token then", "if true then"),),
     "no look at who runs": (("reserve", "elseif alone == '1' and held", "elseif false and held"),),
 }
 

@@ -10,12 +10,17 @@ local asked = KEYS[1]
 local fence = ARGV[1]
 local token = ARGV[2]
 
+local ONE = '(' .. string.rep('.', 16) .. ')(' .. string.rep('.', 22) .. ')'
+
 local request = redis.call('GET', asked)
 if not request then
   return 'not_requested'
-elseif #request ~= 38 or not tonumber(string.sub(request, 1, 16)) then
+elseif #request % 38 ~= 0 or not tonumber(string.sub(request, 1, 16)) then
   return {'conflict'}
-elseif string.sub(request, 1, 16) > fence and string.sub(request, 17) ~= token then
-  return 'requested'
+end
+for time, asker in string.gmatch(request, ONE) do
+  if time > fence and asker ~= token then
+    return 'requested'
+  end
 end
 return 'not_requested'

@@ -9,9 +9,10 @@
 -- Returns {'late', time_us}  the deadline has passed: nothing was done
 -- Returns {'conflict'}       a key holds what lualock did not write
 
--- The value is a time, 16 digits, then the token of who asks. Meant is every holder whose fence is
--- smaller than that time, but not the asker itself: so a request needs no end, and asks nobody who
--- comes after it.
+-- The value is one request after the other, the latest first: a time, 16 digits, and the token of who
+-- asks. Meant is every holder whose fence is smaller than that time, but not the asker itself: so a
+-- request needs no end, and asks nobody who comes after it. Those before it stay, for who asked last
+-- may give up.
 
 local lock = KEYS[1]
 local asked = KEYS[2]
@@ -20,6 +21,10 @@ local lasts_ms = ARGV[2]
 local deadline = ARGV[3]
 
 --@include record
+
+local ONE = '(' .. string.rep('.', 16) .. ')(' .. string.rep('.', 22) .. ')'
+-- So many are remembered at the most, in bytes.
+local MOST = 16 * 38
 
 local record = redis.call('GET', lock)
 if not record then
@@ -30,11 +35,12 @@ local last = string.sub(record, 2, 17)
 local request = redis.call('GET', asked)
 if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
   return {'conflict'}
-elseif request and (#request ~= 38 or not tonumber(string.sub(request, 1, 16))) then
+elseif request and (#request % 38 ~= 0 or not tonumber(string.sub(request, 1, 16))) then
   return {'conflict'}
 elseif state == RELEASED or state == RELEASED_WAITED then
   return 'free'
 end
+local held = last
 if request and string.sub(request, 1, 16) > last then
   -- Later than those before it, which therefore know that they are superseded.
   last = string.sub(request, 1, 16)
@@ -42,10 +48,19 @@ end
 --@include fence
 
 local about = string.sub(record, 62)
-if request and string.sub(request, 17) == token then
-  return {'asked', about}
-elseif time_us > deadline then
+local before = ''
+for time, asker in string.gmatch(request or '', ONE) do
+  if asker == token then
+    return {'asked', about}
+  elseif time > held and #before < MOST - 38 then
+    before = before .. time .. asker
+  end
+end
+if time_us > deadline then
   return {'late', time_us}
 end
-redis.call('SET', asked, fence .. token, 'PX', lasts_ms)
+if before ~= '' and redis.call('PTTL', asked) > tonumber(lasts_ms) then
+  lasts_ms = redis.call('PTTL', asked)
+end
+redis.call('SET', asked, fence .. token .. before, 'PX', lasts_ms)
 return {'asked', about}
