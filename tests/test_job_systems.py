@@ -941,23 +941,34 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
     assert await jobs.bound(job).reserve_async([7], job_id="the first")
     other = await taskiq_leaf.enqueue(task.kicker().with_labels(why="test"), 7)
     assert refused(other, "the first")
+    third = await taskiq_leaf.enqueue(task.kicker().with_task_id("mine"), 8)
+    assert isinstance(third, jobs.Enqueued)
+    assert third.job_id == third.result.task_id == "mine"
     await broker.shutdown()
 
 
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
-    """Whoever waits for the result of a task that came back has it."""
+    """Whoever waits for the result of a task that came back has it; and it comes back once, also
+    where a broker has more than one of our tasks."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     busy = locks.lock("x").acquire()
+    ran: list[int] = []
+    taskiq_leaf.locked(broker, "other")(locks.job(rebuild))
+
+    def body(shop_id: int) -> str:
+        ran.append(shop_id)
+        return rebuild(shop_id)
 
     def later(situation: jobs.Situation) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
-    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(rebuild))
+    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(body))
     entry = await taskiq_leaf.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    assert ran == [7]
     await broker.shutdown()
 
 
