@@ -990,7 +990,7 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
-    """The inner one is no delivery."""
+    """The inner one is no delivery, also where the outer one has no lock."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     outer = Outer(locks)
@@ -999,11 +999,13 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     async def body() -> str:
         return await outer.body_async()
 
-    task = taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body))
-    entry = await taskiq_leaf.enqueue(task)
-    assert isinstance(entry, jobs.Enqueued)
-    assert (await entry.result.wait_result(timeout=10)).return_value == "done"
-    assert len(outer.told) == 1
+    for task in (
+        taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body)),
+        broker.task("plain")(body),
+    ):
+        sent = await task.kiq()
+        assert (await sent.wait_result(timeout=10)).return_value == "done"
+    assert [later.job_id for later in outer.told] == [None, None]
     await broker.shutdown()
 
 
