@@ -989,6 +989,42 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
     await broker.shutdown()
 
 
+class Source(taskiq.ScheduleSource):
+    """Where what comes back waits."""
+
+    def __init__(self) -> None:
+        self.made: list[taskiq.ScheduledTask] = []
+
+    async def get_schedules(self) -> list[taskiq.ScheduledTask]:
+        return self.made
+
+    async def add_schedule(self, schedule: taskiq.ScheduledTask) -> None:
+        self.made.append(schedule)
+
+
+async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
+    """With a source for it a task waits there, as itself; what just fails does not come back."""
+    broker, source = taskiq.InMemoryBroker(await_inplace=True), Source()
+    await broker.startup()
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(trouble)
+    task = taskiq_leaf.locked(broker, schedule_source=source)(job)
+    with locks.lock("x"):
+        entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    (waiting,) = source.made
+    assert (waiting.task_id, waiting.labels["lualock"]) == (entry.job_id, entry.token)
+    assert waiting.time is not None
+    left = waiting.time - datetime.now(timezone.utc)
+    assert left.total_seconds() == pytest.approx(60, abs=10)
+    jobs.bound(job).cancel([7], token=entry.token)
+
+    failing = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(failing, jobs.Enqueued)
+    assert isinstance((await failing.result.wait_result(timeout=10)).error, Trouble)
+    assert len(source.made) == 1
+    await broker.shutdown()
+
+
 async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     """The inner one is no delivery, also where the outer one has no lock."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
