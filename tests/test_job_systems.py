@@ -941,23 +941,34 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
     assert await jobs.bound(job).reserve_async([7], job_id="the first")
     other = await taskiq_leaf.enqueue(task.kicker().with_labels(why="test"), 7)
     assert refused(other, "the first")
+    third = await taskiq_leaf.enqueue(task.kicker().with_task_id("mine"), 8)
+    assert isinstance(third, jobs.Enqueued)
+    assert third.job_id == third.result.task_id == "mine"
     await broker.shutdown()
 
 
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
-    """Whoever waits for the result of a task that came back has it."""
+    """Whoever waits for the result of a task that came back has it; and it comes back once, also
+    where a broker has more than one of our tasks."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     busy = locks.lock("x").acquire()
+    ran: list[int] = []
+    taskiq_leaf.locked(broker, "other")(locks.job(rebuild))
+
+    def body(shop_id: int) -> str:
+        ran.append(shop_id)
+        return rebuild(shop_id)
 
     def later(situation: jobs.Situation) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
-    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(rebuild))
+    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(body))
     entry = await taskiq_leaf.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    assert ran == [7]
     await broker.shutdown()
 
 
@@ -978,8 +989,44 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
     await broker.shutdown()
 
 
+class Source(taskiq.ScheduleSource):
+    """Where what comes back waits."""
+
+    def __init__(self) -> None:
+        self.made: list[taskiq.ScheduledTask] = []
+
+    async def get_schedules(self) -> list[taskiq.ScheduledTask]:
+        return self.made
+
+    async def add_schedule(self, schedule: taskiq.ScheduledTask) -> None:
+        self.made.append(schedule)
+
+
+async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
+    """With a source for it a task waits there, as itself; what just fails does not come back."""
+    broker, source = taskiq.InMemoryBroker(await_inplace=True), Source()
+    await broker.startup()
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(trouble)
+    task = taskiq_leaf.locked(broker, schedule_source=source)(job)
+    with locks.lock("x"):
+        entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    (waiting,) = source.made
+    assert (waiting.task_id, waiting.labels["lualock"]) == (entry.job_id, entry.token)
+    assert waiting.time is not None
+    left = waiting.time - datetime.now(timezone.utc)
+    assert left.total_seconds() == pytest.approx(60, abs=10)
+    jobs.bound(job).cancel([7], token=entry.token)
+
+    failing = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(failing, jobs.Enqueued)
+    assert isinstance((await failing.result.wait_result(timeout=10)).error, Trouble)
+    assert len(source.made) == 1
+    await broker.shutdown()
+
+
 async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
-    """The inner one is no delivery."""
+    """The inner one is no delivery, also where the outer one has no lock."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     outer = Outer(locks)
@@ -988,11 +1035,13 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     async def body() -> str:
         return await outer.body_async()
 
-    task = taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body))
-    entry = await taskiq_leaf.enqueue(task)
-    assert isinstance(entry, jobs.Enqueued)
-    assert (await entry.result.wait_result(timeout=10)).return_value == "done"
-    assert len(outer.told) == 1
+    for task in (
+        taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body)),
+        broker.task("plain")(body),
+    ):
+        sent = await task.kiq()
+        assert (await sent.wait_result(timeout=10)).return_value == "done"
+    assert [later.job_id for later in outer.told] == [None, None]
     await broker.shutdown()
 
 
