@@ -65,7 +65,7 @@ SECONDS: dict[str, tuple[float, float]] = {
     "hand_over": (30, 4),
     "fairness": (34, 4),
     "recovery": (12, 3),
-    "promptness": (15, 3),
+    "promptness": (22, 3),
     "waiters": (65, 7),
     "wake_ups": (12, 1),
     "many_locks": (20, 2),

@@ -297,3 +297,50 @@ def test_every_line_of_one_that_gives_up(one_server: Server, resp: int) -> None:
             _use(locks.lock("x", ttl=60), lines, timeout=0.005)
 
     assert _struck_at_every_line(one_server, resp, scenario) > 100
+
+
+class Waits(Lines):
+    """Does not raise at a line, but waits for another lock there, as a signal handler may."""
+
+    def __init__(self, at: int, other: lualock.Lock) -> None:
+        super().__init__(at)
+        self._other = other
+        self.refused = False
+
+    def _trace(self, frame: Any, event: str, argument: object) -> Any:
+        try:
+            super()._trace(frame, event, argument)
+        except Struck:
+            with pytest.raises(lualock.LockError):
+                self._other.acquire(timeout=0.005)
+            self.refused = True
+        return self._trace
+
+
+def test_a_signal_handler_that_waits(one_server: Server) -> None:
+    """At each line of a waiter, the same thread can wait for another lock in between."""
+    locks = lualock.connect(one_server.url)  # one that hangs cannot be closed
+    other = locks.lock("y", ttl=60)
+    strikes, wheres = itertools.count(1), ["the start"]
+
+    def work() -> None:
+        for at in strikes:
+            lines = Waits(at, other)
+            _use(locks.lock("x", ttl=60), lines, timeout=0.005)
+            if not lines.refused:
+                break
+            wheres.append(lines.where)
+
+    with lualock.connect(one_server.url) as theirs:
+        with theirs.lock("x", ttl=60), theirs.lock("y", ttl=60):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            done = 0
+            while thread.is_alive():
+                thread.join(2)
+                assert not thread.is_alive() or len(wheres) > done, f"hangs after {wheres[-1]}"
+                done = len(wheres)
+        assert len(wheres) > 100
+    for lock in (other, locks.lock("x")):
+        lock.acquire(timeout=1).release()
+    locks.close()

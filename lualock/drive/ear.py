@@ -53,7 +53,7 @@ class Ear:
     def after_fork(self) -> None:
         """A child listens for itself, on a channel of its own."""
         self.channel = wire.new_channel(self._prefix)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may wait, too, in between
         self._opening = threading.Condition()
         self._opener: weakref.ref[Seat] | None = None  # who makes the connection
         self._places: dict[bytes, _Place] = {}
