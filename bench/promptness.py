@@ -2,7 +2,8 @@
 
 Each figure is by how much something came later than it should have: a waiter's turn after the
 release (the others in the queue are dead), a waiter's turn after the end of a killed holder's
-lease, and the end of ``acquire(timeout=...)``, while the server answers, is stopped, or is gone.
+lease, and the end of ``acquire(timeout=...)``, while the server answers, is stopped, paused, slow
+(each reply takes 0.15 s longer), or gone.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import lualock
 from bench.processes import CONTEXT
 from bench.server import Server, started
 from bench.setting import Setting, Targets
+from bench.slow import slowly
 from lualock import aio
 
 DEAD, QUICK_DEAD = 31, 7
 TTL_S = 1.0
-TIMEOUT_S = 0.5
+TIMEOUT_S, SLOW_S = 0.5, 0.15
 TURN_MAX_MS, TIMEOUT_MAX_MS = 100.0, 50.0
 
 TITLE = "how late what must happen does"
@@ -66,7 +68,7 @@ def run(setting: Setting) -> list[Row]:
     timeouts = {
         f"the end of a timeout, {shell}, the server {trouble}": partial(_timeout, acquire, trouble)
         for shell, acquire in (("threads", _threads), ("asyncio", _asyncio))
-        for trouble in ("up", "stopped before", "stopped while waiting", "gone")
+        for trouble in ("up", "stopped before", "stopped while waiting", "paused", "slow", "gone")
     }
     late_s: dict[str, list[float]] = {what: [] for what in turns | timeouts}
     with ThreadPoolExecutor(2) as pool:
@@ -159,6 +161,13 @@ def _timeout(acquire: Callable[..., float], trouble: str) -> float:
             os.kill(server.pid, signal.SIGSTOP)
         elif trouble == "gone":
             os.kill(server.pid, signal.SIGKILL)
+        elif trouble == "paused":
+            with redis.Redis.from_url(server.tcp_url) as client:
+                client.client_pause(60_000)
+        elif trouble == "slow":
+            port = int(server.tcp_url.rpartition(":")[2])
+            with slowly(port, SLOW_S) as url:
+                return acquire(url) - TIMEOUT_S
         stop = threading.Timer(TIMEOUT_S / 2, os.kill, (server.pid, signal.SIGSTOP))
         if trouble == "stopped while waiting":
             stop.start()

@@ -66,7 +66,7 @@ SECONDS: dict[str, tuple[float, float]] = {
     "fairness": (34, 4),
     "recovery": (12, 3),
     "promptness": (15, 3),
-    "waiters": (45, 7),
+    "waiters": (65, 7),
     "wake_ups": (12, 1),
     "many_locks": (20, 2),
     "renewals": (23, 3),

@@ -24,7 +24,7 @@ from bench.stats import ratio
 from lualock import aio
 
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
-IDLE_S, QUICK_IDLE_S = 10.0, 2.0
+IDLE_S, QUICK_IDLE_S = 30.0, 2.0
 SETTLE_S = 3.0  # each newcomer looks once more before it idles
 SERVED = 1000  # hand-overs to time in a round, at least
 

@@ -43,18 +43,31 @@ def ttl_ms(ttl: object, what: str = "ttl") -> int:
     return math.ceil(number * 1000 - 1e-6)
 
 
-def wait_s(timeout: object) -> float | None:
+def wait_s(timeout: object, what: str = "timeout") -> float | None:
     """The longest time to wait, in seconds; ``None`` waits for ever, 0 does not wait.
 
     :raises InvalidArgument: it is no number, negative, NaN or infinite.
     """
     if timeout is None:
         return None
-    number = _number(timeout, "timeout")
+    number = _number(timeout, what)
     if number < 0 or math.isinf(number):
         raise InvalidArgument(
-            f"timeout must be 0 (do not wait) or more seconds, or None (wait for ever), "
+            f"{what} must be 0 (do not wait) or more seconds, or None (wait for ever), "
             f"not {number:g}"
+        )
+    return number
+
+
+def delay_s(value: object, what: str) -> float:
+    """For how long something is put off, in seconds.
+
+    :raises InvalidArgument: it is no number, or not from 0 to 366 days.
+    """
+    number = _number(value, what)
+    if not 0 <= number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be from 0 to {MAX_TTL_S:.0f} seconds (366 days), not {number:g}"
         )
     return number
 

@@ -248,7 +248,13 @@ def random_call(
         "fair": chance.choice((b"1", b"1", b"0")),
         "kept": chance.choice((b"", b"", b"0" * 16 + token)),
     }
-    names = {"lock": b"{k}", "queue": b"{k}:queue", "place": b"{k}:job", "asked": b"{k}:asked"}
+    names = {
+        "lock": b"{k}",
+        "queue": b"{k}:queue",
+        "asked": b"{k}:asked",
+        "place": b"{k}:job",
+        "place_queue": b"{k}:job:queue",
+    }
     if script in SCRIPTS.values() and "queue" not in script.keys and chance.random() < 0.3:
         names["lock"] = names["place"]  # a place is a lock like any other
     return tuple(names[key] for key in script.keys), tuple(values[arg] for arg in script.args)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bou
 from lualock.jobs.terms import job_text
 from tests.delivery import Queue, held, place
 from tests.proxy import Proxy
+from tests.test_job_policies import ODD
 from tests.test_jobs import Log, as_job
 from tests.world import World, settle
 
@@ -51,6 +53,21 @@ async def test_one_is_queued(world: World) -> None:
     assert await queue.deliver() == "rebuilt 1"
     assert not held(world, place(lock))
     assert await queue.put(1, job_id="b")
+
+
+async def test_who_waits_for_a_place(shell: World) -> None:
+    """Has it when the queued job begins, not when its place would have ended."""
+    queue = queue_of(shell, unique="queued")
+    await queue.put(1)
+    beside = queue.work.place((1,))
+    waits = asyncio.ensure_future(shell.beside(beside.acquire))
+    await shell.until_waiters(beside, 1)
+    since = time.monotonic()  # who has just come looks by itself
+    await shell.until(lambda: time.monotonic() > since + 0.15)
+    assert await queue.deliver() == "rebuilt 1"
+    lease = await asyncio.wait_for(waits, 3)
+    assert not await queue.put(1)
+    await settle(lease.release())
 
 
 async def test_the_place_lasts(world: World) -> None:
@@ -431,6 +448,40 @@ async def test_what_cannot_be_used(shell: World) -> None:
     with pytest.raises(lualock.InvalidArgument, match="no job of lualock"):
         bound(len)
     assert shell.client.keys() == []
+
+
+def test_a_push_that_nobody_awaits(one_server: Any) -> None:
+    """Plain code that pushes by a coroutine function has pushed nothing: it is told so, and the
+    job has no place."""
+    one_server_client = one_server.client()
+    one_server_client.flushall()
+
+    async def push(token: str) -> None:
+        raise AssertionError("nobody awaits it")
+
+    def body() -> None:
+        """A job."""
+
+    with lualock.connect(one_server.url) as locks:
+        queue = bound(locks.job(key="x", unique="queued")(body))
+        with pytest.raises(lualock.InvalidArgument, match="returned a coroutine"):
+            queue.enqueue(push, job_id="a")
+        assert not queue.place().locked()
+    one_server_client.close()
+
+
+async def test_an_odd_delay(shell: World) -> None:
+    """Is refused by name before the job has a place, or is in its queue."""
+    for unique in ("queued", None):
+        queue = queue_of(shell, unique=unique)
+        for bad in (*ODD, None, 367 * 86_400):
+            with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
+                await queue.put(delay=bad)
+            with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
+                await settle(queue.verb("confirm")(token="t" * 22, delay=bad))
+        assert queue.pushed == []
+        assert shell.client.keys() == []
+    assert await queue.put(delay=366 * 86_400)
 
 
 async def test_a_long_id(shell: World) -> None:

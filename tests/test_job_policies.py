@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import pickle
 import signal
 import sys
@@ -15,7 +16,7 @@ import pytest
 import lualock
 from lualock import jobs
 from tests.delivery import Queue, held, place, watched
-from tests.test_jobs import Log
+from tests.test_jobs import Log, as_job
 from tests.world import World, settle
 
 
@@ -405,12 +406,45 @@ def test_what_cannot_be_used(locks: lualock.Locks) -> None:
             jobs.Wait(5, then=bad)
     kinds: list[Any] = [jobs.Replace, jobs.Retry, jobs.Wait, jobs.Coalesce]
     for kind in kinds:
-        for wait in (-1, "5", float("nan")):
-            with pytest.raises(lualock.InvalidArgument):
+        for wait in ODD:
+            with pytest.raises(lualock.InvalidArgument, match=r"^(delay|wait) must be"):
                 kind(wait)
     for kind in kinds[:2]:
-        with pytest.raises(lualock.InvalidArgument, match="must be a number"):
-            kind(None)
+        for wait in (None, 367 * 86_400):
+            with pytest.raises(lualock.InvalidArgument, match=r"^(delay|wait) must be"):
+                kind(wait)
+
+
+ODD: tuple[Any, ...] = (
+    *(-1, "5", float("nan"), float("inf"), 10**400, True),
+    dt.timedelta(seconds=5),
+)
+"""What is no time to wait."""
+
+
+@pytest.mark.parametrize("verb", ["later", "wait", "request_release"])
+async def test_a_policy_of_one_s_own_with_an_odd_delay(shell: World, verb: str) -> None:
+    """What it asks for is refused before anything is sent; nothing stays."""
+
+    odds = list(ODD)
+
+    class Odd:
+        def take(self, attempt: jobs.Attempt) -> Any:
+            if verb == "request_release":
+                yield attempt.request_release(attempt.lock._ask(), odds.pop())
+            yield from getattr(attempt, verb)(odds.pop())
+
+    def work() -> None:
+        """A job's body."""
+
+    made = shell.connect().job(key="x", policy=Odd())
+    queue = Queue(shell, made(as_job(shell, work)))
+    lease = await settle(queue.work.lock().acquire())
+    while odds:
+        with pytest.raises(lualock.InvalidArgument, match=r"^(delay|timeout|lasts_s) must be"):
+            await queue.attempt("a", None)
+    assert shell.client.keys() == [queue.work.lock().key]
+    await settle(lease.release())
 
 
 class Ended(Exception):

@@ -24,6 +24,7 @@ from lualock.jobs import token_of
 from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
 from tests.servers import Server
+from tests.test_job_policies import ODD
 from tests.test_jobs import Log, as_job
 from tests.world import World, on_one, settle
 
@@ -85,6 +86,41 @@ async def test_the_lock_is_held_for_the_retry(world: World) -> None:
     fences = [lease.fence for lease in leases]
     assert fences == sorted(set(fences))
     assert not held(world, lock.key)
+
+
+async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> None:
+    """Is told when the retry begins, whose lease ends much earlier, and follows it when it does."""
+    log = Log()
+
+    def work() -> None:
+        log.append("ran")
+        if len(log) == 1:
+            raise OwnError
+        while len(log) == 2:
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        log.append("ran")
+        if len(log) == 1:
+            raise OwnError
+        await shell.until(lambda: len(log) > 2)
+
+    made = shell.connect().job(key="x", on_retry="hold", timeout=0.3)
+    queue = Queue(shell, made(coroutine if shell.asynchronous else work))
+    lock = queue.work.lock()
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    waits = asyncio.ensure_future(shell.beside(lock.acquire))
+    await shell.until_waiters(lock, 1)
+    since = time.monotonic()  # who has just come looks by itself
+    await shell.until(lambda: time.monotonic() > since + 0.15)
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    try:
+        lease = await asyncio.wait_for(asyncio.shield(waits), 3)
+    finally:
+        log.append("over")
+        await run
+    await settle(lease.release())
 
 
 async def test_the_lock_is_free_until_the_retry(world: World) -> None:
@@ -212,6 +248,31 @@ async def test_a_retry_that_is_not_known(shell: World, caplog: pytest.LogCapture
         await queue.attempt("a", None, will_retry=broken)
     assert not held(shell, queue.work.lock().key)
     assert "retried is not known" in caplog.text
+
+
+@pytest.mark.parametrize("on_retry", ["hold", "release"])
+async def test_a_retry_after_an_odd_delay(
+    shell: World, caplog: pytest.LogCaptureFixture, on_retry: str
+) -> None:
+    """What a system says cannot be refused: the job's own error comes out, nothing is kept, and
+    the log says why. What is past is at once."""
+
+    def work() -> None:
+        raise OwnError
+
+    queue = queue_of(shell, work, on_retry=on_retry, unique="queued", queue_ttl=100)
+    lock = queue.work.lock()
+    for odd in (*ODD[1:], 367 * 86_400):
+        with pytest.raises(OwnError):
+            await queue.attempt("a", "t" * 22, will_retry=lambda error, odd=odd: odd)
+        assert "is not known" in caplog.text
+        caplog.clear()
+        assert not held(shell, lock.key)
+        assert not held(shell, place(lock))
+    with pytest.raises(OwnError):
+        await queue.attempt("a", "t" * 22, will_retry=lambda error: -5)
+    kept = lock.key if on_retry == "hold" else place(lock)
+    assert 95_000 < shell.client.pttl(kept) <= 100_000
 
 
 async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:

@@ -14,7 +14,14 @@ from tests.servers import Server
 LOCK, PLACE, ASKED = b"lualock:{x}", b"lualock:{x}:job", b"lualock:{x}:asked"
 A, B, C, D = (letter * 22 for letter in (b"a", b"b", b"c", b"d"))
 ALWAYS, NEVER = b"9" * 16, b"0" * 16  # deadlines
-KEYS = {"lock": LOCK, "place": PLACE, "asked": ASKED, "queue": LOCK + b":queue"}
+QUEUE, PLACE_QUEUE = LOCK + b":queue", PLACE + b":queue"
+KEYS = {
+    "lock": LOCK,
+    "place": PLACE,
+    "asked": ASKED,
+    "queue": QUEUE,
+    "place_queue": PLACE_QUEUE,
+}
 
 
 class Raw:
@@ -162,6 +169,50 @@ def test_start_where_others_wait(raw: Raw) -> None:
     raw.client.setrange(LOCK, 0, "F")
     raw.start(D, A)
     assert raw.client.get(LOCK)[:1] == b"W"
+
+
+def test_start_tells_the_first_who_waits(raw: Raw) -> None:
+    """For how long the lock is held from now on, and that the place is free; who is gone is
+    dropped. Who came just before looks by itself, and where nobody waits nobody is looked for."""
+    gone, first = (token + b"1000 %s me" for token in (C, D))
+    gone, first = gone % b"elsewhere", first % b"ear"
+    for place, state in ((1, b"W"), (1, b"F"), (2**43, b"W"), (1, b"H")):
+        for key, queue in ((LOCK, QUEUE), (PLACE, PLACE_QUEUE)):
+            held = b"F" if state == b"F" and key == LOCK else state
+            held = b"W" if state == b"F" and key == PLACE else held
+            raw.client.set(key, held + b"1" * 16 + A + B + b"me", px=60_000)
+            raw.client.zadd(queue, {gone: place, first: place})
+        with raw.client.pubsub(ignore_subscribe_messages=True) as ear:
+            ear.subscribe("ear")
+            ear.get_message(timeout=5)
+            assert raw.start(B, A).isdigit()
+            told = [ear.get_message(timeout=0.1) for _ in range(2)]
+        said = [message["data"] for message in told if message]
+        tells = place == 1 and state != b"H"
+        assert said == ([D + b"=30000", D + b"=0"] if tells else [])
+        left = [first] if tells else [gone, first]
+        assert raw.client.zrange(QUEUE, 0, -1) == left
+        assert raw.client.zrange(PLACE_QUEUE, 0, -1) == left
+        raw.client.flushall()
+
+
+@pytest.mark.parametrize("queue", [QUEUE, PLACE_QUEUE])
+def test_start_beside_a_queue_that_is_not_lualock_s(raw: Raw, queue: bytes) -> None:
+    """It fails before anything is written."""
+    for key in (LOCK, PLACE):
+        raw.client.set(key, b"W" + b"1" * 16 + A + B + b"me", px=60_000)
+    raw.client.set(queue, b"somebody's")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        raw.start(C, A)
+    assert raw.client.get(LOCK)[17:39] == A
+    assert raw.client.exists(PLACE)
+
+
+def test_reserve_where_others_wait(raw: Raw) -> None:
+    """That somebody waits for the place is kept: whoever gives it up must find it."""
+    raw.client.set(PLACE, b"F" + b"1" * 16 + C, px=5_000)
+    assert raw.reserve(A).isdigit()
+    assert raw.client.get(PLACE)[:1] == b"W"
 
 
 def test_start_where_nobody_waits(raw: Raw) -> None:

@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 import lualock
 from lualock import jobs
 from lualock.jobs import celery as celery_leaf
+from lualock.jobs import celery_retries
 from lualock.jobs import dramatiq as dramatiq_leaf
 from lualock.jobs import huey as huey_leaf
 from lualock.jobs import rq as rq_leaf
@@ -484,7 +485,7 @@ def test_celery_times(app: celery.Celery, form: str) -> None:
     app.conf.timezone = "Asia/Tokyo"
     eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
     eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
-    assert celery_leaf._delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
+    assert celery_retries.delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
 
 
 NOW = datetime.now(timezone.utc)
@@ -517,7 +518,7 @@ def test_celery_retries(
     """When Celery runs a task again, by its own rules."""
     task = app.task(**options)(locks.job(rebuild))
     task.push_request(retries=done)
-    assert celery_leaf._retry_s(task, error) == expected
+    assert celery_retries.retry_s(task, error) == expected
 
 
 # Dramatiq
@@ -678,6 +679,41 @@ def test_dramatiq_refuses(locks: lualock.Locks) -> None:
     assert refused(actor.enqueue(7), first.message_id)
     assert actor.send(7).message_id == first.message_id
     assert broker.queues[actor.queue_name].qsize() == 1
+    assert first.options["lualock"], "it is the message that was sent"
+
+
+def test_dramatiq_delays(locks: lualock.Locks) -> None:
+    """A delayed message has its place for longer, whichever way its delay is said."""
+    broker = StubBroker()
+    job: Any = locks.job(unique="queued")(rebuild)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    for number, delay in enumerate((timedelta(hours=1), 3_600_000)):
+        actor.send_with_options(args=(number,), delay=delay)
+        place: Any = jobs.bound(job).place([number])
+        left_s = place.inspect().remaining_s
+        assert left_s == pytest.approx(7200, abs=60)
+
+
+def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> None:
+    """Also where a broker has more than one of our actors."""
+    broker = StubBroker()
+    kept: list[Any] = []
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Situation) -> jobs.Retry:
+        kept.append(jobs.bound(job).place([7]).locked())
+        if len(kept) == 3:
+            busy.release()
+        return jobs.Retry(0.01)
+
+    job: Any = locks.job(key="x", unique="queued", policy=later)(rebuild)
+    actors: list[Any] = [
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name=name)(job)
+        for name in ("first", "second")
+    ]
+    actors[0].send(7)
+    work_off_dramatiq(broker, actors[0])
+    assert kept == [True, True, True]
 
 
 class Sent:
@@ -763,11 +799,22 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
     assert task.schedule((8,), delay=60).id != first.id
     assert task.schedule(60, kwargs={"repo_id": 9})
     assert task.schedule(timedelta(seconds=60), kwargs={"repo_id": 10})
-    assert len(consumer) == 4
+    assert task.schedule((11,), eta=datetime.now() + timedelta(hours=1))
+    assert len(consumer) == 5
     with pytest.raises(ValueError, match="eta"):
         task.schedule(args=None)
     with pytest.raises(lualock.InvalidArgument, match="context=True"):
         consumer.task(context=True)(locks.job(rebuild))
+
+
+def test_huey_without_results(locks: lualock.Locks) -> None:
+    """A call then returns nothing, whatever became of it."""
+    consumer = huey.MemoryHuey(results=False)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job: Any = locks.job(unique="queued")(rebuild)
+    task = consumer.task()(job)
+    assert (task(7), task(7)) == (None, None)
+    assert len(consumer) == 1
 
 
 def test_huey_runs_classes(locks: lualock.Locks) -> None:
@@ -821,6 +868,19 @@ def test_huey_retries(retries: int, error: Exception, expected: float | None) ->
     """When Huey runs a task again, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
     assert huey_leaf._retry_s(task, error) == expected
+
+
+def test_huey_times_of_users() -> None:
+    """The time of a ``RetryTask`` is that of its time zone."""
+    eta = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
+    delay_s = huey_leaf._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
+    assert delay_s == pytest.approx(3600, abs=60)
+
+
+def test_huey_is_interrupted() -> None:
+    """That is no failure of the task, nor is that it cancels itself."""
+    for error, failed in ((Trouble(), True), (KeyboardInterrupt(), False)):
+        assert huey_leaf._failed(error) == failed
 
 
 def test_huey_cancels(locks: lualock.Locks) -> None:
@@ -1072,7 +1132,8 @@ async def test_taskiq_retries(
     "case",
     [
         *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
-        *("arq_one_job_calls_another", "arq_last_try"),
+        *("arq_one_job_calls_another", "arq_last_try", "arq_interrupted"),
+        "arq_tries_nothing_again",
         *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
         *("saq_comes_back_without_retries", "saq_interrupted"),
     ],

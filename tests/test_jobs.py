@@ -351,7 +351,7 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
     assert job.lock_for(2).ttl == 120
     assert job.lock_for(None).ttl == 30
     assert "renewed" in repr(job.lock_for(None))
-    with pytest.raises(lualock.InvalidArgument, match="ttl must be"):
+    with pytest.raises(lualock.InvalidArgument, match="timeout must be"):
         await settle(job.run(-1))
     assert shell.client.keys("*") == []
 
@@ -513,9 +513,187 @@ def test_work_that_would_run_without_the_lock_is_refused(locks: Any) -> None:
     def returns_one() -> Any:
         return coroutine()
 
-    with pytest.raises(lualock.InvalidArgument, match="declare the job as 'async def'"):
+    with pytest.raises(lualock.InvalidArgument, match="'async def'"):
         returns_one()
     assert not returns_one.locked()
+
+
+async def test_work_that_would_go_on_without_the_lock_is_refused(shell: World, locks: Any) -> None:
+    """A generator, or a future, that a job returns outlives its lock."""
+
+    async def asynchronous() -> Any:
+        yield
+
+    def generator() -> Any:
+        yield
+
+    def future() -> Any:
+        made: asyncio.Future[None] = asyncio.Future()
+        made.set_result(None)
+        return made
+
+    makes: list[Any] = [generator, asynchronous, future]
+    job = job_class(shell, locks, lambda: makes.pop()())
+    while makes:
+        with pytest.raises(lualock.InvalidArgument, match="would run without the lock"):
+            await settle(job.run())
+        assert not await settle(job.locked())
+
+
+class AnObject:
+    """What is called like a function, and is a coroutine function, or a generator function."""
+
+    async def __call__(self, *args: Any) -> Any:
+        return "ran"
+
+
+class Generates:
+    """See there."""
+
+    def __call__(self) -> Any:
+        yield
+
+
+@pytest.mark.parametrize("name", ["function", "partial", "object"])
+def test_whatever_is_a_coroutine_function_runs_as_one(name: str, one_server: Any) -> None:
+    """A coroutine function, a partial of one, and an object whose __call__ is one."""
+
+    async def perform(count: int, more: int = 1) -> Any:
+        return count, more, bool(await Job.locked(count))
+
+    bodies: dict[str, Any] = {
+        "function": perform,
+        "partial": functools.partial(perform, more=2),
+        "object": AnObject(),
+    }
+
+    class Job(lualock.LockedJob):
+        locks = lualock.connect(one_server.url)
+        perform = staticmethod(bodies[name])
+        identifier = staticmethod(lambda count, *more: count)
+
+    wanted = {"function": (5, 1, True), "partial": (5, 2, True), "object": "ran"}
+    assert asyncio.run(Job.run(5)) == wanted[name]
+    assert not asyncio.run(Job.locked(5))
+
+
+async def _coroutine_function(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("nobody awaits it")
+
+
+def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
+    """Is refused when the job is declared, and named: for plain jobs the callbacks, for all what
+    the lock is made of."""
+
+    def body(n: int) -> None:
+        """A plain job."""
+
+    async def coroutine(n: int) -> None:
+        """A job of the other kind."""
+
+    for one in (_coroutine_function, functools.partial(_coroutine_function), AnObject()):
+        for job, options in (
+            (body, ("on_failed", "on_expired", "timeout", "key", "read_old")),
+            (coroutine, ("timeout", "key", "read_old")),
+        ):
+            for option in options:
+                with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
+                    locks.job(**{option: one})(job)
+        if one is _coroutine_function:
+            with pytest.raises(lualock.InvalidArgument, match="plain function that returns one"):
+                locks.job(policy=one)(body)
+    for option in ("lock_failed", "lock_expired_before_release", "lock", "identifier"):
+        members = {"perform": staticmethod(body), option: staticmethod(_coroutine_function)}
+        with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
+            type("Job", (lualock.LockedJob,), members)
+    for option in ("lock_timeout", "lock_read_old"):
+        members = {"perform": staticmethod(coroutine), option: staticmethod(_coroutine_function)}
+        with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
+            type("Job", (lualock.LockedJob,), members)
+    for generates in (Generates(), functools.partial(Generates())):
+        with pytest.raises(lualock.InvalidArgument, match="generator function"):
+            type("Job", (lualock.LockedJob,), {"perform": staticmethod(generates)})
+
+
+def test_what_is_not_decorated(locks: Any) -> None:
+    """What would be no method any more, would lock twice, or does not say its arguments."""
+
+    def body() -> None:
+        """A job."""
+
+    with pytest.raises(lualock.InvalidArgument, match="@staticmethod goes above"):
+        locks.job(staticmethod(body))
+    with pytest.raises(lualock.InvalidArgument, match="is a job already"):
+        locks.job(locks.job(body))
+    with pytest.raises(lualock.InvalidArgument, match="what its arguments are"):
+        locks.job(key="x")(max)
+    with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
+        locks.job(key="x")(dict.update)
+
+
+async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> None:
+    """The names that are used within are free for a job's own, in each way to declare it."""
+    names = "self cls args kwargs holder key token job_id timeout body callback func name version"
+    told: list[Any] = []
+    parameters = ", ".join(names.split())
+    scope: dict[str, Any] = {"told": told}
+    exec(f"def work({parameters}): told.append(locals().copy())", scope)
+    exec(f"def failed({parameters}): told.append(locals().copy())", scope)
+    scope["work"].__module__ = __name__
+    arguments = {name: at for at, name in enumerate(names.split())}
+    members = {"lock_failed": staticmethod(scope["failed"])}
+    for job in (
+        job_class(shell, locks, scope["work"], **members),
+        job_class(shell, locks, scope["work"], **members, lock_timeout=staticmethod(lambda **_: 5)),
+    ):
+        told.clear()
+        lock = job.lock_for(**arguments)
+        assert not await settle(job.locked(**arguments))
+        await settle(job.run(**arguments))
+        lease = await settle(lock.acquire())
+        await settle(job.run(**arguments))
+        await settle(lease.release())
+        assert told == [arguments, arguments]
+    made = locks.job(on_failed=scope["failed"])(as_job(shell, scope["work"]))
+    told.clear()
+    await settle(made(**arguments))
+    lease = await settle(made.lock_for(**arguments).acquire())
+    await settle(made(**arguments))
+    await settle(lease.release())
+    assert told == [arguments, arguments]
+
+
+async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -> None:
+    """The holder is told by a name of the callback's own, never in the place of an argument."""
+    told = Log()
+
+    def own(shop: int, *, holder: str) -> None:
+        told.append((shop, bool(holder)))
+
+    def by_place(holder: int) -> None:
+        told.append(holder)
+
+    def only_by_place(shop: int, holder: int = 0, /) -> None:
+        told.append((shop, holder))
+
+    for callback, wanted in ((own, (7, True)), (by_place, 7), (only_by_place, (7, 0))):
+        job = job_class(shell, locks, lambda shop: None, lock_failed=staticmethod(callback))
+        lease = await settle(job.lock_for(7).acquire())
+        await settle(job.run(7))
+        await settle(lease.release())
+        assert told.pop() == wanted
+
+    def any_args(*args: Any, holder: str = "", **kwargs: Any) -> None:
+        told.append((args, holder, kwargs))
+
+    def open_work(*args: Any, **kwargs: Any) -> None:
+        """A job of any arguments."""
+
+    job = job_class(shell, locks, open_work, lock_failed=staticmethod(any_args))
+    lease = await settle(job.lock_for(1, holder="mine").acquire())
+    await settle(job.run(1, holder="mine"))
+    await settle(lease.release())
+    assert told == [((1,), "mine", {})]
 
 
 def test_a_class_refuses(locks: Any) -> None:
@@ -529,8 +707,9 @@ def test_a_class_refuses(locks: Any) -> None:
         Nothing.run()
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (lualock.LockedJob,), {"perform": lambda self: None})
-    with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
-        type("Job", (lualock.LockedJob,), {"lock_timeout": 0})
+    for bad in (0, "5", True, float("nan"), [5]):
+        with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
+            type("Job", (lualock.LockedJob,), {"lock_timeout": bad})
 
 
 def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:

@@ -105,10 +105,11 @@ def test_the_lines_are_few() -> None:
 
 
 def test_the_test_kit(pytester: pytest.Pytester) -> None:
-    """The example of the plugin."""
-    (code,) = PYTHON.findall(OWN_TESTS)
-    pytester.makepyfile(code)
-    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=2)
+    """The examples of the plugin; what the second one tests is RQ's program from this page."""
+    alone, program = PYTHON.findall(OWN_TESTS)
+    pytester.makepyfile(tasks=PYTHON.findall(SECTIONS["RQ"])[0])
+    pytester.makepyfile(test_alone=alone, test_program=program)
+    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=3)
 
 
 def test_the_table_knows_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from zlib import crc32
 
 import pytest
 
@@ -91,7 +92,10 @@ def test_the_command_replays_a_seed() -> None:
 
 def test_most_of_some_mutants_die() -> None:
     """One guard in sixteen is removed, and hardly one of them unseen by so few seeds (all of them,
-    with more seeds, by ``python -m tests.simulation mutants``)."""
-    some = [one for one in mutants.every()[::16] if not mutants.reason(one)]
+    with more seeds, by ``python -m tests.simulation mutants``). Which ones is decided by what they
+    are, so that a line more in one script does not choose others in all."""
+    every = [one for one in mutants.every() if not mutants.reason(one)]
+    some = [one for one in every if crc32(f"{one.file} {one.what}".encode()) % 16 == 0]
+    assert len(some) > len(every) / 32
     survivors = [str(one) for one in some if mutants.kill(one, 2500) is None]
     assert len(survivors) <= len(some) / 10, survivors

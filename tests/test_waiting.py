@@ -24,8 +24,9 @@ from lualock.protocol import CLAIM_MS
 from lualock.script import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
+from tests.test_processes import program
 from tests.waiting import wait_until
-from tests.world import World, few, on_one, settle
+from tests.world import World, few, settle
 
 
 async def _queue(
@@ -442,9 +443,9 @@ except lualock.LeaseLost:
 class Waiter:
     """A process that waits for the lock ``x`` when told to."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, url: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WAITER, server.url],
+            [sys.executable, "-c", WAITER, url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -469,13 +470,21 @@ class Waiter:
         self.process.stdout.close()
 
 
+each_server = pytest.mark.parametrize(
+    ("server", "resp"),
+    [(name, 2 + number % 2) for number, name in enumerate(BINARIES)],
+    indirect=True,
+)
+"""For a test with processes that mostly waits: every server, with either protocol version."""
+
+
 @pytest.fixture
-def new_waiters(server: Server) -> Iterator[Callable[[int], list[Waiter]]]:
+def new_waiters(server: Server, resp: int) -> Iterator[Callable[[int], list[Waiter]]]:
     """Waiters in processes of their own, in the queue in the order of the list."""
     started: list[Waiter] = []
 
     def start(count: int) -> list[Waiter]:
-        started.extend(Waiter(server) for _ in range(count))
+        started.extend(Waiter(f"{server.url}?protocol={resp}") for _ in range(count))
         with server.client() as client:
             for number, waiter in enumerate(started, start=1):
                 waiter.go()
@@ -502,7 +511,7 @@ def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]
         assert not client.exists("lualock:{x}:queue")
 
 
-@on_one
+@each_server
 def test_a_holder_that_dies_with_those_in_front(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
@@ -519,7 +528,36 @@ def test_a_holder_that_dies_with_those_in_front(
         assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
 
 
-@on_one
+CROWD = """
+import asyncio
+from lualock import aio
+
+async def main():
+    async with aio.connect() as locks:
+        await asyncio.gather(*(locks.lock("x", ttl=30).acquire() for _ in range(12)))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
+    """However many die before it, who waits looks soon after the end of a lease, and not only
+    after a minute."""
+    lock = shell.connect().lock("x", ttl=30)
+    lease = await settle(lock.acquire())
+    with program(CROWD, shell.server.url):
+        await shell.until_waiters(lock, 12)
+        await settle(lease.extend(3))
+        start = time.monotonic()
+        alive = asyncio.ensure_future(shell.beside(shell.connect().lock("x", ttl=30).acquire))
+        await shell.until_waiters(lock, 13)
+    got = await asyncio.wait_for(alive, 20)
+    assert time.monotonic() - start < 12  # half a second for each of the dead
+    assert lease.lost
+    await settle(got.release())
+
+
+@each_server
 def test_a_stopped_waiter_is_passed_over(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
@@ -564,10 +602,10 @@ def test_a_killed_holder(server: Server, new_waiters: Callable[[int], list[Waite
 # Threads.
 
 
-def test_many_threads_on_many_locks(server: Server) -> None:
+def test_many_threads_on_many_locks(server: Server, resp: int) -> None:
     """500 threads that wait for 500 locks need no more than 16 connections."""
     count = 500
-    with lualock.connect(server.url) as locks, server.client() as client:
+    with lualock.connect(f"{server.url}?protocol={resp}") as locks, server.client() as client:
         before = len(client.client_list())
         leases = [locks.lock(f"l{number}", ttl=60).acquire() for number in range(count)]
         got: list[int] = []
@@ -702,6 +740,36 @@ async def test_a_broken_connection_fails_all_calls_under_way(proxy: Proxy) -> No
         assert all(lease.held for lease in leases)
         assert len({lease.fence for lease in leases}) == 20
         await asyncio.gather(*(lease.release() for lease in leases))
+
+
+async def test_a_server_that_reads_nothing() -> None:
+    """Where it does not read what was sent, no more is sent to it, and a timeout is kept; what was
+    sent is answered when it reads again."""
+    name = next(iter(BINARIES))
+    server = Server(name, BINARIES[name])
+    try:
+        async with aio.connect(f"{server.url}?socket_timeout=30") as locks:
+            lock = locks.lock("x", ttl=60)
+            await (await lock.acquire()).release()
+            assert server.process is not None
+            server.process.send_signal(signal.SIGSTOP)
+            asked = [  # three megabytes
+                asyncio.create_task(locks.lock(f"{number:04d}" * 250).locked())
+                for number in range(3000)
+            ]
+            done, _ = await asyncio.wait(asked, timeout=0.1)
+            assert not done
+            start = time.monotonic()
+            with pytest.raises(lualock.LockUnavailable, match="reads no requests") as caught:
+                await lock.acquire(timeout=0.2)
+            assert 0.2 <= time.monotonic() - start < 2
+            assert not caught.value.outcome_unknown  # it was not sent
+            waiter = asyncio.create_task(lock.acquire())
+            server.process.send_signal(signal.SIGCONT)
+            assert not any(await asyncio.gather(*asked))
+            await (await asyncio.wait_for(waiter, 5)).release()
+    finally:
+        server.close()
 
 
 async def test_loops_do_not_share_connections(server: Server, resp: int) -> None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any
 
-from lualock.errors import LockError
+from lualock.errors import InvalidArgument, LockError
 from lualock.protocol import T
 
 log = logging.getLogger("lualock.jobs")
@@ -27,6 +27,8 @@ def drive(actions: Actions[T]) -> T:
         while True:
             try:
                 reply = action()
+                if inspect.iscoroutine(reply):
+                    raise _never_awaited(action, reply)
             except BaseException as error:
                 action = actions.throw(error)
             else:
@@ -34,6 +36,16 @@ def drive(actions: Actions[T]) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
+
+
+def _never_awaited(action: Any, reply: Any) -> InvalidArgument:
+    """What a plain job, or plain code that enqueues one, calls must be done when it returns."""
+    reply.close()
+    function = getattr(action, "func", action)
+    return InvalidArgument(
+        f"{getattr(function, '__qualname__', function)} returned a coroutine, and nothing here "
+        "awaits it: a job that does is 'async def', and is enqueued by such as enqueue_async()"
+    )
 
 
 async def drive_async(actions: Actions[T]) -> T:

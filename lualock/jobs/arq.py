@@ -28,6 +28,7 @@ from uuid import uuid4
 import arq
 from arq.constants import retry_key_prefix
 from arq.jobs import Job, JobStatus
+from arq.utils import timestamp_ms
 
 from lualock.errors import InvalidArgument
 from lualock.jobs.bound import Bound, bound
@@ -58,6 +59,9 @@ def locked(job: Any) -> Callable[..., Any]:
             return await work.run(args, kwargs, delivery)
         except RetryLater as later:
             if delivery is None:
+                raise
+            if not _tries_again(_told(delivery.job_id)):
+                await work.cancel_async(args, kwargs, job_id=delivery.job_id)
                 raise
             # arq counts every delivery as a try, and this was none.
             await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
@@ -119,33 +123,42 @@ async def removed(job: Any, job_id: str, *args: Any, **kwargs: Any) -> None:
 
 def _retry_s(ctx: dict[Any, Any], error: BaseException) -> float | None:
     """In how many seconds arq runs a job again that raised this."""
-    # It also runs again what it cancels when it is stopped, but not what it cancels for other
-    # reasons, and it does not tell which is which; that one takes its lock anew.
-    if not isinstance(error, arq.Retry | arq.worker.RetryJob):
+    job_id = ctx["job_id"]
+    told = _told(job_id)
+    if not _tries_again(told) or ctx["job_try"] >= told.get("max_tries", 5):  # its default
         return None
-    if ctx["job_try"] >= _max_tries(ctx["job_id"]):
+    if isinstance(error, asyncio.CancelledError) and told:
+        # For its own end, then; else it was aborted, or took too long.
+        in_time = timestamp_ms() - told["start_ms"] < told["timeout_s"] * 1000
+        return 0.0 if in_time and job_id not in told["self"].aborting_tasks else None
+    if not isinstance(error, arq.Retry | arq.worker.RetryJob):
         return None
     return float(getattr(error, "defer_score", None) or 0) / 1000
 
 
-def _max_tries(job_id: str) -> int:
-    """How often arq's worker tries this job. It tells its functions nothing of what it was told, or
-    what ``arq.func`` was, so we look at it where it runs the job."""
+def _tries_again(told: dict[str, Any]) -> bool:
+    """Whether a worker tries anything again."""
+    return not told or bool(told["self"].retry_jobs)
+
+
+def _told(job_id: str) -> dict[str, Any]:
+    """What arq's worker knows of a job that it runs. It tells its functions little of what it was
+    told, or what ``arq.func`` was, so we look at it where it runs the job."""
     for task in asyncio.all_tasks():
         running: Any = task.get_coro()
         while running is not None:  # what else wraps it awaits it
             frame = getattr(running, "cr_frame", None)
             if frame is not None and frame.f_code.co_name == "run_job":
-                told = frame.f_locals
-                if told.get("job_id") == job_id and "max_tries" in told:
-                    return int(told["max_tries"])
+                told: dict[str, Any] = dict(frame.f_locals)
+                if told.get("job_id") == job_id and "start_ms" in told:
+                    return told
             running = getattr(running, "cr_await", None)
-    return 5  # which is arq's default
+    return {}
 
 
 def _delay_s(defer_by: Any, defer_until: datetime | None) -> float:
     if defer_until is not None:
         return max(0.0, (defer_until - datetime.now(defer_until.tzinfo)).total_seconds())
     if isinstance(defer_by, timedelta):
-        return defer_by.total_seconds()
-    return float(defer_by or 0.0)
+        defer_by = defer_by.total_seconds()
+    return max(0.0, float(defer_by or 0.0))

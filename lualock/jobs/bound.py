@@ -75,6 +75,7 @@ class Bound:
         :param token: a token made of the job's id (:func:`token_of`), for systems that cannot
             carry one; ``None``: a fresh one.
         :param delay: seconds before which it is not delivered, in which it keeps its place too.
+        :raises InvalidArgument: it cannot be kept for so long; nothing was done.
         :raises LockUnavailable: with ``on_unavailable="raise"``; it was not pushed.
         """
         return drive(self._entry(args, kwargs).enqueue(push, job_id, token, delay))

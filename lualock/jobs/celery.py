@@ -18,18 +18,19 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
-from datetime import datetime, timezone
 from typing import Any
 
 import celery
 from celery import signals
-from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
+from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater, is_failure, token_of
+from lualock.jobs.celery_retries import delay_s, failed, retry_s
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
 
 HEADER = "lualock"
 CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
@@ -82,7 +83,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
             # Also an empty one: it tells a task that is sent again from a new one.
             return push(task_id=task_id, headers=headers | {HEADER: token}, **options)
 
-        delay = max(0.0, _delay_s(options))
+        delay = max(0.0, delay_s(options))
         entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
         if isinstance(entry, Enqueued):
             entry.result.refused = None
@@ -105,8 +106,8 @@ def _locked(work: Bound) -> Callable[..., Any]:
         taken = this == _taken.get()  # the task that calls itself directly has its request
         before = _taken.set(this or _taken.get())
         if request is not None and not taken:
-            retry_s = functools.partial(_retry_s, task)
-            delivery = Delivery(request.id, _token(request), retry_s, failed=_failed)
+            again_s = functools.partial(retry_s, task)
+            delivery = Delivery(request.id, _token(request), again_s, failed=failed)
         try:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
@@ -123,64 +124,17 @@ def _locked(work: Bound) -> Callable[..., Any]:
             told = {"countdown": again.delay_s, "retries": request.retries}
             task.signature_from_request(request, **told).apply_async()
         except BaseException:
-            work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
+            with suppress(LockError):  # its place ends by itself then
+                work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
             raise
         raise Retry(str(again), when=again.delay_s)
 
     return run
 
 
-def _lock_of(task: Any, call: Any) -> bytes:
-    return task.work.lock(call.args or (), call.kwargs or {}).key  # type: ignore[no-any-return]
-
-
 def _token(request: Any) -> str | None:
     token: str | None = (request.headers or {}).get(HEADER)
     return token
-
-
-def _delay_s(options: dict[str, Any]) -> float:
-    """For how long a task is not to begin. Workers take a naive time for UTC."""
-    eta = options.get("eta")
-    if isinstance(eta, str):
-        eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
-    if isinstance(eta, datetime):
-        if eta.tzinfo is None:
-            eta = eta.replace(tzinfo=timezone.utc)
-        return (eta - datetime.now(eta.tzinfo)).total_seconds()
-    return float(options.get("countdown") or 0.0)
-
-
-def _failed(error: BaseException) -> bool:
-    """Whether Celery takes for a failure what a task raised, and will not be tried again."""
-    return is_failure(error) and (
-        not isinstance(error, TaskPredicate) or getattr(error, "requeue", None) is False
-    )
-
-
-def _retry_s(task: Any, error: BaseException) -> float | None:
-    """In how many seconds at most Celery runs a task again that raised this."""
-    if isinstance(error, Reject):  # what was acknowledged before it began cannot be put back
-        return 0.0 if error.requeue and task.acks_late else None
-    if isinstance(error, Ignore):
-        return None
-    if isinstance(error, Retry):
-        if error.sig is not None and _lock_of(task, error.sig) != _lock_of(task, task.request):
-            return None  # with other arguments, for which this run keeps nothing
-        if isinstance(error.when, datetime):
-            return max(0.0, _delay_s({"eta": error.when}))
-        return float(error.when or 0.0)
-    # What add_autoretry_behaviour, which is around this, will do.
-    told = {"max_retries": task.max_retries} | getattr(task, "retry_kwargs", {})
-    if not isinstance(error, tuple(getattr(task, "autoretry_for", ()))):
-        return None
-    if isinstance(error, tuple(getattr(task, "dont_autoretry_for", ()))):
-        return None
-    if told["max_retries"] is not None and task.request.retries >= told["max_retries"]:
-        return None
-    if getattr(task, "retry_backoff", False):
-        return float(getattr(task, "retry_backoff_max", 600))
-    return float(told.get("countdown", task.default_retry_delay))
 
 
 @signals.task_revoked.connect  # type: ignore[untyped-decorator]

@@ -10,7 +10,7 @@ from lualock import aio, options, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
 from lualock.jobs.bound import Bound
-from lualock.jobs.job import AnyLocks, Job
+from lualock.jobs.job import AnyLocks, Job, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
 from lualock.jobs.twins import fitting
 
@@ -163,10 +163,18 @@ class JobMaker:
                 key_version=key_version,
                 read_old=read_old,
             )
-        if not callable(body) or isinstance(body, type) or not hasattr(body, "__qualname__"):
+        named = hasattr(body, "__qualname__") and hasattr(body, "__module__")
+        if not callable(body) or isinstance(body, type) or not named:
             raise InvalidArgument(
                 f"locks.job decorates functions, not {type(body).__name__}: define a function "
                 "that calls it"
+            )
+        if isinstance(body, staticmethod):
+            raise InvalidArgument("@staticmethod goes above @locks.job, not below it")
+        if hasattr(body, "__lualock__"):
+            raise InvalidArgument(
+                f"{body.__qualname__} is a job already: the second lock would be the first one's, "
+                "and refuse it"
             )
         if key is None and "<lambda>" in body.__qualname__:
             raise InvalidArgument(
@@ -196,6 +204,7 @@ class JobMaker:
             job.old_name = job.naming(key, read_old)
         elif read_old is not None:
             job.old_name = job.naming(read_old, 0, "read_old")
+        plain("timeout", timeout)
         if callable(timeout):
             job.timeout = timeout
         elif timeout is not None:

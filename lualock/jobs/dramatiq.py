@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -74,7 +75,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             told = message.copy(options={OPTION: token}) if token else message
             return self.broker.enqueue(told, delay=delay)
 
-        job_id, delay_s = message.message_id, (delay or 0) / 1000
+        job_id, delay_s = message.message_id, max(0, delay or 0) / 1000
         return self.work.enqueue(push, args, kwargs, job_id=job_id, delay=delay_s)
 
     def send_with_options(self, **told: Any) -> Any:
@@ -104,8 +105,9 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         # the actor's own, and be counted; and a message that is skipped would have a result.
         try:
             self.broker.enqueue(message.copy(), delay=delay_ms)
-        except BaseException:  # it does not come
-            self.work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
+        except BaseException:
+            with suppress(LockError):  # its place ends by itself then
+                self.work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
             raise
         message.options["store_results"] = False
         _again.set(message.message_id)

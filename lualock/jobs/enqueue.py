@@ -48,6 +48,7 @@ class Entry:
         self, push: Callable[[str], Any], job_id: str, token: str | None, delay_s: float
     ) -> Actions[Enqueued | Refused]:
         """Push a job unless another is in its way."""
+        options.delay_s(delay_s, "delay")
         reserved = yield from self.reserve(job_id, token)
         if isinstance(reserved, Refused):
             return reserved
@@ -115,12 +116,12 @@ class Entry:
         callback = self.job.rules.on_enqueue_failed
         result = None
         if callback is not None:
-            told = {"job_id": job_id} if self.job.wants(callback, "job_id") else {}
-            result = yield partial(callback, *self.args, **self.kwargs, **told)
+            result = yield self.job.telling(callback, self.args, self.kwargs, job_id=job_id)
         return Refused(job_id, state, holder, result)
 
     def confirm(self, token: str, delay_s: float) -> Actions[bool]:
         """The job is in its queue: it keeps its place; whether that was still there."""
+        options.delay_s(delay_s, "delay")
         kept = bool(token)
         for lock in self.locks if token else ():
             ttl_s = delay_s + self.job.rules.queue_ttl

@@ -12,7 +12,7 @@ from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
 from lualock.jobs.taking import forsake, keep, place_of
-from lualock.jobs.terms import RESERVE_S, is_failure
+from lualock.jobs.terms import RESERVE_S, is_failure, retry_s
 from lualock.protocol import Grant, Steps, note
 
 log = logging.getLogger("lualock.jobs")
@@ -91,7 +91,8 @@ def _kept(it: Run, error: BaseException | None, result: Any) -> _Kept | None:
 def _retry_s(it: Run, error: BaseException | None, result: Any) -> float | None:
     if it.delivery is None:
         return None
-    return it.delivery.result_retry(result) if error is None else it.delivery.will_retry(error)
+    told = it.delivery.result_retry(result) if error is None else it.delivery.will_retry(error)
+    return retry_s(told)
 
 
 def _failed(it: Run, error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from lualock import aio, sync
+from lualock import aio, options, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
 from lualock.jobs.terms import Delivery, Rules, about_job
@@ -43,9 +43,18 @@ class Job:
     old_name: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
-        self.signature = inspect.signature(self.body)
-        self.asynchronous = inspect.iscoroutinefunction(self.body)
-        if inspect.isgeneratorfunction(self.body) or inspect.isasyncgenfunction(self.body):
+        try:
+            self.signature = inspect.signature(self.body)
+        except ValueError:  # of some builtins
+            raise InvalidArgument(f"job {self.name} does not say what its arguments are") from None
+        self.asynchronous = is_kind(inspect.iscoroutinefunction, self.body)
+        if not self.asynchronous:
+            why = f"as job {self.name} is"
+            plain("on_failed (of a class: lock_failed)", self.on_failed, why)
+            plain("on_expired (lock_expired_before_release)", self.on_expired, why)
+        if is_kind(inspect.isgeneratorfunction, self.body) or is_kind(
+            inspect.isasyncgenfunction, self.body
+        ):
             raise InvalidArgument(
                 f"job {self.name} is a generator function: calling it only makes a generator, so "
                 "its lock would be released before it runs. Iterate inside of the job"
@@ -95,7 +104,10 @@ class Job:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> AnyLock:
-        return locks.lock(self._checked(name(*args, **kwargs)), self.timeout(*args, **kwargs))
+        timeout = self.timeout(*args, **kwargs)
+        if timeout is not None:
+            options.ttl_ms(timeout, "timeout")
+        return locks.lock(self._checked(name(*args, **kwargs)), timeout)
 
     def _checked(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):
@@ -125,6 +137,8 @@ class Job:
                 f"{type(key).__name__}"
             )
 
+        plain(what, key)
+
         def made(*args: Any, **kwargs: Any) -> str | bytes:
             value = key(*args, **kwargs)
             if isinstance(value, str | bytes):
@@ -133,14 +147,39 @@ class Job:
 
         return made
 
-    def wants(self, callback: Callable[..., Any], extra: str) -> bool:
-        """Whether a callback is to be told more than the job's arguments."""
-        if extra in self.signature.parameters:
-            return False  # an argument of the job's own goes to the callback as it is
-        try:
-            return extra in inspect.signature(callback).parameters
-        except (TypeError, ValueError):  # a callable without a signature, such as some builtins
-            return False
+    def telling(
+        self, callback: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], **more: Any
+    ) -> Callable[[], Any]:
+        """A call of a callback with exactly the job's arguments, and what it wants to be told
+        beside them: what it has a parameter of its own for."""
+        told = dict(kwargs)
+        for what, value in more.items():
+            if what in self.signature.parameters:
+                continue  # an argument of the job's own goes to the callback as it is
+            try:
+                signature = inspect.signature(callback)
+                signature.bind(*args, **(told | {what: value}))
+            except (TypeError, ValueError):  # no room for it; or no signature, as some builtins
+                continue
+            if what in signature.parameters and what not in kwargs:
+                told[what] = value
+        return partial(callback, *args, **told)
+
+
+def is_kind(test: Callable[[object], bool], function: Any) -> bool:
+    """Whether a function is of that kind, or what is called in its place: an object, a partial."""
+    while isinstance(function, partial):
+        function = function.func
+    return test(function) or (callable(function) and test(type(function).__call__))
+
+
+def plain(what: str, function: object, why: str = "for nothing awaits it") -> None:
+    """Something that is no coroutine function.
+
+    :raises InvalidArgument: it is one.
+    """
+    if is_kind(inspect.iscoroutinefunction, function):
+        raise InvalidArgument(f"{what} must be a plain function, {why}, not a coroutine function")
 
 
 class Run:
@@ -162,5 +201,4 @@ class Run:
 
     def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
         """A callback with exactly the job's arguments, and what it wants to be told beside them."""
-        told = {what: value for what, value in more.items() if self.job.wants(callback, what)}
-        return partial(callback, *self.args, **self.kwargs, **told)
+        return self.job.telling(callback, self.args, self.kwargs, **more)

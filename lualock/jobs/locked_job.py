@@ -10,7 +10,7 @@ from lualock import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
 from lualock.jobs.bound import Bound
-from lualock.jobs.job import AnyLock, AnyLocks, Job
+from lualock.jobs.job import AnyLock, AnyLocks, Job, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
 from lualock.jobs.twins import default_locks, fitting
 
@@ -79,9 +79,13 @@ class LockedJob:
                     "is run without an instance"
                 )
 
-        if isinstance(cls.lock_timeout, int | float):
+        if cls.lock_timeout is not None and not callable(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
+        for name in ("lock", "identifier", "lock_timeout", "lock_read_old"):
+            plain(f"{cls.__qualname__}.{name}", getattr(cls, name))
         cls._rules()
+        if hasattr(cls, "perform"):
+            cls._new_job()  # and nothing is wrong with it
 
     perform: ClassVar[Callable[..., Any]]
     """The work. A subclass defines it."""
@@ -91,7 +95,7 @@ class LockedJob:
     value. ``None``: all arguments."""
 
     @classmethod
-    def lock(cls, *args: Any, **kwargs: Any) -> str | bytes:
+    def lock(cls, /, *args: Any, **kwargs: Any) -> str | bytes:
         """The lock's name. Default: the class's name, :attr:`identifier`, and the version."""
         return cls._derived(cls.lock_key_version, *args, **kwargs)
 
@@ -104,7 +108,7 @@ class LockedJob:
         return arguments.lock_name(arguments.qualified_name(cls), told, version)
 
     @classmethod
-    def _old_name(cls, *args: Any, **kwargs: Any) -> object:
+    def _old_name(cls, /, *args: Any, **kwargs: Any) -> object:
         old = cls.lock_read_old
         if isinstance(old, int):
             return cls._derived(old, *args, **kwargs)
@@ -127,18 +131,22 @@ class LockedJob:
         if "_made" not in vars(cls):
             if not hasattr(cls, "perform"):
                 raise InvalidArgument(f"{cls.__qualname__} has no perform")
-            cls._made = Job(
-                arguments.qualified_name(cls),
-                cls.perform,
-                cls.lock,
-                cls._timeout,
-                cls.lock_failed,
-                cls.lock_expired_before_release,
-                cls._rules(),
-                None if cls.lock_read_old is None else cls._old_name,
-            )
+            cls._made = cls._new_job()
         made: Job = cls._made
         return made
+
+    @classmethod
+    def _new_job(cls) -> Job:
+        return Job(
+            arguments.qualified_name(cls),
+            cls.perform,
+            cls.lock,
+            cls._timeout,
+            cls.lock_failed,
+            cls.lock_expired_before_release,
+            cls._rules(),
+            None if cls.lock_read_old is None else cls._old_name,
+        )
 
     _made: ClassVar[Job]
 
@@ -147,7 +155,7 @@ class LockedJob:
         return Bound(cls._job(), lambda: cls.locks or default_locks())
 
     @classmethod
-    def _timeout(cls, *args: Any, **kwargs: Any) -> float | None:
+    def _timeout(cls, /, *args: Any, **kwargs: Any) -> float | None:
         told = cls.lock_timeout
         return told(*args, **kwargs) if callable(told) else told
 
@@ -156,7 +164,7 @@ class LockedJob:
         return fitting(cls.locks or default_locks(), asynchronous=cls._job().asynchronous)
 
     @classmethod
-    def run(cls, *args: Any, **kwargs: Any) -> Any:
+    def run(cls, /, *args: Any, **kwargs: Any) -> Any:
         """Run the job with these arguments unless its lock is held; await it if it is ``async``.
 
         :raises InvalidArgument: no lock's name, or no ttl, can be made of the arguments.
@@ -165,17 +173,17 @@ class LockedJob:
         return run.start(cls._job(), cls._locks(), args, kwargs)
 
     @classmethod
-    def lock_for(cls, *args: Any, **kwargs: Any) -> AnyLock:
+    def lock_for(cls, /, *args: Any, **kwargs: Any) -> AnyLock:
         """The lock of a run with these arguments."""
         return cls._job().lock(cls._locks(), args, kwargs)
 
     @classmethod
-    def locked(cls, *args: Any, **kwargs: Any) -> Any:
+    def locked(cls, /, *args: Any, **kwargs: Any) -> Any:
         """Whether a run with these arguments holds the lock now; await it if the job is async."""
         return cls.lock_for(*args, **kwargs).locked()
 
     @classmethod
-    def refresh_lock(cls, *args: Any, **kwargs: Any) -> Any:
+    def refresh_lock(cls, /, *args: Any, **kwargs: Any) -> Any:
         """From inside the run: give its lease the whole timeout again; await it if async.
 
         The run then counts as refreshed: ``lock_expired_before_release`` is about the new end.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock import options
-from lualock.errors import InvalidArgument, NotAcquired
+from lualock.errors import NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions, quietly
 from lualock.jobs.job import AnyLease
@@ -17,11 +17,6 @@ Taking = Actions[AnyLease]
 
 SLACK_S = 5.0
 """For how much longer than its asker waits a request to release stands."""
-
-
-def _seconds(what: str, value: object) -> None:
-    if value is None or options.wait_s(value) is None:
-        raise InvalidArgument(f"{what} must be a number of seconds, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Retry:
     delay: float = 10.0
 
     def __post_init__(self) -> None:
-        _seconds("delay", self.delay)
+        options.delay_s(self.delay, "delay")
 
     def take(self, attempt: Attempt) -> Taking:
         yield from attempt.later(self.delay)
@@ -58,7 +53,7 @@ class Wait:
     then: Any = None
 
     def __post_init__(self) -> None:
-        options.wait_s(self.wait)
+        options.wait_s(self.wait, "wait")
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> Taking:
@@ -82,7 +77,7 @@ class Replace:
     then: Any = None
 
     def __post_init__(self) -> None:
-        _seconds("wait", self.wait)
+        options.delay_s(self.wait, "wait")
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> Taking:
@@ -90,7 +85,8 @@ class Replace:
         ask = attempt.lock._ask()
         withdraw = attempt.call(verbs.withdraw(ask))
         try:
-            yield attempt.request_release(ask, self.wait + SLACK_S)
+            lasts_s = min(self.wait + SLACK_S, options.MAX_TTL_S)
+            yield attempt.request_release(ask, lasts_s)
             lease: AnyLease = yield from attempt.wait(self.wait, ask)
         except NotAcquired:
             # Who does not run in its place asks nobody to stop.
@@ -124,7 +120,7 @@ class Coalesce:
     then: Any = Retry(10.0)
 
     def __post_init__(self) -> None:
-        options.wait_s(self.wait)
+        options.wait_s(self.wait, "wait")
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> Taking:

@@ -96,7 +96,7 @@ def enqueue_in(
         send = functools.partial(queue.enqueue_in, delay) if delay else queue.enqueue
         return send(function, args=args, kwargs=kwargs, job_id=job_id, **told)
 
-    return work.enqueue(push, args, kwargs, job_id=job_id, delay=delay.total_seconds())
+    return work.enqueue(push, args, kwargs, job_id=job_id, delay=max(0.0, delay.total_seconds()))
 
 
 def removed(job: Job) -> None:

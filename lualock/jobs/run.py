@@ -14,9 +14,8 @@ Rules that hold here:
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -54,11 +53,12 @@ def run(it: Run) -> Actions[Any]:
     before = _current.set((*_current.get(), *((lock.key, lease) for lock, lease in it.held)))
     try:
         result = yield partial(job.body, *it.args, **it.kwargs)
-        if inspect.iscoroutine(result):
-            result.close()
+        if isinstance(result, AsyncGenerator | Awaitable | Generator):
+            if isinstance(result, Coroutine | Generator):
+                result.close()
             raise InvalidArgument(
-                f"job {job.name} returned a coroutine, which would run without the lock: declare "
-                "the job as 'async def', and await it there"
+                f"job {job.name} returned a {type(result).__name__}, which would run without the "
+                "lock: declare the job as 'async def' and await it there, or iterate there"
             )
     except GeneratorExit:
         raise

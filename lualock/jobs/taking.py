@@ -22,6 +22,7 @@ from lualock.jobs.terms import (
     about_job,
     check_policy,
     job_text,
+    retry_s,
 )
 from lualock.keys import queue_key
 from lualock.protocol import Ask, Grant, Steps
@@ -110,7 +111,7 @@ class Attempt:
         if isinstance(error, LockUnavailable) and self.job.rules.on_unavailable != "raise":
             return None  # it runs without its lock, or is dropped
         try:
-            return self.delivery.will_retry(error)
+            return retry_s(self.delivery.will_retry(error))
         except Exception:
             log.exception("whether job %s is retried is not known: it has no place", self.job.name)
             return None
@@ -168,7 +169,9 @@ class Attempt:
         """Ask the system to deliver the job again; its place stays.
 
         :raises RetryLater: always.
+        :raises InvalidArgument: but for a delay that is none.
         """
+        options.delay_s(delay_s, "delay")
         refused = self.refused
         request = RetryLater(
             f"{refused}; the job is to be tried again in {delay_s:g} s",
@@ -183,8 +186,11 @@ class Attempt:
         raise request from None
 
     def request_release(self, ask: Ask, lasts_s: float) -> Action:
-        """Ask whoever has the lock to stop."""
-        lasts_ms = math.ceil(lasts_s * 1000)
+        """Ask whoever has the lock to stop.
+
+        :raises InvalidArgument: ``lasts_s`` cannot be used.
+        """
+        lasts_ms = options.ttl_ms(lasts_s, "lasts_s")
         return self.call(verbs.request_release(ask, lasts_ms, self._driver.server_clock))
 
     def call(self, steps: Steps[Any]) -> Action:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,14 @@ class Superseded(NotAcquired):
 
 def never(_: object) -> None:
     """Of a system that does not retry."""
+
+
+def retry_s(told: float | None) -> float | None:
+    """In how many seconds a system says that it tries a job again; what is past is at once.
+
+    :raises InvalidArgument: that is no time for which anything could be kept.
+    """
+    return None if told is None else options.delay_s(max(told, 0), "the delay until the retry")
 
 
 def is_failure(error: BaseException) -> bool:
@@ -145,10 +154,12 @@ def check_policy(value: Any) -> None:
     :raises InvalidArgument: it is nothing of the kind.
     """
     says = hasattr(value, "take") or callable(value) or value is None
-    if not says or isinstance(value, type):
+    if inspect.iscoroutine(value):  # of a function that is none to the eye
+        value.close()
+    if not says or isinstance(value, type) or inspect.iscoroutinefunction(value):
         raise InvalidArgument(
-            "a policy is one of lualock.jobs, such as jobs.Wait(5), or a function that returns "
-            f"one, not {value!r}"
+            "a policy is one of lualock.jobs, such as jobs.Wait(5), or a plain function that "
+            f"returns one, not {value!r}"
         )
 
 

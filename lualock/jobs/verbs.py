@@ -13,6 +13,7 @@ from typing import Any
 
 from lualock import script
 from lualock.errors import LockError, LockUnavailable, NotAcquired
+from lualock.keys import queue_key
 from lualock.options import split_about
 from lualock.protocol import Ask, Call, Grant, Reach, ServerClock, Steps, conflict, resend, take
 from lualock.protocol.replies import Held
@@ -77,8 +78,10 @@ def start(ask: Ask, owner: bytes, server: ServerClock) -> Steps[Grant]:
     """
 
     def make(deadline: bytes) -> Call:
+        place = place_key(ask.key)
+        keys = ask.key, place, ask.queue, queue_key(place)
         told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, owner
-        return Call(START, (ask.key, place_key(ask.key), *told))
+        return Call(START, (*keys, *told))
 
     return take(ask, server, make, lambda reply: _taken(ask, ask.key, server, reply))
 

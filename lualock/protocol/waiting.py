@@ -43,8 +43,9 @@ CLAIM_MS = 2500
 LOOK_MAX_S = 60.0
 """How rarely the last of many waiters looks again; the queue's key lives three times as long."""
 
-LOOK_AT_END, LOOK_LEAST_S = 8, 1.0
-"""How many in front look when the lease ends; all but two of them no more often than that."""
+LOOK_AT_END, LOOK_LEAST_S, LOOK_BEHIND_S = 8, 1.0, 0.5
+"""How many in front look when the lease ends, all but two of them no more often than that; those
+behind them do too, but no more often than that for each who is before them."""
 
 YOUNG_S = 0.08
 """When a newcomer looks once more; from 60 ms on (also in Lua) it is told when it becomes first."""
@@ -381,19 +382,19 @@ class _Attempt:
         assert self.reply is not None
         left_ms, ahead = self.reply[1], self.reply[5]
         nap_s: float = LOOK_MAX_S
-        if ahead < LOOK_AT_END and left_ms >= 0:
+        if left_ms >= 0:
             # When the lease ends by itself, it is the first's turn, and then the second's; those
-            # before us may have died with the holder.
+            # before us may have died with the holder, and whoever looks passes over the dead.
             # Counted from the request, for its reply may have been read only now.
             left_s = left_ms / 1000 - (self.clock() - self.sent)
             nap_s = max(0.0, left_s) + LOOK_LATE_S * (ahead + 1)
             if ahead > 1:
-                nap_s = max(nap_s, LOOK_LEAST_S)
+                near = ahead < LOOK_AT_END
+                nap_s = max(nap_s, LOOK_LEAST_S if near else LOOK_BEHIND_S * ahead)
         if ahead > 0:
-            # Who becomes first is told, but a message can be lost: everybody looks, rarely, so
-            # that many cost little; the second often enough to notice that the first was given
-            # the lock and does not claim it.
-            nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(ahead - 1, 8))
+            # Who becomes first is told, but a message can be lost, and whoever was told may have
+            # died since: everybody looks, rarely, so that many cost little.
+            nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(max(1, ahead - 1), 8))
         if (young_s := self.young_until - self.clock()) > 0:
             # Also who is first: one of a higher priority may come, and have gone again.
             nap_s = min(nap_s, young_s)

@@ -140,8 +140,7 @@ def _tells_first(run: Run, token: bytes) -> Iterator[str]:
     if not after or not before or after[0][1] == before[0][1] or run.store.silent:
         return
     score, first = after[0]
-    ticks = (run.store.now_us - 1_735_689_600_000_000) // 100
-    if first[:22] == token or ticks - score % 2**44 < YOUNG_TICKS:
+    if first[:22] == token or young(run, score):
         return
     if after[0] not in before:
         return  # a newcomer of a higher priority, and so the one who asks
@@ -153,6 +152,12 @@ def _tells_first(run: Run, token: bytes) -> Iterator[str]:
         yield f"made {first[:22]!r} the first, and did not tell it"
     elif run.after.owner and int(said[-1][23:]) != run.left_ms(run.after):
         yield f"told the first {said[-1][23:]!r} ms, and it is {run.left_ms(run.after)}"
+
+
+def young(run: Run, score: int) -> bool:
+    """Whether who has this place came just before, and so looks by itself."""
+    ticks = (run.store.now_us - 1_735_689_600_000_000) // 100
+    return bool(ticks - score % 2**44 < YOUNG_TICKS)
 
 
 def _leaves_alone(run: Run) -> Iterator[str]:

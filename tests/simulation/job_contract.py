@@ -12,7 +12,7 @@ from typing import Any
 from lualock.jobs.verbs import SCRIPTS, asked_key, place_key
 from lualock.keys import queue_key
 from lualock.protocol import Call
-from tests.simulation.contract import Run, Seen, given_up, held, late, owned
+from tests.simulation.contract import Run, Seen, given_up, held, late, owned, young
 from tests.simulation.store import Refused, Store
 
 NAMES = frozenset(SCRIPTS)
@@ -133,6 +133,10 @@ def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
             yield "took a place beside one that runs"
         if run.after.place.about != about:
             yield "does not say which job it is"
+        if run.after.place.state != (b"W" if place.state == b"F" else b"H"):
+            yield "forgot that others wait for the place, or made it up"
+        if run.after.place.queue != place.queue:
+            yield "changed the queue"
         return
     yield from _nothing(run)
     if word == b"late":
@@ -150,7 +154,7 @@ def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
 
 
 def _start(run: JobRun, word: bytes) -> Iterator[str]:
-    token, ttl_ms, deadline, about, owner = run.call.parts[2:7]
+    token, ttl_ms, deadline, about, owner = run.call.parts[4:9]
     before, after = run.before, run.after
     lock = before.lock
     if type(run.reply) is bytes:
@@ -159,11 +163,14 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
             yield "took the lock of another"
         if after.lock.state != (b"W" if lock.state in (b"W", b"F") else b"H"):
             yield "forgot that others wait, or made it up"
-        if after.lock.about != about or after.lock.queue != lock.queue:
-            yield "does not say who has it, or changed the queue"
+        if after.lock.about != about:
+            yield "does not say who has it"
+        yield from _tells_first(run.at_lock, int(ttl_ms))
         ours = before.place.record is not None and before.place.record[17:39] == owner
         if ours and after.place.record is not None:
             yield "runs, and kept its place"
+        if ours:
+            yield from _tells_first(run.at_place, 0)
         if not ours and after.place != before.place:
             yield "took the place of another job away"
         return
@@ -176,6 +183,21 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
         yield "says that somebody has it, and nobody else has"
     else:
         yield from held(run.at_lock, run.reply[1:])
+
+
+def _tells_first(run: Run, left_ms: int) -> Iterator[str]:
+    """The first of those of whom the record knew is told for how long it is held from now on,
+    unless it came just before; those before it are gone."""
+    before, after = run.before.queue or [], run.after.queue or []
+    gone = before[: len(before) - len(after)]
+    if before[len(gone) :] != after or any(run.reachable(ticket) for _, ticket in gone):
+        yield "changed the queue"
+    if not after or run.before.state not in (b"W", b"F") or run.store.silent:
+        return
+    score, first = after[0]
+    heard = [text for text, count in run.told if count]
+    if not young(run, score) and first[:22] + b"=%d" % left_ms not in heard:
+        yield f"did not tell {first[:22]!r} that it is held for {left_ms} ms"
 
 
 def _died(run: JobRun, word: bytes) -> Iterator[str]:

@@ -333,6 +333,13 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
     ),
+    ("jobs/start.lua", "true: waited"): "equivalent: nobody waits, so there is nobody to tell",
+    **{
+        ("jobs/start.lua", f"{value}: place_waited"): (
+            "nobody waits for a place in the simulator; test_job_scripts has who does"
+        )
+        for value in ("true", "false")
+    },
     ("lualock.protocol.waiting", "a timeout abandons nothing"): (
         "the attempt is unsettled still, so the way out abandons it; only the error says less"
     ),

@@ -9,6 +9,8 @@ no new fence on hand-over    the next holder gets the fence of the one before: w
                              protects takes the two for one (*fence*, *resource*).
 start takes any place        a job that begins to run deletes the place beside its lock, whosever it
                              is: a second job is queued beside one that is (*queued*, *place*).
+start tells nobody           who waits for a lock that was kept for a retry does not hear that its
+                             lease ends earlier now (*contract*).
 withdraw asks nobody         whoever does not run in the place of another takes back the request of
                              whoever asked (*contract*).
 no look at who runs          ``reserve`` gives a job that wants to be alone its place beside one
@@ -41,8 +43,9 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         ("hand_over", "HELD_WAITED .. fence .. heir", "HELD_WAITED .. last .. heir"),
     ),
     "start takes any place": (
-        ("start", "if queued and string.sub(queued, 18, 39) == owner then", "if queued then"),
+        ("start", "queued and string.sub(queued, 18, 39) == owner", "queued"),
     ),
+    "start tells nobody": (("start", "if waited then", "if false then"),),
     "withdraw asks nobody": (("withdraw", "if latest ~= token then", "if false then"),),
     "no look at who runs": (("reserve", "elseif alone == '1' and held", "elseif false and held"),),
 }

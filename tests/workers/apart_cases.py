@@ -9,6 +9,7 @@ do, and asserts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 from typing import Any
@@ -161,6 +162,63 @@ async def arq_last_try(url: str) -> None:
         await pool.aclose()
 
 
+async def arq_interrupted(url: str) -> None:
+    """What arq cancels for its own end keeps its lock, for arq runs it again; what is aborted, or
+    takes too long, or whose worker tries nothing again, does not."""
+    for end in ("stopped", "aborted", "too long", "tried no more"):
+        begun = asyncio.Event()
+
+        @locks.job(key="x", on_retry="hold")
+        async def look(begun: asyncio.Event = begun) -> None:
+            begun.set()
+            await asyncio.sleep(60)
+
+        pool = await arq.create_pool(RedisSettings.from_dsn(url))
+        function = arq.func(arq_leaf.locked(look), name="look")
+        entry: Any = await arq_leaf.enqueue(pool, look, _function="look")
+        runs = arq.Worker(
+            [function],
+            redis_pool=pool,
+            poll_delay=0.01,
+            handle_signals=False,
+            allow_abort_jobs=True,
+            job_timeout=1 if end == "too long" else 60,
+            retry_jobs=end != "tried no more",
+        )
+        task = asyncio.create_task(runs.async_run())
+        await begun.wait()
+        if end == "aborted":
+            await entry.result.abort(timeout=30)
+        elif end == "too long":
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await entry.result.result(timeout=30)
+        await runs.close()
+        await asyncio.wait([task])
+        assert await locks.lock("x").locked() == (end == "stopped"), end
+        pool = await arq.create_pool(RedisSettings.from_dsn(url))
+        await pool.flushdb()
+        await pool.aclose()
+
+
+async def arq_tries_nothing_again(url: str) -> None:
+    """With ``retry_jobs=False`` a job that wants to come back has failed, and leaves no place."""
+
+    @locks.job(key="x", unique="queued", policy=jobs.Retry(60))
+    async def look() -> None: ...
+
+    function = arq_leaf.locked(look)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    async with locks.lock("x"):
+        assert await arq_leaf.enqueue(pool, function)
+        runs = arq.Worker(
+            [function], redis_pool=pool, burst=True, poll_delay=0.01, retry_jobs=False
+        )
+        await runs.async_run()
+    assert runs.jobs_failed == 1
+    assert await arq_leaf.enqueue(pool, function)
+    await pool.aclose()
+
+
 def worker(queue: Any, functions: list[Any], **options: Any) -> Any:
     """Without its sweep, which takes a job that is just being taken for one that is stuck."""
     queue.sweep = nothing
@@ -292,7 +350,8 @@ CASES = {
     case.__name__: case
     for case in (
         *(arq_class, arq_same_id, arq_same_id_together, arq_plain_function),
-        *(arq_one_job_calls_another, arq_last_try),
+        *(arq_one_job_calls_another, arq_last_try, arq_interrupted),
+        arq_tries_nothing_again,
         *(saq_class, saq_same_key, saq_own_delay, saq_one_job_calls_another),
         *(saq_comes_back_without_retries, saq_interrupted),
     )

@@ -57,5 +57,7 @@ elseif alone == '1' and held and string.sub(running, 18, 39) ~= token then
 elseif time_us > deadline then
   return {'late', time_us}
 end
-redis.call('SET', place, HELD .. fence .. token .. before .. about, 'PX', ttl_ms)
+-- (Not everybody who waits could be told when it was given up.)
+local state = queued and string.sub(queued, 1, 1) == RELEASED_WAITED and HELD_WAITED or HELD
+redis.call('SET', place, state .. fence .. token .. before .. about, 'PX', ttl_ms)
 return fence

@@ -1,6 +1,8 @@
 -- start: a queued job begins to run: take the lock and give up the place, with no moment in between
--- KEYS[1] lock      the key of the lock that is held while the job runs
--- KEYS[2] place     the key of the lock that a queued job has
+-- KEYS[1] lock         the key of the lock that is held while the job runs
+-- KEYS[2] place        the key of the lock that a queued job has
+-- KEYS[3] queue        the tickets of those who wait for the lock
+-- KEYS[4] place_queue  the tickets of those who wait for the place
 -- ARGV[1] token     of the lease: 22 characters, fresh for each start, constant over its retries
 -- ARGV[2] ttl_ms    how long the lease lasts, a whole number above 0
 -- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
@@ -14,6 +16,8 @@
 
 local lock = KEYS[1]
 local place = KEYS[2]
+local queue = KEYS[3]
+local place_queue = KEYS[4]
 local token = ARGV[1]
 local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
@@ -21,6 +25,7 @@ local about = ARGV[4]
 local owner = ARGV[5]
 
 --@include record
+--@include queue
 
 local record = redis.call('GET', lock)
 local state, last
@@ -58,9 +63,24 @@ if time_us > deadline then
   -- Who asked has given up, and would not know that it has the lock.
   return {'late', time_us}
 end
+-- Looked at before anything is written, for it fails where a queue is not lualock's.
+local waited = taken == HELD_WAITED and redis.call('ZCARD', queue) > 0
+local ours = queued and string.sub(queued, 18, 39) == owner
+local place_waited = ours and string.sub(queued, 1, 1) == HELD_WAITED and redis.call('ZCARD', place_queue) > 0
 -- The lock first: if the server is out of memory this fails, and nothing was done.
 redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
-if queued and string.sub(queued, 18, 39) == owner then
+local own
+if waited then
+  -- A lock that was kept for a retry would have ended at another time.
+  local left_ms = ttl_ms
+  --@include tell_first
+end
+if ours then
   redis.call('DEL', place)
+end
+if place_waited then
+  queue = place_queue
+  local left_ms = 0
+  --@include tell_first
 end
 return fence
