@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -47,13 +48,14 @@ def in_parallel(work: Callable[[A], B], jobs: list[A], workers: int) -> Iterable
 
 
 def hunt(changed: dict[bytes, bytes], most: int, first: int = 0) -> tuple[int, str] | None:
-    """The first seed that fails on changed scripts, and by which rule; None: none of ``most``."""
+    """The first seed that fails on changed scripts, and by which rule; None: none of ``most`` that
+    could."""
     server = Server()
     server.sources = changed
-    seeds: Iterable[int] = range(first, first + most)
+    seeds: Iterable[int] = itertools.count(first)
     if changed and all(source in _JOBS for source in changed):
         seeds = filter(has_jobs, seeds)  # the others cannot notice
-    for seed in seeds:
+    for seed in itertools.islice(seeds, most):
         failing = play(seed, server).failing
         if failing:
             return seed, failing[0][1][0].rule

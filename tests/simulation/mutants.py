@@ -326,6 +326,9 @@ REASONS: dict[tuple[str, str], str] = {
         "equivalent but for the cost: the dead are cleared away although there is room"
     ),
     ("enqueue.lua", "true: others > 0"): "equivalent: nobody waits, so there is nobody to tell",
+    ("enqueue.lua", "true: first_gone"): (
+        "equivalent but for a message: the first is told once more what it knows"
+    ),
     ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
@@ -345,6 +348,7 @@ REASONS: dict[tuple[str, str], str] = {
     ),
     ("lualock.protocol.holding", "a ghost's place in the queue stays"): _RARE,
     ("lualock.protocol.waiting", "a timeout lays no ghost"): _RARE,
+    ("lualock.protocol.passing", "the ghost of what was taken is not laid"): _RARE,
 }
 """Why a mutant may survive, by its file and what it does."""
 
