@@ -137,6 +137,21 @@ def test_who_goes_on_without_a_server_keeps_no_place(
     assert _in_use(one_client) == []
 
 
+def test_who_is_interrupted_on_its_way_back_keeps_no_place(
+    one_server: Any, one_client: Any
+) -> None:
+    """Its place was to be kept until it is tried again, but nobody hears that it is to be."""
+    one_client.flushall()
+    with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
+        job = locks.job(key="new", unique="queued", policy=jobs.Retry(5))(_work)
+        work = jobs.bound(job)
+        work.reserve(job_id="a", token="t" * 22)
+        with others.lock("new"):
+            actions = run(Run(work._job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
+            assert play(actions, 2, Interruption())  # start, keep the place
+    assert _in_use(one_client) == []
+
+
 def test_who_is_dropped_at_the_first_of_two_locks_keeps_no_place(
     one_server: Any, one_client: Any
 ) -> None:

@@ -98,7 +98,13 @@ class Attempt:
         delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
         if delay_s is not None and self.delivery is not None:
             self.renew_no_more()
-            yield from keep(self.lock, self._owner, delay_s + self.job.rules.queue_ttl)
+            try:
+                yield from keep(self.lock, self._owner, delay_s + self.job.rules.queue_ttl)
+            except GeneratorExit:
+                raise
+            except BaseException as interruption:
+                yield from self.give_up(interruption)  # which nobody may take for RetryLater
+                raise
         elif isinstance(error, LockUnavailable):
             yield from self._forsake_place()
         else:

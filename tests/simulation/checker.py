@@ -197,6 +197,7 @@ class Attempt:
     got: float = math.inf
     fence: int = 0
     deadline: float = -math.inf  # what it was last told of its lease
+    furthest: float = -math.inf  # and the latest of all
     let_go: float = math.inf
     released: float = math.inf
     outcome: str = ""
@@ -356,9 +357,11 @@ def assemble(
             one.fence, one.why = event.fence, "got"
             assert event.until is not None
             one.deadline = event.until
+            one.furthest = max(one.furthest, event.until)
         elif kind == "until":
             assert event.until is not None
             one.deadline = event.until
+            one.furthest = max(one.furthest, event.until)
         elif kind == "let_go":
             one.let_go = min(one.let_go, event.t)
         elif kind == "released":

@@ -19,7 +19,7 @@ enqueued     its producer is told so
 refused      its producer is told that it was not enqueued; ``what``: queued, running, unavailable;
              ``other``: the job that is in its way
 superseded   it was dropped, having asked at ``since``, because ``other`` waits, and will run
-began        its run begins
+began        its run begins; ``what``: unlocked, for the server is away, and so its place may stay
 done         it will not be delivered any more; ``what``: ok if its last run ended well
 ===========  =====================================================================================
 
@@ -29,7 +29,8 @@ alone       no job that wants to be alone gets a place while another job is queu
 place       nobody but the job itself takes its place away before it ends.
 refused     who is refused was in somebody's way.
 told        who is told that it was enqueued was, and who is told that it was not, was not.
-superseded  the job that stands for those that were dropped begins after they came.
+superseded  the job that stands for those that were dropped begins after they came, unless it runs
+            without its lock: then nobody could take its place away.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class _Job:
     gone: list[float] = field(default_factory=list)  # when it was surely taken away,
     began_to_go: list[float] = field(default_factory=list)  # and when that began
     began: list[float] = field(default_factory=list)
+    unlocked: bool = False  # the last of these was
     ended: float = math.inf
     well: bool = False
     pushed: bool = False
@@ -219,6 +221,7 @@ class _Rules:
             self._superseded.append(event)
         elif kind == "began":
             job.began.append(t)
+            job.unlocked = event.what == "unlocked"
         elif kind == "done":
             job.ended, job.well = t, event.what == "ok"
 
@@ -324,7 +327,7 @@ class _Rules:
             if other is None or not other.well or other.ended == math.inf or not other.began:
                 continue
             began = other.began[-1]
-            if began < event.since:
+            if began < event.since and not other.unlocked:
                 text = (
                     f"{event.id} came at {event.since:.6f} and was dropped for {event.other}, "
                     f"which had begun at {began:.6f}"
@@ -340,7 +343,7 @@ def _surely_free(one: Attempt) -> float:
     if one.outcome == "passed" or one.gone < math.inf:
         return math.inf
     if one.got < math.inf:
-        return one.deadline + UNDERWAY_S
+        return one.furthest + UNDERWAY_S
     return one.ended + UNDERWAY_S
 
 

@@ -156,7 +156,7 @@ class Worker(Actor):
         return self._works(work, lease)
 
     def _works(self, work: Work, lease: Lease | None) -> Steps[None]:
-        self.note("began", work.lock.key)
+        self.note("began", work.lock.key, what="" if lease is not None else "unlocked")
         for _ in range(3):
             if lease is not None:
                 lease.holding.work()

@@ -28,5 +28,8 @@ REGRESSIONS: dict[int, str] = {
     120075: "who had the lock first heard of it last (the checker's)",
     131655: "a lease began at the server long after it was asked for (the checker's)",
     190591: "a lease that was forgotten left a ghost's place in the queue",
+    2009012: "a job that was interrupted on its way back to the queue kept its place",
+    2020502: "a job that ran without its lock could not give up its place (excused)",
+    2040613: "who was refused for a lease whose release was not heard of (the simulator's)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
