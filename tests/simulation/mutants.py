@@ -94,8 +94,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "an interrupted release gives nothing back",
-        'yield from give_back(ask, b"", None)',
-        "pass",
+        'grant.released = True\n        yield from give_back(ask, b"", None)',
+        "grant.released = True",
     ),
     (
         "protocol.holding",
@@ -161,7 +161,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.waiting",
         "an interruption gives nothing back",
-        "yield from give_back(ask, attempt.ticket, ghost)",
+        "yield from give_back(ask, attempt.ticket, ghost, attempt.until)",
         "pass",
     ),
     (
