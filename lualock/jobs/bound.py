@@ -10,7 +10,7 @@ from lualock.jobs import run
 from lualock.jobs.actions import drive, drive_async
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.job import AnyLock, AnyLocks, Job
-from lualock.jobs.taking import place_of
+from lualock.jobs.places import place_of
 from lualock.jobs.terms import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.twins import fitting
 

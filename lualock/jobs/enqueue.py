@@ -19,7 +19,7 @@ from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailabl
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLock, AnyLocks, Job
-from lualock.jobs.taking import keep, leave, place_of
+from lualock.jobs.places import keep, leave, place_of
 from lualock.jobs.terms import (
     RESERVE_S,
     Delivery,

@@ -11,7 +11,8 @@ from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
-from lualock.jobs.taking import forsake, keep, place_of
+from lualock.jobs.places import keep, place_of
+from lualock.jobs.taking import forsake
 from lualock.jobs.terms import RESERVE_S, is_failure, retry_s
 from lualock.protocol import Grant, Steps, note
 

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from lualock import options, protocol
-from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
 from lualock.jobs.job import AnyLease, AnyLock, Job
+from lualock.jobs.places import ask_of, keep, leave, place_of
 from lualock.jobs.terms import (
     Delivery,
     RetryLater,
     Superseded,
-    about_job,
     check_policy,
     job_text,
     retry_s,
 )
-from lualock.keys import queue_key
-from lualock.protocol import Ask, Grant, Steps
+from lualock.protocol import Ask, Steps
 
 log = logging.getLogger("lualock.jobs")
 
@@ -247,7 +244,7 @@ class Attempt:
     def _forsake_place(self) -> Actions[None]:
         assert self._owner is not None
         self.renew_no_more()
-        yield partial(self._driver.forsake, protocol.forsake(_ask_of(self.lock, self._owner)))
+        yield partial(self._driver.forsake, protocol.forsake(ask_of(self.lock, self._owner)))
 
     def _has_place(self) -> bool:
         """Whether it may have one: from its queue, or by an earlier delivery's policy."""
@@ -287,46 +284,3 @@ def forsake(lease: AnyLease) -> Action:
     """Give a lease back of which it is not known whether it was released, behind everybody's back
     when the server is there again."""
     return partial(lease._driver.forsake, protocol.forsake(lease._ask))
-
-
-def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
-    """The lock of a queued job; without a ttl it is renewed."""
-    place = lock._locks.lock(lock._name, ttl)
-    if job_id is not None:
-        place._about = about_job(place._about, job_id)
-    place._key = verbs.place_key(lock.key)
-    place._queue = queue_key(place._key)
-    return place
-
-
-def _ask_of(lock: AnyLock, token: bytes) -> Ask:
-    """What stands for a place of which only the token is known."""
-    key = verbs.place_key(lock.key)
-    ask = lock._ask()
-    ask.key, ask.queue, ask.token = key, queue_key(key), token
-    return ask
-
-
-def leave(lock: AnyLock, token: bytes) -> Actions[None]:
-    """Give up a place, if it is there."""
-    driver: Any = lock._locks._driver
-    with suppress(LeaseLost):  # there is none any more
-        yield partial(driver.run, protocol.release(_ask_of(lock, token), Grant(0, math.inf)))
-
-
-def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
-    """Keep a place for so long from now on; whether it was still there. Never raises for want of
-    a server: it then ends earlier."""
-    driver: Any = lock._locks._driver
-    ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
-    try:
-        yield partial(
-            driver.run,
-            protocol.extend(_ask_of(lock, token), Grant(0, math.inf), ttl_ms, driver.clock),
-        )
-    except LeaseLost:
-        return False
-    except LockError as error:
-        log.warning("a job's place beside lock %r ends early: %s", lock.name, error)
-        return False
-    return True

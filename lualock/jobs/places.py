@@ -1,0 +1,63 @@
+"""The place of a queued job: a lock of its own, beside the one that is held while the job runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from lualock import options, protocol
+from lualock.errors import LeaseLost, LockError
+from lualock.jobs import verbs
+from lualock.jobs.actions import Actions
+from lualock.jobs.job import AnyLock
+from lualock.jobs.terms import about_job
+from lualock.keys import queue_key
+from lualock.protocol import Ask, Grant
+
+log = logging.getLogger("lualock.jobs")
+
+
+def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
+    """The lock of a queued job; without a ttl it is renewed."""
+    place = lock._locks.lock(lock._name, ttl)
+    if job_id is not None:
+        place._about = about_job(place._about, job_id)
+    place._key = verbs.place_key(lock.key)
+    place._queue = queue_key(place._key)
+    return place
+
+
+def ask_of(lock: AnyLock, token: bytes) -> Ask:
+    """What stands for a place of which only the token is known."""
+    key = verbs.place_key(lock.key)
+    ask = lock._ask()
+    ask.key, ask.queue, ask.token = key, queue_key(key), token
+    return ask
+
+
+def leave(lock: AnyLock, token: bytes) -> Actions[None]:
+    """Give up a place, if it is there."""
+    driver: Any = lock._locks._driver
+    with suppress(LeaseLost):  # there is none any more
+        yield partial(driver.run, protocol.release(ask_of(lock, token), Grant(0, math.inf)))
+
+
+def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
+    """Keep a place for so long from now on; whether it was still there. Never raises for want of
+    a server: it then ends earlier."""
+    driver: Any = lock._locks._driver
+    ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
+    try:
+        yield partial(
+            driver.run,
+            protocol.extend(ask_of(lock, token), Grant(0, math.inf), ttl_ms, driver.clock),
+        )
+    except LeaseLost:
+        return False
+    except LockError as error:
+        log.warning("a job's place beside lock %r ends early: %s", lock.name, error)
+        return False
+    return True
