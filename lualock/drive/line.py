@@ -83,18 +83,15 @@ class Line:
         self._timeout.set(wanted_s)
         self.hurried = wanted_s != usual_s
 
-    def ask(self, question: bytes) -> Any:
-        """Send a question and wait for its reply."""
-        return self._ask(question, [], 0)
-
     def ask_all(self, questions: list[bytes]) -> list[Any]:
         """Send questions in one piece and wait for all their replies."""
         found: list[Any] = []
-        found.append(self._ask(b"".join(questions), found, len(questions) - 1))
+        found.append(self.ask(b"".join(questions), found, len(questions) - 1))
         return found
 
-    def _ask(self, question: bytes, earlier: list[Any], count: int) -> Any:
-        """The reply that comes after so many, which go to ``earlier``."""
+    def ask(self, question: bytes, earlier: list[Any] | None = None, count: int = 0) -> Any:
+        """Send a question and wait for its reply: of several questions in one piece the last one's,
+        and the ``count`` before it go to ``earlier``."""
         replies, connected = self._replies, self._socket
         try:
             connected.sendall(question)
@@ -110,7 +107,7 @@ class Line:
                     if owed:
                         self._settle(reply)
                         owed -= 1
-                    elif count:
+                    elif earlier is not None and count:
                         earlier.append(reply)
                         count -= 1
                     else:
