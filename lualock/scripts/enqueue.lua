@@ -45,6 +45,11 @@ if time_us > deadline then
 elseif held and string.sub(record, 18, 39) == own then
   local _, ttl_ms = open_ticket(ticket)
   redis.call('PEXPIRE', lock, ttl_ms)
+  if redis.call('ZREM', queue, ticket) == 1 then
+    -- It waited, and a request of before that, which was thought lost, took the lock.
+    local left_ms = ttl_ms
+    --@include tell_first
+  end
   return {'owned', tonumber(ttl_ms), last}
 end
 

@@ -266,6 +266,8 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     elif word == b"owned":
         if run.left_ms(after) != int(ttl_ms):
             yield "claimed it for another time"
+        if ticket in after.tickets:
+            yield "has the lock, and waits for it"
         yield from owned(run, token)
     elif word == b"late":
         yield from late(run, deadline)

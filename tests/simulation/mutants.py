@@ -347,6 +347,7 @@ REASONS: dict[tuple[str, str], str] = {
         "the message itself says since when; what is no more certain is claimed first, and refused"
     ),
     ("lualock.protocol.holding", "a ghost's place in the queue stays"): _RARE,
+    ("lualock.protocol.holding", "an interruption lays no ghost"): _RARE,
     ("lualock.protocol.waiting", "a timeout lays no ghost"): _RARE,
     ("lualock.protocol.passing", "the ghost of what was taken is not laid"): _RARE,
 }

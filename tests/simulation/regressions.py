@@ -23,6 +23,7 @@ REGRESSIONS: dict[int, str] = {
     196428: "the first of two requests to adopt was lost, the second refused: no ghost was laid",
     7157: "a clock that was put back let in what was too late",
     22689: "a lease that was forgotten or passed on was taken again by its own ghost",
+    7026551: "a waiter had the lock by its own lost first try, and its place in the queue still",
     5001423: "a start that was lost came again, and the place of the job's retry with it (excused)",
     174900: "a lease in trust that nobody adopted ended by itself (the checker's)",
     120075: "who had the lock first heard of it last (the checker's)",
