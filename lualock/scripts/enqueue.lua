@@ -44,9 +44,10 @@ if time_us > deadline then
   return {'late', time_us}
 elseif held and string.sub(record, 18, 39) == own then
   local _, ttl_ms = open_ticket(ticket)
+  local waited = redis.call('ZREM', queue, ticket) == 1  -- first, for it fails at a foreign queue
   redis.call('PEXPIRE', lock, ttl_ms)
-  if redis.call('ZREM', queue, ticket) == 1 then
-    -- It waited, and a request of before that, which was thought lost, took the lock.
+  if waited then
+    -- A request of before it waited, which was thought lost, took the lock.
     local left_ms = ttl_ms
     --@include tell_first
   end
