@@ -90,6 +90,7 @@ class Lease(BaseLease):
     async def __aenter__(self) -> Lease:
         block = begin(self)
         self._begin()
+        self.check()  # or the body would run without the lock
         block.lease = self
         return self
 

@@ -30,7 +30,8 @@ _making = threading.Lock()  # of the event that several threads may wait for
 
 
 class Lease(BaseLease):
-    """A held lock. Use it as a context manager, or call :meth:`release`."""
+    """A held lock. Use it as a context manager, which raises :class:`LeaseLost` if it is over
+    already, or call :meth:`release`."""
 
     __slots__ = ()
     _driver: BlockingDriver
@@ -85,7 +86,9 @@ class Lease(BaseLease):
         return True
 
     def __enter__(self) -> Lease:
-        begin(self).lease = self
+        block = begin(self)
+        self.check()  # or the body would run without the lock
+        block.lease = self
         return self
 
     @block_end

@@ -161,6 +161,20 @@ def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> No
     assert entry.result.return_value() == "graph of 7"
 
 
+def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) -> None:
+    """A job that RQ would not run as the one that was queued keeps no place."""
+
+    class Heir(Graph):
+        """Of a class that is locked; itself it is not."""
+
+    rq_leaf.locked(Graph)
+    for job in (locks.job(unique="queued")(rebuild), Heir):
+        with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.rq\.locked, above"):
+            rq_leaf.enqueue(queue, job, 7)
+        assert not jobs.bound(job).place([7]).locked()
+    assert not queue.jobs
+
+
 def test_rq_counts_what_the_job_returns(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -945,6 +959,15 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
     assert isinstance(third, jobs.Enqueued)
     assert third.job_id == third.result.task_id == "mine"
     await broker.shutdown()
+
+
+async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
+    """A task of the broker's own ``task`` keeps no place that nobody gives up."""
+    broker = taskiq.InMemoryBroker()
+    job = locks.job(unique="queued")(rebuild)
+    with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.taskiq\.locked, above"):
+        await taskiq_leaf.enqueue(broker.task(job), 7)
+    assert not jobs.bound(job).place([7]).locked()
 
 
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
