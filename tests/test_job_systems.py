@@ -577,6 +577,32 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
     assert loops[0] is loops[1]
 
 
+def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
+    """In that loop a coroutine that calls another actor is told that it cannot, and the loop runs
+    on: it would wait for itself, and everybody for it."""
+    told: list[Any] = []
+
+    async def inner(number: int) -> None:
+        """Another job."""
+
+    async def outer(number: int) -> None:
+        with pytest.raises(RuntimeError, match="the same event loop"):
+            called(number)
+        told.append(number)
+
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(Closing())
+    called, actor = (
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(locks.job(job))
+        for job in (inner, outer)
+    )
+    for number in range(2):
+        actor.send(number)
+    work_off_dramatiq(broker, actor)
+    assert told == [0, 1]
+
+
 def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that was to come back, and cannot be sent, leaves nothing behind."""
     broker = StubBroker(fail_fast_default=False)

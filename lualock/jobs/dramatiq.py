@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -124,6 +125,12 @@ class LockedActor(dramatiq.Actor[Any, Any]):
 def _wait_for(job: Any) -> Any:
     """What a coroutine returns. With the middleware ``AsyncIO`` all of a process share a loop."""
     thread = get_event_loop_thread()
+    if thread is threading.current_thread():  # Dramatiq would wait, and all its coroutines with it
+        job.close()
+        raise RuntimeError(
+            "a coroutine cannot call an actor that is one: both have the same event loop, which "
+            "would wait for itself. Send it a message, or await what locks.job decorated"
+        )
     return asyncio.run(job) if thread is None else thread.run_coroutine(job)
 
 
