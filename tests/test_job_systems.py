@@ -25,7 +25,7 @@ import rq
 import taskiq
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AsyncIO, Retries
+from dramatiq.middleware import AsyncIO, Retries, TimeLimit, TimeLimitExceeded
 from dramatiq.results import ResultMissing, Results
 from dramatiq.results.backends import StubBackend
 from hypothesis import given, settings
@@ -589,6 +589,58 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
     work_off_dramatiq(broker, actor)
     assert len(loops) == 2
     assert loops[0] is loops[1]
+
+
+def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
+    """In that loop a coroutine that calls another actor is told that it cannot, and the loop runs
+    on: it would wait for itself, and everybody for it."""
+    told: list[Any] = []
+
+    async def inner(number: int) -> None:
+        """Another job."""
+
+    async def outer(number: int) -> None:
+        with pytest.raises(RuntimeError, match="the same event loop"):
+            called(number)
+        told.append(number)
+
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(Closing())
+    called, actor = (
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(locks.job(job))
+        for job in (inner, outer)
+    )
+    for number in range(2):
+        actor.send(number)
+    work_off_dramatiq(broker, actor)
+    assert told == [0, 1]
+
+
+def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
+    """A coroutine that takes too long, and is not tried again because of that, leaves no lock: it
+    was told only that it is cancelled, and had kept its lock for the retry."""
+    ran: list[int] = []
+
+    async def body(number: int) -> None:
+        ran.append(number)
+        await asyncio.sleep(30)
+
+    broker = StubBroker(middleware=[], fail_fast_default=False)
+    limits = [TimeLimit(time_limit=300, interval=20), Retries()]
+    for middleware in (AsyncIO(), Closing(), *limits):
+        broker.add_middleware(middleware)
+    broker.emit_after("process_boot")
+    job: Any = locks.job(key="x", on_retry="hold")(body)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor,
+        broker=broker,
+        retry_when=lambda _, error: not isinstance(error, TimeLimitExceeded),
+    )(job)
+    actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert ran == [7]
+    assert not locks.lock("x").locked()
 
 
 def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:

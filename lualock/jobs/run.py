@@ -83,6 +83,8 @@ def _take_all(it: Run) -> Actions[None]:
         away = isinstance(error, LockUnavailable)
         if away and rules.on_unavailable == "run":
             log.warning("job %s runs without its lock: %s", it.job.name, error)
+            for _, lease in it.held:  # it waits for no other lock any more; see `last_for`
+                lease._renewed = it.locks[-1]._care.renew
             return
         while it.held:
             yield from release_quietly(it.held.pop()[1])
