@@ -39,6 +39,7 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
     attributed: Counter[str] = field(default_factory=Counter)
     failing: list[tuple[int, list[Violation]]] = field(default_factory=list)
+    probed: list[str] = field(default_factory=list)  # what probes found
     trace: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
@@ -50,6 +51,7 @@ class Result:
         self.faults += other.faults
         self.attributed += other.attributed
         self.failing += other.failing
+        self.probed += other.probed
 
 
 @contextmanager
