@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import redis
 
-from lualock.jobs import verbs
-from lualock.script import SCRIPTS, Script
 from tests.servers import Server
+from tests.simulation.probes import ALL, CHANNEL, NOBODY_HEARS, Words, random_call
 from tests.simulation.scripting import Interpreter
 from tests.simulation.store import COMMANDS, Refused, SortedSet, Store
 
 KEYS = (b"{k}a", b"{k}b", b"{k}q")
-CHANNEL = b"{k}channel"
 TTL_MS = 600_000  # nothing ends during a test; how long it lasts is compared all the same
 
 # Runs one command as the scripts do, and shows how the reply looks to Lua.
@@ -209,55 +207,31 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
     heard = {CHANNEL: 1}
     pair.store.publish = lambda channel, message: heard.get(channel, 0)
     pair.store.numsub = lambda channel: heard.get(channel, 0)
-    tokens = [b"%022d" % number for number in range(4)]
+    words = Words(
+        tickets=[
+            b"%022d%d %b who" % (number, TTL_MS, channel)
+            for number in range(4)
+            for channel in (CHANNEL, NOBODY_HEARS)
+        ],
+        fences=(b"9" * 16, b"0" * 16),  # the true ones differ by microseconds
+        deadlines=(b"9" * 16, b"9" * 16, b"9" * 16, b"0" * 16),
+        places=[b"%d" % (band * 2**44) for band in (100, 101)],
+        ttls_ms=(b"%d" % TTL_MS,),
+        whole=False,
+    )
     for number in range(300):
         if number % 50 == 49:
             pair.store.oom = not pair.store.oom
             pair.client.config_set("maxmemory", "1" if pair.store.oom else "0")
-        script = chance.choice([*SCRIPTS.values(), *verbs.SCRIPTS.values()])
-        keys, args = random_call(chance, script, tokens)
+        script = chance.choice(ALL)
+        call = random_call(chance, script, words)
+        keys = call.parts[: len(script.keys)]
+        args = call.parts[len(script.keys) :]
         real, ours = pair.run(script.source, keys, args)
         assert _timeless(ours) == _timeless(real), (seed, number, script.name, args)
         real_data, our_data = pair.data()
         assert _shapes(our_data) == _shapes(real_data), (seed, number, script.name, args)
     pubsub.close()
-
-
-def random_call(
-    chance: Random, script: Script, tokens: list[bytes]
-) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    """A call of a script with arguments that often fit what is there."""
-    token, other = chance.choice(tokens), chance.choice(tokens)
-    channel = chance.choice((CHANNEL, b"{k}nobody"))
-    values = {
-        "token": token,
-        "lease": token,  # the fences differ by microseconds
-        "heir": other,
-        "owner": other,
-        "job": b"job a",
-        "alone": chance.choice((b"0", b"1")),
-        "holder": chance.choice((b"", b"who", b"another")),
-        "fence": chance.choice((b"9" * 16, b"0" * 16)),
-        "lasts_ms": b"%d" % TTL_MS,
-        "ttl_ms": b"%d" % TTL_MS,
-        "about": chance.choice((b"who", b"who\njob a", b"who\njob b")),
-        "deadline": chance.choice((b"9" * 16, b"9" * 16, b"9" * 16, b"0" * 16)),
-        "ticket": token + b"%d " % TTL_MS + channel + b" who",
-        "place": b"%d" % chance.choice((100 * 2**44, 101 * 2**44)),
-        "max_waiters": chance.choice((b"0", b"0", b"2")),
-        "fair": chance.choice((b"1", b"1", b"0")),
-        "kept": chance.choice((b"", b"", b"0" * 16 + token)),
-    }
-    names = {
-        "lock": b"{k}",
-        "queue": b"{k}:queue",
-        "asked": b"{k}:asked",
-        "place": b"{k}:job",
-        "place_queue": b"{k}:job:queue",
-    }
-    if script in SCRIPTS.values() and "queue" not in script.keys and chance.random() < 0.3:
-        names["lock"] = names["place"]  # a place is a lock like any other
-    return tuple(names[key] for key in script.keys), tuple(values[arg] for arg in script.args)
 
 
 def _timeless(reply: Any) -> Any:

@@ -9,14 +9,16 @@
 ``faults``     what is done to them; each seed draws its own mix, and then there is calm
 ``checker``    judges the recorded history; knows nothing of the rest, reads logs of real processes
 ``audit``      judges what only the server's side shows: ``contract`` after each script, orphans
+``probes``     random calls of the scripts on random data, judged by their contracts
 ``run``        a seed, from its drawing to its verdict; ``many``: seeds on all cores
 ``planted``    three bugs that are planted on purpose
 ``mutants``    every guard removed, one at a time
 ``regressions``  seeds that found something
 =============  ===================================================================================
 
-``python -m tests.simulation --seeds 20000`` runs seeds, ``--seed 17`` replays one with its trace
-(``--around 2``: only the two seconds before it failed), ``mutants`` tries the mutants.
+``python -m tests.simulation --seeds 20000`` runs seeds and as many probes, ``--seed 17`` replays
+one with its trace (``--around 2``: only the two seconds before it failed), ``mutants`` tries the
+mutants.
 
 What is simulated: threads (a connection for each call under way), event loops (one for all);
 requests and replies that take any time, connections that break on the way there or back or fall

@@ -36,9 +36,11 @@ def simulate(first: int, count: int, workers: int, most: int) -> int:
         for seed, violations in part.failing:
             print(f"seed {seed}: {violations[0]}")
             print(f"  {len(violations)} in all; replay: python -m tests.simulation --seed {seed}")
+        for text in part.probed:
+            print(text)
         total.add(part)
-        if len(total.failing) >= most:
-            print(f"stopped after {most} failing seeds")
+        if len(total.failing) + len(total.probed) >= most:
+            print(f"stopped after {most} violations")
             break
     took_s = time.monotonic() - start
     print(f"{total.seeds} seeds in {took_s:.1f} s: {total.seeds / took_s:.0f} seeds/s")
@@ -46,8 +48,8 @@ def simulate(first: int, count: int, workers: int, most: int) -> int:
     print(f"{total.acquired} acquisitions, {total.waited} waits in line")
     print("faults: " + ", ".join(f"{name} {n}" for name, n in sorted(total.faults.items())))
     print(f"two holders by nature: {dict(sorted(total.attributed.items()))}")
-    print(f"violations: {len(total.failing)} seeds")
-    return 1 if total.failing else 0
+    print(f"violations: {len(total.failing)} seeds, {len(total.probed)} of as many probes")
+    return 1 if total.failing or total.probed else 0
 
 
 def main() -> int:

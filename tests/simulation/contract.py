@@ -107,12 +107,14 @@ def broken(run: Run) -> Iterator[str]:
     """What of its contract a run did not keep."""
     call, before, after, reply = run.call, run.before, run.after, run.reply
     verb, parts = call.script.name, call.parts
-    if before.foreign or not isinstance(before.queue, (list, type(None))):
-        yield from _leaves_alone(run)
-        return
+    foreign = before.foreign or not isinstance(before.queue, (list, type(None)))
     if isinstance(reply, Refused):
         if after != before:
             yield f"was refused ({reply}), and changed something"
+        yield from refused(run.store, reply, verb, foreign)
+        return
+    if foreign:
+        yield from _leaves_alone(run)
         return
     word = reply if type(reply) is bytes else reply[0]
     if word == b"conflict":
@@ -130,6 +132,7 @@ def broken(run: Run) -> Iterator[str]:
     if verb in ("extend", "claim"):
         token = parts[1]
     yield from _tells_first(run, token[-22:])
+    yield from _wakes_nobody(run)
     check = _CHECKS[verb]
     yield from check(run, token, word)
 
@@ -154,19 +157,47 @@ def _tells_first(run: Run, token: bytes) -> Iterator[str]:
         yield f"told the first {said[-1][23:]!r} ms, and it is {run.left_ms(run.after)}"
 
 
+def _wakes_nobody(run: Run) -> Iterator[str]:
+    """Who is first already, behind the same lease, knows all that there is to say."""
+    before, after = run.before, run.after
+    same = (before.fence, before.end_ms) == (after.fence, after.end_ms)
+    if not before.owner or not same or not before.tickets:
+        return
+    first = before.tickets[0]
+    if after.tickets[:1] == [first] and any(text[:22] == first[:22] for text, _ in run.told):
+        yield "woke the first, and there is nothing new"
+
+
 def young(run: Run, score: int) -> bool:
     """Whether who has this place came just before, and so looks by itself."""
     ticks = (run.store.now_us - 1_735_689_600_000_000) // 100
     return bool(ticks - score % 2**44 < YOUNG_TICKS)
 
 
+GIVES_BACK = frozenset(("release", "hand_over", "abandon", "extend", "claim", "died"))
+"""What must work for who has a lock also where there is no memory."""
+
+
+def refused(store: Store, error: Refused, verb: str, foreign: bool) -> Iterator[str]:
+    """An error of the server has a reason."""
+    kind = str(error).split()[0]
+    reason = {
+        "WRONGTYPE": foreign,
+        "READONLY": store.read_only,
+        "OOM": store.oom and verb not in GIVES_BACK,
+    }
+    if not reason.get(kind):
+        yield f"was refused ({error}) without a reason"
+
+
 def _leaves_alone(run: Run) -> Iterator[str]:
-    reply, before = run.reply, run.before
-    if run.after != before and not (not before.foreign and run.after.queue == before.queue):
-        yield "changed what lualock did not write"
+    """What lualock did not write stays as it is; and all of it, where that is said."""
+    reply, before, after = run.reply, run.before, run.after
     said = isinstance(reply, list) and reply[0] == b"conflict"
     said = said or (run.call.script.name == "claim" and reply == b"missing")  # it asks no more
-    if before.foreign and not (said or isinstance(reply, Refused)):
+    if after != before and (said or before.foreign or after.queue != before.queue):
+        yield "changed what lualock did not write"
+    if before.foreign and not said:
         yield f"did not see that the record is not lualock's, and said {reply}"
 
 
@@ -300,6 +331,8 @@ def _queued(
     if ticket not in after.tickets:
         yield "says that it waits, and it does not"
         return
+    if before.owner == token:
+        yield "waits for what it has"
     at, place = after.tickets.index(ticket), int(parts[PLACE])
     band, comes_back = place // 2**44, place % 2**44 != 0
     new = ticket not in before.tickets
@@ -315,6 +348,12 @@ def _queued(
         same = [score for score in stay if score // 2**44 == band]
         if after.queue[at][0] // 2**44 != band or any(s >= after.queue[at][0] for s in same):
             yield "came last, and is not the last of its priority"
+    if (
+        before.owner
+        and len(before.tickets) < most
+        and not set(before.tickets) <= set(after.tickets)
+    ):
+        yield "dropped somebody, and there was room"
     alive = sum(run.reachable(one) for one in others)
     if most and not comes_back and ticket not in before.tickets and alive >= most:
         yield "waits, and too many wait already"

@@ -12,7 +12,7 @@ from typing import Any
 from lualock.jobs.verbs import SCRIPTS, asked_key, place_key
 from lualock.keys import queue_key
 from lualock.protocol import Call
-from tests.simulation.contract import Run, Seen, given_up, held, late, owned, young
+from tests.simulation.contract import Run, Seen, given_up, held, late, owned, refused, young
 from tests.simulation.store import Refused, Store
 
 NAMES = frozenset(SCRIPTS)
@@ -39,13 +39,34 @@ class Around:
             store.ends.get(asked),
         )
 
+    def foreign(self, verb: str) -> bool:
+        """Whether lualock did not write what a script looks at in any case."""
+        asks = verb == "release_requested" or (
+            verb == "request_release" and self.lock.record is not None
+        )
+        return (
+            (verb in ("reserve", "start", "died", "request_release") and self.lock.foreign)
+            or (verb in ("reserve", "start") and self.place.foreign)
+            or (asks and not self.asked_sound)
+        )
+
     @property
-    def foreign(self) -> bool:
-        """Whether there is anything that lualock did not write."""
+    def odd(self) -> bool:
+        """Whether there is anything at all that lualock did not write."""
+        queues = self.lock.queue, self.place.queue
         return (
             self.lock.foreign
             or self.place.foreign
-            or not isinstance(self.lock.queue, (list, type(None)))
+            or not self.asked_sound
+            or not all(isinstance(queue, (list, type(None))) for queue in queues)
+        )
+
+    @property
+    def asked_sound(self) -> bool:
+        """Whether the requests are such."""
+        asked = self.asked
+        return asked is None or (
+            type(asked) is bytes and len(asked) % 38 == 0 and asked[:16].isdigit()
         )
 
 
@@ -79,21 +100,26 @@ def broken(run: JobRun) -> Iterator[str]:
     if isinstance(reply, Refused):
         if after != before:
             yield f"was refused ({reply}), and changed something"
+        yield from refused(run.store, reply, verb, before.odd)
         return
     word = reply if type(reply) is bytes else reply[0]
     conflict = type(reply) is list and word == b"conflict"
-    if before.foreign:
-        if before.lock.foreign and after.lock.record != before.lock.record:
+    if before.foreign(verb):
+        if after != before:
             yield "changed what lualock did not write"
-        if before.place.foreign and after.place != before.place:
-            yield "changed what lualock did not write"
-        looks = before.lock.foreign and verb in ("reserve", "start", "died", "request_release")
-        looks = looks or (before.place.foreign and verb in ("reserve", "start"))
-        if looks and not conflict:
-            yield f"did not see that a record is not lualock's, and said {reply}"
+        if not conflict:
+            yield f"did not see that a key is not lualock's, and said {reply}"
         return
     if conflict:
         yield "says that the keys are not lualock's, and they are"
+        return
+    if before.odd:
+        for was, now in ((before.lock, after.lock), (before.place, after.place)):
+            sound = isinstance(was.queue, (list, type(None)))
+            if (was.foreign and now != was) or (not sound and now.queue != was.queue):
+                yield "changed what lualock did not write"
+        if not before.asked_sound and after.asked != before.asked:
+            yield "changed what lualock did not write"
         return
     if verb not in ("start", "died") and after.lock != before.lock:
         yield "changed the lock"
@@ -169,8 +195,10 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
         ours = before.place.record is not None and before.place.record[17:39] == owner
         if ours and after.place.record is not None:
             yield "runs, and kept its place"
-        if ours:
+        if ours and before.place.owner:
             yield from _tells_first(run.at_place, 0)
+        elif after.place.queue != before.place.queue:
+            yield "changed the queue of a place that is not ours"
         if not ours and after.place != before.place:
             yield "took the place of another job away"
         return
@@ -283,7 +311,10 @@ def _withdraw(run: JobRun, word: bytes) -> Iterator[str]:
     stand = [one for one in requests if one[1] != token]
     if _requests(after.asked) != stand:
         yield "left its request, or took back another's"
-    if stand and after.asked_end_ms != before.asked_end_ms:
+    if not stand and after.asked is not None:
+        yield "left a key without a request"
+    now_ms = run.store.now_us // 1000
+    if stand and after.asked_end_ms not in (before.asked_end_ms, now_ms + 1):
         yield "changed how long the requests of others stand"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from lualock.jobs import verbs
+from tests.simulation.probes import Bench
 from tests.simulation.run import Result, has_jobs, play
 from tests.simulation.world import Server
 
@@ -18,17 +19,19 @@ B = TypeVar("B")
 
 
 def run_chunk(seeds: range) -> Result:
-    """Run some seeds in this process."""
-    global _server
-    if _server is None:
-        _server = Server()
+    """Run some seeds in this process, and as many probes."""
+    global _here
+    if _here is None:
+        _here = Server(), Bench()
+    server, bench = _here
     total = Result()
     for seed in seeds:
-        total.add(play(seed, _server))
+        total.add(play(seed, server))
+        total.probed += [f"probe {seed}: {text}" for text in bench.probe(seed)]
     return total
 
 
-_server: Server | None = None
+_here: tuple[Server, Bench] | None = None
 
 
 def run_many(first: int, count: int, workers: int) -> Iterable[Result]:

@@ -21,9 +21,12 @@ from typing import Any
 import lualock
 from lualock.jobs import verbs
 from lualock.script import SCRIPTS, parse
+from tests.simulation import probes
 from tests.simulation.many import hunt, in_parallel
 
-SEEDS = 3000
+PROBES = 4000
+"""How many are tried before any seed: they take a second."""
+
 FOLDER = Path(lualock.__file__).parent
 
 _IF = re.compile(r"^( *)(if|elseif) (.*) then$", re.MULTILINE)
@@ -301,16 +304,21 @@ def _patched(module: ModuleType, text: str) -> Iterator[None]:
             function.__code__ = code
 
 
-def kill(mutant: Mutant, seeds: int) -> tuple[int, str] | None:
-    """The first seed that notices, and by which rule; ``None``: it survives."""
+def kill(mutant: Mutant, seeds: int) -> str:
+    """What noticed first, a probe or a seed, and by which rule; empty: it survives."""
     if mutant.file.endswith(".lua"):
         changed = _scripts(mutant)
-        return hunt(changed, seeds) if changed else None
-    with _patched(importlib.import_module(mutant.file), mutant.changed):
-        return hunt({}, seeds)
+        found = probes.find(changed, range(PROBES))
+        if found is not None:
+            return f"probe {found[0]:<5} {found[1].partition(':')[0]:<8}"
+        found = hunt(changed, seeds)
+    else:
+        with _patched(importlib.import_module(mutant.file), mutant.changed):
+            found = hunt({}, seeds)
+    return "" if found is None else f"seed  {found[0]:<5} {found[1]:<8}"
 
 
-def _try(job: tuple[int, int]) -> tuple[int, tuple[int, str] | None]:
+def _try(job: tuple[int, int]) -> tuple[int, str]:
     number, seeds = job
     return number, kill(every()[number], seeds)
 
@@ -366,12 +374,11 @@ def main(seeds: int, workers: int, first: int = 0) -> int:
     jobs = [(number, seeds) for number in range(first, len(mutants))]
     for number, found in in_parallel(_try, jobs, workers):
         mutant = mutants[number]
-        if found is None:
-            survivors.append(mutant)
-            print(f"SURVIVES       {mutant}")
-        else:
+        if found:
             killed += 1
-            print(f"seed {found[0]:<5} {found[1]:<8} {mutant}")
+        else:
+            survivors.append(mutant)
+        print(f"{found or 'SURVIVES':<20} {mutant}")
         sys.stdout.flush()
     share = killed / len(jobs)
     print(f"\n{len(jobs)} mutants, {killed} killed ({share:.1%}); the survivors:")

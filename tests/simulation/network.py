@@ -284,7 +284,10 @@ class _Opening:
 class Line:
     """A connection for calls, as seen from its process."""
 
-    __slots__ = ("_held", "_replies_at", "_requests_at", "alive", "open", "owed", "process")
+    __slots__ = (
+        *("_held", "_replies_at", "_requests_at", "_silenced"),
+        *("alive", "open", "owed", "process"),
+    )
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -292,6 +295,7 @@ class Line:
         self.owed: list[Any] = []  # Asked and Owed whose replies are to come
         self._held: list[tuple[Any, bool]] = []
         self._requests_at = self._replies_at = 0
+        self._silenced = False  # and its process does not know
         process.world.server.lines.append(self)
 
     def send(self, sender: Any, *, whole: bool = False, hold: bool = False) -> None:
@@ -323,6 +327,8 @@ class Line:
         process, world = self.process, self.process.world
         at = self._requests_at = process.arrival(self._requests_at)
         fate = world.fate() if world.flaky else ""
+        if self._silenced:
+            world.fault("cut", who=process.name, lasts_us=int(TIMEOUT_S * US))
         if fate == "late":
             # It takes its time on a connection that its process sees closed at once.
             world.fault("cut", who=process.name, lasts_us=US)
@@ -334,6 +340,15 @@ class Line:
         elif fate == "mute":
             world.fault("cut", who=process.name, lasts_us=6 * US)
             self.alive = False  # no request arrives any more, and its process learns nothing
+        elif fate == "slow":
+            self._requests_at = at = at + int(world.random.random() * 4 * US)
+            world.fault("slow", who=process.name, lasts_us=at - world.now)
+            world.at(at, self._arrive, sender, whole, False)
+        elif fate == "deaf":
+            at += int(max(0.0, world.random.random() * 2 - 1) * 4 * US)
+            world.fault("cut", who=process.name, lasts_us=at - world.now + int(TIMEOUT_S * US))
+            self.alive, self._silenced = False, True  # it does arrive, and nothing else does
+            world.at(at, self._arrive, sender, whole, True)
         else:
             world.at(at, self._arrive, sender, whole, False)
             if fate == "unheard":

@@ -47,6 +47,7 @@ class World:
         self.trace: list[str] | None = [] if trace else None
         self.latency_us = 150  # of a message, in the middle
         self.flaky = 0.0  # which share of the requests meets a connection that breaks
+        self.fate = self._fate  # what becomes of a request
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.server = server
@@ -109,8 +110,7 @@ class World:
             self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
         self.record("cause", what=what, until=(self.now + lasts_us) / US, **fields)
 
-    def fate(self) -> str:
-        """What becomes of a request."""
+    def _fate(self) -> str:
         if self.random.random() >= self.flaky:
             return ""
         return self.random.choice(("late", "late", "lost", "mute", "unheard", "unheard"))

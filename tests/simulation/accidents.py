@@ -1,0 +1,75 @@
+"""A few clients, much time, and now and then one accident, with nothing else near it.
+
+Where many faults come together each excuses much of what the others do, and few requests meet one
+just when it matters. Here a single request is late, or lost, or its reply is, often while its
+caller gives up; whatever is left of that must be mended with no excuse.
+"""
+
+from __future__ import annotations
+
+from tests.simulation.clients import Client, Lock, Renewal, Turn
+from tests.simulation.network import Process
+from tests.simulation.world import US, World
+
+FATES = ("slow", "slow", "deaf", "deaf", "mute", "late", "lost", "unheard")
+LASTS_S = 60.0
+
+
+class Accidents:
+    """What happens to the requests of one world."""
+
+    def __init__(self, world: World, clients: list[Client]) -> None:
+        self._world, self._clients = world, clients
+        world.fate = self._fate
+        chance = world.random
+        for _ in range(chance.choice((1, 2, 3, 4))):
+            world.at(int(chance.random() * LASTS_S * US), self._strike)
+
+    def _strike(self) -> None:
+        """The next request of anybody has bad luck."""
+        self._world.flaky = 1.0
+
+    def _fate(self) -> str:
+        world = self._world
+        chance = world.random
+        world.flaky = 0.0
+        if chance.random() < 0.6:
+            world.after(int(chance.random() ** 3 * 3 * US) + 1, self._interrupt)
+        return chance.choice(FATES)
+
+    def _interrupt(self) -> None:
+        """Who still asks is interrupted: it took too long."""
+        asking = [client for client in self._clients if client.task and client.task.asks]
+        if asking:
+            self._world.faults["interrupt"] += 1
+            self._world.random.choice(asking).interrupt()
+
+
+def cast(world: World) -> tuple[list[Lock], list[Client]]:
+    """Who takes part, and what they do."""
+    chance = world.random
+    draw, choice = chance.random, chance.choice
+    lock = Lock("a", draw() < 0.85, b"0")
+    processes = [Process(world, name, threads=draw() < 0.7) for name in ("p1", "p2", "p3")]
+    clients = [
+        Client(process, f"c{number}", Renewal(process)) for number, process in enumerate(processes)
+    ]
+    hold_s, rude = choice((0.02, 1.0, 4.0, 14.0)), choice((0.0, 0.2))
+    for client in clients:
+        client.heirs = clients
+        client.turns += [
+            Turn(
+                lock=lock,
+                idle_s=draw() * choice((0.01, 1, 10)),
+                wait_s=choice((None, 0, draw() * 2, draw() * 2)),
+                ttl_ms=20_000,
+                hold_s=hold_s * draw(),
+                priority=0,
+                renew=draw() < 0.3,
+                careful=True,
+                ending="release" if draw() >= rude else choice(("extend", "undo", "pass", "pass")),
+            )
+            for _ in range(6)
+        ]
+    Accidents(world, clients)
+    return [lock], clients

@@ -1,0 +1,242 @@
+"""Random calls of the scripts on random data, each judged by its contract.
+
+A seed plays whole lives, and meets rare data rarely: what another program wrote at a key, a server
+without memory, a request that is late by a microsecond. A *probe* is one small draw: what stands at
+the keys of one lock, who listens, what the server allows, and some calls, one after the other, with
+arguments that often fit. It says nothing of protocols; some thousands take a second.
+
+Its number decides a probe. :func:`random_call` also makes the calls of ``test_conformance``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from lualock.jobs import verbs
+from lualock.keys import queue_key
+from lualock.protocol import Call
+from lualock.script import SCRIPTS, Script
+from tests.simulation import contract, job_contract
+from tests.simulation.scripting import Broke, Interpreter
+from tests.simulation.store import Refused, SortedSet, Store
+from tests.simulation.world import EPOCH_US, US
+
+ALL = [*SCRIPTS.values(), *verbs.SCRIPTS.values()]
+CALLS = 4
+"""In one probe."""
+
+BAND = 2**44
+LOCK = b"{k}"
+PLACE, ASKED = verbs.place_key(LOCK), verbs.asked_key(LOCK)
+KEYS = {
+    "lock": LOCK,
+    "queue": queue_key(LOCK),
+    "asked": ASKED,
+    "place": PLACE,
+    "place_queue": queue_key(PLACE),
+}
+CHANNEL, NOBODY_HEARS = b"{k}channel", b"{k}nobody"
+JOBS = (b"", b"who", b"who\njob a", b"who\njob b", b"another\njob a")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the arguments of random calls are drawn from."""
+
+    tickets: Sequence[bytes]  # each begins with the token that waits by it
+    fences: Sequence[bytes]  # of leases and requests
+    deadlines: Sequence[bytes]
+    places: Sequence[bytes]
+    ttls_ms: Sequence[bytes]
+    whole: bool = True  # whether a lease may be called by its fence too
+
+
+def random_call(chance: Random, script: Script, words: Words) -> Call:
+    """A call of a script with arguments that often fit what is there."""
+    choice = chance.choice
+    ticket, other = choice(words.tickets), choice(words.tickets)
+    token, ttl_ms = ticket[:22], choice(words.ttls_ms)
+    lease = choice(words.fences) + token
+    values = {
+        "token": token,
+        "lease": lease
+        if words.whole and (script.name == "claim" or chance.random() < 0.5)
+        else token,
+        "heir": other[:22],
+        "owner": other[:22],
+        "job": b"job a",
+        "alone": choice((b"0", b"1")),
+        "holder": choice((b"", b"who", b"another")),
+        "fence": choice(words.fences),
+        "lasts_ms": ttl_ms,
+        "ttl_ms": ttl_ms,
+        "about": choice(JOBS),
+        "deadline": choice(words.deadlines),
+        "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
+        "place": choice(words.places),
+        "max_waiters": choice((b"0", b"0", b"2")),
+        "fair": choice((b"1", b"1", b"0")),
+        "kept": choice((b"", b"", lease)),
+    }
+    keys = KEYS
+    if script.name in SCRIPTS and "queue" not in script.keys and chance.random() < 0.3:
+        keys = {"lock": PLACE}  # a place is a lock like any other
+    parts = [keys[key] for key in script.keys] + [values[arg] for arg in script.args]
+    return Call(script, tuple(parts))
+
+
+class Bench:
+    """A store with the scripts, as shipped or changed, and the calls that are made there."""
+
+    def __init__(self, changed: dict[bytes, bytes] | None = None) -> None:
+        self.store = Store()
+        self._lua = Interpreter(self.store)
+        self._changed = changed or {}
+        self._told: list[tuple[bytes, int]] = []
+        self._heard: dict[bytes, int] = {}
+        self.store.publish, self.store.numsub = self._publish, self._numsub
+        # What is not changed cannot be told apart.
+        self._scripts = [one for one in ALL if not changed or one.source in changed]
+
+    def probe(self, number: int) -> Iterator[str]:
+        """Draw some data and make some calls; what they break of their contracts."""
+        chance, store = Random(number), self.store
+        store.reset()
+        store.now_us = EPOCH_US + chance.randrange(1000 * US)
+        words = self._draw(chance)
+        for _ in range(CALLS):
+            call = random_call(chance, chance.choice(self._scripts), words)
+            if not self._outside(call):
+                yield from self._judged(call)
+            store.now_us += chance.choice((0, 0, 1, 1000, 70_000, 3 * US, -1000))
+
+    def _draw(self, chance: Random) -> Words:
+        """What there is."""
+        store, choice, draw = self.store, chance.choice, chance.random
+        now_us = store.now_us
+        fences = [b"%016d" % (now_us + by) for by in (-20 * US, -90_000, choice((-1, 0, 1, US)))]
+        self._heard = {CHANNEL: choice((0, 1, 1, 2))}
+        tickets = [
+            b"%022d%b %b %b"
+            % (at, choice((b"300", b"9000")), choice((CHANNEL, NOBODY_HEARS)), choice(JOBS))
+            for at in range(4)
+        ]
+        for lock in (LOCK, PLACE):
+            self._put(chance, lock, _record(chance, tickets, fences), _set((5.0, b"x")))
+            self._put(chance, queue_key(lock), _queue(chance, now_us, tickets), b"x")
+        self._put(chance, ASKED, _requests(chance, tickets, fences), b"x")
+        store.oom, store.read_only, store.silent = draw() < 0.1, draw() < 0.05, draw() < 0.1
+        line = store.data.get(KEYS["queue"])
+        taken = [int(score) for score, _ in line.order] if type(line) is SortedSet else []
+        return Words(
+            tickets,
+            fences,
+            [b"%016d" % (now_us + by) for by in (-US, -1, 0, US, 60 * US)],
+            [b"%d" % place for place in (100 * BAND, 101 * BAND, *taken)],
+            (b"1", b"700", b"60000"),
+        )
+
+    def _put(self, chance: Random, key: bytes, value: Any, foreign: Any) -> None:
+        """At a key, for some time; or, rarely, what another program put there."""
+        if chance.random() < 0.05:
+            value = foreign
+        if value is not None:
+            left_ms = chance.choice((1, 200, 2000, 50_000, 100_000))
+            self.store.data[key] = value
+            self.store.ends[key] = self.store.now_us // 1000 + left_ms
+
+    def _outside(self, call: Call) -> bool:
+        """Whether a call is made by nobody: who has the lock, and waits for it still, looks before
+        it does anything else (``enqueue``), or leaves the queue as well."""
+        if call.script.name not in ("hand_over", "died", "abandon"):
+            return False
+        seen = _look(self.store, call)
+        return any(one[:22] == seen.owner and one not in call.parts for one in seen.tickets)
+
+    def _judged(self, call: Call) -> list[str]:
+        """Make a call; what it broke."""
+        store, script, self._told = self.store, call.script, []
+        jobs = script.name in job_contract.NAMES
+        look = job_contract.Around.look if jobs else _look
+        before: Any = look(store, call)
+        reply: Any
+        try:
+            source = self._changed.get(script.source, script.source)
+            reply = self._lua.run(source, len(script.keys), call.parts)
+        except Refused as error:
+            reply = error
+        except Broke as error:
+            return [f"script: {script.name} {error}"]
+        after: Any = look(store, call)
+        if jobs:
+            found = job_contract.broken(
+                job_contract.JobRun(call, before, after, reply, self._told, store)
+            )
+        else:
+            found = contract.broken(contract.Run(call, before, after, reply, self._told, store))
+        seen = f"before: {before}, after: {after}, told: {self._told}"
+        return [f"contract: {script.name}{call.parts} -> {reply}: {text}; {seen}" for text in found]
+
+    def _publish(self, channel: bytes, message: bytes) -> int:
+        heard = self._numsub(channel)
+        self._told.append((message, heard))
+        return heard
+
+    def _numsub(self, channel: bytes) -> int:
+        return self._heard.get(channel, 0)
+
+
+def _look(store: Store, call: Call) -> contract.Seen:
+    return contract.Seen.look(store, call.parts[0], queue_key(call.parts[0]))
+
+
+def _record(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:
+    """What stands at a lock's key."""
+    if chance.random() < 0.2:
+        return None
+    if chance.random() < 0.08:
+        return chance.choice((b"X" + fences[0], b"H" + b"?" * 16)) + b"f" * 44
+    state, fence = chance.choice((b"H", b"W", b"R", b"F")), chance.choice(fences)
+    token, before = (chance.choice(tickets)[:22] for _ in range(2))
+    if state in (b"R", b"F"):
+        return state + fence + token
+    before = chance.choice((before, b"-" * 22))
+    return state + fence + token + before + chance.choice(JOBS)
+
+
+def _queue(chance: Random, now_us: int, tickets: list[bytes]) -> SortedSet | None:
+    """Some who wait, in any order, some of them only just."""
+    waits = chance.sample(tickets, chance.choice((0, 0, 1, 2, 3)))
+    ticks = (now_us - 1_735_689_600 * US) // 100
+    places = [
+        (float(chance.choice((100, 100, 101)) * BAND + ticks - by), ticket)
+        for by, ticket in zip(chance.sample((-5, 10, 700, 5000), len(waits)), waits, strict=True)
+    ]
+    return _set(*places) if places else None
+
+
+def _requests(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:
+    """Some who asked for a release, the latest first."""
+    askers = chance.sample(tickets, chance.choice((0, 0, 1, 2, 3)))
+    times = sorted((int(chance.choice(fences)) + at for at, _ in enumerate(askers)), reverse=True)
+    pairs = zip(times, askers, strict=True)
+    return b"".join(b"%016d%b" % (time, asker[:22]) for time, asker in pairs) or None
+
+
+def _set(*pairs: tuple[float, bytes]) -> SortedSet:
+    found = SortedSet()
+    for score, member in pairs:
+        found.add(member, score)
+    return found
+
+
+def find(changed: dict[bytes, bytes] | None, numbers: Iterable[int]) -> tuple[int, str] | None:
+    """The first probe that finds something, and what; None: none does."""
+    bench = Bench(changed)
+    for number in numbers:
+        for text in bench.probe(number):
+            return number, text
+    return None
