@@ -292,6 +292,7 @@ class AsyncDriver:
         listens: bytes | None = None
         reply: Any = None
         error: BaseException | None = None
+        met: list[BaseException] | None = None
         try:
             while True:
                 try:
@@ -309,14 +310,17 @@ class AsyncDriver:
                         reply = await self._perform(step)
                 except StopIteration as done:
                     result: T = done.value
+                    if met is not None:
+                        wire.dealt_with(met)
                     return result
                 except BaseException as broke:
                     # What the protocol raised itself ends it; all else is its to deal with.
                     if getgeneratorstate(steps) == GEN_CLOSED or isinstance(broke, GeneratorExit):
                         raise
                     error = broke
+                    met = [*(met or ()), broke]
         finally:
-            error = None  # or it and this frame would keep each other alive
+            error = met = None  # or they and this frame would keep each other alive
             if listens is not None:
                 connections = self._loops.get(asyncio.get_running_loop())
                 if connections is not None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import ssl
+from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -248,6 +249,17 @@ def server_us(reply: Any) -> int:
     if isinstance(reply, hiredis.ReplyError):
         raise reply_error(str(reply))
     return int(reply[0]) * 1_000_000 + int(reply[1])
+
+
+def dealt_with(errors: Sequence[BaseException]) -> None:
+    """These errors are of no interest any more. The protocol may still have them in its frames,
+    and they those frames, and so the ones that called it, up to the program's own: until the
+    collector came, a lease that the program dropped would be there, and be renewed."""
+    for error in errors:
+        cause: BaseException | None = error
+        while cause is not None:
+            cause.__traceback__ = None
+            cause = cause.__cause__
 
 
 def answer(reply: Any, key: bytes) -> Any:
