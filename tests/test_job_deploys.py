@@ -4,6 +4,7 @@ two of them ever wait for each other."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -361,6 +362,26 @@ async def test_a_run_without_its_lock_keeps_the_other_no_longer(
         await shell.beside(made(coroutine if shell.asynchronous else plain))
     finally:
         shell.client.execute_command("ACL", "DELUSER", "half")
+
+
+@pytest.mark.parametrize("new", ["before the old one", "the new one"])
+def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None:
+    """Also a run with two locks, whichever of them it took first."""
+    ran: list[str] = []
+    with lualock.connect(one_server.url) as locks:
+
+        @locks.job(key=new, read_old="the old one", policy=jobs.Replace(10))
+        def build(name: str) -> None:
+            ran.append(name)
+            if name == "first":
+                wait_until(jobs.current_lease().release_requested)
+
+        first = threading.Thread(target=build, args=("first",))
+        first.start()
+        wait_until(lambda: ran)
+        build("second")
+        first.join()
+    assert ran == ["first", "second"]
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:

@@ -50,7 +50,9 @@ def run(it: Run) -> Actions[Any]:
             return None
         return (yield it.call(job.on_failed, holder=refused.holder))
 
-    before = _current.set((*_current.get(), *((lock.key, lease) for lock, lease in it.held)))
+    # Of two the first last: there who wants to replace this run is refused, and asks it to stop.
+    ours = ((lock.key, lease) for lock, lease in reversed(it.held))
+    before = _current.set((*_current.get(), *ours))
     try:
         result = yield partial(job.body, *it.args, **it.kwargs)
         if isinstance(result, AsyncGenerator | Awaitable | Generator):
