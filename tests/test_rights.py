@@ -16,7 +16,9 @@ from tests.servers import Server
 from tests.world import World, settle
 
 ROOT = Path(__file__).parents[1]
-RULE = re.search(r"ACL SETUSER app (on >password .*?)\n```", (ROOT / "README.md").read_text(), re.S)
+RULE = re.search(
+    r"ACL SETUSER app (on >password .*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL
+)
 assert RULE is not None
 WORDS = RULE[1].split()
 DRIVEN = {"eval", "evalsha", "ping", "subscribe", "time"}
