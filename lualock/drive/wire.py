@@ -59,6 +59,10 @@ _REFUSALS = {
 }
 
 
+# How it says so where it is a script that may not use a command: from Redis 7 on, and before.
+_NO_RIGHT = ("ACL failure in script", "The user executing the script can't")
+
+
 def pack(call: Call, *, source: bool = False) -> bytes:
     """The command's bytes; with ``source``, the one that carries the whole script."""
     script, parts = call.script, call.parts
@@ -148,7 +152,7 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
     """What an error that the *server* answered means. The request had no effect."""
     # Before Redis 7 an error inside a script stands behind 'ERR Error running script (...): '.
     words = set(re.findall(r"[A-Z]{3,}", text))
-    if words & {"NOAUTH", "WRONGPASS", "NOPERM"}:
+    if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _NO_RIGHT):
         return AccessDenied(
             f"the server refuses this user ({text}): check the user name, the password and the "
             "ACL rules of the connection"
@@ -157,7 +161,7 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
         return conflict(key)
     if "unknown command" in text.lower():
         return UnsupportedServer(
-            f"the server does not know a command that lualock needs ({text}): it needs "
+            f"the server does not know a command that lualock needs ({text}): lualock needs "
             "Redis 6.2, Valkey 7.2 or later"
         )
     for word, advice in _REFUSALS.items():
