@@ -2,32 +2,39 @@
 
 Where many faults come together each excuses much of what the others do, and few requests meet one
 just when it matters. Here a single request is late, or lost, or its reply is, often while its
-caller gives up; whatever is left of that must be mended with no excuse.
+caller gives up, or messages stand still; whatever is left of that must be mended with no excuse.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tests.simulation import jobs
 from tests.simulation.clients import Client, Lock, Renewal, Turn
+from tests.simulation.jobs import Queue
 from tests.simulation.network import Process
 from tests.simulation.world import US, World
 
 FATES = ("slow", "slow", "deaf", "deaf", "mute", "late", "lost", "unheard")
-LASTS_S = 60.0
 
 
 class Accidents:
     """What happens to the requests of one world."""
 
-    def __init__(self, world: World, clients: list[Client]) -> None:
+    def __init__(self, world: World, clients: Sequence[Client], lasts_s: float) -> None:
         self._world, self._clients = world, clients
         world.fate = self._fate
         chance = world.random
         for _ in range(chance.choice((1, 2, 3, 4))):
-            world.at(int(chance.random() * LASTS_S * US), self._strike)
+            world.at(int(chance.random() * lasts_s * US), self._strike)
 
     def _strike(self) -> None:
-        """The next request of anybody has bad luck."""
-        self._world.flaky = 1.0
+        """The next request of anybody has bad luck, or for a time the messages to somebody have."""
+        chance, ear = self._world.random, self._world.random.choice(self._clients).process.ear
+        if ear.line is None or chance.random() < 0.6:
+            self._world.flaky = 1.0
+        else:
+            ear.line.stalls(int(chance.random() * 4 * US))
 
     def _fate(self) -> str:
         world = self._world
@@ -45,16 +52,23 @@ class Accidents:
             self._world.random.choice(asking).interrupt()
 
 
-def cast(world: World) -> tuple[list[Lock], list[Client]]:
-    """Who takes part, and what they do."""
-    chance = world.random
-    draw, choice = chance.random, chance.choice
-    lock = Lock("a", draw() < 0.85, b"0")
+def cast(world: World) -> tuple[list[Lock], list[Client], Queue | None]:
+    """Who takes part, and what they do: take one lock, or run jobs."""
+    draw = world.random.random
+    lock = Lock("a", True, b"0")
     processes = [Process(world, name, threads=draw() < 0.7) for name in ("p1", "p2", "p3")]
+    renewals = [(process, Renewal(process)) for process in processes]
+    if draw() < 0.3:
+        producers, queue = jobs.cast(world, [lock], renewals, 0.0)
+        Accidents(world, [*producers, *queue.workers], 5.0)
+        return [lock], [*producers], queue
+    lock.fair = draw() < 0.85
     clients = [
-        Client(process, f"c{number}", Renewal(process)) for number, process in enumerate(processes)
+        Client(process, f"c{number}", renewal) for number, (process, renewal) in enumerate(renewals)
     ]
+    choice = world.random.choice
     hold_s, rude = choice((0.02, 1.0, 4.0, 14.0)), choice((0.0, 0.2))
+    ttl_ms = choice((100, 20_000, 20_000, 20_000))
     for client in clients:
         client.heirs = clients
         client.turns += [
@@ -62,7 +76,7 @@ def cast(world: World) -> tuple[list[Lock], list[Client]]:
                 lock=lock,
                 idle_s=draw() * choice((0.01, 1, 10)),
                 wait_s=choice((None, 0, draw() * 2, draw() * 2)),
-                ttl_ms=20_000,
+                ttl_ms=ttl_ms,
                 hold_s=hold_s * draw(),
                 priority=0,
                 renew=draw() < 0.3,
@@ -71,5 +85,5 @@ def cast(world: World) -> tuple[list[Lock], list[Client]]:
             )
             for _ in range(6)
         ]
-    Accidents(world, clients)
-    return [lock], clients
+    Accidents(world, clients, 60.0)
+    return [lock], [*clients], None

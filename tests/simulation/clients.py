@@ -16,6 +16,7 @@ from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, Queue
 from lualock.jobs.verbs import place_key
 from lualock.lease import BaseLease, Care
 from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo
+from lualock.protocol.waiting import CLAIM_MS
 from lualock.watch import Watch
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US
@@ -186,6 +187,7 @@ class Client:
         holding = Holding(self, turn, ask, lease, who)
         world.record("got", fence=grant.fence, until=holding.until(), **who)
         world.server.check_deadline(lock.key, token, holding.until())
+        holding.check_certain()
         yield from holding.hold()
 
     def adopt(self, turn: Turn, token: bytes) -> None:
@@ -227,6 +229,17 @@ class Holding:
     def until(self) -> float:
         """Its deadline, on the common clock."""
         return self._lease._grant.deadline - self.process.offset_s
+
+    def check_certain(self) -> None:
+        """A lease is begun before its claim is answered only where much of its time is left."""
+        claim: Any = self._lease._grant.claim
+        given_s = min(self._turn.ttl_ms, CLAIM_MS) / 1000
+        if claim is None:
+            return
+        left_s = self._lease._grant.deadline - claim.posted
+        if left_s <= given_s / 2:
+            text = f"it was begun with {left_s:.6f} s left, of {given_s:g} s until it is claimed"
+            self.world.wrong("claim", text)
 
     def hold(self) -> Steps[None]:
         """Work, and let go."""

@@ -50,14 +50,16 @@ def in_parallel(work: Callable[[A], B], jobs: list[A], workers: int) -> Iterable
         yield from pool.imap(work, jobs)
 
 
-def hunt(changed: dict[bytes, bytes], most: int, first: int = 0) -> tuple[int, str] | None:
+def hunt(
+    changed: dict[bytes, bytes], most: int, only: Callable[[int], bool] | None = None
+) -> tuple[int, str] | None:
     """The first seed that fails on changed scripts, and by which rule; None: none of ``most`` that
-    could."""
+    could. ``only``: of which seeds."""
     server = Server()
     server.sources = changed
-    seeds: Iterable[int] = itertools.count(first)
-    if changed and all(source in _JOBS for source in changed):
-        seeds = filter(has_jobs, seeds)  # the others cannot notice
+    if only is None and changed and all(source in _JOBS for source in changed):
+        only = has_jobs  # the others cannot notice
+    seeds: Iterable[int] = filter(only, itertools.count()) if only else itertools.count()
     for seed in itertools.islice(seeds, most):
         failing = play(seed, server).failing
         if failing:

@@ -142,9 +142,10 @@ class Process:
 
     def post(self, call: Post, done: Done) -> None:
         """Send a call whose reply is looked at later."""
+        posted = self.clock()
 
         def use(line: Line) -> None:
-            owed = Owed(line, call)
+            owed = Owed(line, call, posted)
             call.via = owed if self.threads else line
             line.send(owed, hold=call.lazy and self.threads and self.world.random.random() < 0.5)
             self.put_back(line)
@@ -387,9 +388,11 @@ class Line:
         if took and call.script.name == "start":
             # The job's place goes with it, which by now may be that of its retry.
             world.record("cause", what="ghost", lock=f"{lock_of(call)}:job")
+        token = token_of(call)
+        if took and call.script.name == "reserve" and token in world.reserved:
+            world.let_in[token] = int(call.parts[3]) / 1000
         if not (took or queued) or world.t <= expires:
             return
-        token = token_of(call)
         world.record("cause", what="let_in", lock=lock_of(call), id=token.decode().rstrip("._"))
         if call.script is ENQUEUE:
             ttl_ms = call.parts[2][22:].split(b" ")[0]
@@ -523,10 +526,11 @@ class Asked:
 class Owed:
     """The reply to a posted call: the protocol's ``Pending``."""
 
-    __slots__ = ("_error", "_line", "_reply", "_resend", "call", "over", "sent")
+    __slots__ = ("_error", "_line", "_reply", "_resend", "call", "over", "posted", "sent")
 
-    def __init__(self, line: Line, call: Call) -> None:
+    def __init__(self, line: Line, call: Call, posted: float) -> None:
         self.call = call
+        self.posted = posted  # before there was a line
         self._line = line
         self._reply: Any = None
         self._error: LockError | None = None
@@ -589,6 +593,12 @@ class EarLine:
         process = self._ear.process
         at = self._at = process.arrival(self._at)
         process.world.at(at, process._act, self._heard, (message,))
+
+    def stalls(self, us: int) -> None:
+        """No message arrives for some time."""
+        process = self._ear.process
+        self._at = max(self._at, process.world.now + us)
+        process.world.fault("slow", who=process.name, lasts_us=us)
 
     def _heard(self, message: bytes) -> None:
         if self.open:

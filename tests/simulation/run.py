@@ -84,9 +84,8 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run others."""
     world = World(seed, server, trace=trace)
     before = server.lua.runs
-    queue: Queue | None = None
     if has_accidents(seed):
-        locks, clients = accidents.cast(world)
+        locks, clients, queue = accidents.cast(world)
     else:
         locks, clients, queue = _cast(world, jobs=has_jobs(seed))
     audit = Audit(world)
