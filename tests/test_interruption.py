@@ -79,9 +79,7 @@ def test_the_first_error_survives_a_failed_give_back() -> None:
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
 @pytest.mark.parametrize("verb", ["acquire", "release"])
-def test_an_interrupted_give_back_is_an_interruption(
-    verb: str, broke: type[BaseException]
-) -> None:
+def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[BaseException]) -> None:
     """What breaks in while it cleans up after an error comes out, in place of that error."""
     steps: Any = _release() if verb == "release" else protocol.acquire(_ask(), _server(), None)
     step = next(steps)

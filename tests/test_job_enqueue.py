@@ -367,8 +367,8 @@ async def test_a_refused_release_takes_no_later_place(
             with pytest.raises(lualock.LockUnavailable, match="replicas"):
                 await settle(queue.verb("cancel")((1,), job_id="a"))
         else:
+            enqueue = queue.verb("enqueue")
             with pytest.raises(ConnectionError):
-                enqueue = queue.verb("enqueue")
                 await settle(enqueue(push, (1,), job_id="a", token=token_of("a")))
         with pytest.raises(lualock.LockUnavailable, match="replicas"):
             await settle(lease.release())
