@@ -1257,7 +1257,7 @@ async def test_taskiq_retries(
     [
         *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
         *("arq_one_job_calls_another", "arq_last_try", "arq_interrupted"),
-        "arq_tries_nothing_again",
+        *("arq_tries_nothing_again", "arq_locks_away", "arq_away"),
         *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
         *("saq_comes_back_without_retries", "saq_interrupted"),
     ],

@@ -166,7 +166,8 @@ class Bound:
 
         :param token: what came with the job; for one that came without, say its ``job_id``, as to
             :class:`Delivery`.
-        :raises LockUnavailable: what it has ends by itself.
+        :raises LockUnavailable: what it still has ends by itself, in ``queue_ttl`` and its delay at
+            the latest, unless it is cancelled again.
         """
         drive(self._entry(args, kwargs).cancel(job_id, token))
 
