@@ -42,7 +42,8 @@ class Lease(BaseLease):
         :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
             lock. Nothing was changed.
         :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
-            given back as soon as the server answers again, and ends at the latest with its ttl.
+            given back as soon as the server answers again, if that is within a minute and the loop
+            still runs; else it ends with its ttl. To release it again may raise ``LeaseLost``.
         """
         if self._watch is not None:
             self._watch.drop(self)
@@ -90,6 +91,7 @@ class Lease(BaseLease):
     async def __aenter__(self) -> Lease:
         block = begin(self)
         self._begin()
+        self.check()  # or the body would run without the lock
         block.lease = self
         return self
 

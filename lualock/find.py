@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from lualock.drive.endpoint import Endpoint
+from lualock.errors import InvalidArgument
 
 log = logging.getLogger("lualock")
 _said = False
@@ -18,8 +19,11 @@ def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
     :raises InvalidArgument: ``server`` is no URL, no client, or a client of the other world.
     :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
     """
-    if server is None:
-        server = os.environ.get("LUALOCK_URL") or None
+    if server is None and (url := os.environ.get("LUALOCK_URL")):
+        try:
+            return Endpoint.of_url(url), None
+        except InvalidArgument as error:
+            raise InvalidArgument(f"$LUALOCK_URL is {error}") from None
     if isinstance(server, str):
         return Endpoint.of_url(server), None
     if server is not None:

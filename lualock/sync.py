@@ -30,7 +30,8 @@ _making = threading.Lock()  # of the event that several threads may wait for
 
 
 class Lease(BaseLease):
-    """A held lock. Use it as a context manager, or call :meth:`release`."""
+    """A held lock. Use it as a context manager, which raises :class:`LeaseLost` if it is over
+    already, or call :meth:`release`."""
 
     __slots__ = ()
     _driver: BlockingDriver
@@ -42,7 +43,8 @@ class Lease(BaseLease):
         :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
             lock. Nothing was changed.
         :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
-            given back as soon as the server answers again, and ends at the latest with its ttl.
+            given back as soon as the server answers again, if that is within a minute; else it
+            ends with its ttl. To release it again may raise ``LeaseLost``.
         """
         if self._watch is not None:
             self._watch.drop(self)
@@ -85,7 +87,9 @@ class Lease(BaseLease):
         return True
 
     def __enter__(self) -> Lease:
-        begin(self).lease = self
+        block = begin(self)
+        self.check()  # or the body would run without the lock
+        block.lease = self
         return self
 
     @block_end

@@ -158,3 +158,18 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
         ):
             pickle.dumps(thing)
     await settle(lease.release())
+
+
+@pytest.mark.parametrize("connect", [lualock.connect, aio.connect])
+@pytest.mark.parametrize("password", ["s3cret/x", "s3cret#x", "s3cret?x", "s3cret[x"])
+@pytest.mark.parametrize("configured", [False, True], ids=["passed", "configured"])
+def test_a_password_that_breaks_its_url(
+    monkeypatch: pytest.MonkeyPatch, connect: Any, password: str, configured: bool
+) -> None:
+    """It is not repeated; the error says how to write it, and where the URL was from."""
+    url = f"redis://:{password}@localhost:6379/0"
+    monkeypatch.setenv("LUALOCK_URL", url)
+    with pytest.raises(lualock.InvalidArgument, match="is written as %2F") as caught:
+        connect() if configured else connect(url)
+    assert "s3cret" not in str(caught.value)
+    assert str(caught.value).startswith("$LUALOCK_URL is not") == configured

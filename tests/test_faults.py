@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 import lualock
+from lualock import aio
+from lualock.protocol import Call
+from lualock.protocol.holding import lay
 from lualock.script import SCRIPTS
 from tests.conftest import server_named
 from tests.faults import Exchange, Fault, FaultProxy
@@ -533,6 +536,29 @@ async def test_a_ghost_of_a_lease_that_was_won(shell: World, end: str) -> None:
         if end == "in trust":
             await settle((await settle(direct.adopt(handle))).release())
         assert not await settle(lock.locked())
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: bool) -> None:
+    """While a connection lives, what was sent on it arrives in order, so nothing comes after what
+    undid it. If it breaks, that was sent anew on another one, and the first may come after it."""
+    async with aio.connect(server.url) as locks:
+        lock = locks.lock("x", ttl=30)
+        await (await lock.acquire()).release()
+        driver = locks._driver
+        ask, connections = lock._ask(), driver._loops[asyncio.get_running_loop()]
+        via = connections.mux
+        assert via is not None
+        deadline = b"9" * 16
+        parts = (ask.key, ask.token, b"30000", deadline, ask.about)
+        ghost = Call(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
+        connections.lay(lay(ask, ghost))
+        if not lives:
+            via.close()
+        with server.client() as client:
+            client.eval(SCRIPTS["acquire"].source.decode(), 1, *parts)  # it arrives
+        await asyncio.sleep(0.3)  # until it has expired
+        assert await lock.locked() == lives
 
 
 async def test_a_claim_that_never_arrives(shell: World) -> None:

@@ -8,17 +8,31 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 import lualock
 from lualock import aio, protocol
+from lualock.drive import asynchronous
 from lualock.protocol import Ask, Call, Grant, Later, Listen, ServerClock, Wait
+from tests.faults import Fault, FaultProxy
 from tests.servers import Server
 from tests.world import World, settle
 
 TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:queue"
+
+
+LOST, HELD_UP = Fault("drop reply"), Fault("delay request", seconds=0.3)
+
+
+@pytest.fixture
+def proxy(one_server: Server) -> Iterator[FaultProxy]:
+    """A proxy before one server."""
+    with FaultProxy(one_server.socket) as proxy:
+        yield proxy
 
 
 def _server(clock: Callable[[], float] = lambda: 0.0) -> ServerClock:
@@ -61,6 +75,20 @@ def test_the_first_error_survives_a_failed_give_back() -> None:
     next(steps)
     with pytest.raises(KeyboardInterrupt, match="first"):
         steps.throw(lualock.LockUnavailable("second"))
+
+
+@pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
+@pytest.mark.parametrize("verb", ["acquire", "release"])
+def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[BaseException]) -> None:
+    """What breaks in while it cleans up after an error comes out, in place of that error."""
+    steps: Any = _release() if verb == "release" else protocol.acquire(_ask(), _server(), None)
+    step = next(steps)
+    while not step.compensating:
+        step = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
+        step = next(steps) if isinstance(step, Later) else step
+    assert step.script.name == "abandon"
+    with pytest.raises(broke):
+        steps.throw(broke())
 
 
 def test_a_refusal_gives_nothing_back() -> None:
@@ -196,6 +224,32 @@ async def test_cancelled_release_releases(one_server: Server) -> None:
             task.cancel()
             await asyncio.wait([task])
             assert not await lock.locked(), turns
+
+
+@pytest.mark.parametrize("verb", ["acquire", "release"])
+async def test_cancelled_while_it_cleans_up(
+    one_server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A task that is cancelled while it cleans up after an error is cancelled, and the lock is
+    free all the same."""
+    monkeypatch.setattr(asynchronous, "GRACE_S", 5.0)  # so that the cancellation comes in time
+    async with aio.connect(proxy.url) as mine, aio.connect(one_server.url) as locks:
+        lock = mine.lock("x", ttl=60)
+        lease = await lock.acquire()
+        if verb == "acquire":
+            await lease.release()
+        proxy.choose = {"acquire": LOST, "release": LOST, "abandon": HELD_UP}.get
+        task = asyncio.create_task(lock.acquire() if verb == "acquire" else lease.release())
+        give_up = time.monotonic() + 5
+        while not proxy.met or proxy.met[-1].script != "abandon":
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while await locks.lock("x").locked():
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
 
 
 async def test_cancelled_waiter_leaves_the_holder_alone(one_server: Server) -> None:

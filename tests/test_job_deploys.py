@@ -4,6 +4,7 @@ two of them ever wait for each other."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import lualock
 from lualock import jobs
 from tests.delivery import Queue, held, place
+from tests.servers import Server
 from tests.test_jobs import Log, as_job, job_class
+from tests.waiting import wait_until
 from tests.world import World, settle
 
 
@@ -333,6 +336,52 @@ async def test_refresh_lock_extends_both(shell: World) -> None:
     await settle(job())
     assert all(55_000 < ms <= 60_000 for ms in left)
     assert len(left) == 2
+
+
+async def test_a_run_without_its_lock_keeps_the_other_no_longer(
+    shell: World, one_server: Server
+) -> None:
+    """A run that got the first lock, and goes on without the second, has the first for no longer
+    than its timeout: it is not renewed as while the run waited."""
+    locks = shell.connect()
+    first = min((locks.lock("old"), locks.lock("new")), key=lambda lock: lock.key)
+    user = ["ACL", "SETUSER", "half", "on", ">pw", f"~{first.key.decode()}*", "&*", "+@all"]
+    shell.client.execute_command(*user)
+
+    def plain() -> None:
+        assert held(shell, first.key)
+        wait_until(lambda: not held(shell, first.key), what="the first lock is free")
+
+    async def coroutine() -> None:
+        assert held(shell, first.key)
+        await shell.until(lambda: not held(shell, first.key))
+
+    try:
+        limited = shell.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))
+        made = limited.job(key="new", read_old="old", timeout=0.3, on_unavailable="run")
+        await shell.beside(made(coroutine if shell.asynchronous else plain))
+    finally:
+        shell.client.execute_command("ACL", "DELUSER", "half")
+
+
+@pytest.mark.parametrize("new", ["before the old one", "the new one"])
+def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None:
+    """Also a run with two locks, whichever of them it took first."""
+    ran: list[str] = []
+    with lualock.connect(one_server.url) as locks:
+
+        @locks.job(key=new, read_old="the old one", policy=jobs.Replace(10))
+        def build(name: str) -> None:
+            ran.append(name)
+            if name == "first":
+                wait_until(jobs.current_lease().release_requested)
+
+        first = threading.Thread(target=build, args=("first",))
+        first.start()
+        wait_until(lambda: ran)
+        build("second")
+        first.join()
+    assert ran == ["first", "second"]
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:

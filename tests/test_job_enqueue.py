@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import lualock
+from lualock.drive import asynchronous
 from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
 from lualock.jobs.terms import about_job, job_text
 from tests.delivery import Queue, held, place
@@ -340,6 +341,45 @@ async def test_cancel(world: World) -> None:
     told = await queue.put()
     await queue.deliver()
     assert seen == [True]
+
+
+@pytest.mark.parametrize("given_up", ["cancelled", "not pushed"])
+async def test_a_refused_release_takes_no_later_place(
+    shell: World, given_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that the server would not give up is not taken away later: by then the same job may
+    have been enqueued again, under the same token."""
+    monkeypatch.setattr(asynchronous, "PAUSE_MIN_S", 0.3)  # so that it is, before any next try
+    locks = shell.connect()
+    queue = queue_of(shell, locks, unique="queued")
+    other = locks.lock("other", ttl=30)
+    lease = await settle(other.acquire())
+    again = partial(queue.put, 1, job_id="a", token=token_of("a"))
+
+    def push(_: str) -> None:
+        shell.client.config_set("min-replicas-to-write", 1)
+        raise ConnectionError("the broker's")
+
+    try:
+        if given_up == "cancelled":
+            await again()
+            shell.client.config_set("min-replicas-to-write", 1)
+            with pytest.raises(lualock.LockUnavailable, match="replicas"):
+                await settle(queue.verb("cancel")((1,), job_id="a"))
+        else:
+            enqueue = queue.verb("enqueue")
+            with pytest.raises(ConnectionError):
+                await settle(enqueue(push, (1,), job_id="a", token=token_of("a")))
+        with pytest.raises(lualock.LockUnavailable, match="replicas"):
+            await settle(lease.release())
+    finally:
+        shell.client.config_set("min-replicas-to-write", 0)
+    assert await again()
+    # What was begun earlier is done earlier, and this is done.
+    await shell.until(lambda: not held(shell, other.key))
+    assert held(shell, place(queue.work.lock((1,))))
+    refused = await queue.put(1)
+    assert (refused.job_id, refused.state) == ("a", "queued")
 
 
 async def test_without_unique_it_is_just_pushed(shell: World) -> None:

@@ -137,6 +137,19 @@ def test_who_goes_on_without_a_server_keeps_no_place(
     assert _in_use(one_client) == []
 
 
+def test_who_is_interrupted_after_it_has_replaced_another_keeps_no_lock(
+    one_server: Any, one_client: Any
+) -> None:
+    """It has the lock, and takes back its request that the other stop."""
+    one_client.flushall()
+    with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
+        work = jobs.bound(locks.job(key="new", policy=jobs.Replace(10))(_work))
+        others.lock("new", ttl=0.1).acquire()
+        actions = run(Run(work._job, locks, (), {}, None))
+        assert play(actions, 4, Interruption())  # try, request, wait, withdraw
+    assert b"lualock:{new}" not in _in_use(one_client)  # (what it asked for asks nobody any more)
+
+
 def test_who_is_interrupted_on_its_way_back_keeps_no_place(
     one_server: Any, one_client: Any
 ) -> None:

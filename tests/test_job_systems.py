@@ -25,7 +25,7 @@ import rq
 import taskiq
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AsyncIO, Retries
+from dramatiq.middleware import AsyncIO, Retries, TimeLimit, TimeLimitExceeded
 from dramatiq.results import ResultMissing, Results
 from dramatiq.results.backends import StubBackend
 from hypothesis import given, settings
@@ -159,6 +159,20 @@ def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> No
     assert entry.result.func_name.endswith(".Graph.delivered")
     work_off(queue)
     assert entry.result.return_value() == "graph of 7"
+
+
+def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) -> None:
+    """A job that RQ would not run as the one that was queued keeps no place."""
+
+    class Heir(Graph):
+        """Of a class that is locked; itself it is not."""
+
+    rq_leaf.locked(Graph)
+    for job in (locks.job(unique="queued")(rebuild), Heir):
+        with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.rq\.locked, above"):
+            rq_leaf.enqueue(queue, job, 7)
+        assert not jobs.bound(job).place([7]).locked()
+    assert not queue.jobs
 
 
 def test_rq_counts_what_the_job_returns(
@@ -577,6 +591,58 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
     assert loops[0] is loops[1]
 
 
+def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
+    """In that loop a coroutine that calls another actor is told that it cannot, and the loop runs
+    on: it would wait for itself, and everybody for it."""
+    told: list[Any] = []
+
+    async def inner(number: int) -> None:
+        """Another job."""
+
+    async def outer(number: int) -> None:
+        with pytest.raises(RuntimeError, match="the same event loop"):
+            called(number)
+        told.append(number)
+
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(Closing())
+    called, actor = (
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(locks.job(job))
+        for job in (inner, outer)
+    )
+    for number in range(2):
+        actor.send(number)
+    work_off_dramatiq(broker, actor)
+    assert told == [0, 1]
+
+
+def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
+    """A coroutine that takes too long, and is not tried again because of that, leaves no lock: it
+    was told only that it is cancelled, and had kept its lock for the retry."""
+    ran: list[int] = []
+
+    async def body(number: int) -> None:
+        ran.append(number)
+        await asyncio.sleep(30)
+
+    broker = StubBroker(middleware=[], fail_fast_default=False)
+    limits = [TimeLimit(time_limit=300, interval=20), Retries()]
+    for middleware in (AsyncIO(), Closing(), *limits):
+        broker.add_middleware(middleware)
+    broker.emit_after("process_boot")
+    job: Any = locks.job(key="x", on_retry="hold")(body)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor,
+        broker=broker,
+        retry_when=lambda _, error: not isinstance(error, TimeLimitExceeded),
+    )(job)
+    actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert ran == [7]
+    assert not locks.lock("x").locked()
+
+
 def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that was to come back, and cannot be sent, leaves nothing behind."""
     broker = StubBroker(fail_fast_default=False)
@@ -947,6 +1013,15 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
     await broker.shutdown()
 
 
+async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
+    """A task of the broker's own ``task`` keeps no place that nobody gives up."""
+    broker = taskiq.InMemoryBroker()
+    job = locks.job(unique="queued")(rebuild)
+    with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.taskiq\.locked, above"):
+        await taskiq_leaf.enqueue(broker.task(job), 7)
+    assert not jobs.bound(job).place([7]).locked()
+
+
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
     """Whoever waits for the result of a task that came back has it; and it comes back once, also
     where a broker has more than one of our tasks."""
@@ -1182,7 +1257,7 @@ async def test_taskiq_retries(
     [
         *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
         *("arq_one_job_calls_another", "arq_last_try", "arq_interrupted"),
-        "arq_tries_nothing_again",
+        *("arq_tries_nothing_again", "arq_locks_away", "arq_away"),
         *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
         *("saq_comes_back_without_retries", "saq_interrupted"),
     ],

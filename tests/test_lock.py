@@ -242,6 +242,24 @@ async def test_one_lock_object_in_many_threads_or_tasks(shell: World) -> None:
     assert not await settle(lock.locked())
 
 
+@pytest.mark.parametrize("end", ["released", "passed on", "ended before"])
+async def test_a_lease_that_is_over_cannot_be_entered(shell: World, end: str) -> None:
+    """A block on a lease that was released, passed on or lost does not run without the lock."""
+    lease = await settle(
+        shell.connect().lock("x", ttl=0.05 if end == "ended before" else 30).acquire()
+    )
+    match end:
+        case "released":
+            await settle(lease.release())
+        case "passed on":
+            lease.handle()
+        case _:
+            await shell.until(lambda: lease.lost)
+    with pytest.raises(lualock.LeaseLost, match=end):
+        async with entered(lease):
+            pytest.fail("the body ran")
+
+
 async def test_overlapping_blocks_release_their_own_lease(shell: World) -> None:
     """When a block outlives its lease, the next one's lease is not released in its place."""
     lock = shell.connect().lock("x", ttl=0.05)

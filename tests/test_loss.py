@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -219,6 +221,28 @@ async def test_renewal_says_what_it_cannot_do(
     assert caplog.text.count("could not be renewed, trying again") >= 2
     assert "its time was over" in caplog.text
     assert lease.lost
+
+
+@pytest.mark.parametrize("when", ["acquired", "renewed"])
+async def test_trouble_keeps_no_lease_alive(shell: World, proxy: Proxy, when: str) -> None:
+    """A lease that the program drops goes at once, not when the collector comes: until then it is
+    renewed. So the errors that were met on its way, and their frames, do not keep it."""
+    gc.collect()
+    gc.disable()
+    try:
+        lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True)
+        proxy.lose_reply = 3 if when == "acquired" else 0
+        lease = await settle(lock.acquire(timeout=5))
+        if when == "renewed":
+            proxy.lose_reply = 3
+            await shell.until(lambda: not proxy.lose_reply)
+            proxy.commands.clear()
+            await shell.until(lambda: proxy.commands)  # and again, in vain or not
+        seen = weakref.ref(lease)
+        del lease
+        await shell.until(lambda: seen() is None)
+    finally:
+        gc.enable()
 
 
 async def test_extend_and_renewal_at_the_same_time(shell: World, proxy: Proxy) -> None:

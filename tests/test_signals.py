@@ -279,6 +279,34 @@ def test_struck_again_while_it_cleans_up(
         wait_until(lambda: not one_client.exists(QUEUE))
 
 
+@pytest.mark.parametrize("verb", ["acquire", "release"])
+def test_struck_while_it_cleans_up_after_an_error(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """What a signal handler raises then comes out, in place of that error, and the lock is free all
+    the same."""
+    monkeypatch.setattr(blocking, "GRACE_S", 5.0)  # so that the signal comes in time
+    lost, held_up = Fault("drop reply"), Fault("delay request", seconds=0.3)
+    main = threading.get_ident()
+
+    def strike() -> None:
+        wait_until(lambda: proxy.met and proxy.met[-1].script == "abandon")
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    with lualock.connect(f"{proxy.url}?socket_timeout=0.5") as mine, alarms(Alarm):
+        lock = mine.lock("x", ttl=60)
+        lease = lock.acquire()
+        if verb == "acquire":
+            lease.release()
+        proxy.choose = {"acquire": lost, "release": lost, "abandon": held_up}.get
+        other = threading.Thread(target=strike)
+        other.start()
+        with pytest.raises(Alarm):
+            lock.acquire() if verb == "acquire" else lease.release()
+        other.join()
+        wait_until(lambda: not lock.locked())
+
+
 async def test_a_cancelled_look_is_not_sent_again(
     locks: lualock.Locks, proxy: FaultProxy, one_client: Any
 ) -> None:

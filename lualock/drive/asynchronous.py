@@ -116,7 +116,7 @@ class _LoopConnections:
         self._places: dict[bytes, _Place] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
-        self._laying: list[asyncio.TimerHandle] = []
+        self._laying: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
         self.at_loop_end: AsyncGenerator[None, None] | None = None
         self.ends: list[Callable[[], None]] = []  # what else has to be told
 
@@ -127,7 +127,7 @@ class _LoopConnections:
 
     def close(self) -> None:
         self.stop()
-        for timer in self._laying:
+        for timer in self._laying.values():
             timer.cancel()
         for mux in (self.mux, self._ear):
             if mux is not None:
@@ -244,13 +244,17 @@ class _LoopConnections:
             place.waiter = None
 
     def lay(self, step: Later) -> None:
-        """Make the call when the ghost has expired, unless its connection lives: what was sent on
-        that arrives before whatever is sent on it from now on."""
-        if step.ghost.via is self.mux and self.mux is not None and self.mux.open:
-            return
-        loop, late_s = asyncio.get_running_loop(), step.ghost.expires - self._driver.clock()
-        self._laying = [timer for timer in self._laying if timer.when() > loop.time()]
-        self._laying.append(loop.call_later(max(0.0, late_s), self._driver.clean, step.call))
+        """Make the call when the ghost has expired, unless its connection has lived until then:
+        what was sent on that arrived in order."""
+        late_s = max(0.0, step.ghost.expires - self._driver.clock())
+        loop = asyncio.get_running_loop()
+        self._laying[id(step)] = loop.call_later(late_s, self._lay, step)
+
+    def _lay(self, step: Later) -> None:
+        del self._laying[id(step)]
+        via = step.ghost.via
+        if via is None or not via.open:
+            self._driver.clean(step.call)
 
     def forget(self, token: bytes) -> None:
         """Hear no more messages for ``token``."""
@@ -292,6 +296,7 @@ class AsyncDriver:
         listens: bytes | None = None
         reply: Any = None
         error: BaseException | None = None
+        met: list[BaseException] | None = None
         try:
             while True:
                 try:
@@ -309,14 +314,17 @@ class AsyncDriver:
                         reply = await self._perform(step)
                 except StopIteration as done:
                     result: T = done.value
+                    if met is not None:
+                        wire.dealt_with(met)
                     return result
                 except BaseException as broke:
                     # What the protocol raised itself ends it; all else is its to deal with.
                     if getgeneratorstate(steps) == GEN_CLOSED or isinstance(broke, GeneratorExit):
                         raise
                     error = broke
+                    met = [*(met or ()), broke]
         finally:
-            error = None  # or it and this frame would keep each other alive
+            error = met = None  # or they and this frame would keep each other alive
             if listens is not None:
                 connections = self._loops.get(asyncio.get_running_loop())
                 if connections is not None:

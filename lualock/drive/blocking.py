@@ -67,6 +67,7 @@ class BlockingDriver:
         """Carry the protocol out to its end, and return or raise what it does."""
         listens: bytes | None = None
         error: BaseException | None = None
+        met: list[BaseException] | None = None
         perform, send = self._PERFORM, steps.send
         try:
             while True:
@@ -79,6 +80,8 @@ class BlockingDriver:
                         step = send(perform[type(step)](self, step))
                 except StopIteration as done:
                     result: T = done.value
+                    if met is not None:
+                        wire.dealt_with(met)
                     return result
                 except BaseException as broke:
                     # What the protocol raised itself ends it; all else, also what breaks in
@@ -86,8 +89,9 @@ class BlockingDriver:
                     if getgeneratorstate(steps) == GEN_CLOSED or isinstance(broke, GeneratorExit):
                         raise
                     error = broke
+                    met = [*(met or ()), broke]
         finally:
-            error = None  # or it and this frame would keep each other alive
+            error = met = None  # or they and this frame would keep each other alive
             if listens is not None:
                 self._ear.forget(listens)
 

@@ -65,7 +65,12 @@ class Endpoint:
         try:
             pool = redis.ConnectionPool.from_url(url)
         except (ValueError, TypeError) as error:
-            raise InvalidArgument(f"not a server's URL: {error}") from None
+            # What it says of a part of the URL may be a part of the password.
+            said = f": {error}" if "://" in url and "@" not in url else ""
+            raise InvalidArgument(
+                f"not a server's URL{said}. It begins with redis://, rediss:// or unix://; what is "
+                "special in a user name or password (/ # ? @ : [ ] %) is written as %2F and so on"
+            ) from None
         return cls._of_pool(pool)
 
     @classmethod

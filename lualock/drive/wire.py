@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import ssl
+from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -56,6 +57,10 @@ _REFUSALS = {
     "CROSSSLOT": "this server is a cluster node: connecting to a cluster is not supported yet",
     "TRYAGAIN": "the lock's slot is being moved to another node",
 }
+
+
+# How it says so where it is a script that may not use a command: from Redis 7 on, and before.
+_NO_RIGHT = ("ACL failure in script", "The user executing the script can't")
 
 
 def pack(call: Call, *, source: bool = False) -> bytes:
@@ -147,7 +152,7 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
     """What an error that the *server* answered means. The request had no effect."""
     # Before Redis 7 an error inside a script stands behind 'ERR Error running script (...): '.
     words = set(re.findall(r"[A-Z]{3,}", text))
-    if words & {"NOAUTH", "WRONGPASS", "NOPERM"}:
+    if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _NO_RIGHT):
         return AccessDenied(
             f"the server refuses this user ({text}): check the user name, the password and the "
             "ACL rules of the connection"
@@ -156,7 +161,7 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
         return conflict(key)
     if "unknown command" in text.lower():
         return UnsupportedServer(
-            f"the server does not know a command that lualock needs ({text}): it needs "
+            f"the server does not know a command that lualock needs ({text}): lualock needs "
             "Redis 6.2, Valkey 7.2 or later"
         )
     for word, advice in _REFUSALS.items():
@@ -248,6 +253,17 @@ def server_us(reply: Any) -> int:
     if isinstance(reply, hiredis.ReplyError):
         raise reply_error(str(reply))
     return int(reply[0]) * 1_000_000 + int(reply[1])
+
+
+def dealt_with(errors: Sequence[BaseException]) -> None:
+    """These errors are of no interest any more. The protocol may still have them in its frames,
+    and they those frames, and so the ones that called it, up to the program's own: until the
+    collector came, a lease that the program dropped would be there, and be renewed."""
+    for error in errors:
+        cause: BaseException | None = error
+        while cause is not None:
+            cause.__traceback__ = None
+            cause = cause.__cause__
 
 
 def answer(reply: Any, key: bytes) -> Any:

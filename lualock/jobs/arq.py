@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,7 +31,7 @@ from arq.constants import retry_key_prefix
 from arq.jobs import Job, JobStatus
 from arq.utils import timestamp_ms
 
-from lualock.errors import InvalidArgument
+from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
@@ -61,10 +62,14 @@ def locked(job: Any) -> Callable[..., Any]:
             if delivery is None:
                 raise
             if not _tries_again(_told(delivery.job_id)):
-                await work.cancel_async(args, kwargs, job_id=delivery.job_id)
+                await _leave(work, args, kwargs, delivery)
                 raise
-            # arq counts every delivery as a try, and this was none.
-            await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
+            try:
+                # arq counts every delivery as a try, and this was none.
+                await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
+            except Exception:  # not where it is cancelled: then it comes back
+                await _leave(work, args, kwargs, delivery)
+                raise
             raise arq.Retry(defer=later.delay_s) from None
         finally:
             _context.reset(before)
@@ -73,6 +78,12 @@ def locked(job: Any) -> Callable[..., Any]:
         perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
     perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
     return perform
+
+
+async def _leave(work: Bound, args: Any, kwargs: Any, delivery: Delivery) -> None:
+    """Give up what is kept for a job that does not come back."""
+    with suppress(LockError):  # it ends by itself then
+        await work.cancel_async(args, kwargs, job_id=delivery.job_id)
 
 
 async def enqueue(

@@ -17,6 +17,9 @@ from lualock.jobs.twins import fitting
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
 
+SYSTEM = "__lualock_system__"
+"""Where a function says whose leaf made it: see :func:`bound_in`."""
+
 
 class Bound:
     """A declared job, whichever way it was declared; :func:`bound` finds it.
@@ -163,7 +166,8 @@ class Bound:
 
         :param token: what came with the job; for one that came without, say its ``job_id``, as to
             :class:`Delivery`.
-        :raises LockUnavailable: what it has ends by itself.
+        :raises LockUnavailable: what it still has ends by itself, in ``queue_ttl`` and its delay at
+            the latest, unless it is cancelled again.
         """
         drive(self._entry(args, kwargs).cancel(job_id, token))
 
@@ -233,7 +237,22 @@ def bound(job: Any) -> Bound:
         found = found()
     if not isinstance(found, Bound):
         raise InvalidArgument(
-            f"{job!r} is no job of lualock: decorate the function with locks.job, or make the "
-            "class a LockedJob"
+            f"{job!r} is no job of lualock: decorate the function with locks.job (nearest to it), "
+            "or make the class a LockedJob"
         )
     return found
+
+
+def bound_in(system: str, function: Any) -> Bound:
+    """:func:`bound`, of what ``locked`` of a system's leaf made. Any other would run behind its
+    lock as well, but not as the job that was queued, whose place would stay taken.
+
+    :raises InvalidArgument: it is no job, or not what ``locked`` made.
+    """
+    work = bound(function)
+    if getattr(function, SYSTEM, None) != system:
+        raise InvalidArgument(
+            f"job {work.name} cannot be enqueued as it is: decorate it with "
+            f"lualock.jobs.{system}.locked, above locks.job"
+        )
+    return work

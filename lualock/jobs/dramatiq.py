@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -26,7 +27,7 @@ import dramatiq
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.errors import Retry
 from dramatiq.message import generate_unique_id
-from dramatiq.middleware import Middleware, Retries, SkipMessage
+from dramatiq.middleware import Interrupt, Middleware, Retries, SkipMessage
 
 from lualock.errors import LockError
 from lualock.jobs.bound import bound
@@ -101,17 +102,26 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             if delivery is None:
                 raise
             delay_ms = int(later.delay_s * 1000)
+        except Interrupt as interruption:
+            # A coroutine knows only that it is cancelled, which Dramatiq might try again.
+            if delivery is not None and self._retry_s(message, interruption) is None:
+                self._leave(args, kwargs, delivery)
+            raise
         # Sent again as it is. An error would be judged by ``throws`` and ``retry_when``, which know
         # the actor's own, and be counted; and a message that is skipped would have a result.
         try:
             self.broker.enqueue(message.copy(), delay=delay_ms)
         except BaseException:
-            with suppress(LockError):  # its place ends by itself then
-                self.work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
+            self._leave(args, kwargs, delivery)
             raise
         message.options["store_results"] = False
         _again.set(message.message_id)
         raise SkipMessage
+
+    def _leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], delivery: Delivery) -> None:
+        """Give up what is kept for a message that does not come back."""
+        with suppress(LockError):  # it ends by itself then
+            self.work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
 
     def _retry_s(self, message: Any, error: BaseException) -> float | None:
         """In how many seconds at most the middleware has a message run again that raised this."""
@@ -124,6 +134,12 @@ class LockedActor(dramatiq.Actor[Any, Any]):
 def _wait_for(job: Any) -> Any:
     """What a coroutine returns. With the middleware ``AsyncIO`` all of a process share a loop."""
     thread = get_event_loop_thread()
+    if thread is threading.current_thread():  # Dramatiq would wait, and all its coroutines with it
+        job.close()
+        raise RuntimeError(
+            "a coroutine cannot call an actor that is one: both have the same event loop, which "
+            "would wait for itself. Send it a message, or await what locks.job decorated"
+        )
     return asyncio.run(job) if thread is None else thread.run_coroutine(job)
 
 

@@ -66,7 +66,10 @@ class Job:
         :raises TypeError: the arguments do not fit the job's signature.
         :raises InvalidArgument: no lock's name, or no ttl, can be made of them.
         """
-        self.signature.bind(*args, **kwargs)
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:  # which does not say whose arguments they are
+            raise TypeError(f"job {self.name}: {error}") from None
         return self._named(locks, self.lock_name, args, kwargs)
 
     def locks(

@@ -97,7 +97,14 @@ class Replace:
         except BaseException:
             yield from quietly(withdraw)
             raise
-        if (yield from quietly(withdraw)) is False:
+        try:
+            withdrawn = yield from quietly(withdraw)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from release_quietly(lease)
+            raise
+        if withdrawn is False:
             yield from release_quietly(lease)
             raise Superseded(
                 f"lock {attempt.lock.name!r}: a later job asked to replace the one that ran, and "

@@ -27,7 +27,7 @@ from uuid import uuid4
 import rq
 from rq.job import Job, get_current_job
 
-from lualock.jobs.bound import Bound, bound
+from lualock.jobs.bound import SYSTEM, Bound, bound, bound_in
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
@@ -64,6 +64,7 @@ def locked(job: Any) -> Any:
             _taken.reset(before)
 
     perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    setattr(perform, SYSTEM, "rq")
     if isinstance(job, type):
         # RQ finds what it runs by its name, which is to lead to this and not to the class.
         perform.__module__, perform.__qualname__ = job.__module__, f"{job.__qualname__}.delivered"
@@ -81,8 +82,9 @@ def enqueue_in(
     queue: rq.Queue, delay: timedelta, job: Any, *args: Any, **options: Any
 ) -> Enqueued | Refused:
     """``queue.enqueue_in(delay, job, ...)`` unless another job is in its way."""
-    work = bound(job)
-    function = getattr(job, "delivered", job)
+    own = isinstance(job, type) and "delivered" in vars(job)  # and not of what it inherits from
+    function = job.delivered if own else job
+    work = bound_in("rq", function)
     # As RQ tells its own options from the job's arguments: by their names.
     names = {"job_timeout", *inspect.signature(queue.enqueue_call).parameters} - {"timeout", "func"}
     told = {name: options.pop(name) for name in names & options.keys()}

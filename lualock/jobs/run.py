@@ -50,7 +50,9 @@ def run(it: Run) -> Actions[Any]:
             return None
         return (yield it.call(job.on_failed, holder=refused.holder))
 
-    before = _current.set((*_current.get(), *((lock.key, lease) for lock, lease in it.held)))
+    # Of two the first last: there who wants to replace this run is refused, and asks it to stop.
+    ours = ((lock.key, lease) for lock, lease in reversed(it.held))
+    before = _current.set((*_current.get(), *ours))
     try:
         result = yield partial(job.body, *it.args, **it.kwargs)
         if isinstance(result, AsyncGenerator | Awaitable | Generator):
@@ -83,6 +85,8 @@ def _take_all(it: Run) -> Actions[None]:
         away = isinstance(error, LockUnavailable)
         if away and rules.on_unavailable == "run":
             log.warning("job %s runs without its lock: %s", it.job.name, error)
+            for _, lease in it.held:  # it waits for no other lock any more; see `last_for`
+                lease._renewed = it.locks[-1]._care.renew
             return
         while it.held:
             yield from release_quietly(it.held.pop()[1])

@@ -34,7 +34,7 @@ from taskiq import (
 from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
 
-from lualock.jobs.bound import bound
+from lualock.jobs.bound import SYSTEM, bound, bound_in
 from lualock.jobs.taskiq_dependencies import Dependencies
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
 
@@ -74,7 +74,7 @@ async def enqueue(task: Any, *args: Any, **kwargs: Any) -> Enqueued | Refused:
     """
     kicker: AsyncKicker[Any, Any] = task.kicker() if hasattr(task, "kicker") else task
     found = kicker.broker.find_task(kicker.task_name)
-    work = bound(found.original_func if found else None)
+    work = bound_in("taskiq", found.original_func if found else None)
     job_id = kicker.custom_task_id or kicker.broker.id_generator()
     kicker = kicker.with_task_id(job_id)
 
@@ -111,6 +111,7 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
             raise _Again(delay_s=later.delay_s, source=source) from None
 
     perform.__lualock__ = dependencies.without  # type: ignore[attr-defined]  # what bound() looks for
+    setattr(perform, SYSTEM, "taskiq")
     return perform
 
 

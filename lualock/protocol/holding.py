@@ -71,7 +71,8 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     except LockUnavailable:
         # Whoever had it goes on without it: it is given back when the server answers again.
         disown(grant)
-        yield from give_back(ask, b"", None)
+        if grant.fence:
+            yield from give_back(ask, b"", None)
         raise
     except LockError:
         raise
@@ -122,10 +123,8 @@ def give_back(
         if ghost is not None:  # first, for it cannot fail
             yield lay(ask, ghost)
         yield forsake(ask, ticket, until)
-    except GeneratorExit:
-        raise
-    except BaseException:
-        # What interrupted before is what the caller must see. The driver goes on trying; at the
+    except LockError:
+        # What went wrong before is what the caller must see. The driver goes on trying; at the
         # worst the lock is free again when its lease ends.
         return
 

@@ -104,7 +104,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "a release that could not be made is not made up for",
-        'disown(grant)\n        yield from give_back(ask, b"", None)',
+        'disown(grant)\n        if grant.fence:\n            yield from give_back(ask, b"", None)',
         "disown(grant)",
     ),
     (

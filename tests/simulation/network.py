@@ -184,18 +184,24 @@ class Process:
     def later(self, step: Later) -> None:
         """Make a call when its ghost has expired, unless the order of a connection makes sure."""
         via = step.ghost.via
-        if self.threads:
-            settled = isinstance(via, Owed) and via.answered
-        else:
-            settled = isinstance(via, Line) and via.open
-        if not settled:
-            late_s = max(0.0, step.ghost.expires - self.clock())
-            until, token = self.world.ghost_until, step.call.parts[2]
-            until[token] = max(until.get(token, 0.0), self.world.now / US + late_s)
-            self.soon(int(late_s * US), self._lay, step.call)
+        if self.threads and isinstance(via, Owed) and via.answered:
+            return
+        late_s = max(0.0, step.ghost.expires - self.clock())
+        if self.threads or not (isinstance(via, Line) and via.open):
+            self._will_be_laid(step, self.world.now / US + late_s)
+        self.soon(int(late_s * US), self._lay, step)
 
-    def _lay(self, call: Call) -> None:
-        self.start(clean(self, replace(call)))
+    def _will_be_laid(self, step: Later, at: float) -> None:
+        until, token = self.world.ghost_until, step.call.parts[2]
+        until[token] = max(until.get(token, 0.0), at)
+
+    def _lay(self, step: Later) -> None:
+        via = step.ghost.via
+        if not self.threads:
+            if isinstance(via, Line) and via.open:
+                return  # it has lived until now
+            self._will_be_laid(step, self.world.now / US)
+        self.start(clean(self, replace(step.call)))
 
     def put_back(self, line: Line) -> None:
         """The line is free for the next."""

@@ -32,5 +32,8 @@ REGRESSIONS: dict[int, str] = {
     2009012: "a job that was interrupted on its way back to the queue kept its place",
     2020502: "a job that ran without its lock could not give up its place (excused)",
     2040613: "who was refused for a lease whose release was not heard of (the simulator's)",
+    160073: "workers that all waited for a lock that was kept for a job's retry (takes long)",
+    265092: "who replaced another, and was interrupted taking its request back, kept the lock",
+    265903: "a lost reservation that came when the job had run: for a few seconds (excused)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }

@@ -23,7 +23,7 @@ from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
 ORPHAN_S = 3.0  # the longest pause of who cleans up, and a little
-HORIZON_S, COLLECT_S = 600, 200
+HORIZON_S, COLLECT_S = 3600, 200
 ENDINGS = ("forget", "extend", "undo", "pass", "pass")
 # A lease lasts longer on the server than its holder knows, by the time that its request took.
 LIMITS = Limits(prompt_s=0.1, takeover_s=1.0, late_s=0.1, settle_s=SETTLE_S)

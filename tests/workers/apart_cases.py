@@ -22,6 +22,7 @@ import lualock
 from lualock import aio, jobs
 from lualock.jobs import arq as arq_leaf
 from lualock.jobs import saq as saq_leaf
+from tests.faults import Fault, FaultProxy
 
 locks: aio.Locks
 
@@ -219,6 +220,52 @@ async def arq_tries_nothing_again(url: str) -> None:
     await pool.aclose()
 
 
+async def arq_locks_away(url: str) -> None:
+    """A job that is not tried again has failed for that its lock was held, also where its place
+    cannot be given up."""
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    path = (await pool.config_get("unixsocket"))["unixsocket"]
+    with FaultProxy(path) as proxy:
+        async with aio.connect(proxy.url) as mine:
+
+            @mine.job(key="x", unique="queued", policy=jobs.Retry(60))
+            async def look() -> None: ...
+
+            function = arq_leaf.locked(look)
+            async with locks.lock("x"):
+                entry: Any = await arq_leaf.enqueue(pool, function)
+                proxy.choose = {"release": Fault("drop request")}.get
+                runs = arq.Worker(
+                    [function], redis_pool=pool, burst=True, poll_delay=0.01, retry_jobs=False
+                )
+                await runs.async_run()
+            assert proxy.met
+            failed = await entry.result.result_info()
+            assert isinstance(failed.result, jobs.RetryLater), failed.result
+    await pool.aclose()
+
+
+async def arq_away(url: str) -> None:
+    """A job that cannot be told to come back has failed, and leaves no place."""
+
+    @locks.job(key="x", unique="queued", policy=jobs.Retry(60))
+    async def look() -> None: ...
+
+    async def refuse(*_: Any) -> None:
+        raise ConnectionError("arq's server")
+
+    function = arq_leaf.locked(look)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    async with locks.lock("x"):
+        entry: Any = await arq_leaf.enqueue(pool, function)
+        pool.decr = refuse
+        await arq.Worker([function], redis_pool=pool, burst=True, poll_delay=0.01).async_run()
+    failed = await entry.result.result_info()
+    assert isinstance(failed.result, ConnectionError), failed.result
+    assert await arq_leaf.enqueue(pool, function)
+    await pool.aclose()
+
+
 def worker(queue: Any, functions: list[Any], **options: Any) -> Any:
     """Without its sweep, which takes a job that is just being taken for one that is stuck."""
     queue.sweep = nothing
@@ -351,7 +398,7 @@ CASES = {
     for case in (
         *(arq_class, arq_same_id, arq_same_id_together, arq_plain_function),
         *(arq_one_job_calls_another, arq_last_try, arq_interrupted),
-        arq_tries_nothing_again,
+        *(arq_tries_nothing_again, arq_locks_away, arq_away),
         *(saq_class, saq_same_key, saq_own_delay, saq_one_job_calls_another),
         *(saq_comes_back_without_retries, saq_interrupted),
     )
