@@ -30,7 +30,7 @@ class Audit:
     def __init__(self, world: World) -> None:
         self._world = world
         self._owner: dict[str, tuple[bytes, int]] = {}
-        self._orphans: list[tuple[str, bytes, int, int]] = []
+        self._orphans: list[tuple[str, bytes, int, int, int]] = []
         world.server.before, world.server.watch = self._before, self._watch
         world.server.store.lost = self._lost
 
@@ -90,7 +90,7 @@ class Audit:
             if before and done is not None:
                 start, end = max(since, done), now if at is None else at
                 if end > start + GRACE_US:
-                    self._orphans.append((lock, before, start, end))
+                    self._orphans.append((lock, before, since, start, end))
 
     def finish(self, settle_s: float) -> None:
         """Judge what was seen: an orphan is excused by what befell anybody just before."""
@@ -104,14 +104,14 @@ class Audit:
         )
         gone = {event.who: event.t for event in world.history if event.kind == "gone"}
         ghosts = {(one.lock, round(one.t * US)) for one in world.history if one.what == "ghost"}
-        for lock, token, start, end in self._orphans:
+        for lock, token, taken, start, end in self._orphans:
             who, asked = world.asked[token]
             if gone.get(who, end / US) < end / US:
                 continue  # its process died before it could make up for anything
             if causes.first_of(LOSSES, lock, asked, end / US):
                 continue  # brought back from the dead
-            of_job = lock.endswith(PLACE) and (lock.removesuffix(PLACE), start) in ghosts
-            if of_job and end - start <= (RESERVE_S + 1) * US:
+            of_job = lock.endswith(PLACE) and (lock.removesuffix(PLACE), taken) in ghosts
+            if of_job and end - taken <= (RESERVE_S + 1) * US:
                 # A reservation that was lost came when the job had run already. Nobody lays it, for
                 # by then its token may have another place; so it ends by itself, soon.
                 continue

@@ -335,9 +335,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
     ),
-    ("lualock.protocol.waiting", "a timeout abandons nothing"): (
-        "the attempt is unsettled still, so the way out abandons it; only the error says less"
-    ),
     ("lualock.protocol.waiting", "an old message is believed"): (
         "the message itself says since when: what is uncertain is claimed first, and refused; "
         "of a turn that it took itself ('+') it matters only if the message is later than the ttl, "
