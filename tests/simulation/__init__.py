@@ -7,6 +7,7 @@
 ``network``    processes, their connections, and the driver that carries the protocol out
 ``clients``    what clients do: the one place that knows how the library is called
 ``faults``     what is done to them; each seed draws its own mix, and then there is calm
+``accidents``  one misfortune at a time, with nothing else near it: one seed in twenty
 ``checker``    judges the recorded history; knows nothing of the rest, reads logs of real processes
 ``audit``      judges what only the server's side shows: ``contract`` after each script, orphans
 ``probes``     random calls of the scripts on random data, judged by their contracts

@@ -29,12 +29,14 @@ class Accidents:
             world.at(int(chance.random() * lasts_s * US), self._strike)
 
     def _strike(self) -> None:
-        """The next request of anybody has bad luck, or for a time the messages to somebody have."""
+        """The next request of anybody has bad luck, or for a time the messages to somebody have,
+        or both."""
         chance, ear = self._world.random, self._world.random.choice(self._clients).process.ear
-        if ear.line is None or chance.random() < 0.6:
+        which = chance.random()
+        if which < 0.8 or ear.line is None:
             self._world.flaky = 1.0
-        else:
-            ear.line.stalls(int(chance.random() * 4 * US))
+        if which > 0.5 and ear.line is not None:
+            ear.line.stalls(int(chance.random() * 8 * US))
 
     def _fate(self) -> str:
         world = self._world
@@ -68,7 +70,7 @@ def cast(world: World) -> tuple[list[Lock], list[Client], Queue | None]:
     ]
     choice = world.random.choice
     hold_s, rude = choice((0.02, 1.0, 4.0, 14.0)), choice((0.0, 0.2))
-    ttl_ms = choice((100, 20_000, 20_000, 20_000))
+    ttl_ms = choice((100, 2000, 20_000, 20_000))
     for client in clients:
         client.heirs = clients
         client.turns += [

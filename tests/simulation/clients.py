@@ -21,6 +21,9 @@ from lualock.watch import Watch
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US
 
+REFUSED_S = 1.0
+"""How old may be what a refusal says, in a calm network."""
+
 
 @dataclass(slots=True)
 class Lock:
@@ -163,6 +166,7 @@ class Client:
             why = "timeout"
             if refused.holder == name:
                 world.wrong("refusal", f"{name} was refused for its own sake")
+            self._check_refusal(lock, refused)
         except KeyConflict:
             why = "conflict"
             if not world.faults["overwrite"]:
@@ -189,6 +193,22 @@ class Client:
         world.server.check_deadline(lock.key, token, holding.until())
         holding.check_certain()
         yield from holding.hold()
+
+    def _check_refusal(self, lock: Lock, refused: NotAcquired) -> None:
+        """Who is refused is told who has the lock now, not who had it once."""
+        world, server = self.world, self.world.server
+        record = server.store.data.get(lock.key)
+        if type(record) is not bytes or record[:1] not in (b"H", b"W") or not refused.holder:
+            return
+        if world.excused(self.process.name, REFUSED_S) or world.faults["clock_back"]:
+            return
+        holder = options.split_about(record[61:])[0]
+        since_s = (server.clock_us() - int(record[1:17])) / US
+        if holder != refused.holder and since_s > REFUSED_S:
+            text = (
+                f"it is refused for {refused.holder}, and {holder} has had it for {since_s:.6f} s"
+            )
+            world.wrong("refusal", text)
 
     def adopt(self, turn: Turn, token: bytes) -> None:
         """Take over somebody's lease, beside whatever else is being done."""

@@ -113,7 +113,6 @@ class Actor(Client):
                 self.note("superseded", key, since=since, other=other.metadata[4:])
             raise
         if verb == "take":
-            self.world.reserved.add(ask.token)
             self.note("answered", key)
         until = self.until(found if verb == "extend" else found.deadline)
         what = "alone" if verb == "take" and self.alone else ""

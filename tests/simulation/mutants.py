@@ -305,14 +305,18 @@ def _patched(module: ModuleType, text: str) -> Iterator[None]:
             function.__code__ = code
 
 
+def probe(mutant: Mutant) -> str:
+    """The first probe that notices a mutant of Lua, and by which rule; empty: it survives."""
+    found = probes.find(_scripts(mutant), range(PROBES))
+    return "" if found is None else f"probe {found[0]:<5} {found[1].partition(':')[0]:<8}"
+
+
 def kill(mutant: Mutant, seeds: int) -> str:
     """What noticed first, a probe or a seed, and by which rule; empty: it survives."""
     if mutant.file.endswith(".lua"):
-        changed = _scripts(mutant)
-        found = probes.find(changed, range(PROBES))
-        if found is not None:
-            return f"probe {found[0]:<5} {found[1].partition(':')[0]:<8}"
-        found = hunt(changed, seeds)
+        if by_probe := probe(mutant):
+            return by_probe
+        found = hunt(_scripts(mutant), seeds)
     else:
         with _patched(importlib.import_module(mutant.file), mutant.changed):
             found = hunt({}, seeds) or hunt({}, seeds, has_accidents)
@@ -330,9 +334,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
-    ),
-    ("lualock.protocol.waiting", "a timeout abandons nothing"): (
-        "the attempt is unsettled still, so the way out abandons it; only the error says less"
     ),
     ("lualock.protocol.waiting", "an old message is believed"): (
         "the message itself says since when: what is uncertain is claimed first, and refused; "

@@ -147,7 +147,8 @@ class Process:
         def use(line: Line) -> None:
             owed = Owed(line, call, posted)
             call.via = owed if self.threads else line
-            line.send(owed, hold=call.lazy and self.threads and self.world.random.random() < 0.5)
+            held = call.lazy and self.threads and self.world.random.random() < 0.5
+            line.send(owed, whole=call.lazy, hold=held)
             self.put_back(line)
             done(owed)
 
@@ -394,11 +395,9 @@ class Line:
         if took and call.script.name == "start":
             # The job's place goes with it, which by now may be that of its retry.
             world.record("cause", what="ghost", lock=f"{lock_of(call)}:job")
-        token = token_of(call)
-        if took and call.script.name == "reserve" and token in world.reserved:
-            world.let_in[token] = int(call.parts[3]) / 1000
         if not (took or queued) or world.t <= expires:
             return
+        token = token_of(call)
         world.record("cause", what="let_in", lock=lock_of(call), id=token.decode().rstrip("._"))
         if call.script is ENQUEUE:
             ttl_ms = call.parts[2][22:].split(b" ")[0]

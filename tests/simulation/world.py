@@ -40,11 +40,8 @@ class World:
         self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         # What only a clock that was put back let in, when its caller had long gone: for how long
-        # it may have the lock. (Also a second request to reserve, for ``reserved``.)
+        # it may have the lock.
         self.let_in: dict[bytes, float] = {}
-        # The tokens of jobs that once had their place: nobody can lay what is left of that, for
-        # the job's retry reserves its place by the same token.
-        self.reserved: set[bytes] = set()
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
         self.faults: Counter[str] = Counter()
         self.trace: list[str] | None = [] if trace else None
