@@ -105,8 +105,11 @@ async def test_stopped_past_the_end_of_its_lease(shell: World, renewed: str) -> 
     with program(STOPPED, shell.server.url, "asyncio" if shell.asynchronous else "", renewed) as p:
         assert line(p) == "has"
         p.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
         lease = await settle(mine.acquire(timeout=10))
         record = shell.client.get(mine.key)
+        # Its ttl of 0.5 s was counted from before it was stopped.
+        await shell.until(lambda: time.monotonic() > stopped + 0.6)
         p.send_signal(signal.SIGCONT)
         assert line(p) == "lost"
         assert [line(p) for _ in range(3)] == ["LeaseLost"] * 3
