@@ -338,6 +338,10 @@ REASONS: dict[tuple[str, str], str] = {
     ("lualock.protocol.waiting", "a timeout lays no ghost"): (
         "the way out of ``acquire``, which an error takes too, lays it again: the step is of no use"
     ),
+    ("lualock.lease", "a refused claim is taken for a lease"): (
+        "rules are there (claim, overlap), but a claim is refused only when it is 2.5 s late while "
+        "its holder works on, and claims, which follow a message at once, hardly ever meet a fault"
+    ),
 }
 """Why a mutant may survive, by its file and what it does."""
 
