@@ -8,6 +8,7 @@
 """
 
 from lualock import aio
+from lualock.acl import acl_rule
 from lualock.errors import (
     AccessDenied,
     EmbeddedUnavailable,
@@ -45,6 +46,7 @@ __all__ = [
     "StaleFence",
     "UnsupportedServer",
     "__version__",
+    "acl_rule",
     "aio",
     "connect",
 ]

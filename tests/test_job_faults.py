@@ -13,7 +13,7 @@ from lualock import jobs
 from lualock.jobs import verbs
 from lualock.script import SCRIPTS
 from tests.delivery import Queue, held, place
-from tests.faults import FaultProxy
+from tests.faults import Fault, FaultProxy
 from tests.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL
 from tests.test_jobs import Log, as_job
 from tests.world import World
@@ -115,3 +115,32 @@ async def test_faults(shell: World) -> None:
     if shell.asynchronous:
         await asyncio.gather(*(locks.aclose() for locks in shell.made))
     assert failures == []
+
+
+async def test_a_place_that_could_not_be_given_up(shell: World) -> None:
+    """A job that waited, and whose place would not go, comes back: nothing takes the place from its
+    next attempt, which others are told of."""
+    with FaultProxy(shell.server.socket) as proxy, lualock.connect(shell.server.url) as rivals:
+        locks = shell.connect(proxy.url)
+        made = locks.job(key="x", unique="queued", policy=jobs.Wait(5))(as_job(shell, _never))
+        queue = Queue(shell, made)
+        assert await queue.put(job_id="a")
+        lease = rivals.lock("x").acquire()
+        proxy.choose = {"release": Fault("drop request")}.get
+        waits = asyncio.ensure_future(queue.deliver(beside=True, will_retry=lambda error: 5.0))
+        await shell.until_waiters(queue.work.lock(), 1)
+        lease.release()
+        with pytest.raises(lualock.LockUnavailable):
+            await waits
+        await shell.until(lambda: not held(shell, queue.work.lock().key))
+        assert len(proxy.met) == 2
+        assert held(shell, place(queue.work.lock()))
+        refused = await queue.put(job_id="b")
+        assert (refused.job_id, refused.state) == ("a", "queued")
+        if shell.asynchronous:
+            await locks.aclose()
+
+
+def _never() -> None:
+    """A job's body."""
+    raise AssertionError("it ran")

@@ -17,6 +17,7 @@ LAYERS = [
     {"drive"},
     {"block", "lease", "wish", "find", "watch", "sync", "aio"},
     {"jobs", "embedded", "fencing", "testing"},
+    {"acl"},
     {"__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -22,6 +22,7 @@ def test_examples(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
+    namespace["store"].execute_command("ACL", "DELUSER", "locker")  # type: ignore[attr-defined]
     namespace["locks"].close()  # type: ignore[attr-defined]  # the example leaves it open
 
 

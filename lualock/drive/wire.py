@@ -58,9 +58,8 @@ _REFUSALS = {
     "TRYAGAIN": "the lock's slot is being moved to another node",
 }
 
-
-# How it says so where it is a script that may not use a command: from Redis 7 on, and before.
-_NO_RIGHT = ("ACL failure in script", "The user executing the script can't")
+# What a server says of a script that does what its user may not: with no code word of its own.
+_FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 
 def pack(call: Call, *, source: bool = False) -> bytes:
@@ -152,7 +151,7 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
     """What an error that the *server* answered means. The request had no effect."""
     # Before Redis 7 an error inside a script stands behind 'ERR Error running script (...): '.
     words = set(re.findall(r"[A-Z]{3,}", text))
-    if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _NO_RIGHT):
+    if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _FORBIDDEN):
         return AccessDenied(
             f"the server refuses this user ({text}): check the user name, the password and the "
             "ACL rules of the connection"
