@@ -144,7 +144,7 @@ async def _time_out(locks: aio.Locks, points: Points) -> None:
 
 async def _give_up(locks: aio.Locks, points: Points) -> None:
     with pytest.raises(lualock.NotAcquired):
-        await points.run(locks.lock("x", ttl=60).acquire(timeout=0.02))
+        await points.run(locks.lock("x", ttl=60).acquire(timeout=0.1))
 
 
 async def test_every_await_of_one_that_gives_up(server: Server, resp: int) -> None:

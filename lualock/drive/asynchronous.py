@@ -22,6 +22,7 @@ from lualock.drive.mux import Mux
 from lualock.errors import LockError, LockUnavailable
 from lualock.protocol import (
     LAST_WORD_S,
+    LOOK_LATE_S,
     Batch,
     Call,
     Later,
@@ -86,12 +87,24 @@ class _Posted:
 class _Place:
     """Where one waiter finds its messages."""
 
-    __slots__ = ("messages", "since", "waiter")
+    __slots__ = ("messages", "since", "timer", "waiter")
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
         self.waiter: asyncio.Future[bytes | None] | None = None
+        self.timer: asyncio.TimerHandle | None = None  # ends its wait
         self.since = 0
+
+    def wait_less(self, seconds: float) -> bool:
+        """Let the waiter wait no longer than that from now on; whether there is one."""
+        timer = self.timer
+        if timer is None:
+            return False
+        loop = asyncio.get_running_loop()
+        if timer.when() > loop.time() + seconds:
+            timer.cancel()
+            self.timer = loop.call_later(seconds, self.tell, None)
+        return True
 
     def tell(self, message: bytes | None) -> None:
         """Wake the waiter; ``None``: its time is over."""
@@ -218,7 +231,12 @@ class _LoopConnections:
 
     def _heard(self, payload: bytes) -> None:
         if (place := self._places.get(payload[:22])) is not None:
-            place.tell(payload[22:])
+            message = payload[22:]
+            # Who is first now need not be woken just to wait again: that would cost more than all
+            # else that a hand-over costs here.
+            if message[:1] == b"=" and place.wait_less(int(message[1:]) / 1000 + LOOK_LATE_S):
+                return
+            place.tell(message)
 
     def _lost(self) -> None:
         self._count += 1
@@ -236,12 +254,12 @@ class _LoopConnections:
             return b""
         loop = asyncio.get_running_loop()
         place.waiter = loop.create_future()
-        timer = loop.call_later(min(seconds, 86_400.0), place.tell, None)
+        place.timer = loop.call_later(min(seconds, 86_400.0), place.tell, None)
         try:
             return await place.waiter
         finally:
-            timer.cancel()
-            place.waiter = None
+            place.timer.cancel()
+            place.waiter = place.timer = None
 
     def lay(self, step: Later) -> None:
         """Make the call when the ghost has expired, unless its connection has lived until then:

@@ -55,6 +55,7 @@ from lualock.protocol.terms import Ask, Grant
 from lualock.protocol.waiting import (
     ACQUIRE,
     CLAIM_MS,
+    LOOK_LATE_S,
     abandon,
     acquire,
     claim,
@@ -73,6 +74,7 @@ __all__ = [
     "HAND_OVER",
     "INSPECT",
     "LAST_WORD_S",
+    "LOOK_LATE_S",
     "RELEASE",
     "Ask",
     "Batch",

@@ -102,7 +102,9 @@ class Wait:
     """Let ``seconds`` pass, or less if a message for ``token`` comes.
 
     The reply is ``None`` when the time has passed, else the message: a fence (the lock was given
-    to the token), or ``b""`` (look again; also when messages may have been lost).
+    to the token), or ``b""`` (look again; also when messages may have been lost). ``b"="`` and a
+    number of milliseconds (the token is first, and the lock held for so long) is handed on too, or
+    the driver itself waits no longer than that and ``LOOK_LATE_S``.
     """
 
     seconds: float

@@ -193,6 +193,10 @@ async def arq_interrupted(url: str) -> None:
         elif end == "too long":
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await entry.result.result(timeout=30)
+        if end in ("aborted", "too long"):
+            # arq closes by cancelling whatever still goes on, also what it writes of a job's end.
+            while not all(job.done() for job in runs.tasks.values()):  # noqa: ASYNC110 - arq has no event
+                await asyncio.sleep(0.01)
         await runs.close()
         await asyncio.wait([task])
         assert await locks.lock("x").locked() == (end == "stopped"), end
