@@ -214,3 +214,17 @@ def test_an_adoption_that_may_have_happened_says_so() -> None:
     with pytest.raises(lualock.LockUnavailable) as told:
         steps.send(b"released")
     assert told.value.outcome_unknown
+
+
+def test_what_was_kept_for_a_retry_may_have_been_taken_over() -> None:
+    """The first request was carried out, its reply lost, and the job's next delivery, which has the
+    token, took the lock over: its loss is not certain, and nobody is to be told of it."""
+    server = ServerClock(lambda: 0.0, 5.0)
+    server.compare(0.0, 0.0, 0)
+    ask = Ask("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    steps = adopt(ask, b"t" * 22, server, "kept", fresh=False)
+    assert isinstance(next(steps), Call)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), Call)
+    with pytest.raises(lualock.LockUnavailable) as told:
+        steps.send([b"held", b"another"])
+    assert told.value.outcome_unknown

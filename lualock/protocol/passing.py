@@ -89,6 +89,10 @@ def take(
                 step = None
                 if final:
                     ghost = None
+                    if unknown is not None and not fresh:
+                        # It may have been taken, and taken over since by whoever else has the
+                        # token: a job's next delivery.
+                        raise unknown
                 raise refusal(reply)
             if ghost is not None and fresh:
                 yield lay(ask, ghost)
