@@ -270,7 +270,11 @@ class _Rules:
                 last = one
 
     def _running(self, lock: str, attempts: list[Attempt], runs: dict[str, str]) -> Iterator[_Span]:
-        """Those who have the lock; a job that started with a place has it since it was placed."""
+        """Those who have the lock; a job that started with a place has it since it was placed,
+        unless another delivery of it had started since with that place."""
+        gots: defaultdict[str, list[float]] = defaultdict(list)
+        for one in attempts:
+            gots[runs.get(one.id, one.id)].append(one.got)
         for one in attempts:
             if one.until <= one.got:
                 continue
@@ -278,7 +282,8 @@ class _Rules:
             job = self._jobs.get((lock, name))
             if job is not None and job.takes.get(one.asked, -math.inf) >= one.got:
                 for place in job.spans:
-                    if place.end == one.asked:
+                    other = any(place.end <= got < one.got for got in gots[name])
+                    if place.end == one.asked and not other:
                         start, asked = place.start, place.asked
             yield _Span(start, one.until, name, asked)
 

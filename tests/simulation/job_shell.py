@@ -63,7 +63,6 @@ class Actor(Client):
         self.resources = {lock.key: lock for lock in locks}
         self.job = ""  # the id of the one in hand
         self.lease: Lease | None = None
-        self.kept = False  # whether the lock may be kept for the job in hand
         self.careful = True
         self.alone = False  # whether what it reserves is to be refused also while one runs
         self.pid = int(process.name[1:])
@@ -126,7 +125,7 @@ class Actor(Client):
         if lease is None or lease.over:
             return (yield from steps)
         lease.begin_end()
-        self.kept = True
+        self.world.kept.add(self.job)
         outcome = "unknown"
         try:
             grant = yield from steps
@@ -145,7 +144,7 @@ class Actor(Client):
         wait_s = 0 if starts else getgeneratorlocals(steps)["wait_s"]
         ident = ask.token.decode().rstrip("_")
         who = {"lock": name_at(key), "who": process.name, "id": ident}
-        what = "adopt" if starts and self.kept else ""
+        what = "adopt" if starts and self.job in world.kept else ""
         world.record("ask", wait_s=wait_s, what=what, other=self.job, **who)
         self.asks(ask.token)
         place, lost = verbs.place_key(key), process.lost_replies

@@ -55,7 +55,6 @@ class Work:
     in_hand: int = 0  # how many deliveries are under way
     ready: int = 0  # how many are to come
     over: bool = False
-    kept: bool = False
     ended: str = ""  # how the last run did
 
     @property
@@ -132,7 +131,7 @@ class Worker(Actor):
 
     def deliver(self, work: Work) -> Steps[None]:
         """One delivery of a job."""
-        self.job, self.lease, self.kept = work.id, None, work.kept
+        self.job, self.lease = work.id, None
         self.careful = work.listens
         delivery = Delivery(work.id, work.token or None, work.again_s)
         delay_s: float | None = None
@@ -257,7 +256,6 @@ class Queue:
         worker.delivery = None
         work.in_hand -= 1
         work.attempts += counts
-        work.kept |= worker.kept
         if delay_s is not None:
             self.put(work, delay_s)
         self._check(work, worker.process)

@@ -35,5 +35,8 @@ REGRESSIONS: dict[int, str] = {
     160073: "workers that all waited for a lock that was kept for a job's retry (takes long)",
     265092: "who replaced another, and was interrupted taking its request back, kept the lock",
     265903: "a lost reservation that came when the job had run: for a few seconds (excused)",
+    362553: "who kept its lock for a retry, which had it already, was told that it had expired",
+    488603: "a job's second delivery, that came later than its first had run (the simulator's)",
+    556333: "a retry that began before the other worker knew that the lock was kept (its too)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }

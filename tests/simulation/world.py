@@ -43,6 +43,7 @@ class World:
         # it may have the lock.
         self.let_in: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they got a lock
+        self.kept: set[str] = set()  # the jobs for whose retry a lock may be kept
         self.faults: Counter[str] = Counter()
         self.trace: list[str] | None = [] if trace else None
         self.latency_us = 150  # of a message, in the middle
