@@ -240,8 +240,7 @@ class Lock(BaseLock):
         block = begin(self)
         ask, server = self._ask(), self._locks._driver.server_clock
         lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
-        if self._care.cancel:
-            lease._begin()
+        lease._begin()
         return lease
 
     @block_end
