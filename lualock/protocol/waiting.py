@@ -100,6 +100,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
                 told = yield from abandon(attempt)
             if (ghost := attempt.possible_ghost()) is not None:
                 yield lay(ask, ghost)
+                attempt.ghost = None
             raise (told or refused) from None
     except (GeneratorExit, KeyConflict):
         raise

@@ -69,7 +69,7 @@ class Renewal(Watch):
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._busy = False
+        self.busy = False
         self._start_empty(process.server_clock)
 
     def _wake_at(self, look_at: float) -> None:
@@ -78,12 +78,12 @@ class Renewal(Watch):
         self._process.soon(int(late_s * US) + 1, self._wake, look_at)
 
     def _wake(self, look_at: float) -> None:
-        if not self._busy and look_at == self._wakes_at:
-            self._busy = True
+        if not self.busy and look_at == self._wakes_at:
+            self.busy = True
             self._process.start(self.round(), self._looked)
 
     def _looked(self, lost: Any, error: BaseException | None) -> None:
-        self._busy, self._wakes_at = False, math.inf
+        self.busy, self._wakes_at = False, math.inf
         next_look = self.next_look()
         if next_look < math.inf:
             self._wake_at(next_look)
@@ -281,7 +281,8 @@ class Holding:
                 if turn.ending == "forget":
                     self.drop()
                     self._over = True
-                    while self._lease._grant.claim is not None and self._lease.held:
+                    # What was sent before it was forgotten still counts: its claim, its renewal.
+                    while self._client.renewal.busy or self._claiming():
                         yield Wait(0.05)
                     self._forgets = True
                     return
@@ -311,6 +312,9 @@ class Holding:
         finally:
             if outcome and not process.dead:
                 self.world.record("released", what=outcome, **self.who)
+
+    def _claiming(self) -> bool:
+        return self._lease._grant.claim is not None and self._lease.held
 
     def drop(self) -> None:
         if self._turn.renew:

@@ -159,8 +159,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "protocol.waiting",
         "a timeout lays no ghost",
         "            if (ghost := attempt.possible_ghost()) is not None:\n"
-        "                yield lay(ask, ghost)\n            raise",
-        "            raise",
+        "                yield lay(ask, ghost)\n",
+        "            if attempt.possible_ghost() is not None:\n",
     ),
     (
         "protocol.waiting",
@@ -334,9 +334,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
-    ),
-    ("lualock.protocol.waiting", "a timeout lays no ghost"): (
-        "the way out of ``acquire``, which an error takes too, lays it again: the step is of no use"
     ),
     ("lualock.lease", "a refused claim is taken for a lease"): (
         "rules are there (claim, overlap), but a claim is refused only when it is 2.5 s late while "
