@@ -25,7 +25,7 @@ from bench import rivals
 from bench.processes import CONTEXT
 from bench.setting import Setting, within
 
-WARM_UP_S = 0.2
+WARM_UP_S, WARM_UP_EACH_S = 0.2, 0.02  # so that all have connected, and been served
 RUN_S, QUICK_RUN_S = 0.5, 0.3
 MOST_TURNS = 200_000  # of one process; the files are sparse
 SIZE = 8 * (2 + 3 * MOST_TURNS)
@@ -91,7 +91,7 @@ def gather(setting: Setting, rival: str, processes: int, *, hold_s: float = 0.0)
             for _ in workers:
                 _next(told)
             begin.set()
-            time.sleep(WARM_UP_S)
+            time.sleep(WARM_UP_S + WARM_UP_EACH_S * processes)
             client.config_resetstat()
             start = time.monotonic()
             time.sleep(run_s)

@@ -29,6 +29,7 @@ COLOURS = {
     "ReaderThread": "#1f77b4",
     "OwnConnection": "#2ca02c",
     "PING": "#000000",
+    "two scripts": "#000000",
     "SET + DEL": "#444444",
 }
 

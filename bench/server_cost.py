@@ -2,8 +2,9 @@
 
 Each way goes one request at a time, with client and server on one core: a server that slept on
 another core takes longer, and not always equally. Commands that a script calls are counted in the
-script's own time and do not count twice. Left out are pottery, whose time is elsewhere, and
-portalocker and python-redilock, which know no unix socket."""
+script's own time and do not count twice. Beside them is the least that two scripts cost which read
+a key and write it with a time to live, and decide nothing. Left out are pottery, whose time is
+elsewhere, and portalocker and python-redilock, which know no unix socket."""
 
 from __future__ import annotations
 
@@ -21,6 +22,14 @@ from bench.stats import ratio
 
 PAIRS, QUICK_PAIRS = 1000, 500
 LEFT_OUT = ("pottery", "portalocker", "python-redilock")
+
+FLOOR = "two scripts, a read and a write each"
+READ_AND_WRITE = """\
+local was = redis.call('GET', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', '30000')
+return was
+"""
+HELD, RELEASED = "H" * 80, "R" * 39  # as long as lualock's records are
 
 TITLE = "what it costs the server"
 WORDS = __doc__
@@ -60,6 +69,7 @@ def run(setting: Setting) -> list[Row]:
             for name, pair in found.items()
             if name not in uncontended.LIMITS
         }
+        ways[FLOOR] = partial(_server_us, client, _floor(client), pairs)
         took = setting.rounds("server_cost", ways)
     plain = [pair_us for pair_us, _ in took[rivals.PLAIN]]
     rows = []
@@ -68,6 +78,12 @@ def run(setting: Setting) -> list[Row]:
         medians = statistics.median(pair_us), statistics.median(scripts_us)
         rows.append(Row(name, *medians, ratio(pair_us, plain)))
     return rows
+
+
+def _floor(client: Any) -> Callable[[], object]:
+    script = client.script_load(READ_AND_WRITE)
+    ask = partial(client.evalsha, script, 1, "bench-floor")
+    return lambda: (ask(HELD), ask(RELEASED))
 
 
 def _server_us(client: Any, pair: Callable[[], object], pairs: int) -> tuple[float, float]:

@@ -118,6 +118,8 @@ def test_the_wrong_kind_of_client() -> None:
         (lualock.connect, "http://localhost", "not a server's URL"),
         (lualock.connect, "localhost:6379", "not a server's URL"),
         (lualock.connect, "redis://localhost:port", "not a server's URL"),
+        (lualock.connect, "redis://localhost/abc", "the number of a database, and not 'abc'"),
+        (lualock.connect, "redis://:pass/word@localhost/1", "not a server's URL. It begins"),
         (lualock.connect, redis.RedisCluster.__new__(redis.RedisCluster), "cluster"),
     ]
     for make, client, said in wrong:

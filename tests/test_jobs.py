@@ -707,6 +707,10 @@ def test_a_class_refuses(locks: Any) -> None:
         Nothing.run()
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (lualock.LockedJob,), {"perform": lambda self: None})
+    with pytest.raises(lualock.InvalidArgument, match=r"Job\.lock_timout .*mean lock_timeout"):
+        type("Job", (lualock.LockedJob,), {"lock_timout": 5})
+    with pytest.raises(lualock.InvalidArgument, match=r"Job\.loners is no setting of a LockedJob"):
+        type("Job", (lualock.LockedJob,), {"loners": 5})
     mixin = type("Mixin", (), {"perform": lambda self: None})
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (mixin, lualock.LockedJob), {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis
 import redis.asyncio
@@ -64,6 +65,7 @@ class Endpoint:
         """
         try:
             pool = redis.ConnectionPool.from_url(url)
+            _check_database(url)
         except (ValueError, TypeError) as error:
             # What it says of a part of the URL may be a part of the password.
             said = f": {error}" if "://" in url and "@" not in url else ""
@@ -139,3 +141,11 @@ class Endpoint:
         """The address, without anything secret."""
         told = self.settings
         return str(told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}")
+
+
+def _check_database(url: str) -> None:
+    """redis-py takes a path that is no number for database 0: other locks than were meant."""
+    parts = urlsplit(url)
+    path = unquote(parts.path).replace("/", "")
+    if parts.scheme != "unix" and path and not path.isdecimal():
+        raise ValueError(f"after the host comes the number of a database, and not {path!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -13,6 +14,9 @@ from lualock.jobs.bound import Bound
 from lualock.jobs.job import AnyLock, AnyLocks, Job, check_version, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
 from lualock.jobs.twins import default_locks, fitting
+
+# How the settings of a class begin; others of these names are misspelt.
+_OURS = "lock_", "loner"
 
 
 class LockedJob:
@@ -64,6 +68,7 @@ class LockedJob:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_spelling(cls)
         for name in (
             "perform",
             "lock",
@@ -195,3 +200,16 @@ class LockedJob:
         :raises LeaseLost: this code is part of no such run, or its lease has ended.
         """
         return run.refresh(cls._job(), cls._locks(), args, kwargs)
+
+
+def _check_spelling(cls: type[LockedJob]) -> None:
+    """A setting that is misspelt would be ignored, and the job run as if it were not there."""
+    known = [name for name in dir(LockedJob) if name.startswith(_OURS)]
+    for name in vars(cls):
+        if name.startswith(_OURS) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f": did you mean {near[0]}?" if near else ""
+            raise InvalidArgument(
+                f"{cls.__qualname__}.{name} is no setting of a LockedJob{meant} (names that begin "
+                f"with {' or '.join(_OURS)} are lualock's)"
+            )

@@ -115,7 +115,11 @@ class LockKit:
         """Let so much time pass for all leases of this server: those that had less left end.
 
         It is the server's view of them that changes; clocks go on as ever.
+
+        :raises InvalidArgument: time does not go backwards.
         """
+        if not 0 <= seconds < math.inf:
+            raise InvalidArgument(f"seconds must be 0 or more, and not {seconds!r}")
         passed_ms = math.ceil(seconds * 1000)
         ended = []
         with self._client() as client:
