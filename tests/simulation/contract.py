@@ -163,6 +163,8 @@ def _wakes_nobody(run: Run) -> Iterator[str]:
     same = (before.fence, before.end_ms) == (after.fence, after.end_ms)
     if not before.owner or not same or not before.tickets:
         return
+    if any(ticket[:22] == before.owner for ticket in before.tickets):
+        return  # a request that was thought lost has taken the lock just now, and told nobody
     first = before.tickets[0]
     if after.tickets[:1] == [first] and any(text[:22] == first[:22] for text, _ in run.told):
         yield "woke the first, and there is nothing new"

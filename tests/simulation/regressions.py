@@ -39,5 +39,6 @@ REGRESSIONS: dict[int, str] = {
     488603: "a job's second delivery, that came later than its first had run (the simulator's)",
     556333: "a retry that began before the other worker knew that the lock was kept (its too)",
     63235: "a lease that was forgotten while its renewal was under way (the simulator's)",
+    608160: "who had the lock by a lost request, and asked again in the same ms (the simulator's)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
