@@ -152,6 +152,8 @@ class BaseLease:
             why = "was released before"
         elif self._passed:
             why = "was passed on: handle() was called"
+        elif protocol.is_disowned(self._grant):
+            why = "is given back as soon as the server can be reached: its release failed"
         else:
             why = "had ended before"
         given_up = self._grant.released or self._passed
@@ -201,7 +203,8 @@ class BaseLease:
             event.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        if self._grant.released or self._passed or self._pid != fork.pid:
+        given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
+        if given_up or self._pid != fork.pid:
             raise self._no_longer("extended")
         watch = self._watch
         if watch is not None:

@@ -99,7 +99,7 @@ def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
     """The verbs of a holder work on it, and its tombstone lets the next one in."""
     raw.reserve(A)
     source = SCRIPTS["extend"].source.decode()
-    assert raw.client.eval(source, 1, PLACE, A, 60_000) == b"extended"
+    assert raw.client.eval(source, 2, PLACE, PLACE + b":queue", A, 60_000, 0) == b"extended"
     assert raw.client.pttl(PLACE) > 50_000
     source = SCRIPTS["release"].source.decode()
     assert raw.client.eval(source, 1, PLACE, B) == [b"held", b"job a"]
@@ -263,7 +263,7 @@ def test_died(raw: Raw) -> None:
         assert raw("died", job, A, holder) == b"another"
     assert raw("died", b"job 1", A, b"host:7:") == b"released"
     assert raw.client.get(LOCK)[:1] == b"R"
-    assert raw("extend", B, 30_000) == b"already"  # should it live after all
+    assert raw("extend", B, 30_000, 0) == b"already"  # should it live after all
     assert raw("died", b"job 1", A, b"host:7:") == b"missing"
     raw.acquire(C)
     assert raw("died", b"job 1", A, b"") == b"another"

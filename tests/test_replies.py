@@ -116,18 +116,45 @@ def test_release(raw: Raw) -> None:
 
 def test_extend(raw: Raw) -> None:
     """Extended, already, missing, held: and only the first writes."""
-    assert raw("extend", MINE, 9000) == b"missing"
+    assert raw("extend", MINE, 9000, 0) == b"missing"
     raw("acquire", MINE, 30_000, ALWAYS, b"me")
-    assert raw("extend", OTHERS, 90_000) == [b"held", b"me"]
+    assert raw("extend", OTHERS, 90_000, 0) == [b"held", b"me"]
     assert raw.client.pttl(KEY) <= 30_000
-    assert raw("extend", MINE, 90_000) == b"extended"
+    assert raw("extend", MINE, 90_000, 0) == b"extended"
     assert 30_000 < raw.client.pttl(KEY) <= 90_000
     raw("release", MINE)
-    assert raw("extend", MINE, 90_000) == b"already"
-    assert raw("extend", OTHERS, 90_000) == b"missing"
+    assert raw("extend", MINE, 90_000, 0) == b"already"
+    assert raw("extend", OTHERS, 90_000, 0) == b"missing"
     raw("acquire", OTHERS, 3000, ALWAYS, b"other")
-    assert raw("extend", MINE, 90_000) == b"already"
+    assert raw("extend", MINE, 90_000, 0) == b"already"
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
+
+
+def test_what_comes_late_shortens_nothing(raw: Raw, listening: Any) -> None:
+    """Of two requests for the same lease the one that asked for less may come last: a claim, a
+    renewal, a look of who has the lock already. Only who says so ends it sooner."""
+    take(raw, listening)
+    raw.enqueue(A)
+    raw("hand_over", MINE, 1)
+    lease = raw.client.get(KEY)[1:17] + A
+    assert raw("extend", lease, 90_000, 0) == b"extended"
+    assert raw("claim", lease, 5000) == b"claimed"
+    assert raw("extend", lease, 5000, 0) == b"extended"
+    word, left_ms, _ = raw.enqueue(A)
+    assert (word, left_ms > 80_000) == (b"owned", True)
+    assert raw.client.pttl(KEY) > 80_000
+    assert raw("extend", lease, 5000, 1) == b"extended"
+    assert raw.client.pttl(KEY) <= 5000
+
+
+def test_who_is_first_is_told_of_a_sooner_end(raw: Raw, listening: Any) -> None:
+    """Who is first means to look when the lease ends; its holder may let it end sooner."""
+    take(raw, listening)
+    raw.enqueue(A, _old(1))
+    assert raw("extend", MINE, 60_000, 0) == b"extended"
+    assert said(listening) is None
+    assert raw("extend", MINE, 700, 1) == b"extended"
+    assert said(listening) == A + b"=700"
 
 
 def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
@@ -136,12 +163,12 @@ def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
     raw.client.delete(KEY)
     again = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     record = raw.client.get(KEY)
-    assert raw("extend", fence + MINE, 90_000) == [b"held", b"me"]
+    assert raw("extend", fence + MINE, 90_000, 0) == [b"held", b"me"]
     assert raw("release", fence + MINE) == [b"held", b"me"]
     assert raw("hand_over", fence + MINE, 1) == [b"held", b"me"]
     assert raw.client.get(KEY) == record
     assert 0 < raw.client.pttl(KEY) <= 30_000
-    assert raw("extend", again + MINE, 90_000) == b"extended"
+    assert raw("extend", again + MINE, 90_000, 0) == b"extended"
     assert raw("release", again + MINE) == b"released"
     assert raw("release", again + MINE) == b"already"
     assert raw("release", fence + MINE) == b"missing"
@@ -193,7 +220,7 @@ def test_adopt(raw: Raw) -> None:
     assert owned[2] == fence
     assert raw("adopt", MINE, B, 9000, ALWAYS, b"another") == b"already"
     assert raw("release", MINE) == b"already"
-    assert raw("extend", MINE, 9000) == b"already"
+    assert raw("extend", MINE, 9000, 0) == b"already"
     assert raw("acquire", OTHERS, 9000, ALWAYS, b"other")[3] == b"heir"
     raw.enqueue(B)
     assert raw("adopt", A, C, 9000, ALWAYS, b"heir") > fence
@@ -228,7 +255,7 @@ def test_conflict(raw: Raw, value: bytes) -> None:
     for verb, *args in (
         ("acquire", MINE, 30_000, ALWAYS, b"me"),
         ("release", MINE),
-        ("extend", MINE, 30_000),
+        ("extend", MINE, 30_000, 1),
         ("adopt", MINE, OTHERS, 30_000, ALWAYS, b"other"),
         ("inspect",),
         ("enqueue", ticket(MINE), BAND, 0, 1, ALWAYS),
@@ -336,7 +363,7 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     assert message[38:] == record[1:17]  # the server's time: the fence, unless that was raised
     assert 0 < raw.client.pttl(KEY) <= 2500
     assert raw.waiters() == [B]
-    assert raw("extend", A, 30_000) == b"extended"
+    assert raw("extend", A, 30_000, 0) == b"extended"
 
     listening.close()  # nobody hears: B is gone, and the lock is free
     assert raw("hand_over", A, 1) == b"released"
@@ -358,7 +385,7 @@ def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
     assert raw("hand_over", MINE, 1) == b"handed_over"
     assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert said(listening) == B + b"=2500"
-    raw("extend", A, 9000)
+    raw("extend", A, 9000, 0)
     raw("abandon", C, ticket(C), 1, b"")  # it was not first
     assert said(listening) is None
     raw.enqueue(C, _old(3))

@@ -279,6 +279,21 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
     assert not lease.lost
 
 
+async def test_a_sooner_end_that_was_not_heard_of(shell: World, proxy: Proxy) -> None:
+    """A request to end a lease sooner whose reply was lost may have been carried out, or may be yet:
+    from then on the lease promises no more than that would leave of it."""
+    lock = shell.connect(proxy.url).lock("x", ttl=30)
+    lease = await settle(lock.acquire())
+    proxy.lose_reply = 2
+    with pytest.raises(lualock.LockUnavailable, match="may or may not"):
+        await settle(lease.extend(5))
+    assert lease.remaining() <= 5
+    await settle(lease.extend(60))
+    assert 0 < lease.remaining() <= 5
+    assert ((await settle(lock.inspect())).remaining_s or 0) > 50
+    await settle(lease.release())
+
+
 async def test_a_release_that_never_arrived_is_made_up_for(
     shell: World, one_server: Server
 ) -> None:
@@ -291,6 +306,8 @@ async def test_a_release_that_never_arrived_is_made_up_for(
         with pytest.raises(lualock.LockUnavailable):
             await settle(lease.release())
         assert not lease.held
+        with pytest.raises(lualock.LeaseLost, match="its release failed"):
+            await settle(lease.extend(60))  # it would be given to another all the same
         await shell.until(lambda: shell.client.get(lock.key)[:1] == b"R")
         await settle(lease.release())  # it may be tried again: that has happened
         if shell.asynchronous:

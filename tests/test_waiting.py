@@ -528,6 +528,48 @@ def test_a_holder_that_dies_with_those_in_front(
         assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
 
 
+def test_a_claim_that_comes_late(server: Server) -> None:
+    """The claim waits in the kernel for the next request of its connection, and another connection
+    may overtake it: it must not take away what the lease was extended to since."""
+    with lualock.connect(server.tcp_url) as locks, lualock.connect(server.url) as others:
+        held = others.lock("x", ttl=30).acquire()
+        lock = locks.lock("x", ttl=3)
+        found: list[lualock.Lease] = []
+        waiter = threading.Thread(target=lambda: found.append(lock.acquire()))
+        waiter.start()
+        wait_until(lambda: lock.inspect().waiters == 1)
+        held.release()
+        waiter.join()
+        idle = locks._driver._idle
+        aside = list(idle)  # one of them has it
+        idle.clear()
+        found[0].extend(60)
+        idle.extend(aside)
+        for _ in aside:
+            lock.inspect()
+            idle.rotate()
+        wait_until(lambda: found[0]._grant.claim is None)
+        assert (lock.inspect().remaining_s or 0) > 50
+        assert found[0].remaining() > 50
+        found[0].release()
+
+
+@each_server
+def test_who_waits_knows_of_a_sooner_end(
+    server: Server, new_waiters: Callable[[int], list[Waiter]]
+) -> None:
+    """A holder that lets its lease end sooner, and is gone, is replaced when it ends."""
+    with lualock.connect(server.url) as locks:
+        lease = locks.lock("x", ttl=30).acquire()
+        (waiter,) = new_waiters(1)
+        left_s = lease.remaining()
+        wait_until(lambda: lease.remaining() < left_s - 0.3)  # it has looked for the last time
+        lease.extend(0.5)
+        start = time.monotonic()
+        assert waiter.line().startswith("has ")
+        assert time.monotonic() - start < 5
+
+
 CROWD = """
 import asyncio
 from lualock import aio

@@ -46,14 +46,15 @@ def leave(lock: AnyLock, token: bytes) -> Actions[None]:
 
 
 def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
-    """Keep a place for so long from now on; whether it was still there. Never raises for want of
+    """Keep a place for so long from now on at least; whether it was still there. Never raises for want of
     a server: it then ends earlier."""
     driver: Any = lock._locks._driver
     ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
     try:
         yield partial(
             driver.run,
-            protocol.extend(ask_of(lock, token), Grant(0, math.inf), ttl_ms, driver.clock),
+            # Of no deadline that is known: it is not shortened.
+            protocol.extend(ask_of(lock, token), Grant(0, -math.inf), ttl_ms, driver.clock),
         )
     except LeaseLost:
         return False

@@ -102,6 +102,11 @@ def disown(grant: Grant) -> None:
     grant.claim, grant.deadline = None, -math.inf
 
 
+def is_disowned(grant: Grant) -> bool:
+    """Whether it was, or will be, released, though nobody has said so yet."""
+    return grant.deadline == -math.inf
+
+
 def named(ask: Ask, grant: Grant) -> bytes:
     """A lease as the server's record has it. By its fence too, for a request that was lost may take
     the lock again, under the same token, when the lease has ended and others have had the lock.
@@ -167,21 +172,32 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
 
     :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
     """
-    step = Call(EXTEND, (ask.key, named(ask, grant), b"%d" % ttl_ms))
     sent = clock()
+    deadline = sent + ttl_ms / 1000
+    # Only what is to shorten it can: whatever else arrives late takes nothing away.
+    shorten = deadline < max(grant.deadline, grant.claimed_deadline if grant.claim else -math.inf)
+    step = _extend(ask, grant, ttl_ms, shorten=shorten)
     try:
         reply = yield step
     except LockUnavailable as error:
+        if shorten and error.outcome_unknown:
+            grant.claim, grant.deadline = None, min(grant.deadline, deadline)
+            grant.at_most_s = min(grant.at_most_s, ttl_ms / 1000)
         reply = yield from resend(step, error)
     if reply == b"extended":
-        return sent + ttl_ms / 1000
+        return min(deadline, sent + grant.at_most_s)
     raise lost(ask.name, ask.key, reply, "extended")
+
+
+def _extend(ask: Ask, grant: Grant, ttl_ms: int, *, shorten: bool) -> Call:
+    told = named(ask, grant), b"%d" % ttl_ms, b"1" if shorten else b"0"
+    return Call(EXTEND, (ask.key, ask.queue, *told))
 
 
 def extend_all(
     wanted: Sequence[tuple[Ask, Grant, int]], clock: Clock, within_s: float
 ) -> Steps[list[float | LockError]]:
-    """Extend many leases (ask, grant, ttl_ms), in as few round trips as possible, within some time.
+    """Extend many leases (ask, grant, ttl_ms), and shorten none, in as few round trips as possible, within some time.
 
     Returns for each its new deadline on the driver's clock, or why there is none: ``LeaseLost``,
     ``KeyConflict``, or a ``LockUnavailable`` for which it should be tried again.
@@ -189,10 +205,7 @@ def extend_all(
     outcomes: list[float | LockError] = []
     for start in range(0, len(wanted), BATCH):
         part = wanted[start : start + BATCH]
-        calls = [
-            Call(EXTEND, (ask.key, named(ask, grant), b"%d" % ttl_ms))
-            for ask, grant, ttl_ms in part
-        ]
+        calls = [_extend(ask, grant, ttl_ms, shorten=False) for ask, grant, ttl_ms in part]
         sent = clock()
         step = Batch(calls, sent + within_s)
         try:
@@ -207,9 +220,9 @@ def extend_all(
                 replies = yield step
             except LockUnavailable as again:
                 return outcomes + [again] * (len(wanted) - start)
-        for (ask, _, ttl_ms), reply in zip(part, replies, strict=True):
+        for (ask, grant, ttl_ms), reply in zip(part, replies, strict=True):
             if reply == b"extended":
-                outcomes.append(sent + ttl_ms / 1000)
+                outcomes.append(sent + min(ttl_ms / 1000, grant.at_most_s))
             elif isinstance(reply, LockError):
                 outcomes.append(reply)
             else:

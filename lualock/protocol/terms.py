@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lualock.protocol.steps import Pending
@@ -42,6 +43,9 @@ class Grant:
     waited: bool = False
     claim: Pending | None = None
     claimed_deadline: float = 0.0
+    at_most_s: float = math.inf
+    """What is left of the lease, from any time on, if a request to shorten it whose reply was lost
+    arrives then."""
     released: bool = False
     lost: bool = False
     """The server said that it is not ours any more."""

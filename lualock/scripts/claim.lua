@@ -1,8 +1,8 @@
 -- claim: let a lease that was given to a waiter last its whole ttl
 -- KEYS[1] lock    the lock's key
 -- ARGV[1] lease   its fence and its token, as they stand in the record
--- ARGV[2] ttl_ms  how long the lease lasts from now on, a whole number above 0
--- Returns 'claimed'  it is ours and lasts ttl_ms from now
+-- ARGV[2] ttl_ms  how long the lease lasts from now on at least, a whole number above 0
+-- Returns 'claimed'  it is ours and lasts ttl_ms from now, or longer
 -- Returns 'missing'  it is not ours any more; nothing was done
 
 local lock = KEYS[1]
@@ -13,5 +13,5 @@ local ttl_ms = ARGV[2]
 if redis.call('GETRANGE', lock, 0, 38) ~= 'W' .. lease then
   return 'missing'
 end
-redis.call('PEXPIRE', lock, ttl_ms)
+--@include lengthen
 return 'claimed'

@@ -45,13 +45,12 @@ if time_us > deadline then
 elseif held and string.sub(record, 18, 39) == own then
   local _, ttl_ms = open_ticket(ticket)
   local waited = redis.call('ZREM', queue, ticket) == 1  -- first, for it fails at a foreign queue
-  redis.call('PEXPIRE', lock, ttl_ms)
+  --@include lengthen
   if waited then
     -- A request of before it waited, which was thought lost, took the lock.
-    local left_ms = ttl_ms
     --@include tell_first
   end
-  return {'owned', tonumber(ttl_ms), last}
+  return {'owned', tonumber(left_ms), last}
 end
 
 local before = record and string.sub(record, 18, 39) or NOBODY

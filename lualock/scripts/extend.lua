@@ -1,18 +1,23 @@
 -- extend: let a lease last ttl_ms from now on, if it has the lock
--- KEYS[1] lock    the lock's key
--- ARGV[1] lease   the lease's fence and its token as one word, or its token alone
--- ARGV[2] ttl_ms  how long the lease lasts from now on, a whole number above 0
--- Returns 'extended'       it is ours and lasts ttl_ms from now
+-- KEYS[1] lock   the lock's key
+-- KEYS[2] queue  the tickets of those who wait
+-- ARGV[1] lease    the lease's fence and its token as one word, or its token alone
+-- ARGV[2] ttl_ms   how long the lease lasts from now on, a whole number above 0
+-- ARGV[3] shorten  '1': also where that is less than is left of it; '0': at least so long
+-- Returns 'extended'       it is ours and lasts ttl_ms from now, or longer
 -- Returns 'already'        it was released before
 -- Returns 'missing'        the lease ended before, and nobody has the lock
 -- Returns {'held', about}  the lease ended before, and somebody else has the lock
 -- Returns {'conflict'}     the key holds what lualock did not write
 
 local lock = KEYS[1]
+local queue = KEYS[2]
 local lease = ARGV[1]
 local ttl_ms = ARGV[2]
+local shorten = ARGV[3]
 
 --@include record
+--@include queue
 
 local record = redis.call('GET', lock)
 if not record then
@@ -24,7 +29,17 @@ if string.sub(record, 40 - #lease, 39) == lease then
   if state ~= HELD and state ~= HELD_WAITED then
     return 'already'
   end
+  if shorten ~= '1' then
+    --@include lengthen
+    return 'extended'
+  end
+  local waited = state == HELD_WAITED and redis.call('ZCARD', queue) > 0
   redis.call('PEXPIRE', lock, ttl_ms)
+  if waited then
+    -- Who is first means to look when the lease would have ended.
+    local now, left_ms, own = redis.call('TIME'), ttl_ms, nil
+    --@include tell_first
+  end
   return 'extended'
 end
 

@@ -468,7 +468,7 @@ def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verd
     """release: what is said of it is true."""
     following: Attempt | None = None  # who had it next
     for one in reversed(holds):
-        wrong = ""
+        wrong, since = "", one.asked
         # By its fence, too: who had it first may hear of it last.
         if (
             following is not None
@@ -477,13 +477,14 @@ def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verd
             and following.fence > one.fence
         ):
             wrong = f"{one.id} was told that it released {lock}, which {following.id} had by then"
+            since = min(one.asked, following.asked)  # who had it first may have been paused since
         elif one.outcome == "lost" and one.released < one.deadline:
             wrong = (
                 f"{one.id} was told that its lease of {lock} had ended, "
                 f"{one.deadline - one.released:.6f} s before it does"
             )
         if wrong and not (
-            world.first_of(OVERLAPS, lock, one.asked, one.released)
+            world.first_of(OVERLAPS, lock, since, one.released)
             # A ghost of its own may have taken the lock again, which it then did release.
             or world.first_of(("ghost",), lock, one.got, one.released)
         ):

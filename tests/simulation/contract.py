@@ -16,6 +16,7 @@ from tests.simulation.store import Refused, SortedSet, Store
 YOUNG_TICKS = 600  # of 0.1 ms
 
 TICKET, PLACE, MOST, FAIR_ENQUEUE, DEADLINE_ENQUEUE = 2, 3, 4, 5, 6  # in the parts of enqueue
+TTL_EXTEND, SHORTEN = 3, 4  # in those of extend
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ def broken(run: Run) -> Iterator[str]:
         return
     token = parts[TICKET][:22] if verb == "enqueue" else parts[2 if len(parts) > 3 else 1]
     if verb in ("extend", "claim"):
-        token = parts[1]
+        token = parts[2 if verb == "extend" else 1]
     yield from _tells_first(run, token[-22:])
     yield from _wakes_nobody(run)
     check = _CHECKS[verb]
@@ -160,6 +161,8 @@ def _tells_first(run: Run, token: bytes) -> Iterator[str]:
 def _wakes_nobody(run: Run) -> Iterator[str]:
     """Who is first already, behind the same lease, knows all that there is to say."""
     before, after = run.before, run.after
+    if run.call.script.name == "extend":
+        return  # it may be shortened to what was left of it
     same = (before.fence, before.end_ms) == (after.fence, after.end_ms)
     if not before.owner or not same or not before.tickets:
         return
@@ -209,7 +212,11 @@ def _keeps_others(run: Run) -> Iterator[str]:
     owner = before.owner
     if owner and owner not in parts and owner != parts[-1][:22]:
         verb = run.call.script.name
-        named = parts[2][:22] if verb == "enqueue" else parts[2 if verb == "hand_over" else 1][-22:]
+        named = (
+            parts[2][:22]
+            if verb == "enqueue"
+            else parts[2 if verb in ("hand_over", "extend") else 1][-22:]
+        )
         mine = named == owner
         if not mine and (after.record[1:] != before.record[1:] or after.end_ms != before.end_ms):
             yield "changed a lease of somebody else"
@@ -297,8 +304,7 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if fair == b"0" and after.state != (b"W" if others else b"H"):
             yield "forgot that others wait, or made it up"
     elif word == b"owned":
-        if run.left_ms(after) != int(ttl_ms):
-            yield "claimed it for another time"
+        yield from _lasts(run, ttl_ms)
         if ticket in after.tickets:
             yield "has the lock, and waits for it"
         yield from owned(run, token)
@@ -515,8 +521,30 @@ def _extend(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield from _not_ours(run, token, word)
     elif not run.before.owns(token) or run.after.record != run.before.record:
         yield "extended what is not ours, or changed it"
-    elif run.left_ms(run.after) != int(run.call.parts[2]):
-        yield "extended it for another time"
+    else:
+        yield from _lasts(run, run.call.parts[TTL_EXTEND], run.call.parts[SHORTEN])
+        if run.call.parts[SHORTEN] == b"1":
+            yield from _tells_of_its_end(run)
+
+
+def _tells_of_its_end(run: Run) -> Iterator[str]:
+    """Who is first meant to look when the lease would have ended."""
+    after = run.after
+    if after.state != b"W" or not after.queue or run.store.silent:
+        return
+    score, first = after.queue[0]
+    told = first[:22] + b"=%d" % run.left_ms(after)
+    if not young(run, score) and not any(text == told and heard for text, heard in run.told):
+        yield "shortened it, and did not tell the first"
+
+
+def _lasts(run: Run, ttl_ms: bytes, shorten: bytes = b"0") -> Iterator[str]:
+    """A lease lasts as long as it was asked to; nothing shortens it that does not say so."""
+    wanted_ms = int(ttl_ms)
+    if shorten == b"0":
+        wanted_ms = max(wanted_ms, run.left_ms(run.before))
+    if run.left_ms(run.after) != wanted_ms:
+        yield "let it last for another time"
 
 
 def _claim(run: Run, token: bytes, word: bytes) -> Iterator[str]:
@@ -525,8 +553,8 @@ def _claim(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield f"says {word!r}, and it is otherwise"
     if run.after.record != run.before.record or (not owns and run.after != run.before):
         yield "changed what is not its own"
-    elif owns and run.left_ms(run.after) != int(run.call.parts[2]):
-        yield "claimed it for another time"
+    elif owns:
+        yield from _lasts(run, run.call.parts[2])
 
 
 def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:

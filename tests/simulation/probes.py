@@ -80,6 +80,7 @@ def random_call(chance: Random, script: Script, words: Words) -> Call:
         "max_waiters": choice((b"0", b"0", b"2")),
         "fair": choice((b"1", b"1", b"0")),
         "kept": choice((b"", b"", lease)),
+        "shorten": choice((b"0", b"1")),
     }
     keys = KEYS
     if script.name in SCRIPTS and "queue" not in script.keys and chance.random() < 0.3:
