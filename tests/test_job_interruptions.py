@@ -165,6 +165,38 @@ def test_who_is_interrupted_on_its_way_back_keeps_no_place(
     assert _in_use(one_client) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        (Interruption(), {}),
+        (lualock.LockUnavailable("struck"), {"on_unavailable": "skip"}),
+        (lualock.LockUnavailable("struck"), {"on_unavailable": "run"}),
+    ],
+)
+def test_who_is_not_tried_again_keeps_no_lock_for_it(
+    error: BaseException, options: dict[str, Any], one_server: Any, one_client: Any
+) -> None:
+    """Its last attempt left it the lock; this one does not come to take it over."""
+    one_client.flushall()
+    times = []
+
+    def work() -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise ValueError
+
+    with lualock.connect(one_server.url) as locks:
+        job = jobs.bound(locks.job(key="new", on_retry="hold", **options)(work))._job
+        retried = jobs.Delivery(
+            "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
+        )
+        with pytest.raises(ValueError):  # noqa: PT011 - it is the job's own
+            play(run(Run(job, locks, (), {}, retried)), 0, error)
+        assert _in_use(one_client) == [b"lualock:{new}"]
+        assert play(run(Run(job, locks, (), {}, retried)), 1, error)
+    assert _in_use(one_client) == []
+
+
 def test_who_is_dropped_at_the_first_of_two_locks_keeps_no_place(
     one_server: Any, one_client: Any
 ) -> None:

@@ -45,7 +45,7 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             interrupted = interrupted or other
             yield forsake(lease)
     for attempt in it.without if kept is None else ():
-        yield from attempt.leave_quietly()  # the server may have been away for all this time
+        yield from attempt.leave_all()  # the server may have been away for all this time
     if interrupted is not None:
         raise interrupted
     if problem is None:

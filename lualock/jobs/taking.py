@@ -89,10 +89,15 @@ class Attempt:
 
     def give_up(self, error: BaseException) -> Actions[None]:
         """The job does not get this lock, for that reason. Nobody waits in its place then, which is
-        kept only if the job is to be delivered again: others would be dropped for its sake."""
-        if self._owner is None or not self._has_place():
+        kept only if the job is to be delivered again: others would be dropped for its sake. So is
+        the lock, if the job's last attempt left it to this one."""
+        if self._owner is None:
             return
         delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
+        if delay_s is None and not isinstance(error, NotAcquired):  # that one says who else has it
+            yield from self._forsake_lock()
+        if not self._has_place():
+            return
         if delay_s is not None and self.delivery is not None:
             self.renew_no_more()
             try:
@@ -240,6 +245,19 @@ class Attempt:
         except LockUnavailable as error:
             log.warning("the place of job %s is kept for now: %s", self.job.name, error)
             yield from self._forsake_place()
+
+    def leave_all(self) -> Actions[None]:
+        """The job has run without this lock: give up its place, and what was kept for it."""
+        yield from self._forsake_lock()
+        yield from self.leave_quietly()
+
+    def _forsake_lock(self) -> Actions[None]:
+        """Give up the lock that the job's last attempt may have kept for this one."""
+        if self._owner is None or self.delivery is None or self.job.rules.on_retry != "hold":
+            return
+        ask = self.lock._ask()
+        ask.token = self._owner
+        yield partial(self._driver.forsake, protocol.forsake(ask))
 
     def _forsake_place(self) -> Actions[None]:
         assert self._owner is not None
