@@ -9,13 +9,14 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lualock
-from lualock import aio
+from lualock import aio, jobs
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -295,6 +296,20 @@ def test_every_line_of_one_that_gives_up(one_server: Server, resp: int) -> None:
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
         with locks.lock("x", ttl=60):
             _use(locks.lock("x", ttl=60), lines, timeout=0.005)
+
+    assert _struck_at_every_line(one_server, resp, scenario) > 100
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> None:
+    """Struck at each line of a job, also of one that comes out of a queue, nothing is left."""
+
+    def scenario(locks: lualock.Locks, lines: Lines) -> None:
+        job = locks.job(key="x", timeout=3600)(lambda: None)
+        work = jobs.bound(job)
+        with suppress(Struck), lines:
+            work.run((), {}, jobs.Delivery("a") if delivered else None)
+        assert jobs.current_lease() is None
 
     assert _struck_at_every_line(one_server, resp, scenario) > 100
 

@@ -280,8 +280,8 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
 
 
 async def test_a_sooner_end_that_was_not_heard_of(shell: World, proxy: Proxy) -> None:
-    """A request to end a lease sooner whose reply was lost may have been carried out, or may be yet:
-    from then on the lease promises no more than that would leave of it."""
+    """A request to end a lease sooner whose reply was lost may have been carried out, or may be
+    yet: from then on the lease promises no more than that would leave of it."""
     lock = shell.connect(proxy.url).lock("x", ttl=30)
     lease = await settle(lock.acquire())
     proxy.lose_reply = 2

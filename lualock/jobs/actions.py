@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Generator
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
 from lualock.errors import InvalidArgument, LockError
@@ -22,20 +23,29 @@ Actions = Generator[Action, Any, T]
 
 def drive(actions: Actions[T]) -> T:
     """Carry a run out in this thread."""
+    error: BaseException | None = None
     try:
-        action = next(actions)
         while True:
             try:
-                reply = action()
-                if inspect.iscoroutine(reply):
-                    raise _never_awaited(action, reply)
-            except BaseException as error:
-                action = actions.throw(error)
-            else:
-                action = actions.send(reply)
-    except StopIteration as done:
-        result: T = done.value
-        return result
+                action = actions.send(None) if error is None else actions.throw(error)
+                error = None
+                while True:
+                    reply = action()
+                    if inspect.iscoroutine(reply):
+                        raise _never_awaited(action, reply)
+                    action = actions.send(reply)
+            except BaseException as broke:
+                # What the order of events returned or raised itself ends it; all else, also what
+                # breaks in between two of these lines, is its to deal with.
+                if getgeneratorstate(actions) != GEN_CLOSED:
+                    error = broke
+                elif isinstance(broke, StopIteration):
+                    result: T = broke.value
+                    return result
+                else:
+                    raise
+    finally:
+        error = None  # or it and this frame would keep each other alive
 
 
 def _never_awaited(action: Any, reply: Any) -> InvalidArgument:

@@ -12,6 +12,7 @@ from lualock import aio, options, sync
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
 from lualock.jobs.terms import Delivery, Rules, about_job
+from lualock.protocol import Ask
 
 AnyLocks = sync.Locks | aio.Locks
 AnyLease = sync.Lease | aio.Lease
@@ -209,6 +210,7 @@ class Run:
         self.locks = job.locks(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
         self.without: list[Any] = []  # attempts that were in vain, though the job may run
+        self.asks: list[Ask] = []  # all that was asked for, also what an interruption kept from us
 
     def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
         """A callback with exactly the job's arguments, and what it wants to be told beside them."""

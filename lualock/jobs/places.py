@@ -46,8 +46,8 @@ def leave(lock: AnyLock, token: bytes) -> Actions[None]:
 
 
 def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
-    """Keep a place for so long from now on at least; whether it was still there. Never raises for want of
-    a server: it then ends earlier."""
+    """Keep a place for so long from now on, or longer; whether it was still there. Never raises for
+    want of a server: it then ends earlier."""
     driver: Any = lock._locks._driver
     ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
     try:

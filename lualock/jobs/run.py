@@ -20,12 +20,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from lualock import protocol
 from lualock.errors import InvalidArgument, LeaseLost, LockUnavailable, NotAcquired
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
 from lualock.jobs.taking import Attempt, last_for, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
+from lualock.protocol import Grant
 
 log = logging.getLogger("lualock.jobs")
 
@@ -38,6 +40,25 @@ def run(it: Run) -> Actions[Any]:
 
     :raises RetryLater: the job is to be delivered again; it did not run.
     """
+    before = _current.get()
+    try:
+        return (yield from _run(it))
+    except GeneratorExit:
+        raise
+    except BaseException:
+        # An interruption may come between any two lines: what they would have given up is.
+        _current.set(before)
+        for ask in it.asks:
+            if ask.grant is not None and not _is_over(ask.grant):
+                yield partial(it.locks[0]._locks._driver.forsake, protocol.forsake(ask))
+        raise
+
+
+def _is_over(grant: Grant) -> bool:
+    return grant.released or grant.lost or protocol.is_disowned(grant)
+
+
+def _run(it: Run) -> Actions[Any]:
     job = it.job
     try:
         yield from _take_all(it)
@@ -52,8 +73,9 @@ def run(it: Run) -> Actions[Any]:
 
     # Of two the first last: there who wants to replace this run is refused, and asks it to stop.
     ours = ((lock.key, lease) for lock, lease in reversed(it.held))
-    before = _current.set((*_current.get(), *ours))
+    before = _current.get()
     try:
+        _current.set((*before, *ours))
         result = yield partial(job.body, *it.args, **it.kwargs)
         if isinstance(result, AsyncGenerator | Awaitable | Generator):
             if isinstance(result, Coroutine | Generator):
@@ -65,10 +87,10 @@ def run(it: Run) -> Actions[Any]:
     except GeneratorExit:
         raise
     except BaseException as error:
-        _current.reset(before)
+        _current.set(before)
         yield from finish(it, error, None)
         raise
-    _current.reset(before)
+    _current.set(before)
     yield from finish(it, None, result)
     return result
 
@@ -96,7 +118,9 @@ def _take_all(it: Run) -> Actions[None]:
 
 
 def _take_each(it: Run) -> Actions[None]:
-    attempts = [Attempt(it.job, lock, it.args, it.kwargs, it.delivery) for lock in it.locks]
+    attempts = [
+        Attempt(it.job, lock, it.args, it.kwargs, it.delivery, it.asks) for lock in it.locks
+    ]
     try:
         for attempt in attempts:
             lease = yield from attempt.take()

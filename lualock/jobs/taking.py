@@ -57,6 +57,7 @@ class Attempt:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         delivery: Delivery | None,
+        asks: list[Ask],
     ) -> None:
         self.job = job
         self.lock = lock
@@ -64,6 +65,7 @@ class Attempt:
         self.delivery = delivery
         self.job_id = None if delivery is None else delivery.job_id
         self.refused = NotAcquired()
+        self._asks = asks
         self._owner = None if delivery is None else delivery.owner
         self._driver: Any = lock._locks._driver
         self._place: AnyLease | None = None  # while it must be renewed
@@ -74,13 +76,14 @@ class Attempt:
         :raises RetryLater: the job is to be delivered again.
         :raises NotAcquired: it is not to run.
         """
-        first: Action = partial(self.lock.acquire, timeout=0)
-        if self._owner is not None:
-            ask = self.lock._ask()
-            start = verbs.start(ask, self._owner, self._driver.server_clock)
-            first = partial(self.lock._hold, ask, start)
+        ask, server = self.lock._ask(), self._driver.server_clock
+        self._asks.append(ask)
+        if self._owner is None:
+            first = protocol.acquire(ask, server, 0)
+        else:
+            first = verbs.start(ask, self._owner, server)
         try:
-            lease: AnyLease = yield first
+            lease: AnyLease = yield partial(self.lock._hold, ask, first)
             return lease
         except NotAcquired as refused:
             self.refused = refused
@@ -157,6 +160,7 @@ class Attempt:
         :raises NotAcquired: not within that time; :attr:`refused` says so.
         """
         ask = ask or self.lock._ask()
+        self._asks.append(ask)
         steps = protocol.acquire(ask, self._driver.server_clock, options.wait_s(timeout))
         try:
             lease: Any = yield partial(self.lock._hold, ask, steps)

@@ -197,7 +197,8 @@ def _extend(ask: Ask, grant: Grant, ttl_ms: int, *, shorten: bool) -> Call:
 def extend_all(
     wanted: Sequence[tuple[Ask, Grant, int]], clock: Clock, within_s: float
 ) -> Steps[list[float | LockError]]:
-    """Extend many leases (ask, grant, ttl_ms), and shorten none, in as few round trips as possible, within some time.
+    """Extend many leases (ask, grant, ttl_ms), in as few round trips as possible, within some time;
+    none of them is shortened.
 
     Returns for each its new deadline on the driver's clock, or why there is none: ``LeaseLost``,
     ``KeyConflict``, or a ``LockUnavailable`` for which it should be tried again.

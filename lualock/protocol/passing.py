@@ -64,8 +64,9 @@ def take(
         while True:
             sent = server.clock()
             expires, deadline = server.usual(sent)
-            step = make(deadline)
-            step.expires = expires
+            request = make(deadline)
+            request.expires = expires
+            step = request  # only now: one that has no end would be cleaned up after never
             try:
                 reply = yield step
             except LockUnavailable as error:

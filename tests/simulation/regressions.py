@@ -40,7 +40,7 @@ REGRESSIONS: dict[int, str] = {
     556333: "a retry that began before the other worker knew that the lock was kept (its too)",
     63235: "a lease that was forgotten while its renewal was under way (the simulator's)",
     608160: "who had the lock by a lost request, and asked again in the same ms (the simulator's)",
-    743379: "who had the lock first was paused until its data was lost and another had it (excused)",
+    743379: "who had the lock first was paused until another had it, its data lost (excused)",
     765852: "a retry that was interrupted on its way left the lock that was kept for it",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
