@@ -392,13 +392,13 @@ class Holding:
             self.world.record("wrote", fence=fence, what=what, **self.who)
 
     def _extend(self) -> Steps[None]:
+        # For as long as before, longer or shorter. What comes late must not take that away.
+        times = (1, 4, 0.5)[self._client._count % 3]
         with suppress(LockError):
-            # As long as before, longer or shorter. What comes late must not take that away.
-            times = (1, 4, 0.5)[self._client._count % 3]
             yield from self._lease._extend(int(self._turn.ttl_ms * times))
-            if times > 1:
-                yield Wait(self._turn.ttl_ms / 1000)
-        self._look()
+        if times != 1:
+            yield Wait(self._turn.ttl_ms / 1000)
+        self.work()
 
 
 def observe(world_locks: list[Lock], process: Process, times: int) -> Steps[None]:

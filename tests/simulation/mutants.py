@@ -140,14 +140,26 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "the end of an extended lease is counted from the reply",
-        "        return sent + ttl_ms / 1000\n",
+        "        return min(deadline, sent + grant.at_most_s)\n",
         "        return clock() + ttl_ms / 1000\n",
     ),
     (
         "protocol.holding",
+        "a sooner end that is not heard of is no end",
+        "        grant.claim, grant.deadline = None, min(grant.deadline, deadline)\n",
+        "",
+    ),
+    (
+        "protocol.holding",
+        "any extension may shorten",
+        "shorten = deadline <",
+        "shorten = True or deadline <",
+    ),
+    (
+        "protocol.holding",
         "the end of a renewed lease is counted from the reply",
-        "outcomes.append(sent + ttl_ms / 1000)",
-        "outcomes.append(clock() + ttl_ms / 1000)",
+        "outcomes.append(sent + min(",
+        "outcomes.append(clock() + min(",
     ),
     (
         "protocol.waiting",
