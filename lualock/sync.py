@@ -19,7 +19,7 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
-from lualock.watch import Watch, log
+from lualock.watch import STUMBLE_S, Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -388,9 +388,9 @@ class _WatchThread(Watch):
                     self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
             try:
                 self._driver.run(self.round())
-            except Exception:  # a bug must not stop the watch over the other leases
+            except BaseException:  # whatever it is, nobody else watches the leases
                 log.exception("watching leases failed")
-                time.sleep(LINGER_S)
+                time.sleep(STUMBLE_S)
             with self._changed:
                 # Infinity first: a lease that is added from here on finds nobody looking and comes
                 # here to start a thread, and one that was added before is seen by next_look.
