@@ -362,12 +362,22 @@ class _WatchThread(Watch):
         # A child has no such thread and owns no lease; the condition may be in any state.
         self._start_empty(self._driver.server_clock)
         self._changed = threading.Condition()
+        self._turn: object = None  # whose it is to watch
 
     def _wake_at(self, look_at: float) -> None:
         with self._changed:
             if self._wakes_at == math.inf:
-                self._wakes_at = look_at
-                threading.Thread(target=self._run, name="lualock-watch", daemon=True).start()
+                turn = object()
+                try:
+                    self._turn, self._wakes_at = turn, look_at
+                    threading.Thread(
+                        target=self._run, args=(turn,), name="lualock-watch", daemon=True
+                    ).start()
+                except BaseException:
+                    # If a signal handler raised, it may have been started all the same; the next
+                    # lease starts another, and there is only one that watches.
+                    self._turn, self._wakes_at = None, math.inf
+                    raise
             elif look_at < self._wakes_at:
                 self._wakes_at = look_at
                 self._changed.notify()
@@ -381,9 +391,11 @@ class _WatchThread(Watch):
                 target=_call, args=(on_lost, lease), name="lualock-lost", daemon=True
             ).start()
 
-    def _run(self) -> None:
+    def _run(self, turn: object) -> None:
         while True:
             with self._changed:
+                if self._turn is not turn:
+                    return
                 while (nap_s := self._wakes_at - self._clock()) > 0:
                     self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
             try:
