@@ -7,6 +7,7 @@ when they come, hundreds of them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import random
 import signal
@@ -130,6 +131,46 @@ def _held_and_known_or_free(struck: Struck, client: Any) -> None:
         assert record[17:39] == lease.token.encode()
         lease.release()
     wait_until(lambda: _is_free(client), what=f"free again: {client.get('lualock:{x}')}")
+
+
+class _Raises:
+    """A handler that is an object."""
+
+    def __call__(self, *_: object) -> None:
+        raise TimeoutError("the program's own")
+
+    def method(self, *_: object) -> None:
+        raise TimeoutError("the program's own")
+
+
+HANDLERS: dict[str, Callable[..., None]] = {
+    "method": _Raises().method,
+    "object": _Raises(),
+    "partial": functools.partial(_Raises().method, 1),
+    "partial of a partial of an object": functools.partial(functools.partial(_Raises(), 1), 2),
+}
+
+
+@pytest.mark.parametrize("kind", HANDLERS)
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
+def test_whatever_a_handler_is(
+    one_server: Server, proxy: FaultProxy, kind: str, waits: bool
+) -> None:
+    """A TimeoutError of the program's own handler is the program's, and no broken connection,
+    whether it struck who waits for a message, or for a reply."""
+    before = signal.signal(signal.SIGALRM, HANDLERS[kind])
+    try:
+        with lualock.connect(one_server.url) as other, lualock.connect(proxy.url) as locks:
+            other.lock("x").acquire()
+            if not waits:
+                locks.lock("x").locked()
+                proxy.inject(Fault("half-open", times=99))
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(TimeoutError, match="the program's own"):
+                locks.lock("x").acquire(timeout=3) if waits else locks.lock("x").locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, TimeoutError])
