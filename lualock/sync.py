@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import redis
 
 
-_making = threading.Lock()  # of the event that several threads may wait for
+_making = fork.Mutex()  # of the event that several threads may wait for
 
 
 class Lease(BaseLease):
@@ -79,7 +79,7 @@ class Lease(BaseLease):
         while not self.lost:
             if (nap_s := self._nap_s(give_up)) <= 0:
                 return False
-            with _making:
+            with _making.lock:
                 if self._ended is None:
                     self._ended = threading.Event()
                 ended = self._ended
