@@ -24,6 +24,7 @@ import lualock
 from lualock import aio
 from lualock.drive import blocking
 from tests.faults import Fault, FaultProxy
+from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_processes import line, program
 from tests.waiting import wait_until
@@ -170,6 +171,51 @@ def test_whatever_a_handler_is(
                 locks.lock("x").acquire(timeout=3) if waits else locks.lock("x").locked()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> None:
+    """It interrupted the one that makes the connection for messages, and is told at once that it
+    cannot wait for it; who was interrupted goes on."""
+    said: list[tuple[BaseException, float]] = []
+    struck, over = threading.Event(), threading.Event()
+
+    def wait_too(*_: object) -> None:
+        start = time.monotonic()
+        try:
+            mine.lock("y").acquire(timeout=3)
+        except lualock.LockError as error:
+            said.append((error, time.monotonic() - start))
+        finally:
+            over.set()
+
+    def strike(data: bytes) -> bytes:
+        if b"subscribe" in data and not struck.is_set():
+            struck.set()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            over.wait(5)
+        return data
+
+    before = signal.signal(signal.SIGALRM, wait_too)
+    try:
+        with (
+            Proxy(one_server.socket) as proxy,
+            lualock.connect(one_server.url) as other,
+            lualock.connect(proxy.url) as mine,
+        ):
+            proxy.rewrite = strike
+            held = [other.lock(name).acquire() for name in "xy"]
+            with pytest.raises(lualock.NotAcquired):
+                mine.lock("x").acquire(timeout=1)
+            assert struck.is_set()
+            ((error, took_s),) = said
+            assert isinstance(error, lualock.LockUnavailable)
+            assert "signal handler" in str(error)
+            assert took_s < 1
+            for lease in held:
+                lease.release()
+            assert mine.lock("y").acquire(timeout=3).held
+    finally:
         signal.signal(signal.SIGALRM, before)
 
 
