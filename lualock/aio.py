@@ -19,7 +19,7 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
-from lualock.watch import Watch, log
+from lualock.watch import STUMBLE_S, Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -453,16 +453,18 @@ class _WatchTimer(Watch):
 
     def _start(self) -> None:
         self._timer = None
-        self._round = self._driver.spawn(self._run())
+        self._round = task = self._driver.spawn(self._run())
+        task.add_done_callback(self._rounded)  # also if it is cancelled before it has begun
+
+    def _rounded(self, _: asyncio.Task[None]) -> None:
+        self._wake_at(self.next_look())
 
     async def _run(self) -> None:
         try:
             await self._driver.run(self.round())
         except Exception:  # a bug must not stop the watch over the other leases
             log.exception("watching leases failed")
-            await asyncio.sleep(1.0)
-        finally:
-            self._wake_at(self.next_look())
+            await asyncio.sleep(STUMBLE_S)
 
 
 async def _call(on_lost: Callable[[Lease], object], lease: Lease) -> None:

@@ -88,6 +88,8 @@ class LockUnavailable(LockError):
     server may or may not have carried it out.
     """
 
+    _lasts = False  # whether it is of no use to try again
+
     def __init__(self, message: str = "", *, outcome_unknown: bool = False) -> None:
         super().__init__(message)
         self.outcome_unknown = outcome_unknown
@@ -95,6 +97,8 @@ class LockUnavailable(LockError):
 
 class AccessDenied(LockUnavailable):
     """The server refuses this user: wrong or missing password, or a rule of its ACL."""
+
+    _lasts = True
 
 
 class EmbeddedUnavailable(LockUnavailable):

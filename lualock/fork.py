@@ -7,6 +7,7 @@ itself with :func:`tell`; leases compare :data:`pid`, which costs less than aski
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -25,6 +26,19 @@ _told: weakref.WeakSet[Any] = weakref.WeakSet()
 def tell(what: Forgets) -> None:
     """Call ``what.after_fork()`` in every forked child, as long as ``what`` exists."""
     _told.add(what)
+
+
+class Mutex:
+    """A lock of a module: ``with mutex.lock:``. A child that was forked while another thread had
+    it, which the child has not got, finds it free."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        tell(self)
+
+    def after_fork(self) -> None:
+        # Who forked while it had the lock itself gives back the one that it took.
+        self.lock = threading.RLock()  # a signal handler may come by, too, in between
 
 
 def _in_child() -> None:

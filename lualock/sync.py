@@ -19,14 +19,14 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
-from lualock.watch import Watch, log
+from lualock.watch import STUMBLE_S, Watch, log
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
     import redis
 
 
-_making = threading.Lock()  # of the event that several threads may wait for
+_making = fork.Mutex()  # of the event that several threads may wait for
 
 
 class Lease(BaseLease):
@@ -79,7 +79,7 @@ class Lease(BaseLease):
         while not self.lost:
             if (nap_s := self._nap_s(give_up)) <= 0:
                 return False
-            with _making:
+            with _making.lock:
                 if self._ended is None:
                     self._ended = threading.Event()
                 ended = self._ended
@@ -362,12 +362,22 @@ class _WatchThread(Watch):
         # A child has no such thread and owns no lease; the condition may be in any state.
         self._start_empty(self._driver.server_clock)
         self._changed = threading.Condition()
+        self._turn: object = None  # whose it is to watch
 
     def _wake_at(self, look_at: float) -> None:
         with self._changed:
             if self._wakes_at == math.inf:
-                self._wakes_at = look_at
-                threading.Thread(target=self._run, name="lualock-watch", daemon=True).start()
+                turn = object()
+                try:
+                    self._turn, self._wakes_at = turn, look_at
+                    threading.Thread(
+                        target=self._run, args=(turn,), name="lualock-watch", daemon=True
+                    ).start()
+                except BaseException:
+                    # If a signal handler raised, it may have been started all the same; the next
+                    # lease starts another, and there is only one that watches.
+                    self._turn, self._wakes_at = None, math.inf
+                    raise
             elif look_at < self._wakes_at:
                 self._wakes_at = look_at
                 self._changed.notify()
@@ -381,16 +391,18 @@ class _WatchThread(Watch):
                 target=_call, args=(on_lost, lease), name="lualock-lost", daemon=True
             ).start()
 
-    def _run(self) -> None:
+    def _run(self, turn: object) -> None:
         while True:
             with self._changed:
+                if self._turn is not turn:
+                    return
                 while (nap_s := self._wakes_at - self._clock()) > 0:
                     self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
             try:
                 self._driver.run(self.round())
-            except Exception:  # a bug must not stop the watch over the other leases
+            except BaseException:  # whatever it is, nobody else watches the leases
                 log.exception("watching leases failed")
-                time.sleep(LINGER_S)
+                time.sleep(STUMBLE_S)
             with self._changed:
                 # Infinity first: a lease that is added from here on finds nobody looking and comes
                 # here to start a thread, and one that was added before is seen by next_look.

@@ -40,6 +40,9 @@ RETRY_S, RETRY = 1.0, 1 / 10
 WITHIN = 1 / 4
 """How long one try may take, as a share of what is left of the lease that ends first."""
 
+STUMBLE_S = 0.02
+"""How long who watches pauses after a bug, which may be met again at once."""
+
 HASTE_S = 1.0
 """One try may take that long also where another lease falls due meanwhile: a server that is slow,
 but works, must do."""
@@ -87,10 +90,20 @@ class Watch:
 
     def round(self) -> Steps[None]:
         """Look at the leases that are due: tell of those that are lost, then renew the others."""
+        now = self._clock()
+        due = self._take_due(now)
+        try:
+            yield from self._look_at(due, now)
+        except BaseException:
+            # What an extension of redis-py raised, a cancellation, a bug. They are in no heap.
+            for lease in due:
+                self._look_again(lease, self._retry_at(lease, lease._ttl_ms))
+            raise
+
+    def _look_at(self, due: list[BaseLease], now: float) -> Steps[None]:
         wanted: list[tuple[BaseLease, int, int]] = []
         ends = math.inf
-        now = self._clock()
-        for lease in self._take_due(now):
+        for lease in due:
             if lease._grant.released:
                 self.drop(lease)
             elif lease._left() <= 0:
@@ -123,8 +136,7 @@ class Watch:
             elif isinstance(outcome, LockUnavailable):
                 # Trying goes on until the local deadline.
                 lease._renew_until(sent + ttl_ms / 1000, extends, certain=False)
-                retry_s = min(RETRY_S, ttl_ms / 1000 * RETRY)
-                self._look_again(lease, min(self._clock() + retry_s, lease._grant.deadline))
+                self._look_again(lease, self._retry_at(lease, ttl_ms))
                 failures.append(outcome)
             elif lease._gone(outcome):
                 self._lose(lease, str(outcome))
@@ -147,7 +159,12 @@ class Watch:
             return
         lease._grant.lost = True
         log.error("the lease of lock %r is lost: %s", lease.name, why)
-        self._tell(lease)
+        try:
+            self._tell(lease)
+        except Exception:  # no thread can be started: the others are to be renewed all the same
+            log.exception("the loss of lock %r could not be told, trying again", lease.name)
+            self._known[lease._ask.token] = weakref.ref(lease)
+            self._look_again(lease, self._clock() + RETRY_S)
 
     def _wake_at(self, look_at: float) -> None:
         """See to it that somebody looks then."""
@@ -167,6 +184,10 @@ class Watch:
             # Claimed, but the reply is not read yet: look at it before what is certain ends.
             ahead_s = min(ahead_s, CLAIM_MS / 3000)
         return grant.deadline - ahead_s
+
+    def _retry_at(self, lease: BaseLease, ttl_ms: int) -> float:
+        retry_s = min(RETRY_S, ttl_ms / 1000 * RETRY)
+        return min(self._clock() + retry_s, lease._grant.deadline)
 
     def _look_again(self, lease: BaseLease, look_at: float) -> None:
         token = lease._ask.token

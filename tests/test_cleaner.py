@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from lualock import clock
 from lualock.drive.cleaner import Cleaner
 from lualock.errors import LockUnavailable
 from lualock.protocol import Call
 from lualock.script import SCRIPTS
-from tests.waiting import wait_until
+from tests.waiting import threads_fail, wait_until
 
 CALL = Call(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1", b""))
 
@@ -27,17 +29,29 @@ def test_in_the_order_of_their_time() -> None:
     wait_until(lambda: not cleaner._works)
 
 
-def test_again_until_it_works() -> None:
-    """A server that is away is tried again."""
+@pytest.mark.parametrize("error", [LockUnavailable("away"), RuntimeError("of somebody else's")])
+def test_again_until_it_works(error: Exception) -> None:
+    """A server that is away is tried again; so it is after an error that is not ours."""
     cleaner, tried = Cleaner(clock.now), list[int]()
 
     def make(_: Call) -> Any:
         tried.append(1)
         if len(tried) < 3:
-            raise LockUnavailable("away")
+            raise error
 
     cleaner.add(make, CALL)
     wait_until(lambda: len(tried) == 3)
+    wait_until(lambda: not cleaner._works)
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next chore starts the thread that does both."""
+    cleaner, done = Cleaner(clock.now), list[str]()
+    assert not threads_fail(monkeypatch, "lualock-cleaner", 1)
+    with pytest.raises(RuntimeError, match="start"):
+        cleaner.add(lambda _: done.append("first"), CALL)
+    cleaner.add(lambda _: done.append("second"), CALL)
+    wait_until(lambda: done == ["first", "second"])
     wait_until(lambda: not cleaner._works)
 
 

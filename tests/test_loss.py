@@ -12,12 +12,14 @@ import weakref
 from typing import Any
 
 import pytest
+import redis
 
 import lualock
-from lualock import aio
+from lualock import aio, watch
 from lualock.protocol import CLAIM_MS
 from tests.proxy import Proxy
 from tests.servers import Server
+from tests.waiting import threads_fail, wait_until
 from tests.world import World, entered, few, settle
 
 
@@ -221,6 +223,103 @@ async def test_renewal_says_what_it_cannot_do(
     assert caplog.text.count("could not be renewed, trying again") >= 2
     assert "its time was over" in caplog.text
     assert lease.lost
+
+
+class _Whims(redis.CredentialProvider):
+    """Raises once, when told to."""
+
+    def __init__(self) -> None:
+        self.raises = False
+
+    def get_credentials(self) -> tuple[str, str]:
+        if self.raises:
+            self.raises = False
+            raise RuntimeError("too many requests")
+        return "default", "any"  # who may come in without a password may come in with one
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return self.get_credentials()
+
+
+async def test_renewal_goes_on_after_an_error_that_is_not_ours(
+    shell: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A credential provider that raises while leases are renewed costs none of them."""
+    whims = _Whims()
+    client: Any = redis.asyncio.Redis if shell.asynchronous else redis.Redis
+    make: Any = aio.Locks if shell.asynchronous else lualock.Locks
+    locks = make(client(unix_socket_path=shell.server.socket, credential_provider=whims))
+    shell.made.append(locks)
+    lock = locks.lock("x", ttl=1, renew=True)
+    with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+        lease = await settle(lock.acquire())
+        deadline = lease._grant.deadline
+        whims.raises = True
+        shell.client.client_kill_filter(_type="normal", skipme=True)
+        await shell.until(lambda: lease._grant.deadline > deadline)
+    assert not whims.raises
+    assert "too many requests" in caplog.text
+    assert lease.held
+    await settle(lease.release())
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
+async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, begun: bool) -> None:
+    """Who cancels all tasks of a loop that goes on cancels a renewal too, and it comes again."""
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=0.6, renew=True).acquire()
+        me, give_up = asyncio.current_task(), time.monotonic() + 5
+        others: set[asyncio.Task[Any]] = set()
+        while not others:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0)
+            others = asyncio.all_tasks() - {me}
+        if begun:
+            await asyncio.sleep(0)
+        for other in others:
+            other.cancel()
+        deadline = lease._grant.deadline
+        while lease._grant.deadline == deadline:
+            assert lease.held
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
+        await lease.release()
+
+
+def test_a_loss_is_told_once_a_thread_can_be_started(
+    locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started for on_lost that is tried again, and others are renewed."""
+    monkeypatch.setattr(watch, "RETRY_S", 0.1)
+    told: list[Any] = []
+    gone = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    lost = gone.acquire()
+    other = locks.lock("y", ttl=0.6, renew=True).acquire()
+    failed = threads_fail(monkeypatch, "lualock-lost")
+    one_client.delete(gone.key)
+    wait_until(lambda: told)
+    assert failed == ["lualock-lost"] * 2
+    assert told == [lost]
+    deadline = other._grant.deadline
+    wait_until(lambda: other._grant.deadline > deadline)
+    assert other.held
+    other.release()
+
+
+def test_leases_are_watched_once_a_thread_can_be_started(
+    locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the thread that renews cannot be started the lock is not taken; the next one is, and
+    is renewed."""
+    threads_fail(monkeypatch, "lualock-watch", 1)
+    lock = locks.lock("x", ttl=0.6, renew=True)
+    with pytest.raises(RuntimeError, match="start"):
+        lock.acquire()
+    lease = lock.acquire(timeout=0)
+    deadline = lease._grant.deadline
+    wait_until(lambda: lease._grant.deadline > deadline)
+    assert lease.held
+    lease.release()
 
 
 @pytest.mark.parametrize("when", ["acquired", "renewed"])

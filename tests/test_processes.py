@@ -230,6 +230,48 @@ def test_forked_at_any_time(one_server: Server) -> None:
     assert forked(code, one_server.url) == "well\n"
 
 
+def test_forked_while_a_thread_makes_what_all_share(one_server: Server) -> None:
+    """What one thread makes for all while another forks, the child makes for itself: the other
+    kind of locks of a job, and what several threads may wait for until a lease is lost."""
+    code = """
+        from lualock import aio, sync
+
+        @aio.connect().job
+        def job():
+            return "ran"
+
+        making, go_on = threading.Event(), threading.Event()
+        make = sync.Locks._of.__func__
+
+        def make_slowly(*how):
+            making.set()
+            go_on.wait()
+            return make(*how)
+
+        def hold():
+            with sync._making.lock:
+                job()
+
+        sync.Locks._of = classmethod(make_slowly)
+        thread = threading.Thread(target=hold)
+        thread.start()
+        making.wait()
+        sync.Locks._of = classmethod(make)
+        if child():
+            assert job() == "ran"
+            sys.exit()
+        if child():
+            lease = lualock.connect().lock("x", ttl=0.1).acquire()
+            assert lease.wait_lost(5)
+            sys.exit()
+        ended = joined()
+        go_on.set()
+        thread.join()
+        print(ended, job())
+    """
+    assert forked(code, one_server.url) == "True ran\n"
+
+
 def test_forked_in_a_coroutine(one_server: Server) -> None:
     """A child of an event loop uses a loop of its own; its parent's tasks get their turns."""
     code = """

@@ -7,6 +7,7 @@ when they come, hundreds of them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import random
 import signal
@@ -23,6 +24,7 @@ import lualock
 from lualock import aio
 from lualock.drive import blocking
 from tests.faults import Fault, FaultProxy
+from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_processes import line, program
 from tests.waiting import wait_until
@@ -130,6 +132,91 @@ def _held_and_known_or_free(struck: Struck, client: Any) -> None:
         assert record[17:39] == lease.token.encode()
         lease.release()
     wait_until(lambda: _is_free(client), what=f"free again: {client.get('lualock:{x}')}")
+
+
+class _Raises:
+    """A handler that is an object."""
+
+    def __call__(self, *_: object) -> None:
+        raise TimeoutError("the program's own")
+
+    def method(self, *_: object) -> None:
+        raise TimeoutError("the program's own")
+
+
+HANDLERS: dict[str, Callable[..., None]] = {
+    "method": _Raises().method,
+    "object": _Raises(),
+    "partial": functools.partial(_Raises().method, 1),
+    "partial of a partial of an object": functools.partial(functools.partial(_Raises(), 1), 2),
+}
+
+
+@pytest.mark.parametrize("kind", HANDLERS)
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
+def test_whatever_a_handler_is(
+    one_server: Server, proxy: FaultProxy, kind: str, waits: bool
+) -> None:
+    """A TimeoutError of the program's own handler is the program's, and no broken connection,
+    whether it struck who waits for a message, or for a reply."""
+    before = signal.signal(signal.SIGALRM, HANDLERS[kind])
+    try:
+        with lualock.connect(one_server.url) as other, lualock.connect(proxy.url) as locks:
+            other.lock("x").acquire()
+            if not waits:
+                locks.lock("x").locked()
+                proxy.inject(Fault("half-open", times=99))
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(TimeoutError, match="the program's own"):
+                locks.lock("x").acquire(timeout=3) if waits else locks.lock("x").locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> None:
+    """It interrupted the one that makes the connection for messages, and is told at once that it
+    cannot wait for it; who was interrupted goes on."""
+    said: list[tuple[BaseException, float]] = []
+    struck, over = threading.Event(), threading.Event()
+
+    def wait_too(*_: object) -> None:
+        start = time.monotonic()
+        try:
+            mine.lock("y").acquire(timeout=3)
+        except lualock.LockError as error:
+            said.append((error, time.monotonic() - start))
+        finally:
+            over.set()
+
+    def strike(data: bytes) -> bytes:
+        if b"subscribe" in data and not struck.is_set():
+            struck.set()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            over.wait(5)
+        return data
+
+    before = signal.signal(signal.SIGALRM, wait_too)
+    try:
+        with (
+            Proxy(one_server.socket) as proxy,
+            lualock.connect(one_server.url) as other,
+            lualock.connect(proxy.url) as mine,
+        ):
+            proxy.rewrite = strike
+            held = [other.lock(name).acquire() for name in "xy"]
+            with pytest.raises(lualock.NotAcquired):
+                mine.lock("x").acquire(timeout=1)
+            assert struck.is_set()
+            ((error, took_s),) = said
+            assert isinstance(error, lualock.LockUnavailable)
+            assert "signal handler" in str(error)
+            assert took_s < 1
+            for lease in held:
+                lease.release()
+            assert mine.lock("y").acquire(timeout=3).held
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, TimeoutError])

@@ -1,9 +1,12 @@
-"""Waiting on conditions, for tests: never a bare sleep."""
+"""Waiting on conditions, for tests: never a bare sleep; and threads that cannot be started."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+
+import pytest
 
 
 def wait_until(condition: Callable[[], object], *, wait_s: float = 5, what: str = "") -> None:
@@ -12,3 +15,19 @@ def wait_until(condition: Callable[[], object], *, wait_s: float = 5, what: str 
     while not condition():
         assert time.monotonic() < give_up, f"not within {wait_s} s: {what or condition}"
         time.sleep(0.002)
+
+
+def threads_fail(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 2) -> list[str]:
+    """The next threads of that name cannot be started, as at a limit of the system; returns the
+    names of those that could not."""
+    failed: list[str] = []
+    start = threading.Thread.start
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if thread.name == name and len(failed) < times:
+            failed.append(name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    return failed

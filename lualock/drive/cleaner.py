@@ -57,13 +57,17 @@ class Cleaner:
         """Make this call at some time, or as soon as the server answers again."""
         at = max(at, self._clock())
         chore = _Chore(at, next(self._numbers), make, replace(call, until=None), at + PATIENCE_S)
-        with self._lock:
-            heapq.heappush(self._todo, chore)
-            self._more.notify()
-            if self._works or sys.is_finalizing():  # then no thread can start any more
-                return
-            self._works = True
-        threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()
+        try:
+            with self._lock:
+                heapq.heappush(self._todo, chore)
+                self._more.notify()
+                if self._works or sys.is_finalizing():  # then no thread can start any more
+                    return
+                self._works = True
+            threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()
+        except BaseException:
+            self._works = False  # the next chore starts one, for this one too; two do no harm
+            raise
 
     def forget(self) -> None:
         """Do not do what is only to be done later."""
@@ -85,13 +89,18 @@ class Cleaner:
             try:
                 chore.make(chore.call)
             except LockUnavailable as error:
-                chore.tried = True
-                now, chore.pause_s = self._clock(), min(chore.pause_s * 2, PAUSE_MAX_S)
-                if now < chore.give_up:
-                    chore.at = now + chore.pause_s
-                    with self._lock:
-                        heapq.heappush(self._todo, chore)
-                    continue
-                log.warning("%s was given up: %s", chore, error)
+                self._again(chore, error)
             except LockError as error:
                 log.warning("%s failed: %s", chore, error)
+            except BaseException as error:  # whatever it is, nobody else cleans up
+                self._again(chore, error)
+
+    def _again(self, chore: _Chore, error: BaseException) -> None:
+        chore.tried = True
+        now, chore.pause_s = self._clock(), min(chore.pause_s * 2, PAUSE_MAX_S)
+        if now < chore.give_up:
+            chore.at = now + chore.pause_s
+            with self._lock:
+                heapq.heappush(self._todo, chore)
+        else:
+            log.warning("%s was given up: %r", chore, error)

@@ -56,6 +56,7 @@ class Ear:
         self._lock = threading.RLock()  # a signal handler may wait, too, in between
         self._opening = threading.Condition()
         self._opener: weakref.ref[Seat] | None = None  # who makes the connection
+        self._opens_in = 0  # which thread that is
         self._places: dict[bytes, _Place] = {}
         self._resting: dict[bytes, _Place] = {}  # those who wait while another reads
         self._reader: _Place | None = None
@@ -81,11 +82,13 @@ class Ear:
         seat = Seat()
         with self._opening:
             while self._opener is not None and self._opener() is not None:
+                if self._opens_in == threading.get_ident():
+                    raise _itself()
                 left_s = math.inf if until is None else until - self._clock()
                 if left_s <= 0:
                     raise LockUnavailable("no connection for messages was made in time")
                 self._opening.wait(min(1.0, left_s))
-            self._opener = weakref.ref(seat)
+            self._opens_in, self._opener = threading.get_ident(), weakref.ref(seat)
         try:
             if self._connection is None:
                 self._connect(until)
@@ -239,3 +242,14 @@ class Ear:
         for place in list(self._places.values()):
             if place.bell is not None:
                 place.bell.set()
+
+
+def _itself() -> LockUnavailable:
+    """Why a thread that is opening the connection cannot wait for it: it would for ever."""
+    error = LockUnavailable(
+        "a signal handler cannot wait for this lock now: it interrupted its own thread while that "
+        "connected to the server, in order to wait for a lock itself. Try again when the handler "
+        "has returned, or use acquire(timeout=0)"
+    )
+    error._lasts = True
+    return error

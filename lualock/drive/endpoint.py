@@ -56,6 +56,8 @@ class Endpoint:
 
     connection_class: type
     settings: dict[str, Any]
+    keep: Any = None
+    """What the settings have no more than a weak reference to."""
 
     @classmethod
     def of_url(cls, url: str) -> Endpoint:
@@ -109,7 +111,9 @@ class Endpoint:
         settings.setdefault("socket_connect_timeout", settings["socket_timeout"])
         if pool.connection_class in _TWINS:
             settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
-        return cls(pool.connection_class, settings)
+            return cls(pool.connection_class, settings)
+        # Connections of Sentinel ask their pool where to go, and those of asyncio do not keep it.
+        return cls(pool.connection_class, settings, pool)
 
     @property
     def reply_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import signal
@@ -126,9 +127,7 @@ def is_broken(error: BaseException) -> bool:
     What a signal handler of the program raised may look like an error of the connection
     (``TimeoutError``). Where redis-py made it one of its own, the handler's is raised here.
     """
-    handlers = {
-        getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()
-    }
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
     cause: BaseException | None = error
     try:
         while cause is not None:
@@ -145,6 +144,15 @@ def is_broken(error: BaseException) -> bool:
         # An error and a frame that has it keep each other, and what is in its frames, alive.
         cause = trace = None
         del error
+
+
+def _code(handler: Any) -> Any:
+    """What a signal handler's frame runs; ``None`` if it has none."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    return getattr(handler, "__code__", None)
 
 
 def reply_error(text: str, key: bytes = b"") -> LockError:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from lualock.errors import (
-    AccessDenied,
     KeyConflict,
     LockError,
     LockUnavailable,
@@ -461,7 +460,7 @@ class _Attempt:
 
     def _patient(self, now: float, error: LockUnavailable, at_once: bool) -> bool:
         """Whether to go on trying to reach the server."""
-        if isinstance(error, AccessDenied):
+        if error._lasts:
             return False
         if self.once or self.give_up == math.inf:
             return at_once or (self.reply is not None and now - self.answered < PATIENCE_S)
