@@ -230,13 +230,18 @@ class BaseLease:
 
         return verbs.release_requested(self._ask.key, self.fence, self._ask.token)
 
+    @property
+    def _lasts_ms(self) -> int:
+        """How long it lasts when it is renewed."""
+        return int(min(self._ttl_ms, self._grant.at_most_s * 1000))
+
     def _renewal_ms(self, now: float) -> int | None:
         """For how long to renew it now; ``None``: not at all."""
         if not self._renewed:
             return None
         left_s = self._hold_until - now
-        if left_s * 1000 >= self._ttl_ms:
-            return self._ttl_ms
+        if left_s * 1000 >= self._lasts_ms:
+            return self._lasts_ms
         # The last time: to the end of max_hold, unless it lasts until then already.
         return int(left_s * 1000) if self._hold_until > self._grant.deadline + 0.001 else None
 

@@ -97,7 +97,7 @@ class Watch:
         except BaseException:
             # What an extension of redis-py raised, a cancellation, a bug. They are in no heap.
             for lease in due:
-                self._look_again(lease, self._retry_at(lease, lease._ttl_ms))
+                self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
             raise
 
     def _look_at(self, due: list[BaseLease], now: float) -> Steps[None]:
@@ -178,7 +178,7 @@ class Watch:
         grant = lease._grant
         if not lease._renewed:
             return grant.deadline
-        ttl_s = lease._ttl_ms / 1000
+        ttl_s = lease._lasts_ms / 1000
         ahead_s = ttl_s * (RENEW_AT + JITTER * (lease._ask.token[0] % 16) / 15)
         if grant.claim is not None:
             # Claimed, but the reply is not read yet: look at it before what is certain ends.
@@ -226,7 +226,7 @@ class Watch:
         while self._due:
             lease = self._entry(*self._due[0])
             if lease is not None:
-                soon_s = lease._ttl_ms / 1000 * ROUND if lease._renewed else 0.0
+                soon_s = lease._lasts_ms / 1000 * ROUND if lease._renewed else 0.0
                 if self._due[0][0] > now + soon_s:
                     break
                 found.append(lease)

@@ -391,11 +391,27 @@ class Holding:
             what = "accepted" if accepted else "refused"
             self.world.record("wrote", fence=fence, what=what, **self.who)
 
+    def _looking(self, steps: Steps[None]) -> Steps[None]:
+        """What a lease says of itself may change already when a request is sent."""
+        try:
+            step = next(steps)
+            while True:
+                self._look()
+                try:
+                    reply = yield step
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(reply)
+        except StopIteration:
+            return
+
     def _extend(self) -> Steps[None]:
         # For as long as before, longer or shorter. What comes late must not take that away.
         times = (1, 4, 0.5)[self._client._count % 3]
         with suppress(LockError):
-            yield from self._lease._extend(int(self._turn.ttl_ms * times))
+            yield from self._looking(self._lease._extend(int(self._turn.ttl_ms * times)))
+        self._look()
         if times != 1:
             yield Wait(self._turn.ttl_ms / 1000)
         self.work()

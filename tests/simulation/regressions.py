@@ -42,5 +42,6 @@ REGRESSIONS: dict[int, str] = {
     608160: "who had the lock by a lost request, and asked again in the same ms (the simulator's)",
     743379: "who had the lock first was paused until another had it, its data lost (excused)",
     765852: "a retry that was interrupted on its way left the lock that was kept for it",
+    4004875: "a lease that promises less than it is renewed for was renewed without a pause",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
