@@ -62,7 +62,8 @@ class Lease(BaseLease):
     async def release_requested(self) -> bool:
         """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
 
-        One round trip. Who holds a lock for long may ask between its steps, and stop if so.
+        One round trip, or two in a job that has a ``read_old``. Who holds a lock for long may ask
+        between its steps, and stop if so.
 
         :raises LockUnavailable: the server did not answer.
         """
