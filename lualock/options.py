@@ -59,6 +59,18 @@ def wait_s(timeout: object, what: str = "timeout") -> float | None:
     return number
 
 
+def socket_s(value: object, what: str) -> None:
+    """How long a connection is given, in seconds.
+
+    :raises InvalidArgument: it is no number, not above 0, or more than 366 days.
+    """
+    number = _number(value, what)
+    if not 0 < number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be above 0 and at most {MAX_TTL_S:.0f} seconds (366 days), not {number:g}"
+        )
+
+
 def delay_s(value: object, what: str) -> float:
     """For how long something is put off, in seconds.
 
