@@ -37,6 +37,15 @@ def test_ttl_of_a_lock(shell: World, ttl: Any) -> None:
         shell.connect(ttl=ttl)
 
 
+@pytest.mark.parametrize(
+    ("ttl", "shown"), [(31_622_400.5, "31622400.5"), (31_622_401, "31622401"), (1e-5, "1e-05")]
+)
+def test_a_number_is_shown_as_it_was_given(ttl: float, shown: str) -> None:
+    """And not rounded to one that would do."""
+    with pytest.raises(lualock.InvalidArgument, match=f"to 31622400 .* not {shown};"):
+        lualock.connect("redis://h").lock("x", ttl=ttl)
+
+
 @pytest.mark.parametrize("ttl", BAD_TTLS, ids=repr)
 async def test_ttl_of_extend(shell: World, ttl: Any) -> None:
     """Extending by a bad ttl is refused, and leaves the lease as it was (0 does not free it)."""

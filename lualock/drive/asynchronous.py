@@ -311,7 +311,7 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
-        listens: bytes | None = None
+        listens: tuple[asyncio.AbstractEventLoop, bytes] | None = None
         reply: Any = None
         error: BaseException | None = None
         met: list[BaseException] | None = None
@@ -328,7 +328,7 @@ class AsyncDriver:
                                 reply = await self._error_reply(step, reply)
                             continue
                         if isinstance(step, Listen):
-                            listens = step.token
+                            listens = asyncio.get_running_loop(), step.token
                         reply = await self._perform(step)
                 except StopIteration as done:
                     result: T = done.value
@@ -344,9 +344,9 @@ class AsyncDriver:
         finally:
             error = met = None  # or they and this frame would keep each other alive
             if listens is not None:
-                connections = self._loops.get(asyncio.get_running_loop())
-                if connections is not None:
-                    connections.forget(listens)
+                loop, token = listens  # which may be closed: then nothing runs but the destruction
+                if (connections := self._loops.get(loop)) is not None:
+                    connections.forget(token)
 
     async def aclose(self) -> None:
         """Close this loop's connections, once what still cleans up has finished."""
