@@ -376,10 +376,21 @@ class Locks(BaseLocks):
         return await lock._hold(ask, steps)
 
     async def aclose(self) -> None:
-        """Close this loop's idle connections, and give up the embedded server if this uses it."""
-        if watch := self._watches.pop(asyncio.get_running_loop(), None):
+        """Close this loop's connections, and give up the embedded server if this uses it.
+
+        Leases that are still held are watched as before, until the loop ends: to renew them a
+        connection is opened again.
+        """
+        watch = self._watches.pop(asyncio.get_running_loop(), None)
+        if watch is not None:
             watch.close()
         await self._driver.aclose()
+        if watch is not None and watch.leases() and watch.pid == fork.pid:
+            await self._driver.begin()  # so that its end is told to who watches from now on
+            after = self._watch()
+            for lease in watch.leases():
+                lease._watch = after
+                after.add(lease)
         keep, self._keep = self._keep, None
         if keep is not None:
             keep.close()

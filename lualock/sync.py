@@ -309,7 +309,10 @@ class Locks(BaseLocks):
         return lock._hold(ask, steps)
 
     def close(self) -> None:
-        """Close the idle connections, and give up the embedded server if this uses it."""
+        """Close the idle connections, and give up the embedded server if this uses it.
+
+        Leases that are still held are watched as before.
+        """
         self._driver.close()
         keep, self._keep = self._keep, None
         if keep is not None:

@@ -348,6 +348,10 @@ class AsyncDriver:
                 if (connections := self._loops.get(loop)) is not None:
                     connections.forget(token)
 
+    async def begin(self) -> None:
+        """Be told of this loop's end. No connection is made."""
+        await self._connections()
+
     async def aclose(self) -> None:
         """Close this loop's connections, once what still cleans up has finished."""
         loop = asyncio.get_running_loop()
