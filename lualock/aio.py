@@ -385,8 +385,9 @@ class Locks(BaseLocks):
         if watch is not None:
             watch.close()
         await self._driver.aclose()
-        if watch is not None and watch.leases() and watch.pid == fork.pid:
-            await self._driver.begin()  # so that its end is told to who watches from now on
+        left = watch is not None and watch.pid == fork.pid and watch.leases()
+        # Its end must be told to who watches from now on.
+        if watch is not None and left and await self._driver.begin():
             after = self._watch()
             for lease in watch.leases():
                 lease._watch = after
