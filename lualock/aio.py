@@ -62,7 +62,8 @@ class Lease(BaseLease):
     async def release_requested(self) -> bool:
         """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
 
-        One round trip. Who holds a lock for long may ask between its steps, and stop if so.
+        One round trip, or two in a job that has a ``read_old``. Who holds a lock for long may ask
+        between its steps, and stop if so.
 
         :raises LockUnavailable: the server did not answer.
         """
@@ -375,10 +376,22 @@ class Locks(BaseLocks):
         return await lock._hold(ask, steps)
 
     async def aclose(self) -> None:
-        """Close this loop's idle connections, and give up the embedded server if this uses it."""
-        if watch := self._watches.pop(asyncio.get_running_loop(), None):
+        """Close this loop's connections, and give up the embedded server if this uses it.
+
+        Leases that are still held are watched as before, until the loop ends: to renew them a
+        connection is opened again.
+        """
+        watch = self._watches.pop(asyncio.get_running_loop(), None)
+        if watch is not None:
             watch.close()
         await self._driver.aclose()
+        left = watch is not None and watch.pid == fork.pid and watch.leases()
+        # Its end must be told to who watches from now on.
+        if watch is not None and left and await self._driver.begin():
+            after = self._watch()
+            for lease in watch.leases():
+                lease._watch = after
+                after.add(lease)
         keep, self._keep = self._keep, None
         if keep is not None:
             keep.close()

@@ -21,11 +21,11 @@ def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
     """
     if server is None and (url := os.environ.get("LUALOCK_URL")):
         try:
-            return Endpoint.of_url(url), None
+            return Endpoint.of_url(url, asynchronous=asynchronous), None
         except InvalidArgument as error:
             raise InvalidArgument(f"$LUALOCK_URL is {error}") from None
     if isinstance(server, str):
-        return Endpoint.of_url(server), None
+        return Endpoint.of_url(server, asynchronous=asynchronous), None
     if server is not None:
         return Endpoint.of_client(server, asynchronous=asynchronous), None
     # The one way from the core to a leaf: opened only when nothing else is configured.

@@ -39,13 +39,16 @@ class BaseLease:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_care", "_clock", "_driver", "_ended", "_extends", "_grant"),
-        *("_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_ttl_ms", "_watch", "fence"),
+        *("__weakref__", "_ask", "_beside", "_care", "_clock", "_driver", "_ended", "_extends"),
+        *("_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_ttl_ms", "_watch"),
+        "fence",
     )
 
     fence: int
     """A number that grows with every acquisition of the lock. Send it along with whatever the
     lock protects, and let the receiver refuse a smaller one than it has seen."""
+
+    _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
 
     def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
         self._ask = ask
@@ -228,7 +231,11 @@ class BaseLease:
     def _release_requested(self) -> Steps[bool]:
         from lualock.jobs import verbs  # a leaf: opened when it is used
 
-        return verbs.release_requested(self._ask.key, self.fence, self._ask.token)
+        for lease in (self, *getattr(self, "_beside", ())):
+            ask = lease._ask
+            if (yield from verbs.release_requested(ask.key, lease.fence, ask.token)):
+                return True
+        return False
 
     @property
     def _lasts_ms(self) -> int:

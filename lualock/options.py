@@ -29,6 +29,11 @@ def _number(value: object, what: str) -> float:
     return number
 
 
+def _not(value: object, number: float) -> str:
+    # As it was given, for 31622400.5 rounded would do; an int may be too long to be shown.
+    return f"not {value:d}" if isinstance(value, int) and abs(value) < 10**18 else f"not {number!r}"
+
+
 def ttl_ms(ttl: object, what: str = "ttl") -> int:
     """A ttl in seconds as whole milliseconds, rounded up.
 
@@ -38,7 +43,7 @@ def ttl_ms(ttl: object, what: str = "ttl") -> int:
     if not MIN_TTL_S <= number <= MAX_TTL_S:
         raise InvalidArgument(
             f"{what} must be from {MIN_TTL_S} to {MAX_TTL_S:.0f} seconds (366 days), "
-            f"not {number:g}; for a lock without a known end use the default, which is renewed"
+            f"{_not(ttl, number)}; for a lock without a known end use the default, which is renewed"
         )
     return math.ceil(number * 1000 - 1e-6)
 
@@ -54,9 +59,22 @@ def wait_s(timeout: object, what: str = "timeout") -> float | None:
     if number < 0 or math.isinf(number):
         raise InvalidArgument(
             f"{what} must be 0 (do not wait) or more seconds, or None (wait for ever), "
-            f"not {number:g}"
+            f"{_not(timeout, number)}"
         )
     return number
+
+
+def socket_s(value: object, what: str) -> None:
+    """How long a connection is given, in seconds.
+
+    :raises InvalidArgument: it is no number, not above 0, or more than 366 days.
+    """
+    number = _number(value, what)
+    if not 0 < number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be above 0 and at most {MAX_TTL_S:.0f} seconds (366 days), "
+            f"{_not(value, number)}"
+        )
 
 
 def delay_s(value: object, what: str) -> float:
@@ -67,7 +85,7 @@ def delay_s(value: object, what: str) -> float:
     number = _number(value, what)
     if not 0 <= number <= MAX_TTL_S:
         raise InvalidArgument(
-            f"{what} must be from 0 to {MAX_TTL_S:.0f} seconds (366 days), not {number:g}"
+            f"{what} must be from 0 to {MAX_TTL_S:.0f} seconds (366 days), {_not(value, number)}"
         )
     return number
 
@@ -81,7 +99,9 @@ def max_hold_s(value: object, *, renewed: bool) -> float | None:
         return None
     number = _number(value, "max_hold")
     if number < MIN_TTL_S:
-        raise InvalidArgument(f"max_hold must be at least {MIN_TTL_S} seconds, not {number:g}")
+        raise InvalidArgument(
+            f"max_hold must be at least {MIN_TTL_S} seconds, {_not(value, number)}"
+        )
     if not renewed:
         raise InvalidArgument(
             "max_hold limits for how long a lease is renewed, and this one is not renewed: its ttl "

@@ -63,7 +63,8 @@ class Lease(BaseLease):
     def release_requested(self) -> bool:
         """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
 
-        One round trip. Who holds a lock for long may ask between its steps, and stop if so.
+        One round trip, or two in a job that has a ``read_old``. Who holds a lock for long may ask
+        between its steps, and stop if so.
 
         :raises LockUnavailable: the server did not answer.
         """
@@ -308,7 +309,10 @@ class Locks(BaseLocks):
         return lock._hold(ask, steps)
 
     def close(self) -> None:
-        """Close the idle connections, and give up the embedded server if this uses it."""
+        """Close the idle connections, and give up the embedded server if this uses it.
+
+        Leases that are still held are watched as before.
+        """
         self._driver.close()
         keep, self._keep = self._keep, None
         if keep is not None:

@@ -37,6 +37,15 @@ def test_ttl_of_a_lock(shell: World, ttl: Any) -> None:
         shell.connect(ttl=ttl)
 
 
+@pytest.mark.parametrize(
+    ("ttl", "shown"), [(31_622_400.5, "31622400.5"), (31_622_401, "31622401"), (1e-5, "1e-05")]
+)
+def test_a_number_is_shown_as_it_was_given(ttl: float, shown: str) -> None:
+    """And not rounded to one that would do."""
+    with pytest.raises(lualock.InvalidArgument, match=f"to 31622400 .* not {shown};"):
+        lualock.connect("redis://h").lock("x", ttl=ttl)
+
+
 @pytest.mark.parametrize("ttl", BAD_TTLS, ids=repr)
 async def test_ttl_of_extend(shell: World, ttl: Any) -> None:
     """Extending by a bad ttl is refused, and leaves the lease as it was (0 does not free it)."""
@@ -160,6 +169,80 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
         ):
             pickle.dumps(thing)
     await settle(lease.release())
+
+
+@pytest.mark.parametrize("connect", [lualock.connect, aio.connect])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://h/1/2", "the number of a database, and not '1/2'"),
+        ("redis://me:s3cret@h/abc", "the number of a database, and not 'abc'"),
+        ("redis://h/" + "1" * 5000, "the number of a database"),
+        ("redis://h?ssl=true", "'ssl' means nothing in it: for TLS it begins with rediss://"),
+        ("redis://:s3cret@h?ssl=true", "for TLS it begins with rediss://"),
+        ("redis://h?ssl_cert_reqs=none", "that URL begins with rediss://"),
+        ("redis://h?timeout=3", "write socket_timeout="),
+        ("redis://h?foo=bar", "'foo' means nothing in it"),
+        ("redis://h?foo", "'foo' means nothing in it"),
+        ("redis://h?socket_timout=3", "did you mean socket_timeout"),
+        ("redis://h?host=other", "the host comes after redis://"),
+        ("redis://h?credential_provider=x", "'credential_provider' means nothing"),
+        ("redis://h?socket_type=5", "'socket_type' means nothing"),
+        ("redis://h?protocol=5", "protocol must be either 2 or 3"),
+        ("redis://h?db=abc", "Invalid value for 'db'"),
+        ("rediss://h?ssl_cert_reqs=bogus", "bogus"),
+        ("rediss://h?ssl_bogus=1", "ssl_bogus"),
+        ("redis://h?socket_timeout=0", "socket_timeout must be above 0 .* not 0"),
+        ("redis://h?socket_timeout=-1", "not -1"),
+        ("redis://h?socket_timeout=nan", "not NaN"),
+        ("redis://h?socket_timeout=inf", "not inf"),
+        ("redis://h?socket_connect_timeout=nan", "socket_connect_timeout must be"),
+        ("redis://a..b:1", "the host is none"),
+        ("redis://%00:1", "the host is none"),
+        ("redis://" + "x" * 300, "the host is none"),
+        ("redis://me:s3cret", "the port is no number"),
+        ("redis://h#1", "nothing comes after a #"),
+        ("unix://tmp/redis.sock", "comes a path that begins with /"),
+        ("unix://", "comes a path that begins with /"),
+        # Whatever stands where it cannot be told from a password:
+        ("redis://:12?s3cret=x@h", "URL. It begins"),
+        ("redis://:12#s3cret@h", "URL. It begins"),
+        ("redis://h?password=a&s3cret=b", "URL. It begins"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_url_of_which_not_all_means_something(connect: Any, url: str, said: str) -> None:
+    """It is refused at once, with what to write instead, and no password is repeated."""
+    with pytest.raises(lualock.InvalidArgument, match=f"^not a server's .*{said}") as caught:
+        connect(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("connect", [lualock.connect, aio.connect])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://me:pw@h:1/2?socket_timeout=3&max_connections=5&decode_responses=yes",
+        "redis://h?health_check_interval=5&retry_on_timeout=1&socket_keepalive=1&client_name=a",
+        "redis://[::1]:1/1/?db=3",
+        "redis://häuser.example.",
+        "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=no&protocol=3",
+        "unix://me:pw@/tmp/redis.sock?db=3",
+    ],
+)
+def test_a_url_of_which_all_means_something(connect: Any, url: str) -> None:
+    """It is taken, with what is for clients of redis-py's only."""
+    assert connect(url)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf, "5"])
+@pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout"])
+def test_a_client_s_timeouts(name: str, timeout: Any) -> None:
+    """A client whose timeouts are none is refused, and not found out by the first call."""
+    with pytest.raises(lualock.InvalidArgument, match=f"{name} must be"):
+        lualock.connect(redis.Redis(**{name: timeout}))
+    with pytest.raises(lualock.InvalidArgument, match=f"{name} must be"):
+        aio.connect(redis.asyncio.Redis(**{name: timeout}))
 
 
 @pytest.mark.parametrize("connect", [lualock.connect, aio.connect])

@@ -527,6 +527,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["jobs.svg"]
 
 
+def test_the_help_and_a_scenario_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """They name all scenarios, and nothing else."""
+    for arguments, status in ((["--help"], 0), (["jobs", "no_such"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == status
+        told = " ".join("".join(capsys.readouterr()).split())
+        assert ", ".join(SCENARIOS) in told
+        assert "[]" not in told
+
+
 @pytest.mark.usefixtures("small")
 def test_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fails if a ratio that must hold does not, and only then."""

@@ -384,6 +384,38 @@ def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None
     assert ran == ["first", "second"]
 
 
+@pytest.mark.parametrize("new", ["before the old one", "the new one"])
+async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new: str) -> None:
+    """The code of before the deploy, and that of after it, ask on the one name that they know."""
+    locks, ran = shell.connect(), Log()
+
+    def plain() -> None:
+        ran.append("first")
+        wait_until(jobs.current_lease().release_requested)
+
+    async def coroutine() -> None:
+        ran.append("first")
+        give_up = time.monotonic() + 5
+        while not await jobs.current_lease().release_requested():
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
+
+    async def second() -> None:
+        ran.append("second")
+
+    for name in ("the old one", new):
+        ran.clear()
+        made = locks.job(key=new, read_old="the old one")
+        run = made(coroutine if shell.asynchronous else plain)
+        other = locks.job(key=name, policy=jobs.Replace(10))
+        replace = other(second if shell.asynchronous else lambda: ran.append("second"))
+        first = asyncio.ensure_future(shell.beside(run))
+        await shell.until(lambda: ran)
+        await shell.beside(replace)
+        await first
+        assert ran == ["first", "second"]
+
+
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
     """Versions and old names that make no sense are refused."""
 

@@ -477,7 +477,7 @@ async def test_what_cannot_be_used(shell: World) -> None:
     for bad in (5, "", None):
         with pytest.raises(lualock.InvalidArgument, match="a job's id must be"):
             await settle(queue.verb("reserve")(job_id=bad))
-    for token in ("short", "x" * 21 + "}", 5):
+    for token in ("short", "x" * 21 + "}", "\ud800" * 22, "ä" * 11, 5):
         with pytest.raises(lualock.InvalidArgument, match="not a job's token"):
             await settle(queue.verb("reserve")(job_id="a", token=token))
     with pytest.raises(lualock.InvalidArgument, match="unique must be None or 'queued'"):
@@ -488,6 +488,12 @@ async def test_what_cannot_be_used(shell: World) -> None:
         queue_of(shell, on_enqueue_failed="me")
     with pytest.raises(lualock.InvalidArgument, match="no job of lualock"):
         bound(len)
+    wrong: tuple[Any, ...] = ("ab", b"ab", 5, {"a": 1}, None)
+    for args in wrong:
+        with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
+            queue.work.lock(args)
+        with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
+            await settle(queue.verb("reserve")(args, job_id="a"))
     assert shell.client.keys() == []
 
 

@@ -717,6 +717,13 @@ def test_a_class_refuses(locks: Any) -> None:
     wrong: dict[str, list[Any]] = {
         "lock_key_version": [-1, True, "1", None, 1.5],
         "lock_read_old": [-1, True, 1.5, []],
+        "lock": ["name", None],
+        "identifier": ["x", 5],
+        "lock_failed": [5],
+        "lock_expired_before_release": ["me"],
+        "loner_enqueue_failed": [5],
+        "loner": ["x", 1],
+        "locks": [5, "redis://localhost", lualock.connect],
     }
     for member, values in wrong.items():
         for value in values:
@@ -725,6 +732,27 @@ def test_a_class_refuses(locks: Any) -> None:
     for bad in (0, "5", True, float("nan"), [5]):
         with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
             type("Job", (lualock.LockedJob,), {"lock_timeout": bad})
+
+
+def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:
+    """What makes a class's locks when they are asked for is not called when it is declared."""
+    asked: list[str] = []
+
+    class Later:
+        def __get__(self, _: object, owner: type) -> Any:
+            asked.append(owner.__name__)
+            return locks
+
+    class Job(lualock.LockedJob):
+        locks = Later()
+
+        @classmethod
+        def perform(cls) -> int:
+            return 7
+
+    assert asked == []
+    assert Job.run() == 7
+    assert "Job" in asked
 
 
 def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:

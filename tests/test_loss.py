@@ -374,6 +374,67 @@ async def test_a_handed_over_lease_is_watched(shell: World) -> None:
 # asyncio: the body.
 
 
+async def test_what_is_held_when_all_is_closed(shell: World) -> None:
+    """Is renewed as before, and its loss is told."""
+    told: list[Any] = []
+    locks = shell.connect()
+    lock = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    lease, released = await settle(lock.acquire()), await settle(locks.lock("y").acquire())
+    await settle(released.release())
+    end = time.monotonic() + lease.remaining()
+    for _ in range(2):
+        await settle(locks.aclose() if shell.asynchronous else locks.close())
+    await shell.until(lambda: time.monotonic() + lease.remaining() > end + 0.5)
+    assert told == []
+    shell.client.delete(lock.key)
+    await shell.until(lambda: told)
+    assert told == [lease]
+
+
+async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -> None:
+    """Its lease is watched as before."""
+    locks = aio.connect(one_server.url)
+    cancelled: list[bool] = []
+
+    async def body() -> None:
+        async with locks.lock("x", ttl=0.6, renew=True, cancel_on_loss=True):
+            await locks.aclose()
+            with one_server.client() as client:
+                client.delete("lualock:{x}")
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+
+    with pytest.raises(lualock.LeaseLost):
+        await body()
+    assert cancelled == [True]
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["at once", "later"])
+def test_a_loop_that_ends_after_aclose(one_server: Server, renewed: bool) -> None:
+    """Nothing is left of it, also where leases were held to its end."""
+    locks = aio.connect(one_server.url)
+    kept: list[Any] = []
+
+    async def main() -> asyncio.AbstractEventLoop:
+        kept.append(await locks.lock("x", ttl=0.6, renew=True).acquire())
+        end = time.monotonic() + kept[0].remaining()
+        await locks.aclose()
+        give_up = time.monotonic() + 5
+        while renewed and time.monotonic() + kept[0].remaining() < end + 0.1:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.01)
+        return asyncio.get_running_loop()
+
+    loop = asyncio.run(main())
+    assert asyncio.all_tasks(loop) == set()
+    assert len(locks._driver._loops) == 0
+    with one_server.client() as client:
+        wait_until(lambda: not client.exists("lualock:{x}"))  # it is renewed no more
+
+
 async def _body_with(server: Server, **options: Any) -> tuple[aio.Locks, aio.Lock]:
     locks = aio.connect(server.url)
     return locks, locks.lock("x", ttl=0.3, cancel_on_loss=True, **options)

@@ -122,13 +122,22 @@ def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
     passes(
         pytester,
         """
-        import lualock, pytest
+        import lualock, pytest, redis
         from lualock import jobs
+        from lualock.testing import LockKit
 
         def test_elsewhere(lock_kit):
             theirs = lualock.connect("redis://localhost:1/0").lock("x")
             with pytest.raises(lualock.InvalidArgument, match="LUALOCK_URL"):
                 lock_kit.assert_free(theirs)
+
+        @pytest.mark.parametrize("url", ["redis://", "redis://localhost/0", "redis://:6379?db=0"])
+        def test_the_same_said_otherwise(url):
+            ours = lualock.Locks(redis.Redis()).lock("x")
+            with LockKit(url) as kit:
+                assert kit.lock(ours).key == ours.key
+                with pytest.raises(lualock.InvalidArgument, match="LUALOCK_URL"):
+                    kit.lock(lualock.connect("redis://localhost/1").lock("x"))
 
         def test_place(locks, lock_kit):
             @locks.job(key="x", unique="queued")
@@ -150,7 +159,7 @@ def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
                 assert work.reserve(job_id="8").job_id == "7"
             assert work.reserve(job_id="8")
         """,
-        tests=3,
+        tests=6,
     )
 
 

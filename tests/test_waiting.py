@@ -891,6 +891,68 @@ def test_a_loop_that_was_just_closed_is_forgotten(one_server: Server) -> None:
     assert len(locks._driver._loops) == 0
 
 
+def test_who_waits_in_a_loop_that_was_just_closed(
+    monkeypatch: pytest.MonkeyPatch, one_server: Server
+) -> None:
+    """Is destroyed in silence when that loop is forgotten, and the next one has its turn."""
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda broke: raised.append(broke.exc_value))
+    locks = aio.connect(one_server.url)
+
+    def waits() -> bool:
+        loops = list(locks._driver._loops.values())
+        return any(place.waiter for each in loops for place in list(each._places.values()))
+
+    async def use() -> bool:
+        async with locks.lock("x", ttl=60) as lease:
+            return lease.held
+
+    async def wait() -> asyncio.Task[bool]:
+        task = asyncio.ensure_future(use())
+        await asyncio.to_thread(wait_until, waits)
+        return task
+
+    with lualock.connect(one_server.url) as others, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of asyncio, about such a loop
+        held = others.lock("x").acquire()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(wait())
+        loop.close()
+        del loop
+        held.release()
+        assert asyncio.run(use())
+        gc.collect()
+    assert raised == []
+    assert len(locks._driver._loops) == 0
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["connected in it", "connected before it"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_generator_that_closes_all_as_it_ends_with_its_loop(
+    one_server: Server, caplog: pytest.LogCaptureFixture, held: bool, first: bool
+) -> None:
+    """The loop and it may close the same connections at the same time."""
+    kept: list[Any] = []
+    made = aio.connect(one_server.url)
+
+    async def numbers() -> AsyncIterator[int]:
+        async with made:
+            lease = await made.lock("x", ttl=60, renew=True).acquire()
+            if not held:
+                await lease.release()
+            yield 1
+
+    async def main() -> None:
+        if first:
+            await made.lock("y").locked()
+        kept.append(numbers())
+        await anext(kept[0])
+
+    asyncio.run(main())
+    assert caplog.text == ""
+    assert len(made._driver._loops) == 0
+
+
 def test_a_generator_that_ends_with_its_loop_gives_its_lock_back(one_server: Server) -> None:
     """All generators are ended together when a loop is; the connection is there as long as one
     needs it, and no other is made."""

@@ -130,7 +130,7 @@ class _LoopConnections:
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
         self._laying: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
-        self.at_loop_end: AsyncGenerator[None, None] | None = None
+        self.at_loop_end: Any = None  # an asynchronous generator; its type does not say all it has
         self.ends: list[Callable[[], None]] = []  # what else has to be told
 
     def stop(self) -> None:
@@ -311,7 +311,7 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
-        listens: bytes | None = None
+        listens: tuple[asyncio.AbstractEventLoop, bytes] | None = None
         reply: Any = None
         error: BaseException | None = None
         met: list[BaseException] | None = None
@@ -328,7 +328,7 @@ class AsyncDriver:
                                 reply = await self._error_reply(step, reply)
                             continue
                         if isinstance(step, Listen):
-                            listens = step.token
+                            listens = asyncio.get_running_loop(), step.token
                         reply = await self._perform(step)
                 except StopIteration as done:
                     result: T = done.value
@@ -344,9 +344,16 @@ class AsyncDriver:
         finally:
             error = met = None  # or they and this frame would keep each other alive
             if listens is not None:
-                connections = self._loops.get(asyncio.get_running_loop())
-                if connections is not None:
-                    connections.forget(listens)
+                loop, token = listens  # which may be closed: then nothing runs but the destruction
+                if (connections := self._loops.get(loop)) is not None:
+                    connections.forget(token)
+
+    async def begin(self) -> bool:
+        """Be told of this loop's end; false if it is ending already. No connection is made."""
+        if getattr(asyncio.get_running_loop(), "_asyncgens_shutdown_called", False):
+            return False  # asyncio would complain of a generator that begins now
+        await self._connections()
+        return True
 
     async def aclose(self) -> None:
         """Close this loop's connections, once what still cleans up has finished."""
@@ -356,9 +363,12 @@ class AsyncDriver:
             _, late = await asyncio.wait(mine, timeout=CLOSING_S)
             for task in late:
                 task.cancel()
-        connections = self._loops.get(loop)
-        if connections is not None and connections.at_loop_end is not None:
-            await connections.at_loop_end.aclose()
+        if (connections := self._loops.get(loop)) is not None:
+            # The loop may be ending it at the same time, and a generator is closed by one only.
+            await self._close(connections)
+            ended = connections.at_loop_end
+            if ended is not None and not ended.ag_running:
+                await ended.aclose()
 
     async def _perform(self, step: Step) -> Any:
         if isinstance(step, Call):
@@ -502,39 +512,43 @@ class AsyncDriver:
             for other in [each for each in list(self._loops) if each.is_closed()]:
                 self._loops.pop(other, None)  # nobody told it that it ends, nor us
             found = self._loops[loop] = _LoopConnections(self, loop)
-            found.at_loop_end = self._close_at_loop_end(loop)
+            found.at_loop_end = self._close_at_loop_end(found)
             await anext(found.at_loop_end)
         self._recent = found
         return found
 
-    async def _close_at_loop_end(
-        self, loop: asyncio.AbstractEventLoop
-    ) -> AsyncGenerator[None, None]:
+    async def _close_at_loop_end(self, mine: _LoopConnections) -> AsyncGenerator[None, None]:
         # A loop finalises its asynchronous generators before it closes (asyncio.run does), which
         # is the one way to be told: a program that never calls aclose() leaves nothing open.
         try:
             yield
         finally:
-            await self._let_others_end(loop)
-            if connections := self._loops.pop(loop, None):
-                if self._recent is connections:
-                    self._recent = None
-                going_on = {task for task in self._cleaning if task.get_loop() is loop}
-                for task in going_on:  # before they notice that the connection is gone
-                    task.cancel()
-                connections.close()
-                await asyncio.gather(*going_on, return_exceptions=True)
-                await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
+            await self._close(mine)
 
-    async def _let_others_end(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _close(self, mine: _LoopConnections) -> None:
+        """Close a loop's connections; where that has been done, return at once."""
+        loop = mine.loop
+        if self._loops.get(loop) is mine:
+            await self._let_others_end(mine)
+        if self._loops.get(loop) is mine:
+            del self._loops[loop]
+            if self._recent is mine:
+                self._recent = None
+            going_on = {task for task in self._cleaning if task.get_loop() is loop}
+            for task in going_on:  # before they notice that the connection is gone
+                task.cancel()
+            mine.close()
+            await asyncio.gather(*going_on, return_exceptions=True)
+            await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
+
+    async def _let_others_end(self, mine: _LoopConnections) -> None:
         """All generators are ended at the same time; a user's may give a lock back, and that needs
         the connection."""
-        if connections := self._loops.get(loop):
-            connections.stop()
+        mine.stop()
+        loop = mine.loop
         give_up, quiet = loop.time() + OTHERS_S, 0
         while quiet < OTHERS_TURNS and loop.time() < give_up:
-            connections = self._loops.get(loop)
-            mux = None if connections is None else connections.open_now()
+            mux = mine.open_now()
             if mux is None:
                 return
             # Who has just had a reply asks for the next thing in the turn after that.

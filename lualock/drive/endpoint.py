@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
 import redis.asyncio
@@ -19,6 +18,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.utils import get_lib_version
 
+from lualock import options
+from lualock.drive import url as urls
 from lualock.drive import wire
 from lualock.errors import InvalidArgument
 
@@ -60,28 +61,27 @@ class Endpoint:
     """What the settings have no more than a weak reference to."""
 
     @classmethod
-    def of_url(cls, url: str) -> Endpoint:
+    def of_url(cls, url: str, *, asynchronous: bool = False) -> Endpoint:
         """The endpoint a URL names (``redis://``, ``rediss://``, ``unix://``).
 
-        :raises InvalidArgument: it is no such URL.
+        :raises InvalidArgument: it is no such URL, or says what no connection can be made with.
         """
+        urls.check(url)
         try:
-            pool = redis.ConnectionPool.from_url(url)
-            _check_database(url)
-        except (ValueError, TypeError) as error:
-            # What it says of a part of the URL may be a part of the password.
-            said = f": {error}" if "://" in url and "@" not in url else ""
-            raise InvalidArgument(
-                f"not a server's URL{said}. It begins with redis://, rediss:// or unix://; what is "
-                "special in a user name or password (/ # ? @ : [ ] %) is written as %2F and so on"
-            ) from None
-        return cls._of_pool(pool)
+            found = cls._of_pool(redis.ConnectionPool.from_url(url))
+            # One is made, and not connected: what redis-py does not like is said here, and not by
+            # the first call.
+            _ = found.asyncio_connection() if asynchronous else found.blocking_connection()
+        except Exception as error:  # redis-py raises whatever comes
+            raise urls.not_a_url(str(error) if urls.tellable(url) else None) from None
+        return found
 
     @classmethod
     def of_client(cls, client: Any, *, asynchronous: bool) -> Endpoint:
         """The endpoint a client talks to. The client itself is not used.
 
-        :raises InvalidArgument: it is no client, or one of the other world.
+        :raises InvalidArgument: it is no client, or one of the other world, or its timeouts are
+            none.
         """
         wanted: Any = redis.Redis
         other: Any = redis.asyncio.Redis
@@ -109,6 +109,9 @@ class Endpoint:
             # A call that may wait for ever cannot keep any promise about time.
             settings["socket_timeout"] = SOCKET_TIMEOUT_S
         settings.setdefault("socket_connect_timeout", settings["socket_timeout"])
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if settings[name] is not None:
+                options.socket_s(settings[name], name)
         if pool.connection_class in _TWINS:
             settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
             return cls(pool.connection_class, settings)
@@ -145,11 +148,3 @@ class Endpoint:
         """The address, without anything secret."""
         told = self.settings
         return str(told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}")
-
-
-def _check_database(url: str) -> None:
-    """redis-py takes a path that is no number for database 0: other locks than were meant."""
-    parts = urlsplit(url)
-    path = unquote(parts.path).replace("/", "")
-    if parts.scheme != "unix" and path and not path.isdecimal():
-        raise ValueError(f"after the host comes the number of a database, and not {path!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lualock.errors import InvalidArgument
@@ -38,7 +38,7 @@ class Bound:
 
     def lock(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """The lock of a run with these arguments."""
-        return self._job.lock(self._fitting(self.asynchronous), tuple(args), kwargs or {})
+        return self._job.lock(self._fitting(self.asynchronous), _together(args), kwargs or {})
 
     def place(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """The lock of a queued job with these arguments: its ``inspect()`` says which job that is,
@@ -56,7 +56,7 @@ class Bound:
         :raises LockUnavailable: with ``on_unavailable="raise"``; it did not run.
         """
         locks = self._fitting(self.asynchronous)
-        return run.start(self._job, locks, tuple(args), kwargs or {}, delivery)
+        return run.start(self._job, locks, _together(args), kwargs or {}, delivery)
 
     def enqueue(
         self,
@@ -218,13 +218,22 @@ class Bound:
         return await drive_async(entry.died(job_id, token, pid))
 
     def _entry(self, args: Args, kwargs: Kwargs | None, *, asynchronous: bool = False) -> Entry:
-        return Entry(self._job, self._fitting(asynchronous), tuple(args), kwargs or {})
+        return Entry(self._job, self._fitting(asynchronous), _together(args), kwargs or {})
 
     def _fitting(self, asynchronous: bool) -> AnyLocks:
         return fitting(self._locks(), asynchronous=asynchronous)
 
     def __repr__(self) -> str:
         return f"<Bound {self.name}>"
+
+
+def _together(args: object) -> tuple[Any, ...]:
+    if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
+        # Of a text each letter would be an argument.
+        raise InvalidArgument(
+            f"args must be a list or tuple of the job's arguments, not {type(args).__name__}"
+        )
+    return tuple(args)
 
 
 def bound(job: Any) -> Bound:

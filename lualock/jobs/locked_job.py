@@ -84,6 +84,7 @@ class LockedJob:
                     "is run without an instance"
                 )
 
+        _check_kinds(cls)
         if cls.lock_timeout is not None and not callable(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
         for name in ("lock", "identifier", "lock_timeout", "lock_read_old"):
@@ -213,3 +214,23 @@ def _check_spelling(cls: type[LockedJob]) -> None:
                 f"{cls.__qualname__}.{name} is no setting of a LockedJob{meant} (names that begin "
                 f"with {' or '.join(_OURS)} are lualock's)"
             )
+
+
+def _check_kinds(cls: type[LockedJob]) -> None:
+    """What is of the wrong kind would be found out by the first run, or when it fails."""
+    name = cls.__qualname__
+    if not callable(cls.lock):
+        raise InvalidArgument(
+            f"{name}.lock must be a classmethod that returns the lock's name, not {cls.lock!r}"
+        )
+    callbacks = "lock_failed", "lock_expired_before_release", "loner_enqueue_failed"
+    for member in ("identifier", *callbacks):
+        options.callback(getattr(cls, member), f"{name}.{member}")
+    options.flag(cls.loner, f"{name}.loner")
+    locks = inspect.getattr_static(cls, "locks")
+    made_later = hasattr(type(locks), "__get__") and not callable(locks)
+    if not (locks is None or made_later or isinstance(locks, AnyLocks)):
+        raise InvalidArgument(
+            f"{name}.locks must be what lualock.connect() or lualock.aio.connect() returns, or "
+            f"None, not {type(locks).__name__}"
+        )

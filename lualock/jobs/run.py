@@ -72,6 +72,9 @@ def _run(it: Run) -> Actions[Any]:
         return (yield it.call(job.on_failed, holder=refused.holder))
 
     # Of two the first last: there who wants to replace this run is refused, and asks it to stop.
+    # But code that knows only one of the names asks there.
+    if it.held:
+        it.held[0][1]._beside = tuple(lease for _, lease in it.held[1:])
     ours = ((lock.key, lease) for lock, lease in reversed(it.held))
     before = _current.get()
     try:

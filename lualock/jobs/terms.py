@@ -178,7 +178,7 @@ def as_token(token: object) -> bytes:
 
     :raises InvalidArgument: it is none.
     """
-    raw = token.encode() if isinstance(token, str) else b""
+    raw = token.encode("ascii", "replace") if isinstance(token, str) else b""
     if len(raw) != 22 or not raw.replace(b"-", b"a").replace(b"_", b"a").isalnum():
         raise InvalidArgument("not a job's token: pass on unchanged what enqueueing it gave")
     return raw

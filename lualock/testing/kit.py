@@ -138,10 +138,11 @@ class LockKit:
         return redis.Redis.from_url(self._url)
 
 
-def _where(lock: AnyLock) -> list[Any]:
-    """Which server a lock is on."""
+def _where(lock: AnyLock) -> tuple[object, int]:
+    """Which server and database a lock is on, whether that was said or left to redis-py."""
     told = lock._locks._endpoint.settings
-    return [told.get(name) for name in ("host", "port", "path", "db")]
+    server = told.get("path") or (told.get("host") or "localhost", int(told.get("port") or 6379))
+    return server, int(told.get("db") or 0)
 
 
 def _until(condition: Any) -> None:
