@@ -177,14 +177,16 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     # Only what is to shorten it can: whatever else arrives late takes nothing away.
     shorten = deadline < max(grant.deadline, grant.claimed_deadline if grant.claim else -math.inf)
     step = _extend(ask, grant, ttl_ms, shorten=shorten)
-    at_most_s = grant.at_most_s
+    claim, before, at_most_s = grant.claim, grant.deadline, grant.at_most_s
     if shorten:  # if it is not answered, it may arrive at any time
-        grant.claim, grant.deadline = None, min(grant.deadline, deadline)
+        grant.claim, grant.deadline = None, min(before, deadline)
         grant.at_most_s = min(at_most_s, ttl_ms / 1000)
     try:
         reply = yield step
         grant.at_most_s = at_most_s
     except LockUnavailable as error:
+        if shorten and not error.outcome_unknown:  # then nothing was done
+            grant.claim, grant.deadline, grant.at_most_s = claim, before, at_most_s
         reply = yield from resend(step, error)
     if reply == b"extended":
         return min(deadline, sent + grant.at_most_s)

@@ -69,6 +69,7 @@ class Renewal(Watch):
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self.holdings: list[Holding] = []  # of leases that somebody may look at meanwhile
         self.busy = False
         self._start_empty(process.server_clock)
 
@@ -84,6 +85,8 @@ class Renewal(Watch):
 
     def _looked(self, lost: Any, error: BaseException | None) -> None:
         self.busy, self._wakes_at = False, math.inf
+        for holding in self.holdings:
+            holding.note_end()
         next_look = self.next_look()
         if next_look < math.inf:
             self._wake_at(next_look)
@@ -373,14 +376,18 @@ class Holding:
         refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"claimed"
         if refused and lease.held:
             self.world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
+        self.note_end()
+        if lease._grant.lost and not self._over:
+            self._over = True
+            self.world.record("let_go", **self.who)
+
+    def note_end(self) -> None:
+        """Write down when it ends, as far as it knows, where that has changed."""
         until = self.until()
         if until != self._told:
             self._told = until
             self.world.record("until", until=until, **self.who)
             self.world.server.check_deadline(self._ask.key, self._ask.token, until)
-        if lease._grant.lost and not self._over:
-            self._over = True
-            self.world.record("let_go", **self.who)
 
     def work(self) -> None:
         self._look()
@@ -408,12 +415,18 @@ class Holding:
 
     def _extend(self) -> Steps[None]:
         # For as long as before, longer or shorter. What comes late must not take that away.
-        times = (1, 4, 0.5)[self._client._count % 3]
+        # (No lease is longer than what a clock that was set excuses.)
+        times = (1, max(1, min(4, 30_000 / self._turn.ttl_ms)), 0.5)[self._client._count % 3]
         with suppress(LockError):
             yield from self._looking(self._lease._extend(int(self._turn.ttl_ms * times)))
         self._look()
         if times != 1:
-            yield Wait(self._turn.ttl_ms / 1000)
+            holdings = self._client.renewal.holdings
+            holdings.append(self)
+            try:
+                yield Wait(self._turn.ttl_ms / 1000)
+            finally:
+                holdings.remove(self)
         self.work()
 
 

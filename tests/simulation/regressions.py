@@ -43,5 +43,8 @@ REGRESSIONS: dict[int, str] = {
     743379: "who had the lock first was paused until another had it, its data lost (excused)",
     765852: "a retry that was interrupted on its way left the lock that was kept for it",
     4004875: "a lease that promises less than it is renewed for was renewed without a pause",
+    108916: "a refused request for a sooner end was believed",
+    69276: "a lease that outlasts what a clock that was set excuses (the simulator's)",
+    44880: "a renewal that nobody wrote down (the simulator's)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
