@@ -55,8 +55,8 @@ class Lease(BaseLease):
     def extend(self, ttl: float) -> None:
         """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
 
-        Who asks for less than is left, and has no answer (:class:`LockUnavailable`), has a lease that
-        promises no more than that from then on: the request may arrive at any time.
+        Who asks for less than is left, and has no answer (:class:`LockUnavailable`), has a lease
+        that promises no more than that from then on: the request may arrive at any time.
 
         :raises LeaseLost: the lease had ended, or was released, before. Nothing was changed.
         :raises InvalidArgument: ``ttl`` is not from 0.001 to 366 days.
