@@ -205,7 +205,7 @@ async def test_a_read_only_replica(world: World) -> None:
     held = await settle(locks.lock("held", ttl=30).acquire())
     world.client.execute_command("REPLICAOF", "127.0.0.1", "1")
     try:
-        for attempt in (locks.lock("new", ttl=30).acquire, held.release, lambda: held.extend(9)):
+        for attempt in (locks.lock("new", ttl=30).acquire, lambda: held.extend(9), held.release):
             with pytest.raises(lualock.LockUnavailable, match="connect to the primary") as caught:
                 await settle(attempt())
             assert not caught.value.outcome_unknown
@@ -277,6 +277,15 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
         await settle(lease.release())
     await settle(lease.release())  # it may be tried again, and answers as what it was: released
     assert not lease.lost
+
+
+async def test_only_what_is_to_shorten_a_lease_may(shell: World, proxy: Proxy) -> None:
+    """An extension says whether the lease may end sooner by it, for it may arrive late."""
+    lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
+    for ttl, shortens in ((60, b"0"), (5, b"1"), (9, b"0"), (9, b"0")):
+        await settle(lease.extend(ttl))
+        assert proxy.commands[-1][-1] == shortens
+    await settle(lease.release())
 
 
 async def test_a_sooner_end_that_was_not_heard_of(shell: World, proxy: Proxy) -> None:

@@ -146,7 +146,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "a sooner end that is not heard of is no end",
-        "        grant.claim, grant.deadline = None, min(grant.deadline, deadline)\n",
+        "        grant.claim, grant.deadline = None, min(before, deadline)\n",
         "",
     ),
     (
@@ -346,6 +346,14 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
+    ),
+    ("lualock.protocol.holding", "a sooner end that is not heard of is no end"): (
+        "needs both replies to one extension lost, and somebody else who has the lock between the "
+        "two ends; ``test_a_sooner_end_that_was_not_heard_of`` notices it"
+    ),
+    ("lualock.protocol.holding", "any extension may shorten"): (
+        "needs an extension that arrives after a longer one, and somebody else between the two "
+        "ends; ``test_only_what_is_to_shorten_a_lease_may`` notices it"
     ),
     ("lualock.lease", "a refused claim is taken for a lease"): (
         "rules are there (claim, overlap), but a claim is refused only when it is 2.5 s late while "
