@@ -13,7 +13,7 @@ from typing import Any
 from lualock import fork, handles, options, protocol
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
-from lualock.protocol import Ask, Clock, Grant, Steps
+from lualock.protocol import Ask, Clock, Grant, Steps, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +209,9 @@ class BaseLease:
         given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
         if given_up or self._pid != fork.pid:
             raise self._no_longer("extended")
+        sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
+        while sooner and self._grant.claim is not None and self._left() > 0:
+            yield Wait(0.001)  # by another connection it might come later, and undo this
         watch = self._watch
         if watch is not None:
             self._extends += 1

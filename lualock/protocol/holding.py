@@ -174,8 +174,9 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     """
     sent = clock()
     deadline = sent + ttl_ms / 1000
-    # Only what is to shorten it can: whatever else arrives late takes nothing away.
-    shorten = deadline < max(grant.deadline, grant.claimed_deadline if grant.claim else -math.inf)
+    # Only what is to shorten it can: whatever else arrives late takes nothing away. (A claim of
+    # which nothing was heard may have been carried out.)
+    shorten = deadline < max(grant.deadline, grant.claimed_deadline)
     step = _extend(ask, grant, ttl_ms, shorten=shorten)
     claim, before, at_most_s = grant.claim, grant.deadline, grant.at_most_s
     if shorten:  # if it is not answered, it may arrive at any time
@@ -189,6 +190,7 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
             grant.claim, grant.deadline, grant.at_most_s = claim, before, at_most_s
         reply = yield from resend(step, error)
     if reply == b"extended":
+        grant.claimed_deadline = 0.0
         return min(deadline, sent + grant.at_most_s)
     raise lost(ask.name, ask.key, reply, "extended")
 

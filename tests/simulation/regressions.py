@@ -46,5 +46,6 @@ REGRESSIONS: dict[int, str] = {
     108916: "a refused request for a sooner end was believed",
     69276: "a lease that outlasts what a clock that was set excuses (the simulator's)",
     44880: "a renewal that nobody wrote down (the simulator's)",
+    829244: "a sooner end that nobody was told of: a claim was not known to have come before it",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
