@@ -97,14 +97,13 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
             told = None
             if attempt.unsettled:
                 told = yield from abandon(attempt)
-            if (ghost := attempt.possible_ghost()) is not None:
-                yield lay(ask, ghost)
-                attempt.ghost = None
             raise (told or refused) from None
     except (GeneratorExit, KeyConflict):
         raise
     except BaseException:
         ask.grant = None
+        # Also of who was refused: a look that went before the refused one may have come after it,
+        # and have been answered with a place.
         ghost = attempt.possible_ghost()
         if attempt.unsettled or ghost is not None:
             yield from give_back(ask, attempt.ticket, ghost, attempt.until)

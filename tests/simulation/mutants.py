@@ -169,13 +169,6 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "protocol.waiting",
-        "a timeout lays no ghost",
-        "            if (ghost := attempt.possible_ghost()) is not None:\n"
-        "                yield lay(ask, ghost)\n",
-        "            if attempt.possible_ghost() is not None:\n",
-    ),
-    (
-        "protocol.waiting",
         "an interruption gives nothing back",
         "yield from give_back(ask, attempt.ticket, ghost, attempt.until)",
         "pass",

@@ -47,5 +47,6 @@ REGRESSIONS: dict[int, str] = {
     69276: "a lease that outlasts what a clock that was set excuses (the simulator's)",
     44880: "a renewal that nobody wrote down (the simulator's)",
     829244: "a sooner end that nobody was told of: a claim was not known to have come before it",
+    956819: "a look that one that was refused had overtaken had a place, and nobody gave it back",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
