@@ -38,12 +38,12 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             log.error("job %s could not release its lock: %s", job.name, unknown)
             problem = problem or unknown
             if isinstance(unknown, LockUnavailable):
-                yield forsake(lease)
+                yield forsake(lease._driver, lease._ask)
         except GeneratorExit:
             raise
         except BaseException as other:
             interrupted = interrupted or other
-            yield forsake(lease)
+            yield forsake(lease._driver, lease._ask)
     for attempt in it.without if kept is None else ():
         yield from attempt.leave_all()  # the server may have been away for all this time
     if interrupted is not None:

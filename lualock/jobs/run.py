@@ -25,7 +25,7 @@ from lualock.errors import InvalidArgument, LeaseLost, LockUnavailable, NotAcqui
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
-from lualock.jobs.taking import Attempt, last_for, release_quietly
+from lualock.jobs.taking import Attempt, forsake, last_for, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
 from lualock.protocol import Grant
 
@@ -50,7 +50,7 @@ def run(it: Run) -> Actions[Any]:
         _current.set(before)
         for ask in it.asks:
             if ask.grant is not None and not _is_over(ask.grant):
-                yield partial(it.locks[0]._locks._driver.forsake, protocol.forsake(ask))
+                yield forsake(it.locks[0]._locks._driver, ask)
         raise
 
 

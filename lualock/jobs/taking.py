@@ -261,12 +261,12 @@ class Attempt:
             return
         ask = self.lock._ask()
         ask.token = self._owner
-        yield partial(self._driver.forsake, protocol.forsake(ask))
+        yield forsake(self._driver, ask)
 
     def _forsake_place(self) -> Actions[None]:
         assert self._owner is not None
         self.renew_no_more()
-        yield partial(self._driver.forsake, protocol.forsake(ask_of(self.lock, self._owner)))
+        yield forsake(self._driver, ask_of(self.lock, self._owner))
 
     def _has_place(self) -> bool:
         """Whether it may have one: from its queue, or by an earlier delivery's policy."""
@@ -299,10 +299,10 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
     except LockError as error:
         log.warning("cleaning up after a job's lock: %s", error)
         if isinstance(error, LockUnavailable):
-            yield forsake(lease)
+            yield forsake(lease._driver, lease._ask)
 
 
-def forsake(lease: AnyLease) -> Action:
-    """Give a lease back of which it is not known whether it was released, behind everybody's back
-    when the server is there again."""
-    return partial(lease._driver.forsake, protocol.forsake(lease._ask))
+def forsake(driver: Any, ask: Ask) -> Action:
+    """Give back whatever a token has of which that is not known, a lease or a place; behind
+    everybody's back when the server is there again."""
+    return partial(driver.forsake, protocol.forsake(ask))
