@@ -384,20 +384,29 @@ class Locks(BaseLocks):
         Leases that are still held are watched as before, until the loop ends: to renew them a
         connection is opened again.
         """
-        watch = self._watches.pop(asyncio.get_running_loop(), None)
-        if watch is not None:
+        if (watch := self._watches.get(asyncio.get_running_loop())) is not None:
             watch.close()
-        await self._driver.aclose()
-        left = watch is not None and watch.pid == fork.pid and watch.leases()
-        # Its end must be told to who watches from now on.
-        if watch is not None and left and await self._driver.begin():
-            after = self._watch()
-            for lease in watch.leases():
-                lease._watch = after
-                after.add(lease)
+        try:
+            await self._driver.aclose()
+        finally:  # also if it is cancelled, and of what was acquired meanwhile
+            await self._watch_again()
         keep, self._keep = self._keep, None
         if keep is not None:
             keep.close()
+
+    async def _watch_again(self) -> None:
+        """Watch leases that are still held after the connections were closed."""
+        watch = self._watches.pop(asyncio.get_running_loop(), None)
+        if watch is None:
+            return
+        watch.close()  # it may be a later one than what was closed
+        left = watch.leases() if watch.pid == fork.pid else []
+        # The loop's end must be told to who watches from now on.
+        if left and await self._driver.begin():
+            after = self._watch()
+            for lease in left:
+                lease._watch = after
+                after.add(lease)
 
     async def __aenter__(self) -> Locks:
         return self

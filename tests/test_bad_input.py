@@ -190,6 +190,7 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
         ("redis://h?socket_type=5", "'socket_type' means nothing"),
         ("redis://h?protocol=5", "protocol must be either 2 or 3"),
         ("redis://h?db=abc", "Invalid value for 'db'"),
+        ("redis://h?db=-1", "the number of a database is not below 0"),
         ("rediss://h?ssl_cert_reqs=bogus", "bogus"),
         ("rediss://h?ssl_bogus=1", "ssl_bogus"),
         ("redis://h?socket_timeout=0", "socket_timeout must be above 0 .* not 0"),

@@ -209,6 +209,20 @@ async def test_a_failed_push(shell: World) -> None:
     assert await queue.put()
 
 
+async def test_what_cannot_be_enqueued_or_delivered(shell: World) -> None:
+    """A push that cannot be called, and an id that is none: said before anything is written."""
+    queue = queue_of(shell, unique="queued")
+    with pytest.raises(lualock.InvalidArgument, match="push must be callable, not NoneType"):
+        await settle(queue.verb("enqueue")(None, job_id="a"))
+    bad: list[Any] = [None, "", 7]
+    for job_id in bad:
+        with pytest.raises(lualock.InvalidArgument, match="a job's id must be a str"):
+            await settle(queue.verb("enqueue")(print, job_id=job_id))
+        with pytest.raises(lualock.InvalidArgument, match="a job's id must be a str"):
+            await queue.attempt(job_id, None)
+    assert shell.client.keys() == []
+
+
 async def test_the_callback(shell: World) -> None:
     """It gets exactly the job's arguments, and the other's id if it asks; its result is told."""
     log = Log()

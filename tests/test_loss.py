@@ -391,6 +391,34 @@ async def test_what_is_held_when_all_is_closed(shell: World) -> None:
     assert told == [lease]
 
 
+@pytest.mark.parametrize("how", ["twice at once", "and acquired meanwhile", "and cancelled"])
+async def test_what_is_held_when_closing_is_disturbed(one_server: Server, how: str) -> None:
+    """Is renewed as before all the same."""
+    locks = aio.connect(one_server.url)
+    options: dict[str, Any] = {"ttl": 0.6, "renew": True}
+    leases = [await locks.lock("x", **options).acquire()]
+    cleaning = locks._driver.spawn(asyncio.sleep(0.01))  # what closing waits for
+    closing = asyncio.create_task(locks.aclose())
+    await asyncio.sleep(0)
+    if how == "twice at once":
+        await locks.aclose()
+    elif how == "and acquired meanwhile":
+        leases.append(await locks.lock("y", **options).acquire())
+        assert not cleaning.done()
+    else:
+        closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    ends = [time.monotonic() + lease.remaining() for lease in leases]
+    give_up = time.monotonic() + 5
+    while min(map(lambda at, lease: time.monotonic() + lease.remaining() - at, ends, leases)) < 0.5:
+        assert not any(lease.lost for lease in leases)
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.01)
+    for lease in leases:
+        await lease.release()
+    await locks.aclose()
+
+
 async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -> None:
     """Its lease is watched as before."""
     locks = aio.connect(one_server.url)

@@ -80,12 +80,14 @@ def _wrong(parts: SplitResult) -> str | None:
         wrong = _wrong_server(parts)
         if wrong:
             return wrong
-    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name.startswith("ssl_"):
             if parts.scheme != "rediss":
                 return f"{name} is for TLS, and that URL begins with rediss://"
         elif name not in _USED | _DROPPED:
             return f"{name!r} means nothing in it{_instead(name)}"
+        elif name == "db" and value.startswith("-"):
+            return "the number of a database is not below 0"
     return None
 
 

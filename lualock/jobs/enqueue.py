@@ -49,6 +49,8 @@ class Entry:
     ) -> Actions[Enqueued | Refused]:
         """Push a job unless another is in its way."""
         options.delay_s(delay_s, "delay")
+        if not callable(push):
+            raise InvalidArgument(f"push must be callable, not {type(push).__name__}")
         reserved = yield from self.reserve(job_id, token)
         if isinstance(reserved, Refused):
             return reserved

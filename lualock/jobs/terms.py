@@ -66,6 +66,7 @@ class Delivery:
     :param result_retry: the same for what the job returned, where that can ask for a retry.
     :param failed: called when the job raised and will not be tried again: whether that is a failure
         to the system, and not one of its ways to say something else.
+    :raises InvalidArgument: the id is no str, or empty.
     """
 
     job_id: str
@@ -73,6 +74,9 @@ class Delivery:
     will_retry: Callable[[BaseException], float | None] = never
     result_retry: Callable[[Any], float | None] = never
     failed: Callable[[BaseException], bool] = is_failure
+
+    def __post_init__(self) -> None:
+        job_text(self.job_id)
 
     @property
     def owner(self) -> bytes:
