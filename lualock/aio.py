@@ -7,12 +7,13 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
 from lualock.block import Block, Blocks, begin, block_end, end_async
-from lualock.drive.asynchronous import AsyncDriver
+from lualock.drive.asynchronous import AsyncDriver, drop_closed
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import NotAcquired
 from lualock.find import find_server
@@ -49,7 +50,10 @@ class Lease(BaseLease):
             self._watch.drop(self)
         steps = self._release()
         if steps is not None:
-            await self._driver.run(steps)
+            try:
+                await self._driver.run(steps)
+            finally:
+                self._tell_released()
 
     async def extend(self, ttl: float) -> None:
         """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
@@ -119,11 +123,17 @@ class Lease(BaseLease):
         if self._watch is not None:
             self._watch.drop(self)
         cut_short = self._care.cancel and self._body.end(error)
-        if cut_short:  # there is nothing to release, and the server may not even answer
-            raise self._cut_short() from error
-        steps = self._release()
+        cut = self._cut_short() if cut_short else None
+        # Without a lease there is nothing to release, and the server may not even answer.
+        steps = self._release() if cut is None or self.held else None
         if steps is not None:
-            await self._driver.run(steps if error is None else protocol.leave(steps, error))
+            try:
+                broke = cut or error
+                await self._driver.run(steps if broke is None else protocol.leave(steps, broke))
+            finally:
+                self._tell_released()
+        if cut is not None:
+            raise cut from error
 
 
 class _Body:
@@ -298,6 +308,7 @@ class Locks(BaseLocks):
         loop = asyncio.get_running_loop()
         found = self._watches.get(loop)
         if found is None or found.pid != fork.pid:
+            drop_closed(self._watches)
             found = self._watches[loop] = _WatchTimer(self._driver, loop)
             self._driver.at_loop_end(found.close)
         return found
@@ -390,9 +401,9 @@ class Locks(BaseLocks):
             await self._driver.aclose()
         finally:  # also if it is cancelled, and of what was acquired meanwhile
             await self._watch_again()
-        keep, self._keep = self._keep, None
-        if keep is not None:
-            keep.close()
+            keep, self._keep = self._keep, None
+            if keep is not None:
+                keep.close()
 
     async def _watch_again(self) -> None:
         """Watch leases that are still held after the connections were closed."""
@@ -459,6 +470,10 @@ class _WatchTimer(Watch):
             self._round.cancel()
 
     def _wake_at(self, look_at: float) -> None:
+        if asyncio.get_running_loop() is not self._loop:  # a lease was extended in another one
+            with suppress(RuntimeError):  # ours is closed: there is nobody left to watch
+                self._loop.call_soon_threadsafe(lambda: self._wake_at(self.next_look()))
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

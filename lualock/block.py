@@ -121,10 +121,12 @@ def _end(block: Block, method: Callable[..., None], *error: Any) -> None:
 
 def end(block: Block, *error: Any) -> None:
     """Release what the block has."""
+    lease = block.lease
     try:
-        block.lease._leave(*error)
-    except LockError:
-        block.done()  # that is the last word on it
+        lease._leave(*error)
+    except BaseException as broke:
+        if isinstance(broke, LockError) or lease._grant.released:
+            block.done()  # that is the last word on it
         raise
     block.done()
 
@@ -142,10 +144,12 @@ def _end_async(
 
 async def end_async(block: Block, *error: Any) -> None:
     """:func:`end`, of an ``async with`` block."""
+    lease = block.lease
     try:
-        await block.lease._leave(*error)
-    except LockError:
-        block.done()
+        await lease._leave(*error)
+    except BaseException as broke:
+        if isinstance(broke, LockError) or lease._grant.released:
+            block.done()
         raise
     block.done()
 

@@ -59,13 +59,13 @@ class BaseLease:
         self._watch = watch
         self._care = care
         self._pid = fork.pid
+        self._extends = 0  # how often its holder began or ended to extend it
         self._ended: Any = None  # an event: it was lost or released
         self._passed = False  # to whoever adopts it
         self.fence = grant.fence
         if watch is not None:
             self._renewed = care.renew
             self._look_at = 0.0
-            self._extends = 0  # how often its holder began or ended to extend it
             self._hold_until = math.inf
             if care.max_hold_s is not None:
                 self._hold_until = grant.deadline - ask.ttl_ms / 1000 + care.max_hold_s
@@ -192,18 +192,13 @@ class BaseLease:
         """How to give it back; ``None``: that was done before."""
         if self._grant.released:
             return None
-        if self._ended is not None:
-            return self._release_and_tell()
         if self._pid != fork.pid:
             raise self._no_longer("released")
         return protocol.release(self._ask, self._grant)
 
-    def _release_and_tell(self) -> Steps[None]:
-        event, self._ended = self._ended, None
-        try:
-            yield from self._release() or ()
-        finally:
-            event.set()
+    def _tell_released(self) -> None:
+        if self._ended is not None:  # also who began to wait for its loss meanwhile
+            self._ended.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
         given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
@@ -212,24 +207,39 @@ class BaseLease:
         sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
         while sooner and self._grant.claim is not None and self._left() > 0:
             yield Wait(0.001)  # by another connection it might come later, and undo this
-        watch = self._watch
-        if watch is not None:
-            self._extends += 1
+        self._extends += 1
+        mine, before, now = self._extends, self._grant.deadline, self._clock()
+        if self._watch is not None and now + ttl_ms / 1000 < before:
+            # That is believed at once, also while it is not answered.
+            self._watch.add(self, by=now + ttl_ms / 3000)
         try:
             deadline = yield from protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
         except LeaseLost as error:
-            if self._gone(error) and watch is not None:
-                watch.lose(self)
+            if self._gone(error) and self._watch is not None:
+                self._watch.lose(self)
             raise
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # No answer: it may end sooner than who watches it, or waits for its loss, expects.
+            if -math.inf < self._grant.deadline < before and not self._grant.released:
+                self._end_changed()
+            raise
+        if mine != self._extends:
+            # Another thread or task extended it at the same time: nobody knows which came second.
+            deadline = min(deadline, self._grant.deadline)
         self._grant.claim = None
         self._grant.deadline = deadline
         self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
+        self._extends += 1
+        self._end_changed()
+
+    def _end_changed(self) -> None:
         if self._ended is not None:
             self._ended.set()  # who waits for the loss must look when it is
-        if watch is not None:
-            self._extends += 1
-            watch.add(self)
+        if self._watch is not None:  # only now: it may have become another one meanwhile
+            self._watch.add(self)
 
     def _release_requested(self) -> Steps[bool]:
         from lualock.jobs import verbs  # a leaf: opened when it is used

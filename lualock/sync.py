@@ -50,7 +50,10 @@ class Lease(BaseLease):
             self._watch.drop(self)
         steps = self._release()
         if steps is not None:
-            self._driver.run(steps)
+            try:
+                self._driver.run(steps)
+            finally:
+                self._tell_released()
 
     def extend(self, ttl: float) -> None:
         """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
@@ -112,7 +115,10 @@ class Lease(BaseLease):
             self._watch.drop(self)
         steps = self._release()
         if steps is not None:
-            self._driver.run(steps if error is None else protocol.leave(steps, error))
+            try:
+                self._driver.run(steps if error is None else protocol.leave(steps, error))
+            finally:
+                self._tell_released()
 
 
 class Lock(BaseLock):

@@ -62,19 +62,21 @@ class Watch:
         self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
         self._added = False  # since somebody looked last
 
-    def add(self, lease: BaseLease) -> None:
-        """Watch this lease from now on; also when its end has changed."""
-        lease._look_at = look_at = self._first_look(lease)
+    def add(self, lease: BaseLease, by: float = math.inf) -> None:
+        """Watch this lease from now on; also when its end has changed, or will have ``by`` then."""
+        lease._look_at = look_at = min(by, self._first_look(lease))
         self._new[lease._ask.token] = weakref.ref(lease)
         self._added = True
         if look_at < self._wakes_at:
             self._wake_at(look_at)
 
-    def drop(self, lease: BaseLease) -> None:
-        """Watch this lease no more."""
+    def drop(self, lease: BaseLease) -> bool:
+        """Watch this lease no more; whether it was watched."""
+        watched = lease._look_at < math.inf
         lease._look_at = math.inf  # for who moves it from one to the other at this moment
         self._new.pop(lease._ask.token, None)
         self._known.pop(lease._ask.token, None)
+        return watched
 
     def leases(self) -> list[BaseLease]:
         """Those that are watched now."""
@@ -149,11 +151,12 @@ class Watch:
 
     def lose(self, lease: BaseLease) -> None:
         """This lease was found lost by its own holder: tell whoever wants to know."""
-        self.drop(lease)
-        self._tell(lease)
+        if self.drop(lease):
+            self._tell(lease)
 
     def _lose(self, lease: BaseLease, why: str) -> None:
-        self.drop(lease)
+        if not self.drop(lease):
+            return  # released, or told, at the same time
         if lease._passed:
             log.warning("the lease of lock %r was passed on, and is lost: %s", lease.name, why)
             return
@@ -191,7 +194,7 @@ class Watch:
 
     def _look_again(self, lease: BaseLease, look_at: float) -> None:
         token = lease._ask.token
-        if token in self._known:
+        if lease._watch is self and token in self._known:
             lease._look_at = look_at
             heapq.heappush(self._due, (look_at, token))
 

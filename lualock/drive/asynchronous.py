@@ -54,6 +54,14 @@ def _seen(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
+def drop_closed(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
+    """Forget loops that were closed, which nobody told us. What is kept of a loop refers to it, so
+    it would stay."""
+    for ref in by_loop.keyrefs():  # made at once: other threads add theirs
+        if (loop := ref()) is not None and loop.is_closed():
+            by_loop.pop(loop, None)
+
+
 class _Posted:
     """The reply to a posted call."""
 
@@ -358,7 +366,7 @@ class AsyncDriver:
     async def aclose(self) -> None:
         """Close this loop's connections, once what still cleans up has finished."""
         loop = asyncio.get_running_loop()
-        mine = {task for task in self._cleaning if task.get_loop() is loop}
+        mine = self._going_on(loop)
         if mine:
             _, late = await asyncio.wait(mine, timeout=CLOSING_S)
             for task in late:
@@ -416,6 +424,7 @@ class AsyncDriver:
             found = await self._together(mux, asked, batch.until)
             for i, reply in zip(again, found, strict=True):
                 replies[i] = reply
+        self._if_demoted(mux, replies)
         return [wire.answer(r, c.parts[0]) for r, c in zip(replies, calls, strict=True)]
 
     async def _together(self, mux: Mux, asked: list[bytes], until: float | None) -> list[Any]:
@@ -460,6 +469,11 @@ class AsyncDriver:
             # The loop was interrupted, and may never run again: what can be sent is sent.
             mux.ask(wire.pack(call, source=True)).add_done_callback(_seen)
             mux.flush()
+
+    def _going_on(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
+        me = asyncio.current_task()  # it may be an on_lost that closes all
+        every = tuple(self._cleaning)  # at once: other threads change it
+        return {task for task in every if task.get_loop() is loop and task is not me}
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task behind everybody's back, which at the latest ends with the loop."""
@@ -509,8 +523,7 @@ class AsyncDriver:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
-            for other in [each for each in list(self._loops) if each.is_closed()]:
-                self._loops.pop(other, None)  # nobody told it that it ends, nor us
+            drop_closed(self._loops)
             found = self._loops[loop] = _LoopConnections(self, loop)
             found.at_loop_end = self._close_at_loop_end(found)
             await anext(found.at_loop_end)
@@ -534,7 +547,7 @@ class AsyncDriver:
             del self._loops[loop]
             if self._recent is mine:
                 self._recent = None
-            going_on = {task for task in self._cleaning if task.get_loop() is loop}
+            going_on = self._going_on(loop)
             for task in going_on:  # before they notice that the connection is gone
                 task.cancel()
             mine.close()
@@ -580,8 +593,16 @@ class AsyncDriver:
         if wire.is_noscript(error):
             reply = await self._reply(call.via.ask(wire.pack(call, source=True)), call.until)
         if type(reply) is ReplyError:
+            self._if_demoted(call.via, [reply])
             raise wire.reply_error(str(reply), call.parts[0])
         return reply
+
+    def _if_demoted(self, mux: Mux, replies: list[Any]) -> None:
+        if any(map(wire.is_demoted, replies)) and mux.open:
+            mux.close()
+            connections = self._loops.get(mux.loop)
+            if connections is not None and connections._ear is not None:
+                connections._ear.close()
 
     async def _reply(self, future: asyncio.Future[Any], until: float | None) -> Any:
         if until is None:

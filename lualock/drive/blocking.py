@@ -110,9 +110,18 @@ class BlockingDriver:
         self._drop_idle()
         self._ear.close()
 
+    def _leave_server(self, line: Line) -> None:
+        line.close()
+        self._drop_idle()
+        self._ear.close()
+
     def _drop_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        with suppress(IndexError):  # others take some, or close them, at the same time
+            while True:
+                line = self._idle.pop()
+                with suppress(*wire.LINE_ERRORS):
+                    line.collect()  # what has come already is not to be lost with it
+                line.close()
 
     def _call(self, call: Call) -> Any:
         if call.compensating:
@@ -127,7 +136,10 @@ class BlockingDriver:
             if type(reply) is ReplyError and wire.is_noscript(reply):
                 self._limit(line, until)
                 reply = line.ask(wire.pack(call, source=True))
-            self._idle.append(line)
+            if type(reply) is ReplyError and wire.is_demoted(reply):
+                self._leave_server(line)
+            else:
+                self._idle.append(line)
         except BaseException as error:
             if not self._broke(line, error):
                 raise
@@ -163,7 +175,10 @@ class BlockingDriver:
                 asked = [wire.pack(batch.calls[i], source=i == again[0]) for i in again]
                 for i, reply in zip(again, line.ask_all(asked), strict=True):
                     replies[i] = reply
-            self._idle.append(line)
+            if any(map(wire.is_demoted, replies)):
+                self._leave_server(line)
+            else:
+                self._idle.append(line)
         except BaseException as error:
             if not self._broke(line, error):
                 raise

@@ -59,6 +59,8 @@ _REFUSALS = {
     "TRYAGAIN": "the lock's slot is being moved to another node",
 }
 
+_WORDS = re.compile("[A-Z]{3,}")  # the codes in an error are some of them
+
 # What a server says of a script that does what its user may not: with no code word of its own.
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
@@ -155,10 +157,18 @@ def _code(handler: Any) -> Any:
     return getattr(handler, "__code__", None)
 
 
+def is_demoted(reply: Any) -> bool:
+    """Whether it was said by a server that is no primary any more: whoever connects anew to the
+    same address (a name, a balancer) may be sent to the one that is."""
+    return isinstance(reply, hiredis.ReplyError) and bool(
+        {"READONLY", "MASTERDOWN"} & set(_WORDS.findall(str(reply)))
+    )
+
+
 def reply_error(text: str, key: bytes = b"") -> LockError:
     """What an error that the *server* answered means. The request had no effect."""
     # Before Redis 7 an error inside a script stands behind 'ERR Error running script (...): '.
-    words = set(re.findall(r"[A-Z]{3,}", text))
+    words = set(_WORDS.findall(text))
     if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _FORBIDDEN):
         return AccessDenied(
             f"the server refuses this user ({text}): check the user name, the password and the "
