@@ -123,6 +123,9 @@ class BaseLease:
             grant.deadline = max(grant.deadline, grant.claimed_deadline)
             return True
         grant.lost = True
+        # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
+        # is no primary any more: what is said at the new one is repeated there.
+        self._driver.listen_anew()
         return False
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
@@ -227,6 +227,11 @@ class _LoopConnections:
             self._pinged.add_done_callback(_seen)
         place.since = self._count
         return self._channel
+
+    def stop_listening(self) -> None:
+        """Close the connection for messages. Who waits is told, and listens again."""
+        if self._ear is not None:
+            self._ear.close()
 
     async def _subscribe(self) -> Mux:
         mux = await self._driver._connect(self._heard, self._lost)
@@ -597,12 +602,17 @@ class AsyncDriver:
             raise wire.reply_error(str(reply), call.parts[0])
         return reply
 
+    def listen_anew(self) -> None:
+        """Hear messages by a new connection from now on: the old one may be to the wrong server."""
+        with suppress(RuntimeError):  # in no loop: nobody listens there
+            connections = self._loops.get(asyncio.get_running_loop())
+            if connections is not None:
+                connections.stop_listening()
+
     def _if_demoted(self, mux: Mux, replies: list[Any]) -> None:
         if any(map(wire.is_demoted, replies)) and mux.open:
             mux.close()
-            connections = self._loops.get(mux.loop)
-            if connections is not None and connections._ear is not None:
-                connections._ear.close()
+            self.listen_anew()
 
     async def _reply(self, future: asyncio.Future[Any], until: float | None) -> Any:
         if until is None:

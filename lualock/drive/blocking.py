@@ -110,10 +110,14 @@ class BlockingDriver:
         self._drop_idle()
         self._ear.close()
 
+    def listen_anew(self) -> None:
+        """Hear messages by a new connection from now on: the old one may be to the wrong server."""
+        self._ear.close()
+
     def _leave_server(self, line: Line) -> None:
         line.close()
         self._drop_idle()
-        self._ear.close()
+        self.listen_anew()
 
     def _drop_idle(self) -> None:
         with suppress(IndexError):  # others take some, or close them, at the same time

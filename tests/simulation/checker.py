@@ -60,6 +60,7 @@ CAUSES = {
     "failover": "another server took over, without the last writes",
     "data_loss": "the server lost its data, or somebody deleted the key",
     "clock_forward": "the server's clock stepped forward: leases end early",
+    "astray": "somebody listened at a server that was the primary before, and repeats what is said",
     "clock_back": "the server's clock stepped back: leases last longer, fences may repeat",
     "forgot": "the lock's key was gone for a moment, and its fence with it",
     "expired": "a lease ended by itself at the server",
@@ -96,7 +97,7 @@ JOBS = (
 )
 """The kinds of events of jobs: see ``job_rules.py``."""
 
-OVERLAPS = ("failover", "data_loss", "clock_forward")
+OVERLAPS = ("failover", "data_loss", "clock_forward", "astray")
 LOSSES = ("failover", "data_loss")
 SETTLE_S = 10.0
 UNDERWAY_S = 5.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.simulation.clients import Client, Lock
-from tests.simulation.network import Process
+from tests.simulation.network import EarLine, Process
 from tests.simulation.store import SortedSet, Value
 from tests.simulation.world import US, World
 
@@ -39,15 +39,18 @@ class Faults:
         self._ever: set[bytes] = set()  # and those that ever did
         self._losses = 0  # how often data were taken away or written over
 
-    def plan(self, calm: int, *, deaths: bool) -> None:
+    def plan(self, calm: int, *, deaths: bool, astray: bool) -> None:
         """Draw a mix, and when each of its faults strikes; none lasts beyond ``calm``. ``deaths``:
-        where it matters who of those in line is dead, somebody dies."""
-        self.calm = calm
+        where it matters who of those in line is dead, somebody dies. ``astray``: a server that is
+        no primary any more keeps connections."""
+        self.calm, self._astray = calm, astray
         chance = self.world.random
         kinds = list(_KINDS)
         chance.shuffle(kinds)
         if deaths:
             kinds.insert(0, "crash")
+        if astray:
+            kinds.insert(0, "failover")
         for kind in kinds[: 1 + int(chance.random() ** 2 * 6)]:
             for _ in range(1 + int(chance.random() * 4)):
                 self.world.at(int(chance.random() * calm * 0.9), _KINDS[kind], self)
@@ -210,11 +213,11 @@ class Faults:
         server.store.ends.clear()
         self._down("data_loss")
 
-    def _down(self, what: str) -> None:
+    def _down(self, what: str, spare: Callable[[EarLine], bool] | None = None) -> None:
         server, lasts = self.world.server, self._lasts(3)
         self.world.fault(what, lasts)
         server.down = True
-        server.break_all()
+        server.break_all(spare or (lambda ear: False))
         self.world.after(lasts, self._up)
 
     def _up(self) -> None:
@@ -235,7 +238,13 @@ class Faults:
                 del store.data[key]
                 store.ends.pop(key, None)
         self._unknowing()  # what is back may be a lease of long ago, and a queue of the dead
-        self._down("failover")
+        self._down("failover", self._goes_astray if self._astray else None)
+
+    def _goes_astray(self, ear: EarLine) -> bool:
+        stays = self.world.random.random() < 0.7
+        if stays:
+            ear.goes_astray(self._lasts(6))
+        return stays
 
     def step(self) -> None:
         """The server's clock steps."""

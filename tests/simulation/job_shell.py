@@ -217,6 +217,10 @@ class Driver:
             return self._actor.keeps(getgeneratorlocals(told["steps"])["ask"], steps)
         return steps
 
+    def listen_anew(self) -> None:
+        """See the drivers."""
+        self._actor.process.listen_anew()
+
     def later(self, step: protocol.Later) -> None:
         """See ``BaseLease.handle``."""
         self._actor.process.later(step)

@@ -108,6 +108,11 @@ class Process:
         who = call.parts[2][:22].rstrip(b"._").decode()
         self.world.record("queued", lock=lock_of(call), who=self.name, id=who)
 
+    def listen_anew(self) -> None:
+        """See the drivers."""
+        if self.ear.line is not None:
+            self.ear.line.broken(0)
+
     def crash(self) -> None:
         """SIGKILL."""
         self.dead = True
@@ -612,10 +617,25 @@ class EarLine:
     def broken(self, notices_us: int = 150) -> None:
         """The server has it no more; its process notices after a while."""
         process = self._ear.process
-        ears = process.world.server.ears.get(self._ear.channel, [])
-        if self in ears:
-            ears.remove(self)
+        server = process.world.server
+        for ears in server.ears.get(self._ear.channel, []), server.astray:
+            if self in ears:
+                ears.remove(self)
         process.soon(notices_us, self.close)
+
+    def goes_astray(self, us: int) -> None:
+        """The server that it is connected to is no primary any more, but repeats, for so long,
+        what is said at the one that is."""
+        process = self._ear.process
+        process.world.server.astray.append(self)
+        # Who takes such a message for its own has the lock until it has asked.
+        process.world.fault("astray", us)
+        process.world.after(us, self.broken)
+
+    def repeat(self, channel: bytes, message: bytes) -> None:
+        """What was said elsewhere, if it is for this channel."""
+        if channel == self._ear.channel:
+            self.carry(message)
 
     def close(self) -> None:
         """Its process sees that it is closed."""

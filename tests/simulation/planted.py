@@ -7,6 +7,8 @@ no look after subscribing    ``enqueue`` takes its place in the queue and does n
                              who waits, waits (*prompt*, *ends*).
 no new fence on hand-over    the next holder gets the fence of the one before: what the lock
                              protects takes the two for one (*fence*, *resource*).
+no new fence for the next    who could not be told that the lock is his leaves his fence to the next
+                             in line; but he may hear of it on a replica (*fence*).
 start takes any place        a job that begins to run deletes the place beside its lock, whosever it
                              is: a second job is queued beside one that is (*queued*, *place*).
 start tells nobody           who waits for a lock that was kept for a retry does not hear that its
@@ -41,6 +43,10 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
     ),
     "no new fence on hand-over": (
         ("hand_over", "HELD_WAITED .. fence .. heir", "HELD_WAITED .. last .. heir"),
+    ),
+    "no new fence for the next": tuple(
+        (verb, "fence = string.format('%016.0f', tonumber(fence) + 1)", "")
+        for verb in ("abandon", "enqueue", "hand_over", "died")
     ),
     "start takes any place": (
         ("start", "queued and string.sub(queued, 18, 39) == owner", "queued"),

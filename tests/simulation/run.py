@@ -80,6 +80,11 @@ def has_accidents(seed: int) -> bool:
     return seed % 20 == 18
 
 
+def has_astray(seed: int) -> bool:
+    """Whether who listens at a failed-over server may go on to: one in twenty, as above."""
+    return seed % 20 == 14
+
+
 def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run others."""
     world = World(seed, server, trace=trace)
@@ -87,7 +92,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     if has_accidents(seed):
         locks, clients, queue = accidents.cast(world)
     else:
-        locks, clients, queue = _cast(world, jobs=has_jobs(seed))
+        locks, clients, queue = _cast(world, jobs=has_jobs(seed), astray=has_astray(seed))
     audit = Audit(world)
     with _quiet():
         for client in clients:
@@ -120,7 +125,9 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     )
 
 
-def _cast(world: World, *, jobs: bool) -> tuple[list[Lock], list[Client], Queue | None]:
+def _cast(
+    world: World, *, jobs: bool, astray: bool
+) -> tuple[list[Lock], list[Client], Queue | None]:
     """Who takes part, what they do, and what is done to them."""
     chance = world.random
     draw, choice = chance.random, chance.choice
@@ -149,7 +156,7 @@ def _cast(world: World, *, jobs: bool) -> tuple[list[Lock], list[Client], Queue 
         harmed = [*locks, *(lock.place() for lock in locks)]
     if calm:
         faults = Faults(world, processes, struck, harmed)
-        faults.plan(calm, deaths=limit != b"0")
+        faults.plan(calm, deaths=limit != b"0", astray=astray)
     world.latency_us = choice((1, 50, 150, 1000))
     if draw() < 0.1 and calm == 0:
         world.server.grain_us = 1000

@@ -151,6 +151,7 @@ class Server:
         self.grain_us = 1
         self.known: set[str] = set()
         self.ears: dict[bytes, list[EarLine]] = {}
+        self.astray: list[EarLine] = []  # that are connected to what was the primary before
         self.lines: list[Line] = []
         self.stalled_until = 0
         self.down = False
@@ -205,6 +206,8 @@ class Server:
         self.told.append((message, len(ears)))
         for ear in ears:
             ear.carry(message)
+        for ear in self.astray:
+            ear.repeat(channel, message)
         if self.world.trace is not None:
             self.world.say(f"     PUBLISH {_shown(message)}: {len(ears)}")
         return len(ears)
@@ -212,14 +215,16 @@ class Server:
     def _numsub(self, channel: bytes) -> int:
         return len(self.ears.get(channel, ()))
 
-    def break_all(self) -> None:
-        """Every connection ends, as when the process does."""
+    def break_all(self, spare: Callable[[EarLine], bool] = lambda ear: False) -> None:
+        """Every connection ends, as when the process does; but those for messages that are spared
+        are just no longer ours."""
         for line in self.lines:
             line.broken()
         self.lines = []
         for ears in list(self.ears.values()):
             for ear in list(ears):
-                ear.broken()
+                if not spare(ear):
+                    ear.broken()
         self.ears = {}
         self.known = set()
 

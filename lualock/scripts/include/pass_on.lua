@@ -24,5 +24,9 @@ while not given do
     given = heir
     local left_ms = lease_ms
     --@include tell_first
+  else
+    -- He may hear of it all the same: on a replica, which was the primary when he began to listen,
+    -- and believe it until he has asked here. Nobody else may have that fence.
+    fence = string.format('%016.0f', tonumber(fence) + 1)
   end
 end
