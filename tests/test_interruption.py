@@ -177,6 +177,28 @@ def test_a_repeated_request_counts_from_what_is_left() -> None:
     assert done.value.value == Grant(1795468272410195, 125.0)
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_two_who_extend_a_lease_at_the_same_time(answered: bool) -> None:
+    """A sooner end of which one has heard nothing is not undone by what the other hears."""
+    grant = Grant(1, 100.0)
+    first = protocol.extend(_ask(), grant, 30_000, lambda: 0.0)
+    second = protocol.extend(_ask(), grant, 1_000, lambda: 0.0)
+    next(first)
+    next(second)
+    lost = lualock.LockUnavailable("lost", outcome_unknown=True)
+    second.throw(lost)  # it is sent again
+    with pytest.raises(lualock.LockUnavailable):
+        second.throw(lost)
+    if answered:
+        with pytest.raises(StopIteration) as done:
+            first.send(b"extended")
+        assert done.value.value == 1.0
+    else:
+        with pytest.raises(lualock.LockUnavailable):
+            first.throw(lualock.LockUnavailable("the server is busy"))
+    assert (grant.deadline, grant.at_most_s) == (1.0, 1.0)
+
+
 async def test_cancelled_acquire_leaves_nothing_held(one_server: Server) -> None:
     """A task cancelled anywhere while it acquires leaves the lock free."""
     async with aio.connect(one_server.url) as locks:

@@ -182,12 +182,15 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     if shorten:  # if it is not answered, it may arrive at any time
         grant.claim, grant.deadline = None, min(before, deadline)
         grant.at_most_s = min(at_most_s, ttl_ms / 1000)
+    # Another thread or task may ask for less meanwhile: what it has not heard of is not undone.
+    believed = grant.deadline, grant.at_most_s
     try:
         reply = yield step
-        grant.at_most_s = at_most_s
+        if grant.at_most_s == believed[1]:
+            grant.at_most_s = at_most_s
     except LockUnavailable as error:
-        if shorten and not error.outcome_unknown:  # then nothing was done
-            grant.claim, grant.deadline, grant.at_most_s = claim, before, at_most_s
+        if shorten and not error.outcome_unknown and believed == (grant.deadline, grant.at_most_s):
+            grant.claim, grant.deadline, grant.at_most_s = claim, before, at_most_s  # nothing done
         reply = yield from resend(step, error)
     if reply == b"extended":
         grant.claimed_deadline = 0.0
