@@ -12,7 +12,8 @@ ask        an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``fai
            ``what``: adopt where it takes over the lease of another
 queued     it surely has a place in the queue from now on; optional, FIFO and promptness need it
 got        it has the lock, certainly in [t, until): ``fence``, ``until`` (its deadline)
-until      the deadline moved to ``until`` (renewed, claimed)
+until      the deadline moved to ``until`` (renewed, claimed, or asked to be sooner). ``what``:
+           answered, where the server has said so, and did not have to
 let_go     its release begins, or it found its lease lost: from now on it claims nothing
 released   how that ended, ``what``: released, lost (it had ended before), passed (to who adopts
            it), unknown
@@ -199,6 +200,9 @@ class Attempt:
     fence: int = 0
     deadline: float = -math.inf  # what it was last told of its lease
     furthest: float = -math.inf  # and the latest of all
+    lasts: float = (
+        -math.inf
+    )  # until when it may last at the server, which hears of a sooner end late
     let_go: float = math.inf
     released: float = math.inf
     outcome: str = ""
@@ -217,7 +221,7 @@ class Attempt:
         """When the lock was free for the next, as far as this one can know."""
         if self.outcome == "passed":
             return math.inf
-        return self.released if self.outcome == "released" else self.deadline
+        return self.released if self.outcome == "released" else self.lasts
 
 
 class _Spans:
@@ -357,12 +361,13 @@ def assemble(
             one.left = min(one.left, event.t)
             one.fence, one.why = event.fence, "got"
             assert event.until is not None
-            one.deadline = event.until
+            one.deadline = one.lasts = event.until
             one.furthest = max(one.furthest, event.until)
         elif kind == "until":
             assert event.until is not None
             one.deadline = event.until
             one.furthest = max(one.furthest, event.until)
+            one.lasts = event.until if event.what == "answered" else max(one.lasts, event.until)
         elif kind == "let_go":
             one.let_go = min(one.let_go, event.t)
         elif kind == "released":
@@ -584,7 +589,7 @@ def _check_prompt(
         if free == math.inf:
             continue
         limit_s = limits.prompt_s if one.outcome == "released" else limits.takeover_s
-        if one.outcome != "released" and world.cut_off(one.who, one.asked, one.deadline - 1e-9):
+        if one.outcome != "released" and world.cut_off(one.who, one.asked, one.lasts - 1e-9):
             free += UNDERWAY_S  # at the server the lease may have begun that much later
         asleep = free + limit_s
         # Who was in line before the lock became free, and still is long after.

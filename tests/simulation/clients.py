@@ -381,12 +381,13 @@ class Holding:
             self._over = True
             self.world.record("let_go", **self.who)
 
-    def note_end(self) -> None:
+    def note_end(self, *, answered: bool = False) -> None:
         """Write down when it ends, as far as it knows, where that has changed."""
         until = self.until()
-        if until != self._told:
+        if until != self._told or answered:
             self._told = until
-            self.world.record("until", until=until, **self.who)
+            what = "answered" if answered else ""
+            self.world.record("until", until=until, what=what, **self.who)
             self.world.server.check_deadline(self._ask.key, self._ask.token, until)
 
     def work(self) -> None:
@@ -419,6 +420,7 @@ class Holding:
         times = (1, max(1, min(4, 30_000 / self._turn.ttl_ms)), 0.5)[self._client._count % 3]
         with suppress(LockError):
             yield from self._looking(self._lease._extend(int(self._turn.ttl_ms * times)))
+            self.note_end(answered=True)
         self._look()
         if times != 1:
             holdings = self._client.renewal.holdings

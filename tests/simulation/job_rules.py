@@ -202,7 +202,9 @@ class _Rules:
                 job.reopen(t)
         elif kind == "unplaced":
             assert event.since is not None
-            if job.open is not None and t < job.until and job.taking < event.since:
+            # Who was certain before that was asked, for the answer tells of no later time.
+            certain = job.open is not None and job.open < event.since and t < job.until
+            if certain and job.taking < event.since:
                 text = f"{job.id} lost its place {job.until - t:.6f} s before its end"
                 self._unless_parted("place", job.lock, job.placed, t, text, job.id)
             job.close(t)
