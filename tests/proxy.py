@@ -46,6 +46,11 @@ class Proxy:
     def url(self) -> str:
         return f"unix://{self.path}"
 
+    def lead_to(self, target: str) -> None:
+        """Forward whoever connects from now on to another server, as a name that was moved does;
+        the connections that there are stay where they are."""
+        self._target = target
+
     def scripts(self) -> list[bytes]:
         """The commands since the last call, without the handshake of a new connection."""
         seen, self.commands = self.commands, []

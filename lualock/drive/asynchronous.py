@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
@@ -46,6 +47,11 @@ CLOSING_S = 1.0
 OTHERS_TURNS, OTHERS_S = 3, 0.2
 """For how many turns of a loop nothing is asked any more when whatever ends with it has ended, and
 how long that may take."""
+
+
+_mark: ContextVar[object] = ContextVar("lualock.mark", default=None)
+"""In which of the tasks behind everybody's back this runs, also in a task that it started: that
+cannot wait for its end."""
 
 
 def _seen(future: asyncio.Future[Any]) -> None:
@@ -138,6 +144,7 @@ class _LoopConnections:
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
         self._laying: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
+        self._closed = False  # for good: who comes next makes others
         self.at_loop_end: Any = None  # an asynchronous generator; its type does not say all it has
         self.ends: list[Callable[[], None]] = []  # what else has to be told
 
@@ -147,6 +154,7 @@ class _LoopConnections:
             self.ends.pop()()
 
     def close(self) -> None:
+        self._closed = True
         self.stop()
         for timer in self._laying.values():
             timer.cancel()
@@ -158,15 +166,30 @@ class _LoopConnections:
         """The connection for calls, if there is one."""
         return self.mux if self.mux is not None and self.mux.open else None
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for a reply, or for the connection that he would ask on."""
+        mux = self.open_now()
+        return "calls" in self._opening if mux is None else mux.busy
+
     async def calls(self, until: float | None) -> Mux:
         """The connection for calls."""
         while self.mux is None or not self.mux.open:
+            if self._closed:
+                return await (await self._driver._connections()).calls(until)
             if "calls" in self._opening:
                 await self._another_opens("calls", until)
             else:
                 with self._opens("calls", until):
-                    self.mux = await self._driver._within(until, self._open)
+                    self.mux = self._unless_closed(await self._driver._within(until, self._open))
         return self.mux
+
+    def _unless_closed(self, made: Mux) -> Mux:
+        """A new connection; it is closed if all the others were while it was being made, for
+        nobody would come to close it any more."""
+        if self._closed:
+            made.close()
+        return made
 
     @contextmanager
     def _opens(self, what: str, until: float | None) -> Iterator[None]:
@@ -213,11 +236,14 @@ class _LoopConnections:
         place = self._places.setdefault(token, _Place())
         if self._ear is None or not self._ear.open:
             while self._ear is None or not self._ear.open:
+                if self._closed:
+                    return await (await self._driver._connections()).listen(token, until)
                 if "ear" in self._opening:
                     await self._another_opens("ear", until)
                 else:
                     with self._opens("ear", until):
-                        self._ear = await self._driver._within(until, self._subscribe)
+                        made = await self._driver._within(until, self._subscribe)
+                        self._ear = self._unless_closed(made)
                         self._count += 1
         elif asyncio.get_running_loop().time() - self._ear.heard > QUIET_S and (
             self._pinged is None or self._pinged.done()
@@ -316,7 +342,7 @@ class AsyncDriver:
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, bytes] = (
             weakref.WeakKeyDictionary()
         )
-        self._cleaning: set[asyncio.Task[Any]] = set()
+        self._cleaning: dict[asyncio.Task[Any], object] = {}  # and their marks
 
     def channel(self, loop: asyncio.AbstractEventLoop) -> bytes:
         """The channel of a loop."""
@@ -476,14 +502,21 @@ class AsyncDriver:
             mux.flush()
 
     def _going_on(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
-        me = asyncio.current_task()  # it may be an on_lost that closes all
-        every = tuple(self._cleaning)  # at once: other threads change it
-        return {task for task in every if task.get_loop() is loop and task is not me}
+        mine = _mark.get()  # it may be an on_lost that closes all
+        every = self._cleaning.copy()  # at once: other threads change it
+        return {
+            task for task, mark in every.items() if task.get_loop() is loop and mark is not mine
+        }
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task behind everybody's back, which at the latest ends with the loop."""
-        task = asyncio.ensure_future(work)
-        self._cleaning.add(task)
+        mark = object()
+        before = _mark.set(mark)
+        try:
+            task = asyncio.ensure_future(work)  # it has a copy of the context
+        finally:
+            _mark.reset(before)
+        self._cleaning[task] = mark
         task.add_done_callback(self._cleaned)
         return task
 
@@ -520,7 +553,7 @@ class AsyncDriver:
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
     def _cleaned(self, task: asyncio.Task[Any]) -> None:
-        self._cleaning.discard(task)
+        self._cleaning.pop(task, None)
         if not task.cancelled():
             task.exception()  # seen, so that asyncio does not report it a second time
 
@@ -561,17 +594,15 @@ class AsyncDriver:
 
     async def _let_others_end(self, mine: _LoopConnections) -> None:
         """All generators are ended at the same time; a user's may give a lock back, and that needs
-        the connection."""
+        the connection, or a new one where it broke."""
         mine.stop()
         loop = mine.loop
         give_up, quiet = loop.time() + OTHERS_S, 0
         while quiet < OTHERS_TURNS and loop.time() < give_up:
-            mux = mine.open_now()
-            if mux is None:
-                return
+            busy = mine.busy
             # Who has just had a reply asks for the next thing in the turn after that.
-            quiet = 0 if mux.busy else quiet + 1
-            await asyncio.sleep(0.001 if mux.busy else 0)
+            quiet = 0 if busy else quiet + 1
+            await asyncio.sleep(0.001 if busy else 0)
 
     async def _call(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
         if sent is None:

@@ -120,11 +120,17 @@ class BlockingDriver:
         self.listen_anew()
 
     def _drop_idle(self) -> None:
-        with suppress(IndexError):  # others take some, or close them, at the same time
-            while True:
+        while True:
+            try:
                 line = self._idle.pop()
-                with suppress(*wire.LINE_ERRORS):
-                    line.collect()  # what has come already is not to be lost with it
+            except IndexError:  # at last, or others take some, or close them, at the same time
+                return
+            try:
+                line.collect()  # what has come already is not to be lost with it
+            except BaseException as error:
+                if not wire.is_broken(error):
+                    raise
+            finally:
                 line.close()
 
     def _call(self, call: Call) -> Any:
