@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -31,6 +31,12 @@ class FailOver:
         self._new = new
         self._proxy = proxy
 
+    async def repeat(self, world: World, new: Any) -> None:
+        """The same, and the old server, which ``new`` has followed, follows that from here on."""
+        new.execute_command("REPLICAOF", "NO", "ONE")
+        self._proxy.lead_to(self._new.socket)
+        await _follow(world, self.old, new)
+
     def happen(self, says: str = "READONLY") -> None:
         """From here on the address leads to the new server, which has what the old one had."""
         self.old.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -45,7 +51,7 @@ class FailOver:
 @contextmanager
 def to_fail_over(new: Server) -> Iterator[FailOver]:
     """A server of the same make as ``new`` that will fail over to it."""
-    old = Server(new.name, BINARIES[new.name])
+    old = Server(new.name, BINARIES[new.name], ("--repl-diskless-sync-delay", "0"))
     try:
         with Proxy(old.socket) as proxy:
             yield FailOver(old, new, proxy)
@@ -112,9 +118,7 @@ async def test_who_waits_is_woken_by_the_new_primary(world: World) -> None:
     with to_fail_over(world.server) as change:
         locks = world.connect(change.url)
         held = await settle(locks.lock("x", ttl=60).acquire())
-        waiter = asyncio.ensure_future(
-            world.beside(lambda: locks.lock("x", ttl=60).acquire(timeout=10))
-        )
+        waiter = _waiter(world, locks)
         await world.until(lambda: change.old.zcard("lualock:{x}:queue"))
         assert await settle(locks.lock("x").locked())  # so that a connection to the old one is idle
         change.happen()
@@ -125,3 +129,43 @@ async def test_who_waits_is_woken_by_the_new_primary(world: World) -> None:
         lease = await asyncio.wait_for(waiter, 5)
         assert lease.fence > held.fence
         await settle(lease.release())
+
+
+async def test_who_goes_on_listening_at_the_old_primary(shell: World) -> None:
+    """It hears there, by replication, of a turn that went to the next in line, for the new primary
+    knows of nobody who listens. Their fences differ, it learns that the lease is not its own, and
+    it listens elsewhere from then on."""
+    server = Server(shell.server.name, BINARIES[shell.server.name])
+    with closing(server), server.client() as new, to_fail_over(server) as change:
+        await _follow(shell, new, change.old)
+        holder, deceived = shell.connect(change.url), shell.connect(change.url)
+        held = await settle(holder.lock("x", ttl=60).acquire())
+        first = _waiter(shell, deceived)
+        await shell.until(lambda: new.zcard("lualock:{x}:queue") == 1)
+        await change.repeat(shell, new)
+        second = _waiter(shell, shell.connect(server.url))
+        await shell.until(lambda: new.zcard("lualock:{x}:queue") == 2)
+        # Connections for requests break, and that for messages does not.
+        change.old.client_kill_filter(_type="normal", skipme=True)
+        await settle(held.release())
+        has = await asyncio.wait_for(second, 10)
+        if shell.asynchronous:  # there the claim is sent at once, and its reply read later
+            believes = await asyncio.wait_for(first, 10)
+            assert held.fence < believes.fence < has.fence
+            await shell.until(lambda: believes.lost)
+            first = _waiter(shell, deceived)
+        await shell.until(lambda: new.zcard("lualock:{x}:queue") == 1)
+        assert has.held
+        await shell.until(lambda: len(new.pubsub_channels("lualock:wake:*")) == 2)
+        await settle(has.release())
+        assert (await asyncio.wait_for(first, 5)).held
+
+
+async def _follow(world: World, replica: Any, primary: Any) -> None:
+    port = primary.config_get("port")["port"]
+    replica.execute_command("REPLICAOF", "127.0.0.1", port)
+    await world.until(lambda: replica.info("replication")["master_link_status"] == "up", wait_s=20)
+
+
+def _waiter(world: World, locks: Any) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(world.beside(lambda: locks.lock("x", ttl=60).acquire(timeout=10)))

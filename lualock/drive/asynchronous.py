@@ -231,13 +231,15 @@ class _LoopConnections:
             raise
         return mux
 
-    async def listen(self, token: bytes, until: float | None) -> bytes:
-        """Hear messages for ``token`` from now on; returns the channel they come by."""
-        place = self._places.setdefault(token, _Place())
+    async def listen(self, step: Listen) -> bytes:
+        """Hear messages for its token from now on; returns the channel they come by."""
+        until, place = step.until, self._places.setdefault(step.token, _Place())
+        if step.anew and place.since == self._count:
+            self.stop_listening()
         if self._ear is None or not self._ear.open:
             while self._ear is None or not self._ear.open:
                 if self._closed:
-                    return await (await self._driver._connections()).listen(token, until)
+                    return await (await self._driver._connections()).listen(step)
                 if "ear" in self._opening:
                     await self._another_opens("ear", until)
                 else:
@@ -428,7 +430,7 @@ class AsyncDriver:
         if isinstance(step, Wait):
             assert step.token is not None
             return await connections.wait(step.token, step.seconds)
-        return await connections.listen(step.token, step.until)
+        return await connections.listen(step)
 
     async def _post(self, call: Post) -> _Posted:
         call.via = mux = await (await self._connections()).calls(call.until)

@@ -96,7 +96,7 @@ class BlockingDriver:
                 self._ear.forget(listens)
 
     def _listen(self, step: Listen) -> bytes:
-        return self._ear.listen(step.token, step.until)
+        return self._ear.listen(step)
 
     def _wait(self, step: Wait) -> bytes | None:
         if step.token is not None:

@@ -22,7 +22,7 @@ from lualock.drive.endpoint import Endpoint
 from lualock.drive.seat import Seat
 from lualock.drive.timeout import LONGEST_S, SHORT_S, TIMED_OUT, Timeout
 from lualock.errors import LockUnavailable
-from lualock.protocol import Clock
+from lualock.protocol import Clock, Listen
 
 QUIET_S = 15.0
 """After so long without a message, a PING must show that the connection is still there."""
@@ -68,11 +68,14 @@ class Ear:
         self._heard = False  # anything, since _ask_at was set
         self._pinged = self._ask_at = 0.0
 
-    def listen(self, token: bytes, until: float | None) -> bytes:
-        """Hear messages for ``token`` from now on; returns the channel they come by."""
+    def listen(self, step: Listen) -> bytes:
+        """Hear messages for its token from now on; returns the channel they come by."""
+        token, until = step.token, step.until
         place = self._places.get(token)
         if place is None:
             place = self._places[token] = _Place(token)
+        elif step.anew and place.since == self._count:
+            self.close()
         # In this order: what breaks from here on makes another count than the place has.
         place.since = self._count
         if self._connection is not None:

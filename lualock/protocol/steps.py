@@ -90,11 +90,13 @@ class Listen:
     """See to it that messages for ``token`` are heard from now on. The reply is the channel.
 
     Asked for again while it listens already, it costs next to nothing: the driver makes sure that
-    the connection is still there.
+    the connection is still there. ``anew``: by another connection than until now, for that one may
+    be to the wrong server.
     """
 
     token: bytes
     until: float | None = None
+    anew: bool = False
 
 
 @dataclass(slots=True)

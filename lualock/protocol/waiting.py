@@ -127,7 +127,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
         except LockError as error:
             attempt.may_linger()  # a look whose reply was not waited for
             channel = yield from attempt.persist(lambda: listen, error)
-        told = None
+        told, listen.anew = None, False
         look = partial(attempt.look, channel)
         try:
             step = look()
@@ -167,6 +167,9 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
             grant = yield from claim(attempt, told)
             if grant is not None:
                 return grant
+            # Perhaps it came from a server that is no primary any more: it repeats what is said
+            # at the new one, which knows of nobody who listens.
+            listen.anew = True
 
 
 def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:

@@ -675,6 +675,9 @@ class Ear:
     def listen(self, step: Listen, done: Done) -> None:
         """Hear messages for the token from now on."""
         place = self._places.setdefault(step.token, _Place())
+        if step.anew and place.since == self._count and self.line is not None:
+            self.line.broken(0)
+            self.line.close()
         if self.line is not None:
             place.since = self._count
             done(self.channel)
