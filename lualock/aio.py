@@ -122,13 +122,13 @@ class Lease(BaseLease):
             return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)
-        cut_short = self._care.cancel and self._body.end(error)
-        cut = self._cut_short() if cut_short else None
-        # Without a lease there is nothing to release, and the server may not even answer.
+        cut = self._cut_short() if self._care.cancel and self._body.end(error) else None
+        broke = cut or error
+        # Once it is lost there is nothing to release, and the server may not even answer; but it
+        # may have been extended since.
         steps = self._release() if cut is None or self.held else None
         if steps is not None:
             try:
-                broke = cut or error
                 await self._driver.run(steps if broke is None else protocol.leave(steps, broke))
             finally:
                 self._tell_released()
@@ -395,10 +395,8 @@ class Locks(BaseLocks):
         Leases that are still held are watched as before, until the loop ends: to renew them a
         connection is opened again.
         """
-        if (watch := self._watches.get(asyncio.get_running_loop())) is not None:
-            watch.close()
         try:
-            await self._driver.aclose()
+            await self._driver.aclose()  # until then they go on being renewed
         finally:  # also if it is cancelled, and of what was acquired meanwhile
             await self._watch_again()
             keep, self._keep = self._keep, None
@@ -472,7 +470,7 @@ class _WatchTimer(Watch):
     def _wake_at(self, look_at: float) -> None:
         if asyncio.get_running_loop() is not self._loop:  # a lease was extended in another one
             with suppress(RuntimeError):  # ours is closed: there is nobody left to watch
-                self._loop.call_soon_threadsafe(lambda: self._wake_at(self.next_look()))
+                self._loop.call_soon_threadsafe(self._look_when_due)
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -494,9 +492,12 @@ class _WatchTimer(Watch):
     def _start(self) -> None:
         self._timer = None
         self._round = task = self._driver.spawn(self._run())
-        task.add_done_callback(self._rounded)  # also if it is cancelled before it has begun
+        task.add_done_callback(self._look_when_due)  # also if it is cancelled before it has begun
 
-    def _rounded(self, _: asyncio.Task[None]) -> None:
+    def _look_when_due(self, _: object = None) -> None:
+        if self._round is not None and not self._round.done():
+            return  # it comes here when it has ended
+        self._wakes_at = math.inf  # first: who adds one in another loop from here on comes again
         self._wake_at(self.next_look())
 
     async def _run(self) -> None:

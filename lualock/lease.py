@@ -13,7 +13,7 @@ from typing import Any
 from lualock import fork, handles, options, protocol
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
-from lualock.protocol import Ask, Clock, Grant, Steps, Wait
+from lualock.protocol import Ask, Clock, Grant, Step, Steps, T, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class BaseLease:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_beside", "_care", "_clock", "_driver", "_ended", "_extends"),
-        *("_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_ttl_ms", "_watch"),
-        "fence",
+        *("__weakref__", "_ask", "_beside", "_care", "_clock", "_driver", "_ended"),
+        *("_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_shortened"),
+        *("_ttl_ms", "_watch", "fence"),
     )
 
     fence: int
@@ -59,7 +59,7 @@ class BaseLease:
         self._watch = watch
         self._care = care
         self._pid = fork.pid
-        self._extends = 0  # how often its holder began or ended to extend it
+        self._shortened = 0  # how often its holder began or ended to let it end sooner
         self._ended: Any = None  # an event: it was lost or released
         self._passed = False  # to whoever adopts it
         self.fence = grant.fence
@@ -210,38 +210,42 @@ class BaseLease:
         sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
         while sooner and self._grant.claim is not None and self._left() > 0:
             yield Wait(0.001)  # by another connection it might come later, and undo this
-        self._extends += 1
-        mine, before, now = self._extends, self._grant.deadline, self._clock()
-        if self._watch is not None and now + ttl_ms / 1000 < before:
-            # That is believed at once, also while it is not answered.
-            self._watch.add(self, by=now + ttl_ms / 3000)
+        latest = max(self._grant.deadline, self._grant.claimed_deadline)
+        shortens = self._clock() + ttl_ms / 1000 < latest
+        self._shortened += shortens
+        shortened = self._shortened
+        steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
+        first = next(steps)
+        if shortens:  # it ends sooner from here on, also while that is not answered
+            self._end_changed()
         try:
-            deadline = yield from protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
+            deadline = yield from _resumed(steps, first)
         except LeaseLost as error:
             if self._gone(error) and self._watch is not None:
-                self._watch.lose(self)
+                self._watch.lose(self, str(error))
             raise
-        except GeneratorExit:
-            raise
-        except BaseException:
-            # No answer: it may end sooner than who watches it, or waits for its loss, expects.
-            if -math.inf < self._grant.deadline < before and not self._grant.released:
-                self._end_changed()
-            raise
-        if mine != self._extends:
-            # Another thread or task extended it at the same time: nobody knows which came second.
-            deadline = min(deadline, self._grant.deadline)
-        self._grant.claim = None
-        self._grant.deadline = deadline
+        self._shortened += shortens
+        self._lasts_until(deadline, shortened)
         self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
-        self._extends += 1
         self._end_changed()
 
+    def _lasts_until(self, deadline: float, shortened: int) -> None:
+        """The server let it last until then at least; ``shortened`` is of when it was asked."""
+        grant = self._grant
+        if shortened != self._shortened or protocol.is_disowned(grant):
+            # It was shortened at the same time, and nobody knows which came second; or released.
+            grant.deadline = min(grant.deadline, deadline)
+        else:
+            grant.claim = None
+            grant.deadline = max(grant.deadline, deadline)
+
     def _end_changed(self) -> None:
+        if self._left() <= 0:
+            return  # it was lost, which was told, or released, at the same time
         if self._ended is not None:
             self._ended.set()  # who waits for the loss must look when it is
-        if self._watch is not None:  # only now: it may have become another one meanwhile
+        if self._watch is not None:  # not before: it may have become another one meanwhile
             self._watch.add(self)
 
     def _release_requested(self) -> Steps[bool]:
@@ -267,15 +271,6 @@ class BaseLease:
             return self._lasts_ms
         # The last time: to the end of max_hold, unless it lasts until then already.
         return int(left_s * 1000) if self._hold_until > self._grant.deadline + 0.001 else None
-
-    def _renew_until(self, deadline: float, extends: int, *, certain: bool) -> None:
-        """It was renewed in the background, or, if not ``certain``, perhaps."""
-        if extends != self._extends:
-            # Its holder extended it at the same time, and nobody knows which came second.
-            self._grant.deadline = min(self._grant.deadline, deadline)
-        elif certain:
-            self._grant.claim = None
-            self._grant.deadline = deadline
 
     def _gone(self, error: LockError) -> bool:
         """The server said that it is not ours any more: whether it was lost."""
@@ -307,3 +302,18 @@ class BaseLease:
         if self.held:
             state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
+
+
+def _resumed(steps: Steps[T], step: Step) -> Steps[T]:
+    """A protocol whose first step was taken already."""
+    try:
+        while True:
+            try:
+                reply = yield step
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result

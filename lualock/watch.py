@@ -62,9 +62,11 @@ class Watch:
         self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
         self._added = False  # since somebody looked last
 
-    def add(self, lease: BaseLease, by: float = math.inf) -> None:
-        """Watch this lease from now on; also when its end has changed, or will have ``by`` then."""
-        lease._look_at = look_at = min(by, self._first_look(lease))
+    def add(self, lease: BaseLease, look_at: float | None = None) -> None:
+        """Watch this lease from now on; also when its end has changed."""
+        if look_at is None:
+            look_at = self._first_look(lease)
+        lease._look_at = look_at
         self._new[lease._ask.token] = weakref.ref(lease)
         self._added = True
         if look_at < self._wakes_at:
@@ -109,11 +111,11 @@ class Watch:
             if lease._grant.released:
                 self.drop(lease)
             elif lease._left() <= 0:
-                self._lose(lease, "its time was over")
+                self.lose(lease, "its time was over")
             elif lease._claimed():
                 self._look_again(lease, self._first_look(lease))
             elif (ttl_ms := lease._renewal_ms(now)) is not None:
-                wanted.append((lease, ttl_ms, lease._extends))
+                wanted.append((lease, ttl_ms, lease._shortened))
                 ends = min(ends, lease._grant.deadline)
             else:
                 if lease._renewed:
@@ -127,34 +129,28 @@ class Watch:
             yield from self._renew(wanted, within_s)
 
     def _renew(self, wanted: list[tuple[BaseLease, int, int]], within_s: float) -> Steps[None]:
-        sent = self._clock()
         asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
         outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
         failures: list[LockError] = []
-        for (lease, ttl_ms, extends), outcome in zip(wanted, outcomes, strict=True):
+        for (lease, ttl_ms, shortened), outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, float):
-                lease._renew_until(outcome, extends, certain=True)
+                lease._lasts_until(outcome, shortened)
                 self._look_again(lease, self._first_look(lease))
             elif isinstance(outcome, LockUnavailable):
                 # Trying goes on until the local deadline.
-                lease._renew_until(sent + ttl_ms / 1000, extends, certain=False)
                 self._look_again(lease, self._retry_at(lease, ttl_ms))
                 failures.append(outcome)
-            elif lease._gone(outcome):
-                self._lose(lease, str(outcome))
+            elif lease._look_at < math.inf and lease._gone(outcome):
+                self.lose(lease, str(outcome))
             else:
-                self.drop(lease)  # passed on, or released at the same time
+                self.drop(lease)  # passed on; or released, or told, at the same time
         if failures:
             log.warning(
                 "%d leases could not be renewed, trying again: %s", len(failures), failures[0]
             )
 
-    def lose(self, lease: BaseLease) -> None:
-        """This lease was found lost by its own holder: tell whoever wants to know."""
-        if self.drop(lease):
-            self._tell(lease)
-
-    def _lose(self, lease: BaseLease, why: str) -> None:
+    def lose(self, lease: BaseLease, why: str) -> None:
+        """This lease was found lost, here or by its own holder: tell whoever wants to know."""
         if not self.drop(lease):
             return  # released, or told, at the same time
         if lease._passed:
@@ -166,8 +162,7 @@ class Watch:
             self._tell(lease)
         except Exception:  # no thread can be started: the others are to be renewed all the same
             log.exception("the loss of lock %r could not be told, trying again", lease.name)
-            self._known[lease._ask.token] = weakref.ref(lease)
-            self._look_again(lease, self._clock() + RETRY_S)
+            self.add(lease, self._clock() + RETRY_S)
 
     def _wake_at(self, look_at: float) -> None:
         """See to it that somebody looks then."""
@@ -194,7 +189,7 @@ class Watch:
 
     def _look_again(self, lease: BaseLease, look_at: float) -> None:
         token = lease._ask.token
-        if lease._watch is self and token in self._known:
+        if token in self._known:
             lease._look_at = look_at
             heapq.heappush(self._due, (look_at, token))
 

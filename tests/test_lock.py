@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import lualock
+from lualock import aio
+from tests.servers import Server
 from tests.world import World, entered, few, settle
 
 TOMBSTONE_MS = 5000
@@ -446,6 +448,29 @@ async def test_a_block_that_ends_elsewhere_takes_nobody_s_lease(shell: World) ->
             await elsewhere(lambda: getattr(type(lock), end)(lock, None, None, None))
         assert lease.held
         assert await settle(lock.locked())
+
+
+async def test_a_block_whose_release_was_cancelled_is_over(one_server: Server) -> None:
+    """A later block, which begins in one task and ends in another, is not taken for it."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=30)
+
+        async def cancelled() -> None:
+            stack = contextlib.AsyncExitStack()
+            await stack.enter_async_context(lock)
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await stack.aclose()
+
+        first = asyncio.create_task(cancelled())
+        await asyncio.wait({first})
+        assert first.cancelled()
+        stack = contextlib.AsyncExitStack()
+        lease = await asyncio.create_task(stack.enter_async_context(lock))
+        await stack.aclose()
+        assert not lease.held
+        assert not await lock.locked()
 
 
 async def test_a_lease_s_own_block_is_given_back_too(shell: World) -> None:

@@ -17,6 +17,7 @@ import redis
 import lualock
 from lualock import aio, watch
 from lualock.protocol import CLAIM_MS
+from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.waiting import threads_fail, wait_until
@@ -131,6 +132,21 @@ async def test_wait_lost(world: World) -> None:
     assert not await asyncio.wait_for(waiting, 5)
     with pytest.raises(lualock.InvalidArgument):
         await world.beside(lambda: kept.wait_lost(-1))
+
+
+async def test_wait_lost_that_begins_while_the_lease_is_released(shell: World) -> None:
+    """Ends as soon as the lease is released, not when it would have ended."""
+    with FaultProxy(shell.server.socket) as proxy:
+        lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
+        proxy.inject(Fault("delay reply", seconds=0.3), "release")
+        releasing = asyncio.ensure_future(shell.beside(lease.release))
+        await shell.until(lambda: proxy.met)
+        waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
+        await shell.until(lambda: lease._ended)
+        assert not releasing.done()
+        await releasing
+        await shell.until(waiting.done, wait_s=2)
+        assert not waiting.result()
 
 
 @few
@@ -286,8 +302,9 @@ async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, b
         await lease.release()
 
 
+@pytest.mark.parametrize("found", ["by the renewal", "by extend"])
 def test_a_loss_is_told_once_a_thread_can_be_started(
-    locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch
+    locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch, found: str
 ) -> None:
     """Where no thread can be started for on_lost that is tried again, and others are renewed."""
     monkeypatch.setattr(watch, "RETRY_S", 0.1)
@@ -297,6 +314,9 @@ def test_a_loss_is_told_once_a_thread_can_be_started(
     other = locks.lock("y", ttl=0.6, renew=True).acquire()
     failed = threads_fail(monkeypatch, "lualock-lost")
     one_client.delete(gone.key)
+    if found == "by extend":
+        with pytest.raises(lualock.LeaseLost):
+            lost.extend(0.6)
     wait_until(lambda: told)
     assert failed == ["lualock-lost"] * 2
     assert told == [lost]
@@ -344,16 +364,18 @@ async def test_trouble_keeps_no_lease_alive(shell: World, proxy: Proxy, when: st
         gc.enable()
 
 
-async def test_extend_and_renewal_at_the_same_time(shell: World, proxy: Proxy) -> None:
-    """Which of two extensions came last is not known, so the lease ends with the shorter one."""
-    lock = shell.connect(proxy.url).lock("x", ttl=30, renew=True)
-    lease = await settle(lock.acquire())
-    count = lease._extends
+async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
+    """Where the lease was made to end sooner while it was renewed, nobody knows which came second,
+    so it does end sooner. Nothing else takes anything away."""
+    lease = await settle(shell.connect().lock("x", ttl=30, renew=True).acquire())
+    count = lease._shortened
     await settle(lease.extend(90))
+    lease._lasts_until(lease._clock() + 30, count)
     assert lease.remaining() > 60
-    lease._renew_until(lease._clock() + 30, count, certain=True)
-    assert lease.remaining() <= 30
-    lease._renew_until(lease._clock() + 60, lease._extends, certain=True)
+    await settle(lease.extend(10))
+    lease._lasts_until(lease._clock() + 30, count)
+    assert lease.remaining() <= 10
+    lease._lasts_until(lease._clock() + 60, lease._shortened)
     assert lease.remaining() > 50
 
 
@@ -530,6 +552,24 @@ async def test_a_body_that_swallows_its_cancellation(one_server: Server) -> None
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(5)
     await asyncio.sleep(0)
+    await locks.aclose()
+
+
+async def test_a_body_that_extends_its_lease_after_the_loss(one_server: Server) -> None:
+    """The server had it still, so it is given back; but the body had been cut short."""
+    locks, lock = await _body_with(one_server)
+    with one_server.client() as client:
+        with pytest.raises(lualock.LeaseLost, match="cancelled"):  # noqa: PT012 - the body
+            async with lock as lease:
+                client.pexpire(lock.key, 60_000)  # a clock there that is slower than ours
+                try:
+                    await asyncio.sleep(5)
+                except asyncio.CancelledError:
+                    await lease.extend(30)
+                    assert lease.held
+                    raise
+        assert not lease.held
+    assert not await lock.locked()
     await locks.aclose()
 
 
