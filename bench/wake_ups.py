@@ -27,6 +27,7 @@ from bench.stats import ratio
 from lualock import clock
 from lualock.drive.ear import Ear
 from lualock.drive.endpoint import Endpoint
+from lualock.protocol import Listen
 
 HOPS, QUICK_HOPS = 3_000, 1_000
 PATIENCE_S = 30.0
@@ -132,7 +133,7 @@ class SharedReading:
             endpoint = Endpoint.of_client(client, asynchronous=False)
         self._ear = Ear(endpoint, b"ring", clock.now)
         self._tokens = [b"%022d" % thread for thread in range(threads)]
-        self.channels = [self._ear.listen(token, None).decode() for token in self._tokens]
+        self.channels = [self._ear.listen(Listen(token)).decode() for token in self._tokens]
 
     def wait(self, thread: int) -> None:
         """Return when the message for this thread has come."""

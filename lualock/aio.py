@@ -491,7 +491,7 @@ class _WatchTimer(Watch):
 
     def _start(self) -> None:
         self._timer = None
-        self._round = task = self._driver.spawn(self._run())
+        self._round = task = self._driver.spawn(self._run(), lasts=True)
         task.add_done_callback(self._look_when_due)  # also if it is cancelled before it has begun
 
     def _look_when_due(self, _: object = None) -> None:

@@ -344,7 +344,8 @@ class AsyncDriver:
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, bytes] = (
             weakref.WeakKeyDictionary()
         )
-        self._cleaning: dict[asyncio.Task[Any], object] = {}  # and their marks
+        # With their marks, and whether nobody waits for their end.
+        self._cleaning: dict[asyncio.Task[Any], tuple[object, bool]] = {}
 
     def channel(self, loop: asyncio.AbstractEventLoop) -> bytes:
         """The channel of a loop."""
@@ -399,7 +400,7 @@ class AsyncDriver:
     async def aclose(self) -> None:
         """Close this loop's connections, once what still cleans up has finished."""
         loop = asyncio.get_running_loop()
-        mine = self._going_on(loop)
+        mine = self._going_on(loop, lasting=False)
         if mine:
             _, late = await asyncio.wait(mine, timeout=CLOSING_S)
             for task in late:
@@ -503,22 +504,27 @@ class AsyncDriver:
             mux.ask(wire.pack(call, source=True)).add_done_callback(_seen)
             mux.flush()
 
-    def _going_on(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
+    def _going_on(
+        self, loop: asyncio.AbstractEventLoop, *, lasting: bool = True
+    ) -> set[asyncio.Task[Any]]:
         mine = _mark.get()  # it may be an on_lost that closes all
         every = self._cleaning.copy()  # at once: other threads change it
         return {
-            task for task, mark in every.items() if task.get_loop() is loop and mark is not mine
+            task
+            for task, (mark, lasts) in every.items()
+            if task.get_loop() is loop and mark is not mine and (lasting or not lasts)
         }
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task behind everybody's back, which at the latest ends with the loop."""
+    def spawn(self, work: Coroutine[Any, Any, T], *, lasts: bool = False) -> asyncio.Task[T]:
+        """Start a task behind everybody's back, which at the latest ends with the loop. ``lasts``:
+        it is of something that goes on until all is closed, which does not wait for it."""
         mark = object()
         before = _mark.set(mark)
         try:
             task = asyncio.ensure_future(work)  # it has a copy of the context
         finally:
             _mark.reset(before)
-        self._cleaning[task] = mark
+        self._cleaning[task] = mark, lasts
         task.add_done_callback(self._cleaned)
         return task
 
