@@ -310,7 +310,6 @@ class Locks(BaseLocks):
         if found is None or found.pid != fork.pid:
             drop_closed(self._watches)
             found = self._watches[loop] = _WatchTimer(self._driver, loop)
-            self._driver.at_loop_end(found.close)
         return found
 
     def lock(
@@ -405,17 +404,14 @@ class Locks(BaseLocks):
 
     async def _watch_again(self) -> None:
         """Watch leases that are still held after the connections were closed."""
-        watch = self._watches.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        watch = self._watches.get(loop)
         if watch is None:
             return
-        watch.close()  # it may be a later one than what was closed
-        left = watch.leases() if watch.pid == fork.pid else []
-        # The loop's end must be told to who watches from now on.
-        if left and await self._driver.begin():
-            after = self._watch()
-            for lease in left:
-                lease._watch = after
-                after.add(lease)
+        if watch.pid == fork.pid and watch.leases() and await self._driver.begin():
+            watch.resume()
+        else:
+            del self._watches[loop]
 
     async def __aenter__(self) -> Locks:
         return self
@@ -458,12 +454,26 @@ class _WatchTimer(Watch):
         self._start_empty(driver.server_clock)
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = True  # until there is a lease
+
+    def add(self, lease: BaseLease, look_at: float | None = None) -> None:
+        if asyncio.get_running_loop() is self._loop:
+            self._open()
+        super().add(lease, look_at)
+
+    def _open(self) -> None:
+        if self._closed:
+            self._closed = False
+            self._driver.at_loop_end(self.close)
+
+    def resume(self) -> None:
+        """Go on, where all was closed and there are leases still."""
+        self._open()
+        self._look_when_due()
 
     def close(self) -> None:
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._wake_at(math.inf)
         if self._round is not None:
             self._round.cancel()
 
@@ -475,8 +485,8 @@ class _WatchTimer(Watch):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wakes_at = look_at
-        if look_at < math.inf and not self._closed:
+        self._wakes_at = math.inf if self._closed else look_at
+        if self._wakes_at < math.inf:
             nap_s = min(max(0.0, look_at - self._clock()), LONGEST_NAP_S)
             self._timer = self._loop.call_later(nap_s, self._start)
 

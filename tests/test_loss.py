@@ -441,6 +441,32 @@ async def test_what_is_held_when_closing_is_disturbed(one_server: Server, how: s
     await locks.aclose()
 
 
+async def test_what_is_extended_after_its_loss_when_all_was_closed(one_server: Server) -> None:
+    """Is watched again: its renewal, and its loss."""
+    told: list[Any] = []
+    locks = aio.connect(one_server.url)
+    lock = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    lease = await lock.acquire()
+    with one_server.client() as client:
+        client.pexpire(lock.key, 60_000)  # as if its clock went slower
+        lease._grant.deadline = lease._clock()  # and nothing had been heard of a renewal
+        assert lease._watch is not None
+        lease._watch.lose(lease, "the test says so")
+        await locks.aclose()
+        await lease.extend(0.6)
+        end = time.monotonic() + lease.remaining()
+        give_up = time.monotonic() + 5
+        while time.monotonic() + lease.remaining() < end + 0.5:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.01)
+        del told[:]
+        client.delete(lock.key)
+        while not told:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.01)
+    await locks.aclose()
+
+
 async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -> None:
     """Its lease is watched as before."""
     locks = aio.connect(one_server.url)
