@@ -147,7 +147,13 @@ def test_names_are_readable_or_digests() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), lambda: 1, iter([]), type, [object()], {"k": object()}]
+    "value",
+    [
+        *(object(), lambda: 1, iter([]), type, [object()], {"k": object()}),
+        *(10**5000, decimal.Decimal("1E+5000")),  # more digits than Python writes
+        dt.datetime.min.replace(tzinfo=dt.timezone(dt.timedelta(hours=1))),
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_unserialisable_arguments(value: Any) -> None:
     """What has no form of its own is refused, with the argument's name and what to do."""
@@ -191,3 +197,13 @@ def test_the_version_pins_the_names() -> None:
     assert canonical(dt.date(2026, 1, 2)) == "date(2026-01-02)"
     digest = "#a4a81db53d703a17122f56d2d3d58dca6a56c536"
     assert lock_name("m.job", {"a": value}) == f"job:v1:m.job({digest})"
+
+
+def test_flags_together_are_apart() -> None:
+    """Python 3.10 has no name for them, nor have others for bits that are unknown."""
+
+    class May(enum.Flag):
+        READ, WRITE, RUN = 1, 2, 4
+
+    together = [May.READ | May.WRITE, May.READ | May.RUN, May(0), May.READ]
+    assert len({canonical(value) for value in together}) == len(together)

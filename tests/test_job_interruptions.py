@@ -254,3 +254,27 @@ def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
             left_s = one_client.pttl("lualock:{new}:job") / 1000
             assert most_s - 5 < left_s <= most_s
             one_client.flushall()
+
+
+@pytest.mark.parametrize("options", [{"unique": "both"}, {"on_retry": "hold"}])
+def test_who_is_interrupted_when_all_is_kept_for_its_retry_keeps_nothing(
+    options: dict[str, Any], one_server: Any, one_client: Any
+) -> None:
+    """The system tries it again after its own error, but not after that."""
+
+    def fails() -> None:
+        raise ValueError
+
+    with lualock.connect(one_server.url) as locks:
+        work = jobs.bound(locks.job(key="new", **options)(fails))
+        delivery = jobs.Delivery(
+            "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
+        )
+        for at in range(1, 6):  # start, the job, reserve, keep, release; or adopt
+            one_client.flushall()
+            actions = run(Run(work._job, locks, (), {}, delivery))
+            try:
+                play(actions, at, Interruption())
+            except ValueError:  # there are no more
+                break
+            assert _in_use(one_client) == []

@@ -1249,13 +1249,220 @@ async def test_taskiq_retries(
         assert float(told.labels.get("delay", 0)) <= expected_s
 
 
+# All of them
+
+
+def audited(job: Any) -> Any:
+    """A decorator of a user's own."""
+
+    @functools.wraps(job)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return job(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("system", ["rq", "celery", "dramatiq", "huey", "taskiq"])
+def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: str) -> None:
+    """A leaf runs the job itself: what is around that would never be called, so it is refused."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    ways: dict[str, Callable[[Any], Any]] = {
+        "rq": rq_leaf.locked,
+        "celery": lambda job: app.task(job).run,
+        "dramatiq": dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=StubBroker()),
+        "huey": consumer.task(),
+        "taskiq": taskiq_leaf.locked(taskiq.InMemoryBroker()),
+    }
+    job = locks.job(key="x")(rebuild)
+    with pytest.raises(lualock.InvalidArgument, match="never be called"):
+        ways[system](audited(job))
+    ways[system](job)
+
+
+def nested(locks: lualock.Locks) -> tuple[Any, list[int]]:
+    """A job that lets out what another one, which it calls, has to say."""
+    runs: list[int] = []
+    inner: Any = locks.job(key="inner", policy=jobs.Retry(0.0))(rebuild)
+    locks.lock("inner").acquire()
+
+    def outer(shop_id: int) -> None:
+        runs.append(shop_id)
+        if len(runs) < 9:
+            inner(shop_id)
+
+    return locks.job(key="outer", unique="queued")(outer), runs
+
+
+def test_rq_comes_back_for_itself_alone(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the lock of a job which it calls is held is an error of a job's own."""
+    job, runs = nested(locks)
+    entry: Any = rq_leaf.enqueue(
+        queue, in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job)), 7
+    )
+    work_off(queue)
+    assert runs == [7]
+    assert entry.result.get_status() == "failed"
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_comes_back_for_itself_alone(locks: lualock.Locks) -> None:
+    """It counts as one of its attempts."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job, runs = nested(locks)
+    consumer.task(retries=1)(job)(7)
+    while (task := consumer.dequeue()) is not None:
+        consumer.execute(task)
+    assert runs == [7, 7]
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_ends_what_is_interrupted(locks: lualock.Locks) -> None:
+    """It is not tried again, however many retries it has left: so nothing is kept for that."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+
+    def body(shop_id: int) -> None:
+        raise KeyboardInterrupt
+
+    for on_retry in ("release", "hold"):
+        job: Any = locks.job(key="x", unique="queued", on_retry=on_retry)(body)
+        task = consumer.task(retries=3, name=on_retry)(job)
+        task(7)
+        consumer.execute(consumer.dequeue())
+        assert not consumer.pending()
+        assert not locks.lock("x").locked()
+        assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_runs_what_has_an_argument_called_task(locks: lualock.Locks) -> None:
+    """Huey itself gives a task by that name."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+
+    def body(task: int) -> int:
+        return task
+
+    job = consumer.task()(locks.job(key="x", unique="queued")(body))
+    assert [job(7).get(), job(task=7).get(), job.call_local(task=7)] == [7, 7, 7]
+    assert not jobs.bound(job.func).place([7]).locked()
+
+
+def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery) -> None:
+    """A task's own ``before_start`` raised."""
+
+    class Task(celery_leaf.LockedTask):
+        abstract = True
+
+        def before_start(self, *args: Any) -> None:
+            raise Trouble
+
+    app.conf.task_eager_propagates = False
+    job: Any = locks.job(key="x", unique="queued")(rebuild)
+    assert app.task(base=Task)(job).delay(7).state == "FAILURE"
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Celery) -> None:
+    """Those of another task make none of one that is new."""
+    job: Any = locks.job(key="x", unique="queued")(rebuild)
+    task = app.task(job)
+    jobs.bound(job).reserve([7], job_id="first")
+    result = task.apply_async((7,), headers={"lualock": "A" * 22, "trace": "1"})
+    assert result.refused.job_id == "first"
+
+
+@pytest.mark.parametrize("policy", [jobs.Wait(5), jobs.Wait(0.4, then=jobs.Retry(60))])
+async def test_taskiq_does_not_begin_what_it_has_given_up(
+    locks: lualock.Locks, policy: Any
+) -> None:
+    """A plain job waits for its lock in a thread, which nobody can end."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    runs: list[int] = []
+
+    def body(shop_id: int) -> None:
+        runs.append(shop_id)
+
+    job: Any = locks.job(key="x", unique="queued", policy=policy)(body)
+    task = taskiq_leaf.locked(broker, timeout=0.2)(job)
+    with locks.lock("x"):
+        entry: Any = await taskiq_leaf.enqueue(task, 7)
+        assert (await entry.result.wait_result()).is_err
+        await asyncio.sleep(0.4)
+    await asyncio.sleep(0.2)
+    assert not runs
+    assert not locks.lock("x").locked()
+    assert not jobs.bound(job).place([7]).locked()
+
+
+async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
+    """What comes back waits without its place, or is lost."""
+
+    class Away(taskiq.InMemoryBroker):
+        kicks = 0
+
+        async def kick(self, message: taskiq.BrokerMessage) -> None:
+            self.kicks += 1
+            if self.kicks == 2:
+                raise Trouble
+            await super().kick(message)
+
+    broker = Away()
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(0.0))(rebuild_async)
+    with locks.lock("x"):
+        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(job), 7)
+        with pytest.raises(taskiq.exceptions.SendTaskError):
+            await broker.wait_all()
+    assert broker.kicks == 2
+    place: Any = jobs.bound(job).place([7])
+    assert not await place.locked()
+
+
+async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
+    """An argument of a job's may be called as one of ours."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+
+    async def body(task: int) -> int:
+        return task
+
+    job = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_leaf.enqueue(job, task=7)
+    assert (await entry.result.wait_result()).return_value == 7
+
+
+def no_session() -> None:
+    """What a task depends on, and cannot be made."""
+    raise Trouble
+
+
+async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
+    """What it depends on could not be made."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+
+    async def body(shop_id: int, db: Annotated[Any, taskiq.TaskiqDepends(no_session)]) -> None: ...
+
+    task = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_leaf.enqueue(task, 7)
+    assert (await entry.result.wait_result()).is_err
+    assert isinstance(await taskiq_leaf.enqueue(task, 7), jobs.Enqueued)
+
+
 # arq and SAQ, which have a folder of their own
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        *("arq_class", "arq_same_id", "arq_same_id_together", "arq_plain_function"),
+        *(
+            "arq_class",
+            "arq_same_id",
+            "arq_same_id_together",
+            "arq_same_id_begun",
+            "arq_plain_function",
+        ),
         *("arq_one_job_calls_another", "arq_last_try", "arq_interrupted"),
         *("arq_tries_nothing_again", "arq_locks_away", "arq_away"),
         *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),

@@ -53,7 +53,10 @@ def canonical(value: Any, depth: int = 0) -> str:
     if isinstance(value, str):
         return json.dumps(str.__str__(value))  # its text, whatever a subclass prints
     if isinstance(value, enum.Enum):
-        return f"enum({json.dumps(f'{type(value).__qualname__}.{value.name}')})"
+        # Flags together have no name in Python 3.10, unknown bits in none; all have a number.
+        known = value.name in type(value).__members__
+        name = value.name if known else value.value
+        return f"enum({json.dumps(f'{type(value).__qualname__}.{name}')})"
     for kind, tag in _TAGGED.items():
         if isinstance(value, kind):
             return tag(value)
@@ -106,6 +109,14 @@ def bind(
     return dict(bound.arguments)
 
 
+def _text(value: Any) -> str:
+    try:
+        return canonical(value)
+    except (ValueError, OverflowError) as error:  # more digits than Python writes, or a time that
+        # has no equal in UTC
+        raise _Unserialisable(f"cannot be written down ({error})") from None
+
+
 def lock_name(job: str, arguments: Mapping[str, Any], version: int = 0) -> str:
     """The default name of a job's lock; ``version`` is the user's, of what it is made of.
 
@@ -114,7 +125,7 @@ def lock_name(job: str, arguments: Mapping[str, Any], version: int = 0) -> str:
     texts = []
     for parameter, value in arguments.items():
         try:
-            texts.append(canonical(value))
+            texts.append(_text(value))
         except _Unserialisable as why:
             raise InvalidArgument(
                 f"argument {parameter!r} of job {job} {why}, and has no form that is the same in "

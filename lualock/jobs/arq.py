@@ -32,7 +32,7 @@ from arq.jobs import Job, JobStatus
 from arq.utils import timestamp_ms
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import Bound, bound
+from lualock.jobs.bound import Bound, alone, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
@@ -45,7 +45,7 @@ def context() -> dict[Any, Any]:
 
 def locked(job: Any) -> Callable[..., Any]:
     """What arq is to run: the coroutine function, or the ``LockedJob``, behind its lock."""
-    work = bound(job)
+    work = alone(job)
     if not work.asynchronous:
         raise InvalidArgument(f"job {work.name} must be a coroutine function, as arq wants it")
 
@@ -59,7 +59,7 @@ def locked(job: Any) -> Callable[..., Any]:
         try:
             return await work.run(args, kwargs, delivery)
         except RetryLater as later:
-            if delivery is None:
+            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
             if not _tries_again(_told(delivery.job_id)):
                 await _leave(work, args, kwargs, delivery)
@@ -87,7 +87,7 @@ async def _leave(work: Bound, args: Any, kwargs: Any, delivery: Delivery) -> Non
 
 
 async def enqueue(
-    pool: arq.ArqRedis, job: Any, *args: Any, _function: str | None = None, **options: Any
+    pool: arq.ArqRedis, job: Any, /, *args: Any, _function: str | None = None, **options: Any
 ) -> Enqueued | Refused:
     """``pool.enqueue_job(name of the job, ...)`` unless another is in its way.
 
@@ -117,7 +117,9 @@ async def enqueue(
     # Another was pushed with this id meanwhile; of equal arguments, it has the place that we took.
     there = await Job(job_id, pool).info()
     same = there is not None and there.function == name
-    if not same or work.lock(there.args, there.kwargs).key != work.lock(args, kwargs).key:
+    status = await Job(job_id, pool).status()
+    begun = status in (JobStatus.in_progress, JobStatus.complete)  # and it had its place before
+    if begun or not same or work.lock(there.args, there.kwargs).key != work.lock(args, kwargs).key:
         await work.cancel_async(args, kwargs, token=token_of(job_id))
     return await _refused(work, args, kwargs, job_id, "queued")
 
@@ -127,7 +129,7 @@ async def _refused(work: Bound, args: Any, kwargs: Any, job_id: str, state: str)
     return await work.refuse_async(args, kwargs, job_id=job_id, state=state)
 
 
-async def removed(job: Any, job_id: str, *args: Any, **kwargs: Any) -> None:
+async def removed(job: Any, job_id: str, /, *args: Any, **kwargs: Any) -> None:
     """A queued job was aborted or removed: give up its place in the queue."""
     await bound(job).cancel_async(args, kwargs, token=token_of(job_id))
 

@@ -252,6 +252,21 @@ def bound(job: Any) -> Bound:
     return found
 
 
+def alone(job: Any) -> Bound:
+    """:func:`bound`, for a leaf: it runs the job itself, so that what is around that would never be
+    called.
+
+    :raises InvalidArgument: it is no job, or there is a decorator between it and ``locks.job``.
+    """
+    work = bound(job)
+    if not isinstance(job, type) and getattr(job, "__wrapped__", None) != work.body:
+        raise InvalidArgument(
+            f"job {work.name}: what is around locks.job (another decorator, or pydantic=True of "
+            "Celery) would never be called: put it below locks.job"
+        )
+    return work
+
+
 def bound_in(system: str, function: Any) -> Bound:
     """:func:`bound`, of what ``locked`` of a system's leaf made. Any other would run behind its
     lock as well, but not as the job that was queued, whose place would stay taken.

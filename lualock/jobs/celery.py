@@ -28,11 +28,12 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import Bound, bound
+from lualock.jobs.bound import Bound, alone
 from lualock.jobs.celery_retries import delay_s, failed, retry_s
 from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
 
 HEADER = "lualock"
+BEGUN = "lualock_begun"
 CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
 """The options of a task that others wait for: if it was refused, they would for ever."""
 
@@ -64,7 +65,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
                 f"task {cls.__name__}: with bind=True the task itself would be one of the "
                 "arguments that name its lock; leave it out, and use celery.current_task"
             )
-        cls.work = bound(function)
+        cls.work = alone(function)
         cls.run = staticmethod(_locked(cls.work))
 
     def apply_async(
@@ -72,7 +73,9 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     ) -> Any:
         headers = dict(options.pop("headers", None) or {})
         push = functools.partial(super().apply_async, args, kwargs)
-        again = HEADER in headers or (task_id is not None and task_id == self.request.id)
+        again = task_id is not None and (HEADER in headers or task_id == self.request.id)
+        if not again:  # of another task, which hands its headers on
+            headers.pop(HEADER, None)
         part = any(options.get(key) is not None for key in CANVAS)
         # What is sent again has its place, or needs none.
         if self.work is None or again or part:
@@ -103,6 +106,8 @@ def _locked(work: Bound) -> Callable[..., Any]:
         ours = getattr(task, "work", None) is work and not task.request.called_directly
         request: Any = task.request if ours else None
         this = (request.id, request.retries) if ours else None
+        if request is not None:
+            setattr(request, BEGUN, True)
         taken = this == _taken.get()  # the task that calls itself directly has its request
         before = _taken.set(this or _taken.get())
         if request is not None and not taken:
@@ -112,7 +117,7 @@ def _locked(work: Bound) -> Callable[..., Any]:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
-            if delivery is None:
+            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
             again = later
         finally:
@@ -130,6 +135,21 @@ def _locked(work: Bound) -> Callable[..., Any]:
         raise Retry(str(again), when=again.delay_s)
 
     return run
+
+
+@signals.task_failure.connect  # type: ignore[untyped-decorator]
+def _never_began(sender: Any, **_: Any) -> None:
+    """In the worker's process: a task failed; if that was before it began (its own ``before_start``
+    raised), nobody else gives its place up."""
+    work, request = getattr(sender, "work", None), getattr(sender, "request", None)
+    if not isinstance(work, Bound) or request is None or request.id is None:
+        return  # (the main process tells of it, which celery_request sees)
+    if request.called_directly or getattr(request, BEGUN, False):
+        return
+    try:
+        work.cancel(request.args, request.kwargs, job_id=request.id, token=_token(request))
+    except LockError as error:
+        log.warning("the place of task %s ends by itself: %s", request.id, error)
 
 
 def _token(request: Any) -> str | None:

@@ -30,7 +30,7 @@ from dramatiq.message import generate_unique_id
 from dramatiq.middleware import Interrupt, Middleware, Retries, SkipMessage
 
 from lualock.errors import LockError
-from lualock.jobs.bound import bound
+from lualock.jobs.bound import alone
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 OPTION = "lualock"
@@ -45,7 +45,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
     """An actor whose function was decorated with ``locks.job``."""
 
     def __init__(self, fn: Any, *, broker: dramatiq.Broker, **options: Any) -> None:
-        self.work = bound(fn)
+        self.work = alone(fn)
         if not any(isinstance(middleware, _Messages) for middleware in broker.middleware):
             broker.add_middleware(_Messages())
 
@@ -99,7 +99,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             result = self.work.run(args, kwargs, delivery)
             return _wait_for(result) if self.work.asynchronous else result
         except RetryLater as later:
-            if delivery is None:
+            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
             delay_ms = int(later.delay_s * 1000)
         except Interrupt as interruption:

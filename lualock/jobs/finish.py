@@ -11,7 +11,7 @@ from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
-from lualock.jobs.places import keep, place_of
+from lualock.jobs.places import ask_of, keep, place_of
 from lualock.jobs.taking import forsake
 from lualock.jobs.terms import RESERVE_S, is_failure, retry_s
 from lualock.protocol import Grant, Steps, note
@@ -47,6 +47,8 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
     for attempt in it.without if kept is None else ():
         yield from attempt.leave_all()  # the server may have been away for all this time
     if interrupted is not None:
+        if kept is not None and _kept(it, interrupted, None) is None:
+            yield from _take_back(it)
         raise interrupted
     if problem is None:
         return
@@ -63,6 +65,16 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             raise
         log.exception("the expiry callback of job %s raised", job.name)
         note(error, f"and then its expiry callback raised: {failure!r}")
+
+
+def _take_back(it: Run) -> Actions[None]:
+    """What may have been kept for a retry that will not be."""
+    assert it.delivery is not None
+    for lock in it.locks:
+        ask, driver = lock._ask(), lock._locks._driver
+        ask.token = it.delivery.owner
+        yield forsake(driver, ask)
+        yield forsake(driver, ask_of(lock, ask.token))
 
 
 class _Kept(NamedTuple):

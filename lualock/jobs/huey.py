@@ -29,7 +29,7 @@ from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.utils import normalize_time
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import Bound, bound
+from lualock.jobs.bound import Bound, alone
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, is_failure, token_of
 
 BEGUN = "lualock_begun"
@@ -48,7 +48,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         self, huey: Any, func: Any, context: bool = False, name: str | None = None, **options: Any
     ) -> None:
         if hasattr(func, "__lualock__"):
-            self.work = bound(func)
+            self.work = alone(func)
             if context:
                 raise InvalidArgument(
                     f"task {self.work.name}: with context=True the task would be one of the "
@@ -116,9 +116,12 @@ def _locked(work: Bound) -> Any:
     """What a consumer runs."""
 
     @functools.wraps(work.body)
-    def run(*args: Any, task: Any = None, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         delivery = None
-        if task is not None:
+        if isinstance(kwargs.get("task"), Task):  # Huey's, in place of an argument of that name
+            task = kwargs.pop("task")
+            if "task" in task.kwargs:
+                kwargs["task"] = task.kwargs["task"]
             setattr(task, BEGUN, True)
             retry_s = functools.partial(_retry_s, task)
             delivery = Delivery(task.id, will_retry=retry_s, failed=_failed)
@@ -126,7 +129,7 @@ def _locked(work: Bound) -> Any:
             result = work.run(args, kwargs, delivery)
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
-            if task is None:
+            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
             raise RetryTask(str(later), delay=later.delay_s) from None
 
@@ -144,6 +147,8 @@ def _failed(error: BaseException) -> bool:
 
 def _retry_s(task: Any, error: BaseException) -> float | None:
     """In how many seconds Huey runs a task again that raised this."""
+    if not isinstance(error, Exception):  # it is interrupted, and that is all
+        return None
     again, delay_s = task.retries, task.retry_delay
     if isinstance(error, RetryTask):
         if error.eta:  # a naive time of a user's is local

@@ -27,7 +27,7 @@ from uuid import uuid4
 import rq
 from rq.job import Job, get_current_job
 
-from lualock.jobs.bound import SYSTEM, Bound, bound, bound_in
+from lualock.jobs.bound import SYSTEM, Bound, alone, bound, bound_in
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
@@ -42,7 +42,7 @@ _taken: ContextVar[bool] = ContextVar("lualock_rq_taken", default=False)
 
 def locked(job: Any) -> Any:
     """What RQ is to run: the function, or the :class:`lualock.LockedJob`, behind its lock."""
-    work = bound(job)
+    work = alone(job)
 
     @functools.wraps(work.body)
     def perform(*args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def locked(job: Any) -> Any:
             result = work.run(args, kwargs, None if delivered is None else _delivery(delivered))
             return asyncio.run(result) if work.asynchronous else result
         except RetryLater as later:
-            if delivered is None:
+            if delivered is None or later.job_id != delivered.id:  # of a job that this one calls
                 raise
             if delivered.worker_name == SYNC:
                 removed(delivered)
@@ -73,13 +73,13 @@ def locked(job: Any) -> Any:
     return perform
 
 
-def enqueue(queue: rq.Queue, job: Any, *args: Any, **options: Any) -> Enqueued | Refused:
+def enqueue(queue: rq.Queue, job: Any, /, *args: Any, **options: Any) -> Enqueued | Refused:
     """``queue.enqueue(job, ...)`` unless another job is in its way; ``result`` is RQ's job."""
     return enqueue_in(queue, timedelta(), job, *args, **options)
 
 
 def enqueue_in(
-    queue: rq.Queue, delay: timedelta, job: Any, *args: Any, **options: Any
+    queue: rq.Queue, delay: timedelta, job: Any, /, *args: Any, **options: Any
 ) -> Enqueued | Refused:
     """``queue.enqueue_in(delay, job, ...)`` unless another job is in its way."""
     own = isinstance(job, type) and "delivered" in vars(job)  # and not of what it inherits from

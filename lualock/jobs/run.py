@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from lualock import protocol
-from lualock.errors import InvalidArgument, LeaseLost, LockUnavailable, NotAcquired
+from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
@@ -79,6 +79,8 @@ def _run(it: Run) -> Actions[Any]:
     before = _current.get()
     try:
         _current.set((*before, *ours))
+        if it.delivery is not None and it.delivery.ended():
+            raise LockError(f"job {job.name} got its lock when its system had given it up")
         result = yield partial(job.body, *it.args, **it.kwargs)
         if isinstance(result, AsyncGenerator | Awaitable | Generator):
             if isinstance(result, Coroutine | Generator):

@@ -25,7 +25,8 @@ import saq
 from saq.job import Job
 from saq.utils import now_seconds
 
-from lualock.jobs.bound import bound
+from lualock.jobs.bound import alone, bound
+from lualock.jobs.in_thread import run_in_thread
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
@@ -41,7 +42,7 @@ def context() -> Any:
 
 def locked(job: Any) -> Callable[..., Any]:
     """What SAQ is to run: the function, or the ``LockedJob``, behind its lock."""
-    work = bound(job)
+    work = alone(job)
 
     @functools.wraps(work.body)
     async def perform(ctx: Any, **kwargs: Any) -> Any:
@@ -54,9 +55,9 @@ def locked(job: Any) -> Callable[..., Any]:
         try:
             if work.asynchronous:
                 return await work.run((), kwargs, delivery)
-            return await asyncio.to_thread(work.run, (), kwargs, delivery)
+            return await run_in_thread(work, (), kwargs, delivery)
         except RetryLater as later:
-            if delivered is not None:
+            if delivered is not None and later.job_id == delivered.key:  # not of a job it calls
                 # SAQ has no other way to say when, and counts every delivery; this is to be none.
                 delivered.meta[OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
                 delivered.retry_delay, delivered.retry_backoff = later.delay_s, False
@@ -91,7 +92,7 @@ class _Exists(Exception):
 
 
 async def enqueue(
-    queue: saq.Queue, job: Any, *, _function: str | None = None, **options: Any
+    queue: saq.Queue, job: Any, /, *, _function: str | None = None, **options: Any
 ) -> Enqueued | Refused:
     """``queue.enqueue(name of the job, ...)`` unless another is in its way.
 

@@ -97,6 +97,8 @@ class Attempt:
         if self._owner is None:
             return
         delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
+        if isinstance(error, RetryLater) and self.delivery is not None and self.delivery.ended():
+            delay_s = None  # which nobody hears any more
         if delay_s is None and not isinstance(error, NotAcquired):  # that one says who else has it
             yield from self._forsake_lock()
         if not self._has_place():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime, timedelta, timezone
@@ -34,11 +35,15 @@ from taskiq import (
 from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
 
-from lualock.jobs.bound import SYSTEM, bound, bound_in
+from lualock.errors import LockError
+from lualock.jobs.bound import SYSTEM, alone, bound_in
+from lualock.jobs.in_thread import run_in_thread
 from lualock.jobs.taskiq_dependencies import Dependencies
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
 
 LABEL = "lualock"
+
+log = logging.getLogger("lualock.jobs")
 
 _message: ContextVar[TaskiqMessage | None] = ContextVar("lualock_taskiq", default=None)
 
@@ -59,7 +64,7 @@ def locked(
         broker.add_middlewares(_Messages())
 
     def declare(job: Any) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        perform = _locked(Dependencies(bound(job), job), broker, schedule_source)
+        perform = _locked(Dependencies(alone(job), job), broker, schedule_source)
         perform.__module__ = job.__module__
         perform.__name__ = job.__name__
         return broker.task(task_name, **labels)(perform)
@@ -67,7 +72,7 @@ def locked(
     return declare
 
 
-async def enqueue(task: Any, *args: Any, **kwargs: Any) -> Enqueued | Refused:
+async def enqueue(task: Any, /, *args: Any, **kwargs: Any) -> Enqueued | Refused:
     """``task.kiq(...)`` unless another task is in its way; ``result`` is what that returns.
 
     ``task`` may be a kicker, with labels of its own: ``rebuild.kicker().with_labels(...)``.
@@ -104,9 +109,9 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
             with dependencies.past(kwargs) as own:
                 if work.asynchronous:
                     return await work.run(args, own, delivery)
-                return await asyncio.to_thread(work.run, args, own, delivery)
+                return await run_in_thread(work, args, own, delivery)
         except RetryLater as later:
-            if message is None:
+            if message is None or later.job_id != message.task_id:  # of a job that it calls
                 raise
             raise _Again(delay_s=later.delay_s, source=source) from None
 
@@ -159,12 +164,40 @@ class _Messages(TaskiqMiddleware):
         """With its id and its labels. Not in the task, whose ``timeout`` would end the waiting;
         and before the message that it came with is acknowledged."""
         if not isinstance(exception, _Again):
+            if _message.get() is not None:
+                await self._never_began(message, exception)
             return
         kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, self.broker, message.labels)
         kicker = kicker.with_task_id(message.task_id)
-        if exception.source is None:
-            await asyncio.sleep(exception.delay_s)
-            await kicker.kiq(*message.args, **message.kwargs)
-        else:
-            when = datetime.now(timezone.utc) + timedelta(seconds=exception.delay_s)
-            await kicker.schedule_by_time(exception.source, when, *message.args, **message.kwargs)
+        try:
+            if exception.source is None:
+                await asyncio.sleep(exception.delay_s)
+                await kicker.kiq(*message.args, **message.kwargs)
+            else:
+                when = datetime.now(timezone.utc) + timedelta(seconds=exception.delay_s)
+                await kicker.schedule_by_time(
+                    exception.source, when, *message.args, **message.kwargs
+                )
+        except Exception:  # not where it is cancelled: then its message may come back
+            await self._leave(message)
+            raise
+
+    async def _never_began(self, message: TaskiqMessage, error: BaseException) -> None:
+        """What it depends on could not be made, so nobody else gives its place up."""
+        _message.set(None)
+        if _retry_s(self.broker, message, error) is None:
+            await self._leave(message)
+
+    async def _leave(self, message: TaskiqMessage) -> None:
+        """Give up what is kept for a task that does not come back."""
+        task = self.broker.find_task(message.task_name)
+        function = None if task is None else task.original_func
+        if getattr(function, SYSTEM, None) != "taskiq":
+            return
+        token = message.labels.get(LABEL)
+        try:
+            await bound_in("taskiq", function).cancel_async(
+                message.args, message.kwargs, job_id=message.task_id, token=token
+            )
+        except LockError as problem:
+            log.warning("the place of task %s ends by itself: %s", message.task_id, problem)

@@ -49,6 +49,11 @@ def retry_s(told: float | None) -> float | None:
     return None if told is None else options.delay_s(max(told, 0), "the delay until the retry")
 
 
+def _not_ended() -> bool:
+    """Of a system that cannot give a job up while it waits."""
+    return False
+
+
 def is_failure(error: BaseException) -> bool:
     """Of a system that has no exceptions of its own: what interrupts a job is no failure of it."""
     return isinstance(error, Exception)
@@ -66,6 +71,8 @@ class Delivery:
     :param result_retry: the same for what the job returned, where that can ask for a retry.
     :param failed: called when the job raised and will not be tried again: whether that is a failure
         to the system, and not one of its ways to say something else.
+    :param ended: called when the job has its lock: whether the system has given it up meanwhile, so
+        that it must not begin.
     :raises InvalidArgument: the id is no str, or empty.
     """
 
@@ -74,6 +81,7 @@ class Delivery:
     will_retry: Callable[[BaseException], float | None] = never
     result_retry: Callable[[Any], float | None] = never
     failed: Callable[[BaseException], bool] = is_failure
+    ended: Callable[[], bool] = _not_ended
 
     def __post_init__(self) -> None:
         job_text(self.job_id)

@@ -17,6 +17,7 @@ from typing import Any
 import arq
 import saq
 from arq.connections import RedisSettings
+from arq.jobs import Job, JobStatus
 
 import lualock
 from lualock import aio, jobs
@@ -84,6 +85,35 @@ async def arq_same_id_together(url: str) -> None:
     assert told == [7] * 19
     third = await arq_leaf.enqueue(pool, function, 7)
     assert isinstance(third, jobs.Refused), "the one that is queued has its place"
+    await pool.aclose()
+
+
+async def arq_same_id_begun(url: str) -> None:
+    """The first job of an id began just when a second was to be pushed: that one keeps no place."""
+    begun, free = asyncio.Event(), asyncio.Event()
+
+    @locks.job(unique="queued")
+    async def look(number: int) -> None:
+        begun.set()
+        await free.wait()
+
+    function = arq_leaf.locked(look)
+    pool = await arq.create_pool(RedisSettings.from_dsn(url))
+    worker = arq.Worker([function], redis_pool=pool, burst=True, poll_delay=0.01)
+    assert await arq_leaf.enqueue(pool, function, 7, _job_id="mine")
+    running = asyncio.create_task(worker.async_run())
+    await begun.wait()
+    found = [JobStatus.not_found]  # as it was a moment ago
+    status = Job.status
+
+    async def early(job: Job) -> JobStatus:
+        return found.pop() if found else await status(job)
+
+    Job.status = early
+    assert not await arq_leaf.enqueue(pool, function, 7, _job_id="mine")
+    free.set()
+    await running
+    assert await arq_leaf.enqueue(pool, function, 7)
     await pool.aclose()
 
 
@@ -400,7 +430,7 @@ async def saq_interrupted(url: str) -> None:
 CASES = {
     case.__name__: case
     for case in (
-        *(arq_class, arq_same_id, arq_same_id_together, arq_plain_function),
+        *(arq_class, arq_same_id, arq_same_id_together, arq_same_id_begun, arq_plain_function),
         *(arq_one_job_calls_another, arq_last_try, arq_interrupted),
         *(arq_tries_nothing_again, arq_locks_away, arq_away),
         *(saq_class, saq_same_key, saq_own_delay, saq_one_job_calls_another),
