@@ -48,6 +48,8 @@ REGRESSIONS: dict[int, str] = {
     44880: "a renewal that nobody wrote down (the simulator's)",
     829244: "a sooner end that nobody was told of: a claim was not known to have come before it",
     956819: "a look that one that was refused had overtaken had a place, and nobody gave it back",
+    2052996: "a sooner end that the server never heard of (the checker's)",
+    2033182: "an answer about a place that was older than the place (the checker's)",
     670934: "all who waited heard of their turn elsewhere, and the next had the fence of the first",
     94: "who could not be told of its turn, and heard of it elsewhere, shared its fence",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
