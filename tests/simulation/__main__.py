@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: run seeds, replay one, or try the mutants."""
+"""``python -m tests.simulation``: run seeds, replay one, or try mutants or planted bugs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from tests.simulation import mutants
+from tests.simulation import mutants, planted
 from tests.simulation.many import run_many
 from tests.simulation.run import Result, play
 from tests.simulation.world import Server
@@ -52,6 +52,16 @@ def simulate(first: int, count: int, workers: int, most: int) -> int:
     return 1 if total.failing or total.probed else 0
 
 
+def find_planted(most: int) -> int:
+    """Print of each planted bug which seed finds it first, and by which rule."""
+    missed = 0
+    for name in planted.PLANTED:
+        found = planted.find(name, most)
+        missed += found is None
+        print(f"{name}: " + ("not found" if found is None else "seed {}, {}".format(*found)))
+    return 1 if missed else 0
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
@@ -61,10 +71,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after so many failing seeds")
-    parser.add_argument("what", nargs="?", choices=["seeds", "mutants"], default="seeds")
+    parser.add_argument("what", nargs="?", choices=["seeds", "mutants", "planted"], default="seeds")
     options = parser.parse_args()
     if options.what == "mutants":
         return mutants.main(options.seeds, options.workers, options.first)
+    if options.what == "planted":
+        return find_planted(options.seeds)
     if options.seed is not None:
         return replay(options.seed, options.around)
     return simulate(options.first, options.seeds, options.workers, options.most)
