@@ -16,10 +16,11 @@ import redis
 
 import lualock
 from lualock import aio, watch
+from lualock.drive import wire
 from lualock.protocol import CLAIM_MS
 from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
-from tests.servers import Server
+from tests.servers import BINARIES, Server
 from tests.waiting import threads_fail, wait_until
 from tests.world import World, entered, few, settle
 
@@ -439,6 +440,46 @@ async def test_what_is_held_when_closing_is_disturbed(one_server: Server, how: s
     for lease in leases:
         await lease.release()
     await locks.aclose()
+
+
+def test_nothing_keeps_what_was_waited_for_while_the_server_was_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No error that was met on the way has the program's frames, and with them a lease that was
+    dropped, which would be renewed until the collector comes."""
+    name, path = next(iter(BINARIES.items()))
+    server = Server(name, path)
+    real, failed = wire.connect_error, threading.Semaphore(0)
+
+    def counted(error: BaseException, where: str) -> lualock.LockError:
+        failed.release()
+        return real(error, where)
+
+    monkeypatch.setattr(wire, "connect_error", counted)
+    refs: list[Any] = []
+
+    def take(locks: lualock.Locks) -> None:
+        refs.append(weakref.ref(locks.lock("x", ttl=30).acquire(timeout=9)))
+
+    with (
+        contextlib.closing(server),
+        lualock.connect(server.tcp_url) as locks,
+        server.client() as client,
+    ):
+        lualock.connect(server.url).lock("x", ttl=30).acquire()
+        thread = threading.Thread(target=take, args=(locks,))
+        gc.disable()
+        try:
+            thread.start()
+            wait_until(lambda: client.zcard("lualock:{x}:queue"))
+            server.kill()
+            for _ in range(5):
+                assert failed.acquire(timeout=5)
+            server.start()
+            thread.join(10)
+            assert refs[0]() is None
+        finally:
+            gc.enable()
 
 
 async def test_what_is_extended_after_its_loss_when_all_was_closed(one_server: Server) -> None:

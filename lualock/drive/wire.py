@@ -189,6 +189,8 @@ def reply_error(text: str, key: bytes = b"") -> LockError:
 
 def connect_error(error: BaseException, where: str) -> LockError:
     """What a failure to *connect* means. Nothing was sent."""
+    if error.__context__ is not None:
+        dealt_with([error.__context__])  # what redis-py keeps would keep the program's frames
     if isinstance(error, theirs.AuthenticationError | theirs.NoPermissionError):
         return AccessDenied(
             f"the server at {where} refuses this user ({error}): check the user name and the "
@@ -276,11 +278,15 @@ def dealt_with(errors: Sequence[BaseException]) -> None:
     """These errors are of no interest any more. The protocol may still have them in its frames,
     and they those frames, and so the ones that called it, up to the program's own: until the
     collector came, a lease that the program dropped would be there, and be renewed."""
-    for error in errors:
-        cause: BaseException | None = error
-        while cause is not None:
-            cause.__traceback__ = None
-            cause = cause.__cause__
+    found: list[BaseException | None] = [*errors]
+    seen: set[int] = set()
+    while found:
+        error = found.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            # redis-py keeps one in the frame that raised it, and then raises another.
+            found += error.__cause__, error.__context__
 
 
 def answer(reply: Any, key: bytes) -> Any:
