@@ -13,7 +13,7 @@ from typing import Any
 from lualock import fork, handles, options, protocol
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
-from lualock.protocol import Ask, Clock, Grant, Step, Steps, T, Wait
+from lualock.protocol import Ask, Clock, Grant, Steps, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +210,14 @@ class BaseLease:
         sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
         while sooner and self._grant.claim is not None and self._left() > 0:
             yield Wait(0.001)  # by another connection it might come later, and undo this
-        latest = max(self._grant.deadline, self._grant.claimed_deadline)
-        shortens = self._clock() + ttl_ms / 1000 < latest
+        shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
         self._shortened += shortens
         shortened = self._shortened
         steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
-        first = next(steps)
-        if shortens:  # it ends sooner from here on, also while that is not answered
-            self._end_changed()
+        if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
+            steps = protocol.watched(steps, self._end_changed)
         try:
-            deadline = yield from _resumed(steps, first)
+            deadline = yield from steps
         except LeaseLost as error:
             if self._gone(error) and self._watch is not None:
                 self._watch.lose(self, str(error))
@@ -302,18 +300,3 @@ class BaseLease:
         if self.held:
             state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
-
-
-def _resumed(steps: Steps[T], step: Step) -> Steps[T]:
-    """A protocol whose first step was taken already."""
-    try:
-        while True:
-            try:
-                reply = yield step
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(reply)
-    except StopIteration as done:
-        result: T = done.value
-        return result

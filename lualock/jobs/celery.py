@@ -30,7 +30,7 @@ from celery.utils import uuid
 from lualock.errors import InvalidArgument, LockError
 from lualock.jobs.bound import Bound, alone
 from lualock.jobs.celery_retries import delay_s, failed, retry_s
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater, token_of
+from lualock.jobs.terms import Delivery, Enqueued, RetryLater
 
 HEADER = "lualock"
 BEGUN = "lualock_begun"
@@ -144,12 +144,8 @@ def _never_began(sender: Any, **_: Any) -> None:
     work, request = getattr(sender, "work", None), getattr(sender, "request", None)
     if not isinstance(work, Bound) or request is None or request.id is None:
         return  # (the main process tells of it, which celery_request sees)
-    if request.called_directly or getattr(request, BEGUN, False):
-        return
-    try:
-        work.cancel(request.args, request.kwargs, job_id=request.id, token=_token(request))
-    except LockError as error:
-        log.warning("the place of task %s ends by itself: %s", request.id, error)
+    if not (request.called_directly or getattr(request, BEGUN, False)):
+        _give_up(work, request)
 
 
 def _token(request: Any) -> str | None:
@@ -161,10 +157,13 @@ def _token(request: Any) -> str | None:
 def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
     """In the worker's main process: a task will not begin."""
     work = getattr(sender, "work", None)
-    if terminated or not isinstance(work, Bound):  # what has begun, celery_request sees end
-        return
+    if not terminated and isinstance(work, Bound):  # what has begun, celery_request sees end
+        _give_up(work, request)
+
+
+def _give_up(work: Bound, request: Any) -> None:
+    """The place of a task that will not begin."""
     try:
-        token = _token(request) or token_of(request.id)
-        work.cancel(request.args, request.kwargs, token=token)
+        work.cancel(request.args, request.kwargs, job_id=request.id, token=_token(request))
     except LockError as error:
         log.warning("the place of task %s ends by itself: %s", request.id, error)

@@ -33,6 +33,7 @@ from lualock.protocol.holding import (
     note,
     release,
     resend,
+    shortens,
 )
 from lualock.protocol.passing import ADOPT, adopt, take
 from lualock.protocol.replies import LockInfo, conflict
@@ -51,6 +52,7 @@ from lualock.protocol.steps import (
     Steps,
     T,
     Wait,
+    watched,
 )
 from lualock.protocol.terms import Ask, Grant
 from lualock.protocol.waiting import (
@@ -109,6 +111,8 @@ __all__ = [
     "note",
     "release",
     "resend",
+    "shortens",
     "take",
     "undo",
+    "watched",
 ]

@@ -174,9 +174,8 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     """
     sent = clock()
     deadline = sent + ttl_ms / 1000
-    # Only what is to shorten it can: whatever else arrives late takes nothing away. (A claim of
-    # which nothing was heard may have been carried out.)
-    shorten = deadline < max(grant.deadline, grant.claimed_deadline)
+    # Only what is to shorten it can: whatever else arrives late takes nothing away.
+    shorten = shortens(grant, deadline)
     step = _extend(ask, grant, ttl_ms, shorten=shorten)
     claim, before, at_most_s = grant.claim, grant.deadline, grant.at_most_s
     if shorten:  # if it is not answered, it may arrive at any time
@@ -196,6 +195,12 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
         grant.claimed_deadline = 0.0
         return min(deadline, sent + grant.at_most_s)
     raise lost(ask.name, ask.key, reply, "extended")
+
+
+def shortens(grant: Grant, deadline: float) -> bool:
+    """Whether the lease may last longer than that already. (A claim of which nothing was heard may
+    have been carried out.)"""
+    return deadline < max(grant.deadline, grant.claimed_deadline)
 
 
 def _extend(ask: Ask, grant: Grant, ttl_ms: int, *, shorten: bool) -> Call:

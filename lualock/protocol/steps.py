@@ -117,3 +117,21 @@ Step = Call | Batch | Later | Reach | Listen | Wait
 T = TypeVar("T")
 Steps = Generator[Step, Any, T]
 Clock = Callable[[], float]
+
+
+def watched(steps: Steps[T], look: Callable[[], object]) -> Steps[T]:
+    """The same protocol; ``look`` is called before each of its steps is carried out, for what is
+    known of a lease may change already when a request is sent."""
+    try:
+        step = next(steps)
+        while True:
+            look()
+            try:
+                reply = yield step
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result

@@ -15,7 +15,7 @@ from lualock import keys, options
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
 from lualock.jobs.verbs import place_key
 from lualock.lease import BaseLease, Care
-from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo
+from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo, watched
 from lualock.protocol.waiting import CLAIM_MS
 from lualock.watch import Watch
 from tests.simulation.network import Interrupted, Process, Task
@@ -399,27 +399,12 @@ class Holding:
             what = "accepted" if accepted else "refused"
             self.world.record("wrote", fence=fence, what=what, **self.who)
 
-    def _looking(self, steps: Steps[None]) -> Steps[None]:
-        """What a lease says of itself may change already when a request is sent."""
-        try:
-            step = next(steps)
-            while True:
-                self._look()
-                try:
-                    reply = yield step
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(reply)
-        except StopIteration:
-            return
-
     def _extend(self) -> Steps[None]:
         # For as long as before, longer or shorter. What comes late must not take that away.
         # (No lease is longer than what a clock that was set excuses.)
         times = (1, max(1, min(4, 30_000 / self._turn.ttl_ms)), 0.5)[self._client._count % 3]
         with suppress(LockError):
-            yield from self._looking(self._lease._extend(int(self._turn.ttl_ms * times)))
+            yield from watched(self._lease._extend(int(self._turn.ttl_ms * times)), self._look)
             self.note_end(answered=True)
         self._look()
         if times != 1:

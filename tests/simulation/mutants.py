@@ -152,8 +152,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.holding",
         "any extension may shorten",
-        "shorten = deadline <",
-        "shorten = True or deadline <",
+        "shorten = shortens(",
+        "shorten = True or shortens(",
     ),
     (
         "protocol.holding",
