@@ -4,14 +4,10 @@ local last = string.sub(record, 2, 17)
 local before, own = token, nil
 --@include fence
 local given_on
-local left = string.sub(record, 2, 39)
+local offered = fence
 if fair == '1' then
-  local offered = fence
   --@include pass_on
   given_on = given
-  -- Whoever could not be told may hear of its fence on a replica: the next one is greater. Who
-  -- released it stands where a record says that, so that a repeated release is known.
-  left = fence == offered and left or fence .. token .. token
 else
   -- Tell the first who can be reached that the lock is free for whoever comes. Who is told has its
   -- place back when it looks; who does not look must not be told again and again, in vain.
@@ -33,6 +29,9 @@ else
 end
 if not given_on then
   local freed = redis.call('ZCARD', queue) > 0 and RELEASED_WAITED or RELEASED
+  -- Whoever could not be told may hear of its fence on a replica: the next one is greater. Who
+  -- released it stands where a record says that, so that a repeated release is known.
+  local left = fence == offered and string.sub(record, 2, 39) or fence .. token .. token
   local written = redis.pcall('SET', lock, freed .. left, 'PX', TOMBSTONE_MS)
   if written.err then
     -- Out of memory: a release must work all the same, and DEL always may.
