@@ -118,7 +118,7 @@ class Lease(BaseLease):
         await self._leave(kind, error, trace)
 
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._passed or self._pid != fork.pid:
+        if self._passed or self._pid != fork.current():
             return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)
@@ -307,7 +307,7 @@ class Locks(BaseLocks):
     def _watch(self) -> _WatchTimer:
         loop = asyncio.get_running_loop()
         found = self._watches.get(loop)
-        if found is None or found.pid != fork.pid:
+        if found is None or found.pid != fork.current():
             drop_closed(self._watches)
             found = self._watches[loop] = _WatchTimer(self._driver, loop)
         return found
@@ -408,7 +408,7 @@ class Locks(BaseLocks):
         watch = self._watches.get(loop)
         if watch is None:
             return
-        if watch.pid == fork.pid and watch.leases() and await self._driver.begin():
+        if watch.pid == fork.current() and watch.leases() and await self._driver.begin():
             watch.resume()
         else:
             del self._watches[loop]

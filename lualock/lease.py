@@ -58,7 +58,7 @@ class BaseLease:
         self._driver = driver
         self._watch = watch
         self._care = care
-        self._pid = fork.pid
+        self._pid = ask.pid
         self._shortened = 0  # how often its holder began or ended to let it end sooner
         self._ended: Any = None  # an event: it was lost or released
         self._passed = False  # to whoever adopts it
@@ -89,7 +89,7 @@ class BaseLease:
         return 0.0 if self._passed else self._left()
 
     def _left(self) -> float:
-        if self._grant.released or self._grant.lost or self._pid != fork.pid:
+        if self._grant.released or self._grant.lost or self._pid != fork.current():
             return 0.0
         if self._grant.claim is not None:
             self._claimed()
@@ -152,7 +152,7 @@ class BaseLease:
         )
 
     def _no_longer(self, verb: str) -> LeaseLost:
-        if self._pid != fork.pid:
+        if self._pid != fork.current():
             why = f"belongs to process {self._pid}: a forked child owns nothing"
         elif self._grant.released:
             why = "was released before"
@@ -195,7 +195,7 @@ class BaseLease:
         """How to give it back; ``None``: that was done before."""
         if self._grant.released:
             return None
-        if self._pid != fork.pid:
+        if self._pid != fork.current():
             raise self._no_longer("released")
         return protocol.release(self._ask, self._grant)
 
@@ -205,7 +205,7 @@ class BaseLease:
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
         given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
-        if given_up or self._pid != fork.pid:
+        if given_up or self._pid != fork.current():
             raise self._no_longer("extended")
         sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
         while sooner and self._grant.claim is not None and self._left() > 0:
@@ -283,7 +283,7 @@ class BaseLease:
     def _forsaken(self) -> None:
         """Its block went without having ended: give it back."""
         grant = self._grant
-        if grant.released or grant.lost or self._passed or self._pid != fork.pid:
+        if grant.released or grant.lost or self._passed or self._pid != fork.current():
             return
         grant.released = True
         if self._watch is not None:

@@ -10,6 +10,13 @@ A script is one file, one verb. Its header is the contract, in comment lines at 
 and its body binds every declared KEYS and ARGV to the local of that name. ``--@include part``
 pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
 valid Lua. Lines that are comments stay at home: what is sent is two thirds shorter without them.
+
+Every reply begins with a proof of the request that it answers: a string has it in front, a list has
+it as its first item, and ``Returns`` says what comes behind it. The proof is an argument that no
+other request has: the token or the lease where each is sent once (``local proof = token``), else
+one of its own that is named ``proof``, which the transport adds each time it sends the request. So
+a stream of replies that has lost its order is noticed, and no reply of it is believed.
+
 A file that breaks these rules fails the import, so that it cannot be shipped.
 """
 
@@ -26,6 +33,9 @@ _BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)\[(\d+)\]$", re.MULTILINE)
 _USED = re.compile(r"\b(KEYS|ARGV)\b")
 _COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
+_PROOF = re.compile(r"^local proof = (\w+)(\[\d+\])?$", re.MULTILINE)
+_FUNCTION = re.compile(r"^local function .*?^end$", re.MULTILINE | re.DOTALL)
+_UNPROVED = re.compile(r"\breturn (?!proof \.\. |\{proof, ).*")
 
 
 class ScriptError(ImportError):
@@ -47,10 +57,16 @@ class Script:
     sha: str
     evalsha: bytes
     eval: bytes  # the same with the source, for a server that forgot the script
+    proof_at: int | None
+    """Which of its keys and arguments its replies begin with; ``None``: one that the transport adds
+    behind them."""
 
 
-def parse(name: str, text: str, include: dict[str, str]) -> Script:
-    """Check one file's header against its body, expand its includes and hash it."""
+def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
+    """Check one file's header against its body, expand its includes and hash it.
+
+    :param proved: whether its replies must prove which request they answer.
+    """
     header = []
     for line in text.splitlines():
         if not line.startswith("--"):
@@ -92,9 +108,19 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
     expanded = paste(body, ())
     if len(_USED.findall(expanded)) != len(wanted):
         raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
+    proof = [argument or label for label, argument in _PROOF.findall(body)]
+    if proved and len(proof) != 1:
+        raise ScriptError(f"{name}.lua: there is no proof for its replies: 'local proof = ...'")
+    if proved and (bare := _UNPROVED.search(_FUNCTION.sub("", _COMMENT.sub("", expanded)))):
+        raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
     source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
     keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
+    added = "proof" in args
+    if added and args[-1] != "proof":
+        raise ScriptError(f"{name}.lua: the proof must be the last argument")
+    if proved and not added and proof[0] not in args:
+        raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
     return Script(
         name,
         keys,
@@ -103,6 +129,7 @@ def parse(name: str, text: str, include: dict[str, str]) -> Script:
         sha,
         evalsha=_words(b"EVALSHA", sha.encode(), b"%d" % len(keys)),
         eval=_words(b"EVAL", source, b"%d" % len(keys)),
+        proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
     )
 
 
@@ -114,11 +141,13 @@ def _read(folder: Path) -> dict[str, str]:
     return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.lua"))}
 
 
-def load(folder: Path, include_from: Path | None = None) -> dict[str, Script]:
+def load(
+    folder: Path, include_from: Path | None = None, *, proved: bool = True
+) -> dict[str, Script]:
     """Every script of a folder, by verb; what they include is in ``include/``, there or in another
     folder."""
-    include = _read((include_from or folder) / "include")
-    return {name: parse(name, text, include) for name, text in _read(folder).items()}
+    include, texts = _read((include_from or folder) / "include"), _read(folder)
+    return {name: parse(name, text, include, proved=proved) for name, text in texts.items()}
 
 
 FOLDER = Path(__file__).with_name("scripts")

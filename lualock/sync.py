@@ -53,7 +53,8 @@ class Lease(BaseLease):
             try:
                 self._driver.run(steps)
             finally:
-                self._tell_released()
+                if self._ended is not None:  # also who began to wait for its loss meanwhile
+                    self._ended.set()
 
     def extend(self, ttl: float) -> None:
         """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
@@ -109,7 +110,7 @@ class Lease(BaseLease):
         self._leave(kind, error, trace)
 
     def _leave(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._passed or self._pid != fork.pid:
+        if self._passed or self._pid != fork.current():
             return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)

@@ -7,7 +7,7 @@ from binascii import b2a_base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lualock import handles, keys, options
+from lualock import fork, handles, keys, options
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 from lualock.handles import Handle
@@ -141,10 +141,12 @@ class BaseLock:
     def _ask(self) -> Ask:
         # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without its
         # detours, which cost more than the random bits.
+        if not fork.same[0]:
+            fork.start_anew()
         token = b2a_base64(os.urandom(16), newline=False)[:22].translate(_URL_SAFE)
         return Ask(
             *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
-            *(self._band, self._max_waiters, self._fair, self._crowded),
+            *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
         )
 
     def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:

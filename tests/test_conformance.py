@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import redis
 
+from lualock.drive import wire
+from tests.proving import proof_of
 from tests.servers import Server
 from tests.simulation.probes import ALL, CHANNEL, NOBODY_HEARS, Words, random_call
 from tests.simulation.scripting import Interpreter
@@ -225,9 +227,12 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
             pair.client.config_set("maxmemory", "1" if pair.store.oom else "0")
         script = chance.choice(ALL)
         call = random_call(chance, script, words)
-        keys = call.parts[: len(script.keys)]
-        args = call.parts[len(script.keys) :]
-        real, ours = pair.run(script.source, keys, args)
+        proof, parts = proof_of(script, call.parts)
+        keys, args = parts[: len(script.keys)], parts[len(script.keys) :]
+        real, ours = (
+            reply if isinstance(reply, str) else wire.proved(reply, proof)
+            for reply in pair.run(script.source, keys, args)
+        )
         assert _timeless(ours) == _timeless(real), (seed, number, script.name, args)
         real_data, our_data = pair.data()
         assert _shapes(our_data) == _shapes(real_data), (seed, number, script.name, args)

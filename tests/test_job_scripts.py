@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import redis
 
 from lualock.jobs import verbs
 from lualock.script import SCRIPTS
+from tests import proving
 from tests.servers import Server
 
 LOCK, PLACE, ASKED = b"lualock:{x}", b"lualock:{x}:job", b"lualock:{x}:asked"
@@ -33,7 +35,7 @@ class Raw:
     def __call__(self, verb: str, *args: object) -> Any:
         script = (SCRIPTS | verbs.SCRIPTS)[verb]
         keys = [KEYS[name] for name in script.keys]
-        return self.client.eval(script.source.decode(), len(keys), *keys, *args)
+        return proving.run(self.client.eval, script, *keys, *args)
 
     def acquire(self, token: bytes) -> int:
         return int(self("acquire", token, 30_000, ALWAYS, b"me"))
@@ -98,17 +100,18 @@ def test_reserve_too_late(raw: Raw) -> None:
 def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
     """The verbs of a holder work on it, and its tombstone lets the next one in."""
     raw.reserve(A)
-    source = SCRIPTS["extend"].source.decode()
-    assert raw.client.eval(source, 2, PLACE, PLACE + b":queue", A, 60_000, 0) == b"extended"
+    extend, release = (
+        partial(proving.run, raw.client.eval, SCRIPTS[verb]) for verb in ("extend", "release")
+    )
+    assert extend(PLACE, PLACE + b":queue", A, 60_000, 0) == b"extended"
     assert raw.client.pttl(PLACE) > 50_000
-    source = SCRIPTS["release"].source.decode()
-    assert raw.client.eval(source, 1, PLACE, B) == [b"held", b"job a"]
-    assert raw.client.eval(source, 1, PLACE, A) == b"released"
-    assert raw.client.eval(source, 1, PLACE, A) == b"already"
+    assert release(PLACE, B) == [b"held", b"job a"]
+    assert release(PLACE, A) == b"released"
+    assert release(PLACE, A) == b"already"
     assert raw.reserve(A).isdigit()  # for the same job's retry
-    assert raw.client.eval(source, 1, PLACE, A) == b"released"
+    assert release(PLACE, A) == b"released"
     assert raw.reserve(B).isdigit()
-    assert raw.client.eval(source, 1, PLACE, A) == b"already"  # also where another has it by now
+    assert release(PLACE, A) == b"already"  # also where another has it by now
 
 
 def test_start(raw: Raw) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lualock.script import SCRIPTS
+from tests import proving
 from tests.servers import Server
 
 KEY, MINE, OTHERS = b"lualock:{x}", b"m" * 22, b"o" * 22
@@ -27,7 +28,7 @@ class Raw:
     def __call__(self, verb: str, *args: object) -> Any:
         script = SCRIPTS[verb]
         keys = (KEY, QUEUE)[: len(script.keys)]
-        return self.client.eval(script.source.decode(), len(keys), *keys, *args)
+        return proving.run(self.client.eval, script, *keys, *args)
 
     def enqueue(
         self,

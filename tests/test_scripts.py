@@ -22,7 +22,11 @@ FAMILIES = {
     "jobs": (FOLDER.parent / "jobs" / "scripts", verbs.SCRIPTS, verbs),
 }
 EVERY = [script for _, scripts, _ in FAMILIES.values() for script in scripts.values()]
-GOOD = "-- verb: does it\n-- KEYS[1] lock  the key\n-- Returns 1  always\n\nlocal lock = KEYS[1]\n"
+GOOD = (
+    "-- verb: does it\n-- KEYS[1] lock  the key\n-- ARGV[1] token  of the lease\n"
+    "-- Returns 'done'  always\n"
+    "\nlocal lock = KEYS[1]\nlocal token = ARGV[1]\nlocal proof = token\n"
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,7 +56,9 @@ def test_replies_are_the_documented_ones(family: str) -> None:
         for part in re.findall(r"--@include (\w+)", text):
             text += INCLUDE[part]
         documented = set(re.findall(r"^-- Returns \{?'(\w+)'", text, re.MULTILINE))
-        returned = set(re.findall(r"^\s*return \{?'(\w+)'", text, re.MULTILINE))
+        returned = set(
+            re.findall(r"^\s*return (?:proof \.\. |\{proof, )'(\w+)'", text, re.MULTILINE)
+        )
         assert documented == returned, verb
 
 
@@ -70,9 +76,14 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
         (GOOD.replace("-- Returns", "-- Answers"), "no '-- Returns' line"),
         (GOOD.replace("local lock", "local key"), "the body binds"),
         (GOOD.replace("KEYS[1] lock", "KEYS[2] lock"), "out of order"),
-        (GOOD + "local ttl_ms = ARGV[1]\n", "the body binds"),
+        (GOOD + "local ttl_ms = ARGV[2]\n", "the body binds"),
         (GOOD + "redis.call('DEL', KEYS[1])\n", "nothing else"),
         (GOOD + "--@include nowhere\n", "no scripts/include/nowhere.lua"),
+        (GOOD.replace("local proof", "local other"), "no proof for its replies"),
+        (GOOD + "return 'done'\n", "does not begin with the proof: return 'done'"),
+        (GOOD + "return {'done'}\n", "does not begin with the proof: return {'done'}"),
+        (GOOD.replace("proof = token", "proof = lock"), "must be an argument"),
+        (GOOD.replace("token", "proof", 2) + "local x = ARGV[2]\n", "the body binds"),
     ],
 )
 def test_a_file_against_the_rules_does_not_load(text: str, said: str) -> None:

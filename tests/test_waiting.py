@@ -306,7 +306,7 @@ async def test_a_grant_that_was_told_to_nobody(world: World) -> None:
         token = lease.token.encode()
         both.eval(script.source.decode(), 2, lock.key, lock.key + b":queue", token, b"1")
         _, outcome = both.execute()
-    assert outcome == b"released"  # nobody was reached
+    assert outcome == token + b"released"  # nobody was reached
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
     assert sorted(order) == ["a", "b"]
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
-from typing import Any
+from typing import Any, cast
 
 from hiredis import ReplyError
 
 from lualock import clock, fork
 from lualock.drive import wire
 from lualock.drive.cleaner import PATIENCE_S, PAUSE_MAX_S, PAUSE_MIN_S
-from lualock.drive.ear import QUIET_S
+from lualock.drive.ear import DOUBTED_S, QUIET_S
 from lualock.drive.endpoint import Endpoint
-from lualock.drive.mux import Mux
+from lualock.drive.mux import Mux, Silence
 from lualock.errors import LockError, LockUnavailable
 from lualock.protocol import (
     LAST_WORD_S,
@@ -71,31 +71,51 @@ def drop_closed(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, An
 class _Posted:
     """The reply to a posted call."""
 
-    def __init__(self, call: Call, mux: Mux) -> None:
+    def __init__(self, driver: AsyncDriver, call: Post, mux: Mux) -> None:
+        self._driver = driver
         self._call = call
         self._mux = mux
-        self._watch(mux.ask(wire.pack(call, source=call.lazy)))
+        self._watch(mux.call(call, source=call.lazy))
 
     def _watch(self, future: asyncio.Future[Any]) -> None:
         self._future = future
         future.add_done_callback(self._done)
 
     def _done(self, future: asyncio.Future[Any]) -> None:
-        _seen(future)
-        failed = future.cancelled() or future.exception() is not None
-        if not failed and wire.is_noscript(future.result()) and not self._call.moot:
-            self._watch(self._mux.ask(wire.pack(self._call, source=True)))
+        if future.cancelled():
+            return
+        error = future.exception()  # seen, so that asyncio does not report it
+        if isinstance(error, Silence) and self._call.lazy:
+            # Nobody asks again, as a waiter does whose look has no reply.
+            again = self._driver.ask_again([self._call], self._mux, [error.later], None)
+            self._watch(self._driver.spawn(_only(again)))
+        elif isinstance(error, Silence):
+            self._watch(error.later)
+        elif error is None and wire.is_noscript(future.result()) and not self._call.moot:
+            self._watch(self._mux.call(self._call, source=True))
 
     def poll(self) -> Any:
         """See :class:`lualock.protocol.Pending`."""
-        if not self._future.done():
+        if not self._future.done() or isinstance(self._future.exception(), Silence):
             return None
         reply = self._future.result()
         if isinstance(reply, ReplyError):
             if wire.is_noscript(reply):
                 return None  # it is being sent again
-            raise wire.reply_error(str(reply), self._call.parts[0])
+            raise wire.reply_error(str(reply), self._call)
         return reply
+
+
+def _later(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """What gets the reply of a question whose silence was told."""
+    while future.done() and not future.cancelled() and isinstance(future.exception(), Silence):
+        future = cast(Silence, future.exception()).later
+    return future
+
+
+async def _only(again: Awaitable[tuple[Mux, list[Any]]]) -> Any:
+    _, (reply,) = await again
+    return reply
 
 
 class _Place:
@@ -136,6 +156,7 @@ class _LoopConnections:
         self.loop = loop
         self._channel = driver.channel(loop)
         self.mux: Mux | None = None  # for calls; it may have broken
+        self._beside: Mux | None = None  # while that one is silent: another, where it asks again
         self._ear: Mux | None = None
         # While somebody makes a connection: done when that has ended. The result is what went wrong
         # with an attempt that had all its time: it goes for those who waited, too.
@@ -158,7 +179,7 @@ class _LoopConnections:
         self.stop()
         for timer in self._laying.values():
             timer.cancel()
-        for mux in (self.mux, self._ear):
+        for mux in (self.mux, self._beside, self._ear):
             if mux is not None:
                 mux.close()
 
@@ -171,6 +192,31 @@ class _LoopConnections:
         """Whether somebody waits for a reply, or for the connection that he would ask on."""
         mux = self.open_now()
         return "calls" in self._opening if mux is None else mux.busy
+
+    async def beside(self, mux: Mux, until: float) -> Mux:
+        """Another connection for calls than this one, which is silent."""
+        if self.mux is not None and self.mux is not mux and self.mux.open:
+            return self.mux
+        while self._beside is None or not self._beside.open:
+            if "beside" in self._opening:
+                await self._another_opens("beside", until)
+            else:
+                with self._opens("beside", until):
+                    made = await self._driver._within(until, self._open)
+                    self._beside = self._unless_closed(made)
+        return self._beside
+
+    def answered(self, mux: Mux, silent: Mux) -> None:
+        """Of two connections this one answered first; the other one is closed."""
+        if mux is self._beside:
+            self._beside = None
+            if self.mux is silent or self.mux is None or not self.mux.open:
+                self.mux = mux
+        if mux is not silent:
+            silent.close()
+        elif self._beside is not None:
+            self._beside.close()
+            self._beside = None
 
     async def calls(self, until: float | None) -> Mux:
         """The connection for calls."""
@@ -221,11 +267,14 @@ class _LoopConnections:
         mux = await driver._connect()
         try:
             if not driver._server_checked:
-                wire.check_hello(await mux.ask(wire.HELLO))
+                wire.check_hello(await mux.ask(wire.HELLO, None))
                 driver._server_checked = True
             sent = driver.clock()
-            server_us = wire.server_us(await mux.ask(wire.TIME))
-            driver.server_clock.compare(sent, driver.clock(), server_us)
+            told, proved = mux.ask(wire.TIME, None), mux.ask(*wire.echo())
+            server_us = wire.server_us(await told)
+            received = driver.clock()
+            await proved
+            driver.server_clock.compare(sent, received, server_us)
         except BaseException:
             mux.close()
             raise
@@ -233,8 +282,12 @@ class _LoopConnections:
 
     async def listen(self, step: Listen) -> bytes:
         """Hear messages for its token from now on; returns the channel they come by."""
-        until, place = step.until, self._places.setdefault(step.token, _Place())
-        if step.anew and place.since == self._count:
+        until, comes = step.until, step.token not in self._places
+        place = self._places.setdefault(step.token, _Place())
+        silent_s = 0.0 if self._ear is None else self.loop.time() - self._ear.heard
+        if (comes and len(self._places) == 1 and silent_s > DOUBTED_S) or (
+            step.anew and place.since == self._count
+        ):
             self.stop_listening()
         if self._ear is None or not self._ear.open:
             while self._ear is None or not self._ear.open:
@@ -247,11 +300,9 @@ class _LoopConnections:
                         made = await self._driver._within(until, self._subscribe)
                         self._ear = self._unless_closed(made)
                         self._count += 1
-        elif asyncio.get_running_loop().time() - self._ear.heard > QUIET_S and (
-            self._pinged is None or self._pinged.done()
-        ):
+        elif silent_s > QUIET_S and (self._pinged is None or self._pinged.done()):
             # Nothing for long: if the connection is dead, the missing reply will tell.
-            self._pinged = self._ear.ask(wire.PING)
+            self._pinged = self._ear.ask(wire.PING, None)
             self._pinged.add_done_callback(_seen)
         place.since = self._count
         return self._channel
@@ -264,7 +315,8 @@ class _LoopConnections:
     async def _subscribe(self) -> Mux:
         mux = await self._driver._connect(self._heard, self._lost)
         try:
-            wire.check_subscribed(await mux.ask(wire.subscribe(self._channel)))
+            reply = await mux.ask(wire.subscribe(self._channel), None)
+            wire.check_subscribed(reply, self._channel)
         except BaseException:
             mux.close()
             raise
@@ -363,11 +415,16 @@ class AsyncDriver:
                     while True:
                         step = steps.send(reply) if error is None else steps.throw(error)
                         reply = error = None
-                        if type(step) is Call and (asked := self._ask_at_once(step)) is not None:
+                        if type(step) is Call and (sent := self._ask_at_once(step)) is not None:
                             # The usual case, without the coroutines that the others need.
-                            reply = await asked
+                            mux = step.via
+                            try:
+                                reply = await sent
+                            except Silence as silence:
+                                late = [silence.later]
+                                mux, (reply,) = await self.ask_again([step], mux, late, None)
                             if type(reply) is ReplyError:
-                                reply = await self._error_reply(step, reply)
+                                reply = await self._error_reply(step, mux, reply)
                             continue
                         if isinstance(step, Listen):
                             listens = asyncio.get_running_loop(), step.token
@@ -436,7 +493,7 @@ class AsyncDriver:
     async def _post(self, call: Post) -> _Posted:
         call.via = mux = await (await self._connections()).calls(call.until)
         await self._room(mux, call.until)
-        posted = _Posted(call, mux)
+        posted = _Posted(self, call, mux)
         if call.lazy:
             # Its caller goes on at once, and may not let this turn of the loop end in time.
             mux.flush()
@@ -448,28 +505,20 @@ class AsyncDriver:
             await mux.room(left_s)
 
     async def _batch(self, connections: _LoopConnections, batch: Batch) -> list[Any]:
-        mux = await connections.calls(batch.until)
-        await self._room(mux, batch.until)
-        calls = batch.calls
-        replies = await self._together(mux, [wire.pack(call) for call in calls], batch.until)
-        again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
+        calls, until = batch.calls, batch.until
+        mux = await connections.calls(until)
+        await self._room(mux, until)
+        mux, replies = await self._replies(calls, mux, [mux.call(call) for call in calls], until)
+        again = [at for at, reply in enumerate(replies) if wire.is_noscript(reply)]
         if again:  # one brings the source, and the others behind it find it there
-            asked = [wire.pack(calls[i], source=i == again[0]) for i in again]
-            found = await self._together(mux, asked, batch.until)
-            for i, reply in zip(again, found, strict=True):
-                replies[i] = reply
-        self._if_demoted(mux, replies)
-        return [wire.answer(r, c.parts[0]) for r, c in zip(replies, calls, strict=True)]
-
-    async def _together(self, mux: Mux, asked: list[bytes], until: float | None) -> list[Any]:
-        futures = [mux.ask(question) for question in asked]
-        try:
-            await self._reply(futures[-1], until)  # the last to come
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                if not future.cancel() and not future.cancelled():
-                    future.exception()  # seen, so that asyncio does not report it
+            asked = [mux.call(calls[at], source=at == again[0]) for at in again]
+            mux, found = await self._replies([calls[at] for at in again], mux, asked, until)
+            for at, reply in zip(again, found, strict=True):
+                replies[at] = reply
+        if any(type(reply) is ReplyError for reply in replies):
+            await self._prove_order(mux, until)
+            self._if_demoted(mux, replies)
+        return [wire.answer(reply, call) for reply, call in zip(replies, calls, strict=True)]
 
     async def _compensate(self, call: Call) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
@@ -501,7 +550,7 @@ class AsyncDriver:
             recent.loop.call_soon_threadsafe(self.clean, call)
         elif (mux := recent.open_now()) is not None:
             # The loop was interrupted, and may never run again: what can be sent is sent.
-            mux.ask(wire.pack(call, source=True)).add_done_callback(_seen)
+            mux.call(call, source=True).add_done_callback(_seen)
             mux.flush()
 
     def _going_on(
@@ -533,19 +582,19 @@ class AsyncDriver:
         if connections := self._loops.get(asyncio.get_running_loop()):
             connections.ends.append(end)
 
-    def _send_now(self, call: Call) -> asyncio.Future[Any] | None:
+    def _send_now(self, call: Call) -> tuple[Mux, asyncio.Future[Any]] | None:
         # Who cancels all tasks there are, as asyncio.run does at its end, cancels the clean-up too,
         # perhaps before it has begun. With the source, where the server may not know the script.
         connections = self._loops.get(asyncio.get_running_loop())
         call.via = mux = None if connections is None else connections.open_now()
         if mux is None:
             return None
-        sent: asyncio.Future[Any] = mux.ask(wire.pack(call, source=not self._has_cleaned))
+        sent = mux.call(call, source=not self._has_cleaned)
         mux.flush()  # an interrupted loop may have no more turn
         sent.add_done_callback(_seen)
-        return sent
+        return mux, sent
 
-    async def _clean(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
+    async def _clean(self, call: Call, sent: tuple[Mux, asyncio.Future[Any]] | None = None) -> Any:
         give_up = self.clock() + PATIENCE_S
         pause_s = PAUSE_MIN_S
         while True:
@@ -566,6 +615,8 @@ class AsyncDriver:
             task.exception()  # seen, so that asyncio does not report it a second time
 
     async def _connections(self) -> _LoopConnections:
+        if not fork.same[0]:
+            fork.start_anew()
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
@@ -612,16 +663,21 @@ class AsyncDriver:
             quiet = 0 if busy else quiet + 1
             await asyncio.sleep(0.001 if busy else 0)
 
-    async def _call(self, call: Call, sent: asyncio.Future[Any] | None = None) -> Any:
+    async def _call(self, call: Call, sent: tuple[Mux, asyncio.Future[Any]] | None = None) -> Any:
         if sent is None:
             call.via = mux = await (await self._connections()).calls(call.until)
             await self._room(mux, call.until)
-            sent = mux.ask(wire.pack(call))
-        reply = await self._reply(sent, call.until)
-        return await self._error_reply(call, reply) if type(reply) is ReplyError else reply
+            sent = mux, mux.call(call)
+        mux, future = sent
+        mux, (reply,) = await self._replies([call], mux, [future], call.until)
+        if type(reply) is ReplyError:
+            return await self._error_reply(call, mux, reply)
+        return reply
 
     def _ask_at_once(self, call: Call) -> asyncio.Future[Any] | None:
         """Send a call for which there is nothing to wait but its reply; else ``None``."""
+        if not fork.same[0]:
+            fork.start_anew()
         recent = self._recent
         if recent is None or call.until is not None or call.compensating:
             return None
@@ -629,17 +685,114 @@ class AsyncDriver:
         if mux is None or not mux.ready or mux.loop is not asyncio.get_running_loop():
             return None
         call.via = mux
-        return mux.ask(wire.pack(call))
+        return mux.call(call)
 
-    async def _error_reply(self, call: Call, error: ReplyError) -> Any:
+    async def _error_reply(self, call: Call, mux: Mux, error: ReplyError) -> Any:
         """Send a call again whose script the server has forgotten; raise what else is wrong."""
         reply: Any = error
         if wire.is_noscript(error):
-            reply = await self._reply(call.via.ask(wire.pack(call, source=True)), call.until)
+            sent = [mux.call(call, source=True)]
+            mux, (reply,) = await self._replies([call], mux, sent, call.until)
         if type(reply) is ReplyError:
-            self._if_demoted(call.via, [reply])
-            raise wire.reply_error(str(reply), call.parts[0])
+            await self._prove_order(mux, call.until)
+            self._if_demoted(mux, [reply])
+            raise wire.reply_error(str(reply), call)
         return reply
+
+    async def _prove_order(self, mux: Mux, until: float | None) -> None:
+        """Make sure that the errors that this connection answered were for what was asked.
+
+        :raises LockUnavailable: they were not.
+        """
+        echo = mux.ask(*wire.echo())
+        echo.add_done_callback(_seen)
+        left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
+        done, _ = await asyncio.wait({echo}, timeout=left_s)
+        if not done:
+            raise self._time_is_over()
+        echo.result()
+
+    async def _replies(
+        self,
+        calls: list[Call],
+        mux: Mux,
+        sent: list[asyncio.Future[Any]],
+        until: float | None,
+    ) -> tuple[Mux, list[Any]]:
+        """The replies to calls that were sent in this order, and the connection they came by."""
+        timer = None
+        try:
+            if until is not None:
+                left_s = max(LAST_WORD_S, until - self.clock())
+                most_s = min(left_s, wire.silence_s(min(left_s, self.endpoint.reply_s)))
+                timer = mux.loop.call_later(most_s, mux.silent, sent[-1])
+            await sent[-1]  # the last to come
+            return mux, [_later(future).result() for future in sent]
+        except Silence:
+            return await self.ask_again(calls, mux, [_later(future) for future in sent], until)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for future in sent:
+                if not future.cancel():
+                    _seen(future)
+
+    async def ask_again(
+        self,
+        calls: list[Call],
+        mux: Mux,
+        late: list[asyncio.Future[Any]],
+        until: float | None,
+    ) -> tuple[Mux, list[Any]]:
+        """The connection is silent, and may be dead without a word: send the calls on another one,
+        too. Returns the connection that answers first, with its replies; the other one is closed.
+
+        :param late: what gets the replies of the silent one, if they come all the same.
+        :raises LockUnavailable: neither answered in time.
+        """
+        now = self.clock()
+        end = now + mux.left_s(late[-1]) if until is None else until
+        if end - now <= wire.LEAST_S:
+            raise self._time_is_over()
+        for call in calls:
+            call.doubled, call.via = True, None
+        connections = await self._connections()
+        ways = [(mux, late)]
+        try:
+            with suppress(LockError):  # then there is the silent one still
+                beside = await connections.beside(mux, min(end, now + wire.silence_s(end - now)))
+                ways.append((beside, [beside.call(call) for call in calls]))
+            while ways:
+                lasts = {sent[-1] for _, sent in ways}
+                left_s = max(wire.LEAST_S, end - self.clock())
+                done, _ = await asyncio.wait(
+                    lasts, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for way in ways:
+                    if way[1][-1] in done:
+                        break
+                found, sent = way
+                error = sent[-1].exception()
+                if error is None:
+                    connections.answered(found, mux)
+                    return found, [_later(future).result() for future in sent]
+                ways.remove(way)
+                if isinstance(error, Silence):  # this one is silent, too
+                    ways.append((found, [_later(future) for future in sent]))
+                elif not ways:
+                    raise error
+            raise self._time_is_over()
+        finally:
+            for _, sent in ways:
+                for future in sent:
+                    if not future.cancel():
+                        _seen(future)
+
+    def _time_is_over(self) -> LockUnavailable:
+        # Its reply still has its place in the order; nobody waits for it any more.
+        return wire.lost_reply(TimeoutError("the time was over"), str(self.endpoint))
 
     def listen_anew(self) -> None:
         """Hear messages by a new connection from now on: the old one may be to the wrong server."""
@@ -652,22 +805,6 @@ class AsyncDriver:
         if any(map(wire.is_demoted, replies)) and mux.open:
             mux.close()
             self.listen_anew()
-
-    async def _reply(self, future: asyncio.Future[Any], until: float | None) -> Any:
-        if until is None:
-            return await future
-        left_s = max(LAST_WORD_S, until - self.clock())
-        timer = asyncio.get_running_loop().call_later(left_s, self._late, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
-
-    def _late(self, future: asyncio.Future[Any]) -> None:
-        # Its reply still has its place in the order; nobody waits for it any more.
-        if not future.done():
-            why = TimeoutError("the time was over")
-            future.set_exception(wire.lost_reply(why, str(self.endpoint)))
 
     async def _within(self, until: float | None, make: Callable[[], Awaitable[Mux]]) -> Mux:
         """Open a connection, in time."""

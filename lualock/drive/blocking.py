@@ -16,9 +16,10 @@ from hiredis import ReplyError
 from lualock import clock, fork
 from lualock.drive import wire
 from lualock.drive.cleaner import Cleaner
+from lualock.drive.connecting import connect_in_time
 from lualock.drive.ear import Ear
 from lualock.drive.endpoint import Endpoint
-from lualock.drive.line import Line, Owed
+from lualock.drive.line import Line, Owed, first_to_answer
 from lualock.drive.seat import Seat
 from lualock.errors import LockError, LockUnavailable
 from lualock.protocol import (
@@ -51,6 +52,7 @@ class BlockingDriver:
         self.clock = clock.now
         self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
+        self._silence_s = min(wire.silence_s(endpoint.reply_s), endpoint.reply_s)
         self._ear = Ear(endpoint, prefix, self.clock)
         self._cleaner = Cleaner(self.clock)
         self.after_fork()
@@ -141,11 +143,17 @@ class BlockingDriver:
             until = self._last_word(until)
         try:
             line = self._line(until)
-            self._limit(line, until)
-            reply = line.ask(wire.pack(call))
-            if type(reply) is ReplyError and wire.is_noscript(reply):
+            if until is not None or line.hurried:
                 self._limit(line, until)
-                reply = line.ask(wire.pack(call, source=True))
+            question, proof = wire.pack(call)
+            try:
+                reply = line.ask(question, proof)
+            except wire.Unanswered as silence:
+                if not wire.is_broken(silence):
+                    raise
+                line, (reply,) = self._ask_again(line, [call], question, [proof], [], until)
+            if type(reply) is ReplyError:
+                line, (reply,) = self._errors_proved(line, [call], [reply], until)
             if type(reply) is ReplyError and wire.is_demoted(reply):
                 self._leave_server(line)
             else:
@@ -157,8 +165,105 @@ class BlockingDriver:
         if self._short:
             self._tell_room()
         if type(reply) is ReplyError:
-            raise wire.reply_error(str(reply), call.parts[0])
+            raise wire.answer(reply, call)
         return reply
+
+    def _batch(self, batch: Batch) -> list[Any]:
+        line, until, calls = None, batch.until, batch.calls
+        if until is not None:
+            until = self._last_word(until)
+        try:
+            line = self._line(until)
+            self._limit(line, until)
+            line, replies = self._ask_all(line, calls, until)
+            line, replies = self._errors_proved(line, calls, replies, until)
+            if any(map(wire.is_demoted, replies)):
+                self._leave_server(line)
+            else:
+                self._idle.append(line)
+        except BaseException as error:
+            if not self._broke(line, error):
+                raise
+            raise wire.lost_reply(error, str(self.endpoint)) from error
+        if self._short:
+            self._tell_room()
+        return [wire.answer(reply, call) for reply, call in zip(replies, calls, strict=True)]
+
+    def _ask_all(
+        self, line: Line, calls: list[Call], until: float | None, *, source: bool = False
+    ) -> tuple[Line, list[Any]]:
+        """Send calls in one piece; the line that answered, and its replies. ``source``: the first
+        one brings the script, and those behind it find it there."""
+        packed = [wire.pack(call, source=source and not at) for at, call in enumerate(calls)]
+        question, proofs = b"".join(words for words, _ in packed), [proof for _, proof in packed]
+        replies: list[Any] = []
+        line.send(question)
+        try:
+            replies.extend(line.ask(b"", proof) for proof in proofs)
+        except wire.Unanswered as silence:
+            if not wire.is_broken(silence):
+                raise
+            return self._ask_again(line, calls, question, proofs, replies, until)
+        return line, replies
+
+    def _ask_again(
+        self,
+        line: Line,
+        calls: list[Call],
+        question: bytes,
+        proofs: list[bytes],
+        replies: list[Any],
+        until: float | None,
+    ) -> tuple[Line, list[Any]]:
+        """The line is silent, and may be dead without a word: send the question on a fresh one,
+        too. Returns the line that answers first, with its replies, and closes the other one.
+
+        :raises wire.Unanswered: none did in time.
+        """
+        now = self.clock()
+        end = now + self.endpoint.reply_s - self._silence_s if until is None else until
+        if end - now <= wire.LEAST_S:
+            raise wire.Unanswered("no reply in time")
+        for call in calls:
+            call.doubled, call.via = True, None
+        asked = [(line, replies)]
+        fresh: Line | None = None
+        try:
+            try:
+                fresh = self._connect(min(end, now + wire.silence_s(end - now)))
+                fresh.send(question)
+                asked.append((fresh, []))
+            except (LockError, *wire.LINE_ERRORS) as error:
+                if not isinstance(error, LockError) and not wire.is_broken(error):
+                    raise
+            first, replies = first_to_answer(asked, proofs, end, self.clock)
+            if first is not line:
+                first.seat = line.seat
+                line.close()
+                self._drop_idle()  # they probably went the same way
+            elif fresh is not None:
+                fresh.close()
+            return first, replies
+        except BaseException:
+            if fresh is not None:
+                fresh.close()
+            raise
+
+    def _errors_proved(
+        self, line: Line, calls: list[Call], replies: list[Any], until: float | None
+    ) -> tuple[Line, list[Any]]:
+        """Send those again whose script the server has forgotten; make sure that the other errors
+        answer these calls."""
+        again = [at for at, reply in enumerate(replies) if wire.is_noscript(reply)]
+        if again:
+            self._limit(line, until)
+            line, found = self._ask_all(line, [calls[at] for at in again], until, source=True)
+            for at, reply in zip(again, found, strict=True):
+                replies[at] = reply
+        if any(type(reply) is ReplyError for reply in replies):
+            self._limit(line, until)
+            line.ask(*wire.echo())
+        return line, replies
 
     def _broke(self, line: Line | None, error: BaseException) -> bool:
         """Close the connection; whether that is what broke. (It does not raise the error itself:
@@ -171,35 +276,10 @@ class BlockingDriver:
         self._drop_idle()
         return True
 
-    def _batch(self, batch: Batch) -> list[Any]:
-        line, until = None, batch.until
-        if until is not None:
-            until = self._last_word(until)
-        try:
-            line = self._line(until)
-            self._limit(line, until)
-            replies = line.ask_all([wire.pack(call) for call in batch.calls])
-            again = [i for i, reply in enumerate(replies) if wire.is_noscript(reply)]
-            if again:  # one brings the source, and the others behind it find it there
-                self._limit(line, until)
-                asked = [wire.pack(batch.calls[i], source=i == again[0]) for i in again]
-                for i, reply in zip(again, line.ask_all(asked), strict=True):
-                    replies[i] = reply
-            if any(map(wire.is_demoted, replies)):
-                self._leave_server(line)
-            else:
-                self._idle.append(line)
-        except BaseException as error:
-            if not self._broke(line, error):
-                raise
-            raise wire.lost_reply(error, str(self.endpoint)) from error
-        if self._short:
-            self._tell_room()
-        calls = batch.calls
-        return [wire.answer(r, c.parts[0]) for r, c in zip(replies, calls, strict=True)]
-
     def _line(self, until: float | None) -> Line:
         # Nothing else here: an interruption must find it with the caller, who closes it.
+        if not fork.same[0]:
+            fork.start_anew()
         try:
             return self._idle.pop()
         except IndexError:
@@ -209,9 +289,11 @@ class BlockingDriver:
         return max(until, self.clock() + LAST_WORD_S)
 
     def _limit(self, line: Line, until: float | None) -> None:
+        """How long the line may be silent from now on."""
         if until is not None:
-            line.limit(until - self.clock())
-        elif line.hurried:
+            left_s = min(until - self.clock(), self.endpoint.reply_s)
+            line.limit(min(left_s, wire.silence_s(left_s)))
+        else:
             line.limit(None)
 
     def _reach(self, step: Reach) -> None:
@@ -318,19 +400,22 @@ class BlockingDriver:
 
     def _connect(self, until: float | None) -> Line:
         connection = self.endpoint.blocking_connection()
-        if until is not None:
-            until = self._last_word(until)
+        now = self.clock()
+        end = now + self.endpoint.reply_s if until is None else max(until, now + LAST_WORD_S)
         try:
-            wire.connect(connection, until, self.clock)
-            line = Line(connection)
-            self._limit(line, until)
+            connect_in_time(connection, end, self.clock)
+            line = Line(connection, self._silence_s)
             if not self._server_checked:
-                wire.check_hello(line.ask(wire.HELLO))
+                line.limit(end - self.clock())
+                wire.check_hello(line.ask(wire.HELLO, None))
                 self._server_checked = True
-            self._limit(line, until)
+            line.limit(end - self.clock())
+            echo, proof = wire.echo()
             sent = self.clock()
-            server_us = wire.server_us(line.ask(wire.TIME))
-            self.server_clock.compare(sent, self.clock(), server_us)
+            server_us = wire.server_us(line.ask(wire.TIME + echo, None))
+            received = self.clock()
+            line.ask(b"", proof)
+            self.server_clock.compare(sent, received, server_us)
         except BaseException as error:
             connection.disconnect()
             if not wire.is_broken(error):

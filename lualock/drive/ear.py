@@ -18,6 +18,7 @@ from typing import Any
 
 from lualock import fork
 from lualock.drive import wire
+from lualock.drive.connecting import connect_in_time
 from lualock.drive.endpoint import Endpoint
 from lualock.drive.seat import Seat
 from lualock.drive.timeout import LONGEST_S, SHORT_S, TIMED_OUT, Timeout
@@ -26,6 +27,10 @@ from lualock.protocol import Clock, Listen
 
 QUIET_S = 15.0
 """After so long without a message, a PING must show that the connection is still there."""
+
+DOUBTED_S = 5.0
+"""After so long without a message, a waiter that comes alone listens by a new connection instead:
+that takes no longer than to find out whether the old one is dead."""
 
 
 class _Place:
@@ -65,23 +70,24 @@ class Ear:
         self._socket: Any = None
         self._timeout: Any = None
         self._replies = wire.Replies(pushes=True)
-        self._heard = False  # anything, since _ask_at was set
-        self._pinged = self._ask_at = 0.0
+        self._heard = self._pinged = 0.0  # when the connection was heard, and was asked, last
 
     def listen(self, step: Listen) -> bytes:
         """Hear messages for its token from now on; returns the channel they come by."""
-        token, until = step.token, step.until
+        token, until, now = step.token, step.until, self._clock()
+        if not fork.same[0]:
+            fork.start_anew()
         place = self._places.get(token)
         if place is None:
             place = self._places[token] = _Place(token)
+            if now - self._heard > DOUBTED_S and len(self._places) == 1:
+                self.close()
         elif step.anew and place.since == self._count:
             self.close()
         # In this order: what breaks from here on makes another count than the place has.
         place.since = self._count
-        if self._connection is not None:
-            now = self._clock()
-            if now < self._ask_at or self._alive(now):
-                return self.channel
+        if self._connection is not None and (now - self._heard < QUIET_S or self._alive(now)):
+            return self.channel
         seat = Seat()
         with self._opening:
             while self._opener is not None and self._opener() is not None:
@@ -166,7 +172,7 @@ class Ear:
             received = connected.recv(wire.CHUNK)
             with self._lock:
                 if received and connected is self._socket:
-                    self._heard = True
+                    self._heard = self._clock()
                     places, gets = self._places, self._replies.gets
                     self._replies.feed(received)
                     while (reply := gets()) is not wire.MORE:
@@ -198,16 +204,16 @@ class Ear:
         with self._lock:
             if self._connection is None:
                 return False
-            if self._heard:
-                self._heard, self._pinged, self._ask_at = False, 0.0, now + QUIET_S
-            elif not self._pinged:
+            if self._pinged <= self._heard:
                 self._pinged = now
                 try:
                     self._socket.sendall(wire.PING)
-                except OSError:
-                    self._break()
+                except BaseException as error:
+                    self._break()  # a part of it may have been sent
+                    if not wire.is_broken(error):
+                        raise
                     return False
-            elif now - self._pinged > self._connection.socket_timeout:
+            elif now - self._pinged > wire.silence_s(self._endpoint.reply_s):
                 self._break()
                 return False
             return True
@@ -216,20 +222,22 @@ class Ear:
         connection = self._endpoint.blocking_connection()
         self._replies = replies = wire.Replies(pushes=True)
         try:
-            wire.connect(connection, until, self._clock)
+            reply_s = self._endpoint.reply_s
+            end = self._clock() + reply_s if until is None else until
+            connect_in_time(connection, end, self._clock)
             connection._sock.sendall(wire.subscribe(self.channel))
             while (reply := replies.next()) is wire.MORE:
                 received = connection._sock.recv(4096)
                 if not received:
                     raise ConnectionResetError("the server closed the connection")
                 replies.feed(received)
-            wire.check_subscribed(reply)
+            wire.check_subscribed(reply, self.channel)
             with self._lock:
                 self._timeout = Timeout(connection._sock, LONGEST_S, SHORT_S)
                 self._connection = connection
                 self._socket = connection._sock
                 self._count += 1
-                self._heard, self._pinged, self._ask_at = False, 0.0, self._clock() + QUIET_S
+                self._heard = self._clock()
         except BaseException as error:
             self._connection = self._socket = None
             connection.disconnect()

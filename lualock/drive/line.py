@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import weakref
 from collections import deque
@@ -11,18 +12,21 @@ from typing import Any
 from hiredis import ReplyError
 
 from lualock.drive import wire
-from lualock.drive.timeout import Timeout
+from lualock.drive.timeout import TIMED_OUT, Timeout
 from lualock.errors import LockUnavailable
-from lualock.protocol import Call, Post
+from lualock.protocol import Call, Clock, Post
 
 
 class Owed:
     """The reply to a posted call. It is read when its line is next used, or when asked for."""
 
-    __slots__ = ("_collect", "_reply", "call", "line")
+    __slots__ = ("_collect", "_reply", "call", "line", "proof")
 
-    def __init__(self, call: Call, line: Line, collect: Callable[[Line], None]) -> None:
+    def __init__(
+        self, call: Call, proof: bytes, line: Line, collect: Callable[[Line], None]
+    ) -> None:
         self.call = call
+        self.proof = proof
         self.line: Line | None = line
         self._collect = collect
         self._reply: Any = None
@@ -47,7 +51,7 @@ class Owed:
         if self.line is None and self._reply is None:
             raise LockUnavailable("the reply was lost with its connection", outcome_unknown=True)
         if isinstance(self._reply, ReplyError):
-            raise wire.reply_error(str(self._reply), self.call.parts[0])
+            raise wire.reply_error(str(self._reply), self.call)
         return self._reply
 
 
@@ -55,74 +59,86 @@ class Line:
     """A connection that redis-py opened, and that we talk on."""
 
     __slots__ = (
-        *("__weakref__", "_connection", "_lazily", "_owed", "_replies", "_socket", "_timeout"),
-        *("_usual_s", "hurried", "seat"),
+        *("__weakref__", "_ahead", "_connection", "_lazily", "_owed", "_replies", "_timeout"),
+        *("_usual_s", "hurried", "seat", "socket"),
     )
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, usual_s: float) -> None:
         self._connection = connection
         # For a line that an interruption left to nobody. Not a destructor: an error and its frames
         # may keep it in a cycle, and the collector could come to the socket first.
         weakref.finalize(self, connection.disconnect).atexit = False
-        self._socket: socket.socket = connection._sock
+        self.socket: socket.socket = connection._sock
         self._replies = wire.Replies()
         self._owed: deque[Owed] = deque()
-        self._usual_s: float = connection.socket_timeout
-        self._timeout = Timeout(self._socket, self._usual_s)
+        self._ahead = 0  # how many of these come before the reply that is waited for
+        self._usual_s = usual_s
+        self._timeout = Timeout(self.socket, usual_s)
         self.seat: object = None
-        self.hurried = False  # its timeout is shorter than usual
+        self.hurried = False  # its timeout is not the usual one
         # The flag that lets the kernel keep back what it is given until more comes, or 0.2 s pass.
-        by_tcp = self._socket.family in (socket.AF_INET, socket.AF_INET6)
-        plain = type(self._socket) is socket.socket
+        by_tcp = self.socket.family in (socket.AF_INET, socket.AF_INET6)
+        plain = type(self.socket) is socket.socket
         self._lazily: int = getattr(socket, "MSG_MORE", 0) if by_tcp and plain else 0
 
     def limit(self, left_s: float | None) -> None:
         """How long a send or a receive may take from now on; ``None``: as usual."""
-        usual_s = self._usual_s
-        wanted_s = usual_s if left_s is None else min(max(left_s, wire.LEAST_S), usual_s)
+        wanted_s = self._usual_s if left_s is None else max(left_s, wire.LEAST_S)
         self._timeout.set(wanted_s)
-        self.hurried = wanted_s != usual_s
+        self.hurried = wanted_s != self._usual_s
 
-    def ask_all(self, questions: list[bytes]) -> list[Any]:
-        """Send questions in one piece and wait for all their replies."""
-        found: list[Any] = []
-        found.append(self.ask(b"".join(questions), found, len(questions) - 1))
-        return found
-
-    def ask(self, question: bytes, earlier: list[Any] | None = None, count: int = 0) -> Any:
-        """Send a question and wait for its reply: of several questions in one piece the last one's,
-        and the ``count`` before it go to ``earlier``."""
-        replies, connected = self._replies, self._socket
+    def send(self, question: bytes) -> None:
+        """Send a question, or several in one piece. If this raises, a part of it may have been
+        sent: the line must be closed."""
+        self._ahead = len(self._owed)
         try:
-            connected.sendall(question)
-            owed = len(self._owed)
-            while True:
-                received = connected.recv(wire.CHUNK)
-                if not received:
-                    raise ConnectionResetError("the server closed the connection")
-                replies.feed(received)
-                while (reply := replies.gets()) is not wire.MORE:
-                    if type(reply) is wire.PushNotification:
-                        continue  # RESP3: nothing that we asked for
-                    if owed:
+            self.socket.sendall(question)
+        except TIMED_OUT:
+            raise ConnectionError(f"not sent within {self._timeout.seconds:.3g} s") from None
+
+    def ask(self, question: bytes, proof: bytes | None, *, now: bool = False) -> Any:
+        """Send a question, as :meth:`send` does, and wait for its reply.
+
+        :param question: empty to wait for the next reply to what was sent before.
+        :param proof: what the reply must begin with; ``None``: it has no proof.
+        :param now: do not wait; :data:`wire.MORE` if the reply has not come yet.
+        :raises wire.Unanswered: it did not come in time. It can be read later.
+        """
+        gets, connected = self._replies.gets, self.socket
+        if question:  # (as send does: a call would be half a per cent of a pair)
+            self._ahead = len(self._owed)
+            try:
+                connected.sendall(question)
+            except TIMED_OUT:
+                raise ConnectionError(f"not sent within {self._timeout.seconds:.3g} s") from None
+        while True:
+            while (reply := gets()) is not wire.MORE:
+                if self._ahead:
+                    if type(reply) is not wire.PushNotification:
+                        self._ahead -= 1
                         self._settle(reply)
-                        owed -= 1
-                    elif earlier is not None and count:
-                        earlier.append(reply)
-                        count -= 1
-                    else:
-                        return reply
-        except BlockingIOError:
-            raise TimeoutError(f"no reply within {self._timeout.seconds:.3g} s") from None
+                elif proof is not None and type(reply) is bytes and reply.startswith(proof):
+                    return reply[len(proof) :]  # the usual case, without a call
+                elif type(reply) is not wire.PushNotification:  # RESP3: nothing we asked for
+                    return reply if proof is None else wire.proved(reply, proof)
+            try:
+                received = wire.receive_now(connected) if now else connected.recv(wire.CHUNK)
+            except TIMED_OUT:
+                if now:
+                    return wire.MORE
+                raise wire.Unanswered(f"no reply within {self._timeout.seconds:.3g} s") from None
+            if not received:
+                raise ConnectionResetError("the server closed the connection")
+            self._replies.feed(received)
 
     def post(self, call: Post, collect: Callable[[Line], None]) -> Owed:
         """Send a call whose reply is read later, at the latest before the next question's."""
-        owed = Owed(call, self, collect)
-        question = wire.pack(call, source=call.lazy)
+        question, proof = wire.pack(call, source=call.lazy)
+        owed = Owed(call, proof, self, collect)
         try:
-            self._socket.sendall(question, self._lazily if call.lazy else 0)
-        except BlockingIOError:
-            raise TimeoutError(f"not sent within {self._timeout.seconds:.3g} s") from None
+            self.socket.sendall(question, self._lazily if call.lazy else 0)
+        except TIMED_OUT:
+            raise ConnectionError(f"not sent within {self._timeout.seconds:.3g} s") from None
         self._owed.append(owed)
         return owed
 
@@ -130,12 +146,12 @@ class Line:
         """Read the owed replies that have come."""
         if self._owed and self._lazily:
             # What the kernel still keeps back leaves now, for somebody wants to know.
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while self._owed:
             reply = self._replies.next()
             if reply is wire.MORE:
                 try:
-                    received = wire.receive_now(self._socket)
+                    received = wire.receive_now(self.socket)
                 except BlockingIOError:
                     return
                 if not received:
@@ -145,13 +161,15 @@ class Line:
                 self._settle(reply)
 
     def _settle(self, reply: Any) -> None:
-        owed = self._owed.popleft()
+        owed = self._owed[0]  # if this is interrupted, or refuses the reply, it is still owed
         if type(reply) is ReplyError and wire.is_noscript(reply) and not owed.call.moot:
             # The server has forgotten the script since: send it whole, and owe that reply.
-            self._socket.sendall(wire.pack(owed.call, source=True))
+            question, owed.proof = wire.pack(owed.call, source=True)
+            self.socket.sendall(question)
             self._owed.append(owed)
         else:
-            owed.settle(reply)
+            owed.settle(wire.proved(reply, owed.proof))
+        self._owed.popleft()
 
     def close(self) -> None:
         """Close it. Replies that were still owed will never come."""
@@ -159,3 +177,36 @@ class Line:
         self.seat = None
         while self._owed:
             self._owed.popleft().settle(None)
+
+
+def first_to_answer(
+    asked: list[tuple[Line, list[Any]]], proofs: list[bytes], end: float, clock: Clock
+) -> tuple[Line, list[Any]]:
+    """Wait for lines that were all sent the same; the first that has all its replies, and these.
+
+    :param asked: each line with the replies that it has had already. One that breaks is closed.
+    :raises wire.Unanswered: none had by ``end``.
+    """
+    with selectors.DefaultSelector() as selector:
+        for line, _ in asked:
+            selector.register(line.socket, selectors.EVENT_READ)
+        while True:
+            for line, replies in list(asked):
+                try:
+                    while len(replies) < len(proofs):
+                        reply = line.ask(b"", proofs[len(replies)], now=True)
+                        if reply is wire.MORE:
+                            break
+                        replies.append(reply)
+                    else:
+                        return line, replies
+                except wire.LINE_ERRORS as error:
+                    if not wire.is_broken(error) or len(asked) == 1:
+                        raise
+                    asked.remove((line, replies))
+                    selector.unregister(line.socket)
+                    line.close()
+            left_s = end - clock()
+            if left_s <= 0:
+                raise wire.Unanswered("no reply in time")
+            selector.select(left_s)

@@ -6,6 +6,9 @@ of the event loop leaves in one piece. Rules that hold here:
 * Every question has exactly one place in the order of replies, whether or not anybody still waits
   for its reply: a caller that was cancelled never shifts the others'.
 * When the connection breaks, every question that is out fails with an unknown outcome.
+* A reply that answers another question ends the connection, and is not believed.
+* What is written is written once. If an exception (a signal handler's) comes while it is, nobody
+  knows how much of it left: the connection ends.
 """
 
 from __future__ import annotations
@@ -19,6 +22,15 @@ from hiredis import ProtocolError
 
 from lualock.drive import wire
 from lualock.errors import LockUnavailable
+from lualock.protocol import Call
+
+
+class Silence(Exception):
+    """No reply has come for a while. ``later`` gets it, if it comes all the same."""
+
+    def __init__(self, later: asyncio.Future[Any]) -> None:
+        super().__init__()
+        self.later = later
 
 
 class Mux(asyncio.Protocol):
@@ -44,7 +56,10 @@ class Mux(asyncio.Protocol):
         self._lost = lost
         self.loop = asyncio.get_running_loop()
         self._replies = wire.Replies()
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        # Of each question: who gets the reply, when it was asked, what the reply must begin with,
+        # and whether a silence is still to be told.
+        self._waiting: deque[tuple[asyncio.Future[Any], float, bytes | None, bool]] = deque()
+        self._silence_s = min(wire.silence_s(timeout_s), timeout_s)
         self._unsent: list[bytes] = []
         self._watchdog: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None  # set while the peer does not read
@@ -56,19 +71,54 @@ class Mux(asyncio.Protocol):
         self._stream: Any = self._transport.get_protocol()
         self._transport.set_protocol(self)
 
-    def ask(self, question: bytes) -> asyncio.Future[Any]:
-        """Send a question; the future gets its reply, or fails when the connection breaks."""
+    def ask(
+        self, question: bytes, proof: bytes | None, *, tell: bool = False
+    ) -> asyncio.Future[Any]:
+        """Send a question; the future gets its reply, or fails when the connection breaks.
+
+        :param proof: what the reply must begin with; ``None``: it has no proof.
+        :param tell: whether the future fails with :class:`Silence` where none comes for a while.
+        """
         future: asyncio.Future[Any] = self.loop.create_future()
         if not self.open:
             future.set_exception(self._broken("it was closed"))
             return future
         if not self._unsent:
             self.loop.call_soon(self._send)
+        # First, for once it is sent its reply must find its place.
+        self._waiting.append((future, self.loop.time(), proof, tell))
         self._unsent.append(question)
-        self._waiting.append((future, self.loop.time()))
         if self._watchdog is None:
-            self._watchdog = self.loop.call_later(self._timeout_s, self._watch)
+            self._watchdog = self.loop.call_later(self._silence_s, self._watch)
         return future
+
+    def call(self, call: Call, *, source: bool = False) -> asyncio.Future[Any]:
+        """Send a call, with ``source`` its whole script: see :meth:`ask`."""
+        question, proof = wire.pack(call, source=source)
+        return self.ask(question, proof, tell=True)
+
+    def silent(self, future: asyncio.Future[Any]) -> None:
+        """Let a question's future fail with :class:`Silence`, if its reply has not come."""
+        if not future.done():
+            for place, (waiting, *_) in enumerate(self._waiting):
+                if waiting is future:
+                    self._tell_silence(place)
+                    return
+
+    def _tell_silence(self, place: int) -> None:
+        future, asked, proof, _ = self._waiting[place]
+        later = future
+        if not future.done():
+            later = self.loop.create_future()
+            future.set_exception(Silence(later))
+        self._waiting[place] = later, asked, proof, False
+
+    def left_s(self, future: asyncio.Future[Any]) -> float:
+        """How long this connection still waits for the reply to a question."""
+        for waiting, asked, *_ in self._waiting:
+            if waiting is future:
+                return asked + self._timeout_s - self.loop.time()
+        return 0.0
 
     def flush(self) -> None:
         """Send what was asked now, not only when this turn of the loop is over."""
@@ -100,19 +150,29 @@ class Mux(asyncio.Protocol):
         self._end("it was closed")
 
     def _send(self) -> None:
-        if self.open and self._unsent:
-            self._transport.write(b"".join(self._unsent))
-        self._unsent.clear()
+        unsent, self._unsent = self._unsent, []
+        if self.open and unsent:
+            try:
+                self._transport.write(b"".join(unsent))
+            except BaseException:
+                self._end("sending was interrupted")
+                raise
 
     def _watch(self) -> None:
         self._watchdog = None
+        now = self.loop.time()
+        if self._waiting and self._waiting[0][1] + self._timeout_s <= now:
+            self._end(f"no reply within {self._timeout_s:g} s")
         if not self._waiting:
             return
-        left_s = self._waiting[0][1] + self._timeout_s - self.loop.time()
-        if left_s <= 0:
-            self._end(f"no reply within {self._timeout_s:g} s")
-        else:
-            self._watchdog = self.loop.call_later(left_s, self._watch)
+        again = self._waiting[0][1] + self._timeout_s
+        for place, (_, asked, _, tell) in enumerate(self._waiting):
+            if tell and asked + self._silence_s > now:
+                again = min(again, asked + self._silence_s)
+                break  # those behind it are younger
+            if tell:
+                self._tell_silence(place)
+        self._watchdog = self.loop.call_later(again - now, self._watch)
 
     def _broken(self, why: str) -> LockUnavailable:
         return wire.lost_reply(ConnectionError(why), self._where)
@@ -127,7 +187,7 @@ class Mux(asyncio.Protocol):
         self._connection._reader = self._connection._writer = None  # closed, for redis-py too
         self.resume_writing()
         while self._waiting:
-            future, _ = self._waiting.popleft()
+            future, *_ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(self._broken(why))
         if self._lost is not None:
@@ -146,11 +206,17 @@ class Mux(asyncio.Protocol):
                     continue
                 if hear is None and type(reply) is wire.PushNotification:
                     continue  # RESP3: nothing that we asked for
-                future, _ = waiting.popleft()
+                future, _, proof, _ = waiting[0]
+                if proof is not None:
+                    reply = wire.proved(reply, proof)
+                waiting.popleft()
                 if not future.done():
                     future.set_result(reply)
-        except (ProtocolError, IndexError) as error:
+        except (ProtocolError, IndexError, wire.CrossedReply) as error:
             self._end(f"it sent what is no reply: {error}")
+        except BaseException:
+            self._end("reading was interrupted")  # what it was about to do is not known
+            raise
 
     def eof_received(self) -> None:
         self._end("the server closed the connection")

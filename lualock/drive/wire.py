@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import os
 import re
 import signal
 import socket
@@ -21,12 +21,16 @@ from lualock.errors import (
     LockUnavailable,
     UnsupportedServer,
 )
-from lualock.protocol import LAST_WORD_S, Call, Clock, conflict
+from lualock.protocol import Call, conflict
 
 CHUNK = 4096
 
 # What a broken connection raises.
 LINE_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
+
+SILENCE, SILENCE_LEAST_S = 1 / 4, 0.2
+"""After which share of its time, and no sooner than that, a request without a reply is sent again
+on a fresh connection: the old one may be dead without a word (a NAT, a load balancer)."""
 
 LEAST_S = 0.001
 """The least that a socket is given when the time is over; zero would mean not to wait at all."""
@@ -65,16 +69,55 @@ _WORDS = re.compile("[A-Z]{3,}")  # the codes in an error are some of them
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 
-def pack(call: Call, *, source: bool = False) -> bytes:
-    """The command's bytes; with ``source``, the one that carries the whole script."""
+class CrossedReply(ConnectionError):
+    """A reply that answers another request: the connection has lost the order of its replies."""
+
+
+class Unanswered(TimeoutError):
+    """No reply came in time, to a request that was sent whole."""
+
+
+def pack(call: Call, *, source: bool = False) -> tuple[bytes, bytes]:
+    """The command's bytes, with ``source`` those that carry the whole script; and the proof that
+    its reply begins with."""
     script, parts = call.script, call.parts
+    if script.proof_at is None:
+        proof = os.urandom(8)
+        parts = *parts, proof
+    else:
+        proof = parts[script.proof_at]
     pieces = [_COUNT[len(parts)], script.eval if source else script.evalsha]
     for part in parts:
         size = len(part)
         pieces.append(_SIZE[size] if size < _SMALL else b"\r\n$%d\r\n" % size)
         pieces.append(part)
     pieces.append(b"\r\n")
-    return b"".join(pieces)
+    return b"".join(pieces), proof
+
+
+def proved(reply: Any, proof: bytes) -> Any:
+    """What a reply says behind its proof. An error has none: see :func:`echo`.
+
+    :raises CrossedReply: it answers another request.
+    """
+    if type(reply) is bytes:
+        if reply.startswith(proof):
+            return reply[len(proof) :]
+    elif type(reply) is list:
+        if reply and reply[0] == proof:
+            del reply[0]
+            return reply
+    elif type(reply) is hiredis.ReplyError:
+        return reply
+    raise CrossedReply("it answered another request")
+
+
+def echo() -> tuple[bytes, bytes]:
+    """A command, and the proof that its reply begins with: that proves that the replies before it
+    were in order, too. It follows what says nothing of the request that it answers: an error, or
+    the server's time. (A server that answers errors may refuse this one as well.)"""
+    nonce = os.urandom(8).hex().encode()
+    return b"*2\r\n$4\r\nPING\r\n$16\r\n%b\r\n" % nonce, nonce
 
 
 class Packer:
@@ -116,6 +159,11 @@ def payload(reply: Any) -> bytes | None:
         said: bytes = reply[2]
         return said
     return None
+
+
+def silence_s(left_s: float) -> float:
+    """How long a connection may be silent when so much time is left for a reply."""
+    return max(SILENCE_LEAST_S, left_s * SILENCE)
 
 
 def is_noscript(reply: Any) -> bool:
@@ -165,8 +213,16 @@ def is_demoted(reply: Any) -> bool:
     )
 
 
-def reply_error(text: str, key: bytes = b"") -> LockError:
-    """What an error that the *server* answered means. The request had no effect."""
+def reply_error(text: str, call: Call | None = None) -> LockError:
+    """What an error that the *server* answered means. The request had no effect; but where it was
+    sent on two connections, nothing is known of the other copy."""
+    error = _reply_error(text, b"" if call is None else call.parts[0])
+    if call is not None and call.doubled and isinstance(error, LockUnavailable):
+        error.outcome_unknown = True
+    return error
+
+
+def _reply_error(text: str, key: bytes) -> LockError:
     # Before Redis 7 an error inside a script stands behind 'ERR Error running script (...): '.
     words = set(_WORDS.findall(text))
     if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _FORBIDDEN):
@@ -233,13 +289,16 @@ def subscribe(channel: bytes) -> bytes:
     return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
-def check_subscribed(reply: Any) -> None:
+def check_subscribed(reply: Any, channel: bytes) -> None:
     """Check the answer to SUBSCRIBE.
 
     :raises AccessDenied: the server's rules forbid this user the channel.
+    :raises CrossedReply: it answers another request.
     """
     if isinstance(reply, hiredis.ReplyError):
         raise reply_error(str(reply))
+    if not isinstance(reply, list) or reply[:2] != [b"subscribe", channel]:
+        raise CrossedReply("it answered another request")
 
 
 def check_hello(reply: Any) -> None:
@@ -289,36 +348,9 @@ def dealt_with(errors: Sequence[BaseException]) -> None:
             found += error.__cause__, error.__context__
 
 
-def answer(reply: Any, key: bytes) -> Any:
-    """A reply of a batch: itself, or the error that it means."""
-    return reply_error(str(reply), key) if isinstance(reply, hiredis.ReplyError) else reply
-
-
-def connect(connection: Any, until: float | None, clock: Clock) -> None:
-    """Open a connection of redis-py's, in time: each reply of its handshake has what is left, and
-    so has the first that comes after it."""
-    if until is None:
-        connection.connect()
-        return
-    read, usual_s = connection.read_response, connection.socket_timeout
-    end = max(until, clock() + LAST_WORD_S)
-
-    def left_s(most_s: float | None = usual_s) -> float:
-        return min(math.inf if most_s is None else most_s, max(LEAST_S, end - clock()))
-
-    def read_in_time(*how: Any, **told: Any) -> Any:
-        connection._sock.settimeout(left_s())
-        return read(*how, **told)
-
-    connection.socket_connect_timeout = left_s(connection.socket_connect_timeout)
-    connection.socket_timeout = left_s()
-    connection.read_response = read_in_time
-    try:
-        connection.connect()
-        connection._sock.settimeout(left_s())
-    finally:
-        del connection.read_response  # or it and the connection would keep each other alive
-        connection.socket_timeout = usual_s
+def answer(reply: Any, call: Call) -> Any:
+    """A reply: itself, or the error that it means."""
+    return reply_error(str(reply), call) if isinstance(reply, hiredis.ReplyError) else reply
 
 
 def receive_now(connected: socket.socket) -> bytes:

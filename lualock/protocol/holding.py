@@ -66,6 +66,7 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
             except LockUnavailable as error:
                 asked_again = True
                 reply = yield from resend(step, error)
+        asked_again = asked_again or step.doubled
     except GeneratorExit:
         raise
     except LockUnavailable:
@@ -185,7 +186,7 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     believed = grant.deadline, grant.at_most_s
     try:
         reply = yield step
-        if grant.at_most_s == believed[1]:
+        if grant.at_most_s == believed[1] and not step.doubled:
             grant.at_most_s = at_most_s
     except LockUnavailable as error:
         if shorten and not error.outcome_unknown and believed == (grant.deadline, grant.at_most_s):

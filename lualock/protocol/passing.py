@@ -76,6 +76,8 @@ def take(
                     raise
                 ghost, unknown = step, error  # once more, on a fresh connection
                 continue
+            if step.doubled:
+                ghost = step
             if type(reply) is bytes and reply.isdigit():
                 ask.grant = Grant(int(reply), sent + ask.ttl_ms / 1000)
             elif reply[0] == b"owned":

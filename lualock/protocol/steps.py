@@ -26,6 +26,10 @@ class Call:
     second. Nobody may look at its reply for long, so it must not need to be sent again: it brings
     the script's source with it.
 
+    Where no reply comes for a while, the driver sends the request on a fresh connection, too, and
+    the first reply counts. The call is ``doubled`` then: whatever the reply says, the other copy
+    may be under way still.
+
     ``expires`` (on the driver's clock) is when the server, by its own clock, refuses the request at
     the latest. ``via`` is the driver's: the connection that it was sent on. A ``moot`` call is not
     sent again where the server has forgotten its script: what undoes it has been sent since.
@@ -39,6 +43,7 @@ class Call:
     expires: float = math.inf
     via: Any = None
     moot: bool = False
+    doubled: bool = False
 
 
 class Post(Call):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lualock import fork
 from lualock.protocol.steps import Pending
 
 
@@ -26,6 +27,8 @@ class Ask:
     max_waiters: bytes
     fair: bytes
     crowded: bool
+    pid: int = field(default_factory=fork.current)
+    """The process that asks. (It may be forked while it does; its child has nothing of this.)"""
     grant: Grant | None = None
     """What it won; kept here so that an interruption between winning and telling loses nothing."""
 

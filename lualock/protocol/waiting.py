@@ -56,6 +56,10 @@ REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
 """How long a waiter expects its turn before it reads what the server says of its place; and how
 long where many waited the last time: of 64 processes, most would be woken just to read that."""
 
+TRUSTED_S = 1.0
+"""How long ago the last answer may be for a claim to be sent without waiting for its reply: since
+then the connection may have died without a word."""
+
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 """Pauses between the attempts to reach a server that is away."""
 
@@ -184,7 +188,8 @@ def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
         server.refine(attempt.began, now, given_us)
     given = server.passed(given_us, now)
     certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
-    if certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
+    alive = now - attempt.answered < TRUSTED_S
+    if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is time enough to begin at once, and read the reply to the claim later.
         try:
             pending = yield attempt.claim(Post, told)
@@ -277,6 +282,8 @@ class _Attempt:
 
     def taken(self, reply: bytes | list[Any]) -> Grant | None:
         """What its reply means; ``None``: somebody has it, and there is time to wait."""
+        if self.asked is not None and self.asked.doubled:
+            self.may_linger()
         self.asked = None
         if type(reply) is bytes:
             if self.sent > self.server.stale_at:
@@ -315,7 +322,7 @@ class _Attempt:
 
     def looked(self, reply: bytes | list[Any]) -> Grant | None:
         """What its reply means; ``None``: it is not our turn yet."""
-        self.asked = None
+        self.answer_came()
         if type(reply) is bytes:
             return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
         assert isinstance(reply, list)
@@ -338,6 +345,12 @@ class _Attempt:
         """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
         if self.ghost is not None:
             self.may_linger()
+        self.answer_came()
+
+    def answer_came(self) -> None:
+        """The request that was out is answered; but a copy of it may be under way still."""
+        if self.asked is not None and self.asked.doubled:
+            self.may_linger()
         self.asked = None
 
     def possible_ghost(self) -> Call | None:
@@ -357,7 +370,8 @@ class _Attempt:
         """Ask again where the server found our request late: now we know its time better."""
         for _ in range(LATE_MAX):
             now = self.clock()
-            self.asked, self.unsettled = None, self.queued or self.ghost is not None
+            self.answer_came()
+            self.unsettled = self.queued or self.ghost is not None
             if now >= self.give_up:
                 if self.reply is not None:
                     raise self._refusal(NotAcquired, self.reply[5] if self.queued else None)
@@ -370,7 +384,8 @@ class _Attempt:
                 reply = yield from self.persist(make, error)
             if reply[0] != b"late":
                 return reply
-        self.asked, self.unsettled = None, self.queued or self.ghost is not None
+        self.answer_came()
+        self.unsettled = self.queued or self.ghost is not None
         raise jumps()
 
     def claim(self, kind: type[Call], told: bytes) -> Call:
@@ -445,7 +460,7 @@ class _Attempt:
             if error.outcome_unknown:
                 unknown = error
                 self.may_linger()
-            self.asked = None
+            self.answer_came()
             if not self._patient(now, error, at_once):
                 self.unsettled = before or unknown is not None
                 if unknown is None or unknown is error:

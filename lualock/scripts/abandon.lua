@@ -16,6 +16,7 @@ local token = ARGV[1]
 local ticket = ARGV[2]
 local fair = ARGV[3]
 local kept = ARGV[4]
+local proof = token
 
 --@include record
 --@include queue
@@ -24,7 +25,7 @@ local record = redis.call('GET', lock)
 local state = record and string.sub(record, 1, 1)
 if record then
   if #record < 39 or not tonumber(string.sub(record, 2, 17)) or not string.find(state, '[HWRF]') then
-    return {'conflict'}
+    return {proof, 'conflict'}
   end
 end
 
@@ -40,12 +41,12 @@ if not held or (ahead == 0 and not ours) then
   --@include tell_first
 end
 if not held then
-  return {'left'}
+  return {proof, 'left'}
 elseif ours then
   --@include give_up
-  return 'released'
+  return proof .. 'released'
 end
 local now = redis.call('TIME')
 local held_ms = (now[1] * 1000000 + now[2] - string.sub(record, 2, 17)) / 1000
 local about = string.sub(record, 62)
-return {'left', redis.call('PTTL', lock), math.floor(held_ms), about, ahead or -1}
+return {proof, 'left', redis.call('PTTL', lock), math.floor(held_ms), about, ahead or -1}

@@ -15,6 +15,7 @@ local token = ARGV[1]
 local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local about = ARGV[4]
+local proof = token
 
 --@include record
 
@@ -24,7 +25,7 @@ if record then
   state = string.sub(record, 1, 1)
   last = string.sub(record, 2, 17)
   if #record < 39 or not tonumber(last) then
-    return {'conflict'}
+    return {proof, 'conflict'}
   end
 end
 --@include fence
@@ -37,19 +38,19 @@ if record and state ~= RELEASED then
   if state == HELD or state == HELD_WAITED then
     local left_ms = redis.call('PTTL', lock)
     if before == token then
-      return {'owned', left_ms, last}
+      return {proof, 'owned', left_ms, last}
     end
     local held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
-    return {'held', left_ms, held_ms, string.sub(record, 62)}
+    return {proof, 'held', left_ms, held_ms, string.sub(record, 62)}
   elseif state ~= RELEASED_WAITED then
-    return {'conflict'}
+    return {proof, 'conflict'}
   end
   taken = HELD_WAITED
 end
 
 if time_us > deadline then
   -- Who asked has given up, and would not know that it has the lock.
-  return {'late', time_us}
+  return {proof, 'late', time_us}
 end
 redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
-return fence
+return proof .. fence

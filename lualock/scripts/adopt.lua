@@ -19,31 +19,32 @@ local heir = ARGV[2]
 local ttl_ms = ARGV[3]
 local deadline = ARGV[4]
 local about = ARGV[5]
+local proof = heir
 
 --@include record
 
 local record = redis.call('GET', lock)
 if not record then
-  return 'missing'
+  return proof .. 'missing'
 end
 
 local state = string.sub(record, 1, 1)
 local owner = string.sub(record, 18, 39)
 local held = state == HELD or state == HELD_WAITED
 if held and owner == heir then
-  return {'owned', redis.call('PTTL', lock), string.sub(record, 2, 17)}
+  return {proof, 'owned', redis.call('PTTL', lock), string.sub(record, 2, 17)}
 elseif owner == token then
   if not held then
-    return 'already'
+    return proof .. 'already'
   end
   -- A new fence, so that whatever the lock protects can refuse who had it before.
   local last = string.sub(record, 2, 17)
   --@include fence
   if time_us > deadline then
-    return {'late', time_us}
+    return {proof, 'late', time_us}
   end
   redis.call('SET', lock, state .. fence .. heir .. token .. about, 'PX', ttl_ms)
-  return fence
+  return proof .. fence
 end
 
 --@include not_ours

@@ -8,10 +8,11 @@
 local lock = KEYS[1]
 local lease = ARGV[1]
 local ttl_ms = ARGV[2]
+local proof = lease
 
 -- It is sent whole each time, so it is short. W: whoever is given a lock, it is given from the queue.
 if redis.call('GETRANGE', lock, 0, 38) ~= 'W' .. lease then
-  return 'missing'
+  return proof .. 'missing'
 end
 --@include lengthen
-return 'claimed'
+return proof .. 'claimed'

@@ -6,6 +6,7 @@
 -- ARGV[3] max_waiters  how many may wait, or 0: any number
 -- ARGV[4] fair         '1': in turn; '0': whoever comes when it is free
 -- ARGV[5] deadline     the server's time, 16 digits, after which nobody waits for the reply any more
+-- ARGV[6] proof  a number of the request, fresh each time it is sent
 -- Returns fence                                               it is ours now; 16 digits
 -- Returns {'owned', ttl_ms, fence}                            this token has it already: claimed
 -- Returns {'queued', ttl_ms, held_ms, about, fence, ahead, place}  somebody else has it
@@ -20,6 +21,7 @@ local place = ARGV[2]
 local max_waiters = ARGV[3]
 local fair = ARGV[4]
 local deadline = ARGV[5]
+local proof = ARGV[6]
 
 --@include record
 --@include queue
@@ -30,18 +32,18 @@ if record then
   state = string.sub(record, 1, 1)
   last = string.sub(record, 2, 17)
   if #record < 39 or not tonumber(last) then
-    return {'conflict'}
+    return {proof, 'conflict'}
   end
 end
 local own = string.sub(ticket, 1, 22)
 local held = state == HELD or state == HELD_WAITED
 if record and not held and state ~= RELEASED and state ~= RELEASED_WAITED then
-  return {'conflict'}
+  return {proof, 'conflict'}
 end
 --@include fence
 if time_us > deadline then
   -- Who asked has given up, and nobody would leave the queue, or give the lock back, for it.
-  return {'late', time_us}
+  return {proof, 'late', time_us}
 elseif held and string.sub(record, 18, 39) == own then
   local _, ttl_ms = open_ticket(ticket)
   local waited = redis.call('ZREM', queue, ticket) == 1  -- first, for it fails at a foreign queue
@@ -50,7 +52,7 @@ elseif held and string.sub(record, 18, 39) == own then
     -- A request of before it waited, which was thought lost, took the lock.
     --@include tell_first
   end
-  return {'owned', tonumber(left_ms), last}
+  return {proof, 'owned', tonumber(left_ms), last}
 end
 
 local before = record and string.sub(record, 18, 39) or NOBODY
@@ -70,7 +72,7 @@ if not held then
       local left_ms = ttl_ms
       --@include tell_first
     end
-    return fence
+    return proof .. fence
   end
 end
 
@@ -100,7 +102,7 @@ if max_waiters ~= '0' and comes and not redis.call('ZSCORE', queue, ticket) then
     local waiters = redis.call('ZCARD', queue)
     if waiters >= limit then
       local holder = held and string.sub(record, 62) or ''
-      return {'full', held and redis.call('PTTL', lock) or 0, held_ms, holder, waiters}
+      return {proof, 'full', held and redis.call('PTTL', lock) or 0, held_ms, holder, waiters}
     end
   end
 end
@@ -129,14 +131,14 @@ if not held then
   -- The lease ended by itself while others wait: the first of them who can be reached has it now.
   --@include pass_on
   if given == own then
-    return fence
+    return proof .. fence
   elseif not given then
     -- Nobody can be told; our turn comes when those before us have looked.
-    return {'queued', 0, 0, '', last or fence, redis.call('ZRANK', queue, ticket), place}
+    return {proof, 'queued', 0, 0, '', last or fence, redis.call('ZRANK', queue, ticket), place}
   end
   record, last, held_ms = redis.call('GET', lock), fence, 0
 elseif state == HELD then
   redis.call('SETRANGE', lock, 0, HELD_WAITED)
 end
 local ahead = redis.call('ZRANK', queue, ticket)
-return {'queued', redis.call('PTTL', lock), held_ms, string.sub(record, 62), last, ahead, place}
+return {proof, 'queued', redis.call('PTTL', lock), held_ms, string.sub(record, 62), last, ahead, place}

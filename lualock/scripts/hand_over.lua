@@ -14,6 +14,7 @@ local lock = KEYS[1]
 local queue = KEYS[2]
 local lease = ARGV[1]
 local fair = ARGV[2]
+local proof = lease
 local token = string.sub(lease, -22)
 
 --@include record
@@ -21,19 +22,19 @@ local token = string.sub(lease, -22)
 
 local record = redis.call('GET', lock)
 if not record then
-  return 'missing'
+  return proof .. 'missing'
 end
 
 local state = string.sub(record, 1, 1)
 if string.sub(record, 40 - #lease, 39) == lease then
   if state ~= HELD and state ~= HELD_WAITED then
-    return 'already'
+    return proof .. 'already'
   end
   --@include give_up
   if given_on then
-    return 'handed_over'
+    return proof .. 'handed_over'
   end
-  return 'released'
+  return proof .. 'released'
 end
 
 --@include not_ours

@@ -10,12 +10,13 @@
 
 local lock = KEYS[1]
 local lease = ARGV[1]
+local proof = lease
 
 --@include record
 
 local record = redis.call('GET', lock)
 if not record then
-  return 'missing'
+  return proof .. 'missing'
 end
 
 local state = string.sub(record, 1, 1)
@@ -27,11 +28,11 @@ if string.sub(record, 40 - #lease, 39) == lease then
       -- Out of memory: a release must work all the same, and DEL always may.
       redis.call('DEL', lock)
     end
-    return 'released'
+    return proof .. 'released'
   elseif state == HELD_WAITED then
-    return 'waited'
+    return proof .. 'waited'
   end
-  return 'already'
+  return proof .. 'already'
 end
 
 local token = string.sub(lease, -22)

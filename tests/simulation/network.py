@@ -524,7 +524,7 @@ class Asked:
             return
         self.over = True
         if isinstance(reply, Refused):
-            reply, error = None, wire.reply_error(str(reply), self.call.parts[0])
+            reply, error = None, wire.reply_error(str(reply), self.call)
         if error is not None:
             if getattr(error, "outcome_unknown", False):
                 self.process.lost_replies += 1
@@ -585,7 +585,7 @@ class Owed:
             self._send_whole()
             return None
         if isinstance(self._reply, Refused):
-            raise wire.reply_error(str(self._reply), self.call.parts[0])
+            raise wire.reply_error(str(self._reply), self.call)
         return self._reply
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from lualock.drive import wire
 from lualock.jobs import verbs
 from lualock.keys import queue_key
 from lualock.protocol import Call
 from lualock.script import SCRIPTS, Script
+from tests.proving import proof_of
 from tests.simulation import contract, job_contract
 from tests.simulation.scripting import Broke, Interpreter
 from tests.simulation.store import Refused, SortedSet, Store
@@ -166,10 +168,11 @@ class Bench:
         reply: Any
         try:
             source = self._changed.get(script.source, script.source)
-            reply = self._lua.run(source, len(script.keys), call.parts)
+            proof, words = proof_of(script, call.parts)
+            reply = wire.proved(self._lua.run(source, len(script.keys), words), proof)
         except Refused as error:
             reply = error
-        except Broke as error:
+        except (Broke, wire.CrossedReply) as error:
             return [f"script: {script.name} {error}"]
         after: Any = look(store, call)
         if jobs:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from lualock.drive import wire
 from lualock.protocol import Call
 from lualock.script import Script
+from tests.proving import proof_of
 from tests.simulation.checker import OVERLAPS, Event, Violation
 from tests.simulation.scripting import Broke, Interpreter
 from tests.simulation.store import Refused, Store
@@ -173,10 +175,11 @@ class Server:
         source = self.sources.get(script.source, script.source)
         reply: Any
         try:
-            reply = self.lua.run(source, len(script.keys), call.parts)
+            proof, words = proof_of(script, call.parts)
+            reply = wire.proved(self.lua.run(source, len(script.keys), words), proof)
         except Refused as error:
             reply = error
-        except Broke as error:
+        except (Broke, wire.CrossedReply) as error:
             self.world.wrong("script", f"{script.name}: {error}")
             reply = Refused(f"ERR user_script: {error}")
         if self.world.trace is not None:

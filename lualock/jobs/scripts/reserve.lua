@@ -6,6 +6,7 @@
 -- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
 -- ARGV[4] about     which job it is: free text, kept beside the place
 -- ARGV[5] alone     '1': refused also while the lock is held; '0': whether it is does not matter
+-- ARGV[6] proof  a number of the request, fresh each time it is sent
 -- Returns fence                                the place is ours now; 16 digits
 -- Returns {'owned', ttl_ms, fence}             this token has it already
 -- Returns {'queued', ttl_ms, held_ms, about}   another job has the place
@@ -20,6 +21,7 @@ local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local about = ARGV[4]
 local alone = ARGV[5]
+local proof = ARGV[6]
 
 --@include record
 
@@ -39,25 +41,25 @@ local ours, taken = opened(queued)
 local running = redis.call('GET', lock)
 local sound, held = opened(running)
 if not ours or not sound then
-  return {'conflict'}
+  return {proof, 'conflict'}
 end
 local last = queued and string.sub(queued, 2, 17)
 --@include fence
 
 local before = queued and string.sub(queued, 18, 39) or NOBODY
 if taken and before == token then
-  return {'owned', redis.call('PTTL', place), last}
+  return {proof, 'owned', redis.call('PTTL', place), last}
 elseif taken then
   local held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
-  return {'queued', redis.call('PTTL', place), held_ms, string.sub(queued, 62)}
+  return {proof, 'queued', redis.call('PTTL', place), held_ms, string.sub(queued, 62)}
 elseif alone == '1' and held and string.sub(running, 18, 39) ~= token then
   -- (A lock that is kept for this job's own retry is not in its way.)
   local held_ms = math.floor((tonumber(time_us) - tonumber(string.sub(running, 2, 17))) / 1000)
-  return {'running', redis.call('PTTL', lock), held_ms, string.sub(running, 62)}
+  return {proof, 'running', redis.call('PTTL', lock), held_ms, string.sub(running, 62)}
 elseif time_us > deadline then
-  return {'late', time_us}
+  return {proof, 'late', time_us}
 end
 -- (Not everybody who waits could be told when it was given up.)
 local state = queued and string.sub(queued, 1, 1) == RELEASED_WAITED and HELD_WAITED or HELD
 redis.call('SET', place, state .. fence .. token .. before .. about, 'PX', ttl_ms)
-return fence
+return proof .. fence

@@ -23,6 +23,7 @@ local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local about = ARGV[4]
 local owner = ARGV[5]
+local proof = token
 
 --@include record
 --@include queue
@@ -33,12 +34,12 @@ if record then
   state = string.sub(record, 1, 1)
   last = string.sub(record, 2, 17)
   if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
-    return {'conflict'}
+    return {proof, 'conflict'}
   end
 end
 local queued = redis.call('GET', place)
 if queued and (#queued < 39 or not string.find(queued, '^[HWRF]%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d')) then
-  return {'conflict'}
+  return {proof, 'conflict'}
 end
 --@include fence
 
@@ -47,10 +48,10 @@ if record then
   before = string.sub(record, 18, 39)
   if state == HELD or state == HELD_WAITED then
     if before == token then
-      return {'owned', redis.call('PTTL', lock), last}
+      return {proof, 'owned', redis.call('PTTL', lock), last}
     elseif before ~= owner then
       local held_ms = math.floor((tonumber(fence) - tonumber(last)) / 1000)
-      return {'held', redis.call('PTTL', lock), held_ms, string.sub(record, 62)}
+      return {proof, 'held', redis.call('PTTL', lock), held_ms, string.sub(record, 62)}
     end
     -- The job's last attempt left it to this one.
     taken = state
@@ -61,7 +62,7 @@ end
 
 if time_us > deadline then
   -- Who asked has given up, and would not know that it has the lock.
-  return {'late', time_us}
+  return {proof, 'late', time_us}
 end
 -- Looked at before anything is written, for it fails where a queue is not lualock's.
 local waited = taken == HELD_WAITED and redis.call('ZCARD', queue) > 0
@@ -83,4 +84,4 @@ if place_waited then
   local left_ms = 0
   --@include tell_first
 end
-return fence
+return proof .. fence

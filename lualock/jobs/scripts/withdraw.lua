@@ -2,6 +2,7 @@
 -- KEYS[1] asked  the key of the request
 -- KEYS[2] queue  the tickets of those who wait for the lock
 -- ARGV[1] token  who asked
+-- ARGV[2] proof  a number of the request, fresh each time it is sent
 -- Returns 'withdrawn'   the request is gone; those that were made before it stand
 -- Returns 'superseded'  somebody else has asked since, and waits for the lock
 -- Returns 'alone'       somebody else has asked since, but does not wait for it (any more)
@@ -10,6 +11,7 @@
 local asked = KEYS[1]
 local queue = KEYS[2]
 local token = ARGV[1]
+local proof = ARGV[2]
 
 --@include queue
 
@@ -17,7 +19,7 @@ local ONE = '(' .. string.rep('.', 16) .. ')(' .. string.rep('.', 22) .. ')'
 
 local request = redis.call('GET', asked)
 if not request then
-  return 'missing'
+  return proof .. 'missing'
 end
 local ours, rest = false, ''
 local later = {}
@@ -44,8 +46,8 @@ elseif ours then
   redis.call('SET', asked, rest, 'PX', math.max(redis.call('PTTL', asked), 1))
 end
 if waits then
-  return 'superseded'
+  return proof .. 'superseded'
 elseif later[string.sub(request, 17, 38)] then
-  return 'alone'
+  return proof .. 'alone'
 end
-return 'withdrawn'
+return proof .. 'withdrawn'
