@@ -87,7 +87,9 @@ def random_call(chance: Random, script: Script, words: Words) -> Call:
     keys = KEYS
     if script.name in SCRIPTS and "queue" not in script.keys and chance.random() < 0.3:
         keys = {"lock": PLACE}  # a place is a lock like any other
-    parts = [keys[key] for key in script.keys] + [values[arg] for arg in script.args]
+    parts = [keys[key] for key in script.keys] + [
+        values[arg] for arg in script.args if arg != "proof"
+    ]
     return Call(script, tuple(parts))
 
 
