@@ -15,7 +15,7 @@ import hiredis
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-HANDSHAKE = (b"HELLO", b"TIME", b"CLIENT", b"SELECT", b"AUTH")
+HANDSHAKE = (b"HELLO", b"TIME", b"PING", b"CLIENT", b"SELECT", b"AUTH")
 
 
 class Proxy:

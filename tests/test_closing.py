@@ -112,7 +112,7 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
         await shell.until(lambda: not connections.mux.busy)
     else:
         line = lease._grant.claim.line
-        readable, _, _ = select.select([line._socket], [], [], 5)
+        readable, _, _ = select.select([line.socket], [], [], 5)
         assert readable
         line_last = locks._driver._idle.pop()
         assert line_last is line

@@ -7,6 +7,7 @@ off, because a retry that the protocol does not know of would falsify deadlines 
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,15 @@ _KEPT = {
 # What no connection of ours is told, stock or not.
 _OURS = {
     *("retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "decode_responses"),
+}
+
+
+# An idle connection that died without a word (a NAT, a load balancer) is found so by the kernel,
+# and costs no round trip when it is used.
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
 }
 
 
@@ -114,6 +124,9 @@ class Endpoint:
                 options.socket_s(settings[name], name)
         if pool.connection_class in _TWINS:
             settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
+            if settings.get("socket_keepalive") is None and "path" not in settings:
+                # (redis-py does so itself from version 8 on.)
+                settings |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
             return cls(pool.connection_class, settings)
         # Connections of Sentinel ask their pool where to go, and those of asyncio do not keep it.
         return cls(pool.connection_class, settings, pool)
