@@ -24,6 +24,10 @@ from lualock.drive import wire
 from lualock.errors import LockUnavailable
 from lualock.protocol import Call
 
+LOST_S = 0.2
+"""By how much the loop may be late before what it was to call counts as lost: a signal handler
+that raised just when the loop took it up."""
+
 
 class Silence(Exception):
     """No reply has come for a while. ``later`` gets it, if it comes all the same."""
@@ -61,6 +65,7 @@ class Mux(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Any], float, bytes | None, bool]] = deque()
         self._silence_s = min(wire.silence_s(timeout_s), timeout_s)
         self._unsent: list[bytes] = []
+        self._sends_by = self._watches_by = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None  # set while the peer does not read
         self.open = self.ready = True  # ready: and the peer reads what is sent
@@ -83,13 +88,15 @@ class Mux(asyncio.Protocol):
         if not self.open:
             future.set_exception(self._broken("it was closed"))
             return future
-        if not self._unsent:
+        now = self.loop.time()
+        if not self._unsent or now > self._sends_by:
             self.loop.call_soon(self._send)
+            self._sends_by = now + LOST_S
         # First, for once it is sent its reply must find its place.
-        self._waiting.append((future, self.loop.time(), proof, tell))
+        self._waiting.append((future, now, proof, tell))
         self._unsent.append(question)
-        if self._watchdog is None:
-            self._watchdog = self.loop.call_later(self._silence_s, self._watch)
+        if self._watchdog is None or now > self._watches_by:
+            self._watch_at(now + self._silence_s)
         return future
 
     def call(self, call: Call, *, source: bool = False) -> asyncio.Future[Any]:
@@ -172,7 +179,11 @@ class Mux(asyncio.Protocol):
                 break  # those behind it are younger
             if tell:
                 self._tell_silence(place)
-        self._watchdog = self.loop.call_later(again - now, self._watch)
+        self._watch_at(again)
+
+    def _watch_at(self, when: float) -> None:
+        self._watches_by = when + LOST_S
+        self._watchdog = self.loop.call_at(when, self._watch)
 
     def _broken(self, why: str) -> LockUnavailable:
         return wire.lost_reply(ConnectionError(why), self._where)
