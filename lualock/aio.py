@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import Block, Blocks, begin, block_end, end_async
+from lualock.block import Block, begin, block_end, blocks_of, end_async, names_of
 from lualock.drive.asynchronous import AsyncDriver, drop_closed
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import NotAcquired
@@ -100,7 +100,7 @@ class Lease(BaseLease):
         block = begin(self)
         self._begin()
         self.check()  # or the body would run without the lock
-        block.lease = self
+        self._enter(block, _current_task())
         return self
 
     def _begin(self) -> None:
@@ -115,7 +115,11 @@ class Lease(BaseLease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._leave(kind, error, trace)
+        block = self._unstated()
+        if block is None:
+            await self._leave(kind, error, trace)
+        else:
+            await end_async(block, kind, error, trace)
 
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if self._passed or self._pid != fork.current():
@@ -171,7 +175,8 @@ class _Body:
 class Lock(BaseLock):
     """A wish for a lock: reusable, stateless, safe to share between tasks."""
 
-    __slots__ = ("_blocks", "_locks")
+    __slots__ = ()
+    _locks: Locks
 
     def __init__(
         self,
@@ -191,7 +196,7 @@ class Lock(BaseLock):
         care = max_hold, on_lost, cancel_on_loss
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._blocks = Blocks(_current_task)
+        self._blocks = blocks_of(locks._names, self._key)
 
     async def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -200,11 +205,13 @@ class Lock(BaseLock):
 
         :raises NotAcquired: somebody else still had it when the time was over; the error says who.
         :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises SelfDeadlock: ``timeout`` is ``None``, and this task is inside a ``with`` block of
+            the lock, or inside a job that holds it. Nothing was sent.
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        ask, server = self._ask(), self._locks._driver.server_clock
-        return await self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+        ask = self._ask()
+        return await self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
 
     async def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
@@ -212,13 +219,17 @@ class Lock(BaseLock):
             grant = await driver.run(steps)
             self._crowded = grant.waited
             lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            lease._blocks = self._blocks
             if block is not None:
-                self._blocks.push(block, lease)
+                self._blocks.push(block, lease, _current_task())
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
                 await driver.run(protocol.undo(ask))
             raise
+
+    def _task(self) -> asyncio.Task[Any] | None:
+        return _current_task()
 
     async def try_acquire(self) -> Lease | None:
         """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
@@ -252,6 +263,8 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
+        if self._blocks.begun:
+            self._blocks.refuse_own_wait(_current_task())
         ask, server = self._ask(), self._locks._driver.server_clock
         lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
         lease._begin()
@@ -264,10 +277,10 @@ class Lock(BaseLock):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(self._blocks.last(), kind, error, trace)
+        await end_async(self._blocks.last(self, _current_task()), kind, error, trace)
 
 
-def _current_task() -> object:
+def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -298,6 +311,7 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
+        self._names = names_of(endpoint.server)
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _WatchTimer] = (

@@ -14,18 +14,22 @@ end, the lock is given back. Rules that hold here:
 A lock is shared between threads and tasks. Where ``__exit__`` is called by name, or taken from the
 class as ``ExitStack`` does, the block is found by the thread or task that began it; if none did (a
 fixture, a thread pool), by what can be meant at all.
+
+All lock objects of one name share the list of their blocks. So a wait without an end is refused
+where the code that waits is inside a block itself. The run of a job counts as a block.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from lualock.errors import InvalidArgument, LockError
+from lualock.errors import InvalidArgument, LockError, SelfDeadlock
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,14 +37,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
-    __slots__ = ("blocks", "guard", "lease", "of", "owner")
+    __slots__ = ("blocks", "guard", "lease", "of", "task", "thread")
+
+    thread: threading.Thread
+    """Which thread began it."""
+
+    task: asyncio.Task[Any] | None
+    """Which task did; ``None``: no task, or a block of the plain shell, which is its thread's."""
 
     def __init__(self, of: Any) -> None:
         self.of = of
         self.lease: Any = None  # from its beginning to its end
-        self.owner: object = None  # the thread or task that began it
         self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
-        self.blocks: Blocks | None = None  # of a lock: those on it
+        self.blocks: Blocks | None = None  # those on its lock
 
     def gone(self, _: object) -> None:
         """What should have ended it is no more."""
@@ -69,36 +78,76 @@ def begin(of: Any) -> Block:
     return block
 
 
+Names = dict[bytes, "weakref.ref[Blocks]"]
+
+_servers: dict[str, Names] = {}
+
+
+def names_of(server: str) -> Names:
+    """The locks of one server that this process has, by key."""
+    return _servers.setdefault(server, {})
+
+
+def blocks_of(names: Names, key: bytes) -> Blocks:
+    """Those on the locks of one key."""
+    ref = names.get(key)
+    blocks = None if ref is None else ref()
+    if blocks is None:
+        blocks = Blocks()
+        names[key] = weakref.ref(blocks, partial(names.pop, key))
+    return blocks
+
+
 class Blocks:
-    """Those on one lock that have begun."""
+    """Those on the locks of one name that have begun."""
 
-    __slots__ = ("_begun", "_owner")
+    __slots__ = ("__weakref__", "begun")
 
-    def __init__(self, owner: Callable[[], object]) -> None:
-        self._owner = owner  # which thread or task asks
-        self._begun: list[Block] = []
+    def __init__(self) -> None:
+        self.begun: list[Block] = []
 
-    def push(self, block: Block, lease: Any) -> None:
+    def push(self, block: Block, lease: Any, task: asyncio.Task[Any] | None = None) -> None:
         """It holds this lease from now on."""
-        block.owner = self._owner()
+        block.thread = threading.current_thread()  # (idents are used again)
+        block.task = task
         block.blocks = self
         block.lease = lease
-        self._begun.append(block)
+        self.begun.append(block)
+
+    def refuse_own_wait(self, task: asyncio.Task[Any] | None = None) -> None:
+        """Refuse a wait without an end that keeps a block from ending which has the lock.
+
+        :param task: what waits; ``None``: a whole thread, and with it all of its tasks.
+        :raises SelfDeadlock: there is such a block.
+        """
+        thread = threading.current_thread()
+        for block in tuple(self.begun):
+            if block.thread is not thread or (lease := block.lease) is None or not lease.held:
+                continue
+            # Other tasks go on while one waits. A block that outlived its task ends somewhere else.
+            if block.task is task if task else block.task is None or not block.task.done():
+                raise SelfDeadlock(
+                    f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
+                    "is inside its with block or job, so it would wait for itself. Release it "
+                    "first, wait with a timeout, or use another lock",
+                    name=lease.name,
+                )
 
     def drop(self, block: Block) -> None:
         """It holds none any more."""
         try:
-            self._begun.remove(block)
+            self.begun.remove(block)
         except ValueError:
             return  # dropped before
 
-    def last(self) -> Block:
-        """The one that is to be ended, where that is not said.
+    def last(self, of: Any, task: asyncio.Task[Any] | None = None) -> Block:
+        """The one on ``of`` that is to be ended, where that is not said.
 
         :raises InvalidArgument: there is none, or it cannot be told which.
         """
-        owner, begun = self._owner(), [one for one in self._begun if one.lease is not None]
-        mine = [block for block in begun if block.owner == owner]
+        owner = task or threading.current_thread()
+        begun = [one for one in self.begun if one.of is of and one.lease is not None]
+        mine = [block for block in begun if (block.task or block.thread) is owner]
         if mine:
             return mine[-1]
         # Of another thread or task. The lock is exclusive, so of several leases only one is held,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock import fork, handles, options, protocol
+from lualock.block import Block, Blocks
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps, Wait
@@ -39,9 +40,9 @@ class BaseLease:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_beside", "_care", "_clock", "_driver", "_ended"),
-        *("_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_shortened"),
-        *("_ttl_ms", "_watch", "fence"),
+        *("__weakref__", "_ask", "_beside", "_block", "_blocks", "_care", "_clock", "_driver"),
+        *("_ended", "_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed"),
+        *("_shortened", "_ttl_ms", "_watch", "fence"),
     )
 
     fence: int
@@ -49,6 +50,8 @@ class BaseLease:
     lock protects, and let the receiver refuse a smaller one than it has seen."""
 
     _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
+    _block: Block  # only while it is entered, and no statement has the block
+    _blocks: Blocks  # those on its lock
 
     def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
         self._ask = ask
@@ -168,6 +171,18 @@ class BaseLease:
             name=self.name,
             given_up=given_up,
         )
+
+    def _enter(self, block: Block, task: Any = None) -> None:
+        if block.guard is None:
+            self._block = block
+        self._blocks.push(block, self, task)
+
+    def _unstated(self) -> Block | None:
+        """The block that no statement has, which ends now."""
+        block = getattr(self, "_block", None)
+        if block is not None:
+            del self._block
+        return block
 
     def handle(self) -> str:
         """A text by which another process can take over the lease: ``locks.adopt(handle)``.

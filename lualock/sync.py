@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import Block, Blocks, begin, block_end, end
+from lualock.block import Block, begin, block_end, blocks_of, end, names_of
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument, NotAcquired
@@ -97,7 +97,7 @@ class Lease(BaseLease):
     def __enter__(self) -> Lease:
         block = begin(self)
         self.check()  # or the body would run without the lock
-        block.lease = self
+        self._enter(block)
         return self
 
     @block_end
@@ -107,7 +107,11 @@ class Lease(BaseLease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave(kind, error, trace)
+        block = self._unstated()
+        if block is None:
+            self._leave(kind, error, trace)
+        else:
+            end(block, kind, error, trace)
 
     def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if self._passed or self._pid != fork.current():
@@ -125,7 +129,8 @@ class Lease(BaseLease):
 class Lock(BaseLock):
     """A wish for a lock: reusable, stateless, safe to share between threads."""
 
-    __slots__ = ("_blocks", "_locks")
+    __slots__ = ()
+    _locks: Locks
 
     def __init__(
         self,
@@ -146,7 +151,7 @@ class Lock(BaseLock):
         care = max_hold, on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._blocks = Blocks(threading.get_ident)
+        self._blocks = blocks_of(locks._names, self._key)
 
     def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -155,11 +160,13 @@ class Lock(BaseLock):
 
         :raises NotAcquired: somebody else still had it when the time was over; the error says who.
         :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises SelfDeadlock: ``timeout`` is ``None``, and this thread is inside a ``with`` block of
+            the lock, or inside a job that holds it. Nothing was sent.
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        ask, server = self._ask(), self._locks._driver.server_clock
-        return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+        ask = self._ask()
+        return self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
 
     def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
@@ -167,6 +174,7 @@ class Lock(BaseLock):
             grant = driver.run(steps)
             self._crowded = grant.waited
             lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            lease._blocks = self._blocks
             if block is not None:
                 self._blocks.push(block, lease)
             return lease
@@ -207,6 +215,8 @@ class Lock(BaseLock):
 
     def __enter__(self) -> Lease:
         block = begin(self)
+        if self._blocks.begun:
+            self._blocks.refuse_own_wait()
         ask, server = self._ask(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, None), block)
 
@@ -217,7 +227,7 @@ class Lock(BaseLock):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(self._blocks.last(), kind, error, trace)
+        end(self._blocks.last(self), kind, error, trace)
 
 
 class Locks(BaseLocks):
@@ -244,6 +254,7 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
+        self._names = names_of(endpoint.server)
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
         self._watch = _WatchThread(self._driver)

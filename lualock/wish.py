@@ -7,12 +7,13 @@ from binascii import b2a_base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lualock import fork, handles, keys, options
+from lualock import fork, handles, keys, options, protocol
+from lualock.block import Block, Blocks, Names
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 from lualock.handles import Handle
 from lualock.lease import Care
-from lualock.protocol import Ask, ServerClock, Steps
+from lualock.protocol import Ask, Grant, ServerClock, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,6 +40,7 @@ class BaseLocks:
 
     _endpoint: Endpoint
     _settings: Settings
+    _names: Names
     _keep: Any
     """What must live as long as this: the embedded server."""
 
@@ -82,9 +84,12 @@ class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
     __slots__ = (
-        *("_about", "_band", "_care", "_crowded", "_fair", "_key", "_max_waiters", "_name"),
-        *("_queue", "_ttl_ms"),
+        *("_about", "_band", "_blocks", "_care", "_crowded", "_fair", "_key", "_locks"),
+        *("_max_waiters", "_name", "_queue", "_ttl_ms"),
     )
+
+    _blocks: Blocks
+    _locks: Any
 
     def __init__(
         self,
@@ -148,6 +153,25 @@ class BaseLock:
             *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
             *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
         )
+
+    def _task(self) -> Any:
+        """What a wait stops: this task, or ``None`` for the whole thread."""
+        return None
+
+    def _acquire(self, ask: Ask, wait_s: float | None) -> Steps[Grant]:
+        """How to get the lock, waiting for so long.
+
+        :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
+        """
+        if wait_s is None and self._blocks.begun:
+            self._blocks.refuse_own_wait(self._task())
+        return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
+
+    def _inside(self, lease: Any) -> Block:
+        """A block on the lock, of code that has its lease by other means."""
+        block = Block(self)
+        self._blocks.push(block, lease, self._task())
+        return block
 
     def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
         from lualock.jobs import verbs  # a leaf: opened when it is used

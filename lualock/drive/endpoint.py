@@ -8,7 +8,7 @@ off, because a retry that the protocol does not know of would falsify deadlines 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -69,6 +69,11 @@ class Endpoint:
     settings: dict[str, Any]
     keep: Any = None
     """What the settings have no more than a weak reference to."""
+    server: str = field(init=False)
+    """The address and database: equal where two endpoints are known to lead to one server."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "server", _server(self.settings, self.keep))
 
     @classmethod
     def of_url(cls, url: str, *, asynchronous: bool = False) -> Endpoint:
@@ -159,5 +164,17 @@ class Endpoint:
 
     def __str__(self) -> str:
         """The address, without anything secret."""
-        told = self.settings
-        return str(told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}")
+        return _address(self.settings)
+
+
+def _address(settings: dict[str, Any]) -> str:
+    host, port = settings.get("host", "localhost"), settings.get("port", 6379)
+    return str(settings.get("path") or f"{host}:{port}")
+
+
+def _server(settings: dict[str, Any], pool: Any) -> str:
+    where = _address(settings)
+    if (service := getattr(pool, "service_name", None)) is not None:
+        pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+        where = f"{service} of {sorted(_address(one.connection_kwargs) for one in pools)}"
+    return f"{where}/{settings.get('db') or 0}"
