@@ -497,7 +497,7 @@ class _LoopWatch(WatchThread):
         self._hangs = False
 
     def add(self, lease: BaseLease, look_at: float | None = None) -> None:
-        if self._is_here():
+        if asyncio.get_running_loop() is self._loop():
             self._ran_at = self._clock()
             if self.closed:
                 self.open()

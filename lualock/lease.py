@@ -207,8 +207,7 @@ class BaseLease:
             return None
         if self._pid != fork.pid:
             raise self._no_longer("released")
-        if self._watch is not None:
-            self._count_shortening()  # a renewal that is answered from now on changes nothing
+        self._shortened += 1  # a renewal that is answered from now on changes nothing
         return protocol.release(self._ask, self._grant)
 
     def _tell_released(self) -> None:
@@ -249,6 +248,10 @@ class BaseLease:
             if shortened == self._shortened and not protocol.is_disowned(grant):
                 grant.claim = None
                 grant.deadline = max(grant.deadline, deadline)
+                if shortened != self._shortened:
+                    # Its release, for which the lock would cost too much, has begun just now. Had
+                    # it failed already, that line would have undone what it said of the lease.
+                    protocol.disown(grant)
             elif deadline < grant.deadline:
                 # It was shortened, or released, at the same time; nobody knows which came second.
                 grant.deadline = deadline

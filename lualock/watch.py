@@ -203,7 +203,7 @@ class Watch:
             if lease._grant.deadline < look_at:
                 # Its holder has let it end sooner just before that line, which overwrote when to
                 # look at it.
-                self.add(lease)
+                Watch.add(self, lease)
 
     def _entry(self, look_at: float, token: bytes) -> BaseLease | None:
         """The lease that is to be looked at then; ``None`` if the entry does not count."""

@@ -1,0 +1,326 @@
+"""Leases of an event loop that is blocked, hangs, or has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis.asyncio
+from redis.asyncio.connection import UnixDomainSocketConnection
+
+import lualock
+from lualock import aio
+from lualock.aio import HUNG_TTLS
+from tests.servers import Server
+from tests.waiting import wait_until
+
+TTL_S = 0.4
+
+
+@pytest.fixture
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """Threads that run while the loop is blocked."""
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def _watching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lualock-watch"]
+
+
+async def _until(condition: Any) -> None:
+    give_up = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.002)
+
+
+# Blocked for a while.
+
+
+async def test_a_loop_that_is_blocked_for_two_ttls(
+    one_server: Server, locks: lualock.Locks, beside: ThreadPoolExecutor
+) -> None:
+    """Holds its lease meanwhile, by its own account and the server's, and afterwards."""
+    async with aio.connect(one_server.url, ttl=1) as mine, mine.lock("x") as lease:
+        other = beside.submit(locks.lock("x").acquire, timeout=1.9)
+        time.sleep(2)  # noqa: ASYNC251 - the loop stands still
+        assert lease.held
+        with pytest.raises(lualock.NotAcquired):
+            other.result(5)
+        assert (await mine.lock("x").inspect()).fence == lease.fence
+        deadline = lease._grant.deadline
+        await _until(lambda: lease._grant.deadline > deadline)
+    assert not locks.lock("x").locked()
+
+
+async def test_a_loop_that_runs_again_just_before_the_end(
+    one_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keeps its lease, although the last renewal was the last one unless it ran again."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=1, renew=True, on_lost=told.append).acquire()
+        with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+            wait_until(lambda: "the event loop has not run" in caplog.text, wait_s=10)
+        assert lease.held
+        deadline = lease._grant.deadline
+        await _until(lambda: lease._grant.deadline > deadline + 0.5)
+        assert told == []
+        await lease.release()
+
+
+# Blocked for too long.
+
+
+@pytest.mark.parametrize("max_hold", [None, 2 * TTL_S], ids=["hangs", "max_hold"])
+async def test_a_loop_that_hangs(
+    one_server: Server,
+    locks: lualock.Locks,
+    beside: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+    max_hold: float | None,
+) -> None:
+    """Loses its leases after some ttls, or max_hold, and is told once it runs again, once."""
+    told: list[Any] = []
+    begun = time.monotonic()
+    mine = aio.connect(one_server.url)
+    lock = mine.lock(
+        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=told.append, cancel_on_loss=True
+    )
+    held = []
+    with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
+        async with lock as lease:
+            waiting = asyncio.create_task(lease.wait_lost())
+            await asyncio.sleep(0)
+            # The loop stands still until another has the lock.
+            other = beside.submit(locks.lock("x", 60).acquire, timeout=20).result(20)
+            held.append(time.monotonic() - begun)
+            assert lease.lost
+            assert other.fence > lease.fence
+            assert told == []
+            await asyncio.sleep(5)
+    bound_s = HUNG_TTLS * TTL_S if max_hold is None else max_hold
+    assert bound_s - TTL_S / 2 < held[0] < bound_s + TTL_S
+    assert await waiting
+    await _until(lambda: told)
+    late = await mine.lock("y", 0.1, on_lost=told.append).acquire()
+    await _until(lambda: late in told)  # by then it would have been told again
+    assert told == [lease, late]
+    assert caplog.text.count("the event loop has not run") == (max_hold is None)
+    other.release()
+    await mine.aclose()
+
+
+async def test_what_is_released_before_its_loss_is_told(one_server: Server) -> None:
+    """Is not told of: release() says it."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
+        with one_server.client() as client:
+            wait_until(lambda: lease.lost and not client.exists("lualock:{x}"))
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        with pytest.raises(lualock.LeaseLost):
+            await lease.release()
+        other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
+        await _until(lambda: told)
+        assert told == [other]
+
+
+async def test_what_another_loop_extends_before_its_loss_is_told(
+    one_server: Server, beside: ThreadPoolExecutor
+) -> None:
+    """Is not told of, for the server had it still; but its next loss is."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
+        with one_server.client() as client:
+            client.pexpire("lualock:{x}", 60_000)  # a clock there that is slower than ours
+        wait_until(lambda: lease.lost)
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        beside.submit(asyncio.run, lease.extend(1)).result(5)
+        assert lease.held
+        other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
+        await _until(lambda: told)
+        assert told == [other]
+        await _until(lambda: len(told) == 2)
+        assert told == [other, lease]
+
+
+# Other loops.
+
+
+def test_a_blocked_loop_costs_other_loops_nothing(
+    one_server: Server, beside: ThreadPoolExecutor
+) -> None:
+    """Leases of one Locks in several loops, of which one is blocked until its lease is lost."""
+    locks = aio.connect(one_server.url)
+    lost, entered = threading.Event(), threading.Barrier(5)
+
+    async def blocked() -> bool:
+        lease = await locks.lock("blocked", TTL_S, renew=True).acquire()
+        entered.wait(5)
+        wait_until(lambda: lease.lost, wait_s=10)
+        lost.set()
+        return lease.held
+
+    async def runs(number: int) -> bool:
+        leases = [await locks.lock(f"l{number}.{n}", TTL_S, renew=True).acquire() for n in range(5)]
+        entered.wait(5)
+        while not lost.is_set():
+            assert all(lease.held for lease in leases)
+            await asyncio.sleep(0.01)
+        held = all(lease.held for lease in leases)
+        for lease in leases:
+            await lease.release()
+        return held
+
+    loops = [blocked(), *map(runs, range(4))]
+    assert list(beside.map(asyncio.run, loops)) == [False, True, True, True, True]
+    wait_until(lambda: not _watching())
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
+def test_a_loop_that_ended_without_a_word(one_server: Server, closed: bool) -> None:
+    """Is not renewed any more if it was closed; if it just runs no more, until it hangs. Where it
+    runs again it is told."""
+    locks = aio.connect(one_server.url)
+    told: list[Any] = []
+    loop = asyncio.new_event_loop()
+    lock = locks.lock("x", TTL_S, renew=True, on_lost=told.append)
+    lease = loop.run_until_complete(lock.acquire())
+    loop.run_until_complete(locks.aclose())  # the lease is watched as before
+    begun = time.monotonic()
+    with one_server.client() as client:
+        if closed:
+            loop.close()
+        wait_until(lambda: not client.exists(lock.key), wait_s=10)
+    took_s = time.monotonic() - begun
+    assert lease.lost
+    if closed:
+        assert took_s < 2 * TTL_S
+    else:
+        assert took_s > (HUNG_TTLS - 1) * TTL_S
+        assert told == []
+        loop.run_until_complete(_until(lambda: told))
+        loop.run_until_complete(locks.aclose())
+        loop.close()
+        assert told == [lease]
+    wait_until(lambda: not _watching())
+
+
+def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
+    """End when another loop begins, not when their leases would be due."""
+    locks = aio.connect(one_server.url)
+    leases = []
+    for number in range(3):
+        loop = asyncio.new_event_loop()
+        leases.append(loop.run_until_complete(locks.lock(f"l{number}").acquire()))
+        wait_until(lambda: len(_watching()) == 1)
+        loop.run_until_complete(locks.aclose())  # the lease is watched as before
+        loop.close()
+    asyncio.run(locks.lock("last").acquire())
+    wait_until(lambda: not _watching())
+
+
+# Clients whose connections exist for asyncio only.
+
+
+class _Own(UnixDomainSocketConnection):
+    """A class of the program's own."""
+
+
+class _AsyncOnly(redis.CredentialProvider):
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return "default", "any"  # who may come in without a password may come in with one
+
+
+def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis:
+    """A client that a thread cannot connect like."""
+    if what == "credentials":
+        return redis.asyncio.Redis(unix_socket_path=server.socket, credential_provider=_AsyncOnly())
+    pool = redis.asyncio.ConnectionPool(connection_class=_Own, path=server.socket)
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
+async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, begun: bool) -> None:
+    """Where the loop renews: who cancels all tasks of a loop that goes on cancels a renewal too, and
+    it comes again."""
+    async with aio.Locks(for_asyncio_only(one_server)) as locks:
+        lease = await locks.lock("x", ttl=0.6, renew=True).acquire()
+        me, give_up = asyncio.current_task(), time.monotonic() + 5
+        others: set[asyncio.Task[Any]] = set()
+        while not others:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0)
+            others = asyncio.all_tasks() - {me}
+        if begun:
+            await asyncio.sleep(0)
+        for other in others:
+            other.cancel()
+        deadline = lease._grant.deadline
+        while lease._grant.deadline == deadline:
+            assert lease.held
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
+        await lease.release()
+
+
+@pytest.mark.parametrize("what", ["class", "credentials"])
+async def test_a_client_for_asyncio_only(one_server: Server, what: str) -> None:
+    """Renews by the loop: what it holds is kept while the loop runs, and lost when it is blocked
+    for longer than a ttl."""
+    told: list[Any] = []
+    async with aio.Locks(for_asyncio_only(one_server, what)) as locks:
+        lease = await locks.lock("x", TTL_S, renew=True, on_lost=told.append).acquire()
+        await asyncio.sleep(2 * TTL_S)  # the time in which it must have been renewed
+        assert lease.held
+        time.sleep(TTL_S * 1.5)  # noqa: ASYNC251 - the loop stands still
+        assert lease.lost
+        await _until(lambda: told)
+        assert told == [lease]
+    wait_until(lambda: not _watching())
+
+
+@pytest.mark.parametrize("what", ["url", "class"])
+@pytest.mark.parametrize("how", ["aclose", "end of the loop"])
+def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) -> None:
+    """No connection, no thread and no warning is left when all is closed, or the loop has ended in
+    the middle of it."""
+
+    async def main() -> None:
+        lease = await locks.lock("x", TTL_S, renew=True).acquire()
+        deadline = lease._grant.deadline
+        await _until(lambda: lease._grant.deadline > deadline)
+        if how == "aclose":
+            await lease.release()
+            await locks.aclose()
+            assert len(connected()) <= before
+            await asyncio.sleep(0.1)
+            assert len(connected()) <= before
+        kept.append(lease)
+
+    def connected() -> list[Any]:
+        found: list[Any] = client.client_list()
+        return found
+
+    kept: list[Any] = []
+    with one_server.client() as client:
+        before = len(connected())
+        for _ in range(3):
+            locks: Any = (
+                aio.connect(one_server.url)
+                if what == "url"
+                else aio.Locks(for_asyncio_only(one_server))
+            )
+            asyncio.run(main())
+        wait_until(lambda: len(connected()) <= before)
+        wait_until(lambda: not _watching())
+        wait_until(lambda: (client.get("lualock:{x}") or b"R")[:1] == b"R")
