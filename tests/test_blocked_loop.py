@@ -251,8 +251,7 @@ def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis
 
 @pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
 async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, begun: bool) -> None:
-    """Where the loop renews: who cancels all tasks of a loop that goes on cancels a renewal too, and
-    it comes again."""
+    """Where the loop renews, cancelling all its tasks cancels a renewal too, and it comes again."""
     async with aio.Locks(for_asyncio_only(one_server)) as locks:
         lease = await locks.lock("x", ttl=0.6, renew=True).acquire()
         me, give_up = asyncio.current_task(), time.monotonic() + 5
