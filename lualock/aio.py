@@ -487,10 +487,7 @@ class _LoopWatch(WatchThread):
         self.pid = fork.pid
         self.tasks = driver
         self._loop = weakref.ref(loop)  # or the thread would keep a loop that was just closed
-        by_thread = driver.endpoint.has_threads
-        super().__init__(
-            BlockingDriver(driver.endpoint, driver.prefix) if by_thread else _LoopDriver(self)
-        )
+        super().__init__((_ThreadDriver if driver.endpoint.has_threads else _LoopDriver)(self))
         self.closed = True  # until there is a lease
         self._ran_at = -math.inf  # when the loop is known to have run
         self._asked = False  # it for a sign of life
@@ -593,16 +590,25 @@ class _LoopWatch(WatchThread):
             self.tasks.spawn(_call(lease._care.on_lost, lease))
 
 
-class _LoopDriver(BlockingDriver):
+class _ThreadDriver(BlockingDriver):
+    """The connection of the thread that renews."""
+
+    def __init__(self, watch: _LoopWatch) -> None:
+        super().__init__(watch.tasks.endpoint, watch.tasks.prefix)
+        self._watch = watch
+
+    def listen_anew(self) -> None:
+        # The thread has met a server that is no primary any more: the loop is connected to it, too.
+        super().listen_anew()
+        self._watch.call(self._watch.tasks.leave_server)
+
+
+class _LoopDriver(_ThreadDriver):
     """Lets the loop send what its thread asks for, where the client's connections (those of a
     Sentinel, or of a class of its own) exist for asyncio only.
 
     So what such a client acquires is not renewed while its loop is blocked.
     """
-
-    def __init__(self, watch: _LoopWatch) -> None:
-        super().__init__(watch.tasks.endpoint, watch.tasks.prefix)
-        self._watch = watch
 
     def _batch(self, batch: Batch) -> list[Any]:
         answer: futures.Future[list[Any]] = futures.Future()
