@@ -480,14 +480,14 @@ class _LoopWatch(WatchThread):
     most ``HUNG_TTLS`` ttls from the last one on. What a loss leads to is done in the loop. A loop
     has a thread of its own, so that nothing that one loop does costs the leases of another.
 
-    The thread has a connection of its own, where it can make one: see :class:`_LoopDriver`.
+    As long as the loop runs the thread has the loop send its requests: see :class:`_LoopDriver`.
     """
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.pid = fork.pid
         self.tasks = driver
         self._loop = weakref.ref(loop)  # or the thread would keep a loop that was just closed
-        super().__init__((_ThreadDriver if driver.endpoint.has_threads else _LoopDriver)(self))
+        super().__init__(_LoopDriver(self))
         self.closed = True  # until there is a lease
         self._ran_at = -math.inf  # when the loop is known to have run
         self._asked = False  # it for a sign of life
@@ -590,38 +590,37 @@ class _LoopWatch(WatchThread):
             self.tasks.spawn(_call(lease._care.on_lost, lease))
 
 
-class _ThreadDriver(BlockingDriver):
-    """The connection of the thread that renews."""
+class _LoopDriver(BlockingDriver):
+    """Sends renewals for the thread: by the loop and its connection, or if the loop is blocked by
+    a connection of the thread's own.
+
+    Where the client's connections (those of a Sentinel, or of a class of its own) exist for asyncio
+    only there is no such connection, and a lease is not renewed while the loop is blocked.
+    """
 
     def __init__(self, watch: _LoopWatch) -> None:
         super().__init__(watch.tasks.endpoint, watch.tasks.prefix)
         self._watch = watch
 
-    def listen_anew(self) -> None:
-        # The thread has met a server that is no primary any more: the loop is connected to it, too.
-        super().listen_anew()
-        self._watch.call(self._watch.tasks.leave_server)
-
-
-class _LoopDriver(_ThreadDriver):
-    """Lets the loop send what its thread asks for, where the client's connections (those of a
-    Sentinel, or of a class of its own) exist for asyncio only.
-
-    So what such a client acquires is not renewed while its loop is blocked.
-    """
-
     def _batch(self, batch: Batch) -> list[Any]:
         answer: futures.Future[list[Any]] = futures.Future()
-        until = math.inf if batch.until is None else batch.until
-        wait_s = min(self.server_clock.reply_s, max(LAST_WORD_S, until - self.clock()))
+        if not self._watch.call(self._send, batch, answer):
+            raise LockUnavailable("the event loop is closed")
         try:
-            if not self._watch.call(self._send, batch, answer):
-                raise LockUnavailable("the event loop is closed")
-            return answer.result(wait_s + LAST_WORD_S)
+            try:
+                return answer.result(self._left_s(batch) / 2)
+            except futures.TimeoutError:
+                if not answer.cancel():  # the loop runs, and waits for the server
+                    return answer.result(self._left_s(batch) + LAST_WORD_S)
         except (futures.TimeoutError, futures.CancelledError):
-            raise LockUnavailable("the event loop is blocked, or ends") from None
-        finally:
-            answer.cancel()
+            raise LockUnavailable("the event loop has not read the answer") from None
+        if self._watch.closed or not self.endpoint.has_threads:
+            raise LockUnavailable("the event loop is blocked, or ends")
+        return super()._batch(batch)
+
+    def _left_s(self, batch: Batch) -> float:
+        until = math.inf if batch.until is None else batch.until
+        return min(self.server_clock.reply_s, max(LAST_WORD_S, until - self.clock()))
 
     def _send(self, batch: Batch, answer: futures.Future[list[Any]]) -> None:
         if self._watch.closed or not answer.set_running_or_notify_cancel():

@@ -249,29 +249,6 @@ def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis
     return redis.asyncio.Redis(connection_pool=pool)
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
-async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, begun: bool) -> None:
-    """Where the loop renews, cancelling all its tasks cancels a renewal too, and it comes again."""
-    async with aio.Locks(for_asyncio_only(one_server)) as locks:
-        lease = await locks.lock("x", ttl=0.6, renew=True).acquire()
-        me, give_up = asyncio.current_task(), time.monotonic() + 5
-        others: set[asyncio.Task[Any]] = set()
-        while not others:
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0)
-            others = asyncio.all_tasks() - {me}
-        if begun:
-            await asyncio.sleep(0)
-        for other in others:
-            other.cancel()
-        deadline = lease._grant.deadline
-        while lease._grant.deadline == deadline:
-            assert lease.held
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0.002)
-        await lease.release()
-
-
 @pytest.mark.parametrize("what", ["class", "credentials"])
 async def test_a_client_for_asyncio_only(one_server: Server, what: str) -> None:
     """Renews by the loop: what it holds is kept while the loop runs, and lost when it is blocked

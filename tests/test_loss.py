@@ -280,6 +280,29 @@ async def test_renewal_goes_on_after_an_error_that_is_not_ours(
     await settle(lease.release())
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
+async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, begun: bool) -> None:
+    """Who cancels all tasks of a loop that goes on cancels a renewal too, and it comes again."""
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=0.6, renew=True).acquire()
+        me, give_up = asyncio.current_task(), time.monotonic() + 5
+        others: set[asyncio.Task[Any]] = set()
+        while not others:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0)
+            others = asyncio.all_tasks() - {me}
+        if begun:
+            await asyncio.sleep(0)
+        for other in others:
+            other.cancel()
+        deadline = lease._grant.deadline
+        while lease._grant.deadline == deadline:
+            assert lease.held
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
+        await lease.release()
+
+
 @pytest.mark.parametrize("found", ["by the renewal", "by extend"])
 def test_a_loss_is_told_once_a_thread_can_be_started(
     locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch, found: str

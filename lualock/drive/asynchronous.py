@@ -648,13 +648,6 @@ class AsyncDriver:
             if connections is not None:
                 connections.stop_listening()
 
-    def leave_server(self) -> None:
-        """Close this loop's connections: their server is no primary any more."""
-        connections = self._loops.get(asyncio.get_running_loop())
-        if connections is not None and (mux := connections.open_now()) is not None:
-            mux.close()
-        self.listen_anew()
-
     def _if_demoted(self, mux: Mux, replies: list[Any]) -> None:
         if any(map(wire.is_demoted, replies)) and mux.open:
             mux.close()
