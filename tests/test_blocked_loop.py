@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +20,11 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 import lualock
 from lualock import aio
 from lualock.aio import HUNG_TTLS
+from lualock.lease import Care
+from lualock.protocol import ServerClock
+from lualock.watch import Watch
+from tests.faults import Fault, FaultProxy
+from tests.interleaving import interleaved
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -300,3 +308,173 @@ def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) ->
         wait_until(lambda: len(connected()) <= before)
         wait_until(lambda: not _watching())
         wait_until(lambda: (client.get("lualock:{x}") or b"R")[:1] == b"R")
+
+
+# A lease that its holder and the thread change at the same time.
+
+
+async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked(
+    one_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finds the lock free, and that is no loss: the lease was released."""
+    told: list[Any] = []
+    with FaultProxy(one_server.socket) as proxy:
+        async with aio.connect(proxy.url) as locks:
+            lease = await locks.lock("x", ttl=1, renew=True, on_lost=told.append).acquire()
+            await lease.extend(1)  # the server knows how to by now
+            proxy.inject(Fault("delay request", seconds=0.3), "extend")
+            wait_until(lambda: proxy.met)  # by the thread's own connection: the loop is blocked
+            await lease.release()
+            (renewal,) = proxy.met
+            assert not renewal.answered.is_set()
+            await _until(renewal.answered.is_set)
+            assert renewal.reply != b"extended"
+            other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
+            await _until(lambda: told)
+            assert told == [other]
+    assert not lease.lost
+    assert "'x' is lost" not in caplog.text
+
+
+async def test_a_sooner_end_while_the_thread_renews(one_server: Server) -> None:
+    """Of a loop that was blocked until then: the lease ends then, here as on the server."""
+    with FaultProxy(one_server.socket) as proxy:
+        async with aio.connect(proxy.url) as locks:
+            lease = await locks.lock("x", ttl=1, renew=True).acquire()
+            await lease.extend(1)  # the server knows how to by now
+            proxy.inject(Fault("delay reply", seconds=0.2), "extend")
+            wait_until(lambda: proxy.met)
+            await lease.extend(0.3)
+            assert lease.remaining() <= 0.3
+            (renewal,) = proxy.met
+            with one_server.client() as client:
+                while not renewal.answered.is_set():
+                    assert lease.remaining() * 1000 <= client.pttl("lualock:{x}") + 1
+                    await asyncio.sleep(0.002)
+            await lease.release()
+
+
+async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Server) -> None:
+    """Counts, whenever it comes between."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for at in itertools.count(1):
+            lease = await lock.acquire()
+            count = lease._shortened
+
+            def shorten(lease: aio.Lease = lease) -> None:
+                next(lease._extend(1000))  # up to sending it
+
+            def read(lease: aio.Lease = lease, count: int = count) -> None:
+                lease._lasts_until(lease._clock() + 60, count)
+
+            reached = interleaved(at, "_lasts_until", read, shorten, patience_s=0.02)
+            if reached:
+                assert lease.remaining() <= 1
+            await lease.release()
+            if not reached:
+                break
+        assert at > 10
+
+
+async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_server: Server) -> None:
+    """Leaves nothing held, whenever it comes between."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for at in itertools.count(1):
+            lease = await lock.acquire()
+            count = lease._shortened
+
+            def fail(lease: aio.Lease = lease) -> None:
+                steps: Any = lease._release()
+                next(steps)
+                steps.throw(lualock.LockUnavailable("the test says so"))
+
+            def read(lease: aio.Lease = lease, count: int = count) -> None:
+                lease._lasts_until(lease._clock() + 60, count)
+
+            reached = interleaved(at, "_lasts_until", read, fail, patience_s=0.02)
+            if reached:
+                assert not lease.held
+            with contextlib.suppress(lualock.LeaseLost):
+                await lease.release()
+            if not reached:
+                break
+        assert at > 10
+
+
+async def test_a_sooner_end_while_the_answer_to_a_claim_is_read(one_server: Server) -> None:
+    """Counts, whenever it comes between, also where the holder has read the answer as well."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for at in itertools.count(1):
+            lease = await lock.acquire()
+            grant = lease._grant
+            grant.claim, grant.claimed_deadline = _Claimed(), grant.deadline
+
+            def shorten(lease: aio.Lease = lease) -> None:
+                lease._claimed()
+                next(lease._extend(1000))
+
+            reached = interleaved(at, "_claimed", lease._claimed, shorten, patience_s=0.02)
+            if reached:
+                assert lease.remaining() <= 1
+            await lease.release()
+            if not reached:
+                break
+        assert at > 10
+
+
+class _Claimed:
+    def poll(self) -> bytes:
+        return b"claimed"
+
+
+def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks) -> None:
+    """Is looked at, whenever it comes between."""
+    watch = _Still(locks._driver.server_clock)
+    with locks.lock("x", ttl=60) as lease:
+        for at in itertools.count(1):
+            watched = lualock.Lease(
+                lease._ask, replace(lease._grant), locks._driver, watch, Care(renew=True)
+            )
+            watch.next_look()
+
+            def shorten(watched: lualock.Lease = watched) -> None:
+                watched._grant.deadline = watched._clock() + 1
+                watched._end_changed()
+
+            def plan(watched: lualock.Lease = watched) -> None:
+                watch._look_again(watched, watch._first_look(watched))
+
+            reached = interleaved(at, "_look_again", plan, shorten)
+            if reached:
+                assert watch.next_look() < watched._clock() + 1
+            watch.drop(watched)
+            if not reached:
+                break
+        assert at > 10
+
+
+class _Still(Watch):
+    """Whose time never comes."""
+
+    def __init__(self, server: ServerClock) -> None:
+        self._start_empty(server)
+
+    def _wake_at(self, look_at: float) -> None:
+        pass
+
+
+async def test_the_thread_wakes_who_waits_for_the_loss(
+    one_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the way that event loops allow, which they check when they debug."""
+    asyncio.get_running_loop().set_debug(True)
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", TTL_S, renew=True).acquire()
+        waiting = asyncio.create_task(lease.wait_lost())
+        with one_server.client() as client:
+            client.delete("lualock:{x}")
+        assert await asyncio.wait_for(waiting, 5)
+    assert "watching leases failed" not in caplog.text
