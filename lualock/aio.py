@@ -18,7 +18,7 @@ from lualock.block import Block, Blocks, begin, block_end, end_async
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
-from lualock.errors import LockUnavailable, NotAcquired
+from lualock.errors import InvalidArgument, LockUnavailable, NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
@@ -594,8 +594,9 @@ class _LoopDriver(BlockingDriver):
     """Sends renewals for the thread: by the loop and its connection, or if the loop is blocked by
     a connection of the thread's own.
 
-    Where the client's connections (those of a Sentinel, or of a class of its own) exist for asyncio
-    only there is no such connection, and a lease is not renewed while the loop is blocked.
+    Where the client's connections (those of a Sentinel, or of a class of its own) or credentials
+    exist for asyncio only, a thread cannot connect, and a lease is not renewed while the loop is
+    blocked.
     """
 
     def __init__(self, watch: _LoopWatch) -> None:
@@ -614,9 +615,12 @@ class _LoopDriver(BlockingDriver):
                     return answer.result(self._left_s(batch) + LAST_WORD_S)
         except (futures.TimeoutError, futures.CancelledError):
             raise LockUnavailable("the event loop has not read the answer") from None
-        if self._watch.closed or not self.endpoint.has_threads:
-            raise LockUnavailable("the event loop is blocked, or ends")
-        return super()._batch(batch)
+        if self._watch.closed:
+            raise LockUnavailable("the event loop ends")
+        try:
+            return super()._batch(batch)
+        except (InvalidArgument, NotImplementedError) as error:
+            raise LockUnavailable(f"the event loop is blocked, and in a thread {error}") from None
 
     def _left_s(self, batch: Batch) -> float:
         until = math.inf if batch.until is None else batch.until

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +42,11 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 
 def _watching() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "lualock-watch"]
+
+
+def _naps(watch: Any) -> bool:
+    left_s: float = watch._wakes_at - watch._clock()
+    return 1 < left_s < math.inf
 
 
 async def _until(condition: Any) -> None:
@@ -161,6 +168,28 @@ async def test_what_another_loop_extends_before_its_loss_is_told(
         assert told == [other, lease]
 
 
+async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) -> None:
+    """Is told once all goes on, unless it was released meanwhile."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        watch = locks._watch()
+        leases = [
+            await locks.lock(name, TTL_S, on_lost=told.append).acquire() for name in ("x", "y", "z")
+        ]
+        with one_server.client() as client:
+            wait_until(lambda: leases[2].lost and not client.exists("lualock:{x}"))
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        watch.close()
+        with pytest.raises(lualock.LeaseLost):
+            await leases[0].release()
+        assert told == []
+        watch.resume()
+        await _until(lambda: len(told) == 2)
+        late = await locks.lock("late", 0.1, on_lost=told.append).acquire()
+        await _until(lambda: late in told)
+        assert told == [*leases[1:], late]
+
+
 # Other loops.
 
 
@@ -195,7 +224,9 @@ def test_a_blocked_loop_costs_other_loops_nothing(
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
-def test_a_loop_that_ended_without_a_word(one_server: Server, closed: bool) -> None:
+def test_a_loop_that_ended_without_a_word(
+    one_server: Server, caplog: pytest.LogCaptureFixture, closed: bool
+) -> None:
     """Is not renewed any more if it was closed; if it just runs no more, until it hangs. Where it
     runs again it is told."""
     locks = aio.connect(one_server.url)
@@ -213,6 +244,7 @@ def test_a_loop_that_ended_without_a_word(one_server: Server, closed: bool) -> N
     assert lease.lost
     if closed:
         assert took_s < 2 * TTL_S
+        assert caplog.text == ""  # nothing was tried
     else:
         assert took_s > (HUNG_TTLS - 1) * TTL_S
         assert told == []
@@ -232,6 +264,7 @@ def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
         leases.append(loop.run_until_complete(locks.lock(f"l{number}").acquire()))
         wait_until(lambda: len(_watching()) == 1)
         loop.run_until_complete(locks.aclose())  # the lease is watched as before
+        wait_until(partial(_naps, leases[-1]._watch))
         loop.close()
     asyncio.run(locks.lock("last").acquire())
     wait_until(lambda: not _watching())
@@ -280,9 +313,12 @@ def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) ->
     the middle of it."""
 
     async def main() -> None:
-        lease = await locks.lock("x", TTL_S, renew=True).acquire()
+        lease = await locks.lock("x", 1, renew=True).acquire()
         deadline = lease._grant.deadline
-        await _until(lambda: lease._grant.deadline > deadline)
+        if what == "url":  # while the loop is blocked, for the thread to have a connection
+            wait_until(lambda: lease._grant.deadline > deadline)
+        else:
+            await _until(lambda: lease._grant.deadline > deadline)
         if how == "aclose":
             await lease.release()
             await locks.aclose()
@@ -320,9 +356,9 @@ async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked
     told: list[Any] = []
     with FaultProxy(one_server.socket) as proxy:
         async with aio.connect(proxy.url) as locks:
-            lease = await locks.lock("x", ttl=1, renew=True, on_lost=told.append).acquire()
-            await lease.extend(1)  # the server knows how to by now
-            proxy.inject(Fault("delay request", seconds=0.3), "extend")
+            lease = await locks.lock("x", ttl=4, renew=True, on_lost=told.append).acquire()
+            await lease.extend(4)  # the server knows how to by now
+            proxy.inject(Fault("delay request", seconds=0.15), "extend")
             wait_until(lambda: proxy.met)  # by the thread's own connection: the loop is blocked
             await lease.release()
             (renewal,) = proxy.met
@@ -340,9 +376,9 @@ async def test_a_sooner_end_while_the_thread_renews(one_server: Server) -> None:
     """Of a loop that was blocked until then: the lease ends then, here as on the server."""
     with FaultProxy(one_server.socket) as proxy:
         async with aio.connect(proxy.url) as locks:
-            lease = await locks.lock("x", ttl=1, renew=True).acquire()
-            await lease.extend(1)  # the server knows how to by now
-            proxy.inject(Fault("delay reply", seconds=0.2), "extend")
+            lease = await locks.lock("x", ttl=4, renew=True).acquire()
+            await lease.extend(4)  # the server knows how to by now
+            proxy.inject(Fault("delay reply", seconds=0.15), "extend")
             wait_until(lambda: proxy.met)
             await lease.extend(0.3)
             assert lease.remaining() <= 0.3
@@ -370,7 +406,7 @@ async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Se
 
             reached = interleaved(at, "_lasts_until", read, shorten, patience_s=0.02)
             if reached:
-                assert lease.remaining() <= 1
+                assert 0 < lease.remaining() <= 1
             await lease.release()
             if not reached:
                 break

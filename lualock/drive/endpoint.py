@@ -123,17 +123,6 @@ class Endpoint:
         """How long a reply is waited for where the caller sets no limit."""
         return float(self.settings["socket_timeout"])
 
-    @property
-    def has_threads(self) -> bool:
-        """Whether a thread can make connections, too, where the client is one of asyncio."""
-        provider = self.settings.get("credential_provider")
-        ask = getattr(type(provider), "get_credentials", None)
-        if provider is not None and ask in (None, redis.CredentialProvider.get_credentials):
-            return False  # it only knows get_credentials_async
-        return self.connection_class in _TWINS or issubclass(
-            self.connection_class, redis.connection.AbstractConnection
-        )
-
     def _make(self, retry: object, home: type, **own: object) -> Any:
         made = self.connection_class
         if not issubclass(made, home):
