@@ -354,7 +354,11 @@ class Locks(BaseLocks):
 
         :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are one.
         :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
-            left out, it is 30 s and renewed until released.
+            left out, it is 30 s and renewed until released. Renewal goes on while the event loop is
+            blocked. A loop that has not run for ``HUNG_TTLS`` ttls counts as hung: the lease ends,
+            and its loss is told as soon as the loop runs again. Where the client's connections or
+            credentials exist for asyncio only (Sentinel, a connection class of your own), the lease
+            is not renewed while the loop is blocked.
         :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
         :param fair: ``True``: who waits gets the lock in turn, and a release hands it over.
             ``False``: a release frees it for whoever comes first, and tells the first who waits.
@@ -469,7 +473,8 @@ LONGEST_NAP_S = 86_400.0
 
 
 HUNG_TTLS = 5
-"""A loop that has not run for so many ttls of a lease hangs: the lease ends then."""
+"""An event loop that has not run for this many ttls of a lease counts as hung: the lease ends then.
+"""
 
 
 class _LoopWatch(WatchThread):

@@ -122,7 +122,7 @@ async def test_a_loop_that_hangs(
             assert told == []
             await asyncio.sleep(5)
     bound_s = HUNG_TTLS * TTL_S if max_hold is None else max_hold
-    assert bound_s - TTL_S / 2 < held[0] < bound_s + TTL_S
+    assert bound_s - TTL_S / 2 < held[0] < bound_s + 1
     assert await waiting
     await _until(lambda: told)
     late = await mine.lock("y", 0.1, on_lost=told.append).acquire()
@@ -291,7 +291,9 @@ def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis
 
 
 @pytest.mark.parametrize("what", ["class", "credentials"])
-async def test_a_client_for_asyncio_only(one_server: Server, what: str) -> None:
+async def test_a_client_for_asyncio_only(
+    one_server: Server, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
     """Renews by the loop: what it holds is kept while the loop runs, and lost when it is blocked
     for longer than a ttl."""
     told: list[Any] = []
@@ -303,6 +305,7 @@ async def test_a_client_for_asyncio_only(one_server: Server, what: str) -> None:
         assert lease.lost
         await _until(lambda: told)
         assert told == [lease]
+    assert "the event loop is blocked, and in a thread" in caplog.text
     wait_until(lambda: not _watching())
 
 
