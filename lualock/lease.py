@@ -16,6 +16,10 @@ from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps, Wait
 
+_changing = fork.Mutex()
+"""Held where the end of a lease is set later: the thread that watches it, and its holder, may each
+have asked the server for something, and read the answers at the same time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Care:
@@ -121,15 +125,21 @@ class BaseLease:
             return False
         if reply is None:
             return False
-        grant.claim = None
-        if reply == b"claimed":
-            grant.deadline = max(grant.deadline, grant.claimed_deadline)
-            return True
-        grant.lost = True
+        with _changing.lock:
+            if grant.claim is not claim:
+                return False  # another thread has just read it, and the end may have changed since
+            grant.claim = None
+            if reply == b"claimed":
+                grant.deadline = max(grant.deadline, grant.claimed_deadline)
+                return True
+            grant.lost = True
         # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
         # is no primary any more: what is said at the new one is repeated there.
-        self._driver.listen_anew()
+        self._listen_anew()
         return False
+
+    def _listen_anew(self) -> None:
+        self._driver.listen_anew()
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
@@ -212,6 +222,7 @@ class BaseLease:
             return None
         if self._pid != fork.current():
             raise self._no_longer("released")
+        self._shortened += 1  # a renewal that is answered from now on changes nothing
         return protocol.release(self._ask, self._grant)
 
     def _tell_released(self) -> None:
@@ -226,7 +237,8 @@ class BaseLease:
         while sooner and self._grant.claim is not None and self._left() > 0:
             yield Wait(0.001)  # by another connection it might come later, and undo this
         shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
-        self._shortened += shortens
+        if shortens:
+            self._count_shortening()
         shortened = self._shortened
         steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
         if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
@@ -237,7 +249,8 @@ class BaseLease:
             if self._gone(error) and self._watch is not None:
                 self._watch.lose(self, str(error))
             raise
-        self._shortened += shortens
+        if shortens:
+            self._count_shortening()
         self._lasts_until(deadline, shortened)
         self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
@@ -246,12 +259,21 @@ class BaseLease:
     def _lasts_until(self, deadline: float, shortened: int) -> None:
         """The server let it last until then at least; ``shortened`` is of when it was asked."""
         grant = self._grant
-        if shortened != self._shortened or protocol.is_disowned(grant):
-            # It was shortened at the same time, and nobody knows which came second; or released.
-            grant.deadline = min(grant.deadline, deadline)
-        else:
-            grant.claim = None
-            grant.deadline = max(grant.deadline, deadline)
+        with _changing.lock:
+            if shortened == self._shortened and not protocol.is_disowned(grant):
+                grant.claim = None
+                grant.deadline = max(grant.deadline, deadline)
+                if shortened != self._shortened:
+                    # Its release, for which the lock would cost too much, has begun just now. Had
+                    # it failed already, that line would have undone what it said of the lease.
+                    protocol.disown(grant)
+            elif deadline < grant.deadline:
+                # It was shortened, or released, at the same time; nobody knows which came second.
+                grant.deadline = deadline
+
+    def _count_shortening(self) -> None:
+        with _changing.lock:
+            self._shortened += 1
 
     def _end_changed(self) -> None:
         if self._left() <= 0:
@@ -275,15 +297,15 @@ class BaseLease:
         """How long it lasts when it is renewed."""
         return int(min(self._ttl_ms, self._grant.at_most_s * 1000))
 
-    def _renewal_ms(self, now: float) -> int | None:
-        """For how long to renew it now; ``None``: not at all."""
+    def _renewal_ms(self, now: float, until: float) -> int | None:
+        """For how long to renew it now, if the last renewal ends then; ``None``: not at all."""
         if not self._renewed:
             return None
-        left_s = self._hold_until - now
+        left_s = until - now
         if left_s * 1000 >= self._lasts_ms:
             return self._lasts_ms
-        # The last time: to the end of max_hold, unless it lasts until then already.
-        return int(left_s * 1000) if self._hold_until > self._grant.deadline + 0.001 else None
+        # The last time, unless it lasts until then already.
+        return int(left_s * 1000) if until > self._grant.deadline + 0.001 else None
 
     def _gone(self, error: LockError) -> bool:
         """The server said that it is not ours any more: whether it was lost."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,8 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
-from lualock.watch import STUMBLE_S, Watch, log
+from lualock.watch import log
+from lualock.watch_thread import WatchThread
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -367,45 +366,11 @@ def connect(
     return Locks._of(*find_server(server, asynchronous=False), settings)
 
 
-LINGER_S = 1.0
-"""How long the watching thread stays without a lease: where they come and go quickly, starting one
-again and again would cost more."""
-
-
-class _WatchThread(Watch):
-    """Watches leases from one thread, which exists only while there are leases to watch.
+class _WatchThread(WatchThread):
+    """Watches the leases of threads.
 
     One for each server, not one for all: a server that hangs must not cost the leases of another.
     """
-
-    def __init__(self, driver: BlockingDriver) -> None:
-        self._driver = driver
-        self.after_fork()
-        fork.tell(self)
-
-    def after_fork(self) -> None:
-        # A child has no such thread and owns no lease; the condition may be in any state.
-        self._start_empty(self._driver.server_clock)
-        self._changed = threading.Condition()
-        self._turn: object = None  # whose it is to watch
-
-    def _wake_at(self, look_at: float) -> None:
-        with self._changed:
-            if self._wakes_at == math.inf:
-                turn = object()
-                try:
-                    self._turn, self._wakes_at = turn, look_at
-                    threading.Thread(
-                        target=self._run, args=(turn,), name="lualock-watch", daemon=True
-                    ).start()
-                except BaseException:
-                    # If a signal handler raised, it may have been started all the same; the next
-                    # lease starts another, and there is only one that watches.
-                    self._turn, self._wakes_at = None, math.inf
-                    raise
-            elif look_at < self._wakes_at:
-                self._wakes_at = look_at
-                self._changed.notify()
 
     def _tell(self, lease: BaseLease) -> None:
         if lease._ended is not None:
@@ -415,30 +380,6 @@ class _WatchThread(Watch):
             threading.Thread(
                 target=_call, args=(on_lost, lease), name="lualock-lost", daemon=True
             ).start()
-
-    def _run(self, turn: object) -> None:
-        while True:
-            with self._changed:
-                if self._turn is not turn:
-                    return
-                while (nap_s := self._wakes_at - self._clock()) > 0:
-                    self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
-            try:
-                self._driver.run(self.round())
-            except BaseException:  # whatever it is, nobody else watches the leases
-                log.exception("watching leases failed")
-                time.sleep(STUMBLE_S)
-            with self._changed:
-                # Infinity first: a lease that is added from here on finds nobody looking and comes
-                # here to start a thread, and one that was added before is seen by next_look.
-                self._wakes_at = math.inf
-                next_look = self.next_look()
-                if next_look == math.inf:
-                    if not self._added:
-                        return
-                    next_look = self._clock() + LINGER_S
-                self._added = False
-                self._wakes_at = next_look
 
 
 def _call(on_lost: Callable[[Lease], object], lease: Lease) -> None:

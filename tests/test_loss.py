@@ -327,20 +327,21 @@ def test_a_loss_is_told_once_a_thread_can_be_started(
     other.release()
 
 
-def test_leases_are_watched_once_a_thread_can_be_started(
-    locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch
+async def test_leases_are_watched_once_a_thread_can_be_started(
+    shell: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the thread that renews cannot be started the lock is not taken; the next one is, and
     is renewed."""
-    threads_fail(monkeypatch, "lualock-watch", 1)
-    lock = locks.lock("x", ttl=0.6, renew=True)
+    failed = threads_fail(monkeypatch, "lualock-watch", 1)
+    lock = shell.connect().lock("x", ttl=0.6, renew=True)
     with pytest.raises(RuntimeError, match="start"):
-        lock.acquire()
-    lease = lock.acquire(timeout=0)
+        await settle(lock.acquire())
+    assert failed
+    lease = await settle(lock.acquire(timeout=0))
     deadline = lease._grant.deadline
-    wait_until(lambda: lease._grant.deadline > deadline)
+    await shell.until(lambda: lease._grant.deadline > deadline)
     assert lease.held
-    lease.release()
+    await settle(lease.release())
 
 
 @pytest.mark.parametrize("when", ["acquired", "renewed"])
