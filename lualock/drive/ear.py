@@ -187,6 +187,7 @@ class Ear:
             if not wire.is_broken(error):
                 raise
             whole = isinstance(error, TIMED_OUT)
+            wire.dealt_with([error])  # eventlet's frames have it, and it them, and so the caller's
         finally:
             if not whole:
                 with self._lock:
