@@ -26,7 +26,7 @@ each_library = pytest.mark.parametrize("library", ["gevent", "eventlet"])
 def test_core_tests_under_green_threads(library: str) -> None:
     """Waiting, loss and faults are as with threads (``python -m tests.green`` runs some of it)."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.green", library, "-q"],
+        [sys.executable, "-m", "tests.green", library, "-q", "--tb=short"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -228,7 +228,7 @@ def test_renewal_beside_greenlets_that_are_busy(
 ) -> None:
     """A lease is renewed, and its loss is told."""
     told: list[Any] = []
-    lock = locks.lock("x", ttl=1, renew=True, on_lost=told.append)
+    lock = locks.lock("x", ttl=2, renew=True, on_lost=told.append)
     lease = lock.acquire()
     end = time.monotonic() + 3
 
