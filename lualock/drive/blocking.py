@@ -41,6 +41,9 @@ from lualock.protocol import (
 MAX_LINES = 12
 """Connections for calls; messages have one more."""
 
+OVERTAKEN_S = 0.1
+"""After how long a request that was sent, and not waited for, has most probably arrived."""
+
 GRACE_S = 0.02
 """How long a caller waits for its own clean-up: from its interruption, or the end of its time."""
 
@@ -309,6 +312,8 @@ class BlockingDriver:
         """Carry out this step, which waits for nothing."""
         posted = step.ghost.via
         if not isinstance(posted, Owed) or not posted.answered:
+            # Mostly it is only overtaken, on another connection, by what followed it.
+            self._cleaner.add(self._call, step.call, self.clock() + OVERTAKEN_S)
             self._cleaner.add(self._call, step.call, step.ghost.expires)
 
     def forsake(self, call: Call) -> None:
