@@ -172,7 +172,7 @@ class Lock(BaseLock):
         try:
             grant = driver.run(steps)
             self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch if self._watched else None, care)
             lease._blocks = self._blocks
             if block is not None:
                 self._blocks.push(block, lease)

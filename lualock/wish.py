@@ -85,7 +85,7 @@ class BaseLock:
 
     __slots__ = (
         *("_about", "_band", "_blocks", "_care", "_crowded", "_fair", "_key", "_locks"),
-        *("_max_waiters", "_name", "_queue", "_ttl_ms"),
+        *("_max_waiters", "_name", "_queue", "_ttl_ms", "_watched"),
     )
 
     _blocks: Blocks
@@ -123,6 +123,7 @@ class BaseLock:
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
         self._care = Care(renewed, max_hold_s, on_lost, cancel)
+        self._watched = self._care.needed
         self._about = options.about(settings.holder, metadata)
 
     @property

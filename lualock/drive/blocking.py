@@ -421,12 +421,12 @@ class BlockingDriver:
             line = Line(connection, self._silence_s)
             if not self._server_checked:
                 line.limit(end - self.clock())
-                wire.check_hello(line.ask(wire.HELLO, None))
+                wire.check_hello(line.ask(wire.HELLO, b""))
                 self._server_checked = True
             line.limit(end - self.clock())
             echo, proof = wire.echo()
             sent = self.clock()
-            server_us = wire.server_us(line.ask(wire.TIME + echo, None))
+            server_us = wire.server_us(line.ask(wire.TIME + echo, b""))
             received = self.clock()
             line.ask(b"", proof)
             self.server_clock.compare(sent, received, server_us)
