@@ -25,8 +25,8 @@ from lualock.protocol import LAST_WORD_S, Call, Clock, conflict
 
 CHUNK = 4096
 
-# What a broken connection raises: eventlet says EOFError where another greenlet closed it.
-LINE_ERRORS = (theirs.RedisError, OSError, EOFError, hiredis.ProtocolError)
+# What a broken connection raises.
+LINE_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
 
 LEAST_S = 0.001
 """The least that a socket is given when the time is over; zero would mean not to wait at all."""
