@@ -25,8 +25,8 @@ from lualock.protocol import Call, conflict
 
 CHUNK = 4096
 
-# What a broken connection raises: eventlet says EOFError where another greenlet closed it.
-LINE_ERRORS = (theirs.RedisError, OSError, EOFError, hiredis.ProtocolError)
+# What a broken connection raises.
+LINE_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
 
 SILENCE, SILENCE_LEAST_S = 1 / 4, 0.2
 """After which share of its time, and no sooner than that, a request without a reply is sent again

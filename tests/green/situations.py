@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import tempfile
 import threading
@@ -260,12 +261,16 @@ def test_all_is_closed_while_greenlets_wait(
         with locks.lock("x", ttl=30):
             had.append(number)
 
-    with lualock.connect(one_server.url) as locks:
+    with lualock.connect(one_server.url) as locks, contextlib.ExitStack() as files:
         with locks.lock("x", ttl=30):
             for number in range(3):
                 green.spawn(work, number)
             wait_until(lambda: queued(one_client, "x") == 3)
+            time.sleep(0.3)  # until none of them looks again by itself
             locks.close()
+            # A new connection with the number of the old one would wake its reader.
+            for _ in range(20):
+                files.enter_context(open(os.devnull))
             time.sleep(0.1)  # until they listen again, which nothing says
         wait_until(lambda: len(had) == 3, wait_s=2)
 
