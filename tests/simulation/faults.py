@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.simulation.clients import Client, Lock
-from tests.simulation.network import EarLine, Process
+from tests.simulation.ear import EarLine
+from tests.simulation.network import Process
 from tests.simulation.store import SortedSet, Value
 from tests.simulation.world import US, World
 

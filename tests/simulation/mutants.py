@@ -206,7 +206,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.waiting",
         "a turn of any age is taken for certain",
-        "if certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
+        "if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
         "if True:",
     ),
     (
