@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lualock.drive import wire
-from lualock.errors import LockError, LockUnavailable
+from lualock.errors import LockError
 from lualock.protocol import LAST_WORD_S, Call
 from tests.simulation.lines import TIMEOUT_S, Done, Line, Sending
 from tests.simulation.store import Refused
@@ -325,9 +325,7 @@ class OwedByLine(Owed):
         """See :class:`lualock.protocol.Pending`."""
         if self._reply is None and self._error is None:
             if self._resend and not self._line.open:
-                raise LockUnavailable(
-                    "the reply was lost with its connection", outcome_unknown=True
-                )
+                raise wire.lost_reply(ConnectionResetError("reset"), "sim")
             self._line.flush()
             if self._resend:
                 self._resend = False

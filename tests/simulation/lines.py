@@ -199,7 +199,7 @@ class Line:
         if self._held:
             held, self._held = self._held, []
             for sending in held:
-                self._write(sending)
+                self.link.carry(self.process, sending)
 
     def _write(self, sending: Sending) -> None:
         world = self.process.world

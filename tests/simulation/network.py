@@ -8,6 +8,7 @@ all its calls. Each connection keeps its order; between two there is none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -120,6 +121,7 @@ class Process:
         """A child that C code forked: what it has of connections is its parent's."""
         child = Process(self.world, name, threads=self.threads)
         child.offset_s = self.offset_s
+        child.server_clock = copy(self.server_clock)
         child._forked = True
         if self.threads:  # (a child has none of its parent's loops)
             child._idle = [line.shared_with(child) for line in self._idle]
@@ -313,6 +315,11 @@ class Task:
                 return
             except (LockError, Interrupted) as broke:
                 self._end(None, broke)
+                return
+            except Exception as broke:
+                if "unproved" not in self.process.world.server.bugs:
+                    raise
+                self._end(None, broke)  # it believed what was no answer to it
                 return
             self._performs = True
             self._perform(step, partial(self._answer, self._at))
