@@ -288,7 +288,7 @@ class Link:
 
     __slots__ = (
         *("_kept", "_replies", "_replies_at", "_requests", "_requests_at", "_silenced"),
-        *("_swallows", "_world", "alive", "crossed", "ends"),
+        *("_cut", "_swallows", "_world", "alive", "crossed", "ends"),
     )
 
     def __init__(self, process: Process) -> None:
@@ -297,6 +297,7 @@ class Link:
         self.alive = True  # what is sent arrives
         self.crossed = False  # a fault changed the order of its replies
         self._silenced = False  # no reply arrives, and its process does not know
+        self._cut = False  # what is sent from now on is lost, and its process learns that
         self._swallows = False
         self._requests: deque[tuple[Process, Sending]] = deque()
         self._replies: deque[Answer] = deque()
@@ -307,7 +308,7 @@ class Link:
     def carry(self, process: Process, sending: Sending) -> None:
         """A request leaves."""
         world = self._world
-        if self._swallows:
+        if self._swallows or self._cut:
             self._swallows = False
             return
         at = self._requests_at = process.arrival(self._requests_at)
@@ -317,11 +318,13 @@ class Link:
         if fate == "late":
             # It takes its time on a connection that its process sees closed at once.
             world.fault("cut", who=process.name, lasts_us=US)
+            self._cut = True
             world.after(world.latency_us, self.broken, False)
             late = at + int(world.random.random() * 8 * US)
             world.at(late, self._arrive_late, process, sending)
         elif fate == "lost":
             world.fault("cut", who=process.name, lasts_us=US)
+            self._cut = True
             world.after(world.latency_us, self.broken)
         elif fate == "mute":
             world.fault("silent", who=process.name, lasts_us=int(QUIET_S * US))
@@ -421,7 +424,8 @@ class Link:
 
     def _deliver(self) -> None:
         ends, world = self.ends, self._world
-        if len(ends) > 1:  # whichever reads first
+        if len(ends) > 1:  # whichever reads first; a child that has done nothing yet does not
+            ends = [end for end in ends if not end.process.forked]
             ends = [end for end in ends if end.owed] or ends
             ends = [world.random.choice(ends)]
         for end in ends:

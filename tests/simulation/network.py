@@ -57,7 +57,7 @@ class Process:
         self.failures = 0  # whatever else went wrong with requests
         self._idle: list[Line] = []  # a loop has only one, the one that it uses
         self._beside: Line | None = None  # a loop's other one, while that is silent
-        self._forked = False  # by C code, so that no hook told of it
+        self.forked = False  # by C code, so that no hook told of it
         self.server_clock = ServerClock(self.clock, TIMEOUT_S)
         self.ear = Ear(self)
 
@@ -122,19 +122,19 @@ class Process:
         child = Process(self.world, name, threads=self.threads)
         child.offset_s = self.offset_s
         child.server_clock = copy(self.server_clock)
-        child._forked = True
+        child.forked = True
         if self.threads:  # (a child has none of its parent's loops)
             child._idle = [line.shared_with(child) for line in self._idle]
         return child
 
     def _start_anew(self) -> None:
-        self._forked = False
+        self.forked = False
         if "forked" not in self.world.server.bugs:
             for line in list(self._idle):
                 line.close()
 
     def _with_line(self, until: float | None, use: Callable[[Line], None], done: Done) -> None:
-        if self._forked:
+        if self.forked:
             self._start_anew()
         if self._idle:
             use(self._idle.pop() if self.threads else self._idle[-1])
