@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tests.simulation.network import Process
 
 
+QUICK_S = 0.1
+"""How long after the silence was noticed there must be an answer, in a network that works."""
+
+
 class Way:
     """Some calls as they were sent on one line, and the replies that came by it."""
 
@@ -84,7 +88,7 @@ class Asked:
     """
 
     __slots__ = (
-        *("_calls", "_done", "_end", "_opening", "_posted", "_round", "_until", "_ways"),
+        *("_calls", "_done", "_end", "_opening", "_posted", "_quick", "_round", "_until", "_ways"),
         *("line", "over", "process", "replies"),
     )
 
@@ -106,6 +110,7 @@ class Asked:
         self._round = 0
         self._opening = False  # another connection
         self._end = 0.0
+        self._quick: tuple[float, float, int] | None = None
 
     def ask(self, line: Line) -> None:
         """There is a line."""
@@ -135,6 +140,9 @@ class Asked:
         silent_s = wire.silence_s(left_s)
         if silent_s < left_s:
             process.soon(int(silent_s * US) + 1, self._silent, self._round)
+        if self._quick is None and silent_s + QUICK_S < left_s:
+            now = process.clock()
+            self._quick = now, now + silent_s + QUICK_S, process.world.faults["silent"]
         self._ways = []
         self._go(line, at, whole=whole)
 
@@ -153,6 +161,8 @@ class Asked:
         if self._posted and not self._calls[0].lazy:
             return  # a waiter looks again, and that is sent again
         process, now = self.process, self.process.clock()
+        if "patient" in process.world.server.bugs:
+            return
         for number in way.at:
             self._calls[number].doubled, self._calls[number].via = True, None
         self._opening = True
@@ -255,9 +265,21 @@ class Asked:
         if self.over:
             return
         self.over = True
+        self._check_quick(error)
         if error is None and self.line is not None:
             self.process.put_back(self.line)
         self._done(self.replies, error)
+
+    def _check_quick(self, error: LockError | None) -> None:
+        """A line that is dead without a word, and nothing else, costs little time."""
+        if self._quick is None or self._posted:
+            return
+        began, due, silent = self._quick
+        world, now = self.process.world, self.process.clock()
+        if world.faults["silent"] > silent + 1 or world.shaken(self.process.name, now - began):
+            return
+        if now > due or (error is not None and any(call.doubled for call in self._calls)):
+            world.wrong("silence", f"a silent line cost {now - began:.3f} s: {error or 'no error'}")
 
 
 def _is_noscript(reply: Any) -> bool:

@@ -64,7 +64,7 @@ class Faults:
         kinds: list[Callable[[], None]] = [self._cross, self._tear, self._fork]
         chance.shuffle(kinds)
         for kind in kinds[: chance.choice((1, 1, 2, 3))]:
-            for _ in range(1 + int(chance.random() * 3)):
+            for _ in range(2 + int(chance.random() * 4)):
                 self.world.at(int(chance.random() * calm * 0.9), kind)
 
     def _cross(self) -> None:
@@ -72,8 +72,8 @@ class Faults:
         error; the connection goes on."""
         world = self.world
         world.faults["crossing"] += 1
-        world.crossing = 0.02 + world.random.random() * 0.3
-        world.after(self._lasts(3), self._not_crossing)
+        world.crossing = 0.05 + world.random.random() * 0.3
+        world.after(self._lasts(5), self._not_crossing)
 
     def _not_crossing(self) -> None:
         self.world.crossing = 0.0

@@ -328,15 +328,15 @@ class Link:
             world.after(world.latency_us, self.broken)
         elif fate == "mute":
             world.fault("silent", who=process.name, lasts_us=int(QUIET_S * US))
-            self.alive = False  # no request arrives any more, and its process learns nothing
+            # No request arrives any more, and its process learns nothing.
+            self.alive, self._silenced = False, True
         elif fate == "slow":
             self._requests_at = at = at + int(world.random.random() * 4 * US)
             world.fault("slow", who=process.name, lasts_us=at - world.now)
             self._arrives(at, process, sending)
         elif fate == "deaf":
             at += int(max(0.0, world.random.random() * 2 - 1) * 4 * US)
-            lasts_us = at - world.now + int(QUIET_S * US)
-            world.fault("silent", who=process.name, lasts_us=lasts_us)
+            world.fault("silent", who=process.name, lasts_us=int(QUIET_S * US))
             self.alive, self._silenced = False, True  # it does arrive, and nothing else does
             world.at(at, self._arrive_late, process, sending)
         else:

@@ -80,6 +80,11 @@ def has_accidents(seed: int) -> bool:
     return seed % 20 == 18
 
 
+def has_silence(seed: int) -> bool:
+    """Whether a run is one of accidents that all are silent connections: one in twenty, as above."""
+    return seed % 20 == 8
+
+
 def has_astray(seed: int) -> bool:
     """Whether who listens at a failed-over server may go on to: one in twenty, as above."""
     return seed % 20 == 14
@@ -95,8 +100,8 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run others."""
     world = World(seed, server, trace=trace)
     before = server.lua.runs
-    if has_accidents(seed):
-        locks, clients, queue = accidents.cast(world)
+    if has_accidents(seed) or has_silence(seed):
+        locks, clients, queue = accidents.cast(world, silence=has_silence(seed))
     else:
         locks, clients, queue = _cast(
             world, jobs=has_jobs(seed), astray=has_astray(seed), streams=has_streams(seed)

@@ -39,7 +39,10 @@ class World:
         self.found: list[Violation] = []  # what is wrong at sight
         self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
-        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
+        # Until when something keeps each process from the server, or '' the server from answering;
+        # and the same without lines that are dead without a word.
+        self._troubled: dict[str, float] = {}
+        self._shaken: dict[str, float] = {}
         self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         # What only a clock that was put back let in, when its caller had long gone: for how long
@@ -107,6 +110,10 @@ class World:
         the server forget."""
         return max(self._troubled.get(who, 0.0), self._troubled.get("", 0.0)) >= self.t - for_s
 
+    def shaken(self, who: str, for_s: float) -> bool:
+        """The same, but for lines that are dead without a word: that much is survived quickly."""
+        return max(self._shaken.get(who, 0.0), self._shaken.get("", 0.0)) >= self.t - for_s
+
     def fault(self, what: str, lasts_us: int = 0, **fields: Any) -> None:
         """Write down a fault."""
         self.faults[what] += 1
@@ -114,6 +121,8 @@ class World:
             who = fields.get("who", "")
             end_s = (self.now + lasts_us) / US + (1e9 if what in OVERLAPS else 0)
             self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
+            if what != "silent":
+                self._shaken[who] = max(self._shaken.get(who, 0.0), end_s)
         self.record("cause", what=what, until=(self.now + lasts_us) / US, **fields)
 
     def _fate(self) -> str:
