@@ -88,8 +88,8 @@ class Asked:
     """
 
     __slots__ = (
-        *("_calls", "_done", "_end", "_opening", "_posted", "_quick", "_round", "_until", "_ways"),
-        *("line", "over", "process", "replies"),
+        *("_calls", "_done", "_end", "_opening", "_posted", "_quick", "_repeated", "_round"),
+        *("_until", "_ways", "line", "over", "process", "replies"),
     )
 
     def __init__(
@@ -109,6 +109,7 @@ class Asked:
         self._ways: list[Way] = []
         self._round = 0
         self._opening = False  # another connection
+        self._repeated = False  # on that one
         self._end = 0.0
         self._quick: tuple[float, float, int] | None = None
 
@@ -165,7 +166,7 @@ class Asked:
             return
         for number in way.at:
             self._calls[number].doubled, self._calls[number].via = True, None
-        self._opening = True
+        self._opening = self._repeated = True
         until = min(self._end, now + wire.silence_s(self._end - now))
 
         def ready(line: Line) -> None:
@@ -278,7 +279,7 @@ class Asked:
         world, now = self.process.world, self.process.clock()
         if world.faults["silent"] > silent + 1 or world.shaken(self.process.name, now - began):
             return
-        if now > due or (error is not None and any(call.doubled for call in self._calls)):
+        if now > due or (error is not None and self._repeated):
             world.wrong("silence", f"a silent line cost {now - began:.3f} s: {error or 'no error'}")
 
 

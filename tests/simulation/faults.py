@@ -71,6 +71,8 @@ class Faults:
         """Between server and processes something loses replies, doubles or swaps them, or adds an
         error; the connection goes on."""
         world = self.world
+        if "straight" in world.server.bugs:
+            return
         world.faults["crossing"] += 1
         world.crossing = 0.05 + world.random.random() * 0.3
         world.after(self._lasts(5), self._not_crossing)
@@ -90,7 +92,9 @@ class Faults:
     def _fork(self) -> None:
         """C code forks a process: no hook runs, and the child has its parent's connections."""
         process = self._alive()
-        if process is not None:
+        if process is not None and not process.idle and self.world.now < self.calm * 0.9:
+            self.world.after(int(self.world.random.random() * 50_000) + 1, self._fork)
+        elif process is not None:
             self.world.faults["fork"] += 1
             child = process.fork(f"p{len(self.processes) + 1}")
             self.processes.append(child)

@@ -117,6 +117,11 @@ class Process:
 
     # connections for calls
 
+    @property
+    def idle(self) -> bool:
+        """Whether it has a connection that nobody uses."""
+        return bool(self._idle)
+
     def fork(self, name: str) -> Process:
         """A child that C code forked: what it has of connections is its parent's."""
         child = Process(self.world, name, threads=self.threads)

@@ -81,7 +81,7 @@ def has_accidents(seed: int) -> bool:
 
 
 def has_silence(seed: int) -> bool:
-    """Whether a run is one of accidents that all are silent connections: one in twenty, as above."""
+    """Whether all accidents of a run are silent connections: one in twenty, as above."""
     return seed % 20 == 8
 
 
@@ -194,10 +194,11 @@ def _cast(
 
     def forked(child: Process) -> None:
         renewal = Renewal(child)
-        for number in range(choice((1, 2))):
+        for number in range(choice((1, 2, 3))):
             client = Client(child, f"{child.name}c{number}", renewal)
             client.heirs = clients
-            client.turns = [drawn() for _ in range(choice((1, 2, 3)))]
+            client.turns = [drawn() for _ in range(choice((2, 3, 4)))]
+            client.turns[0].idle_s = 0.0
             clients.append(client)
             if everybody is not clients:
                 everybody.append(client)
