@@ -22,6 +22,7 @@ import lualock
 from lualock import aio
 from lualock.protocol import CLAIM_MS
 from lualock.script import SCRIPTS
+from tests.proving import proof_of
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
 from tests.test_processes import program
@@ -303,10 +304,11 @@ async def test_a_grant_that_was_told_to_nobody(world: World) -> None:
     with world.client.pipeline(transaction=True) as both:  # no time to come back between the two
         both.client_kill_filter(_type="pubsub")
         script = SCRIPTS["hand_over"]
-        token = lease.token.encode()
-        both.eval(script.source.decode(), 2, lock.key, lock.key + b":queue", token, b"1")
+        parts = lock.key, lock.key + b":queue", lease.token.encode(), b"1"
+        proof, words = proof_of(script, parts)
+        both.eval(script.source.decode(), 2, *words)
         _, outcome = both.execute()
-    assert outcome == token + b"released"  # nobody was reached
+    assert outcome == proof + b"released"  # nobody was reached
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
     assert sorted(order) == ["a", "b"]
 

@@ -30,7 +30,17 @@ from lualock.protocol.holding import (
 )
 from lualock.protocol.replies import Held, conflict
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
-from lualock.protocol.steps import LAST_WORD_S, Call, Listen, Post, Reach, Step, Steps, Wait
+from lualock.protocol.steps import (
+    LAST_WORD_S,
+    Call,
+    Listen,
+    Pending,
+    Post,
+    Reach,
+    Step,
+    Steps,
+    Wait,
+)
 from lualock.protocol.terms import Ask, Grant
 from lualock.script import SCRIPTS
 
@@ -88,7 +98,9 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
                 except LockError as error:
                     reply = yield from attempt.persist(attempt.take, error)
                 if type(reply) is list and reply[0] == b"late":
+                    sent = attempt.sent
                     reply = yield from attempt.hurry(attempt.take, reply)
+                    attempt.sent = sent  # the token is all that proves which of them it answers
                 ask.grant = attempt.taken(reply)
             if ask.grant is None:
                 ask.grant = yield from enqueue(attempt)
@@ -144,12 +156,12 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
                 if told is not None and told[:1] == b"=":
                     told = b""  # what it says, our look says better
                 if not told:
-                    reply = reply.poll()
+                    reply = _answer_to(reply)
         except LockError as error:
             reply = yield from attempt.persist(look, error)
         if not told:
             if reply is None:
-                continue  # not even the reply has come: ask again, and wait for it
+                continue  # ask again, and wait for the reply
             if reply[0] == b"late":
                 reply = yield from attempt.hurry(look, reply)
             grant = attempt.looked(reply)
@@ -174,6 +186,15 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
             # Perhaps it came from a server that is no primary any more: it repeats what is said
             # at the new one, which knows of nobody who listens.
             listen.anew = True
+
+
+def _answer_to(look: Pending) -> Any:
+    """The reply to a look that was posted; ``None``: it has not come, or never will. An error says
+    nothing: that it answers this very request is made sure of only where somebody waits for it."""
+    try:
+        return look.poll()
+    except LockError:
+        return None
 
 
 def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:

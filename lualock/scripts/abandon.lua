@@ -5,6 +5,7 @@
 -- ARGV[2] ticket  its ticket, or '' if it has none
 -- ARGV[3] fair    as for hand_over
 -- ARGV[4] kept    the one lease of this token that it keeps, fence and token as one word, or ''
+-- ARGV[5] proof  a number of the request, fresh each time it is sent
 -- Returns 'released'                             the lock was ours and is not any more
 -- Returns {'left', ttl_ms, held_ms, about, ahead}  another has it, or it is kept; ahead -1: not queued
 -- Returns {'left'}                               it is free
@@ -16,7 +17,7 @@ local token = ARGV[1]
 local ticket = ARGV[2]
 local fair = ARGV[3]
 local kept = ARGV[4]
-local proof = token
+local proof = ARGV[5]
 
 --@include record
 --@include queue

@@ -5,6 +5,7 @@
 -- ARGV[3] ttl_ms    how long the lease lasts from now on, a whole number above 0
 -- ARGV[4] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
 -- ARGV[5] about     who adopts: free text, kept beside the lease for inspect
+-- ARGV[6] proof  a number of the request, fresh each time it is sent
 -- Returns fence                    the lease is the heir's now; 16 digits, greater than before
 -- Returns {'owned', ttl_ms, fence}  it was already (a repeated request)
 -- Returns {'late', time_us}         the deadline has passed: nothing was done
@@ -19,7 +20,7 @@ local heir = ARGV[2]
 local ttl_ms = ARGV[3]
 local deadline = ARGV[4]
 local about = ARGV[5]
-local proof = heir
+local proof = ARGV[6]
 
 --@include record
 

@@ -2,13 +2,14 @@
 -- KEYS[1] lock    the lock's key
 -- ARGV[1] lease   its fence and its token, as they stand in the record
 -- ARGV[2] ttl_ms  how long the lease lasts from now on at least, a whole number above 0
+-- ARGV[3] proof  a number of the request, fresh each time it is sent
 -- Returns 'claimed'  it is ours and lasts ttl_ms from now, or longer
 -- Returns 'missing'  it is not ours any more; nothing was done
 
 local lock = KEYS[1]
 local lease = ARGV[1]
 local ttl_ms = ARGV[2]
-local proof = lease
+local proof = ARGV[3]
 
 -- It is sent whole each time, so it is short. W: whoever is given a lock, it is given from the queue.
 if redis.call('GETRANGE', lock, 0, 38) ~= 'W' .. lease then

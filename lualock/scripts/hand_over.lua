@@ -3,6 +3,7 @@
 -- KEYS[2] queue  the tickets of those who wait
 -- ARGV[1] lease  the lease's fence and its token as one word, or its token alone
 -- ARGV[2] fair   '1': the first waiter gets the lock; '0': it is told, and the lock is free
+-- ARGV[3] proof  a number of the request, fresh each time it is sent
 -- Returns 'released'       it was ours; it is free, and nobody who waits could be given it
 -- Returns 'handed_over'    it was ours; a waiter has it now
 -- Returns 'already'        this lease released it before (a repeated request)
@@ -14,7 +15,7 @@ local lock = KEYS[1]
 local queue = KEYS[2]
 local lease = ARGV[1]
 local fair = ARGV[2]
-local proof = lease
+local proof = ARGV[3]
 local token = string.sub(lease, -22)
 
 --@include record

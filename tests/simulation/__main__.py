@@ -55,7 +55,7 @@ def simulate(first: int, count: int, workers: int, most: int) -> int:
 def find_planted(most: int) -> int:
     """Print of each planted bug which seed finds it first, and by which rule."""
     missed = 0
-    for name in planted.PLANTED:
+    for name in (*planted.PLANTED, *planted.DRIVER):
         found = planted.find(name, most)
         missed += found is None
         print(f"{name}: " + ("not found" if found is None else "seed {}, {}".format(*found)))

@@ -3,6 +3,10 @@
 Where many faults come together each excuses much of what the others do, and few requests meet one
 just when it matters. Here a single request is late, or lost, or its reply is, often while its
 caller gives up, or messages stand still; whatever is left of that must be mended with no excuse.
+
+In runs of *silence* several requests, each some seconds after the one before, meet a connection
+that is dead without a word, or slow: they are sent on another one, and their first copy may arrive
+when its caller has long gone on.
 """
 
 from __future__ import annotations
@@ -15,24 +19,27 @@ from tests.simulation.jobs import Queue
 from tests.simulation.network import Process
 from tests.simulation.world import US, World
 
-FATES = ("slow", "slow", "deaf", "deaf", "mute", "late", "lost", "unheard")
+FATES = ("slow", "slow", "slow", "deaf", "deaf", "deaf", "mute", "late", "lost", "unheard")
+SILENCE = ("slow", "deaf")
 
 
 class Accidents:
     """What happens to the requests of one world."""
 
-    def __init__(self, world: World, clients: Sequence[Client], lasts_s: float) -> None:
-        self._world, self._clients = world, clients
+    def __init__(
+        self, world: World, clients: Sequence[Client], lasts_s: float, *, silence: bool
+    ) -> None:
+        self._world, self._clients, self._silence = world, clients, silence
         world.fate = self._fate
         chance = world.random
-        for _ in range(chance.choice((1, 2, 3, 4))):
+        for _ in range(chance.choice((3, 5, 8) if silence else (1, 2, 3, 4))):
             world.at(int(chance.random() * lasts_s * US), self._strike)
 
     def _strike(self) -> None:
         """The next request of anybody has bad luck, or for a time the messages to somebody have,
         or both."""
         chance, ear = self._world.random, self._world.random.choice(self._clients).process.ear
-        which = chance.random()
+        which = 0.0 if self._silence else chance.random()
         if which < 0.8 or ear.line is None:
             self._world.flaky = 1.0
         if which > 0.5 and ear.line is not None:
@@ -42,9 +49,9 @@ class Accidents:
         world = self._world
         chance = world.random
         world.flaky = 0.0
-        if chance.random() < 0.6:
+        if chance.random() < (0.2 if self._silence else 0.6):
             world.after(int(chance.random() ** 3 * 3 * US) + 1, self._interrupt)
-        return chance.choice(FATES)
+        return chance.choice(SILENCE if self._silence else FATES)
 
     def _interrupt(self) -> None:
         """Who still asks is interrupted: it took too long."""
@@ -54,7 +61,7 @@ class Accidents:
             self._world.random.choice(asking).interrupt()
 
 
-def cast(world: World) -> tuple[list[Lock], list[Client], Queue | None]:
+def cast(world: World, *, silence: bool) -> tuple[list[Lock], list[Client], Queue | None]:
     """Who takes part, and what they do: take one lock, or run jobs."""
     draw = world.random.random
     lock = Lock("a", True, b"0")
@@ -62,7 +69,7 @@ def cast(world: World) -> tuple[list[Lock], list[Client], Queue | None]:
     renewals = [(process, Renewal(process)) for process in processes]
     if draw() < 0.3:
         producers, queue = jobs.cast(world, [lock], renewals, 0.0)
-        Accidents(world, [*producers, *queue.workers], 5.0)
+        Accidents(world, [*producers, *queue.workers], 5.0, silence=silence)
         return [lock], [*producers], queue
     lock.fair = draw() < 0.85
     clients = [
@@ -71,13 +78,15 @@ def cast(world: World) -> tuple[list[Lock], list[Client], Queue | None]:
     choice = world.random.choice
     hold_s, rude = choice((0.02, 1.0, 4.0, 14.0)), choice((0.0, 0.2))
     ttl_ms = choice((100, 2000, 20_000, 20_000))
+    if silence:
+        hold_s = choice((0.02, 0.3, 1.0))
     for client in clients:
         client.heirs = clients
         client.turns += [
             Turn(
                 lock=lock,
-                idle_s=draw() * choice((0.01, 1, 10)),
-                wait_s=choice((None, 0, draw() * 2, draw() * 2)),
+                idle_s=draw() * choice((0.01, 1, 3 if silence else 10)),
+                wait_s=choice((None, None if silence else 0, draw() * 2, draw() * 2)),
                 ttl_ms=ttl_ms,
                 hold_s=hold_s * draw(),
                 priority=0,
@@ -87,5 +96,5 @@ def cast(world: World) -> tuple[list[Lock], list[Client], Queue | None]:
             )
             for _ in range(6)
         ]
-    Accidents(world, clients, 60.0)
+    Accidents(world, clients, 20.0 if silence else 60.0, silence=silence)
     return [lock], [*clients], None

@@ -16,8 +16,8 @@ from lualock.protocol import Call
 from tests.simulation import job_contract
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken
+from tests.simulation.ghosts import lock_of, name_at
 from tests.simulation.job_rules import PLACE
-from tests.simulation.network import lock_of, name_at
 from tests.simulation.world import US, World
 
 GRACE_US = 120_000

@@ -18,6 +18,7 @@ from lualock.lease import BaseLease, Care
 from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo, watched
 from lualock.protocol.waiting import CLAIM_MS
 from lualock.watch import Watch
+from tests.simulation.lines import Sender
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US
 
@@ -228,6 +229,13 @@ class Client:
     def _adopts(self, turn: Turn, token: bytes) -> Steps[None]:
         with suppress(Interrupted):
             yield from self._turn(turn, token)
+
+    def writes(self, process: Process, sender: Sender) -> bool:
+        """Whether it is this one's request that is being written; or its loop's, where an
+        interruption strikes them all."""
+        if process is not self.process or self.task is None:
+            return False
+        return not process.threads or self.task.writes(sender)
 
     def interrupt(self) -> None:
         """Cancel it, wherever it is."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.simulation.clients import Client, Lock
-from tests.simulation.network import EarLine, Process
+from tests.simulation.ear import EarLine
+from tests.simulation.network import Process
 from tests.simulation.store import SortedSet, Value
 from tests.simulation.world import US, World
 
@@ -54,6 +55,50 @@ class Faults:
         for kind in kinds[: 1 + int(chance.random() ** 2 * 6)]:
             for _ in range(1 + int(chance.random() * 4)):
                 self.world.at(int(chance.random() * calm * 0.9), _KINDS[kind], self)
+
+    def plan_streams(self, calm: int, forked: Callable[[Process], None]) -> None:
+        """The same for streams that lose their order, and for what they are shared with.
+        ``forked``: puts a child to work."""
+        self.calm, self._forked = calm, forked
+        chance = self.world.random
+        kinds: list[Callable[[], None]] = [self._cross, self._tear, self._fork]
+        chance.shuffle(kinds)
+        for kind in kinds[: chance.choice((1, 1, 2, 3))]:
+            for _ in range(2 + int(chance.random() * 4)):
+                self.world.at(int(chance.random() * calm * 0.9), kind)
+
+    def _cross(self) -> None:
+        """Between server and processes something loses replies, doubles or swaps them, or adds an
+        error; the connection goes on."""
+        world = self.world
+        if "straight" in world.server.bugs:
+            return
+        world.faults["crossing"] += 1
+        world.crossing = 0.05 + world.random.random() * 0.3
+        world.after(self._lasts(5), self._not_crossing)
+
+    def _not_crossing(self) -> None:
+        self.world.crossing = 0.0
+
+    def _tear(self) -> None:
+        """A signal handler raises while the next request of somebody is being written."""
+        world = self.world
+        running = [client for client in self.clients if client.task in client.process.tasks]
+        if running and world.torn is None:
+            world.torn = world.random.choice(running)
+        if world.random.random() < 0.8 and world.now < self.calm * 0.9:
+            world.after(int(world.random.random() * 300_000) + 1, self._tear)
+
+    def _fork(self) -> None:
+        """C code forks a process: no hook runs, and the child has its parent's connections."""
+        process = self._alive()
+        if process is not None and not process.idle and self.world.now < self.calm * 0.9:
+            self.world.after(int(self.world.random.random() * 50_000) + 1, self._fork)
+        elif process is not None:
+            self.world.faults["fork"] += 1
+            child = process.fork(f"p{len(self.processes) + 1}")
+            self.processes.append(child)
+            self._forked(child)
 
     def _lasts(self, most_s: float) -> int:
         wanted = int(self.world.random.random() ** 2 * most_s * US) + 1000
@@ -318,5 +363,5 @@ def _ours(value: Value) -> bool:
 _KINDS: dict[str, Callable[[Faults], None]] = {
     name: value
     for name, value in vars(Faults).items()
-    if callable(value) and not name.startswith("_") and name != "plan"
+    if callable(value) and not name.startswith(("_", "plan"))
 }

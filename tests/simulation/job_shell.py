@@ -23,7 +23,8 @@ from lualock.protocol import Ask, Grant, LockInfo, Steps, T
 from lualock.wish import BaseLock, Settings
 from tests.simulation import clients
 from tests.simulation.clients import Client, Holding, Renewal, Turn
-from tests.simulation.network import Process, clean, name_at
+from tests.simulation.ghosts import name_at
+from tests.simulation.network import Process, clean
 
 PLACE = verbs.place_key(b"")
 

@@ -51,17 +51,23 @@ def in_parallel(work: Callable[[A], B], jobs: list[A], workers: int) -> Iterable
 
 
 def hunt(
-    changed: dict[bytes, bytes], most: int, only: Callable[[int], bool] | None = None
+    changed: dict[bytes, bytes],
+    most: int,
+    only: Callable[[int], bool] | None = None,
+    *,
+    bugs: frozenset[str] = frozenset(),
+    rule: str = "",
 ) -> tuple[int, str] | None:
     """The first seed that fails on changed scripts, and by which rule; None: none of ``most`` that
-    could. ``only``: of which seeds."""
+    could. ``only``: of which seeds. ``bugs``: of the simulated driver. ``rule``: by this one."""
     server = Server()
-    server.sources = changed
+    server.sources, server.bugs = changed, bugs
     if only is None and changed and all(source in _JOBS for source in changed):
         only = has_jobs  # the others cannot notice
     seeds: Iterable[int] = filter(only, itertools.count()) if only else itertools.count()
     for seed in itertools.islice(seeds, most):
-        failing = play(seed, server).failing
-        if failing:
-            return seed, failing[0][1][0].rule
+        for _, violations in play(seed, server).failing:
+            rules = [violation.rule for violation in violations]
+            if not rule or rule in rules:
+                return seed, rule or rules[0]
     return None

@@ -17,6 +17,17 @@ withdraw asks nobody         whoever does not run in the place of another takes 
                              whoever asked (*contract*).
 no look at who runs          ``reserve`` gives a job that wants to be alone its place beside one
                              that runs (*alone*).
+
+And those of the simulated driver (:data:`DRIVER`):
+
+a reply is believed          a driver takes a reply for what its oldest request is owed, and does
+                             not check its proof: two holders (*overlap*).
+a torn write is no end       an interruption comes while a request is written, and the connection is
+                             used on: proofs protect, but the order is lost (*order*).
+a child does not notice      a process that C code forked uses its parent's connections (*order*).
+a torn write, and believed   both together, and no broken proxy: only proofs protected (*overlap*).
+a child, and believed        the same.
+silence is waited for        no request is sent again where no reply comes (*silence*).
 """
 
 from __future__ import annotations
@@ -56,6 +67,16 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
     "no look at who runs": (("reserve", "elseif alone == '1' and held", "elseif false and held"),),
 }
 
+DRIVER: dict[str, tuple[frozenset[str], str]] = {
+    "a reply is believed": (frozenset({"unproved"}), "overlap"),
+    "a torn write is no end": (frozenset({"torn"}), "order"),
+    "a child does not notice": (frozenset({"forked"}), "order"),
+    "a torn write, and believed": (frozenset({"torn", "unproved", "straight"}), "overlap"),
+    "a child, and believed": (frozenset({"forked", "unproved", "straight"}), "overlap"),
+    "silence is waited for": (frozenset({"patient"}), "silence"),
+}
+"""Each with the rule that it breaks."""
+
 
 def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
     """The changed scripts, by the shipped ones."""
@@ -71,4 +92,7 @@ def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
 
 def find(name: str, most: int = 1000) -> tuple[int, str] | None:
     """The first seed that finds a planted bug, and by which rule; None: none of ``most`` did."""
+    if name in DRIVER:
+        bugs, rule = DRIVER[name]
+        return hunt({}, most, bugs=bugs, rule=rule)
     return hunt(sources(PLANTED[name]), most)

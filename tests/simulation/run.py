@@ -80,19 +80,32 @@ def has_accidents(seed: int) -> bool:
     return seed % 20 == 18
 
 
+def has_silence(seed: int) -> bool:
+    """Whether all accidents of a run are silent connections: one in twenty, as above."""
+    return seed % 20 == 8
+
+
 def has_astray(seed: int) -> bool:
     """Whether who listens at a failed-over server may go on to: one in twenty, as above."""
     return seed % 20 == 14
+
+
+def has_streams(seed: int) -> bool:
+    """Whether streams lose their order in a run, writes are torn, processes forked by C code: one
+    in four, as above."""
+    return seed % 20 in (1, 2, 5, 7, 10)
 
 
 def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run others."""
     world = World(seed, server, trace=trace)
     before = server.lua.runs
-    if has_accidents(seed):
-        locks, clients, queue = accidents.cast(world)
+    if has_accidents(seed) or has_silence(seed):
+        locks, clients, queue = accidents.cast(world, silence=has_silence(seed))
     else:
-        locks, clients, queue = _cast(world, jobs=has_jobs(seed), astray=has_astray(seed))
+        locks, clients, queue = _cast(
+            world, jobs=has_jobs(seed), astray=has_astray(seed), streams=has_streams(seed)
+        )
     audit = Audit(world)
     with _quiet():
         for client in clients:
@@ -126,7 +139,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
 
 
 def _cast(
-    world: World, *, jobs: bool, astray: bool
+    world: World, *, jobs: bool, astray: bool, streams: bool
 ) -> tuple[list[Lock], list[Client], Queue | None]:
     """Who takes part, what they do, and what is done to them."""
     chance = world.random
@@ -149,10 +162,11 @@ def _cast(
     if draw() < 0.8:
         calm = int((2 + draw() * 10) * US)
     queue = None
-    struck, harmed = clients, locks
+    everybody, struck, harmed = clients, clients, locks
     if jobs:
         producers, queue = cast(world, locks, renewals, calm / US + SETTLE_S + 1 if calm else 0)
-        struck = [*clients, *producers, *queue.workers]
+        everybody = [*clients, *producers]
+        struck = [*everybody, *queue.workers]
         harmed = [*locks, *(lock.place() for lock in locks)]
     if calm:
         faults = Faults(world, processes, struck, harmed)
@@ -164,21 +178,34 @@ def _cast(
     hold_s = choice((0.0, 0.01, 0.1, 0.5, 1.0))
     ttls = choice(((300, 1000), (1000, 5000), (3000, 10000), (50, 30000)))
     rude = choice((0.0, 0.0, 0.1, 0.5))  # how many do not release, or let go in other ways
+
+    def drawn() -> Turn:
+        return Turn(
+            lock=choice(locks),
+            idle_s=draw() ** 2 * choice((0.001, 0.1, 1.0)) * 2,
+            wait_s=choice((None, None, None, 0, draw() * 3, draw() * 0.2)),
+            ttl_ms=choice(ttls),
+            hold_s=hold_s * draw() * 2,
+            priority=choice(priorities),
+            renew=draw() < 0.4,
+            careful=draw() < 0.7,
+            ending="release" if draw() >= rude else choice(ENDINGS),
+        )
+
+    def forked(child: Process) -> None:
+        renewal = Renewal(child)
+        for number in range(choice((1, 2, 3))):
+            client = Client(child, f"{child.name}c{number}", renewal)
+            client.heirs = clients
+            client.turns = [drawn() for _ in range(choice((2, 3, 4)))]
+            client.turns[0].idle_s = 0.0
+            clients.append(client)
+            if everybody is not clients:
+                everybody.append(client)
+            client.task = child.start(client.life())
+
     for client in clients:
-        for _ in range(choice((1, 2, 3, 4))):
-            client.turns.append(
-                Turn(
-                    lock=choice(locks),
-                    idle_s=draw() ** 2 * choice((0.001, 0.1, 1.0)) * 2,
-                    wait_s=choice((None, None, None, 0, draw() * 3, draw() * 0.2)),
-                    ttl_ms=choice(ttls),
-                    hold_s=hold_s * draw() * 2,
-                    priority=choice(priorities),
-                    renew=draw() < 0.4,
-                    careful=draw() < 0.7,
-                    ending="release" if draw() >= rude else choice(ENDINGS),
-                )
-            )
+        client.turns += [drawn() for _ in range(choice((1, 2, 3, 4)))]
         # When everything has settled, once more: now nothing is excused.
         if calm:
             client.calm_at_s = calm / US + SETTLE_S + 1
@@ -192,9 +219,11 @@ def _cast(
         for client in clients:
             for turn in client.turns:
                 turn.ending = choice(("pass", "pass", turn.ending))
+    if calm and streams:
+        faults.plan_streams(calm, forked)
     if draw() < 0.3:
         processes[0].start(observe(locks, processes[0], 4))
-    return locks, [*clients, *producers] if queue is not None else clients, queue
+    return locks, everybody, queue
 
 
 def _after(world: World, locks: list[Lock], clients: list[Client], queue: Queue | None) -> None:

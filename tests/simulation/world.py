@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from lualock.drive import wire
 from lualock.protocol import Call
 from lualock.script import Script
-from tests.proving import proof_of
 from tests.simulation.checker import OVERLAPS, Event, Violation
 from tests.simulation.scripting import Broke, Interpreter
 from tests.simulation.store import Refused, Store
 
 if TYPE_CHECKING:
-    from tests.simulation.network import EarLine, Line
+    from tests.simulation.clients import Client
+    from tests.simulation.ear import EarLine
+    from tests.simulation.lines import Link
 
 US = 1_000_000
 EPOCH_US = 1_800_000_000 * US
@@ -38,7 +39,10 @@ class World:
         self.found: list[Violation] = []  # what is wrong at sight
         self.disowned: dict[bytes, int] = {}  # when a token's owner was done with it
         self.ended: dict[bytes, int] = {}  # the same, also for who only forgot to release
-        self._troubled: dict[str, float] = {}  # until when each process, and '' the server
+        # Until when something keeps each process from the server, or '' the server from answering;
+        # and the same without lines that are dead without a word.
+        self._troubled: dict[str, float] = {}
+        self._shaken: dict[str, float] = {}
         self.asked: dict[bytes, tuple[str, float]] = {}  # which process under a token, and when
         self.ghost_until: dict[bytes, float] = {}
         # What only a clock that was put back let in, when its caller had long gone: for how long
@@ -51,6 +55,8 @@ class World:
         self.latency_us = 150  # of a message, in the middle
         self.flaky = 0.0  # which share of the requests meets a connection that breaks
         self.fate = self._fate  # what becomes of a request
+        self.crossing = 0.0  # which share of the replies loses its place in the order
+        self.torn: Client | None = None  # who is interrupted while it writes its next request
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.server = server
@@ -104,6 +110,10 @@ class World:
         the server forget."""
         return max(self._troubled.get(who, 0.0), self._troubled.get("", 0.0)) >= self.t - for_s
 
+    def shaken(self, who: str, for_s: float) -> bool:
+        """The same, but for lines that are dead without a word: that much is survived quickly."""
+        return max(self._shaken.get(who, 0.0), self._shaken.get("", 0.0)) >= self.t - for_s
+
     def fault(self, what: str, lasts_us: int = 0, **fields: Any) -> None:
         """Write down a fault."""
         self.faults[what] += 1
@@ -111,6 +121,8 @@ class World:
             who = fields.get("who", "")
             end_s = (self.now + lasts_us) / US + (1e9 if what in OVERLAPS else 0)
             self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
+            if what != "silent":
+                self._shaken[who] = max(self._shaken.get(who, 0.0), end_s)
         self.record("cause", what=what, until=(self.now + lasts_us) / US, **fields)
 
     def _fate(self) -> str:
@@ -140,6 +152,7 @@ class Server:
         self.store = Store()
         self.lua = Interpreter(self.store)
         self.sources: dict[bytes, bytes] = {}  # mutants: by the shipped source
+        self.bugs: frozenset[str] = frozenset()  # of the simulated driver: see planted.py
         self.told: list[tuple[bytes, int]] = []  # the messages of the script that runs
         self.before: Callable[[Call], None] = lambda call: None
         self.watch: Callable[[Call, Any], None] = lambda call, reply: None
@@ -154,7 +167,7 @@ class Server:
         self.known: set[str] = set()
         self.ears: dict[bytes, list[EarLine]] = {}
         self.astray: list[EarLine] = []  # that are connected to what was the primary before
-        self.lines: list[Line] = []
+        self.links: list[Link] = []
         self.stalled_until = 0
         self.down = False
 
@@ -163,29 +176,34 @@ class Server:
         now = EPOCH_US + self.world.now + self.offset_us
         return now - now % self.grain_us
 
-    def execute(self, call: Call, whole: bool) -> Any:
-        """Run a script; ``whole``: its source came along. An error is a reply too."""
+    def execute(
+        self, call: Call, whole: bool, proof: bytes, words: tuple[bytes, ...]
+    ) -> tuple[Any, Any]:
+        """Run a script; ``whole``: its source came along. Returns its reply, and what that says
+        behind its proof. An error is a reply too, and has none."""
         script: Script = call.script
+        reply: Any
+        said: Any
         if not whole and script.sha not in self.known:
-            return Refused("NOSCRIPT No matching script. Please use EVAL.")
+            reply = said = Refused("NOSCRIPT No matching script. Please use EVAL.")
+            return reply, said
         self.known.add(script.sha)
         self.store.now_us = self.clock_us()
         self.told = []
         self.before(call)
         source = self.sources.get(script.source, script.source)
-        reply: Any
         try:
-            proof, words = proof_of(script, call.parts)
-            reply = wire.proved(self.lua.run(source, len(script.keys), words), proof)
+            reply = self.lua.run(source, len(script.keys), words)
+            said = wire.proved(reply.copy() if type(reply) is list else reply, proof)
         except Refused as error:
-            reply = error
+            reply = said = error
         except (Broke, wire.CrossedReply) as error:
             self.world.wrong("script", f"{script.name}: {error}")
-            reply = Refused(f"ERR user_script: {error}")
+            reply = said = Refused(f"ERR user_script: {error}")
         if self.world.trace is not None:
-            self.world.say(f"     server {script.name}{_shown(call.parts)} -> {_shown(reply)}")
-        self.watch(call, reply)
-        return reply
+            self.world.say(f"     server {script.name}{_shown(call.parts)} -> {_shown(said)}")
+        self.watch(call, said)
+        return reply, said
 
     def check_deadline(self, key: bytes, token: bytes, until: float) -> None:
         """Whoever believes to have a lock until then must have it until then."""
@@ -221,9 +239,9 @@ class Server:
     def break_all(self, spare: Callable[[EarLine], bool] = lambda ear: False) -> None:
         """Every connection ends, as when the process does; but those for messages that are spared
         are just no longer ours."""
-        for line in self.lines:
-            line.broken()
-        self.lines = []
+        for link in self.links:
+            link.broken()
+        self.links = []
         for ears in list(self.ears.values()):
             for ear in list(ears):
                 if not spare(ear):

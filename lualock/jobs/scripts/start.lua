@@ -8,6 +8,7 @@
 -- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
 -- ARGV[4] about     who asks: free text, kept beside the lease for inspect
 -- ARGV[5] owner     the token of the job's place; also that of its lock while it waits for a retry
+-- ARGV[6] proof  a number of the request, fresh each time it is sent
 -- Returns fence                             it is ours now, and the place is free; 16 digits
 -- Returns {'owned', ttl_ms, fence}          this token has it already
 -- Returns {'held', ttl_ms, held_ms, about}  somebody else has it, and the place stays as it is
@@ -23,7 +24,7 @@ local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local about = ARGV[4]
 local owner = ARGV[5]
-local proof = token
+local proof = ARGV[6]
 
 --@include record
 --@include queue
