@@ -94,8 +94,13 @@ def blocks_of(names: Names, key: bytes) -> Blocks:
     blocks = None if ref is None else ref()
     if blocks is None:
         blocks = Blocks()
-        names[key] = weakref.ref(blocks, partial(names.pop, key))
+        names[key] = weakref.ref(blocks, partial(_forget, names, key))
     return blocks
+
+
+def _forget(names: Names, key: bytes, gone: weakref.ref[Blocks]) -> None:
+    if names.get(key) is gone:  # the collector may come late, when there are others
+        names.pop(key, None)
 
 
 class Blocks:
