@@ -220,7 +220,9 @@ class BaseLease:
         """How to give it back; ``None``: that was done before."""
         if self._grant.released:
             return None
-        if self._pid != fork.current():
+        if not fork.same[0]:
+            fork.start_anew()
+        if self._pid != fork.pid:
             raise self._no_longer("released")
         self._shortened += 1  # a renewal that is answered from now on changes nothing
         return protocol.release(self._ask, self._grant)

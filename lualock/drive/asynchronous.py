@@ -267,10 +267,10 @@ class _LoopConnections:
         mux = await driver._connect()
         try:
             if not driver._server_checked:
-                wire.check_hello(await mux.ask(wire.HELLO, None))
+                wire.check_hello(await mux.ask(wire.HELLO, b""))
                 driver._server_checked = True
             sent = driver.clock()
-            told, proved = mux.ask(wire.TIME, None), mux.ask(*wire.echo())
+            told, proved = mux.ask(wire.TIME, b""), mux.ask(*wire.echo())
             server_us = wire.server_us(await told)
             received = driver.clock()
             await proved
@@ -302,7 +302,7 @@ class _LoopConnections:
                         self._count += 1
         elif silent_s > QUIET_S and (self._pinged is None or self._pinged.done()):
             # Nothing for long: if the connection is dead, the missing reply will tell.
-            self._pinged = self._ear.ask(wire.PING, None)
+            self._pinged = self._ear.ask(wire.PING, b"")
             self._pinged.add_done_callback(_seen)
         place.since = self._count
         return self._channel
@@ -315,7 +315,7 @@ class _LoopConnections:
     async def _subscribe(self) -> Mux:
         mux = await self._driver._connect(self._heard, self._lost)
         try:
-            reply = await mux.ask(wire.subscribe(self._channel), None)
+            reply = await mux.ask(wire.subscribe(self._channel), b"")
             wire.check_subscribed(reply, self._channel)
         except BaseException:
             mux.close()
