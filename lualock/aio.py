@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lualock import fork, options, protocol
-from lualock.block import Block, begin, block_end, blocks_of, end_async, names_of
+from lualock.block import Block, begin, block_end, blocks_on, end_async, last
 from lualock.drive.asynchronous import AsyncDriver
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
@@ -216,7 +216,6 @@ class Lock(BaseLock):
         care = max_hold, on_lost, cancel_on_loss
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._blocks = blocks_of(locks._names, self._key)
 
     async def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -239,9 +238,9 @@ class Lock(BaseLock):
             grant = await driver.run(steps)
             self._crowded = grant.waited
             lease = Lease(ask, grant, driver, self._locks._watch() if self._watched else None, care)
-            lease._blocks = self._blocks
+            lease._blocks = self._locks._blocks
             if block is not None:
-                self._blocks.push(block, lease, _current_task())
+                self._enter(block, lease)
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
@@ -283,8 +282,8 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
-        if self._blocks.begun:
-            self._blocks.refuse_own_wait(_current_task())
+        if self._key in self._locks._blocks.begun:
+            self._locks._blocks.refuse_own_wait(self._key, _current_task())
         ask, server = self._ask(), self._locks._driver.server_clock
         lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
         lease._begin()
@@ -297,7 +296,7 @@ class Lock(BaseLock):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(self._blocks.last(self, _current_task()), kind, error, trace)
+        await end_async(last(self._entered, _current_task()), kind, error, trace)
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -331,7 +330,7 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._names = names_of(endpoint.server)
+        self._blocks = blocks_on(endpoint.server)
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWatch] = (

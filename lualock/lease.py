@@ -55,7 +55,7 @@ class BaseLease:
 
     _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
     _block: Block  # only while it is entered, and no statement has the block
-    _blocks: Blocks  # those on its lock
+    _blocks: Blocks  # on the locks of its server
 
     def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
         self._ask = ask
@@ -185,7 +185,7 @@ class BaseLease:
     def _enter(self, block: Block, task: Any = None) -> None:
         if block.guard is None:
             self._block = block
-        self._blocks.push(block, self, task)
+        self._blocks.push(self._ask.key, block, self, task)
 
     def _unstated(self) -> Block | None:
         """The block that no statement has, which ends now."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import Block, begin, block_end, blocks_of, end, names_of
+from lualock.block import Block, begin, block_end, blocks_on, end, last
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument, NotAcquired
@@ -150,7 +150,6 @@ class Lock(BaseLock):
         care = max_hold, on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._blocks = blocks_of(locks._names, self._key)
 
     def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -173,9 +172,9 @@ class Lock(BaseLock):
             grant = driver.run(steps)
             self._crowded = grant.waited
             lease = Lease(ask, grant, driver, self._locks._watch if self._watched else None, care)
-            lease._blocks = self._blocks
+            lease._blocks = self._locks._blocks
             if block is not None:
-                self._blocks.push(block, lease)
+                self._enter(block, lease)
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
@@ -214,8 +213,8 @@ class Lock(BaseLock):
 
     def __enter__(self) -> Lease:
         block = begin(self)
-        if self._blocks.begun:
-            self._blocks.refuse_own_wait()
+        if self._key in self._locks._blocks.begun:
+            self._locks._blocks.refuse_own_wait(self._key)
         ask, server = self._ask(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, None), block)
 
@@ -226,7 +225,7 @@ class Lock(BaseLock):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(self._blocks.last(self), kind, error, trace)
+        end(last(self._entered), kind, error, trace)
 
 
 class Locks(BaseLocks):
@@ -253,7 +252,7 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._names = names_of(endpoint.server)
+        self._blocks = blocks_on(endpoint.server)
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
         self._watch = _WatchThread(self._driver)

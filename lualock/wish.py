@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, handles, keys, options, protocol
-from lualock.block import Block, Blocks, Names
+from lualock.block import Block, Blocks
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 from lualock.handles import Handle
@@ -70,7 +70,7 @@ class BaseLocks:
 
     _endpoint: Endpoint
     _settings: Settings
-    _names: Names
+    _blocks: Blocks
     _keep: Any
     """What must live as long as this: the embedded server."""
 
@@ -114,11 +114,10 @@ class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
     __slots__ = (
-        *("_about", "_band", "_blocks", "_care", "_crowded", "_fair", "_key", "_locks"),
+        *("_about", "_band", "_care", "_crowded", "_entered", "_fair", "_key", "_locks"),
         *("_max_waiters", "_name", "_queue", "_ttl_ms", "_watched"),
     )
 
-    _blocks: Blocks
     _locks: Any
 
     def __init__(
@@ -154,6 +153,7 @@ class BaseLock:
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
         self._care = Care(renewed, max_hold_s, on_lost, cancel)
         self._watched = self._care.needed
+        self._entered: list[Block] = []  # with blocks on this object
         self._about = options.about(settings.holder, metadata)
 
     @property
@@ -195,14 +195,20 @@ class BaseLock:
 
         :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
         """
-        if wait_s is None and self._blocks.begun:
-            self._blocks.refuse_own_wait(self._task())
+        if wait_s is None and self._key in self._locks._blocks.begun:
+            self._locks._blocks.refuse_own_wait(self._key, self._task())
         return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
+
+    def _enter(self, block: Block, lease: Any) -> None:
+        """A ``with`` block on this object has begun."""
+        block.entered = self._entered
+        self._entered.append(block)
+        self._locks._blocks.push(self._key, block, lease, self._task())
 
     def _inside(self, lease: Any) -> Block:
         """A block on the lock, of code that has its lease by other means."""
         block = Block(self)
-        self._blocks.push(block, lease, self._task())
+        self._locks._blocks.push(self._key, block, lease, self._task())
         return block
 
     def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:

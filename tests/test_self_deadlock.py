@@ -21,7 +21,7 @@ import pytest
 
 import lualock
 from lualock import aio, jobs
-from lualock.block import names_of
+from lualock.block import blocks_on
 from lualock.drive.endpoint import Endpoint
 from lualock.jobs.in_thread import run_in_thread
 from tests.delivery import Queue, held, place
@@ -151,17 +151,26 @@ async def test_nothing_stays_behind(
     server, key = lock._locks._endpoint.server, lock.key
     with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt):
         async with WAYS[way](lock) as lease:
-            assert lock._blocks.begun
+            assert key in lock._locks._blocks.begun
             if error is not None:
                 raise error
-    assert lock._blocks.begun == []
+    assert key not in blocks_on(server).begun
     await enter_and_leave(lock)
-    assert key in names_of(server)
     seen = weakref.ref(lease)
     del lease, lock
     gc.collect()
     assert seen() is None
-    assert key not in names_of(server)
+    assert key not in blocks_on(server).begun
+
+
+async def test_what_was_entered_by_name_and_dropped(shell: World) -> None:
+    """A lock object that was entered by name and dropped is not renewed for ever."""
+    lock = lock_of(shell)
+    lease = await settle((lock.__aenter__ if shell.asynchronous else lock.__enter__)())
+    seen = weakref.ref(lease)
+    del lease, lock
+    gc.collect()
+    assert seen() is None
 
 
 async def test_methods_by_name_of_two_lock_objects(shell: World) -> None:
@@ -260,9 +269,10 @@ async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None
             await shell_plain.until_waiters(plain, 1)
         (await waiting).release()
         await asyncio.create_task(lock.__aenter__())
-        outlived = asyncio.create_task(asyncio.to_thread(lock._blocks.refuse_own_wait))
+        refuse = partial(lock._locks._blocks.refuse_own_wait, lock.key)
+        outlived = asyncio.create_task(asyncio.to_thread(refuse))
         await outlived
-        lock._blocks.refuse_own_wait()
+        refuse()
         await lock.__aexit__(None, None, None)
 
 
@@ -334,7 +344,7 @@ async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> No
     assert nested.answers == [lualock.SelfDeadlock]
     assert not held(shell, nested.lock.key)
     assert not held(shell, place(nested.lock))
-    assert nested.lock._blocks.begun == []
+    assert nested.lock.key not in nested.lock._locks._blocks.begun
 
 
 async def test_coalesce_looks_first(shell: World) -> None:

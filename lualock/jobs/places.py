@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from lualock import options, protocol
-from lualock.block import blocks_of
 from lualock.errors import LeaseLost, LockError
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -28,7 +27,6 @@ def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
         place._about = about_job(place._about, job_id)
     place._key = verbs.place_key(lock.key)
     place._queue = queue_key(place._key)
-    place._blocks = blocks_of(lock._locks._names, place._key)
     return place
 
 

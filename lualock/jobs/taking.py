@@ -162,7 +162,7 @@ class Attempt:
         :raises SelfDeadlock: it is part of a run that holds the lock.
         """
         if timeout is None:
-            self.lock._blocks.refuse_own_wait(self.lock._task())
+            self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
 
     def wait(self, timeout: float | None, ask: Ask | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then give up the job's place, if it has one.

@@ -14,7 +14,7 @@ from inspect import getgeneratorlocals
 from typing import Any
 
 from lualock import options, protocol
-from lualock.block import Blocks, Names
+from lualock.block import Blocks
 from lualock.errors import KeyConflict, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -283,7 +283,7 @@ class Lease(BaseLease):
 class _Blocks(Blocks):
     """All actors share a thread, so a thread says nothing about which of them is inside a lock."""
 
-    def refuse_own_wait(self, task: Any = None) -> None:
+    def refuse_own_wait(self, key: bytes, task: Any = None) -> None:
         """Refuse nothing."""
 
 
@@ -297,7 +297,6 @@ class Lock(BaseLock):
         settings = locks._settings
         super().__init__(settings, name, ttl, None, metadata, True, 0, None, None, None)
         self._locks = locks
-        self._blocks = _Blocks()
 
     def _ask(self) -> Ask:
         actor = self._locks.actor
@@ -332,7 +331,7 @@ class Locks:
     def __init__(self, actor: Actor, ttl: float = 3.0) -> None:
         self.actor = actor
         self._settings = Settings("sim", ttl, None)
-        self._names: Names = {}
+        self._blocks = _Blocks()
         self._driver = Driver(actor)
 
     def lock(self, name: str | bytes, ttl: float | None = None, *, metadata: str = "") -> Lock:
