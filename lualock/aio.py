@@ -240,7 +240,8 @@ class Lock(BaseLock):
             lease = Lease(ask, grant, driver, self._locks._watch() if self._watched else None, care)
             lease._blocks = self._locks._blocks
             if block is not None:
-                self._enter(block, lease)
+                task = _current_task()
+                self._locks._blocks.push(self._key, block, lease, task, self._entered)
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it

@@ -25,7 +25,6 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
@@ -44,7 +43,6 @@ class Block:
     )
 
     key: bytes
-    ref: weakref.ref[Block]
     thread: threading.Thread
     """Which thread began it."""
 
@@ -56,7 +54,8 @@ class Block:
         self.lease: Any = None  # from its beginning to its end
         self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
         self.blocks: Blocks | None = None  # among which it is, once it has begun
-        self.entered: list[Block] | None = None  # those of its lock object
+        self.ref: weakref.ref[Block] | None = None  # if no statement has it
+        self.entered: list[Block] | None = None  # the same: those of its lock object
 
     def gone(self, _: object) -> None:
         """What should have ended it is no more."""
@@ -73,8 +72,8 @@ class Block:
         if self.blocks is not None:
             self.blocks.drop(self)
         if self.entered is not None:
-            with suppress(ValueError):  # it was done before
-                self.entered.remove(self)
+            self.entered.remove(self)
+            self.entered = None
 
 
 _about_to: dict[int, Block] = {}  # by thread: a statement looks for both methods, then begins
@@ -99,37 +98,54 @@ def blocks_on(server: str) -> Blocks:
 class Blocks:
     """Those that have begun, by the key of their lock.
 
-    They are held weakly: a lock that was entered by name and dropped is given up with what it has.
+    One that no statement has is held weakly, as a weak reference: a lock that was entered by name
+    and dropped is given up with what it has.
     """
 
     __slots__ = ("begun",)
 
     def __init__(self) -> None:
-        self.begun: dict[bytes, list[weakref.ref[Block]]] = {}
+        self.begun: dict[bytes, list[Block | weakref.ref[Block]]] = {}
 
     def push(
-        self, key: bytes, block: Block, lease: Any, task: asyncio.Task[Any] | None = None
+        self,
+        key: bytes,
+        block: Block,
+        lease: Any,
+        task: asyncio.Task[Any] | None = None,
+        entered: list[Block] | None = None,
     ) -> None:
-        """It holds this lease from now on."""
+        """It holds this lease from now on.
+
+        :param entered: what keeps it if no statement does: those of its lock object.
+        """
         block.thread = threading.current_thread()  # (idents are used again)
         block.task = task
-        block.blocks, block.key, block.ref = self, key, weakref.ref(block)
+        block.blocks, block.key = self, key
         block.lease = lease
+        entry: Block | weakref.ref[Block] = block
+        if block.guard is None:
+            entry = block.ref = weakref.ref(block)
+            if entered is not None:
+                block.entered = entered
+                entered.append(block)
         while True:
             here = self.begun.setdefault(key, [])
-            here.append(block.ref)
+            here.append(entry)
             if self.begun.get(key) is here:
                 return
-            here.remove(block.ref)  # another thread has just taken the empty list away
+            here.remove(entry)  # another thread has just taken the empty list away
 
     def drop(self, block: Block) -> None:
         """It holds none any more."""
-        self._forget(block.key, block.ref)
+        self._forget(block.key, block.ref or block)
 
-    def _forget(self, key: bytes, ref: weakref.ref[Block]) -> None:
-        here = self.begun.get(key, [])
-        with suppress(ValueError):  # it was dropped before
-            here.remove(ref)
+    def _forget(self, key: bytes, entry: Block | weakref.ref[Block]) -> None:
+        try:
+            here = self.begun[key]
+            here.remove(entry)
+        except (KeyError, ValueError):
+            return  # it was dropped before
         if not here and self.begun.pop(key, None) is not None and here:
             # Another thread has begun one in between.
             self.begun.setdefault(key, []).extend(here)
@@ -141,10 +157,10 @@ class Blocks:
         :raises SelfDeadlock: there is such a block.
         """
         thread = threading.current_thread()
-        for ref in tuple(self.begun.get(key, ())):
-            block = ref()
-            if block is None:  # it was entered by name, and dropped
-                self._forget(key, ref)
+        for entry in tuple(self.begun.get(key, ())):
+            block = entry if isinstance(entry, Block) else entry()
+            if block is None:  # its lock object was dropped
+                self._forget(key, entry)
                 continue
             if block.thread is not thread or (lease := block.lease) is None or not lease.held:
                 continue

@@ -113,7 +113,9 @@ class Lease(BaseLease):
             end(block, kind, error, trace)
 
     def _leave(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._passed or self._pid != fork.current():
+        if not fork.same[0]:
+            fork.start_anew()
+        if self._passed or self._pid != fork.pid:
             return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)
@@ -174,7 +176,7 @@ class Lock(BaseLock):
             lease = Lease(ask, grant, driver, self._locks._watch if self._watched else None, care)
             lease._blocks = self._locks._blocks
             if block is not None:
-                self._enter(block, lease)
+                self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it

@@ -153,7 +153,7 @@ class BaseLock:
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
         self._care = Care(renewed, max_hold_s, on_lost, cancel)
         self._watched = self._care.needed
-        self._entered: list[Block] = []  # with blocks on this object
+        self._entered: list[Block] = []  # its blocks that no statement has
         self._about = options.about(settings.holder, metadata)
 
     @property
@@ -198,12 +198,6 @@ class BaseLock:
         if wait_s is None and self._key in self._locks._blocks.begun:
             self._locks._blocks.refuse_own_wait(self._key, self._task())
         return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
-
-    def _enter(self, block: Block, lease: Any) -> None:
-        """A ``with`` block on this object has begun."""
-        block.entered = self._entered
-        self._entered.append(block)
-        self._locks._blocks.push(self._key, block, lease, self._task())
 
     def _inside(self, lease: Any) -> Block:
         """A block on the lock, of code that has its lease by other means."""
