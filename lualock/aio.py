@@ -632,10 +632,11 @@ class _LoopDriver(BlockingDriver):
             except futures.TimeoutError:
                 if not answer.cancel():  # the loop runs, and waits for the server
                     return answer.result(self._left_s(batch) + LAST_WORD_S)
-        except (futures.TimeoutError, futures.CancelledError):
-            raise LockUnavailable("the event loop has not read the answer") from None
+        except futures.TimeoutError:
+            if not self._watch.closed:
+                raise LockUnavailable("the event loop has not read the answer") from None
         if self._watch.closed:
-            raise LockUnavailable("the event loop ends")
+            raise futures.CancelledError
         try:
             return super()._batch(batch)
         except (InvalidArgument, NotImplementedError) as error:
@@ -665,7 +666,7 @@ def _only(batch: Batch) -> Steps[list[Any]]:
 
 def _answer(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
     if task.cancelled():
-        answer.set_exception(LockUnavailable("the renewal was cancelled"))
+        answer.set_exception(futures.CancelledError())
     elif (error := task.exception()) is not None:
         answer.set_exception(error)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from concurrent.futures import CancelledError
 
 from lualock import fork
 from lualock.drive.blocking import BlockingDriver
@@ -65,6 +66,8 @@ class WatchThread(Watch):
         while self._nap(turn):
             try:
                 self._driver.run(self.round())
+            except CancelledError:
+                pass  # its loop ends, or all its tasks were cancelled: there is nothing to say
             except BaseException:  # whatever it is, nobody else watches the leases
                 log.exception("watching leases failed")
                 time.sleep(STUMBLE_S)
