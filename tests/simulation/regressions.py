@@ -54,7 +54,7 @@ REGRESSIONS: dict[int, str] = {
     94: "who could not be told of its turn, and heard of it elsewhere, shared its fence",
     5387: "a doubled reply to a release was taken for the reply to the hand-over behind it",
     3050: "a stray error to a posted look was believed, and its place in the queue stayed",
-    3350: "a stray NOSCRIPT made a request run twice, and its copy came after the release (a limit)",
+    3350: "a stray NOSCRIPT made a request run twice, its copy after the release (a limit)",
     2210: "a forked child read a reply before it had done anything (the simulator's)",
     13628: "a call that another's silence ended was said to have waited for it (the simulator's)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
