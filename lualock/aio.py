@@ -7,20 +7,24 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lualock import fork, options, protocol
-from lualock.block import Block, Blocks, begin, block_end, end_async
-from lualock.drive.asynchronous import AsyncDriver, drop_closed
+from lualock.block import Block, begin, block_end, blocks_on, end_async, last
+from lualock.drive.asynchronous import AsyncDriver
+from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
-from lualock.errors import NotAcquired
+from lualock.errors import InvalidArgument, LockUnavailable, NotAcquired
 from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
-from lualock.protocol import Ask, Grant, LockInfo, Steps
-from lualock.watch import STUMBLE_S, Watch, log
+from lualock.protocol import LAST_WORD_S, Ask, Batch, Grant, LockInfo, Steps
+from lualock.watch import log
+from lualock.watch_thread import WatchThread
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ class Lease(BaseLease):
     __slots__ = ("_body",)
     _driver: AsyncDriver
     _body: _Body  # only where it may be cancelled
-    _watch: _WatchTimer | None
+    _watch: _LoopWatch | None
 
     async def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.
@@ -87,7 +91,7 @@ class Lease(BaseLease):
             if (nap_s := self._nap_s(give_up)) <= 0:
                 return False
             if self._ended is None:
-                self._ended = asyncio.Event()
+                self._ended = _Event()
             # (wait_for would lose a cancellation that comes together with the event.)
             told = asyncio.ensure_future(self._ended.wait())
             try:
@@ -96,11 +100,15 @@ class Lease(BaseLease):
                 told.cancel()
         return True
 
+    def _listen_anew(self) -> None:
+        if self._watch is None or not self._watch.call(super()._listen_anew):
+            super()._listen_anew()
+
     async def __aenter__(self) -> Lease:
         block = begin(self)
         self._begin()
         self.check()  # or the body would run without the lock
-        block.lease = self
+        self._enter(block, _current_task())
         return self
 
     def _begin(self) -> None:
@@ -115,7 +123,11 @@ class Lease(BaseLease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._leave(kind, error, trace)
+        block = self._unstated()
+        if block is None:
+            await self._leave(kind, error, trace)
+        else:
+            await end_async(block, kind, error, trace)
 
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if self._passed or self._pid != fork.current():
@@ -134,6 +146,18 @@ class Lease(BaseLease):
                 self._tell_released()
         if cut is not None:
             raise cut from error
+
+
+class _Event(asyncio.Event):
+    """An event that other threads may set, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._home = asyncio.get_running_loop()
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there
+            self._home.call_soon_threadsafe(super().set)
 
 
 class _Body:
@@ -171,7 +195,8 @@ class _Body:
 class Lock(BaseLock):
     """A wish for a lock: reusable, stateless, safe to share between tasks."""
 
-    __slots__ = ("_blocks", "_locks")
+    __slots__ = ()
+    _locks: Locks
 
     def __init__(
         self,
@@ -191,7 +216,6 @@ class Lock(BaseLock):
         care = max_hold, on_lost, cancel_on_loss
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._blocks = Blocks(_current_task)
 
     async def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -200,25 +224,31 @@ class Lock(BaseLock):
 
         :raises NotAcquired: somebody else still had it when the time was over; the error says who.
         :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises SelfDeadlock: ``timeout`` is ``None``, and this task is inside a ``with`` block of
+            the lock, or inside a job that holds it. Nothing was sent.
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        ask, server = self._ask(), self._locks._driver.server_clock
-        return await self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+        ask = self._ask()
+        return await self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
 
     async def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
         try:
             grant = await driver.run(steps)
             self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch() if self._watched else None, care)
+            lease._blocks = self._locks._blocks
             if block is not None:
-                self._blocks.push(block, lease)
+                self._enter(block, lease)
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
                 await driver.run(protocol.undo(ask))
             raise
+
+    def _task(self) -> asyncio.Task[Any] | None:
+        return _current_task()
 
     async def try_acquire(self) -> Lease | None:
         """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
@@ -252,6 +282,8 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
+        if self._key in self._locks._blocks.begun:
+            self._locks._blocks.refuse_own_wait(self._key, _current_task())
         ask, server = self._ask(), self._locks._driver.server_clock
         lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
         lease._begin()
@@ -264,10 +296,10 @@ class Lock(BaseLock):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(self._blocks.last(), kind, error, trace)
+        await end_async(last(self._entered, _current_task()), kind, error, trace)
 
 
-def _current_task() -> object:
+def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -298,18 +330,23 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
+        self._blocks = blocks_on(endpoint.server)
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
-        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _WatchTimer] = (
+        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWatch] = (
             weakref.WeakKeyDictionary()
         )
 
-    def _watch(self) -> _WatchTimer:
+    def _watch(self) -> _LoopWatch:
         loop = asyncio.get_running_loop()
         found = self._watches.get(loop)
         if found is None or found.pid != fork.current():
-            drop_closed(self._watches)
-            found = self._watches[loop] = _WatchTimer(self._driver, loop)
+            for ref in self._watches.keyrefs():  # made at once: other threads add theirs
+                other = ref()
+                ended = self._watches.get(other) if other and other.is_closed() else None
+                if ended is not None:
+                    ended.close()  # or its thread would wait until the next lease is due
+            found = self._watches[loop] = _LoopWatch(self._driver, loop)
         return found
 
     def lock(
@@ -330,7 +367,11 @@ class Locks(BaseLocks):
 
         :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are one.
         :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
-            left out, it is 30 s and renewed until released.
+            left out, it is 30 s and renewed until released. Renewal goes on while the event loop is
+            blocked. A loop that has not run for ``HUNG_TTLS`` ttls counts as hung: the lease ends,
+            and its loss is told as soon as the loop runs again. Where the client's connections or
+            credentials exist for asyncio only (Sentinel, a connection class of your own), the lease
+            is not renewed while the loop is blocked.
         :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
         :param fair: ``True``: who waits gets the lock in turn, and a release hands it over.
             ``False``: a release frees it for whoever comes first, and tells the first who waits.
@@ -444,51 +485,118 @@ def connect(
 LONGEST_NAP_S = 86_400.0
 
 
-class _WatchTimer(Watch):
-    """Watches leases from one timer of the loop, which is set only while there are leases."""
+HUNG_TTLS = 5
+"""An event loop that has not run for this many ttls of a lease counts as hung: the lease ends then.
+"""
+
+
+class _LoopWatch(WatchThread):
+    """Watches the leases of one event loop from a thread, so that a loop that is blocked for a
+    while, by a coroutine that does not let others run, keeps its leases.
+
+    The thread asks the loop for a sign of life in each round. While there is none, a lease lasts at
+    most ``HUNG_TTLS`` ttls from the last one on. What a loss leads to is done in the loop. A loop
+    has a thread of its own, so that nothing that one loop does costs the leases of another.
+
+    As long as the loop runs the thread has the loop send its requests: see :class:`_LoopDriver`.
+    """
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.pid = fork.pid
-        self._driver = driver
-        self._loop = loop
-        self._start_empty(driver.server_clock)
-        self._timer: asyncio.TimerHandle | None = None
-        self._round: asyncio.Task[None] | None = None
-        self._closed = True  # until there is a lease
+        self.tasks = driver
+        self._loop = weakref.ref(loop)  # or the thread would keep a loop that was just closed
+        super().__init__(_LoopDriver(self))
+        self.closed = True  # until there is a lease
+        self._ran_at = -math.inf  # when the loop is known to have run
+        self._asked = False  # it for a sign of life
+        self._hangs = False
 
     def add(self, lease: BaseLease, look_at: float | None = None) -> None:
-        if asyncio.get_running_loop() is self._loop:
-            self._open()
+        if asyncio.get_running_loop() is self._loop():
+            self._ran_at = self._clock()
+            if self.closed:
+                self.open()
         super().add(lease, look_at)
 
-    def _open(self) -> None:
-        if self._closed:
-            self._closed = False
-            self._driver.at_loop_end(self.close)
+    def open(self) -> None:
+        super().open()
+        self.tasks.at_loop_end(self.close)
 
     def resume(self) -> None:
         """Go on, where all was closed and there are leases still."""
-        self._open()
-        self._look_when_due()
+        self.open()
+        self._wake_at(self._clock())
 
     def close(self) -> None:
-        self._closed = True
-        self._wake_at(math.inf)
-        if self._round is not None:
-            self._round.cancel()
+        super().close()
+        self._thread_ended()
 
-    def _wake_at(self, look_at: float) -> None:
-        if asyncio.get_running_loop() is not self._loop:  # a lease was extended in another one
-            with suppress(RuntimeError):  # ours is closed: there is nobody left to watch
-                self._loop.call_soon_threadsafe(self._look_when_due)
+    def _thread_ended(self) -> None:
+        self._driver.close()
+
+    def _is_here(self) -> bool:
+        """Whether it is this loop that runs now."""
+        try:
+            return asyncio.get_running_loop() is self._loop()
+        except RuntimeError:
+            return False
+
+    def call(self, what: Callable[..., object], *args: object) -> bool:
+        """Call it in the loop; whether that is not closed."""
+        loop = self._loop()
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(what, *args)
+            return loop is not None
+        except RuntimeError:
+            return False
+
+    def round(self) -> Steps[None]:
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            self.close()
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._wakes_at = math.inf if self._closed else look_at
-        if self._wakes_at < math.inf:
-            nap_s = min(max(0.0, look_at - self._clock()), LONGEST_NAP_S)
-            self._timer = self._loop.call_later(nap_s, self._start)
+        if not self._asked:
+            self._asked = True
+            self.call(self._runs)
+        yield from super().round()
+
+    def _runs(self) -> None:
+        """The sign of life."""
+        self._ran_at = self._clock()
+        self._asked = self._hangs = False
+
+    def _renewed_until(self, lease: BaseLease) -> float:
+        hangs_at = self._ran_at + HUNG_TTLS * lease._ttl_ms / 1000
+        return min(super()._renewed_until(lease), hangs_at)
+
+    def _not_renewed(self, lease: BaseLease) -> None:
+        if not lease._renewed or super()._renewed_until(lease) <= self._renewed_until(lease):
+            super()._not_renewed(lease)
+            return
+        if not self._hangs:
+            self._hangs = True
+            log.warning(
+                "the event loop has not run for %.1f s: lock %r is not renewed until it runs again",
+                self._clock() - self._ran_at,
+                lease.name,
+            )
+        self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
+
+    def lose(self, lease: BaseLease, why: str) -> None:
+        if self._is_here():
+            super().lose(lease, why)
+        elif not self.call(self._lost, lease, why):
+            self.drop(lease)  # there is nobody left to tell
+
+    def _lost(self, lease: BaseLease, why: str) -> None:
+        """The thread has found this lease lost, some time ago."""
+        if lease._look_at == math.inf:
+            return  # released since
+        if lease._left() > 0 or self.closed:
+            super().add(lease)  # it was extended; or nobody is told until all is opened again
+        else:
+            super().lose(lease, why)
 
     def _tell(self, lease: BaseLease) -> None:
         assert isinstance(lease, Lease)
@@ -497,25 +605,70 @@ class _WatchTimer(Watch):
         if lease._care.cancel and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
         if lease._care.on_lost is not None:
-            self._driver.spawn(_call(lease._care.on_lost, lease))
+            self.tasks.spawn(_call(lease._care.on_lost, lease))
 
-    def _start(self) -> None:
-        self._timer = None
-        self._round = task = self._driver.spawn(self._run(), lasts=True)
-        task.add_done_callback(self._look_when_due)  # also if it is cancelled before it has begun
 
-    def _look_when_due(self, _: object = None) -> None:
-        if self._round is not None and not self._round.done():
-            return  # it comes here when it has ended
-        self._wakes_at = math.inf  # first: who adds one in another loop from here on comes again
-        self._wake_at(self.next_look())
+class _LoopDriver(BlockingDriver):
+    """Sends renewals for the thread: by the loop and its connection, or if the loop is blocked by
+    a connection of the thread's own.
 
-    async def _run(self) -> None:
+    Where the client's connections (those of a Sentinel, or of a class of its own) or credentials
+    exist for asyncio only, a thread cannot connect, and a lease is not renewed while the loop is
+    blocked.
+    """
+
+    def __init__(self, watch: _LoopWatch) -> None:
+        super().__init__(watch.tasks.endpoint, watch.tasks.prefix)
+        self._watch = watch
+
+    def _batch(self, batch: Batch) -> list[Any]:
+        answer: futures.Future[list[Any]] = futures.Future()
+        if not self._watch.call(self._send, batch, answer):
+            raise LockUnavailable("the event loop is closed")
         try:
-            await self._driver.run(self.round())
-        except Exception:  # a bug must not stop the watch over the other leases
-            log.exception("watching leases failed")
-            await asyncio.sleep(STUMBLE_S)
+            try:
+                return answer.result(self._left_s(batch) / 2)
+            except futures.TimeoutError:
+                if not answer.cancel():  # the loop runs, and waits for the server
+                    return answer.result(self._left_s(batch) + LAST_WORD_S)
+        except (futures.TimeoutError, futures.CancelledError):
+            raise LockUnavailable("the event loop has not read the answer") from None
+        if self._watch.closed:
+            raise LockUnavailable("the event loop ends")
+        try:
+            return super()._batch(batch)
+        except (InvalidArgument, NotImplementedError) as error:
+            raise LockUnavailable(f"the event loop is blocked, and in a thread {error}") from None
+
+    def _left_s(self, batch: Batch) -> float:
+        until = math.inf if batch.until is None else batch.until
+        return min(self.server_clock.reply_s, max(LAST_WORD_S, until - self.clock()))
+
+    def _send(self, batch: Batch, answer: futures.Future[list[Any]]) -> None:
+        if self._watch.closed or not answer.set_running_or_notify_cancel():
+            answer.cancel()
+            return  # what began now would be left over when the loop has ended
+        task = self._watch.tasks.spawn(self._watch.tasks.run(_only(batch)), lasts=True)
+        task.add_done_callback(partial(_answer, answer))
+
+    _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
+        **BlockingDriver._PERFORM,
+        Batch: _batch,
+    }
+
+
+def _only(batch: Batch) -> Steps[list[Any]]:
+    replies: list[Any] = yield batch
+    return replies
+
+
+def _answer(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
+    if task.cancelled():
+        answer.set_exception(LockUnavailable("the renewal was cancelled"))
+    elif (error := task.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(task.result())
 
 
 async def _call(on_lost: Callable[[Lease], object], lease: Lease) -> None:

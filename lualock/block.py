@@ -14,18 +14,23 @@ end, the lock is given back. Rules that hold here:
 A lock is shared between threads and tasks. Where ``__exit__`` is called by name, or taken from the
 class as ``ExitStack`` does, the block is found by the thread or task that began it; if none did (a
 fixture, a thread pool), by what can be meant at all.
+
+A process knows of all blocks on the locks of a server. So a wait without an end is refused where
+the code that waits is inside a block itself. The run of a job counts as a block.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from lualock.errors import InvalidArgument, LockError
+from lualock.errors import InvalidArgument, LockError, SelfDeadlock
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,14 +38,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
-    __slots__ = ("blocks", "guard", "lease", "of", "owner")
+    __slots__ = (
+        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "of", "ref", "task"),
+        "thread",
+    )
+
+    key: bytes
+    ref: weakref.ref[Block]
+    thread: threading.Thread
+    """Which thread began it."""
+
+    task: asyncio.Task[Any] | None
+    """Which task did; ``None``: no task, or a block of the plain shell, which is its thread's."""
 
     def __init__(self, of: Any) -> None:
         self.of = of
         self.lease: Any = None  # from its beginning to its end
-        self.owner: object = None  # the thread or task that began it
         self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
-        self.blocks: Blocks | None = None  # of a lock: those on it
+        self.blocks: Blocks | None = None  # among which it is, once it has begun
+        self.entered: list[Block] | None = None  # those of its lock object
 
     def gone(self, _: object) -> None:
         """What should have ended it is no more."""
@@ -56,6 +72,9 @@ class Block:
         self.lease = self.guard = None
         if self.blocks is not None:
             self.blocks.drop(self)
+        if self.entered is not None:
+            with suppress(ValueError):  # it was done before
+                self.entered.remove(self)
 
 
 _about_to: dict[int, Block] = {}  # by thread: a statement looks for both methods, then begins
@@ -69,47 +88,95 @@ def begin(of: Any) -> Block:
     return block
 
 
+_servers: dict[str, Blocks] = {}
+
+
+def blocks_on(server: str) -> Blocks:
+    """Those on the locks of a server, whichever ``Locks`` of this process they are of."""
+    return _servers.setdefault(server, Blocks())
+
+
 class Blocks:
-    """Those on one lock that have begun."""
+    """Those that have begun, by the key of their lock.
 
-    __slots__ = ("_begun", "_owner")
+    They are held weakly: a lock that was entered by name and dropped is given up with what it has.
+    """
 
-    def __init__(self, owner: Callable[[], object]) -> None:
-        self._owner = owner  # which thread or task asks
-        self._begun: list[Block] = []
+    __slots__ = ("begun",)
 
-    def push(self, block: Block, lease: Any) -> None:
+    def __init__(self) -> None:
+        self.begun: dict[bytes, list[weakref.ref[Block]]] = {}
+
+    def push(
+        self, key: bytes, block: Block, lease: Any, task: asyncio.Task[Any] | None = None
+    ) -> None:
         """It holds this lease from now on."""
-        block.owner = self._owner()
-        block.blocks = self
+        block.thread = threading.current_thread()  # (idents are used again)
+        block.task = task
+        block.blocks, block.key, block.ref = self, key, weakref.ref(block)
         block.lease = lease
-        self._begun.append(block)
+        while True:
+            here = self.begun.setdefault(key, [])
+            here.append(block.ref)
+            if self.begun.get(key) is here:
+                return
+            here.remove(block.ref)  # another thread has just taken the empty list away
 
     def drop(self, block: Block) -> None:
         """It holds none any more."""
-        try:
-            self._begun.remove(block)
-        except ValueError:
-            return  # dropped before
+        self._forget(block.key, block.ref)
 
-    def last(self) -> Block:
-        """The one that is to be ended, where that is not said.
+    def _forget(self, key: bytes, ref: weakref.ref[Block]) -> None:
+        here = self.begun.get(key, [])
+        with suppress(ValueError):  # it was dropped before
+            here.remove(ref)
+        if not here and self.begun.pop(key, None) is not None and here:
+            # Another thread has begun one in between.
+            self.begun.setdefault(key, []).extend(here)
 
-        :raises InvalidArgument: there is none, or it cannot be told which.
+    def refuse_own_wait(self, key: bytes, task: asyncio.Task[Any] | None = None) -> None:
+        """Refuse a wait without an end that keeps a block from ending which has the lock.
+
+        :param task: what waits; ``None``: a whole thread, and with it all of its tasks.
+        :raises SelfDeadlock: there is such a block.
         """
-        owner, begun = self._owner(), [one for one in self._begun if one.lease is not None]
-        mine = [block for block in begun if block.owner == owner]
-        if mine:
-            return mine[-1]
-        # Of another thread or task. The lock is exclusive, so of several leases only one is held,
-        # and whoever has that goes on having it.
-        ended = [block for block in begun if not block.lease.held]
-        if ended or len(begun) == 1:
-            return (ended or begun)[0]
-        raise InvalidArgument(
-            "this lock was not entered, or it cannot be told which of its with blocks is to end: "
-            "use the lease that acquire() returns"
-        )
+        thread = threading.current_thread()
+        for ref in tuple(self.begun.get(key, ())):
+            block = ref()
+            if block is None:  # it was entered by name, and dropped
+                self._forget(key, ref)
+                continue
+            if block.thread is not thread or (lease := block.lease) is None or not lease.held:
+                continue
+            # Other tasks go on while one waits. A block that outlived its task ends somewhere else.
+            if block.task is task if task else block.task is None or not block.task.done():
+                raise SelfDeadlock(
+                    f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
+                    "is inside its with block or job, so it would wait for itself. Release it "
+                    "first, wait with a timeout, or use another lock",
+                    name=lease.name,
+                )
+
+
+def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
+    """Which of a lock object's blocks is to be ended, where that is not said.
+
+    :raises InvalidArgument: there is none, or it cannot be told which.
+    """
+    owner = task or threading.current_thread()
+    begun = [one for one in entered if one.lease is not None]
+    mine = [block for block in begun if (block.task or block.thread) is owner]
+    if mine:
+        return mine[-1]
+    # Of another thread or task. The lock is exclusive, so of several leases only one is held, and
+    # whoever has that goes on having it.
+    ended = [block for block in begun if not block.lease.held]
+    if ended or len(begun) == 1:
+        return (ended or begun)[0]
+    raise InvalidArgument(
+        "this lock was not entered, or it cannot be told which of its with blocks is to end: "
+        "use the lease that acquire() returns"
+    )
 
 
 def _end(block: Block, method: Callable[..., None], *error: Any) -> None:

@@ -48,6 +48,18 @@ class QueueFull(NotAcquired):
     """As many wait for the lock already as its ``max_waiters`` allows. ``ahead`` says how many."""
 
 
+class SelfDeadlock(LockError):
+    """A wait without an end was refused, because its caller itself is inside the lock.
+
+    The caller is inside a ``with`` block of the lock, or inside a job that holds it, so it cannot
+    release the lock while it waits. Nothing was sent. ``name`` is the lock's name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class LeaseLost(LockError):
     """A lease was no longer ours when it was extended, checked or released.
 

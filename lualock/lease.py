@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock import fork, handles, options, protocol
+from lualock.block import Block, Blocks
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps, Wait
+
+_changing = fork.Mutex()
+"""Held where the end of a lease is set later: the thread that watches it, and its holder, may each
+have asked the server for something, and read the answers at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,9 @@ class BaseLease:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_beside", "_care", "_clock", "_driver", "_ended"),
-        *("_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed", "_shortened"),
-        *("_ttl_ms", "_watch", "fence"),
+        *("__weakref__", "_ask", "_beside", "_block", "_blocks", "_care", "_clock", "_driver"),
+        *("_ended", "_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed"),
+        *("_shortened", "_ttl_ms", "_watch", "fence"),
     )
 
     fence: int
@@ -49,6 +54,8 @@ class BaseLease:
     lock protects, and let the receiver refuse a smaller one than it has seen."""
 
     _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
+    _block: Block  # only while it is entered, and no statement has the block
+    _blocks: Blocks  # on the locks of its server
 
     def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
         self._ask = ask
@@ -118,15 +125,21 @@ class BaseLease:
             return False
         if reply is None:
             return False
-        grant.claim = None
-        if reply == b"claimed":
-            grant.deadline = max(grant.deadline, grant.claimed_deadline)
-            return True
-        grant.lost = True
+        with _changing.lock:
+            if grant.claim is not claim:
+                return False  # another thread has just read it, and the end may have changed since
+            grant.claim = None
+            if reply == b"claimed":
+                grant.deadline = max(grant.deadline, grant.claimed_deadline)
+                return True
+            grant.lost = True
         # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
         # is no primary any more: what is said at the new one is repeated there.
-        self._driver.listen_anew()
+        self._listen_anew()
         return False
+
+    def _listen_anew(self) -> None:
+        self._driver.listen_anew()
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
@@ -169,6 +182,18 @@ class BaseLease:
             given_up=given_up,
         )
 
+    def _enter(self, block: Block, task: Any = None) -> None:
+        if block.guard is None:
+            self._block = block
+        self._blocks.push(self._ask.key, block, self, task)
+
+    def _unstated(self) -> Block | None:
+        """The block that no statement has, which ends now."""
+        block = getattr(self, "_block", None)
+        if block is not None:
+            del self._block
+        return block
+
     def handle(self) -> str:
         """A text by which another process can take over the lease: ``locks.adopt(handle)``.
 
@@ -195,8 +220,11 @@ class BaseLease:
         """How to give it back; ``None``: that was done before."""
         if self._grant.released:
             return None
-        if self._pid != fork.current():
+        if not fork.same[0]:
+            fork.start_anew()
+        if self._pid != fork.pid:
             raise self._no_longer("released")
+        self._shortened += 1  # a renewal that is answered from now on changes nothing
         return protocol.release(self._ask, self._grant)
 
     def _tell_released(self) -> None:
@@ -211,7 +239,8 @@ class BaseLease:
         while sooner and self._grant.claim is not None and self._left() > 0:
             yield Wait(0.001)  # by another connection it might come later, and undo this
         shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
-        self._shortened += shortens
+        if shortens:
+            self._count_shortening()
         shortened = self._shortened
         steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
         if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
@@ -222,7 +251,8 @@ class BaseLease:
             if self._gone(error) and self._watch is not None:
                 self._watch.lose(self, str(error))
             raise
-        self._shortened += shortens
+        if shortens:
+            self._count_shortening()
         self._lasts_until(deadline, shortened)
         self._grant.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
@@ -231,12 +261,21 @@ class BaseLease:
     def _lasts_until(self, deadline: float, shortened: int) -> None:
         """The server let it last until then at least; ``shortened`` is of when it was asked."""
         grant = self._grant
-        if shortened != self._shortened or protocol.is_disowned(grant):
-            # It was shortened at the same time, and nobody knows which came second; or released.
-            grant.deadline = min(grant.deadline, deadline)
-        else:
-            grant.claim = None
-            grant.deadline = max(grant.deadline, deadline)
+        with _changing.lock:
+            if shortened == self._shortened and not protocol.is_disowned(grant):
+                grant.claim = None
+                grant.deadline = max(grant.deadline, deadline)
+                if shortened != self._shortened:
+                    # Its release, for which the lock would cost too much, has begun just now. Had
+                    # it failed already, that line would have undone what it said of the lease.
+                    protocol.disown(grant)
+            elif deadline < grant.deadline:
+                # It was shortened, or released, at the same time; nobody knows which came second.
+                grant.deadline = deadline
+
+    def _count_shortening(self) -> None:
+        with _changing.lock:
+            self._shortened += 1
 
     def _end_changed(self) -> None:
         if self._left() <= 0:
@@ -260,15 +299,15 @@ class BaseLease:
         """How long it lasts when it is renewed."""
         return int(min(self._ttl_ms, self._grant.at_most_s * 1000))
 
-    def _renewal_ms(self, now: float) -> int | None:
-        """For how long to renew it now; ``None``: not at all."""
+    def _renewal_ms(self, now: float, until: float) -> int | None:
+        """For how long to renew it now, if the last renewal ends then; ``None``: not at all."""
         if not self._renewed:
             return None
-        left_s = self._hold_until - now
+        left_s = until - now
         if left_s * 1000 >= self._lasts_ms:
             return self._lasts_ms
-        # The last time: to the end of max_hold, unless it lasts until then already.
-        return int(left_s * 1000) if self._hold_until > self._grant.deadline + 0.001 else None
+        # The last time, unless it lasts until then already.
+        return int(left_s * 1000) if until > self._grant.deadline + 0.001 else None
 
     def _gone(self, error: LockError) -> bool:
         """The server said that it is not ours any more: whether it was lost."""

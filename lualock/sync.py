@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import Block, Blocks, begin, block_end, end
+from lualock.block import Block, begin, block_end, blocks_on, end, last
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument, NotAcquired
@@ -19,7 +17,8 @@ from lualock.find import find_server
 from lualock.keys import DEFAULT_PREFIX
 from lualock.lease import BaseLease
 from lualock.protocol import Ask, Grant, LockInfo, Steps
-from lualock.watch import STUMBLE_S, Watch, log
+from lualock.watch import log
+from lualock.watch_thread import WatchThread
 from lualock.wish import BaseLock, BaseLocks, Settings
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Lease(BaseLease):
     def __enter__(self) -> Lease:
         block = begin(self)
         self.check()  # or the body would run without the lock
-        block.lease = self
+        self._enter(block)
         return self
 
     @block_end
@@ -107,7 +106,11 @@ class Lease(BaseLease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave(kind, error, trace)
+        block = self._unstated()
+        if block is None:
+            self._leave(kind, error, trace)
+        else:
+            end(block, kind, error, trace)
 
     def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if self._passed or self._pid != fork.current():
@@ -125,7 +128,8 @@ class Lease(BaseLease):
 class Lock(BaseLock):
     """A wish for a lock: reusable, stateless, safe to share between threads."""
 
-    __slots__ = ("_blocks", "_locks")
+    __slots__ = ()
+    _locks: Locks
 
     def __init__(
         self,
@@ -146,7 +150,6 @@ class Lock(BaseLock):
         care = max_hold, on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
         self._locks = locks
-        self._blocks = Blocks(threading.get_ident)
 
     def acquire(self, timeout: float | None = None) -> Lease:
         """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
@@ -155,20 +158,23 @@ class Lock(BaseLock):
 
         :raises NotAcquired: somebody else still had it when the time was over; the error says who.
         :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises SelfDeadlock: ``timeout`` is ``None``, and this thread is inside a ``with`` block of
+            the lock, or inside a job that holds it. Nothing was sent.
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        ask, server = self._ask(), self._locks._driver.server_clock
-        return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+        ask = self._ask()
+        return self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
 
     def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
         driver, care = self._locks._driver, self._care
         try:
             grant = driver.run(steps)
             self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch if self._watched else None, care)
+            lease._blocks = self._locks._blocks
             if block is not None:
-                self._blocks.push(block, lease)
+                self._enter(block, lease)
             return lease
         except BaseException:
             if ask.grant is not None:  # won, and interrupted before anybody heard of it
@@ -207,6 +213,8 @@ class Lock(BaseLock):
 
     def __enter__(self) -> Lease:
         block = begin(self)
+        if self._key in self._locks._blocks.begun:
+            self._locks._blocks.refuse_own_wait(self._key)
         ask, server = self._ask(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, None), block)
 
@@ -217,7 +225,7 @@ class Lock(BaseLock):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(self._blocks.last(), kind, error, trace)
+        end(last(self._entered), kind, error, trace)
 
 
 class Locks(BaseLocks):
@@ -244,6 +252,7 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
+        self._blocks = blocks_on(endpoint.server)
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
         self._watch = _WatchThread(self._driver)
@@ -356,45 +365,11 @@ def connect(
     return Locks._of(*find_server(server, asynchronous=False), settings)
 
 
-LINGER_S = 1.0
-"""How long the watching thread stays without a lease: where they come and go quickly, starting one
-again and again would cost more."""
-
-
-class _WatchThread(Watch):
-    """Watches leases from one thread, which exists only while there are leases to watch.
+class _WatchThread(WatchThread):
+    """Watches the leases of threads.
 
     One for each server, not one for all: a server that hangs must not cost the leases of another.
     """
-
-    def __init__(self, driver: BlockingDriver) -> None:
-        self._driver = driver
-        self.after_fork()
-        fork.tell(self)
-
-    def after_fork(self) -> None:
-        # A child has no such thread and owns no lease; the condition may be in any state.
-        self._start_empty(self._driver.server_clock)
-        self._changed = threading.Condition()
-        self._turn: object = None  # whose it is to watch
-
-    def _wake_at(self, look_at: float) -> None:
-        with self._changed:
-            if self._wakes_at == math.inf:
-                turn = object()
-                try:
-                    self._turn, self._wakes_at = turn, look_at
-                    threading.Thread(
-                        target=self._run, args=(turn,), name="lualock-watch", daemon=True
-                    ).start()
-                except BaseException:
-                    # If a signal handler raised, it may have been started all the same; the next
-                    # lease starts another, and there is only one that watches.
-                    self._turn, self._wakes_at = None, math.inf
-                    raise
-            elif look_at < self._wakes_at:
-                self._wakes_at = look_at
-                self._changed.notify()
 
     def _tell(self, lease: BaseLease) -> None:
         if lease._ended is not None:
@@ -404,30 +379,6 @@ class _WatchThread(Watch):
             threading.Thread(
                 target=_call, args=(on_lost, lease), name="lualock-lost", daemon=True
             ).start()
-
-    def _run(self, turn: object) -> None:
-        while True:
-            with self._changed:
-                if self._turn is not turn:
-                    return
-                while (nap_s := self._wakes_at - self._clock()) > 0:
-                    self._changed.wait(min(nap_s, threading.TIMEOUT_MAX))
-            try:
-                self._driver.run(self.round())
-            except BaseException:  # whatever it is, nobody else watches the leases
-                log.exception("watching leases failed")
-                time.sleep(STUMBLE_S)
-            with self._changed:
-                # Infinity first: a lease that is added from here on finds nobody looking and comes
-                # here to start a thread, and one that was added before is seen by next_look.
-                self._wakes_at = math.inf
-                next_look = self.next_look()
-                if next_look == math.inf:
-                    if not self._added:
-                        return
-                    next_look = self._clock() + LINGER_S
-                self._added = False
-                self._wakes_at = next_look
 
 
 def _call(on_lost: Callable[[Lease], object], lease: Lease) -> None:

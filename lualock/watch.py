@@ -114,19 +114,27 @@ class Watch:
                 self.lose(lease, "its time was over")
             elif lease._claimed():
                 self._look_again(lease, self._first_look(lease))
-            elif (ttl_ms := lease._renewal_ms(now)) is not None:
+            elif (ttl_ms := lease._renewal_ms(now, self._renewed_until(lease))) is not None:
                 wanted.append((lease, ttl_ms, lease._shortened))
                 ends = min(ends, lease._grant.deadline)
             else:
-                if lease._renewed:
-                    lease._renewed = False
-                    log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
-                self._look_again(lease, lease._grant.deadline)
+                self._not_renewed(lease)
         if wanted:
             # If the server hangs, what falls due meanwhile must not wait for long.
             patience_s = max(HASTE_S, self.next_look() - now)
             within_s = min(self._reply_s, patience_s, max(LAST_WORD_S, (ends - now) * WITHIN))
             yield from self._renew(wanted, within_s)
+
+    def _renewed_until(self, lease: BaseLease) -> float:
+        """When the last renewal of this lease ends."""
+        return lease._hold_until
+
+    def _not_renewed(self, lease: BaseLease) -> None:
+        """This lease is not renewed, or not beyond the end that it has now."""
+        if lease._renewed:
+            lease._renewed = False
+            log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
+        self._look_again(lease, lease._grant.deadline)
 
     def _renew(self, wanted: list[tuple[BaseLease, int, int]], within_s: float) -> Steps[None]:
         asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
@@ -192,6 +200,10 @@ class Watch:
         if token in self._known:
             lease._look_at = look_at
             heapq.heappush(self._due, (look_at, token))
+            if lease._grant.deadline < look_at:
+                # Its holder has let it end sooner just before that line, which overwrote when to
+                # look at it.
+                Watch.add(self, lease)
 
     def _entry(self, look_at: float, token: bytes) -> BaseLease | None:
         """The lease that is to be looked at then; ``None`` if the entry does not count."""

@@ -7,12 +7,13 @@ from binascii import b2a_base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lualock import fork, handles, keys, options
+from lualock import fork, handles, keys, options, protocol
+from lualock.block import Block, Blocks
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 from lualock.handles import Handle
 from lualock.lease import Care
-from lualock.protocol import Ask, ServerClock, Steps
+from lualock.protocol import Ask, Grant, ServerClock, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,6 +21,36 @@ if TYPE_CHECKING:
     from lualock.jobs import JobMaker
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+class _Tokens:
+    """Tokens: 128 random bits as 22 characters, as ``secrets.token_urlsafe(16)`` makes them.
+
+    Some at once, for to ask the system for each would cost the half of a hundredth of a pair.
+    """
+
+    AT_ONCE = 16
+
+    def __init__(self) -> None:
+        self.after_fork()
+        fork.tell(self)
+
+    def after_fork(self) -> None:
+        """A child must not use its parent's."""
+        self.spare: list[bytes] = []
+
+    def more(self) -> bytes:
+        """Make some, and take one."""
+        bits = os.urandom(16 * self.AT_ONCE)
+        made = [
+            b2a_base64(bits[at : at + 16], newline=False)[:22].translate(_URL_SAFE)
+            for at in range(0, len(bits), 16)
+        ]
+        self.spare += made[1:]
+        return made[0]
+
+
+_tokens = _Tokens()
 
 
 class Settings:
@@ -39,6 +70,7 @@ class BaseLocks:
 
     _endpoint: Endpoint
     _settings: Settings
+    _blocks: Blocks
     _keep: Any
     """What must live as long as this: the embedded server."""
 
@@ -82,9 +114,11 @@ class BaseLock:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
     __slots__ = (
-        *("_about", "_band", "_care", "_crowded", "_fair", "_key", "_max_waiters", "_name"),
-        *("_queue", "_ttl_ms"),
+        *("_about", "_band", "_care", "_crowded", "_entered", "_fair", "_key", "_locks"),
+        *("_max_waiters", "_name", "_queue", "_ttl_ms", "_watched"),
     )
+
+    _locks: Any
 
     def __init__(
         self,
@@ -118,6 +152,8 @@ class BaseLock:
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
         self._care = Care(renewed, max_hold_s, on_lost, cancel)
+        self._watched = self._care.needed
+        self._entered: list[Block] = []  # with blocks on this object
         self._about = options.about(settings.holder, metadata)
 
     @property
@@ -139,15 +175,41 @@ class BaseLock:
         raise TypeError("a lock cannot be pickled or copied: make another one of that name")
 
     def _ask(self) -> Ask:
-        # 128 random bits as 22 characters: what secrets.token_urlsafe(16) does, without its
-        # detours, which cost more than the random bits.
         if not fork.same[0]:
             fork.start_anew()
-        token = b2a_base64(os.urandom(16), newline=False)[:22].translate(_URL_SAFE)
+        try:
+            token = _tokens.spare.pop()
+        except IndexError:
+            token = _tokens.more()
         return Ask(
             *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
             *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
         )
+
+    def _task(self) -> Any:
+        """What a wait stops: this task, or ``None`` for the whole thread."""
+        return None
+
+    def _acquire(self, ask: Ask, wait_s: float | None) -> Steps[Grant]:
+        """How to get the lock, waiting for so long.
+
+        :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
+        """
+        if wait_s is None and self._key in self._locks._blocks.begun:
+            self._locks._blocks.refuse_own_wait(self._key, self._task())
+        return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
+
+    def _enter(self, block: Block, lease: Any) -> None:
+        """A ``with`` block on this object has begun."""
+        block.entered = self._entered
+        self._entered.append(block)
+        self._locks._blocks.push(self._key, block, lease, self._task())
+
+    def _inside(self, lease: Any) -> Block:
+        """A block on the lock, of code that has its lease by other means."""
+        block = Block(self)
+        self._locks._blocks.push(self._key, block, lease, self._task())
+        return block
 
     def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
         from lualock.jobs import verbs  # a leaf: opened when it is used

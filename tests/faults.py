@@ -16,6 +16,7 @@ from typing import Any
 
 import hiredis
 
+from lualock.drive import wire
 from lualock.jobs import verbs
 from lualock.script import SCRIPTS
 from tests.proxy import Proxy, receive, send, shut
@@ -196,7 +197,9 @@ class _Pipe:
             if exchange is not None:
                 reader = hiredis.Reader()
                 reader.feed(frame)
-                exchange.reply = reader.gets()
+                at = _ALL[exchange.script].proof_at
+                proof = exchange.parts[-1 if at is None else at]
+                exchange.reply = wire.proved(reader.gets(), proof)
                 exchange.answered.set()
             fault = exchange.fault if exchange is not None else None
             if fault is not None:

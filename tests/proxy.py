@@ -15,7 +15,7 @@ import hiredis
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-HANDSHAKE = (b"HELLO", b"TIME", b"CLIENT", b"SELECT", b"AUTH")
+HANDSHAKE = (b"HELLO", b"TIME", b"PING", b"CLIENT", b"SELECT", b"AUTH")
 
 
 class Proxy:
@@ -35,6 +35,7 @@ class Proxy:
         self.lose_reply = 0
         self.silent = False
         self.rewrite: Callable[[bytes], bytes] = lambda data: data
+        self._ended = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen()
@@ -65,6 +66,11 @@ class Proxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Not by shutting the listener: under eventlet that ends no accept().
+        self._ended = True
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(self.path)
+        self._threads[0].join(5)
         for sock in self._open:
             shut(sock)
         for thread in self._threads:
@@ -79,6 +85,9 @@ class Proxy:
             try:
                 client, _ = self._listener.accept()
             except OSError:
+                return
+            if self._ended:
+                client.close()
                 return
             server = socket.socket(socket.AF_UNIX)
             self._open += [client, server]

@@ -7,12 +7,10 @@ import gc
 import itertools
 import select
 import signal
-import sys
 import threading
-import types
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -21,42 +19,11 @@ import pytest
 import lualock
 from lualock import aio
 from lualock.drive.line import Line
+from tests.interleaving import interleaved
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.waiting import wait_until
 from tests.world import World, settle
-
-
-def _run_in_thread(work: Callable[[], object]) -> None:
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(5)
-    assert not thread.is_alive()
-
-
-def _interleaved(at: int, where: str, work: Callable[[], None], other: Callable[[], None]) -> bool:
-    """Do ``work``, and ``other`` in another thread just before the ``at``-th instruction of the
-    function ``where``; whether there are so many."""
-    left = at
-
-    def trace(frame: types.FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_name != where:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                _run_in_thread(other)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    return left <= 0
 
 
 def test_two_threads_that_close(locks: lualock.Locks) -> None:
@@ -65,7 +32,7 @@ def test_two_threads_that_close(locks: lualock.Locks) -> None:
     for at in itertools.count(1):
         lines = [driver._connect(None) for _ in range(2)]
         driver._idle.extend(lines)
-        reached = _interleaved(at, "_drop_idle", locks.close, locks.close)
+        reached = interleaved(at, "_drop_idle", locks.close, locks.close)
         assert not driver._idle
         assert all(line._connection._sock is None for line in lines)
         if not reached:
@@ -112,7 +79,7 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
         await shell.until(lambda: not connections.mux.busy)
     else:
         line = lease._grant.claim.line
-        readable, _, _ = select.select([line._socket], [], [], 5)
+        readable, _, _ = select.select([line.socket], [], [], 5)
         assert readable
         line_last = locks._driver._idle.pop()
         assert line_last is line

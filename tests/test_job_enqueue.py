@@ -258,6 +258,65 @@ async def test_a_system_that_refuses(shell: World) -> None:
     assert shell.client.keys() == []
 
 
+async def test_a_loner(shell: World) -> None:
+    """It is refused while a job with its lock is queued or runs, and the callback gets that job's
+    id; a job that has ended, or runs again, is in nobody's way."""
+    log = Log()
+
+    class Loner(lualock.LockedJob):
+        locks = shell.connect()
+        loner = True
+
+        @classmethod
+        def loner_enqueue_failed(cls, number: int, *, job_id: str) -> None:
+            log.note(number, job_id)
+
+    async def perform(number: int) -> int:
+        told.append(await queue.put(number))
+        if len(told) == 1:
+            raise ZeroDivisionError
+        return number
+
+    def perform_plain(number: int) -> int:
+        told.append(queue.work.enqueue(str, (number,), job_id="another"))
+        if len(told) == 1:
+            raise ZeroDivisionError
+        return number
+
+    told: list[Any] = []
+    body = perform if shell.asynchronous else perform_plain
+    queue = Queue(shell, type("Job", (Loner,), {"perform": staticmethod(body)}))
+    assert await queue.put(5, job_id="a")
+    token = queue.pushed[0][1]
+    assert (await queue.put(5)).state == "queued"
+    with pytest.raises(ZeroDivisionError):
+        await queue.deliver(will_retry=lambda _: 0.0)
+    assert (await queue.put(5)).state == "queued"  # it waits for its retry
+    assert await queue.attempt("a", token, 5) == 5
+    assert [(entry.job_id, entry.state) for entry in told] == [("a", "running")] * 2
+    assert log == [(5, "a")] * 4
+    assert await queue.put(5)
+
+
+async def test_a_loner_may_say_less(shell: World) -> None:
+    """What a class says of lock_unique counts instead of its loner."""
+    job = type(
+        "Job",
+        (lualock.LockedJob,),
+        {
+            "locks": shell.connect(),
+            "loner": True,
+            "lock_unique": "queued",
+            "perform": staticmethod(as_job(shell, lambda: None)),
+        },
+    )
+    queue = Queue(shell, job)
+    lease = await settle(queue.work.lock().acquire())
+    assert await queue.put()
+    assert not await queue.put()
+    await settle(lease.release())
+
+
 async def test_the_callback_of_a_class(shell: World) -> None:
     """loner_enqueue_failed, as in resque-lock; inherited."""
     log = Log()

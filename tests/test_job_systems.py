@@ -244,6 +244,41 @@ def test_rq_one_job_calls_another(
     assert len(outer.told) == 1
 
 
+def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a worker runs it, it is refused, and so is one beside its retry; neither the retry nor
+    what comes after it is."""
+    told: list[Any] = []
+    refused_ids: list[str] = []
+
+    def perform(cls: Any, repo_id: int) -> str:
+        told.append(rq_leaf.enqueue(queue, cls, repo_id))
+        if len(told) == 1:
+            raise Trouble
+        return f"graph of {repo_id}"
+
+    def failed(cls: Any, repo_id: int, *, job_id: str) -> None:
+        refused_ids.append(job_id)
+
+    members = {
+        "perform": classmethod(perform),
+        "loner_enqueue_failed": classmethod(failed),
+        "loner": True,
+        "lock_unique": None,
+        "__module__": __name__,
+    }
+    made = type("Loner", (Graph,), members)
+    made.__qualname__ = "Loner"
+    loner = in_module(monkeypatch, "Loner", rq_leaf.locked(made))
+    entry = rq_leaf.enqueue(queue, loner, 7, retry=rq.Retry(max=1))
+    assert isinstance(entry, jobs.Enqueued)
+    worker = rq.SimpleWorker([queue], connection=queue.connection)
+    worker.work(burst=True, max_jobs=2)  # the first run and its retry
+    assert entry.result.return_value() == "graph of 7"
+    assert [(one.job_id, one.state) for one in told] == [(entry.job_id, "running")] * 2
+    assert refused_ids == [entry.job_id] * 2
+    assert rq_leaf.enqueue(queue, loner, 7)
+
+
 @pytest.mark.parametrize("body", [rebuild, trouble])
 def test_rq_without_a_worker(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]

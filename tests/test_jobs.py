@@ -148,7 +148,7 @@ async def test_expired_and_taken_over(shell: World, locks: Any) -> None:
         shell.client.delete(job.lock_for().key)
         with lualock.connect(shell.server.url) as plain:
             nonlocal other
-            other = plain.lock(b"the job", ttl=30).acquire()
+            other = plain.lock(b"the job", ttl=30).acquire(timeout=5)
 
     job = job_class(
         shell,

@@ -15,7 +15,7 @@ LAYERS = [
     {"script"},
     {"protocol"},
     {"drive"},
-    {"block", "lease", "wish", "find", "watch", "sync", "aio"},
+    {"block", "lease", "wish", "find", "watch", "watch_thread", "sync", "aio"},
     {"jobs", "embedded", "fencing", "testing"},
     {"acl"},
     {"__init__"},

@@ -208,7 +208,7 @@ async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: P
     leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(300)]
     await asyncio.sleep(3)  # the time in which each falls due at least twice
     assert all(lease.held for lease in leases)
-    sent = [command for command in proxy.commands if command[-2:] == [b"1500", b"0"]]
+    sent = [command for command in proxy.commands if command[-3:-1] == [b"1500", b"0"]]
     assert len(sent) >= 2 * 300  # each was extended some times
     assert proxy.packets < len(sent) / 4
 
@@ -327,20 +327,21 @@ def test_a_loss_is_told_once_a_thread_can_be_started(
     other.release()
 
 
-def test_leases_are_watched_once_a_thread_can_be_started(
-    locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch
+async def test_leases_are_watched_once_a_thread_can_be_started(
+    shell: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the thread that renews cannot be started the lock is not taken; the next one is, and
     is renewed."""
-    threads_fail(monkeypatch, "lualock-watch", 1)
-    lock = locks.lock("x", ttl=0.6, renew=True)
+    failed = threads_fail(monkeypatch, "lualock-watch", 1)
+    lock = shell.connect().lock("x", ttl=0.6, renew=True)
     with pytest.raises(RuntimeError, match="start"):
-        lock.acquire()
-    lease = lock.acquire(timeout=0)
+        await settle(lock.acquire())
+    assert failed
+    lease = await settle(lock.acquire(timeout=0))
     deadline = lease._grant.deadline
-    wait_until(lambda: lease._grant.deadline > deadline)
+    await shell.until(lambda: lease._grant.deadline > deadline)
     assert lease.held
-    lease.release()
+    await settle(lease.release())
 
 
 @pytest.mark.parametrize("when", ["acquired", "renewed"])

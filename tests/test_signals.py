@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import json
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -464,3 +466,14 @@ def test_an_event_loop(one_server: Server, one_client: Any) -> None:
             process.stdin.write("\n")
             process.stdin.flush()
         assert process.wait(10) == 0  # redis-py's connections, struck, may have complained
+
+
+def test_a_signal_anywhere_in_a_busy_loop(one_server: Server) -> None:
+    """A handler that raises at any point of an event loop leaves no lock taken for its ttl."""
+    command = [sys.executable, "-m", "tests.busy_loop", one_server.url, "150", "1"]
+    ended = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True
+    )
+    found = json.loads(ended.stdout)
+    assert found["awake"] > 75
+    assert found["left"] == 0

@@ -267,10 +267,10 @@ class _LoopConnections:
         mux = await driver._connect()
         try:
             if not driver._server_checked:
-                wire.check_hello(await mux.ask(wire.HELLO, None))
+                wire.check_hello(await mux.ask(wire.HELLO, b""))
                 driver._server_checked = True
             sent = driver.clock()
-            told, proved = mux.ask(wire.TIME, None), mux.ask(*wire.echo())
+            told, proved = mux.ask(wire.TIME, b""), mux.ask(*wire.echo())
             server_us = wire.server_us(await told)
             received = driver.clock()
             await proved
@@ -302,7 +302,7 @@ class _LoopConnections:
                         self._count += 1
         elif silent_s > QUIET_S and (self._pinged is None or self._pinged.done()):
             # Nothing for long: if the connection is dead, the missing reply will tell.
-            self._pinged = self._ear.ask(wire.PING, None)
+            self._pinged = self._ear.ask(wire.PING, b"")
             self._pinged.add_done_callback(_seen)
         place.since = self._count
         return self._channel
@@ -315,7 +315,7 @@ class _LoopConnections:
     async def _subscribe(self) -> Mux:
         mux = await self._driver._connect(self._heard, self._lost)
         try:
-            reply = await mux.ask(wire.subscribe(self._channel), None)
+            reply = await mux.ask(wire.subscribe(self._channel), b"")
             wire.check_subscribed(reply, self._channel)
         except BaseException:
             mux.close()
@@ -406,15 +406,14 @@ class AsyncDriver:
     async def run(self, steps: Steps[T]) -> T:
         """Carry the protocol out to its end, and return or raise what it does."""
         listens: tuple[asyncio.AbstractEventLoop, bytes] | None = None
-        reply: Any = None
         error: BaseException | None = None
         met: list[BaseException] | None = None
         try:
             while True:
                 try:
+                    step = steps.send(None) if error is None else steps.throw(error)
+                    error = None
                     while True:
-                        step = steps.send(reply) if error is None else steps.throw(error)
-                        reply = error = None
                         if type(step) is Call and (sent := self._ask_at_once(step)) is not None:
                             # The usual case, without the coroutines that the others need.
                             mux = step.via
@@ -425,10 +424,11 @@ class AsyncDriver:
                                 mux, (reply,) = await self.ask_again([step], mux, late, None)
                             if type(reply) is ReplyError:
                                 reply = await self._error_reply(step, mux, reply)
-                            continue
-                        if isinstance(step, Listen):
-                            listens = asyncio.get_running_loop(), step.token
-                        reply = await self._perform(step)
+                        else:
+                            if isinstance(step, Listen):
+                                listens = asyncio.get_running_loop(), step.token
+                            reply = await self._perform(step)
+                        step = steps.send(reply)
                 except StopIteration as done:
                     result: T = done.value
                     if met is not None:
@@ -847,7 +847,10 @@ class AsyncDriver:
         connection = self.endpoint.asyncio_connection()
         where = str(self.endpoint)
         try:
-            await connection.connect()
+            try:
+                await connection.connect()
+            except wire.NO_HANDSHAKE as error:
+                raise wire.no_handshake(error) from error
             return Mux(connection, connection.socket_timeout, where, hear=hear, lost=lost)
         except BaseException as error:
             await connection.disconnect(nowait=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -39,6 +40,9 @@ from lualock.protocol import (
 
 MAX_LINES = 12
 """Connections for calls; messages have one more."""
+
+OVERTAKEN_S = 0.1
+"""After how long a request that was sent, and not waited for, has most probably arrived."""
 
 GRACE_S = 0.02
 """How long a caller waits for its own clean-up: from its interruption, or the end of its time."""
@@ -222,8 +226,9 @@ class BlockingDriver:
         """
         now = self.clock()
         end = now + self.endpoint.reply_s - self._silence_s if until is None else until
+        most_s = self.endpoint.reply_s if until is None else end - now + line.silent_s
         if end - now <= wire.LEAST_S:
-            raise wire.Unanswered("no reply in time")
+            raise wire.Unanswered(f"no reply within {most_s:.3g} s")
         for call in calls:
             call.doubled, call.via = True, None
         asked = [(line, replies)]
@@ -236,7 +241,10 @@ class BlockingDriver:
             except (LockError, *wire.LINE_ERRORS) as error:
                 if not isinstance(error, LockError) and not wire.is_broken(error):
                     raise
-            first, replies = first_to_answer(asked, proofs, end, self.clock)
+            answered = first_to_answer(asked, proofs, end, self.clock)
+            if answered is None:
+                raise wire.Unanswered(f"no reply within {most_s:.3g} s")
+            first, replies = answered
             if first is not line:
                 first.seat = line.seat
                 line.close()
@@ -304,6 +312,8 @@ class BlockingDriver:
         """Carry out this step, which waits for nothing."""
         posted = step.ghost.via
         if not isinstance(posted, Owed) or not posted.answered:
+            # Mostly it is only overtaken, on another connection, by what followed it.
+            self._cleaner.add(self._call, step.call, self.clock() + OVERTAKEN_S)
             self._cleaner.add(self._call, step.call, step.ghost.expires)
 
     def forsake(self, call: Call) -> None:
@@ -371,22 +381,20 @@ class BlockingDriver:
         with self._room:
             self._short += 1  # before looking, so that who puts one back from here on tells us
             try:
-                while True:
-                    if self._idle:
-                        try:
-                            return self._idle.pop()
-                        except IndexError:
-                            continue
+                line = self._take_idle()
+                while line is None:
                     if len(self._seats) < MAX_LINES:
                         self._seats.add(seat)
                         break
-                    left_s = None if until is None else until - self.clock()
-                    if left_s is not None and left_s <= 0:
+                    left_s = math.inf if until is None else until - self.clock()
+                    if left_s <= 0:
                         raise LockUnavailable("all connections were busy until the time was over")
-                    self._room.wait(1.0 if left_s is None else min(1.0, left_s))
+                    self._room.wait(min(1.0, left_s))
+                    line = self._take_idle()
             finally:
                 self._short -= 1
-        line: Line | None = None
+        if line is not None:
+            return line
         try:
             line = self._connect(until)
             line.seat = seat
@@ -398,6 +406,12 @@ class BlockingDriver:
             self._tell_room()
             raise
 
+    def _take_idle(self) -> Line | None:
+        try:
+            return self._idle.pop()
+        except IndexError:  # others took the last one
+            return None
+
     def _connect(self, until: float | None) -> Line:
         connection = self.endpoint.blocking_connection()
         now = self.clock()
@@ -407,12 +421,12 @@ class BlockingDriver:
             line = Line(connection, self._silence_s)
             if not self._server_checked:
                 line.limit(end - self.clock())
-                wire.check_hello(line.ask(wire.HELLO, None))
+                wire.check_hello(line.ask(wire.HELLO, b""))
                 self._server_checked = True
             line.limit(end - self.clock())
             echo, proof = wire.echo()
             sent = self.clock()
-            server_us = wire.server_us(line.ask(wire.TIME + echo, None))
+            server_us = wire.server_us(line.ask(wire.TIME + echo, b""))
             received = self.clock()
             line.ask(b"", proof)
             self.server_clock.compare(sent, received, server_us)

@@ -89,6 +89,8 @@ def _connect(connection: Any, end: float, clock: Clock) -> None:
     try:
         connection.connect()
         connection._sock.settimeout(left_s())
+    except wire.NO_HANDSHAKE as error:
+        raise wire.no_handshake(error) from error
     finally:
         del connection.read_response  # or it and the connection would keep each other alive
         connection.socket_timeout = usual_s

@@ -12,8 +12,10 @@ connection. Rules that hold here:
 from __future__ import annotations
 
 import math
+import socket
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from lualock import fork
@@ -163,7 +165,7 @@ class Ear:
 
     def _read(self, place: _Place, seconds: float) -> bytes | None:
         """Wait for what comes, and deliver it. If ``place`` gets a message it leaves with it."""
-        connected = self._socket
+        connection, connected = self._connection, self._socket
         if connected is None:
             return None
         whole = False  # an exception out of the blue must not lose a message, or half of one
@@ -191,11 +193,14 @@ class Ear:
             if not wire.is_broken(error):
                 raise
             whole = isinstance(error, TIMED_OUT)
+            wire.dealt_with([error])  # eventlet's frames have it, and it them, and so the caller's
         finally:
             if not whole:
                 with self._lock:
                     if connected is self._socket:
                         self._break()
+            if connected is not self._socket:
+                connection.disconnect()
         return None
 
     def _alive(self, now: float) -> bool:
@@ -246,8 +251,14 @@ class Ear:
             raise wire.connect_error(error, str(self._endpoint)) from error
 
     def _break(self) -> None:
-        if self._connection is not None:
-            self._connection.disconnect()  # first, so that an interruption leaves nothing open
+        if self._connection is not None:  # first, so that an interruption leaves nothing open
+            if self._reader is None:
+                self._connection.disconnect()
+            else:
+                # That ends the reader's wait, and the reader disconnects. Under eventlet a wait on
+                # a descriptor that another greenlet closes has no end.
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
         self._connection = self._socket = None
         self._count += 1
         for place in list(self._places.values()):

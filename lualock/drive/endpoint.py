@@ -7,7 +7,8 @@ off, because a retry that the protocol does not know of would falsify deadlines 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -51,6 +52,15 @@ _OURS = {
 }
 
 
+# An idle connection that died without a word (a NAT, a load balancer) is found so by the kernel,
+# and costs no round trip when it is used.
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Endpoint:
     """A redis-py connection class and its settings."""
@@ -59,6 +69,11 @@ class Endpoint:
     settings: dict[str, Any]
     keep: Any = None
     """What the settings have no more than a weak reference to."""
+    server: str = field(init=False)
+    """The address and database: equal where two endpoints are known to lead to one server."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "server", _server(self.settings, self.keep))
 
     @classmethod
     def of_url(cls, url: str, *, asynchronous: bool = False) -> Endpoint:
@@ -114,6 +129,9 @@ class Endpoint:
                 options.socket_s(settings[name], name)
         if pool.connection_class in _TWINS:
             settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
+            if settings.get("socket_keepalive") is None and "path" not in settings:
+                # (redis-py does so itself from version 8 on.)
+                settings |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
             return cls(pool.connection_class, settings)
         # Connections of Sentinel ask their pool where to go, and those of asyncio do not keep it.
         return cls(pool.connection_class, settings, pool)
@@ -146,5 +164,17 @@ class Endpoint:
 
     def __str__(self) -> str:
         """The address, without anything secret."""
-        told = self.settings
-        return str(told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}")
+        return _address(self.settings)
+
+
+def _address(settings: dict[str, Any]) -> str:
+    host, port = settings.get("host", "localhost"), settings.get("port", 6379)
+    return str(settings.get("path") or f"{host}:{port}")
+
+
+def _server(settings: dict[str, Any], pool: Any) -> str:
+    where = _address(settings)
+    if (service := getattr(pool, "service_name", None)) is not None:
+        pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+        where = f"{service} of {sorted(_address(one.connection_kwargs) for one in pools)}"
+    return f"{where}/{settings.get('db') or 0}"

@@ -87,6 +87,11 @@ class Line:
         self._timeout.set(wanted_s)
         self.hurried = wanted_s != self._usual_s
 
+    @property
+    def silent_s(self) -> float:
+        """How long a receive may take now."""
+        return self._timeout.seconds
+
     def send(self, question: bytes) -> None:
         """Send a question, or several in one piece. If this raises, a part of it may have been
         sent: the line must be closed."""
@@ -94,33 +99,29 @@ class Line:
         try:
             self.socket.sendall(question)
         except TIMED_OUT:
-            raise ConnectionError(f"not sent within {self._timeout.seconds:.3g} s") from None
+            raise self._not_sent() from None
 
-    def ask(self, question: bytes, proof: bytes | None, *, now: bool = False) -> Any:
+    def _not_sent(self) -> ConnectionError:
+        return ConnectionError(f"not sent within {self._timeout.seconds:.3g} s")
+
+    def ask(self, question: bytes, proof: bytes, *, now: bool = False) -> Any:
         """Send a question, as :meth:`send` does, and wait for its reply.
 
         :param question: empty to wait for the next reply to what was sent before.
-        :param proof: what the reply must begin with; ``None``: it has no proof.
+        :param proof: what the reply must begin with; empty: it has no proof.
         :param now: do not wait; :data:`wire.MORE` if the reply has not come yet.
         :raises wire.Unanswered: it did not come in time. It can be read later.
         """
-        gets, connected = self._replies.gets, self.socket
-        if question:  # (as send does: a call would be half a per cent of a pair)
+        connected, replies = self.socket, self._replies
+        if question:  # (not by send(): a call would be half a per cent of a pair)
             self._ahead = len(self._owed)
             try:
                 connected.sendall(question)
             except TIMED_OUT:
-                raise ConnectionError(f"not sent within {self._timeout.seconds:.3g} s") from None
+                raise self._not_sent() from None
+        elif (reply := self._next(replies.gets(), proof)) is not wire.MORE:
+            return reply
         while True:
-            while (reply := gets()) is not wire.MORE:
-                if self._ahead:
-                    if type(reply) is not wire.PushNotification:
-                        self._ahead -= 1
-                        self._settle(reply)
-                elif proof is not None and type(reply) is bytes and reply.startswith(proof):
-                    return reply[len(proof) :]  # the usual case, without a call
-                elif type(reply) is not wire.PushNotification:  # RESP3: nothing we asked for
-                    return reply if proof is None else wire.proved(reply, proof)
             try:
                 received = wire.receive_now(connected) if now else connected.recv(wire.CHUNK)
             except TIMED_OUT:
@@ -129,7 +130,23 @@ class Line:
                 raise wire.Unanswered(f"no reply within {self._timeout.seconds:.3g} s") from None
             if not received:
                 raise ConnectionResetError("the server closed the connection")
-            self._replies.feed(received)
+            replies.feed(received)
+            reply = replies.gets()
+            if type(reply) is bytes and not self._ahead and reply.startswith(proof):
+                return reply[len(proof) :]  # the usual case
+            if (reply := self._next(reply, proof)) is not wire.MORE:
+                return reply
+
+    def _next(self, reply: Any, proof: bytes) -> Any:
+        """The first reply from this one on that is not owed to a posted call, proved."""
+        while reply is not wire.MORE:
+            if type(reply) is not wire.PushNotification:  # RESP3: nothing that we asked for
+                if not self._ahead:
+                    return wire.proved(reply, proof) if proof else reply
+                self._ahead -= 1
+                self._settle(reply)
+            reply = self._replies.gets()
+        return reply
 
     def post(self, call: Post, collect: Callable[[Line], None]) -> Owed:
         """Send a call whose reply is read later, at the latest before the next question's."""
@@ -138,7 +155,7 @@ class Line:
         try:
             self.socket.sendall(question, self._lazily if call.lazy else 0)
         except TIMED_OUT:
-            raise ConnectionError(f"not sent within {self._timeout.seconds:.3g} s") from None
+            raise self._not_sent() from None
         self._owed.append(owed)
         return owed
 
@@ -181,11 +198,11 @@ class Line:
 
 def first_to_answer(
     asked: list[tuple[Line, list[Any]]], proofs: list[bytes], end: float, clock: Clock
-) -> tuple[Line, list[Any]]:
+) -> tuple[Line, list[Any]] | None:
     """Wait for lines that were all sent the same; the first that has all its replies, and these.
+    ``None``: none has by ``end``.
 
     :param asked: each line with the replies that it has had already. One that breaks is closed.
-    :raises wire.Unanswered: none had by ``end``.
     """
     with selectors.DefaultSelector() as selector:
         for line, _ in asked:
@@ -208,5 +225,5 @@ def first_to_answer(
                     line.close()
             left_s = end - clock()
             if left_s <= 0:
-                raise wire.Unanswered("no reply in time")
+                return None
             selector.select(left_s)

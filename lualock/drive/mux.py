@@ -24,6 +24,10 @@ from lualock.drive import wire
 from lualock.errors import LockUnavailable
 from lualock.protocol import Call
 
+LOST_S = 0.2
+"""By how much the loop may be late before what it was to call counts as lost: a signal handler
+that raised just when the loop took it up."""
+
 
 class Silence(Exception):
     """No reply has come for a while. ``later`` gets it, if it comes all the same."""
@@ -58,9 +62,10 @@ class Mux(asyncio.Protocol):
         self._replies = wire.Replies()
         # Of each question: who gets the reply, when it was asked, what the reply must begin with,
         # and whether a silence is still to be told.
-        self._waiting: deque[tuple[asyncio.Future[Any], float, bytes | None, bool]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], float, bytes, bool]] = deque()
         self._silence_s = min(wire.silence_s(timeout_s), timeout_s)
         self._unsent: list[bytes] = []
+        self._watches_by = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None  # set while the peer does not read
         self.open = self.ready = True  # ready: and the peer reads what is sent
@@ -71,12 +76,10 @@ class Mux(asyncio.Protocol):
         self._stream: Any = self._transport.get_protocol()
         self._transport.set_protocol(self)
 
-    def ask(
-        self, question: bytes, proof: bytes | None, *, tell: bool = False
-    ) -> asyncio.Future[Any]:
+    def ask(self, question: bytes, proof: bytes, *, tell: bool = False) -> asyncio.Future[Any]:
         """Send a question; the future gets its reply, or fails when the connection breaks.
 
-        :param proof: what the reply must begin with; ``None``: it has no proof.
+        :param proof: what the reply must begin with; empty: it has no proof.
         :param tell: whether the future fails with :class:`Silence` where none comes for a while.
         """
         future: asyncio.Future[Any] = self.loop.create_future()
@@ -86,16 +89,16 @@ class Mux(asyncio.Protocol):
         if not self._unsent:
             self.loop.call_soon(self._send)
         # First, for once it is sent its reply must find its place.
-        self._waiting.append((future, self.loop.time(), proof, tell))
+        now = self.loop.time()
+        self._waiting.append((future, now, proof, tell))
         self._unsent.append(question)
-        if self._watchdog is None:
-            self._watchdog = self.loop.call_later(self._silence_s, self._watch)
+        if now > self._watches_by:
+            self._watch_at(now + self._silence_s)
         return future
 
     def call(self, call: Call, *, source: bool = False) -> asyncio.Future[Any]:
         """Send a call, with ``source`` its whole script: see :meth:`ask`."""
-        question, proof = wire.pack(call, source=source)
-        return self.ask(question, proof, tell=True)
+        return self.ask(*wire.pack(call, source=source), tell=True)
 
     def silent(self, future: asyncio.Future[Any]) -> None:
         """Let a question's future fail with :class:`Silence`, if its reply has not come."""
@@ -159,7 +162,7 @@ class Mux(asyncio.Protocol):
                 raise
 
     def _watch(self) -> None:
-        self._watchdog = None
+        self._watches_by = 0.0
         now = self.loop.time()
         if self._waiting and self._waiting[0][1] + self._timeout_s <= now:
             self._end(f"no reply within {self._timeout_s:g} s")
@@ -172,7 +175,11 @@ class Mux(asyncio.Protocol):
                 break  # those behind it are younger
             if tell:
                 self._tell_silence(place)
-        self._watchdog = self.loop.call_later(again - now, self._watch)
+        self._watch_at(again)
+
+    def _watch_at(self, when: float) -> None:
+        self._watches_by = when + LOST_S
+        self._watchdog = self.loop.call_at(when, self._watch)
 
     def _broken(self, why: str) -> LockUnavailable:
         return wire.lost_reply(ConnectionError(why), self._where)
@@ -207,7 +214,9 @@ class Mux(asyncio.Protocol):
                 if hear is None and type(reply) is wire.PushNotification:
                     continue  # RESP3: nothing that we asked for
                 future, _, proof, _ = waiting[0]
-                if proof is not None:
+                if type(reply) is bytes and reply.startswith(proof):
+                    reply = reply[len(proof) :]  # the usual case, without a call
+                elif proof:
                     reply = wire.proved(reply, proof)
                 waiting.popleft()
                 if not future.done():

@@ -5,10 +5,14 @@ more for acquire and release, a tenth of what they cost. A timeout of the kernel
 the socket, and shows as EAGAIN. But its clock is coarse: by an eighth of the time, on Linux. So it
 is for short waits that nobody's timeout depends on, and for the time after which a connection
 counts as broken.
+
+The kernel's timeout counts only where the descriptor blocks. The sockets of gevent and eventlet
+pass for ``socket.socket`` once these have patched it, but their descriptors never block.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 
@@ -32,8 +36,12 @@ class Timeout:
         self._socket = connected
         self._usual_s = usual_s
         self._short_s = short_s
-        self._kernel_can = type(connected) is socket.socket  # TLS does its own reads
-        self._kernel_does = False
+        connected.settimeout(None)
+        self._kernel_can = (
+            type(connected) is socket.socket  # TLS does its own reads
+            and os.get_blocking(connected.fileno())
+        )
+        self._kernel_does = True
         self.seconds = -1.0
         self.set(usual_s)
 

@@ -32,6 +32,9 @@ SILENCE, SILENCE_LEAST_S = 1 / 4, 0.2
 """After which share of its time, and no sooner than that, a request without a reply is sent again
 on a fresh connection: the old one may be dead without a word (a NAT, a load balancer)."""
 
+# What redis-py raises where the replies to its handshake are not what they should be.
+NO_HANDSHAKE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
 LEAST_S = 0.001
 """The least that a socket is given when the time is over; zero would mean not to wait at all."""
 
@@ -258,6 +261,11 @@ def connect_error(error: BaseException, where: str) -> LockError:
         f"no connection to the server at {where}: {_said(error)}. Is it running, and is "
         "the address right?"
     )
+
+
+def no_handshake(error: BaseException) -> ConnectionError:
+    """What is wrong with a connection whose handshake redis-py could not make sense of."""
+    return ConnectionError(f"its handshake made no sense ({type(error).__name__}: {error})")
 
 
 def _said(error: BaseException) -> str:

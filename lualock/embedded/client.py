@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -265,9 +264,17 @@ def _receive_all(connection: socket.socket) -> bytes:
 
 def _ended(fd: int | None, limit_s: float) -> bool:
     """Whether the supervisor closes the connection within the limit: it says nothing, ever."""
-    poll = select.poll()
-    poll.register(-1 if fd is None else fd, select.POLLIN)
-    return bool(poll.poll(limit_s * 1000))
+    if fd is None:
+        return False
+    # Not by select.poll, which eventlet takes away.
+    with socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(limit_s)
+        try:
+            return not connection.recv(1)
+        except (TimeoutError, BlockingIOError):
+            return False
+        except ConnectionError:
+            return True
 
 
 def _end_orphan(path: str) -> None:

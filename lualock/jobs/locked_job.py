@@ -39,7 +39,8 @@ class LockedJob:
     the lock is held (its result is then that of ``run``; a further parameter ``holder`` gets who
     has it), the second after the job when the lease had ended before it was released.
     ``loner_enqueue_failed`` is called, likewise, when an integration did not put the job into its
-    queue because of :attr:`lock_unique`; a further parameter ``job_id`` gets the other job's id.
+    queue because of :attr:`loner` or :attr:`lock_unique`; a further parameter ``job_id`` gets the
+    other job's id.
     """
 
     locks: ClassVar[AnyLocks | None] = None
@@ -54,7 +55,10 @@ class LockedJob:
     loner_enqueue_failed: ClassVar[Callable[..., Any] | None] = None
 
     loner: ClassVar[bool] = False
-    """resque-lock's word for ``lock_unique = "queued"``."""
+    """Refuse to enqueue a job while one with the same lock is queued or runs, as in resque-lock.
+
+    The same as ``lock_unique = "both"``; a ``lock_unique`` of the class counts instead of it.
+    """
 
     # The same as the parameters of ``locks.job`` of these names.
     lock_policy: ClassVar[Any] = None
@@ -128,7 +132,7 @@ class LockedJob:
     def _rules(cls) -> Rules:
         return Rules(
             cls.lock_policy,
-            cls.lock_unique or ("queued" if cls.loner else None),
+            cls.lock_unique or ("both" if cls.loner else None),
             cls.lock_on_retry,
             cls.lock_on_final_failure,
             cls.lock_on_unavailable,

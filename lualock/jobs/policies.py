@@ -131,6 +131,8 @@ class Coalesce:
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> Taking:
+        # First, for jobs that come while it has the place are dropped for its sake.
+        attempt.refuse_own_wait(self.wait)
         yield from attempt.take_place()
         if self.wait == 0:  # the first try has just been made
             return (yield from attempt.go_on(self.then))

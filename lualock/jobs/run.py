@@ -81,7 +81,12 @@ def _run(it: Run) -> Actions[Any]:
         _current.set((*before, *ours))
         if it.delivery is not None and it.delivery.ended():
             raise LockError(f"job {job.name} got its lock when its system had given it up")
-        result = yield partial(job.body, *it.args, **it.kwargs)
+        blocks = [lock._inside(lease) for lock, lease in it.held]
+        try:
+            result = yield partial(job.body, *it.args, **it.kwargs)
+        finally:
+            for block in blocks:
+                block.done()
         if isinstance(result, AsyncGenerator | Awaitable | Generator):
             if isinstance(result, Coroutine | Generator):
                 result.close()

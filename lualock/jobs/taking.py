@@ -156,14 +156,23 @@ class Attempt:
         who = self.refused.holder, self.refused.held_s, self.refused.remaining_s
         return Situation(self.job.name, self.args, self.kwargs, self.job_id, *who)
 
+    def refuse_own_wait(self, timeout: float | None) -> None:
+        """Refuse to wait without an end for the run that this code itself is part of.
+
+        :raises SelfDeadlock: it is part of a run that holds the lock.
+        """
+        if timeout is None:
+            self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
+
     def wait(self, timeout: float | None, ask: Ask | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then give up the job's place, if it has one.
 
         :raises NotAcquired: not within that time; :attr:`refused` says so.
+        :raises SelfDeadlock: it is part of a run that holds the lock, and there is no such time.
         """
         ask = ask or self.lock._ask()
         self._asks.append(ask)
-        steps = protocol.acquire(ask, self._driver.server_clock, options.wait_s(timeout))
+        steps = self.lock._acquire(ask, options.wait_s(timeout))
         try:
             lease: Any = yield partial(self.lock._hold, ask, steps)
         except NotAcquired as refused:

@@ -112,6 +112,8 @@ def named(ask: Ask, grant: Grant) -> bytes:
     """A lease as the server's record has it. By its fence too, for a request that was lost may take
     the lock again, under the same token, when the lease has ended and others have had the lock.
     (Of a job's place only the token is known.)"""
+    if grant.named:
+        return grant.named
     return b"%016d%b" % (grant.fence, ask.token) if grant.fence else ask.token
 
 

@@ -59,8 +59,8 @@ def take(
     step: Call | None = None
     ghost: Call | None = None  # whose reply was lost, and which may be under way still
     unknown: LockUnavailable | None = None
-    late = 0
     try:
+        late = 0
         while True:
             sent = server.clock()
             expires, deadline = server.usual(sent)

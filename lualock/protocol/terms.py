@@ -52,3 +52,5 @@ class Grant:
     released: bool = False
     lost: bool = False
     """The server said that it is not ours any more."""
+    named: bytes = b""
+    """The lease as the server's record has it, where that is known already."""

@@ -309,7 +309,8 @@ class _Attempt:
         if type(reply) is bytes:
             if self.sent > self.server.stale_at:
                 self.server.compare(self.sent, self.clock(), int(reply))
-            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)
+            named = reply + self.ask.token
+            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
             # A repeat of a request that had been carried out: the lease may have begun earlier.

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos.round import Outcome, Plan, judge, play
-from tests.chaos.worker import FAULTS
+from tests.chaos.worker import FAULTS, KINDS
 from tests.servers import BINARIES
 
 SHOWN = 20
@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: a new one")
     parser.add_argument("--server", choices=list(BINARIES), help="default: each of them in turn")
     parser.add_argument("--processes", type=int, default=24)
+    parser.add_argument("--kind", choices=KINDS, help="of the workers; default: all kinds")
     parser.add_argument("--fault", choices=FAULTS, default="", help="planted in the workers")
     parser.add_argument("--judge", type=Path, help="only judge the diaries of this folder again")
     options = parser.parse_args()
@@ -55,15 +56,17 @@ def main() -> int:
         return 1 if outcome.violations else 0
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     servers = [options.server] if options.server else list(BINARIES)
+    kinds = [options.kind] if options.kind else KINDS
     minutes = options.minutes / len(servers)
     total = Outcome(Path())
     for server in servers:
         print(
             f"{server}: {minutes:g} minutes, {options.processes} processes, seed {seed}", flush=True
         )
-        plan = Plan(server, minutes * 60, seed, options.processes, options.fault)
+        plan = Plan(server, minutes * 60, seed, options.processes, options.fault, kinds)
         outcome = play(plan)
-        tell(outcome, f"make chaos MINUTES={minutes:g} SERVER={server} SEED={seed}")
+        kind = f" KIND={options.kind}" if options.kind else ""
+        tell(outcome, f"make chaos MINUTES={minutes:g} SERVER={server} SEED={seed}{kind}")
         total.calm_s = max(total.calm_s, outcome.calm_s)
         total.held += outcome.held
         total.handed_over += outcome.handed_over

@@ -7,13 +7,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 
 from lualock.clock import now
 from tests.chaos.diary import Diary
-from tests.chaos.worker import Task
+from tests.chaos.worker import KINDS, Task
 
 
 @dataclass
@@ -23,8 +24,9 @@ class Crew:
     folder: Path
     diary: Diary
     urls: tuple[str, ...]  # of one server
-    task: Task  # what all of them do; who, url and the shell are each one's own
+    task: Task  # what all of them do; who, url and the kind are each one's own
     chance: Random
+    kinds: Sequence[str] = KINDS
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     stopped: dict[str, float] = field(default_factory=dict)  # since when
     wrong: list[str] = field(default_factory=list)
@@ -33,17 +35,18 @@ class Crew:
         self._numbers = itertools.count(1)
 
     def start(self) -> None:
-        """One more; every other is asyncio."""
+        """One more, of each kind in turn."""
         number = next(self._numbers)
         who = f"w{number}"
         task = replace(
             self.task,
             who=who,
-            url=self.urls[number // 2 % len(self.urls)],
+            url=self.urls[number // len(self.kinds) % len(self.urls)],
             workers=self.chance.choice((1, 2, 3)),
-            asynchronous=number % 2 == 0,
+            kind=self.kinds[number % len(self.kinds)],
         )
-        command = [sys.executable, "-W", "error::ResourceWarning", "-m", "tests.chaos.worker"]
+        module = f"tests.chaos.{'gevent_worker' if task.kind == 'gevent' else 'worker'}"
+        command = [sys.executable, "-W", "error::ResourceWarning", "-m", module]
         with self._complaints(who).open("wb") as complaints:
             self.processes[who] = subprocess.Popen(
                 [*command, json.dumps(asdict(task))],

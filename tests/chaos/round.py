@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from tests.chaos.crew import Crew
 from tests.chaos.diary import SUFFIX, Diary, read_all
 from tests.chaos.observer import CONFIG, Observer
 from tests.chaos.saboteur import Saboteur
-from tests.chaos.worker import CALM, Task
+from tests.chaos.worker import CALM, KINDS, Task
 from tests.servers import BINARIES, Server
 from tests.simulation.checker import Limits, Verdict, Violation, check
 
@@ -57,6 +57,7 @@ class Plan:
     seed: int
     processes: int
     fault: str = ""
+    kinds: Sequence[str] = KINDS
 
 
 def play(plan: Plan) -> Outcome:
@@ -100,12 +101,12 @@ def _contend(plan: Plan, found: Outcome, server: Server, steady: Server) -> None
         steady_url=f"{steady.url}?socket_timeout=30",
         seed=plan.seed,
         workers=0,
-        asynchronous=False,
+        kind="",
         fault=plan.fault,
     )
     chance = Random(plan.seed)
     urls = f"{server.url}?socket_timeout=1", f"{server.tcp_url}?socket_timeout=1&protocol=3"
-    crew = Crew(folder, diary, urls, task, chance)
+    crew = Crew(folder, diary, urls, task, chance, plan.kinds)
     try:
         for _ in range(plan.processes):
             crew.start()

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ FAULTS = ("", "delete", "deaf", "barge")
 """Planted on purpose: ``delete`` releases without asking who the owner is, ``deaf`` trusts in a
 lease beyond its end, ``barge`` frees a fair lock for whoever comes."""
 
+KINDS = ("threads", "asyncio", "gevent")
+"""What the workers of a process are; with gevent they are threads that it made greenlets of."""
+
 LATE = 0.3
 """How often a worker with a fault works for longer than its lease lasts: then the fault shows."""
 
@@ -57,7 +61,7 @@ class Task:
     """Of the server that is not sabotaged: it has the resource, and leases that are passed on."""
     seed: int
     workers: int
-    asynchronous: bool
+    kind: str
     fault: str = ""
 
 
@@ -73,6 +77,16 @@ def not_run_s() -> float:
         return 0.0
 
 
+def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never suspends: the shell for threads blocks within it. (Greenlets that
+    each run a loop of asyncio's would be in each other's way.)"""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("a worker that is a thread waited for an event loop")
+
+
 class Process:
     """The workers of one process, as threads or as coroutines."""
 
@@ -85,7 +99,7 @@ class Process:
     def run(self) -> None:
         threading.Thread(target=self._end_with_parent, daemon=True).start()
         task = self.task
-        if task.asynchronous:
+        if task.kind == "asyncio":
             asyncio.run(self._tasks())
             return
         steady = redis.Redis.from_url(task.steady_url)
@@ -93,8 +107,7 @@ class Process:
 
         def work(number: int, locks: lualock.Locks) -> None:
             try:
-                # A coroutine that never suspends: the shell for threads blocks within it.
-                asyncio.run(Worker(self, number, locks, steady).work())
+                _finish(Worker(self, number, locks, steady).work())
             except BaseException as error:
                 broken.append(error)
                 raise
@@ -133,10 +146,17 @@ class Worker:
         self.task = process.task
         self.locks = locks
         self.steady = steady
-        asynchronous = process.task.asynchronous
-        self.fenced_set: Any = aio_fencing.fenced_set if asynchronous else fencing.fenced_set
+        self._asynchronous = process.task.kind == "asyncio"
+        self.fenced_set: Any = (aio_fencing if self._asynchronous else fencing).fenced_set
         self._chance = Random(f"{process.task.seed} {process.task.who} {number}")
         self._made: dict[tuple[Any, ...], Any] = {}
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        if self._asynchronous:
+            await asyncio.sleep(seconds)
+        else:
+            time.sleep(seconds)  # noqa: ASYNC251 - no loop waits for a thread
 
     async def work(self) -> None:
         """Until the calm, and then every lock once more."""
@@ -149,13 +169,13 @@ class Worker:
                     turn = replace(turn, ttl_s=0.4, renew=None, hold_s=0.7, ending="release")
                 await self._turn(turn)
             except lualock.LockUnavailable:
-                await asyncio.sleep(0.02)
+                await self.sleep(0.02)
         # From here on nothing goes wrong: what does ends the process.
         for name in self._chance.sample(LOCKS, len(LOCKS)):
             await self._turn(calm(name))
 
     async def _turn(self, turn: Turn) -> None:
-        await asyncio.sleep(turn.idle_s)
+        await self.sleep(turn.idle_s)
         id = next(self.process.ids)
         who: dict[str, Any] = {"lock": turn.lock, "who": self.task.who, "id": id}
         tell, lock = self.process.diary.tell, self._lock(turn, id)
@@ -278,7 +298,7 @@ class Holding:
             if not self._look():
                 return
             await self._write()
-            await asyncio.sleep(self._turn.hold_s / 3)
+            await self._worker.sleep(self._turn.hold_s / 3)
         self._look()
 
     def _look(self) -> bool:

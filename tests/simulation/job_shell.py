@@ -14,6 +14,7 @@ from inspect import getgeneratorlocals
 from typing import Any
 
 from lualock import options, protocol
+from lualock.block import Blocks
 from lualock.errors import KeyConflict, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -279,10 +280,18 @@ class Lease(BaseLease):
             self.end(outcome)
 
 
+class _Blocks(Blocks):
+    """All actors share a thread, so a thread says nothing about which of them is inside a lock."""
+
+    def refuse_own_wait(self, key: bytes, task: Any = None) -> None:
+        """Refuse nothing."""
+
+
 class Lock(BaseLock):
     """A wish for a lock."""
 
-    __slots__ = ("_locks",)
+    __slots__ = ()
+    _locks: Locks
 
     def __init__(self, locks: Locks, name: str | bytes, ttl: float | None, metadata: str) -> None:
         settings = locks._settings
@@ -322,6 +331,7 @@ class Locks:
     def __init__(self, actor: Actor, ttl: float = 3.0) -> None:
         self.actor = actor
         self._settings = Settings("sim", ttl, None)
+        self._blocks = _Blocks()
         self._driver = Driver(actor)
 
     def lock(self, name: str | bytes, ttl: float | None = None, *, metadata: str = "") -> Lock:

@@ -110,10 +110,12 @@ def _locked_job(function: Callable[..., Any], job: Declared) -> type[lualock.Loc
     told = job.options
     members = {name: staticmethod(told[option]) for option, name in CALLBACKS.items()}
     members |= {"perform": staticmethod(function), "lock": staticmethod(told["key"])}
+    unique = told.get("unique")
     settings = {
         "locks": job.locks,
         "lock_timeout": told.get("timeout"),
-        "lock_unique": told.get("unique"),
+        "loner": unique == "both",
+        "lock_unique": None if unique == "both" else unique,
         "__module__": function.__module__,
     }
     return type(function.__name__, (lualock.LockedJob,), settings | members)
