@@ -1,7 +1,7 @@
 """Connections for calls: two streams that keep their order, and the ends that processes have.
 
-A reply has no address. An end takes it for what is owed to its oldest request, and checks its proof,
-as the real drivers do.
+A reply has no address. An end takes it for what is owed to its oldest request, and checks its
+proof, as the real drivers do.
 """
 
 from __future__ import annotations
