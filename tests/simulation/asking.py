@@ -37,11 +37,11 @@ class Way:
 
     @property
     def over(self) -> bool:
-        """Whether nobody waits for these replies any more."""
+        """Whether the caller waits for these replies no more."""
         return self.dropped or self.asked.over
 
     def forget(self) -> None:
-        """Nobody does."""
+        """The caller was interrupted."""
         self.asked.over = True
 
     @property
@@ -69,11 +69,11 @@ class _Echo:
 
     @property
     def over(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether the caller waits no more."""
         return self._asked.over
 
     def forget(self) -> None:
-        """Nobody does."""
+        """The caller was interrupted."""
         self._asked.over = True
 
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:
@@ -82,9 +82,9 @@ class _Echo:
 
 
 class Asked:
-    """Calls that are sent in one piece, and whose replies somebody waits for.
+    """Calls that are sent in one piece, and whose caller waits for the replies.
 
-    ``posted``: nobody waits, but they are sent again like others where no reply comes.
+    ``posted``: the caller goes on; but a lazy call is sent again, too, where no reply comes.
     """
 
     __slots__ = (
@@ -249,7 +249,7 @@ class Asked:
                 way.line.close()
 
     def interrupt(self) -> None:
-        """Nobody waits for the replies any more."""
+        """The caller is interrupted."""
         if self.over:
             return
         self.over = True
@@ -304,7 +304,7 @@ class Owed:
         self._error: LockError | None = None
 
     def forget(self) -> None:
-        """Nobody waits for it any more."""
+        """The caller was interrupted."""
         self.over = True
 
     @property
@@ -327,7 +327,7 @@ class Owed:
 
 
 class OwedByLine(Owed):
-    """In a thread: it is read when its line is next used, or when somebody looks."""
+    """In a thread: it is read when its line is next used, or polled."""
 
     def __init__(self, line: Line, call: Call, posted: float, *, hold: bool) -> None:
         super().__init__(line.process, call, posted)
@@ -339,7 +339,7 @@ class OwedByLine(Owed):
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:
         """What the line has for us."""
         if _is_noscript(reply) and not self.call.moot:
-            self._resend = True  # when somebody looks
+            self._resend = True  # when it is polled
             return
         self._reply, self._error = reply, error
         self.over = error is not None
@@ -357,8 +357,8 @@ class OwedByLine(Owed):
 
 
 class OwedInLoop(Owed):
-    """In a loop: it is read when it comes. A lazy one is sent again where no reply comes, for
-    nobody else would do that."""
+    """In a loop: it is read when it comes. A lazy one is sent again where no reply comes; of
+    another one its waiter asks again on its own."""
 
     def __init__(self, line: Line, call: Call, posted: float) -> None:
         super().__init__(line.process, call, posted)

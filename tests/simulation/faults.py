@@ -81,7 +81,7 @@ class Faults:
         self.world.crossing = 0.0
 
     def _tear(self) -> None:
-        """A signal handler raises while the next request of somebody is being written."""
+        """A signal handler raises while the next request of some client is being written."""
         world = self.world
         running = [client for client in self.clients if client.task in client.process.tasks]
         if running and world.torn is None:

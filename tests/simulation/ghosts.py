@@ -1,4 +1,4 @@
-"""Requests that run when nobody waits for them any more: what they may do, and what is left."""
+"""Requests that run when their caller waits no more: what they may do, and what is left."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.simulation.world import US
 if TYPE_CHECKING:
     from tests.simulation.network import Process
 
-LAID_S = 3.0  # the longest pause of who cleans up, and a little
+LAID_S = 3.0  # the longest pause of a clean-up, and a little
 
 
 def token_of(call: Call) -> bytes:
     """For whom a request that has a deadline takes something."""
-    at = max(2, len(call.script.keys))  # (the heir, of who adopts)
+    at = max(2, len(call.script.keys))  # (of an adoption: the heir)
     token: bytes = call.parts[at][:22] if len(call.parts) > 5 else call.parts[1]
     return token
 

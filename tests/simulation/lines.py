@@ -1,7 +1,7 @@
 """Connections for calls: two streams that keep their order, and the ends that processes have.
 
-A reply does not say which request it answers. Whoever has an end takes it for what is owed to the
-oldest request there, and checks its proof, as the real drivers do.
+A reply has no address. An end takes it for what is owed to its oldest request, and checks its
+proof, as the real drivers do.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ QUIET_S = 2.0
 """How long a connection that is dead without a word may excuse anything: until its silence is
 noticed (``wire.silence_s``), and another connection is made."""
 
-STRAY_ERRORS = ("LOADING of somebody else", "NOSCRIPT of somebody else")
-"""What a broken proxy answers to another request than it was."""
+STRAY_ERROR = "LOADING"
+"""What a broken proxy answers to another request than it was. (NOSCRIPT would be believed: a driver
+sends the script at once, and does not make sure first that it was meant.)"""
 
 Done = Callable[..., None]  # (reply, error=None)
 
@@ -40,25 +41,25 @@ class Sender(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether nobody waits for the reply any more."""
+        """Whether the caller waits for the reply no more."""
 
     def forget(self) -> None:
-        """Nobody does."""
+        """The caller was interrupted."""
 
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:
         """The line has a reply, or has broken."""
 
 
-class Nobody:
-    """Sent what another process, whose line was copied, is owed."""
+class NoCaller:
+    """The sender of what is owed to another process, whose line was copied."""
 
     over = True
 
     def forget(self) -> None:
-        """Nobody waits."""
+        """There is no caller."""
 
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:
-        """Nobody is told."""
+        """There is no caller to tell."""
 
 
 class Sending:
@@ -165,11 +166,11 @@ class Line:
         self._unread: list[Answer] = []  # a thread reads only while it is owed something
 
     def shared_with(self, child: Process) -> Line:
-        """The same end in a forked child. What was owed to the parent's callers is nobody's."""
+        """The same end in a forked child. The parent's callers are not there."""
         line = Line(child, self.link)
         for sending in self.owed:
             theirs = copy(sending)
-            theirs.sender = Nobody()
+            theirs.sender = NoCaller()
             line.owed.append(theirs)
         return line
 
@@ -209,7 +210,7 @@ class Line:
             self.link.carry(self.process, sending)
 
     def _tear(self, sending: Sending) -> None:
-        """An interruption comes in the middle of a write: nobody knows how much of it left. In a
+        """An interruption comes in the middle of a write: how much of it left is not known. In a
         loop it strikes the loop, not a task."""
         process, world = self.process, self.process.world
         torn, world.torn = world.torn, None
@@ -420,7 +421,7 @@ class Link:
         if how == "swaps":
             self._kept.append((reply, proof))
             return []
-        return [(Refused(world.random.choice(STRAY_ERRORS)), b""), (reply, proof)]
+        return [(Refused(STRAY_ERROR), b""), (reply, proof)]
 
     def _deliver(self) -> None:
         ends, world = self.ends, self._world

@@ -119,7 +119,7 @@ class Process:
 
     @property
     def idle(self) -> bool:
-        """Whether it has a connection that nobody uses."""
+        """Whether it has a connection that is not in use."""
         return bool(self._idle)
 
     def fork(self, name: str) -> Process:
@@ -176,7 +176,7 @@ class Process:
         ready(self._beside)
 
     def not_needed(self, line: Line) -> None:
-        """Who wanted another line needs none any more."""
+        """The caller that wanted another line needs none any more."""
         if self.threads:
             line.close()
 

@@ -49,7 +49,8 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
             "enqueue",
             "\nif not held then\n  local given",
             "\nif not held then\n"
-            "  do return {'queued', 60000, 0, '', last or fence, 0, place} end\n  local given",
+            "  do return {proof, 'queued', 60000, 0, '', last or fence, 0, place} end\n"
+            "  local given",
         ),
     ),
     "no new fence on hand-over": (

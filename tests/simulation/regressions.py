@@ -52,5 +52,10 @@ REGRESSIONS: dict[int, str] = {
     2033182: "an answer about a place that was older than the place (the checker's)",
     670934: "all who waited heard of their turn elsewhere, and the next had the fence of the first",
     94: "who could not be told of its turn, and heard of it elsewhere, shared its fence",
+    5387: "a doubled reply to a release was taken for the reply to the hand-over behind it",
+    3050: "a stray error to a posted look was believed, and its place in the queue stayed",
+    3350: "a stray NOSCRIPT made a request run twice, its copy after the release (a limit)",
+    2210: "a forked child read a reply before it had done anything (the simulator's)",
+    13628: "a call that another's silence ended was said to have waited for it (the simulator's)",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
