@@ -238,7 +238,6 @@ class Lock(BaseLock):
             grant = await driver.run(steps)
             self._crowded = grant.waited
             lease = Lease(ask, grant, driver, self._locks._watch() if self._watched else None, care)
-            lease._blocks = self._locks._blocks
             if block is not None:
                 task = _current_task()
                 self._locks._blocks.push(self._key, block, lease, task, self._entered)
@@ -331,9 +330,9 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._blocks = blocks_on(endpoint.server)
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
+        self._blocks = self._driver.blocks = blocks_on(endpoint.server)
         self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWatch] = (
             weakref.WeakKeyDictionary()
         )

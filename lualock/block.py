@@ -70,7 +70,7 @@ class Block:
         """It has ended."""
         self.lease = self.guard = None
         if self.blocks is not None:
-            self.blocks.drop(self)
+            self.blocks.forget(self.key, self.ref or self)
         if self.entered is not None:
             self.entered.remove(self)
             self.entered = None
@@ -136,11 +136,8 @@ class Blocks:
                 return
             here.remove(entry)  # another thread has just taken the empty list away
 
-    def drop(self, block: Block) -> None:
-        """It holds none any more."""
-        self._forget(block.key, block.ref or block)
-
-    def _forget(self, key: bytes, entry: Block | weakref.ref[Block]) -> None:
+    def forget(self, key: bytes, entry: Block | weakref.ref[Block]) -> None:
+        """It has ended, or its lock object was dropped."""
         try:
             here = self.begun[key]
             here.remove(entry)
@@ -160,7 +157,7 @@ class Blocks:
         for entry in tuple(self.begun.get(key, ())):
             block = entry if isinstance(entry, Block) else entry()
             if block is None:  # its lock object was dropped
-                self._forget(key, entry)
+                self.forget(key, entry)
                 continue
             if block.thread is not thread or (lease := block.lease) is None or not lease.held:
                 continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock import fork, handles, options, protocol
-from lualock.block import Block, Blocks
+from lualock.block import Block
 from lualock.errors import LeaseLost, LockError
 from lualock.keys import display_name
 from lualock.protocol import Ask, Clock, Grant, Steps, Wait
@@ -44,7 +44,7 @@ class BaseLease:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_beside", "_block", "_blocks", "_care", "_clock", "_driver"),
+        *("__weakref__", "_ask", "_beside", "_block", "_care", "_clock", "_driver"),
         *("_ended", "_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed"),
         *("_shortened", "_ttl_ms", "_watch", "fence"),
     )
@@ -55,7 +55,6 @@ class BaseLease:
 
     _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
     _block: Block  # only while it is entered, and no statement has the block
-    _blocks: Blocks  # on the locks of its server
 
     def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
         self._ask = ask
@@ -185,7 +184,7 @@ class BaseLease:
     def _enter(self, block: Block, task: Any = None) -> None:
         if block.guard is None:
             self._block = block
-        self._blocks.push(self._ask.key, block, self, task)
+        self._driver.blocks.push(self._ask.key, block, self, task)
 
     def _unstated(self) -> Block | None:
         """The block that no statement has, which ends now."""

@@ -119,12 +119,13 @@ class Lease(BaseLease):
             return  # to whoever adopts it; the parent's
         if self._watch is not None:
             self._watch.drop(self)
-        steps = self._release()
-        if steps is not None:
+        if not self._grant.released:
+            steps = protocol.release(self._ask, self._grant)
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))
             finally:
-                self._tell_released()
+                if self._ended is not None:
+                    self._ended.set()
 
 
 class Lock(BaseLock):
@@ -174,7 +175,6 @@ class Lock(BaseLock):
             grant = driver.run(steps)
             self._crowded = grant.waited
             lease = Lease(ask, grant, driver, self._locks._watch if self._watched else None, care)
-            lease._blocks = self._locks._blocks
             if block is not None:
                 self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease
@@ -254,9 +254,9 @@ class Locks(BaseLocks):
     def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
         self._endpoint = endpoint
         self._settings = settings
-        self._blocks = blocks_on(endpoint.server)
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
+        self._blocks = self._driver.blocks = blocks_on(endpoint.server)
         self._watch = _WatchThread(self._driver)
 
     def lock(

@@ -375,6 +375,9 @@ class _LoopConnections:
 class AsyncDriver:
     """Runs protocols in the calling task. Safe to share between tasks, and between loops."""
 
+    blocks: Any
+    """What is said of a lease's ``with`` blocks: see :class:`lualock.block.Blocks`."""
+
     def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
         self.endpoint = endpoint
         self.prefix = prefix

@@ -51,6 +51,9 @@ GRACE_S = 0.02
 class BlockingDriver:
     """Runs protocols in the calling thread. Safe to share between threads."""
 
+    blocks: Any
+    """What is said of a lease's ``with`` blocks: see :class:`lualock.block.Blocks`."""
+
     def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
         self.endpoint = endpoint
         self.clock = clock.now
@@ -203,7 +206,7 @@ class BlockingDriver:
         replies: list[Any] = []
         line.send(question)
         try:
-            replies.extend(line.ask(b"", proof) for proof in proofs)
+            replies.extend(line.read(proof) for proof in proofs)
         except wire.Unanswered as silence:
             if not wire.is_broken(silence):
                 raise
@@ -428,7 +431,7 @@ class BlockingDriver:
             sent = self.clock()
             server_us = wire.server_us(line.ask(wire.TIME + echo, b""))
             received = self.clock()
-            line.ask(b"", proof)
+            line.read(proof)
             self.server_clock.compare(sent, received, server_us)
         except BaseException as error:
             connection.disconnect()

@@ -104,38 +104,50 @@ class Line:
     def _not_sent(self) -> ConnectionError:
         return ConnectionError(f"not sent within {self._timeout.seconds:.3g} s")
 
-    def ask(self, question: bytes, proof: bytes, *, now: bool = False) -> Any:
-        """Send a question, as :meth:`send` does, and wait for its reply.
+    def ask(self, question: bytes, proof: bytes) -> Any:
+        """Send a question, as :meth:`send` does, and wait for its reply, as :meth:`read` does.
 
-        :param question: empty to wait for the next reply to what was sent before.
+        (Not by calling them, for this is most of what a lock costs its caller.)
+        """
+        connected, replies = self.socket, self._replies
+        self._ahead = len(self._owed)
+        try:
+            connected.sendall(question)
+        except TIMED_OUT:
+            raise self._not_sent() from None
+        try:
+            received = connected.recv(wire.CHUNK)
+        except TIMED_OUT:
+            raise self._unanswered() from None
+        replies.feed(received)
+        reply = replies.gets()
+        if type(reply) is bytes and not self._ahead and reply.startswith(proof):
+            return reply[len(proof) :]
+        reply = self._next(reply, proof)
+        return self.read(proof) if reply is wire.MORE else reply
+
+    def read(self, proof: bytes, *, now: bool = False) -> Any:
+        """Wait for the next reply to what was sent.
+
         :param proof: what the reply must begin with; empty: it has no proof.
         :param now: do not wait; :data:`wire.MORE` if the reply has not come yet.
         :raises wire.Unanswered: it did not come in time. It can be read later.
         """
-        connected, replies = self.socket, self._replies
-        if question:  # (not by send(): a call would be half a per cent of a pair)
-            self._ahead = len(self._owed)
+        while (reply := self._next(self._replies.gets(), proof)) is wire.MORE:
             try:
-                connected.sendall(question)
-            except TIMED_OUT:
-                raise self._not_sent() from None
-        elif (reply := self._next(replies.gets(), proof)) is not wire.MORE:
-            return reply
-        while True:
-            try:
-                received = wire.receive_now(connected) if now else connected.recv(wire.CHUNK)
+                receive = wire.receive_now if now else _receive
+                received = receive(self.socket)
             except TIMED_OUT:
                 if now:
-                    return wire.MORE
-                raise wire.Unanswered(f"no reply within {self._timeout.seconds:.3g} s") from None
+                    break
+                raise self._unanswered() from None
             if not received:
                 raise ConnectionResetError("the server closed the connection")
-            replies.feed(received)
-            reply = replies.gets()
-            if type(reply) is bytes and not self._ahead and reply.startswith(proof):
-                return reply[len(proof) :]  # the usual case
-            if (reply := self._next(reply, proof)) is not wire.MORE:
-                return reply
+            self._replies.feed(received)
+        return reply
+
+    def _unanswered(self) -> wire.Unanswered:
+        return wire.Unanswered(f"no reply within {self._timeout.seconds:.3g} s")
 
     def _next(self, reply: Any, proof: bytes) -> Any:
         """The first reply from this one on that is not owed to a posted call, proved."""
@@ -196,6 +208,10 @@ class Line:
             self._owed.popleft().settle(None)
 
 
+def _receive(connected: socket.socket) -> bytes:
+    return connected.recv(wire.CHUNK)
+
+
 def first_to_answer(
     asked: list[tuple[Line, list[Any]]], proofs: list[bytes], end: float, clock: Clock
 ) -> tuple[Line, list[Any]] | None:
@@ -211,7 +227,7 @@ def first_to_answer(
             for line, replies in list(asked):
                 try:
                     while len(replies) < len(proofs):
-                        reply = line.ask(b"", proofs[len(replies)], now=True)
+                        reply = line.read(proofs[len(replies)], now=True)
                         if reply is wire.MORE:
                             break
                         replies.append(reply)
