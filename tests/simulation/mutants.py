@@ -212,8 +212,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.waiting",
         "the end of a lease is counted from the reply",
-        "            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)\n",
-        "            return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000)\n",
+        "return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)",
+        "return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000, named=named)",
     ),
     (
         "protocol.waiting",
