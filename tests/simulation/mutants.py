@@ -284,8 +284,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "lease",
         "a refused claim is taken for a lease",
-        'if reply == b"claimed":\n            grant',
-        "if True:\n            grant",
+        'if reply == b"claimed":\n                grant',
+        "if True:\n                grant",
     ),
     (
         "lease",
