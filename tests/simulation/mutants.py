@@ -212,8 +212,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "protocol.waiting",
         "the end of a lease is counted from the reply",
-        "            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000)\n",
-        "            return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000)\n",
+        "return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)",
+        "return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000, named=named)",
     ),
     (
         "protocol.waiting",
@@ -284,8 +284,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "lease",
         "a refused claim is taken for a lease",
-        'if reply == b"claimed":\n            grant',
-        "if True:\n            grant",
+        'if reply == b"claimed":\n                grant',
+        "if True:\n                grant",
     ),
     (
         "lease",
