@@ -24,7 +24,8 @@ class Proxy:
     ``commands`` are the requests seen, as lists of bytes. ``lose_reply`` names how many of the
     next replies are swallowed, each closing its connection: the request was carried out, and the
     client does not know. ``rewrite`` may change what the server says. While ``silent``, requests
-    go nowhere and the connection stays open. ``packets`` counts what was received at once.
+    go nowhere and the connection stays open; while ``mute``, new connections are never answered.
+    ``packets`` counts what was received at once.
     """
 
     def __init__(self, target: str) -> None:
@@ -33,7 +34,7 @@ class Proxy:
         self.commands: list[list[bytes]] = []
         self.packets = 0
         self.lose_reply = 0
-        self.silent = False
+        self.silent = self.mute = False
         self.rewrite: Callable[[bytes], bytes] = lambda data: data
         self._ended = False
         self._listener = socket.socket(socket.AF_UNIX)
@@ -89,6 +90,9 @@ class Proxy:
             if self._ended:
                 client.close()
                 return
+            if self.mute:
+                self._open.append(client)
+                continue
             server = socket.socket(socket.AF_UNIX)
             self._open += [client, server]
             try:

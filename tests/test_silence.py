@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -178,6 +179,22 @@ async def test_errors_of_a_silent_server_say_how_long(shell: World, one_server: 
             await settle(locks.lock("x").acquire(timeout=1))
         assert 0.9 < time.monotonic() - began < 1.6
         assert _acquired(proxy, "acquire") == 2
+
+
+async def test_an_attempt_that_began_in_a_silence_is_not_waited_for(
+    shell: World, one_server: Server
+) -> None:
+    """While one caller connects to what does not answer, another makes a connection of its own."""
+    with FaultProxy(one_server.socket) as proxy:
+        lock = shell.connect(proxy.url).lock("x", ttl=30)
+        proxy.mute = True
+        first = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=4)))
+        await asyncio.sleep(0.1)  # it connects
+        proxy.mute = False
+        lease = await _within(2, lambda: lock.acquire(timeout=3))
+        await settle(lease.release())
+        with contextlib.suppress(lualock.LockError):
+            await settle((await first).release())
 
 
 @pytest.fixture

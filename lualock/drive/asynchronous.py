@@ -198,12 +198,10 @@ class _LoopConnections:
         if self.mux is not None and self.mux is not mux and self.mux.open:
             return self.mux
         while self._beside is None or not self._beside.open:
-            if "beside" in self._opening:
-                await self._another_opens("beside", until)
-            else:
+            if not await self._another_opens("beside", until):
                 with self._opens("beside", until):
                     made = await self._driver._within(until, self._open)
-                    self._beside = self._unless_closed(made)
+                    self._beside = self._wanted(made, self._beside)
         return self._beside
 
     def answered(self, mux: Mux, silent: Mux) -> None:
@@ -223,16 +221,18 @@ class _LoopConnections:
         while self.mux is None or not self.mux.open:
             if self._closed:
                 return await (await self._driver._connections()).calls(until)
-            if "calls" in self._opening:
-                await self._another_opens("calls", until)
-            else:
+            if not await self._another_opens("calls", until):
                 with self._opens("calls", until):
-                    self.mux = self._unless_closed(await self._driver._within(until, self._open))
+                    made = await self._driver._within(until, self._open)
+                    self.mux = self._wanted(made, self.mux)
         return self.mux
 
-    def _unless_closed(self, made: Mux) -> Mux:
-        """A new connection; it is closed if all the others were while it was being made, for
-        nobody would come to close it any more."""
+    def _wanted(self, made: Mux, now: Mux | None) -> Mux:
+        """Which connection is kept: a new one, or the one that another made meanwhile. The new one
+        is closed also if all were while it was being made, for nobody would come to close it."""
+        if now is not None and now.open:
+            made.close()
+            return now
         if self._closed:
             made.close()
         return made
@@ -248,19 +248,27 @@ class _LoopConnections:
                 why = str(error)
             raise
         finally:
-            del self._opening[what]
+            if self._opening.get(what) is ended:
+                del self._opening[what]
             ended.set_result(why)
 
-    async def _another_opens(self, what: str, until: float | None) -> None:
-        """Wait while another makes the connection, who may have more time than we."""
-        left_s = None if until is None else until - self._driver.clock()
-        ended = self._opening[what]
-        done, _ = await asyncio.wait({ended}, timeout=left_s)
+    async def _another_opens(self, what: str, until: float | None) -> bool:
+        """Wait while another makes the connection, for a share of the time: an attempt that began
+        while the server was silent may stay so. Whether there was one, and there is none to make.
+
+        :raises LockUnavailable: it failed, or the time is over.
+        """
+        ended = self._opening.get(what)
+        if ended is None:
+            return False
+        left_s = self._driver.endpoint.reply_s if until is None else until - self._driver.clock()
+        done, _ = await asyncio.wait({ended}, timeout=min(left_s, wire.silence_s(left_s)))
         if done and (why := ended.result()) is not None:
             # Each trying in turn, the last of a thousand would hear of it after an hour.
             raise LockUnavailable(why)
-        if not done:
+        if not done and until is not None and self._driver.clock() >= until:
             raise wire.connect_error(TimeoutError("the time was over"), str(self._driver.endpoint))
+        return bool(done) or self._opening.get(what) is not ended
 
     async def _open(self) -> Mux:
         driver = self._driver
@@ -293,12 +301,10 @@ class _LoopConnections:
             while self._ear is None or not self._ear.open:
                 if self._closed:
                     return await (await self._driver._connections()).listen(step)
-                if "ear" in self._opening:
-                    await self._another_opens("ear", until)
-                else:
+                if not await self._another_opens("ear", until):
                     with self._opens("ear", until):
                         made = await self._driver._within(until, self._subscribe)
-                        self._ear = self._unless_closed(made)
+                        self._ear = self._wanted(made, self._ear)
                         self._count += 1
         elif silent_s > QUIET_S and (self._pinged is None or self._pinged.done()):
             # Nothing for long: if the connection is dead, the missing reply will tell.

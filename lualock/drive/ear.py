@@ -91,6 +91,8 @@ class Ear:
         if self._connection is not None and (now - self._heard < QUIET_S or self._alive(now)):
             return self.channel
         seat = Seat()
+        # One that began to connect while the server was silent may never end.
+        patience = now + wire.silence_s(self._endpoint.reply_s if until is None else until - now)
         with self._opening:
             while self._opener is not None and self._opener() is not None:
                 if self._opens_in == threading.get_ident():
@@ -98,14 +100,18 @@ class Ear:
                 left_s = math.inf if until is None else until - self._clock()
                 if left_s <= 0:
                     raise LockUnavailable("no connection for messages was made in time")
-                self._opening.wait(min(1.0, left_s))
+                if (patient_s := patience - self._clock()) <= 0:
+                    break
+                self._opening.wait(min(1.0, left_s, patient_s))
             self._opens_in, self._opener = threading.get_ident(), weakref.ref(seat)
+            mine = self._opener
         try:
             if self._connection is None:
                 self._connect(until)
             place.since = self._count
         finally:
-            self._opener = None
+            if self._opener is mine:
+                self._opener = None
             with self._opening:
                 self._opening.notify_all()
         return self.channel
@@ -225,7 +231,7 @@ class Ear:
 
     def _connect(self, until: float | None) -> None:
         connection = self._endpoint.blocking_connection()
-        self._replies = replies = wire.Replies(pushes=True)
+        replies = wire.Replies(pushes=True)
         try:
             reply_s = self._endpoint.reply_s
             end = self._clock() + reply_s if until is None else until
@@ -238,13 +244,18 @@ class Ear:
                 replies.feed(received)
             wire.check_subscribed(reply, self.channel)
             with self._lock:
+                if self._connection is not None:  # another was quicker
+                    connection.disconnect()
+                    return
                 self._timeout = Timeout(connection._sock, LONGEST_S, SHORT_S)
+                self._replies = replies
                 self._connection = connection
                 self._socket = connection._sock
                 self._count += 1
                 self._heard = self._clock()
         except BaseException as error:
-            self._connection = self._socket = None
+            if self._connection is connection:
+                self._connection = self._socket = None
             connection.disconnect()
             if not wire.is_broken(error):
                 raise
