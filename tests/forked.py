@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -174,6 +175,25 @@ def waiting(url: str) -> None:
         assert child() is None
         own.join()
         assert time.monotonic() - began < 2
+
+
+@case
+def the_child_closes_first(url: str) -> None:
+    """A child that only closes its locks neither ends nor reads a connection of the parent's."""
+    locks = lualock.connect(url)
+    with lualock.connect(url).lock("x"):
+        waiter = threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release())
+        waiter.start()
+        wait_until(lambda: locks.lock("x").inspect().waiters == 1)
+        ear = locks._driver._ear
+        connection, count = ear._connection, ear._count
+        assert fork(locks.close)() is None
+        with locks.lock("another"):
+            pass
+        assert (ear._connection, ear._count) == (connection, count)
+        # What the child shut would have ended for the parent, too.
+        assert select.select([ear._socket], [], [], 0.1)[0] == []
+    waiter.join()
 
 
 @case

@@ -24,7 +24,7 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock.drive import blocking
+from lualock.drive import blocking, connecting
 from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -477,3 +477,41 @@ def test_a_signal_anywhere_in_a_busy_loop(one_server: Server) -> None:
     found = json.loads(ended.stdout)
     assert found["awake"] > 75
     assert found["left"] == 0
+
+
+def _by_name(server: Server) -> str:
+    return server.tcp_url.replace("127.0.0.1", "localhost")
+
+
+def test_a_handler_that_raises_a_runtime_error_while_a_thread_starts(
+    one_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised, and not taken for an interpreter that starts no thread any more."""
+
+    class TimeLimit(RuntimeError):
+        pass
+
+    def interrupted(_: Any) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(connecting._Apart, "start", interrupted)
+    with (
+        alarms(TimeLimit),
+        lualock.connect(_by_name(one_server)) as locks,
+        pytest.raises(TimeLimit),
+    ):
+        locks.lock("x").acquire(timeout=1)
+
+
+def test_no_thread_can_be_started(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is looked up in the caller's thread, as where the interpreter is ending."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with lualock.connect(_by_name(one_server)) as locks:
+        monkeypatch.setattr(threading, "_start_new_thread", refuse, raising=False)
+        monkeypatch.setattr(threading, "_start_joinable_thread", refuse, raising=False)
+        lease = locks.lock("x", ttl=5).acquire(timeout=1)
+        monkeypatch.undo()
+        lease.release()

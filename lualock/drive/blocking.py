@@ -115,6 +115,7 @@ class BlockingDriver:
 
     def close(self) -> None:
         """Close the idle connections. The driver opens new ones when it is used again."""
+        fork.current()  # a child closes nothing of its parent's
         self._cleaner.forget()
         self._drop_idle()
         self._ear.close()

@@ -49,7 +49,11 @@ class _Apart(threading.Thread):
         """Connect, or raise what went wrong."""
         try:
             self.start()
-        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+        except BaseException as broke:
+            self._left = True
+            if not isinstance(broke, RuntimeError) or wire.raised_by_handler(broke):
+                raise  # the thread may have begun to connect
+            # The interpreter is ending, and starts no thread any more.
             _connect(self._connection, self._end, self._clock)
             return
         try:

@@ -180,23 +180,30 @@ def is_broken(error: BaseException) -> bool:
     What a signal handler of the program raised may look like an error of the connection
     (``TimeoutError``). Where redis-py made it one of its own, the handler's is raised here.
     """
-    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
     cause: BaseException | None = error
     try:
         while cause is not None:
-            trace = cause.__traceback__
-            while trace is not None:
-                if trace.tb_frame.f_code in handlers:
-                    if cause is error:
-                        return False
-                    raise cause
-                trace = trace.tb_next
+            if raised_by_handler(cause):
+                if cause is error:
+                    return False
+                raise cause
             cause = cause.__context__
         return isinstance(error, LINE_ERRORS)
     finally:
         # An error and a frame that has it keep each other, and what is in its frames, alive.
-        cause = trace = None
+        cause = None
         del error
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Whether a signal handler of the program raised this error."""
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _code(handler: Any) -> Any:
