@@ -24,7 +24,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from contextvars import ContextVar, Token
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, cast
@@ -34,15 +36,37 @@ from lualock.errors import InvalidArgument, LockError, SelfDeadlock
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_Marks = tuple[object, Any] | tuple[()]
+_inside: ContextVar[_Marks] = ContextVar("lualock.inside", default=())
+"""The marks of the blocks of threads that this context is inside of: the last one, and those
+before it."""
+
+
+def _marks() -> Iterator[object]:
+    marks = _inside.get()
+    while marks:
+        mark, marks = marks
+        yield mark
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
     __slots__ = (
-        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "of", "ref", "task"),
-        "thread",
+        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "mark", "of", "ref"),
+        *("task", "thread", "token"),
     )
 
     key: bytes
+    mark: object
     thread: threading.Thread
     """Which thread began it."""
 
@@ -54,6 +78,7 @@ class Block:
         self.lease: Any = None  # from its beginning to its end
         self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
         self.blocks: Blocks | None = None  # among which it is, once it has begun
+        self.token: Token[_Marks] | None = None  # where its mark is set
         self.ref: weakref.ref[Block] | None = None  # if no statement has it
         self.entered: list[Block] | None = None  # the same: those of its lock object
 
@@ -69,6 +94,11 @@ class Block:
     def done(self) -> None:
         """It has ended."""
         self.lease = self.guard = None
+        if self.token is not None:
+            # In another context than it began in, that one goes with what runs there.
+            with suppress(ValueError):
+                _inside.reset(self.token)
+            self.token = None
         if self.blocks is not None:
             self.blocks.forget(self.key, self.ref or self)
         if self.entered is not None:
@@ -121,6 +151,9 @@ class Blocks:
         """
         block.thread = threading.current_thread()  # (idents are used again)
         block.task = task
+        if task is None:
+            block.mark = mark = object()
+            block.token = _inside.set((mark, _inside.get()))
         block.blocks, block.key = self, key
         block.lease = lease
         entry: Block | weakref.ref[Block] = block
@@ -154,6 +187,9 @@ class Blocks:
         :raises SelfDeadlock: there is such a block.
         """
         thread = threading.current_thread()
+        # A thread of a pool may have left a block to another call, which has a context of its own:
+        # FastAPI's dependencies. Who blocks a loop blocks all that runs in its thread.
+        marks = None if _loop_runs() else tuple(_marks())
         for entry in tuple(self.begun.get(key, ())):
             block = entry if isinstance(entry, Block) else entry()
             if block is None:  # its lock object was dropped
@@ -161,8 +197,13 @@ class Blocks:
                 continue
             if block.thread is not thread or (lease := block.lease) is None or not lease.held:
                 continue
-            # Other tasks go on while one waits. A block that outlived its task ends somewhere else.
-            if block.task is task if task else block.task is None or not block.task.done():
+            if task:
+                waits = block.task is task  # other tasks go on while one waits
+            elif block.task:
+                waits = not block.task.done()  # one that outlived its task ends somewhere else
+            else:
+                waits = marks is None or block.mark in marks
+            if waits:
                 raise SelfDeadlock(
                     f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
                     "is inside its with block or job, so it would wait for itself. Release it "

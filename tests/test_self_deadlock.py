@@ -14,6 +14,8 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -451,3 +453,32 @@ def test_what_is_one_server() -> None:
     others |= {server("unix:///h"), server("unix:///h?db=1")}
     others |= {service("a", 1, 2), service("a", 1), service("b", 1)}
     assert len(others) == 9
+
+
+@contextlib.contextmanager
+def guarded(lock: Any) -> Iterator[None]:
+    """What enters a lock for its caller."""
+    with lock:
+        yield
+
+
+def test_a_block_in_a_context_manager_of_the_program(shell_plain: World) -> None:
+    """Whoever is inside a generator's block is inside it, too."""
+    lock = lock_of(shell_plain)
+    with guarded(lock), pytest.raises(lualock.SelfDeadlock):
+        lock.acquire()
+
+
+def test_a_block_that_a_call_left_open_in_a_thread_of_a_pool(shell_plain: World) -> None:
+    """The next call on that thread, which has a context of its own, waits: FastAPI's dependencies."""
+    lock = lock_of(shell_plain)
+    first, second = guarded(lock), guarded(lock)
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
+        pool.submit(copy_context().run, first.__enter__).result()
+        waiting = pool.submit(copy_context().run, second.__enter__)
+        wait_until(lambda: shell_plain.waiters(lock) == 1)
+        other.submit(copy_context().run, first.__exit__, None, None, None).result()
+        assert waiting.result(5) is None
+        pool.submit(copy_context().run, second.__exit__, None, None, None).result()
+    with lock:
+        pass
