@@ -114,3 +114,16 @@ def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
     assert isinstance(again, Call)
     assert type(again) is not Post
     assert again.script.name == "enqueue"
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["a token of its own", "the job's token"])
+def test_a_refusal_after_two_sendings(server: ServerClock, *, fresh: bool) -> None:
+    """Of a lease that is taken over under a job's token the first copy may have taken it, and the
+    job's retry taken it over since: then nothing says that it had ended."""
+    steps = protocol.adopt(_ask(), b"o" * 22, server, fresh=fresh)
+    step = next(steps)
+    assert isinstance(step, Call)
+    step.doubled = True
+    with pytest.raises(lualock.LeaseLost if fresh else lualock.LockUnavailable) as refused:
+        steps.send(b"missing")
+    assert getattr(refused.value, "outcome_unknown", False) is not fresh

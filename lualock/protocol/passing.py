@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lualock.errors import LockError, LockUnavailable
+from lualock.keys import display_name
 from lualock.protocol.holding import give_back, lay, still_unknown
 from lualock.protocol.replies import lost
 from lualock.protocol.server_clock import LATE_MAX, ServerClock, jumps
@@ -89,13 +90,17 @@ def take(
                     raise jumps()
                 continue
             else:
-                step = None
+                doubled, step = step.doubled, None
                 if final:
                     ghost = None
-                    if unknown is not None and not fresh:
-                        # It may have been taken, and taken over since by whoever else has the
-                        # token: a job's next delivery.
-                        raise unknown
+                    if (unknown is not None or doubled) and not fresh:
+                        # It may have been taken, and taken over since by another process that has
+                        # the token: a job's next delivery.
+                        raise unknown or LockUnavailable(
+                            f"could not tell whether lock {display_name(ask.name)!r} was taken: "
+                            "the first reply was lost, and it is not ours any more",
+                            outcome_unknown=True,
+                        )
                 raise refusal(reply)
             if ghost is not None and fresh:
                 yield lay(ask, ghost)

@@ -57,5 +57,6 @@ REGRESSIONS: dict[int, str] = {
     3350: "a stray NOSCRIPT made a request run twice, its copy after the release (a limit)",
     2210: "a forked child read a reply before it had done anything (the simulator's)",
     13628: "a call that another's silence ended was said to have waited for it (the simulator's)",
+    66422: "a lock kept for a retry, sent twice, was said to have expired when the retry had it",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
 }
