@@ -470,7 +470,7 @@ def test_a_block_in_a_context_manager_of_the_program(shell_plain: World) -> None
 
 
 def test_a_block_that_a_call_left_open_in_a_thread_of_a_pool(shell_plain: World) -> None:
-    """The next call on that thread, which has a context of its own, waits: FastAPI's dependencies."""
+    """The next call on that thread has a context of its own, and waits (FastAPI's dependencies)."""
     lock = lock_of(shell_plain)
     first, second = guarded(lock), guarded(lock)
     with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:

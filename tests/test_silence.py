@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -257,3 +260,29 @@ def _pump(one: socket.socket, other: socket.socket) -> None:
         other.shutdown(socket.SHUT_WR)
     except OSError:
         return
+
+
+HANGING = """
+    import asyncio, socket, sys, time
+    def hangs(*names, **how):
+        time.sleep(60)
+    socket.getaddrinfo = hangs
+    import lualock
+    from lualock import aio
+    async def main():
+        async with aio.connect("redis://localhost:1") as locks:
+            await locks.lock("x").acquire(timeout=0.5)
+    try:
+        if sys.argv[1] == "asyncio":
+            asyncio.run(main())
+        else:
+            lualock.connect("redis://localhost:1").lock("x").acquire(timeout=0.5)
+    except lualock.LockUnavailable:
+        pass
+"""
+
+
+@pytest.mark.parametrize("api", ["threads", "asyncio"])
+def test_a_program_ends_while_a_name_is_looked_up(api: str) -> None:
+    """Nobody waits for the look-up, also when the program ends."""
+    subprocess.run([sys.executable, "-c", textwrap.dedent(HANGING), api], timeout=20, check=True)

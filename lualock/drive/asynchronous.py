@@ -17,6 +17,7 @@ from hiredis import ReplyError
 from lualock import clock, fork
 from lualock.drive import wire
 from lualock.drive.cleaner import PATIENCE_S, PAUSE_MAX_S, PAUSE_MIN_S
+from lualock.drive.connecting import connect_by_address
 from lualock.drive.ear import DOUBTED_S, QUIET_S
 from lualock.drive.endpoint import Endpoint
 from lualock.drive.mux import Mux, Silence
@@ -857,7 +858,7 @@ class AsyncDriver:
         where = str(self.endpoint)
         try:
             try:
-                await connection.connect()
+                await connect_by_address(connection, self.endpoint.reply_s)
             except wire.NO_HANDSHAKE as error:
                 raise wire.no_handshake(error) from error
             return Mux(connection, connection.socket_timeout, where, hear=hear, lost=lost)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
+import socket
 import threading
+from contextlib import suppress
+from functools import partial
 from typing import Any
+
+from redis import exceptions as theirs
 
 from lualock.drive import wire
 from lualock.protocol import Clock
@@ -21,6 +27,59 @@ def connect_in_time(connection: Any, end: float, clock: Clock) -> None:
         _connect(connection, end, clock)
     else:
         _Apart(connection, end, clock).connect()
+
+
+async def connect_by_address(connection: Any, reply_s: float) -> None:
+    """Open a connection of redis-py's for asyncio. (Its caller limits the time.)
+
+    asyncio looks names up in threads that ``asyncio.run`` waits for when it ends; this does so in
+    one that is left behind.
+    """
+    if _needs_no_lookup(connection) or hasattr(connection, "connection_pool"):
+        await connection.connect()
+        return
+    name, arguments = connection.host, connection._connection_arguments
+    addresses = await _look_up(name, connection.port, reply_s)
+    if hasattr(connection, "ssl_context"):
+        connection._connection_arguments = lambda: {**arguments(), "server_hostname": name}
+    try:
+        for left, address in zip(reversed(range(len(addresses))), addresses, strict=True):
+            connection.host = address
+            try:
+                await connection.connect()
+                return
+            except (OSError, asyncio.TimeoutError, theirs.ConnectionError, theirs.TimeoutError):
+                if not left:
+                    raise
+    finally:
+        connection.host = name
+        vars(connection).pop("_connection_arguments", None)
+
+
+async def _look_up(name: str, port: int, reply_s: float) -> list[str]:
+    """The addresses of a name, in the order in which they are to be tried."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str]] = loop.create_future()
+
+    def tell(what: partial[None]) -> None:
+        if not found.done():
+            what()
+
+    def work() -> None:
+        try:
+            infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            what = partial(found.set_result, [str(address[0]) for *_, address in infos])
+        except Exception as error:
+            what = partial(found.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, what)
+
+    threading.Thread(target=work, name="lualock-connect", daemon=True).start()
+    done, _ = await asyncio.wait({found}, timeout=reply_s)
+    if not done:
+        found.cancel()
+        raise TimeoutError("its name was not found in time")
+    return found.result()
 
 
 def _needs_no_lookup(connection: Any) -> bool:
