@@ -168,7 +168,8 @@ class Mux(asyncio.Protocol):
             self._end(f"no reply within {self._timeout_s:g} s")
         if not self._waiting:
             return
-        again = self._waiting[0][1] + self._timeout_s
+        # No later than what is asked from here on may be silent.
+        again = min(self._waiting[0][1] + self._timeout_s, now + self._silence_s)
         for place, (_, asked, _, tell) in enumerate(self._waiting):
             if tell and asked + self._silence_s > now:
                 again = min(again, asked + self._silence_s)
