@@ -143,6 +143,17 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
         await asyncio.sleep(0.4)  # the silence
 
 
+async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server: Server) -> None:
+    """While there is time a third one is made: two dead ones do not cost the whole timeout."""
+    with FaultProxy(one_server.socket) as proxy:
+        locks = shell.connect(f"{proxy.url}?socket_timeout=1".replace("?protocol", "&protocol"))
+        await settle((await settle(locks.lock("x").acquire())).release())
+        faults = iter([Fault("half-open"), Fault("half-open")])
+        proxy.choose = lambda script: next(faults, None)
+        lease = await _within(4, lambda: locks.lock("x", ttl=30).acquire(timeout=8))
+        await settle(lease.release())
+
+
 async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy) -> None:
     """A request is sent again once; the first answer counts, also where it is the old one's."""
     locks = shell.connect(swallower.url)

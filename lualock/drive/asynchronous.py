@@ -519,15 +519,17 @@ class AsyncDriver:
         mux = await connections.calls(until)
         await self._room(mux, until)
         mux, replies = await self._replies(calls, mux, [mux.call(call) for call in calls], until)
+        if any(type(reply) is ReplyError for reply in replies):
+            await self._prove_order(mux, until)
         again = [at for at, reply in enumerate(replies) if wire.is_noscript(reply)]
         if again:  # one brings the source, and the others behind it find it there
             asked = [mux.call(calls[at], source=at == again[0]) for at in again]
             mux, found = await self._replies([calls[at] for at in again], mux, asked, until)
             for at, reply in zip(again, found, strict=True):
                 replies[at] = reply
-        if any(type(reply) is ReplyError for reply in replies):
-            await self._prove_order(mux, until)
-            self._if_demoted(mux, replies)
+            if any(type(reply) is ReplyError for reply in found):
+                await self._prove_order(mux, until)
+        self._if_demoted(mux, replies)
         return [wire.answer(reply, call) for reply, call in zip(replies, calls, strict=True)]
 
     async def _compensate(self, call: Call) -> Any:
@@ -700,11 +702,13 @@ class AsyncDriver:
     async def _error_reply(self, call: Call, mux: Mux, error: ReplyError) -> Any:
         """Send a call again whose script the server has forgotten; raise what else is wrong."""
         reply: Any = error
+        await self._prove_order(mux, call.until)
         if wire.is_noscript(error):
             sent = [mux.call(call, source=True)]
             mux, (reply,) = await self._replies([call], mux, sent, call.until)
+            if type(reply) is ReplyError:
+                await self._prove_order(mux, call.until)
         if type(reply) is ReplyError:
-            await self._prove_order(mux, call.until)
             self._if_demoted(mux, [reply])
             raise wire.reply_error(str(reply), call)
         return reply
@@ -771,7 +775,7 @@ class AsyncDriver:
         try:
             with suppress(LockError):  # then there is the silent one still
                 beside = await connections.beside(mux, min(end, now + wire.silence_s(end - now)))
-                ways.append((beside, [beside.call(call) for call in calls]))
+                ways.append((beside, [beside.call(call, source=call.lazy) for call in calls]))
             while ways:
                 lasts = {sent[-1] for _, sent in ways}
                 left_s = max(wire.LEAST_S, end - self.clock())

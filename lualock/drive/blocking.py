@@ -229,7 +229,9 @@ class BlockingDriver:
         :raises wire.Unanswered: none did in time.
         """
         now = self.clock()
-        end = now + self.endpoint.reply_s - self._silence_s if until is None else until
+        end = now + self.endpoint.reply_s - line.silent_s
+        if until is not None:
+            end = min(end, until)
         most_s = self.endpoint.reply_s if until is None else end - now + line.silent_s
         if end - now <= wire.LEAST_S:
             raise wire.Unanswered(f"no reply within {most_s:.3g} s")
@@ -266,16 +268,22 @@ class BlockingDriver:
     ) -> tuple[Line, list[Any]]:
         """Send those again whose script the server has forgotten; make sure that the other errors
         answer these calls."""
+        if any(type(reply) is ReplyError for reply in replies):
+            self._prove_order(line, until)
         again = [at for at, reply in enumerate(replies) if wire.is_noscript(reply)]
         if again:
             self._limit(line, until)
             line, found = self._ask_all(line, [calls[at] for at in again], until, source=True)
             for at, reply in zip(again, found, strict=True):
                 replies[at] = reply
-        if any(type(reply) is ReplyError for reply in replies):
-            self._limit(line, until)
-            line.ask(*wire.echo())
+            if any(type(reply) is ReplyError for reply in found):
+                self._prove_order(line, until)
         return line, replies
+
+    def _prove_order(self, line: Line, until: float | None) -> None:
+        """Make sure that the errors that this line answered were for what was asked."""
+        self._limit(line, until)
+        line.ask(*wire.echo())
 
     def _broke(self, line: Line | None, error: BaseException) -> bool:
         """Close the connection; whether that is what broke. (It does not raise the error itself:
