@@ -161,7 +161,8 @@ class _LoopConnections:
         self._ear: Mux | None = None
         # While somebody makes a connection: done when that has ended. The result is what went wrong
         # with an attempt that had all its time: it goes for those who waited, too.
-        self._opening: dict[str, asyncio.Future[str | None]] = {}
+        # And whether it is the second, beside one that takes long.
+        self._opening: dict[str, tuple[asyncio.Future[str | None], bool]] = {}
         self._places: dict[bytes, _Place] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
@@ -240,36 +241,44 @@ class _LoopConnections:
 
     @contextmanager
     def _opens(self, what: str, until: float | None) -> Iterator[None]:
-        ended = self._opening[what] = asyncio.get_running_loop().create_future()
-        why = None
+        ended: asyncio.Future[str | None] = self.loop.create_future()
+        self._opening[what] = ended, what in self._opening
+        why, made = None, False
         try:
             yield
+            made = True
         except LockUnavailable as error:
             if until is None and type(error) is LockUnavailable:
                 why = str(error)
             raise
         finally:
-            if self._opening.get(what) is ended:
-                del self._opening[what]
-            ended.set_result(why)
+            last, _ = self._opening.get(what, (ended, False))
+            for attempt in {ended, last} if made else {ended}:
+                if not attempt.done():
+                    attempt.set_result(why)
+            if last is ended:
+                self._opening.pop(what, None)
 
     async def _another_opens(self, what: str, until: float | None) -> bool:
-        """Wait while another makes the connection, for a share of the time: an attempt that began
-        while the server was silent may stay so. Whether there was one, and there is none to make.
+        """Wait while another makes the connection. Whether there was one, and there is none to make.
+        An attempt that began while the server was silent may stay so: one more is made beside it.
 
         :raises LockUnavailable: it failed, or the time is over.
         """
-        ended = self._opening.get(what)
-        if ended is None:
+        if what not in self._opening:
             return False
+        ended, is_second = self._opening[what]
         left_s = self._driver.endpoint.reply_s if until is None else until - self._driver.clock()
-        done, _ = await asyncio.wait({ended}, timeout=min(left_s, wire.silence_s(left_s)))
+        silence_s: float | None = wire.silence_s(left_s)
+        if is_second or wire.silence_s(left_s) >= left_s:
+            silence_s = None if until is None else left_s
+        done, _ = await asyncio.wait({ended}, timeout=silence_s)
         if done and (why := ended.result()) is not None:
             # Each trying in turn, the last of a thousand would hear of it after an hour.
             raise LockUnavailable(why)
         if not done and until is not None and self._driver.clock() >= until:
             raise wire.connect_error(TimeoutError("the time was over"), str(self._driver.endpoint))
-        return bool(done) or self._opening.get(what) is not ended
+        return bool(done) or self._opening.get(what, (None, False))[0] is not ended
 
     async def _open(self) -> Mux:
         driver = self._driver
