@@ -260,7 +260,7 @@ class _LoopConnections:
                 self._opening.pop(what, None)
 
     async def _another_opens(self, what: str, until: float | None) -> bool:
-        """Wait while another makes the connection. Whether there was one, and there is none to make.
+        """Wait while another makes the connection. Whether there is none to make any more.
         An attempt that began while the server was silent may stay so: one more is made beside it.
 
         :raises LockUnavailable: it failed, or the time is over.
