@@ -237,7 +237,7 @@ class Lock(BaseLock):
         try:
             grant = await driver.run(steps)
             self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch() if self._watched else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
             if block is not None:
                 task = _current_task()
                 self._locks._blocks.push(self._key, block, lease, task, self._entered)

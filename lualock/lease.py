@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lualock import fork, handles, options, protocol
@@ -29,11 +29,12 @@ class Care:
     max_hold_s: float | None = None
     on_lost: Callable[..., Any] | None = None
     cancel: bool = False
+    needed: bool = field(init=False)
+    """Whether the lease must be watched at all."""
 
-    @property
-    def needed(self) -> bool:
-        """Whether the lease must be watched at all."""
-        return self.renew or self.cancel or self.on_lost is not None
+    def __post_init__(self) -> None:
+        needed = self.renew or self.cancel or self.on_lost is not None
+        object.__setattr__(self, "needed", needed)  # frozen is for everybody else
 
 
 class BaseLease:

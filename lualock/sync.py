@@ -174,7 +174,7 @@ class Lock(BaseLock):
         try:
             grant = driver.run(steps)
             self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch if self._watched else None, care)
+            lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
             if block is not None:
                 self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease

@@ -109,7 +109,7 @@ class BaseLock:
 
     __slots__ = (
         *("_about", "_band", "_care", "_crowded", "_entered", "_fair", "_key", "_locks"),
-        *("_max_waiters", "_name", "_queue", "_ttl_ms", "_watched"),
+        *("_max_waiters", "_name", "_queue", "_ttl_ms"),
     )
 
     _locks: Any
@@ -146,7 +146,6 @@ class BaseLock:
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
         self._care = Care(renewed, max_hold_s, on_lost, cancel)
-        self._watched = self._care.needed
         self._entered: list[Block] = []  # its blocks that no statement has
         self._about = options.about(settings.holder, metadata)
 

@@ -64,9 +64,8 @@ def _refused(replies: list[bytes]) -> list[bytes]:
     return [b"-ERR it was for another request\r\n", *replies]
 
 
-async def _use(locks: Any, truth: Any, number: int) -> None:
+async def _use(locks: Any, truth: Any, name: str) -> None:
     """Some verbs of a lock; what they say is right, or they say that it is not known."""
-    name = f"free{number}"
     holder = truth.lock("taken").inspect()
     try:
         info = await settle(locks.lock("taken").inspect())
@@ -106,9 +105,11 @@ async def _spoilt(world: World, act: Spoil, nth: int) -> None:
         await settle(locks.lock("warm", ttl=5).locked())  # the handshake is over
         proxy.spoil = _once(nth, act)
         if world.asynchronous:
-            await asyncio.gather(*(_use(locks, truth, number) for number in range(3)))
+            await asyncio.gather(
+                *(_use(locks, truth, f"free {nth} {number}") for number in range(3))
+            )
         for number in range(3, 6):
-            await _use(locks, truth, number)
+            await _use(locks, truth, f"free {nth} {number}")
         if world.asynchronous:
             await locks.aclose()
         else:

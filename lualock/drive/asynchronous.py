@@ -114,6 +114,13 @@ def _later(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
     return future
 
 
+def _done_with(futures: list[asyncio.Future[Any]]) -> None:
+    """Nobody waits for these replies any more."""
+    for future in map(_later, futures):
+        if not future.cancel():
+            _seen(future)
+
+
 async def _only(again: Awaitable[tuple[Mux, list[Any]]]) -> Any:
     _, (reply,) = await again
     return reply
@@ -289,6 +296,7 @@ class _LoopConnections:
                 driver._server_checked = True
             sent = driver.clock()
             told, proved = mux.ask(wire.TIME, b""), mux.ask(*wire.echo())
+            proved.add_done_callback(_seen)
             server_us = wire.server_us(await told)
             received = driver.clock()
             await proved
@@ -756,9 +764,7 @@ class AsyncDriver:
         finally:
             if timer is not None:
                 timer.cancel()
-            for future in sent:
-                if not future.cancel():
-                    _seen(future)
+            _done_with(sent)
 
     async def ask_again(
         self,
@@ -780,11 +786,12 @@ class AsyncDriver:
         for call in calls:
             call.doubled, call.via = True, None
         connections = await self._connections()
-        ways = [(mux, late)]
+        ways, every = [(mux, late)], [*late]
         try:
             with suppress(LockError):  # then there is the silent one still
                 beside = await connections.beside(mux, min(end, now + wire.silence_s(end - now)))
                 ways.append((beside, [beside.call(call, source=call.lazy) for call in calls]))
+                every += ways[-1][1]
             while ways:
                 lasts = {sent[-1] for _, sent in ways}
                 left_s = max(wire.LEAST_S, end - self.clock())
@@ -808,10 +815,7 @@ class AsyncDriver:
                     raise error
             raise self._time_is_over()
         finally:
-            for _, sent in ways:
-                for future in sent:
-                    if not future.cancel():
-                        _seen(future)
+            _done_with(every)
 
     def _time_is_over(self) -> LockUnavailable:
         # Its reply still has its place in the order; nobody waits for it any more.
