@@ -25,7 +25,6 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
 from contextvars import ContextVar, Token
 from functools import partial
 from threading import get_ident
@@ -95,9 +94,10 @@ class Block:
         """It has ended."""
         self.lease = self.guard = None
         if self.token is not None:
-            # In another context than it began in, that one goes with what runs there.
-            with suppress(ValueError):
+            try:  # noqa: SIM105 - a context manager would take as long as all else here
                 _inside.reset(self.token)
+            except ValueError:
+                pass  # it began in another context, which goes with what runs there
             self.token = None
         if self.blocks is not None:
             self.blocks.forget(self.key, self.ref or self)

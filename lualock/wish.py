@@ -14,6 +14,7 @@ from lualock.errors import InvalidArgument
 from lualock.handles import Handle
 from lualock.lease import Care
 from lualock.protocol import Ask, Grant, ServerClock, Steps
+from lualock.supply import Supply
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,28 +24,16 @@ if TYPE_CHECKING:
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-class _Tokens:
-    """Tokens: 22 characters, each of six random bits. Some are made at once: to ask the system for
-    each costs more than a hundredth of a pair."""
-
-    AT_ONCE = 16
-
-    def __init__(self) -> None:
-        self.after_fork()
-        fork.tell(self)
-
-    def after_fork(self) -> None:
-        """A child must not use its parent's."""
-        self.spare: list[bytes] = []
-
-    def more(self) -> bytes:
-        """Make some, and take one."""
-        text = b2a_base64(os.urandom(18 * self.AT_ONCE)).translate(_URL_SAFE)
-        self.spare += [text[at : at + 22] for at in range(24, 24 * self.AT_ONCE, 24)]
-        return text[:22]
+AT_ONCE = 16
 
 
-_tokens = _Tokens()
+def _make_tokens() -> list[bytes]:
+    """Tokens: 22 characters, each of six random bits."""
+    text = b2a_base64(os.urandom(18 * AT_ONCE)).translate(_URL_SAFE)
+    return [text[at : at + 22] for at in range(0, 24 * AT_ONCE, 24)]
+
+
+_tokens = Supply(_make_tokens)
 
 
 class Settings:

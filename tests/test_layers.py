@@ -11,7 +11,7 @@ import lualock
 
 ROOT = Path(lualock.__file__).parent
 LAYERS = [
-    {"errors", "keys", "clock", "fork", "handles", "options"},
+    {"errors", "keys", "clock", "fork", "handles", "options", "supply"},
     {"script"},
     {"protocol"},
     {"drive"},

@@ -22,6 +22,7 @@ from lualock.errors import (
     UnsupportedServer,
 )
 from lualock.protocol import Call, conflict
+from lualock.supply import Supply
 
 CHUNK = 4096
 
@@ -72,6 +73,14 @@ _WORDS = re.compile("[A-Z]{3,}")  # the codes in an error are some of them
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 
+def _make_numbers() -> list[bytes]:
+    bits = os.urandom(8 * 32)
+    return [bits[at : at + 8] for at in range(0, len(bits), 8)]
+
+
+_numbers = Supply(_make_numbers)
+
+
 class CrossedReply(ConnectionError):
     """A reply that answers another request: the connection has lost the order of its replies."""
 
@@ -85,7 +94,10 @@ def pack(call: Call, *, source: bool = False) -> tuple[bytes, bytes]:
     its reply begins with."""
     script, parts = call.script, call.parts
     if script.proof_at is None:
-        proof = os.urandom(8)
+        try:
+            proof = _numbers.spare.pop()
+        except IndexError:
+            proof = _numbers.more()
         parts = *parts, proof
     else:
         proof = parts[script.proof_at]
