@@ -282,7 +282,7 @@ class Lock(BaseLock):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
-        if self._key in self._locks._blocks.begun:
+        if self._key in self._locks._blocks.listed:
             self._locks._blocks.refuse_own_wait(self._key, _current_task())
         ask, server = self._ask(), self._locks._driver.server_clock
         lease = await self._hold(ask, protocol.acquire(ask, server, None), block)

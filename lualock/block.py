@@ -35,37 +35,15 @@ from lualock.errors import InvalidArgument, LockError, SelfDeadlock
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_Marks = tuple[object, Any] | tuple[()]
-_inside: ContextVar[_Marks] = ContextVar("lualock.inside", default=())
-"""The marks of the blocks of threads that this context is inside of: the last one, and those
-before it."""
-
-
-def _marks() -> Iterator[object]:
-    marks = _inside.get()
-    while marks:
-        mark, marks = marks
-        yield mark
-
-
-def _loop_runs() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
     __slots__ = (
-        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "mark", "of", "ref"),
+        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "of", "ref"),
         *("task", "thread", "token"),
     )
 
     key: bytes
-    mark: object
     thread: threading.Thread
     """Which thread began it."""
 
@@ -77,7 +55,8 @@ class Block:
         self.lease: Any = None  # from its beginning to its end
         self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
         self.blocks: Blocks | None = None  # among which it is, once it has begun
-        self.token: Token[_Marks] | None = None  # where its mark is set
+        self.token: Token[_Chain] | None = None  # what takes it out of its context
+        self.listed = False  # among its server's
         self.ref: weakref.ref[Block] | None = None  # if no statement has it
         self.entered: list[Block] | None = None  # the same: those of its lock object
 
@@ -95,12 +74,12 @@ class Block:
         self.lease = self.guard = None
         if self.token is not None:
             try:  # noqa: SIM105 - a context manager would take as long as all else here
-                _inside.reset(self.token)
+                inside.reset(self.token)
             except ValueError:
                 pass  # it began in another context, which goes with what runs there
             self.token = None
         if self.blocks is not None:
-            self.blocks.forget(self.key, self.ref or self)
+            self.blocks.forget(self)
         if self.entered is not None:
             self.entered.remove(self)
             self.entered = None
@@ -117,6 +96,24 @@ def begin(of: Any) -> Block:
     return block
 
 
+# One that no statement has is held weakly, as a weak reference: a lock that was entered by name and
+# dropped is given up with what it has.
+_Entry = Block | weakref.ref[Block]
+_Chain = tuple[_Entry, Any] | tuple[()]
+
+inside: ContextVar[_Chain] = ContextVar("lualock.inside", default=())
+"""The blocks of threads that this context is inside of: the last one, and those before it. A
+thread of a pool may have left one open to another call, which has a context of its own (FastAPI's
+plain dependencies), and the next call there is not inside it."""
+
+
+def _chain() -> Iterator[_Entry]:
+    chain = inside.get()
+    while chain:
+        entry, chain = chain
+        yield entry
+
+
 _servers: dict[str, Blocks] = {}
 
 
@@ -126,16 +123,13 @@ def blocks_on(server: str) -> Blocks:
 
 
 class Blocks:
-    """Those that have begun, by the key of their lock.
+    """Those on the locks of one server. Those in event loops are listed, by the key of their lock:
+    a wait in another task, or of the loop's whole thread, must know of them."""
 
-    One that no statement has is held weakly, as a weak reference: a lock that was entered by name
-    and dropped is given up with what it has.
-    """
-
-    __slots__ = ("begun",)
+    __slots__ = ("listed",)
 
     def __init__(self) -> None:
-        self.begun: dict[bytes, list[Block | weakref.ref[Block]]] = {}
+        self.listed: dict[bytes, list[_Entry]] = {}
 
     def push(
         self,
@@ -151,34 +145,40 @@ class Blocks:
         """
         block.thread = threading.current_thread()  # (idents are used again)
         block.task = task
-        if task is None:
-            block.mark = mark = object()
-            block.token = _inside.set((mark, _inside.get()))
         block.blocks, block.key = self, key
         block.lease = lease
-        entry: Block | weakref.ref[Block] = block
+        entry: _Entry = block
         if block.guard is None:
             entry = block.ref = weakref.ref(block)
             if entered is not None:
                 block.entered = entered
                 entered.append(block)
-        while True:
-            here = self.begun.setdefault(key, [])
-            here.append(entry)
-            if self.begun.get(key) is here:
-                return
-            here.remove(entry)  # another thread has just taken the empty list away
+        if task is None:
+            block.token = inside.set((entry, inside.get()))
+        if task is not None or asyncio._get_running_loop() is not None:
+            block.listed = True
+            while True:
+                here = self.listed.setdefault(key, [])
+                here.append(entry)
+                if self.listed.get(key) is here:
+                    return
+                here.remove(entry)  # another thread has just taken the empty list away
 
-    def forget(self, key: bytes, entry: Block | weakref.ref[Block]) -> None:
-        """It has ended, or its lock object was dropped."""
+    def forget(self, block: Block) -> None:
+        """It has ended."""
+        if block.listed:
+            block.listed = False
+            self._unlist(block.key, block.ref or block)
+
+    def _unlist(self, key: bytes, entry: _Entry) -> None:
         try:
-            here = self.begun[key]
+            here = self.listed[key]
             here.remove(entry)
         except (KeyError, ValueError):
-            return  # it was dropped before
-        if not here and self.begun.pop(key, None) is not None and here:
+            return  # it was done before
+        if not here and self.listed.pop(key, None) is not None and here:
             # Another thread has begun one in between.
-            self.begun.setdefault(key, []).extend(here)
+            self.listed.setdefault(key, []).extend(here)
 
     def refuse_own_wait(self, key: bytes, task: asyncio.Task[Any] | None = None) -> None:
         """Refuse a wait without an end that keeps a block from ending which has the lock.
@@ -187,23 +187,18 @@ class Blocks:
         :raises SelfDeadlock: there is such a block.
         """
         thread = threading.current_thread()
-        # A thread of a pool may have left a block to another call, which has a context of its own:
-        # FastAPI's dependencies. Who blocks a loop blocks all that runs in its thread.
-        marks = None if _loop_runs() else tuple(_marks())
-        for entry in tuple(self.begun.get(key, ())):
+        listed = tuple(self.listed.get(key, ()))
+        for entry in listed if task else (*_chain(), *listed):
             block = entry if isinstance(entry, Block) else entry()
             if block is None:  # its lock object was dropped
-                self.forget(key, entry)
+                self._unlist(key, entry)
                 continue
-            if block.thread is not thread or (lease := block.lease) is None or not lease.held:
+            if block.blocks is not self or block.key != key or block.thread is not thread:
                 continue
-            if task:
-                waits = block.task is task  # other tasks go on while one waits
-            elif block.task:
-                waits = not block.task.done()  # one that outlived its task ends somewhere else
-            else:
-                waits = marks is None or block.mark in marks
-            if waits:
+            if (lease := block.lease) is None or not lease.held:
+                continue
+            # Other tasks go on while one waits. A block that outlived its task ends somewhere else.
+            if block.task is task if task else block.task is None or not block.task.done():
                 raise SelfDeadlock(
                     f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
                     "is inside its with block or job, so it would wait for itself. Release it "

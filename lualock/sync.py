@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, options, protocol
-from lualock.block import Block, begin, block_end, blocks_on, end, last
+from lualock.block import Block, begin, block_end, blocks_on, end, inside, last
 from lualock.drive.blocking import BlockingDriver
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument, NotAcquired
@@ -215,7 +215,7 @@ class Lock(BaseLock):
 
     def __enter__(self) -> Lease:
         block = begin(self)
-        if self._key in self._locks._blocks.begun:
+        if inside.get() or self._key in self._locks._blocks.listed:
             self._locks._blocks.refuse_own_wait(self._key)
         ask, server = self._ask(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, None), block)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lualock import fork, handles, keys, options, protocol
-from lualock.block import Block, Blocks
+from lualock.block import Block, Blocks, inside
 from lualock.drive.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 from lualock.handles import Handle
@@ -177,7 +177,7 @@ class BaseLock:
 
         :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
         """
-        if wait_s is None and self._key in self._locks._blocks.begun:
+        if wait_s is None and (inside.get() or self._key in self._locks._blocks.listed):
             self._locks._blocks.refuse_own_wait(self._key, self._task())
         return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
 
