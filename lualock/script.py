@@ -35,7 +35,7 @@ _COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
 _PROOF = re.compile(r"^local proof = (\w+)(\[\d+\])?$", re.MULTILINE)
 _FUNCTION = re.compile(r"^local function .*?^end$", re.MULTILINE | re.DOTALL)
-_UNPROVED = re.compile(r"\breturn (?!proof \.\. |\{proof, ).*")
+_UNPROVED = re.compile(r"\breturn (?!proof \.\. |proof$|\{proof, ).*", re.MULTILINE)
 
 
 class ScriptError(ImportError):
@@ -46,8 +46,8 @@ class ScriptError(ImportError):
 class Script:
     """One verb: its source, its digest and the commands that run it.
 
-    ``evalsha`` and ``eval`` are the bytes with which the commands that run it begin, after the
-    count of their words; its keys and arguments follow.
+    ``evalsha`` and ``eval`` are the bytes with which the commands that run it begin; its keys and
+    arguments follow.
     """
 
     name: str
@@ -121,20 +121,22 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
         raise ScriptError(f"{name}.lua: the proof must be the last argument")
     if proved and not added and proof[0] not in args:
         raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
+
+    def begins(*words: bytes) -> bytes:
+        count = len(words) + 1 + len(keys) + len(args)
+        written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in (*words, b"%d" % len(keys)))
+        return b"*%d%b" % (count, b"".join(written))
+
     return Script(
         name,
         keys,
         args,
         source,
         sha,
-        evalsha=_words(b"EVALSHA", sha.encode(), b"%d" % len(keys)),
-        eval=_words(b"EVAL", source, b"%d" % len(keys)),
+        evalsha=begins(b"EVALSHA", sha.encode()),
+        eval=begins(b"EVAL", source),
         proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
     )
-
-
-def _words(*words: bytes) -> bytes:
-    return b"".join(b"\r\n$%d\r\n%b" % (len(word), word) for word in words)
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -355,7 +355,8 @@ class BlockingDriver:
         line: Line | None = None
         try:
             line = self._line(call.until)
-            self._limit(line, None)
+            if line.hurried:
+                self._limit(line, None)
             call.via = owed = line.post(call, self._collect)
             self._idle.append(line)
         except BaseException as error:

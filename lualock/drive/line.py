@@ -105,26 +105,9 @@ class Line:
         return ConnectionError(f"not sent within {self._timeout.seconds:.3g} s")
 
     def ask(self, question: bytes, proof: bytes) -> Any:
-        """Send a question, as :meth:`send` does, and wait for its reply, as :meth:`read` does.
-
-        (Not by calling them, for this is most of what a lock costs its caller.)
-        """
-        connected, replies = self.socket, self._replies
-        self._ahead = len(self._owed)
-        try:
-            connected.sendall(question)
-        except TIMED_OUT:
-            raise self._not_sent() from None
-        try:
-            received = connected.recv(wire.CHUNK)
-        except TIMED_OUT:
-            raise self._unanswered() from None
-        replies.feed(received)
-        reply = replies.gets()
-        if type(reply) is bytes and not self._ahead and reply.startswith(proof):
-            return reply[len(proof) :]
-        reply = self._next(reply, proof)
-        return self.read(proof) if reply is wire.MORE else reply
+        """Send a question, as :meth:`send` does, and wait for its reply, as :meth:`read` does."""
+        self.send(question)
+        return self.read(proof)
 
     def read(self, proof: bytes, *, now: bool = False) -> Any:
         """Wait for the next reply to what was sent.
@@ -133,32 +116,30 @@ class Line:
         :param now: do not wait; :data:`wire.MORE` if the reply has not come yet.
         :raises wire.Unanswered: it did not come in time. It can be read later.
         """
-        while (reply := self._next(self._replies.gets(), proof)) is wire.MORE:
+        replies, connected = self._replies, self.socket
+        while True:
+            while (reply := replies.gets()) is not wire.MORE:
+                if type(reply) is wire.PushNotification:
+                    continue  # RESP3: nothing that we asked for
+                if self._ahead:
+                    self._settle(reply)
+                    self._ahead -= 1
+                elif type(reply) is bytes and (said := reply.removeprefix(proof)) is not reply:
+                    return said  # the usual case, without a call
+                else:
+                    return wire.proved(reply, proof) if proof else reply
             try:
-                receive = wire.receive_now if now else _receive
-                received = receive(self.socket)
+                received = wire.receive_now(connected) if now else connected.recv(wire.CHUNK)
             except TIMED_OUT:
                 if now:
-                    break
+                    return wire.MORE
                 raise self._unanswered() from None
             if not received:
                 raise ConnectionResetError("the server closed the connection")
-            self._replies.feed(received)
-        return reply
+            replies.feed(received)
 
     def _unanswered(self) -> wire.Unanswered:
         return wire.Unanswered(f"no reply within {self._timeout.seconds:.3g} s")
-
-    def _next(self, reply: Any, proof: bytes) -> Any:
-        """The first reply from this one on that is not owed to a posted call, proved."""
-        while reply is not wire.MORE:
-            if type(reply) is not wire.PushNotification:  # RESP3: nothing that we asked for
-                if not self._ahead:
-                    return wire.proved(reply, proof) if proof else reply
-                self._ahead -= 1
-                self._settle(reply)
-            reply = self._replies.gets()
-        return reply
 
     def post(self, call: Post, collect: Callable[[Line], None]) -> Owed:
         """Send a call whose reply is read later, at the latest before the next question's."""
@@ -206,10 +187,6 @@ class Line:
         self.seat = None
         while self._owed:
             self._owed.popleft().settle(None)
-
-
-def _receive(connected: socket.socket) -> bytes:
-    return connected.recv(wire.CHUNK)
 
 
 def first_to_answer(

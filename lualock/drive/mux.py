@@ -69,7 +69,7 @@ class Mux(asyncio.Protocol):
         self._watchdog: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None  # set while the peer does not read
         self.open = self.ready = True  # ready: and the peer reads what is sent
-        self.heard = self.loop.time()
+        self.heard = self.loop.time()  # at the last message; only where messages go to ``hear``
         # From here on what arrives comes to us. The stream that redis-py made is told when the
         # connection ends, for it waits for that when it is closed.
         self._transport: asyncio.Transport = connection._writer.transport
@@ -204,19 +204,21 @@ class Mux(asyncio.Protocol):
     # What asyncio calls.
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self.loop.time()
         next_reply, waiting, hear = self._replies.gets, self._waiting, self._hear
+        if hear is not None:
+            self.heard = self.loop.time()
         try:
             self._replies.feed(data)
             while (reply := next_reply()) is not wire.MORE:
-                if hear is not None and (payload := wire.payload(reply)) is not None:
-                    hear(payload)
-                    continue
-                if hear is None and type(reply) is wire.PushNotification:
-                    continue  # RESP3: nothing that we asked for
+                if type(reply) is not bytes:
+                    if hear is not None and (payload := wire.payload(reply)) is not None:
+                        hear(payload)
+                        continue
+                    if hear is None and type(reply) is wire.PushNotification:
+                        continue  # RESP3: nothing that we asked for
                 future, _, proof, _ = waiting[0]
-                if type(reply) is bytes and reply.startswith(proof):
-                    reply = reply[len(proof) :]  # the usual case, without a call
+                if type(reply) is bytes and (said := reply.removeprefix(proof)) is not reply:
+                    reply = said  # the usual case, without a call
                 elif proof:
                     reply = wire.proved(reply, proof)
                 waiting.popleft()

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import ssl
+import struct
 from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
@@ -45,10 +46,9 @@ PushNotification = getattr(hiredis, "PushNotification", ())
 
 FLOORS = {"redis": (6, 2), "valkey": (7, 2)}
 
-# How a command of so many keys and arguments begins, and how a word of so many bytes does: made
-# beforehand, for formatting a number costs as much as all else that is done to pack a command.
+# How a word of so many bytes begins: made beforehand, for formatting a number costs as much as all
+# else that is done to pack a command.
 _SMALL = 256
-_COUNT = [b"*%d" % (3 + count) for count in range(_SMALL)]
 _SIZE = [b"\r\n$%d\r\n" % size for size in range(_SMALL)]
 
 # What a server says when it cannot serve now, and what to do about it. Nothing was written: a
@@ -73,9 +73,11 @@ _WORDS = re.compile("[A-Z]{3,}")  # the codes in an error are some of them
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
 
 
+_NUMBERS = struct.Struct("8s" * 32)
+
+
 def _make_numbers() -> list[bytes]:
-    bits = os.urandom(8 * 32)
-    return [bits[at : at + 8] for at in range(0, len(bits), 8)]
+    return list(_NUMBERS.unpack(os.urandom(_NUMBERS.size)))
 
 
 _numbers = Supply(_make_numbers)
@@ -93,20 +95,19 @@ def pack(call: Call, *, source: bool = False) -> tuple[bytes, bytes]:
     """The command's bytes, with ``source`` those that carry the whole script; and the proof that
     its reply begins with."""
     script, parts = call.script, call.parts
-    if script.proof_at is None:
-        try:
-            proof = _numbers.spare.pop()
-        except IndexError:
-            proof = _numbers.more()
-        parts = *parts, proof
-    else:
-        proof = parts[script.proof_at]
-    pieces = [_COUNT[len(parts)], script.eval if source else script.evalsha]
+    pieces = [script.eval if source else script.evalsha]
     for part in parts:
         size = len(part)
         pieces.append(_SIZE[size] if size < _SMALL else b"\r\n$%d\r\n" % size)
         pieces.append(part)
-    pieces.append(b"\r\n")
+    if script.proof_at is not None:
+        pieces.append(b"\r\n")
+        return b"".join(pieces), parts[script.proof_at]
+    try:
+        proof = _numbers.spare.pop()
+    except IndexError:
+        proof = _numbers.more()
+    pieces += _SIZE[len(proof)], proof, b"\r\n"
     return b"".join(pieces), proof
 
 
