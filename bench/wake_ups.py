@@ -24,10 +24,10 @@ import redis
 from bench.processes import CONTEXT
 from bench.setting import Setting, Targets
 from bench.stats import ratio
-from lualock import clock
-from lualock.drive.ear import Ear
-from lualock.drive.endpoint import Endpoint
-from lualock.protocol import Listen
+from lualock._core import clock
+from lualock._protocol import Listen
+from lualock._transport.endpoint import Endpoint
+from lualock._transport.threads.subscriber import Ear
 
 HOPS, QUICK_HOPS = 3_000, 1_000
 PATIENCE_S = 30.0

@@ -7,8 +7,12 @@
 ``lualock.aio`` has the same for asyncio.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lualock import aio
-from lualock.acl import acl_rule
+from lualock._protocol import LockInfo
+from lualock._sync import Lease, Lock, Locks, connect
 from lualock.errors import (
     AccessDenied,
     EmbeddedUnavailable,
@@ -23,9 +27,10 @@ from lualock.errors import (
     StaleFence,
     UnsupportedServer,
 )
-from lualock.jobs import LockedJob
-from lualock.protocol import LockInfo
-from lualock.sync import Lease, Lock, Locks, connect
+
+if TYPE_CHECKING:
+    from lualock.jobs import LockedJob
+    from lualock.ops.acl import acl_rule
 
 __version__ = "0.1.0"
 
@@ -52,3 +57,20 @@ __all__ = [
     "aio",
     "connect",
 ]
+
+_ON_FIRST_USE = {"LockedJob": "lualock.jobs", "acl_rule": "lualock.ops.acl"}
+_ROOMS = ("embedded", "fencing", "jobs")
+
+
+def __getattr__(name: str) -> Any:
+    """Load what a program with plain locks does not need, when it is first used (PEP 562)."""
+    if name in _ROOMS:
+        return import_module(f"lualock.{name}")
+    if name in _ON_FIRST_USE:
+        found = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+        return found
+    raise AttributeError(f"module 'lualock' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -16,9 +16,9 @@ from typing import Any
 
 import hiredis
 
-from lualock.drive import wire
+from lualock._transport import codec
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS
+from lualock.scripts import SCRIPTS
 from tests.proxy import Proxy, receive, send, shut
 
 _ALL = SCRIPTS | verbs.SCRIPTS
@@ -199,7 +199,7 @@ class _Pipe:
                 reader.feed(frame)
                 at = _ALL[exchange.script].proof_at
                 proof = exchange.parts[-1 if at is None else at]
-                exchange.reply = wire.proved(reader.gets(), proof)
+                exchange.reply = codec.proved(reader.gets(), proof)
                 exchange.answered.set()
             fault = exchange.fault if exchange is not None else None
             if fault is not None:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lualock.drive import wire
-from lualock.script import Script
+from lualock._transport import codec
+from lualock.scripts import Script
 
 
 def proof_of(script: Script, parts: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
@@ -21,7 +21,7 @@ def proof_of(script: Script, parts: Sequence[Any]) -> tuple[Any, tuple[Any, ...]
 def run(evaluate: Callable[..., Any], script: Script, *parts: Any) -> Any:
     """Run a script by ``evaluate(source, number of keys, *keys and arguments)``.
 
-    :raises wire.CrossedReply: the reply does not prove itself.
+    :raises errors.CrossedReply: the reply does not prove itself.
     """
     proof, words = proof_of(script, parts)
-    return wire.proved(evaluate(script.source.decode(), len(script.keys), *words), proof)
+    return codec.proved(evaluate(script.source.decode(), len(script.keys), *words), proof)

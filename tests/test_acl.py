@@ -14,11 +14,12 @@ import redis
 
 import lualock
 from lualock import jobs
-from lualock.acl import acl_rule
-from lualock.drive import asynchronous, ear
+from lualock._transport.asyncio import loop
+from lualock._transport.threads import subscriber
 from lualock.fencing import fenced_set
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS
+from lualock.ops.acl import acl_rule
+from lualock.scripts import SCRIPTS
 from tests.delivery import Queue
 from tests.servers import Server
 from tests.test_jobs import as_job
@@ -56,8 +57,8 @@ class User:
 @pytest.fixture
 def user(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
     """A user; who listens for messages is quick to ask whether the connection lives."""
-    monkeypatch.setattr(ear, "QUIET_S", 0.0)
-    monkeypatch.setattr(asynchronous, "QUIET_S", 0.0)
+    monkeypatch.setattr(subscriber, "QUIET_S", 0.0)
+    monkeypatch.setattr(loop, "QUIET_S", 0.0)
     with server.client() as client:
         yield User(server, client)
         client.execute_command("ACL", "DELUSER", "locker")

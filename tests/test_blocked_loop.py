@@ -21,10 +21,10 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 
 import lualock
 from lualock import aio
-from lualock.aio import HUNG_TTLS
-from lualock.lease import Care
-from lualock.protocol import ServerClock
-from lualock.watch import Watch
+from lualock._core.lease import Care
+from lualock._core.renewal import Watch
+from lualock._protocol import ServerClock
+from lualock._transport.asyncio.renewer import HUNG_TTLS
 from tests.faults import Fault, FaultProxy
 from tests.interleaving import interleaved
 from tests.servers import Server

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from lualock import clock
-from lualock.drive.cleaner import Cleaner
+from lualock._core import clock
+from lualock._protocol import Call
+from lualock._transport.threads.background import Cleaner
 from lualock.errors import LockUnavailable
-from lualock.protocol import Call
-from lualock.script import SCRIPTS
+from lualock.scripts import SCRIPTS
 from tests.waiting import threads_fail, wait_until
 
 CALL = Call(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1", b""))

@@ -18,7 +18,7 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock.drive.line import Line
+from lualock._transport.threads.connection import Line
 from tests.interleaving import interleaved
 from tests.proxy import Proxy
 from tests.servers import Server

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from lualock.drive import wire
+from lualock._transport import codec
 from tests.proving import proof_of
 from tests.servers import Server
 from tests.simulation.probes import ALL, CHANNEL, NOBODY_HEARS, Words, random_call
@@ -230,7 +230,7 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
         proof, parts = proof_of(script, call.parts)
         keys, args = parts[: len(script.keys)], parts[len(script.keys) :]
         real, ours = (
-            reply if isinstance(reply, str) else wire.proved(reply, proof)
+            reply if isinstance(reply, str) else codec.proved(reply, proof)
             for reply in pair.run(script.source, keys, args)
         )
         assert _timeless(ours) == _timeless(real), (seed, number, script.name, args)

@@ -13,9 +13,9 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock.protocol import Call
-from lualock.protocol.holding import lay
-from lualock.script import SCRIPTS
+from lualock._protocol import Call
+from lualock._protocol.abandon import lay
+from lualock.scripts import SCRIPTS
 from tests.conftest import server_named
 from tests.faults import Exchange, Fault, FaultProxy
 from tests.servers import BINARIES, Server

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock import aio, protocol
-from lualock.drive import asynchronous
-from lualock.protocol import Ask, Call, Grant, Later, Listen, ServerClock, Wait
+from lualock import _protocol as protocol
+from lualock import aio
+from lualock._protocol import Ask, Call, Grant, Later, Listen, ServerClock, Wait
+from lualock._transport.asyncio import driver as asyncio_driver
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
 from tests.world import World, settle
@@ -254,7 +255,7 @@ async def test_cancelled_while_it_cleans_up(
 ) -> None:
     """A task that is cancelled while it cleans up after an error is cancelled, and the lock is
     free all the same."""
-    monkeypatch.setattr(asynchronous, "GRACE_S", 5.0)  # so that the cancellation comes in time
+    monkeypatch.setattr(asyncio_driver, "GRACE_S", 5.0)  # so that the cancellation comes in time
     async with aio.connect(proxy.url) as mine, aio.connect(one_server.url) as locks:
         lock = mine.lock("x", ttl=60)
         lease = await lock.acquire()

@@ -11,7 +11,7 @@ import pytest
 import lualock
 from lualock import jobs
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS
+from lualock.scripts import SCRIPTS
 from tests.delivery import Queue, held, place
 from tests.faults import Fault, FaultProxy
 from tests.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock import jobs, protocol
+from lualock import _protocol as protocol
+from lualock import jobs
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.finish import _passed_on
 from lualock.jobs.job import Run

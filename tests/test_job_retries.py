@@ -19,7 +19,8 @@ import pytest
 
 import lualock
 from lualock import jobs
-from lualock.drive import asynchronous, cleaner
+from lualock._transport.asyncio import driver as asyncio_driver
+from lualock._transport.threads import background
 from lualock.jobs import token_of
 from tests.delivery import Queue, held, place, watched
 from tests.proxy import Proxy
@@ -481,7 +482,7 @@ async def test_an_outage_that_is_over_when_the_job_is(
 ) -> None:
     """A job that ran without its lock gives its place up also where the server was away for longer
     than is tried behind its back."""
-    for module in (cleaner, asynchronous):
+    for module in (background, asyncio_driver):
         monkeypatch.setattr(module, "PATIENCE_S", 0.0)
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
     key = b"lualock:{x}:job"

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS
+from lualock.scripts import SCRIPTS
 from tests import proving
 from tests.servers import Server
 

@@ -777,13 +777,13 @@ def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:
 @pytest.fixture
 def default(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """$LUALOCK_URL names the server, and nothing is connected yet."""
-    from lualock.jobs import twins
+    from lualock.jobs import counterpart
 
     monkeypatch.setenv("LUALOCK_URL", one_server.url)
-    monkeypatch.setattr(twins, "_default", None)
+    monkeypatch.setattr(counterpart, "_default", None)
     yield
-    assert twins._default is not None
-    twins._default.close()
+    assert counterpart._default is not None
+    counterpart._default.close()
 
 
 @pytest.mark.usefixtures("default")

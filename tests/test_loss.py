@@ -15,9 +15,10 @@ import pytest
 import redis
 
 import lualock
-from lualock import aio, watch
-from lualock.drive import wire
-from lualock.protocol import CLAIM_MS
+from lualock import aio
+from lualock._core import renewal as watch
+from lualock._protocol import CLAIM_MS
+from lualock._transport import errors
 from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server
@@ -450,13 +451,13 @@ def test_nothing_keeps_what_was_waited_for_while_the_server_was_away(
     dropped, which would be renewed until the collector comes."""
     name, path = next(iter(BINARIES.items()))
     server = Server(name, path)
-    real, failed = wire.connect_error, threading.Semaphore(0)
+    real, failed = errors.connect_error, threading.Semaphore(0)
 
     def counted(error: BaseException, where: str) -> lualock.LockError:
         failed.release()
         return real(error, where)
 
-    monkeypatch.setattr(wire, "connect_error", counted)
+    monkeypatch.setattr(errors, "connect_error", counted)
     refs: list[Any] = []
 
     def take(locks: lualock.Locks) -> None:

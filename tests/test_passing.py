@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock.protocol import Ask, Call, Later, ServerClock, adopt
-from lualock.script import SCRIPTS
+from lualock._protocol import Ask, Call, Later, ServerClock, adopt
+from lualock.scripts import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.world import World, entered, settle

@@ -234,7 +234,7 @@ def test_forked_while_a_thread_makes_what_all_share(one_server: Server) -> None:
     """What one thread makes for all while another forks, the child makes for itself: the other
     kind of locks of a job, and what several threads may wait for until a lease is lost."""
     code = """
-        from lualock import aio, sync
+        from lualock import aio, _sync as sync
 
         @aio.connect().job
         def job():

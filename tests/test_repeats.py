@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock import protocol
-from lualock.drive import wire
-from lualock.protocol import Ask, Call, Grant, Listen, Post, ServerClock, Wait
-from lualock.script import SCRIPTS
+from lualock import _protocol as protocol
+from lualock._protocol import Ask, Call, Grant, Listen, Post, ServerClock, Wait
+from lualock._transport import codec
+from lualock.scripts import SCRIPTS
 
 TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:queue"
 FENCE = b"1000000000000001"
@@ -62,7 +62,7 @@ def test_requests_of_one_lease_are_told_apart() -> None:
         Call(SCRIPTS["hand_over"], (LOCK, QUEUE, lease, b"1")),
         Call(SCRIPTS["abandon"], (LOCK, QUEUE, TOKEN, b"", b"1", b"")),
     ]
-    proofs = {wire.pack(call)[1] for call in calls}
+    proofs = {codec.pack(call)[1] for call in calls}
     assert len(proofs) == len(calls)
 
 

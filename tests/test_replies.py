@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lualock.script import SCRIPTS
+from lualock.scripts import SCRIPTS
 from tests import proving
 from tests.servers import Server
 

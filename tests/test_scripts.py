@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 import lualock
-from lualock import protocol
+from lualock import _protocol as protocol
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS, ScriptError, load, parse
+from lualock.scripts import SCRIPTS, ScriptError, load, parse
 from tests.servers import Server
 
 FOLDER = Path(lualock.__file__).with_name("scripts")
 INCLUDE = {path.stem: path.read_text() for path in (FOLDER / "include").glob("*.lua")}
 # Where scripts are, what was made of them, and where their generators are.
 FAMILIES = {
-    "locks": (FOLDER, SCRIPTS, protocol),
+    "locks": (FOLDER / "lock", SCRIPTS, protocol),
     "jobs": (FOLDER.parent / "jobs" / "scripts", verbs.SCRIPTS, verbs),
 }
 EVERY = [script for _, scripts, _ in FAMILIES.values() for script in scripts.values()]

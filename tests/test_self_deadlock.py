@@ -23,8 +23,8 @@ import pytest
 
 import lualock
 from lualock import aio, jobs
-from lualock.block import blocks_on
-from lualock.drive.endpoint import Endpoint
+from lualock._core.with_statement import blocks_on
+from lualock._transport.endpoint import Endpoint
 from lualock.jobs.in_thread import run_in_thread
 from tests.delivery import Queue, held, place
 from tests.servers import Server

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 import lualock
-from lualock.protocol import Ask, Call, Reach, ServerClock, Steps, acquire
-from lualock.protocol.server_clock import DRIFT, LATE_MAX
+from lualock._protocol import Ask, Call, Reach, ServerClock, Steps, acquire
+from lualock._protocol.server_clock import DRIFT, LATE_MAX
 
 SERVER_US = 1_700_000_000_000_000
 

@@ -159,7 +159,7 @@ async def test_a_server_below_the_floor(shell: World, resp: int, old_server: Ser
 )
 def test_the_floor_by_version(server: bytes, version: bytes, good: bool) -> None:
     """The floor is Redis 6.2 and Valkey 7.2; other servers are given a try."""
-    from lualock.drive.wire import check_hello
+    from lualock._transport.codec import check_hello
 
     for reply in (
         {b"server": server, b"version": version},
@@ -418,7 +418,7 @@ async def test_all_idle_connections_broken(shell: World) -> None:
 
 def test_pushes_are_no_replies() -> None:
     """What a RESP3 server pushes unasked is not taken for an answer."""
-    from lualock.drive.wire import MORE, Replies
+    from lualock._transport.codec import MORE, Replies
 
     replies = Replies()
     replies.feed(b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nx\r\n")
@@ -431,7 +431,7 @@ def test_tls_and_sentinel_settings_are_kept() -> None:
     """What TLS and Sentinel connections need is handed on; retries and decoding are not."""
     import redis
 
-    from lualock.drive.endpoint import Endpoint
+    from lualock._transport.endpoint import Endpoint
 
     url = "rediss://me:pw@example.invalid:6380/2?ssl_cert_reqs=none&socket_timeout=3"
     endpoint = Endpoint.of_url(url)

@@ -24,7 +24,8 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock.drive import blocking, connecting
+from lualock._transport import connecting
+from lualock._transport.threads import driver as threads_driver
 from tests.faults import Fault, FaultProxy
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -344,7 +345,7 @@ def test_struck_again_while_it_cleans_up(
     locks: lualock.Locks, proxy: FaultProxy, one_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second signal ends the wait for the clean-up, which then goes on behind the caller."""
-    monkeypatch.setattr(blocking, "GRACE_S", 5.0)  # so that the second comes in time
+    monkeypatch.setattr(threads_driver, "GRACE_S", 5.0)  # so that the second comes in time
     proxy.inject(Fault("half-open"), "abandon")
     main = threading.get_ident()
 
@@ -374,7 +375,7 @@ def test_struck_while_it_cleans_up_after_an_error(
 ) -> None:
     """What a signal handler raises then comes out, in place of that error, and the lock is free all
     the same."""
-    monkeypatch.setattr(blocking, "GRACE_S", 5.0)  # so that the signal comes in time
+    monkeypatch.setattr(threads_driver, "GRACE_S", 5.0)  # so that the signal comes in time
     lost, held_up = Fault("drop reply"), Fault("delay request", seconds=0.3)
     main = threading.get_ident()
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock.drive import asynchronous, ear
-from lualock.protocol import waiting
+from lualock._protocol import wait
+from lualock._transport.asyncio import loop
+from lualock._transport.threads import subscriber
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
 from tests.world import World, settle
@@ -110,7 +111,7 @@ async def test_a_claim_after_a_long_wait_is_waited_for(
     shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever has waited for long does not trust the connection with its claim: the lease lasts."""
-    monkeypatch.setattr(waiting, "TRUSTED_S", 0.2)
+    monkeypatch.setattr(wait, "TRUSTED_S", 0.2)
     others = shell.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
     lock = shell.connect(swallower.url).lock("x", ttl=30)
@@ -129,8 +130,8 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
     shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Messages are heard by a new connection where nothing was heard by the old one for long."""
-    monkeypatch.setattr(ear, "DOUBTED_S", 0.2)
-    monkeypatch.setattr(asynchronous, "DOUBTED_S", 0.2)
+    monkeypatch.setattr(subscriber, "DOUBTED_S", 0.2)
+    monkeypatch.setattr(loop, "DOUBTED_S", 0.2)
     others, lock = shell.connect(), shell.connect(swallower.url).lock("x", ttl=30)
     for _ in range(2):
         held = await settle(others.lock("x", ttl=30).acquire())

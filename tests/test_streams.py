@@ -14,7 +14,7 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock.drive import wire
+from lualock._transport import codec
 from tests.servers import Server
 from tests.streams import Crossed, Spoil
 from tests.world import World, settle
@@ -133,7 +133,7 @@ async def test_without_proofs_they_would_be(shell: World, monkeypatch: pytest.Mo
             return reply[len(proof) :]
         return reply[1:] if type(reply) is list else reply
 
-    monkeypatch.setattr(wire, "proved", believed)
+    monkeypatch.setattr(codec, "proved", believed)
     wrong = []
     for act, nth in itertools.product((_twice, _never, _refused), range(1, 8)):
         try:

@@ -20,8 +20,8 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock.protocol import CLAIM_MS
-from lualock.script import SCRIPTS
+from lualock._protocol import CLAIM_MS
+from lualock.scripts import SCRIPTS
 from tests.proving import proof_of
 from tests.proxy import Proxy
 from tests.servers import BINARIES, Server

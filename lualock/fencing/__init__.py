@@ -17,10 +17,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lualock import options
+from lualock._core import options
+from lualock._core.keys import display_name
 from lualock.errors import InvalidArgument, KeyConflict, StaleFence
-from lualock.keys import display_name
-from lualock.script import load
+from lualock.scripts import load
 
 # It runs on the caller's client, whose connections and replies are not ours.
 FENCED_SET = load(Path(__file__).with_name("scripts"), proved=False)["fenced_set"]

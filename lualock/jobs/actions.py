@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator
 from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
+from lualock._protocol import T
 from lualock.errors import InvalidArgument, LockError
-from lualock.protocol import T
 
 log = logging.getLogger("lualock.jobs")
 

@@ -8,11 +8,11 @@ from typing import Any
 from lualock.errors import InvalidArgument
 from lualock.jobs import run
 from lualock.jobs.actions import drive, drive_async
+from lualock.jobs.counterpart import fitting
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.job import AnyLock, AnyLocks, Job
 from lualock.jobs.places import place_of
 from lualock.jobs.terms import Delivery, Enqueued, Refused, Reserved
-from lualock.jobs.twins import fitting
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from lualock import aio, options, sync
+from lualock._core import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
 from lualock.jobs.bound import Bound
+from lualock.jobs.counterpart import fitting
 from lualock.jobs.job import AnyLocks, Job, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
-from lualock.jobs.twins import fitting
+
+if TYPE_CHECKING:
+    from lualock import _sync as sync
+    from lualock import aio
 
 P = ParamSpec("P")
 R = TypeVar("R")

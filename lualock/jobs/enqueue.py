@@ -14,7 +14,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from lualock import options, protocol
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._protocol import Grant
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -30,7 +32,6 @@ from lualock.jobs.terms import (
     job_id_of,
     job_text,
 )
-from lualock.protocol import Grant
 
 log = logging.getLogger("lualock.jobs")
 

@@ -6,7 +6,9 @@ import logging
 from functools import partial
 from typing import Any, NamedTuple
 
-from lualock import options, protocol
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._protocol import Grant, Steps, note
 from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -14,7 +16,6 @@ from lualock.jobs.job import AnyLease, AnyLock, Run
 from lualock.jobs.places import ask_of, keep, place_of
 from lualock.jobs.taking import forsake
 from lualock.jobs.terms import RESERVE_S, is_failure, retry_s
-from lualock.protocol import Grant, Steps, note
 
 log = logging.getLogger("lualock.jobs")
 

@@ -6,17 +6,24 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lualock import aio, options, sync
+from lualock._core import options
+from lualock._core.lease import BaseLease
+from lualock._core.lock import BaseLock, BaseLocks
+from lualock._protocol import Ask
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
 from lualock.jobs.terms import Delivery, Rules, about_job
-from lualock.protocol import Ask
 
-AnyLocks = sync.Locks | aio.Locks
-AnyLease = sync.Lease | aio.Lease
-AnyLock = sync.Lock | aio.Lock
+if TYPE_CHECKING:
+    from lualock import _sync, aio
+
+    AnyLocks = _sync.Locks | aio.Locks
+    AnyLease = _sync.Lease | aio.Lease
+    AnyLock = _sync.Lock | aio.Lock
+else:  # jobs are below both APIs, which open them when they are used
+    AnyLocks, AnyLease, AnyLock = BaseLocks, BaseLease, BaseLock
 
 
 def _no_limit(*args: Any, **kwargs: Any) -> None:

@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from lualock import options
+from lualock._core import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
 from lualock.jobs.bound import Bound
+from lualock.jobs.counterpart import default_locks, fitting
 from lualock.jobs.job import AnyLock, AnyLocks, Job, check_version, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
-from lualock.jobs.twins import default_locks, fitting
 
 # How the settings of a class begin; others of these names are misspelt.
 _OURS = "lock_", "loner"

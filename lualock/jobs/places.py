@@ -8,14 +8,15 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from lualock import options, protocol
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._core.keys import queue_key
+from lualock._protocol import Ask, Grant
 from lualock.errors import LeaseLost, LockError
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLock
 from lualock.jobs.terms import about_job
-from lualock.keys import queue_key
-from lualock.protocol import Ask, Grant
 
 log = logging.getLogger("lualock.jobs")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lualock import options
+from lualock._core import options
+from lualock._protocol import stop_request
 from lualock.errors import NotAcquired
-from lualock.jobs import verbs
 from lualock.jobs.actions import Actions, quietly
 from lualock.jobs.job import AnyLease
 from lualock.jobs.taking import Attempt, release_quietly
@@ -83,7 +83,7 @@ class Replace:
     def take(self, attempt: Attempt) -> Taking:
         # The request and the wait have one token, so that nobody is asked to stop by itself.
         ask = attempt.lock._ask()
-        withdraw = attempt.call(verbs.withdraw(ask))
+        withdraw = attempt.call(stop_request.withdraw(ask))
         try:
             lasts_s = min(self.wait + SLACK_S, options.MAX_TTL_S)
             yield attempt.request_release(ask, lasts_s)

@@ -20,14 +20,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from lualock import protocol
+from lualock import _protocol as protocol
+from lualock._protocol import Grant
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
 from lualock.jobs.taking import Attempt, forsake, last_for, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
-from lualock.protocol import Grant
 
 log = logging.getLogger("lualock.jobs")
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lualock import options, protocol
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._protocol import Ask, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
@@ -22,7 +24,6 @@ from lualock.jobs.terms import (
     job_text,
     retry_s,
 )
-from lualock.protocol import Ask, Steps
 
 log = logging.getLogger("lualock.jobs")
 
@@ -214,7 +215,7 @@ class Attempt:
         :raises InvalidArgument: ``lasts_s`` cannot be used.
         """
         lasts_ms = options.ttl_ms(lasts_s, "lasts_s")
-        return self.call(verbs.request_release(ask, lasts_ms, self._driver.server_clock))
+        return self.call(stop_request.request_release(ask, lasts_ms, self._driver.server_clock))
 
     def call(self, steps: Steps[Any]) -> Action:
         """Something to call that carries a protocol out."""

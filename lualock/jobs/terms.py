@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lualock import options
+from lualock._core import options
 from lualock.errors import InvalidArgument, NotAcquired
 
 RESERVE_S = 10.0

@@ -8,7 +8,7 @@ import json
 import sys
 
 import lualock
-from lualock.keys import queue_key
+from lualock._core.keys import queue_key
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from lualock import aio, sync
+from lualock import _sync as sync
+from lualock import aio
+from lualock._core.keys import DEFAULT_PREFIX
 from lualock.errors import InvalidArgument
-from lualock.keys import DEFAULT_PREFIX
 from lualock.testing.elsewhere import Elsewhere
 
 AnyLock = sync.Lock | aio.Lock

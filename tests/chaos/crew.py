@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from lualock.clock import now
+from lualock._core.clock import now
 from tests.chaos.diary import Diary
 from tests.chaos.worker import KINDS, Task
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lualock.clock import now
+from lualock._core.clock import now
 from tests.simulation.checker import Event, read
 
 SUFFIX = ".jsonl"

@@ -8,8 +8,8 @@ from typing import Any
 
 import redis
 
-from lualock import keys
-from lualock.clock import now
+from lualock._core import keys
+from lualock._core.clock import now
 from tests.chaos.diary import Diary
 from tests.chaos.turns import LOCKS
 from tests.servers import Server

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from lualock.clock import now
+from lualock._core.clock import now
 from tests.chaos.crew import Crew
 from tests.chaos.diary import SUFFIX, Diary, read_all
 from tests.chaos.observer import CONFIG, Observer

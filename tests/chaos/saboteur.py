@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from lualock.clock import now
+from lualock._core.clock import now
 from tests.chaos.crew import Crew
 from tests.chaos.diary import Diary
 from tests.servers import Server

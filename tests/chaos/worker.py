@@ -28,7 +28,7 @@ import redis.asyncio
 
 import lualock
 from lualock import aio, fencing
-from lualock.clock import now
+from lualock._core.clock import now
 from lualock.errors import StaleFence
 from lualock.fencing import aio as aio_fencing
 from tests.chaos.diary import Diary

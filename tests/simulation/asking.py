@@ -1,6 +1,6 @@
 """Requests and their replies: what waits for them, and sends them again where none comes.
 
-After ``wire.silence_s`` without a reply a request is sent on another connection, too. The first
+After ``sockets.silence_s`` without a reply a request is sent on another connection, too. The first
 answer counts; the other connection is closed.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lualock.drive import wire
+from lualock._protocol import LAST_WORD_S, Call
+from lualock._transport import errors, sockets
 from lualock.errors import LockError
-from lualock.protocol import LAST_WORD_S, Call
 from tests.simulation.lines import TIMEOUT_S, Done, Line, Sending
 from tests.simulation.store import Refused
 from tests.simulation.world import US
@@ -138,7 +138,7 @@ class Asked:
         left_s = self._left_s()
         self._end = process.clock() + left_s
         process.soon(int(left_s * US) + 1, self._late, self._round)
-        silent_s = wire.silence_s(left_s)
+        silent_s = sockets.silence_s(left_s)
         if silent_s < left_s:
             process.soon(int(silent_s * US) + 1, self._silent, self._round)
         if self._quick is None and silent_s + QUICK_S < left_s:
@@ -167,7 +167,7 @@ class Asked:
         for number in way.at:
             self._calls[number].doubled, self._calls[number].via = True, None
         self._opening = self._repeated = True
-        until = min(self._end, now + wire.silence_s(self._end - now))
+        until = min(self._end, now + sockets.silence_s(self._end - now))
 
         def ready(line: Line) -> None:
             self._opening = False
@@ -222,7 +222,7 @@ class Asked:
             self._round += 1
             left_s = self._left_s()
             if process.threads:
-                left_s = min(left_s, wire.silence_s(left_s))
+                left_s = min(left_s, sockets.silence_s(left_s))
             process.soon(int(left_s * US) + 1, self._late, self._round)
             way.line.send(_Echo(self), None)
         else:
@@ -241,7 +241,7 @@ class Asked:
         """The replies did not come in time."""
         if self.over or turn != self._round or self._posted:
             return
-        self._finish(wire.lost_reply(TimeoutError("the time was over"), "sim"))
+        self._finish(errors.lost_reply(TimeoutError("the time was over"), "sim"))
         if self.process.threads:
             assert self.line is not None
             self.process.drop(self.line)
@@ -289,7 +289,7 @@ def _is_noscript(reply: Any) -> bool:
 
 def answer(reply: Any, call: Call) -> Any:
     """A reply: itself, or the error that it means."""
-    return wire.reply_error(str(reply), call) if isinstance(reply, Refused) else reply
+    return errors.reply_error(str(reply), call) if isinstance(reply, Refused) else reply
 
 
 class Owed:
@@ -318,11 +318,11 @@ class Owed:
         return self._reply is not None
 
     def poll(self) -> Any:
-        """See :class:`lualock.protocol.Pending`."""
+        """See :class:`lualock._protocol.Pending`."""
         if self._error is not None:
             raise self._error
         if isinstance(self._reply, Refused):
-            raise wire.reply_error(str(self._reply), self.call)
+            raise errors.reply_error(str(self._reply), self.call)
         return self._reply
 
 
@@ -345,10 +345,10 @@ class OwedByLine(Owed):
         self.over = error is not None
 
     def poll(self) -> Any:
-        """See :class:`lualock.protocol.Pending`."""
+        """See :class:`lualock._protocol.Pending`."""
         if self._reply is None and self._error is None:
             if self._resend and not self._line.open:
-                raise wire.lost_reply(ConnectionResetError("reset"), "sim")
+                raise errors.lost_reply(ConnectionResetError("reset"), "sim")
             self._line.flush()
             if self._resend:
                 self._resend = False

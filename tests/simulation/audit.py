@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lualock._core.keys import queue_key
+from lualock._protocol import Call
 from lualock.jobs import RESERVE_S
-from lualock.keys import queue_key
-from lualock.protocol import Call
 from tests.simulation import job_contract
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken

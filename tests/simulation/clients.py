@@ -1,7 +1,7 @@
 """What the clients of a run do: the glue between the world and the shipped protocol.
 
 Everything that knows how the library is called is here: what an acquisition asks for, and how a
-lease is renewed and released. The shells (``lualock/sync.py``) do the same with real drivers.
+lease is renewed and released. The shells (``lualock/_sync.py``) do the same with real drivers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lualock import keys, options
+from lualock._core import keys, options
+from lualock._core.lease import BaseLease, Care
+from lualock._core.renewal import Watch
+from lualock._protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo, watched
+from lualock._protocol.attempt import CLAIM_MS
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
 from lualock.jobs.verbs import place_key
-from lualock.lease import BaseLease, Care
-from lualock.protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo, watched
-from lualock.protocol.waiting import CLAIM_MS
-from lualock.watch import Watch
 from tests.simulation.lines import Sender
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US

@@ -6,7 +6,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lualock.protocol import Listen, Wait
+from lualock._protocol import Listen, Wait
 from tests.simulation.lines import Done
 from tests.simulation.world import US
 

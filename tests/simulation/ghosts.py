@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lualock.keys import queue_key
-from lualock.protocol import ENQUEUE, Call
+from lualock._core.keys import queue_key
+from lualock._protocol import ENQUEUE, Call
 from tests.simulation.contract import Seen
 from tests.simulation.world import US
 

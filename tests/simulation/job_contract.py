@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lualock.jobs.verbs import SCRIPTS, asked_key, place_key
-from lualock.keys import queue_key
-from lualock.protocol import Call
+from lualock._core.keys import queue_key
+from lualock._protocol import Call
+from lualock._protocol.stop_request import asked_key
+from lualock.jobs.verbs import SCRIPTS, place_key
 from tests.simulation.contract import Run, Seen, given_up, held, late, owned, refused, young
 from tests.simulation.store import Refused, Store
 

@@ -1,4 +1,4 @@
-"""A third shell, beside ``lualock/sync.py`` and ``lualock/aio.py``: locks whose methods are steps.
+"""A third shell, beside ``lualock/_sync.py`` and ``lualock/aio.py``: locks whose methods are steps.
 
 With it the shipped order of events of jobs (``lualock/jobs``: enqueue, run, taking, finish, the
 policies) runs in the simulator as it is, and all that it does to locks and places is written down.
@@ -13,14 +13,15 @@ from dataclasses import replace
 from inspect import getgeneratorlocals
 from typing import Any
 
-from lualock import options, protocol
-from lualock.block import Blocks
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._core.lease import BaseLease
+from lualock._core.lock import BaseLock, Settings
+from lualock._core.with_statement import Blocks
+from lualock._protocol import Ask, Grant, LockInfo, Steps, T
 from lualock.errors import KeyConflict, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
-from lualock.lease import BaseLease
-from lualock.protocol import Ask, Grant, LockInfo, Steps, T
-from lualock.wish import BaseLock, Settings
 from tests.simulation import clients
 from tests.simulation.clients import Client, Holding, Renewal, Turn
 from tests.simulation.ghosts import name_at

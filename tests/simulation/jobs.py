@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 from lualock import jobs
+from lualock._protocol import Steps, Wait
 from lualock.errors import LockError
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.job import Job, Run
 from lualock.jobs.run import current_lease, run
 from lualock.jobs.terms import Delivery, Enqueued, RetryLater, Rules, as_token
-from lualock.protocol import Steps, Wait
 from tests.simulation.clients import Lock, Renewal
 from tests.simulation.job_shell import Actor, Lease, carry_out
 from tests.simulation.network import Interrupted, Process

@@ -12,9 +12,9 @@ from copy import copy
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lualock.drive import wire
+from lualock._protocol import ENQUEUE, LAST_WORD_S, Call
+from lualock._transport import codec, errors
 from lualock.errors import LockError
-from lualock.protocol import ENQUEUE, LAST_WORD_S, Call
 from tests.proving import proof_of
 from tests.simulation import ghosts
 from tests.simulation.store import Refused
@@ -27,7 +27,7 @@ TIMEOUT_S = 5.0
 LAZY_US = 200_000
 QUIET_S = 2.0
 """How long a connection that is dead without a word may excuse anything: until its silence is
-noticed (``wire.silence_s``), and another connection is made."""
+noticed (``sockets.silence_s``), and another connection is made."""
 
 STRAY_ERROR = "LOADING"
 """What a broken proxy answers to another request than it was. (NOSCRIPT would be believed: a driver
@@ -148,7 +148,7 @@ class Opening:
     def _fail(self, why: Exception) -> None:
         if not self._over:
             self._over = True
-            self._failed(None, wire.connect_error(why, "sim"))
+            self._failed(None, errors.connect_error(why, "sim"))
 
 
 class Line:
@@ -244,8 +244,8 @@ class Line:
         if not isinstance(reply, Refused):  # an error proves nothing
             proof = began if "unproved" in self.process.world.server.bugs else sending.proof
             try:
-                reply = wire.proved(reply.copy() if type(reply) is list else reply, proof)
-            except wire.CrossedReply:
+                reply = codec.proved(reply.copy() if type(reply) is list else reply, proof)
+            except errors.CrossedReply:
                 self._crossed()
                 return
         self.owed.popleft()
@@ -277,7 +277,7 @@ class Line:
         self.link.ends.remove(self)
         self.process.forget_line(self)
         owed, self.owed = self.owed, deque()
-        why = wire.lost_reply(ConnectionResetError("reset"), "sim")
+        why = errors.lost_reply(ConnectionResetError("reset"), "sim")
         for sending in owed:
             if sending is not but:
                 sending.sender.settle(sending, None, why)

@@ -20,7 +20,7 @@ from typing import Any
 
 import lualock
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS, parse
+from lualock.scripts import SCRIPTS, parse
 from tests.simulation import probes
 from tests.simulation.many import hunt, in_parallel
 from tests.simulation.run import has_accidents, has_silence, has_streams
@@ -73,8 +73,9 @@ _NOTHING = "(function() return {ok = 'OK', n = 0} end)()"
 def _files() -> dict[str, str]:
     """All texts of Lua, by the names by which mutants call them."""
     core, job = FOLDER / "scripts", FOLDER / "jobs/scripts"
-    paths = sorted([*core.glob("*.lua"), *core.glob("include/*.lua")])
-    found = {str(path.relative_to(core)): path.read_text("utf-8") for path in paths}
+    found = {path.name: path.read_text("utf-8") for path in sorted(core.glob("lock/*.lua"))}
+    parts = sorted(core.glob("include/*.lua"))
+    found |= {f"include/{path.name}": path.read_text("utf-8") for path in parts}
     return found | {f"jobs/{path.name}": path.read_text("utf-8") for path in sorted(job.iterdir())}
 
 
@@ -90,205 +91,205 @@ def _call(text: str, start: int) -> tuple[int, int]:
 
 PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
-        "protocol.holding",
+        "_protocol.exchange",
         "a request whose reply was lost is not repeated",
         "    if not error.outcome_unknown:\n        raise error\n    try:",
         "    raise error\n    try:",
     ),
     (
-        "protocol.holding",
+        "_protocol.release",
         "an interrupted release gives nothing back",
         'grant.released = True\n        yield from give_back(ask, b"", None)',
         "grant.released = True",
     ),
     (
-        "protocol.holding",
+        "_protocol.release",
         "a release that could not be made is not made up for",
         'disown(grant)\n        if grant.fence:\n            yield from give_back(ask, b"", None)',
         "disown(grant)",
     ),
     (
-        "protocol.holding",
+        "_protocol.abandon",
         "an interruption abandons nothing",
         "yield forsake(ask, ticket, until)",
         "pass",
     ),
     (
-        "protocol.holding",
+        "_protocol.abandon",
         "an interruption lays no ghost",
         "        if ghost is not None:  # first, for it cannot fail\n",
         "        if False:\n",
     ),
     (
-        "protocol.holding",
+        "_protocol.abandon",
         "a ghost's place in the queue stays",
         'ghost.parts[2] if ghost.script is ENQUEUE else b""',
         'b""',
     ),
     (
-        "protocol.holding",
+        "_protocol.release",
         "a repeated release believes that its lease had ended",
         'if asked_again and reply[0] != b"conflict":',
         "if False:",
     ),
     (
-        "protocol.holding",
+        "_protocol.release",
         "a release for which others wait is taken for done",
         'if reply == b"waited":',
         "if False:",
     ),
     (
-        "protocol.holding",
+        "_protocol.extend",
         "the end of an extended lease is counted from the reply",
         "        return min(deadline, sent + grant.at_most_s)\n",
         "        return clock() + ttl_ms / 1000\n",
     ),
     (
-        "protocol.holding",
+        "_protocol.extend",
         "a sooner end that is not heard of is no end",
         "        grant.claim, grant.deadline = None, min(before, deadline)\n",
         "",
     ),
     (
-        "protocol.holding",
+        "_protocol.extend",
         "any extension may shorten",
         "shorten = shortens(",
         "shorten = True or shortens(",
     ),
     (
-        "protocol.holding",
+        "_protocol.extend",
         "the end of a renewed lease is counted from the reply",
         "outcomes.append(sent + min(",
         "outcomes.append(clock() + min(",
     ),
     (
-        "protocol.waiting",
+        "_protocol.acquire",
         "a timeout abandons nothing",
         "told = yield from abandon(attempt)",
         "told = None",
     ),
     (
-        "protocol.waiting",
+        "_protocol.acquire",
         "an interruption gives nothing back",
         "yield from give_back(ask, attempt.ticket, ghost, attempt.until)",
         "pass",
     ),
     (
-        "protocol.waiting",
+        "_protocol.acquire",
         "the ghost of what was won is not laid",
         "yield lay(ask, attempt.ghost)",
         "pass",
     ),
     (
-        "protocol.holding",
+        "_protocol.abandon",
         "what lays a ghost takes away what has been won",
         'b"" if ask.grant is None else named(ask, ask.grant)',
         'b""',
     ),
     (
-        "protocol.waiting",
+        "_protocol.acquire",
         "what was won is not undone",
         'yield from give_back(ask, b"", None)',
         "yield from ()",
     ),
     (
-        "protocol.waiting",
+        "_protocol.wait",
         "an old message is believed",
         "elif told[:16] > attempt.seen:",
         "elif told:",
     ),
     (
-        "protocol.waiting",
+        "_protocol.wait",
         "a claim that was refused is taken for a lease",
         'if reply != b"claimed":',
         "if False:",
     ),
     (
-        "protocol.waiting",
+        "_protocol.wait",
         "a turn of any age is taken for certain",
         "if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
         "if True:",
     ),
     (
-        "protocol.waiting",
+        "_protocol.attempt",
         "the end of a lease is counted from the reply",
         "return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)",
         "return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000, named=named)",
     ),
     (
-        "protocol.waiting",
+        "_protocol.acquire",
         "a late request is not repeated",
         'if type(reply) is list and reply[0] == b"late":',
         "if False:",
     ),
     (
-        "protocol.passing",
+        "_protocol.adopt",
         "the ghost of what was taken is not laid",
         "yield lay(ask, ghost)",
         "pass",
     ),
     (
-        "protocol.passing",
+        "_protocol.adopt",
         "an interrupted adoption gives nothing back",
         'yield from give_back(ask, b"", ghost)',
         "pass",
     ),
     (
-        "protocol.waiting",
+        "_protocol.attempt",
         "the copy of a try is forgotten",
         "  self.may_linger()\n        self.asked = None\n        if type(reply) is bytes:",
         "  pass\n        self.asked = None\n        if type(reply) is bytes:",
     ),
     (
-        "protocol.waiting",
+        "_protocol.attempt",
         "the copy of a look is forgotten",
         "            self.may_linger()\n        self.asked = None\n\n    def possible_ghost",
         "            pass\n        self.asked = None\n\n    def possible_ghost",
     ),
     (
-        "protocol.passing",
+        "_protocol.adopt",
         "the copy of what takes is forgotten",
         "if step.doubled:",
         "if False:",
     ),
     (
-        "protocol.holding",
+        "_protocol.release",
         "the copy of a release is forgotten",
         "asked_again = asked_again or step.doubled",
         "pass",
     ),
     (
-        "protocol.holding",
+        "_protocol.extend",
         "the copy of an extension is forgotten",
         " and not step.doubled:",
         ":",
     ),
     (
-        "protocol.waiting",
+        "_protocol.wait",
         "an error is believed that may answer another request",
         "        return look.poll()\n    except LockError:\n        return None",
         "        return look.poll()\n    except LockError:\n        raise",
     ),
     (
-        "protocol.waiting",
+        "_protocol.acquire",
         "the lease of a late try is counted from the last of them",
         "attempt.sent = sent",
         "pass",
     ),
     (
-        "protocol.waiting",
+        "_protocol.wait",
         "a claim is posted on a connection that may be dead",
         "if alive and certain",
         "if certain",
     ),
     (
-        "lease",
+        "_core.lease",
         "a refused claim is taken for a lease",
         'if reply == b"claimed":\n                grant',
         "if True:\n                grant",
     ),
     (
-        "lease",
+        "_core.lease",
         "a refused claim tells nothing",
         "grant.lost = True",
         "pass",
@@ -391,31 +392,31 @@ REASONS: dict[tuple[str, str], str] = {
     ("enqueue.lua", "true: behind and behind >= start + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
     ),
-    ("lualock.protocol.holding", "a sooner end that is not heard of is no end"): (
+    ("lualock._protocol.extend", "a sooner end that is not heard of is no end"): (
         "needs both replies to one extension lost, and somebody else who has the lock between the "
         "two ends; ``test_a_sooner_end_that_was_not_heard_of`` notices it"
     ),
-    ("lualock.protocol.holding", "any extension may shorten"): (
+    ("lualock._protocol.extend", "any extension may shorten"): (
         "needs an extension that arrives after a longer one, and somebody else between the two "
         "ends; ``test_only_what_is_to_shorten_a_lease_may`` notices it"
     ),
-    ("lualock.protocol.holding", "the copy of an extension is forgotten"): (
+    ("lualock._protocol.extend", "the copy of an extension is forgotten"): (
         "needs a sooner end that was sent twice, an extension after it, and then the other copy; "
         "``test_a_sooner_end_that_was_sent_twice`` notices it"
     ),
-    ("lualock.protocol.waiting", "an error is believed that may answer another request"): (
+    ("lualock._protocol.wait", "an error is believed that may answer another request"): (
         "needs a stray error for the posted look of a waiter without a timeout, rarely drawn; "
         "``test_an_error_is_believed_where_it_is_proved`` notices it"
     ),
-    ("lualock.protocol.waiting", "the lease of a late try is counted from the last of them"): (
+    ("lualock._protocol.acquire", "the lease of a late try is counted from the last of them"): (
         "needs a request that is late, and its reply doubled; "
         "``test_a_late_try_counts_from_its_first`` notices it"
     ),
-    ("lualock.protocol.waiting", "a claim is posted on a connection that may be dead"): (
+    ("lualock._protocol.wait", "a claim is posted on a connection that may be dead"): (
         "breaks no rule: a lease that is not claimed ends with what was certain, and its holder "
         "knows"
     ),
-    ("lualock.lease", "a refused claim is taken for a lease"): (
+    ("lualock._core.lease", "a refused claim is taken for a lease"): (
         "rules are there (claim, overlap), but a claim is refused only when it is 2.5 s late while "
         "its holder works on, and claims, which follow a message at once, hardly ever meet a fault"
     ),

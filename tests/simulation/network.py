@@ -13,8 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lualock.errors import LockError, LockUnavailable
-from lualock.protocol import (
+from lualock._protocol import (
     Batch,
     Call,
     Later,
@@ -26,6 +25,7 @@ from lualock.protocol import (
     Steps,
     Wait,
 )
+from lualock.errors import LockError, LockUnavailable
 from tests.simulation.asking import Asked, Owed, OwedByLine, OwedInLoop, Way, answer
 from tests.simulation.ear import Ear
 from tests.simulation.ghosts import lock_of

@@ -33,7 +33,7 @@ silence is waited for        no request is sent again where no reply comes (*sil
 from __future__ import annotations
 
 from lualock.jobs import verbs
-from lualock.script import SCRIPTS
+from lualock.scripts import SCRIPTS
 from tests.simulation.many import hunt
 
 Replacement = tuple[str, str, str]  # a verb, what stands there, what stands there instead

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lualock.drive import wire
+from lualock._core.keys import queue_key
+from lualock._protocol import Call, stop_request
+from lualock._transport import codec, errors
 from lualock.jobs import verbs
-from lualock.keys import queue_key
-from lualock.protocol import Call
-from lualock.script import SCRIPTS, Script
+from lualock.scripts import SCRIPTS, Script
 from tests.proving import proof_of
 from tests.simulation import contract, job_contract
 from tests.simulation.scripting import Broke, Interpreter
@@ -32,7 +32,7 @@ CALLS = 4
 
 BAND = 2**44
 LOCK = b"{k}"
-PLACE, ASKED = verbs.place_key(LOCK), verbs.asked_key(LOCK)
+PLACE, ASKED = verbs.place_key(LOCK), stop_request.asked_key(LOCK)
 KEYS = {
     "lock": LOCK,
     "queue": queue_key(LOCK),
@@ -171,10 +171,10 @@ class Bench:
         try:
             source = self._changed.get(script.source, script.source)
             proof, words = proof_of(script, call.parts)
-            reply = wire.proved(self._lua.run(source, len(script.keys), words), proof)
+            reply = codec.proved(self._lua.run(source, len(script.keys), words), proof)
         except Refused as error:
             reply = error
-        except (Broke, wire.CrossedReply) as error:
+        except (Broke, errors.CrossedReply) as error:
             return [f"script: {script.name} {error}"]
         after: Any = look(store, call)
         if jobs:

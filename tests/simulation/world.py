@@ -8,9 +8,9 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from lualock.drive import wire
-from lualock.protocol import Call
-from lualock.script import Script
+from lualock._protocol import Call
+from lualock._transport import codec, errors
+from lualock.scripts import Script
 from tests.simulation.checker import OVERLAPS, Event, Violation
 from tests.simulation.scripting import Broke, Interpreter
 from tests.simulation.store import Refused, Store
@@ -194,10 +194,10 @@ class Server:
         source = self.sources.get(script.source, script.source)
         try:
             reply = self.lua.run(source, len(script.keys), words)
-            said = wire.proved(reply.copy() if type(reply) is list else reply, proof)
+            said = codec.proved(reply.copy() if type(reply) is list else reply, proof)
         except Refused as error:
             reply = said = error
-        except (Broke, wire.CrossedReply) as error:
+        except (Broke, errors.CrossedReply) as error:
             self.world.wrong("script", f"{script.name}: {error}")
             reply = said = Refused(f"ERR user_script: {error}")
         if self.world.trace is not None:

@@ -1,0 +1,340 @@
+"""Layer 4, shared: the lease, as far as it needs no I/O.
+
+The two shells add the methods that talk to the server. Everything here is local: no round trip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lualock import _protocol as protocol
+from lualock._core import fork, handles, options
+from lualock._core.keys import display_name
+from lualock._core.with_statement import Block
+from lualock._protocol import Ask, Clock, Grant, Steps, Wait, stop_request
+from lualock.errors import LeaseLost, LockError
+
+_changing = fork.Mutex()
+"""Held where the end of a lease is set later: the thread that watches it, and its holder, may each
+have asked the server for something, and read the answers at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What is done for a lease while it is held."""
+
+    renew: bool
+    max_hold_s: float | None = None
+    on_lost: Callable[..., Any] | None = None
+    cancel: bool = False
+    needed: bool = field(init=False)
+    """Whether the lease must be watched at all."""
+
+    def __post_init__(self) -> None:
+        needed = self.renew or self.cancel or self.on_lost is not None
+        object.__setattr__(self, "needed", needed)  # frozen is for everybody else
+
+
+class BaseLease:
+    """A held lock: its token, its fence and its deadline.
+
+    Never made by hand: :meth:`Lock.acquire` returns one. A lease belongs to the process that
+    acquired it; after a fork the child owns nothing.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_ask", "_beside", "_block", "_care", "_clock", "_driver"),
+        *("_ended", "_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed"),
+        *("_shortened", "_ttl_ms", "_watch", "fence"),
+    )
+
+    fence: int
+    """A number that grows with every acquisition of the lock. Send it along with whatever the
+    lock protects, and let the receiver refuse a smaller one than it has seen."""
+
+    _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
+    _block: Block  # only while it is entered, and no statement has the block
+
+    def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
+        self._ask = ask
+        self._grant = grant
+        self._ttl_ms = ask.ttl_ms
+        self._clock: Clock = driver.clock
+        self._driver = driver
+        self._watch = watch
+        self._care = care
+        self._pid = ask.pid
+        self._shortened = 0  # how often its holder began or ended to let it end sooner
+        self._ended: Any = None  # an event: it was lost or released
+        self._passed = False  # to whoever adopts it
+        self.fence = grant.fence
+        if watch is not None:
+            self._renewed = care.renew
+            self._look_at = 0.0
+            self._hold_until = math.inf
+            if care.max_hold_s is not None:
+                self._hold_until = grant.deadline - ask.ttl_ms / 1000 + care.max_hold_s
+            watch.add(self)
+
+    @property
+    def name(self) -> str:
+        """The lock's name, fit to be shown."""
+        return display_name(self._ask.name)
+
+    @property
+    def token(self) -> str:
+        """The secret that proves ownership: whoever has it can release the lock."""
+        return self._ask.token.decode()
+
+    def remaining(self) -> float:
+        """Seconds until the lease ends unless it is renewed; 0.0 when it is over.
+
+        Counted from before the request was sent, so it is never more than what the server says.
+        """
+        return 0.0 if self._passed else self._left()
+
+    def _left(self) -> float:
+        if self._grant.released or self._grant.lost or self._pid != fork.current():
+            return 0.0
+        if self._grant.claim is not None:
+            self._claimed()
+        return max(0.0, self._grant.deadline - self._clock())
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is ours, as far as can be known without asking the server."""
+        return self.remaining() > 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease ended without being released. True before the server expires it."""
+        return not self._grant.released and not self._passed and not self.held
+
+    def _claimed(self) -> bool:
+        """Look at the reply to the claim: whether it has come now, and lets us keep the lease for
+        its whole ttl. If it was lost, the lease lasts as long as is certain."""
+        claim, grant = self._grant.claim, self._grant
+        if claim is None:
+            return False
+        try:
+            reply = claim.poll()
+        except LockError:
+            grant.claim = None
+            return False
+        if reply is None:
+            return False
+        with _changing.lock:
+            if grant.claim is not claim:
+                return False  # another thread has just read it, and the end may have changed since
+            grant.claim = None
+            if reply == b"claimed":
+                grant.deadline = max(grant.deadline, grant.claimed_deadline)
+                return True
+            grant.lost = True
+        # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
+        # is no primary any more: what is said at the new one is repeated there.
+        self._listen_anew()
+        return False
+
+    def _listen_anew(self) -> None:
+        self._driver.listen_anew()
+
+    def check(self) -> None:
+        """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
+        if not self.held:
+            raise self._no_longer("used")
+
+    def _give_up(self, timeout: float | None) -> float:
+        wait_s = options.wait_s(timeout)
+        return math.inf if wait_s is None else self._clock() + wait_s
+
+    def _nap_s(self, give_up: float) -> float:
+        """For how long to wait before looking again whether it is lost; 0: no more."""
+        if self._ended is not None:
+            self._ended.clear()
+        # In this order: what ends from here on sets the event.
+        if self._grant.released or self._passed:
+            return 0.0
+        return min(give_up - self._clock(), self._left() + 0.001)
+
+    def _cut_short(self) -> LeaseLost:
+        return LeaseLost(
+            f"the lease of lock {self.name!r} was lost, so its body was cancelled", name=self.name
+        )
+
+    def _no_longer(self, verb: str) -> LeaseLost:
+        if self._pid != fork.current():
+            why = f"belongs to process {self._pid}: a forked child owns nothing"
+        elif self._grant.released:
+            why = "was released before"
+        elif self._passed:
+            why = "was passed on: handle() was called"
+        elif protocol.is_disowned(self._grant):
+            why = "is given back as soon as the server can be reached: its release failed"
+        else:
+            why = "had ended before"
+        given_up = self._grant.released or self._passed
+        return LeaseLost(
+            f"the lease of lock {self.name!r} cannot be {verb}: it {why}",
+            name=self.name,
+            given_up=given_up,
+        )
+
+    def _enter(self, block: Block, task: Any = None) -> None:
+        if block.guard is None:
+            self._block = block
+        self._driver.blocks.push(self._ask.key, block, self, task)
+
+    def _unstated(self) -> Block | None:
+        """The block that no statement has, which ends now."""
+        block = getattr(self, "_block", None)
+        if block is not None:
+            del self._block
+        return block
+
+    def handle(self) -> str:
+        """A text by which another process can take over the lease: ``locks.adopt(handle)``.
+
+        From here on this lease is not held any more: it is in trust for whoever adopts it, and
+        leaving its ``with`` block does not release it. If it is renewed it goes on being renewed
+        until then, as long as this object lives; :meth:`release` takes it back, unless it has been
+        adopted. Its loss is nobody's from here on, so ``on_lost`` is not called. The text is
+        secret: whoever has it can take the lock.
+
+        :raises LeaseLost: it is not ours to pass on any more.
+        """
+        if self._grant.released:
+            raise self._no_longer("passed on")
+        if not self._passed:
+            self.check()
+            self._passed = True
+            if self._ended is not None:
+                self._ended.set()
+        ask = self._ask
+        renew = self._care.renew
+        return handles.write(ask.key, ask.token, self._ttl_ms, fair=ask.fair == b"1", renew=renew)
+
+    def _release(self) -> Steps[None] | None:
+        """How to give it back; ``None``: that was done before."""
+        if self._grant.released:
+            return None
+        if not fork.same[0]:
+            fork.start_anew()
+        if self._pid != fork.pid:
+            raise self._no_longer("released")
+        self._shortened += 1  # a renewal that is answered from now on changes nothing
+        return protocol.release(self._ask, self._grant)
+
+    def _tell_released(self) -> None:
+        if self._ended is not None:  # also who began to wait for its loss meanwhile
+            self._ended.set()
+
+    def _extend(self, ttl_ms: int) -> Steps[None]:
+        given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
+        if given_up or self._pid != fork.current():
+            raise self._no_longer("extended")
+        sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
+        while sooner and self._grant.claim is not None and self._left() > 0:
+            yield Wait(0.001)  # by another connection it might come later, and undo this
+        shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
+        if shortens:
+            self._count_shortening()
+        shortened = self._shortened
+        steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
+        if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
+            steps = protocol.watched(steps, self._end_changed)
+        try:
+            deadline = yield from steps
+        except LeaseLost as error:
+            if self._gone(error) and self._watch is not None:
+                self._watch.lose(self, str(error))
+            raise
+        if shortens:
+            self._count_shortening()
+        self._lasts_until(deadline, shortened)
+        self._grant.lost = False  # by our clock it may have been, but the server had it still
+        self._ttl_ms = ttl_ms
+        self._end_changed()
+
+    def _lasts_until(self, deadline: float, shortened: int) -> None:
+        """The server let it last until then at least; ``shortened`` is of when it was asked."""
+        grant = self._grant
+        with _changing.lock:
+            if shortened == self._shortened and not protocol.is_disowned(grant):
+                grant.claim = None
+                grant.deadline = max(grant.deadline, deadline)
+                if shortened != self._shortened:
+                    # Its release, for which the lock would cost too much, has begun just now. Had
+                    # it failed already, that line would have undone what it said of the lease.
+                    protocol.disown(grant)
+            elif deadline < grant.deadline:
+                # It was shortened, or released, at the same time; nobody knows which came second.
+                grant.deadline = deadline
+
+    def _count_shortening(self) -> None:
+        with _changing.lock:
+            self._shortened += 1
+
+    def _end_changed(self) -> None:
+        if self._left() <= 0:
+            return  # it was lost, which was told, or released, at the same time
+        if self._ended is not None:
+            self._ended.set()  # who waits for the loss must look when it is
+        if self._watch is not None:  # not before: it may have become another one meanwhile
+            self._watch.add(self)
+
+    def _release_requested(self) -> Steps[bool]:
+        for lease in (self, *getattr(self, "_beside", ())):
+            ask = lease._ask
+            if (yield from stop_request.release_requested(ask.key, lease.fence, ask.token)):
+                return True
+        return False
+
+    @property
+    def _lasts_ms(self) -> int:
+        """How long it lasts when it is renewed."""
+        return int(min(self._ttl_ms, self._grant.at_most_s * 1000))
+
+    def _renewal_ms(self, now: float, until: float) -> int | None:
+        """For how long to renew it now, if the last renewal ends then; ``None``: not at all."""
+        if not self._renewed:
+            return None
+        left_s = until - now
+        if left_s * 1000 >= self._lasts_ms:
+            return self._lasts_ms
+        # The last time, unless it lasts until then already.
+        return int(left_s * 1000) if until > self._grant.deadline + 0.001 else None
+
+    def _gone(self, error: LockError) -> bool:
+        """The server said that it is not ours any more: whether it was lost."""
+        if getattr(error, "given_up", False):
+            self._grant.released = True
+        else:
+            self._grant.lost = True
+        if self._ended is not None:
+            self._ended.set()
+        return self._grant.lost
+
+    def _forsaken(self) -> None:
+        """Its block went without having ended: give it back."""
+        grant = self._grant
+        if grant.released or grant.lost or self._passed or self._pid != fork.current():
+            return
+        grant.released = True
+        if self._watch is not None:
+            self._watch.drop(self)
+        if self._ended is not None:
+            self._ended.set()
+        self._driver.forsake(protocol.forsake(self._ask))
+
+    def __reduce__(self) -> str:
+        raise TypeError("a lease cannot be pickled or copied: it belongs to who acquired it")
+
+    def __repr__(self) -> str:
+        state = "released" if self._grant.released else "passed on" if self._passed else "lost"
+        if self.held:
+            state = "held"
+        return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"

@@ -1,0 +1,198 @@
+"""Layer 4, shared: the lock as a wish, and what a ``Locks`` knows. No I/O."""
+
+from __future__ import annotations
+
+import os
+import struct
+from binascii import b2a_base64
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lualock import _protocol as protocol
+from lualock._core import fork, handles, keys, options
+from lualock._core.handles import Handle
+from lualock._core.lease import Care
+from lualock._core.supply import Supply
+from lualock._core.with_statement import Block, Blocks, inside
+from lualock._protocol import Ask, Grant, ServerClock, Steps, stop_request
+from lualock.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from lualock._transport.endpoint import Endpoint
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_TOKENS = struct.Struct("22s2x" * 16)
+
+
+def _make_tokens() -> list[bytes]:
+    """Tokens: 22 characters, each of six random bits."""
+    text = b2a_base64(os.urandom(_TOKENS.size // 4 * 3), newline=False)
+    return list(_TOKENS.unpack(text.translate(_URL_SAFE)))
+
+
+_tokens = Supply(_make_tokens)
+
+
+class Settings:
+    """What one ``Locks`` uses for all its locks."""
+
+    __slots__ = ("holder", "prefix", "ttl_ms")
+
+    def __init__(
+        self,
+        prefix: str = keys.DEFAULT_PREFIX,
+        ttl: float = options.DEFAULT_TTL_S,
+        holder: str | None = None,
+    ) -> None:
+        self.prefix = keys.prefix_bytes(prefix)
+        self.ttl_ms = options.ttl_ms(ttl)
+        options.about(holder, "")
+        self.holder = holder
+
+
+class BaseLocks:
+    """What the ``Locks`` of both APIs have in common.
+
+    :param asynchronous: of a subclass: whether it is the one for asyncio.
+    """
+
+    asynchronous: ClassVar[bool]
+    _kinds: ClassVar[dict[bool, type[BaseLocks]]] = {}
+
+    _endpoint: Endpoint
+    _settings: Settings
+    _blocks: Blocks
+    _keep: Any
+    """What must live as long as this: the embedded server."""
+
+    def __init_subclass__(cls, *, asynchronous: bool) -> None:
+        cls.asynchronous = asynchronous
+        cls._kinds[asynchronous] = cls
+
+    def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def _of(cls, endpoint: Endpoint, keep: Any, settings: Settings) -> Self:
+        made = cls.__new__(cls)
+        made._open(endpoint, keep, settings)
+        return made
+
+    def _passed_on(self, handle: object) -> tuple[Handle, bytes]:
+        """What a handle says, and the name of its lock."""
+        found = handles.read(handle)
+        name = keys.name_of(self._settings.prefix, found.key)
+        if keys.lock_key(self._settings.prefix, name) != found.key:
+            raise InvalidArgument("not a handle: it was cut or changed on its way")
+        return found, name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.Locks on {self._endpoint}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Locks cannot be pickled: connect in the other process")
+
+
+class BaseLock:
+    """A named thing that at most one holder may have: stateless, safe to share."""
+
+    __slots__ = (
+        *("_about", "_band", "_care", "_crowded", "_entered", "_fair", "_key", "_locks"),
+        *("_max_waiters", "_name", "_queue", "_ttl_ms"),
+    )
+
+    _locks: Any
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str | bytes,
+        ttl: float | None,
+        renew: bool | None,
+        metadata: str,
+        fair: bool,
+        priority: int,
+        max_waiters: int | None,
+        max_hold: float | None,
+        on_lost: Callable[..., Any] | None,
+        cancel_on_loss: bool = False,
+    ) -> None:
+        self._name = name
+        self._key = keys.lock_key(settings.prefix, name)
+        self._queue = keys.queue_key(self._key)
+        self._fair = b"1" if options.flag(fair, "fair") else b"0"
+        self._band = options.band(priority)
+        self._max_waiters = options.max_waiters(max_waiters)
+        # Whether the last acquisition had to wait: then a try without a place is probably in vain.
+        # No more than a hint, so it does not matter which thread writes it last.
+        self._crowded = False
+        self._ttl_ms = settings.ttl_ms if ttl is None else options.ttl_ms(ttl)
+        # Who says how long gets just that long; who does not is held until released.
+        renewed = ttl is None if renew is None else options.flag(renew, "renew")
+        max_hold_s = options.max_hold_s(max_hold, renewed=renewed)
+        if max_hold_s is not None:
+            self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
+        options.callback(on_lost, "on_lost")
+        cancel = options.flag(cancel_on_loss, "cancel_on_loss")
+        self._care = Care(renewed, max_hold_s, on_lost, cancel)
+        self._entered: list[Block] = []  # its blocks that no statement has
+        self._about = options.about(settings.holder, metadata)
+
+    @property
+    def name(self) -> str:
+        """The lock's name, fit to be shown."""
+        return keys.display_name(self._name)
+
+    @property
+    def key(self) -> bytes:
+        """The key on the server."""
+        return self._key
+
+    @property
+    def ttl(self) -> float:
+        """How long a lease lasts on the server unless renewed, in seconds."""
+        return self._ttl_ms / 1000
+
+    def __reduce__(self) -> str:
+        raise TypeError("a lock cannot be pickled or copied: make another one of that name")
+
+    def _ask(self) -> Ask:
+        if not fork.same[0]:
+            fork.start_anew()
+        try:
+            token = _tokens.spare.pop()
+        except IndexError:
+            token = _tokens.more()
+        return Ask(
+            *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
+            *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
+        )
+
+    def _task(self) -> Any:
+        """What a wait stops: this task, or ``None`` for the whole thread."""
+        return None
+
+    def _acquire(self, ask: Ask, wait_s: float | None) -> Steps[Grant]:
+        """How to get the lock, waiting for so long.
+
+        :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
+        """
+        if wait_s is None and (inside.get() or self._key in self._locks._blocks.listed):
+            self._locks._blocks.refuse_own_wait(self._key, self._task())
+        return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
+
+    def _inside(self, lease: Any) -> Block:
+        """A block on the lock, of code that has its lease by other means."""
+        block = Block(self)
+        self._locks._blocks.push(self._key, block, lease, self._task())
+        return block
+
+    def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
+        return stop_request.request_release(self._ask(), options.ttl_ms(lasts, "lasts"), server)
+
+    def __repr__(self) -> str:
+        renewed = ", renewed" if self._care.renew else ""
+        return f"<{type(self).__name__} {self.name!r} ttl={self.ttl:g}s{renewed}>"

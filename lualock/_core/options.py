@@ -1,0 +1,228 @@
+"""Layer 0: what callers may pass, checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from dataclasses import dataclass
+
+from lualock._core import fork
+from lualock.errors import InvalidArgument
+
+DEFAULT_TTL_S = 30.0
+MIN_TTL_S = 0.001
+MAX_TTL_S = 366 * 86_400.0
+MAX_ABOUT_BYTES = 256
+MAX_DEFAULT_HOLDER_BYTES = 120
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidArgument(f"{what} must be a number of seconds, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isnan(number):
+        raise InvalidArgument(f"{what} must be a number of seconds, not NaN")
+    return number
+
+
+def _not(value: object, number: float) -> str:
+    # As it was given, for 31622400.5 rounded would do; an int may be too long to be shown.
+    return f"not {value:d}" if isinstance(value, int) and abs(value) < 10**18 else f"not {number!r}"
+
+
+def ttl_ms(ttl: object, what: str = "ttl") -> int:
+    """A ttl in seconds as whole milliseconds, rounded up.
+
+    :raises InvalidArgument: it is no number, or not from 1 ms to 366 days.
+    """
+    number = _number(ttl, what)
+    if not MIN_TTL_S <= number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be from {MIN_TTL_S} to {MAX_TTL_S:.0f} seconds (366 days), "
+            f"{_not(ttl, number)}; for a lock without a known end use the default, which is renewed"
+        )
+    return math.ceil(number * 1000 - 1e-6)
+
+
+def wait_s(timeout: object, what: str = "timeout") -> float | None:
+    """The longest time to wait, in seconds; ``None`` waits for ever, 0 does not wait.
+
+    :raises InvalidArgument: it is no number, negative, NaN or infinite.
+    """
+    if timeout is None:
+        return None
+    number = _number(timeout, what)
+    if number < 0 or math.isinf(number):
+        raise InvalidArgument(
+            f"{what} must be 0 (do not wait) or more seconds, or None (wait for ever), "
+            f"{_not(timeout, number)}"
+        )
+    return number
+
+
+def socket_s(value: object, what: str) -> None:
+    """How long a connection is given, in seconds.
+
+    :raises InvalidArgument: it is no number, not above 0, or more than 366 days.
+    """
+    number = _number(value, what)
+    if not 0 < number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be above 0 and at most {MAX_TTL_S:.0f} seconds (366 days), "
+            f"{_not(value, number)}"
+        )
+
+
+def delay_s(value: object, what: str) -> float:
+    """For how long something is put off, in seconds.
+
+    :raises InvalidArgument: it is no number, or not from 0 to 366 days.
+    """
+    number = _number(value, what)
+    if not 0 <= number <= MAX_TTL_S:
+        raise InvalidArgument(
+            f"{what} must be from 0 to {MAX_TTL_S:.0f} seconds (366 days), {_not(value, number)}"
+        )
+    return number
+
+
+def max_hold_s(value: object, *, renewed: bool) -> float | None:
+    """For how long a lease is renewed at most, in seconds; ``None``: without an end.
+
+    :raises InvalidArgument: it is no number above 0, or the lease is not renewed.
+    """
+    if value is None:
+        return None
+    number = _number(value, "max_hold")
+    if number < MIN_TTL_S:
+        raise InvalidArgument(
+            f"max_hold must be at least {MIN_TTL_S} seconds, {_not(value, number)}"
+        )
+    if not renewed:
+        raise InvalidArgument(
+            "max_hold limits for how long a lease is renewed, and this one is not renewed: its ttl "
+            "is its end. Leave max_hold out, or say renew=True"
+        )
+    return number
+
+
+def callback(value: object, what: str) -> None:
+    """Something to call, or ``None``.
+
+    :raises InvalidArgument: it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise InvalidArgument(f"{what} must be callable or None, not {type(value).__name__}")
+
+
+PRIORITY_MAX = 100
+_BAND = 2**44  # places of one priority: ticks of 0.1 ms, enough for 55 years
+
+
+def band(priority: object) -> bytes:
+    """Where the places of a priority begin in the queue: the higher, the nearer to the front.
+
+    :raises InvalidArgument: it is no whole number from -100 to 100.
+    """
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidArgument(f"priority must be an int, not {type(priority).__name__}")
+    if abs(priority) > PRIORITY_MAX:
+        raise InvalidArgument(
+            f"priority must be from -{PRIORITY_MAX} to {PRIORITY_MAX}, not {priority}"
+        )
+    return b"%d" % ((PRIORITY_MAX - priority) * _BAND)
+
+
+def max_waiters(count: object) -> bytes:
+    """How many may wait, 0 for any number.
+
+    :raises InvalidArgument: it is no whole number above 0.
+    """
+    if count is None:
+        return b"0"
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**31:
+        raise InvalidArgument(
+            f"max_waiters must be a whole number above 0, or None for no limit, not {count!r}"
+        )
+    return b"%d" % count
+
+
+def flag(value: object, what: str) -> bool:
+    """A yes or no.
+
+    :raises InvalidArgument: it is neither ``True`` nor ``False``.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{what} must be True or False, not {value!r}")
+    return value
+
+
+_HOST = socket.gethostname()
+_this_thread = threading.local()
+
+
+def default_holder() -> bytes:
+    """This thread as others shall see it: ``host:pid:thread``. Kept, for each acquisition asks."""
+    pid, shown = getattr(_this_thread, "shown", (0, b""))
+    if pid != fork.pid:
+        thread = threading.current_thread().name
+        text = f"{_HOST}:{fork.pid}:{thread}".replace("\n", " ")
+        shown = text.encode("utf-8", "replace")[:MAX_DEFAULT_HOLDER_BYTES]
+        _this_thread.shown = fork.pid, shown
+    return bytes(shown)
+
+
+def process_holder(pid: int) -> bytes:
+    """How :func:`default_holder` begins in a process of this machine."""
+    text = f"{_HOST}:{pid}:".replace("\n", " ")
+    return text.encode("utf-8", "replace")[:MAX_DEFAULT_HOLDER_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is kept beside a lease for whoever asks: its holder, a newline, its metadata.
+
+    ``holder`` is ``None`` for :func:`default_holder`, which differs from thread to thread.
+    """
+
+    holder: bytes | None
+    metadata: bytes
+
+    def text(self) -> bytes:
+        """As it is sent, for a lease of the calling thread."""
+        return (default_holder() if self.holder is None else self.holder) + self.metadata
+
+
+def about(holder: str | None, metadata: str) -> About:
+    """Check and encode what users say about their leases.
+
+    :raises InvalidArgument: more than 256 bytes, or a holder that is empty or not one line.
+    """
+    if holder is not None and not isinstance(holder, str):
+        raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
+    if not isinstance(metadata, str):
+        raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
+    if holder is not None and (not holder or "\n" in holder):
+        raise InvalidArgument("holder must be one line of text, and not empty")
+    found = About(
+        None if holder is None else holder.encode("utf-8", "replace"),
+        b"\n" + metadata.encode("utf-8", "replace") if metadata else b"",
+    )
+    size = len(found.metadata)
+    size += MAX_DEFAULT_HOLDER_BYTES if found.holder is None else len(found.holder)
+    if size > MAX_ABOUT_BYTES:
+        raise InvalidArgument(
+            f"holder and metadata have {size} bytes together, more than the "
+            f"{MAX_ABOUT_BYTES} allowed: keep a reference there, and the rest elsewhere"
+        )
+    return found
+
+
+def split_about(raw: bytes) -> tuple[str, str]:
+    """The holder and the metadata out of what :func:`about` made."""
+    holder, _, metadata = raw.decode("utf-8", "replace").partition("\n")
+    return holder, metadata

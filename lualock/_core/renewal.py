@@ -1,0 +1,244 @@
+"""Layer 4, shared: leases that are watched: renewed in time, and their loss told. No I/O.
+
+The shells bring the thread or the timer, and run :meth:`Watch.round` when it is time. Rules that
+hold here:
+
+* Leases are renewed at a third of their ttl, so two renewals may fail before one is lost; some a
+  little earlier, so that processes that began together do not renew together.
+* Those that fall due at about the same time are renewed in one round trip.
+* They are held weakly: a lease that the program dropped is not renewed for ever.
+* Whatever goes wrong is logged and tried again until the local deadline, which is no later than the
+  server's; then the lease is lost, and whoever wanted to know is told.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import weakref
+
+from lualock import _protocol as protocol
+from lualock._core.lease import BaseLease
+from lualock._protocol import CLAIM_MS, LAST_WORD_S, ServerClock, Steps
+from lualock.errors import LockError, LockUnavailable
+
+log = logging.getLogger("lualock.watch")
+
+RENEW_AT = 2 / 3
+"""What is left of the ttl when a lease is renewed, as a share of it."""
+
+JITTER = 1 / 12
+"""By how much earlier than that at most."""
+
+ROUND = 1 / 20
+"""Leases that fall due within this share of their ttl are renewed in the same round."""
+
+RETRY_S, RETRY = 1.0, 1 / 10
+"""How long after a failure it is tried again: the shorter of a time and a share of the ttl."""
+
+WITHIN = 1 / 4
+"""How long one try may take, as a share of what is left of the lease that ends first."""
+
+STUMBLE_S = 0.02
+"""How long who watches pauses after a bug, which may be met again at once."""
+
+HASTE_S = 1.0
+"""One try may take that long also where another lease falls due meanwhile: a server that is slow,
+but works, must do."""
+
+
+class Watch:
+    """The leases that are watched. In the usual case somebody looks in time already, and adding
+    one is a single operation of a dictionary, as dropping it is."""
+
+    def _start_empty(self, server: ServerClock) -> None:
+        self._clock, self._reply_s = server.clock, server.reply_s
+        self._new: dict[bytes, weakref.ref[BaseLease]] = {}  # since somebody looked last
+        self._known: dict[bytes, weakref.ref[BaseLease]] = {}
+        # When to look at those that are known, earliest first. An entry counts only if the lease
+        # is still to be looked at then: it may have been dropped, or have another entry.
+        self._due: list[tuple[float, bytes]] = []
+        self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
+        self._added = False  # since somebody looked last
+
+    def add(self, lease: BaseLease, look_at: float | None = None) -> None:
+        """Watch this lease from now on; also when its end has changed."""
+        if look_at is None:
+            look_at = self._first_look(lease)
+        lease._look_at = look_at
+        self._new[lease._ask.token] = weakref.ref(lease)
+        self._added = True
+        if look_at < self._wakes_at:
+            self._wake_at(look_at)
+
+    def drop(self, lease: BaseLease) -> bool:
+        """Watch this lease no more; whether it was watched."""
+        watched = lease._look_at < math.inf
+        lease._look_at = math.inf  # for who moves it from one to the other at this moment
+        self._new.pop(lease._ask.token, None)
+        self._known.pop(lease._ask.token, None)
+        return watched
+
+    def leases(self) -> list[BaseLease]:
+        """Those that are watched now."""
+        refs = list({**self._known, **self._new}.values())
+        return [lease for ref in refs if (lease := ref()) is not None]
+
+    def next_look(self) -> float:
+        """When somebody must look next; infinity: there is nothing to look at."""
+        self._take_new()
+        while self._due and self._entry(*self._due[0]) is None:
+            heapq.heappop(self._due)
+        return self._due[0][0] if self._due else math.inf
+
+    def round(self) -> Steps[None]:
+        """Look at the leases that are due: tell of those that are lost, then renew the others."""
+        now = self._clock()
+        due = self._take_due(now)
+        try:
+            yield from self._look_at(due, now)
+        except BaseException:
+            # What an extension of redis-py raised, a cancellation, a bug. They are in no heap.
+            for lease in due:
+                self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
+            raise
+
+    def _look_at(self, due: list[BaseLease], now: float) -> Steps[None]:
+        wanted: list[tuple[BaseLease, int, int]] = []
+        ends = math.inf
+        for lease in due:
+            if lease._grant.released:
+                self.drop(lease)
+            elif lease._left() <= 0:
+                self.lose(lease, "its time was over")
+            elif lease._claimed():
+                self._look_again(lease, self._first_look(lease))
+            elif (ttl_ms := lease._renewal_ms(now, self._renewed_until(lease))) is not None:
+                wanted.append((lease, ttl_ms, lease._shortened))
+                ends = min(ends, lease._grant.deadline)
+            else:
+                self._not_renewed(lease)
+        if wanted:
+            # If the server hangs, what falls due meanwhile must not wait for long.
+            patience_s = max(HASTE_S, self.next_look() - now)
+            within_s = min(self._reply_s, patience_s, max(LAST_WORD_S, (ends - now) * WITHIN))
+            yield from self._renew(wanted, within_s)
+
+    def _renewed_until(self, lease: BaseLease) -> float:
+        """When the last renewal of this lease ends."""
+        return lease._hold_until
+
+    def _not_renewed(self, lease: BaseLease) -> None:
+        """This lease is not renewed, or not beyond the end that it has now."""
+        if lease._renewed:
+            lease._renewed = False
+            log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
+        self._look_again(lease, lease._grant.deadline)
+
+    def _renew(self, wanted: list[tuple[BaseLease, int, int]], within_s: float) -> Steps[None]:
+        asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
+        outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
+        failures: list[LockError] = []
+        for (lease, ttl_ms, shortened), outcome in zip(wanted, outcomes, strict=True):
+            if isinstance(outcome, float):
+                lease._lasts_until(outcome, shortened)
+                self._look_again(lease, self._first_look(lease))
+            elif isinstance(outcome, LockUnavailable):
+                # Trying goes on until the local deadline.
+                self._look_again(lease, self._retry_at(lease, ttl_ms))
+                failures.append(outcome)
+            elif lease._look_at < math.inf and lease._gone(outcome):
+                self.lose(lease, str(outcome))
+            else:
+                self.drop(lease)  # passed on; or released, or told, at the same time
+        if failures:
+            log.warning(
+                "%d leases could not be renewed, trying again: %s", len(failures), failures[0]
+            )
+
+    def lose(self, lease: BaseLease, why: str) -> None:
+        """This lease was found lost, here or by its own holder: tell whoever wants to know."""
+        if not self.drop(lease):
+            return  # released, or told, at the same time
+        if lease._passed:
+            log.warning("the lease of lock %r was passed on, and is lost: %s", lease.name, why)
+            return
+        lease._grant.lost = True
+        log.error("the lease of lock %r is lost: %s", lease.name, why)
+        try:
+            self._tell(lease)
+        except Exception:  # no thread can be started: the others are to be renewed all the same
+            log.exception("the loss of lock %r could not be told, trying again", lease.name)
+            self.add(lease, self._clock() + RETRY_S)
+
+    def _wake_at(self, look_at: float) -> None:
+        """See to it that somebody looks then."""
+        raise NotImplementedError
+
+    def _tell(self, lease: BaseLease) -> None:
+        """Tell whoever wants to know that this lease is lost. Never waits."""
+        raise NotImplementedError
+
+    def _first_look(self, lease: BaseLease) -> float:
+        grant = lease._grant
+        if not lease._renewed:
+            return grant.deadline
+        ttl_s = lease._lasts_ms / 1000
+        ahead_s = ttl_s * (RENEW_AT + JITTER * (lease._ask.token[0] % 16) / 15)
+        if grant.claim is not None:
+            # Claimed, but the reply is not read yet: look at it before what is certain ends.
+            ahead_s = min(ahead_s, CLAIM_MS / 3000)
+        return grant.deadline - ahead_s
+
+    def _retry_at(self, lease: BaseLease, ttl_ms: int) -> float:
+        retry_s = min(RETRY_S, ttl_ms / 1000 * RETRY)
+        return min(self._clock() + retry_s, lease._grant.deadline)
+
+    def _look_again(self, lease: BaseLease, look_at: float) -> None:
+        token = lease._ask.token
+        if token in self._known:
+            lease._look_at = look_at
+            heapq.heappush(self._due, (look_at, token))
+            if lease._grant.deadline < look_at:
+                # Its holder has let it end sooner just before that line, which overwrote when to
+                # look at it.
+                Watch.add(self, lease)
+
+    def _entry(self, look_at: float, token: bytes) -> BaseLease | None:
+        """The lease that is to be looked at then; ``None`` if the entry does not count."""
+        ref = self._known.get(token)
+        if ref is None:
+            return None
+        lease = ref()
+        if lease is None:
+            self._known.pop(token, None)
+            return None
+        return lease if lease._look_at == look_at else None
+
+    def _take_new(self) -> None:
+        while self._new:
+            try:
+                token, ref = self._new.popitem()
+            except KeyError:
+                return  # other threads drop leases at the same time
+            self._known[token] = ref
+            lease = ref()
+            look_at = math.inf if lease is None else lease._look_at
+            if look_at < math.inf:
+                heapq.heappush(self._due, (look_at, token))
+            else:
+                self._known.pop(token, None)
+
+    def _take_due(self, now: float) -> list[BaseLease]:
+        self._take_new()
+        found = []
+        while self._due:
+            lease = self._entry(*self._due[0])
+            if lease is not None:
+                soon_s = lease._lasts_ms / 1000 * ROUND if lease._renewed else 0.0
+                if self._due[0][0] > now + soon_s:
+                    break
+                found.append(lease)
+            heapq.heappop(self._due)
+        return found

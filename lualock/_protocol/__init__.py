@@ -1,0 +1,111 @@
+"""Layer 2: what is sent, in which order, and what each reply means. Sans-IO.
+
+Every operation is a generator that yields steps and is sent their replies. It has no socket, no
+clock and no randomness of its own; the drivers have them, so one logic serves threads, asyncio
+and the simulator. ``steps`` says what a driver must be able to do, ``replies`` what a reply means,
+``holding`` has the verbs of a holder, ``waiting`` how a lock is acquired, ``passing`` how a lease
+is passed on. Rules that hold here:
+
+* A driver sends the reply of a step in, or throws whatever went wrong in: every exception, but
+  never ``GeneratorExit``, which Python raises when nobody will finish a generator.
+* Every script is idempotent by token. A call whose reply was lost is sent again, on a fresh
+  connection; when that fails too the outcome is unknown, and the error says so.
+* A deadline is counted from *before* the request was sent, so it never ends after the server's.
+* When acquiring is interrupted after something was sent, the token is abandoned before the
+  interruption goes on. A failure of that never replaces what interrupted.
+"""
+
+from lualock._protocol.abandon import ABANDON, ENQUEUE, forsake
+from lualock._protocol.acquire import acquire, undo
+from lualock._protocol.adopt import ADOPT, adopt, take
+from lualock._protocol.attempt import ACQUIRE, CLAIM, CLAIM_MS, LOOK_LATE_S
+from lualock._protocol.effects import (
+    LAST_WORD_S,
+    Batch,
+    Call,
+    Clock,
+    Later,
+    Listen,
+    Pending,
+    Post,
+    Reach,
+    Step,
+    Steps,
+    T,
+    Wait,
+    watched,
+)
+from lualock._protocol.exchange import resend
+from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
+from lualock._protocol.inspect import INSPECT, inspect
+from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
+from lualock._protocol.replies import LockInfo, conflict
+from lualock._protocol.request import Ask, Grant, disown, is_disowned
+from lualock._protocol.server_clock import ServerClock
+from lualock._protocol.stop_request import (
+    RELEASE_REQUESTED,
+    REQUEST_RELEASE,
+    WITHDRAW,
+    release_requested,
+    request_release,
+    withdraw,
+)
+from lualock._protocol.wait import abandon, claim, enqueue
+
+__all__ = [
+    "ABANDON",
+    "ACQUIRE",
+    "ADOPT",
+    "CLAIM",
+    "CLAIM_MS",
+    "ENQUEUE",
+    "EXTEND",
+    "HAND_OVER",
+    "INSPECT",
+    "LAST_WORD_S",
+    "LOOK_LATE_S",
+    "RELEASE",
+    "RELEASE_REQUESTED",
+    "REQUEST_RELEASE",
+    "WITHDRAW",
+    "Ask",
+    "Batch",
+    "Call",
+    "Clock",
+    "Grant",
+    "Later",
+    "Listen",
+    "LockInfo",
+    "Pending",
+    "Post",
+    "Reach",
+    "ServerClock",
+    "Step",
+    "Steps",
+    "T",
+    "Wait",
+    "abandon",
+    "acquire",
+    "adopt",
+    "claim",
+    "conflict",
+    "disown",
+    "enqueue",
+    "extend",
+    "extend_all",
+    "forsake",
+    "hand_over",
+    "inspect",
+    "is_disowned",
+    "leave",
+    "note",
+    "release",
+    "release_requested",
+    "request_release",
+    "resend",
+    "shortens",
+    "take",
+    "undo",
+    "watched",
+    "withdraw",
+]

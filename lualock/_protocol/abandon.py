@@ -1,0 +1,41 @@
+"""Give back what a token may have, where its caller has given up."""
+
+from __future__ import annotations
+
+from lualock._protocol.effects import Call, Later, Steps
+from lualock._protocol.request import Ask, named
+from lualock.errors import LockError
+from lualock.scripts import SCRIPTS
+
+ABANDON = SCRIPTS["abandon"]
+ENQUEUE = SCRIPTS["enqueue"]
+
+
+def give_back(
+    ask: Ask, ticket: bytes, ghost: Call | None, until: float | None = None
+) -> Steps[None]:
+    """After an interruption, or at the end of the time: abandon a token of which nobody knows what
+    it has. Never raises."""
+    try:
+        if ghost is not None:  # first, for it cannot fail
+            yield lay(ask, ghost)
+        yield forsake(ask, ticket, until)
+    except LockError:
+        # What went wrong before is what the caller must see. The driver goes on trying; at the
+        # worst the lock is free again when its lease ends.
+        return
+
+
+def lay(ask: Ask, ghost: Call) -> Later:
+    """The step that lays a ghost: abandons what a lost request may still take for nobody, the lock
+    or a place in the queue, but not the lease that has been won since, if there is one."""
+    ghost.moot = True
+    ticket = ghost.parts[2] if ghost.script is ENQUEUE else b""
+    kept = b"" if ask.grant is None else named(ask, ask.grant)
+    return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), ghost)
+
+
+def forsake(ask: Ask, ticket: bytes = b"", until: float | None = None) -> Call:
+    """The request that gives back whatever a token has that nobody has in hand any more."""
+    parts = (ask.key, ask.queue, ask.token, ticket, ask.fair, b"")
+    return Call(ABANDON, parts, until, compensating=True)

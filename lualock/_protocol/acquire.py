@@ -1,0 +1,71 @@
+"""How a lock is acquired: acquire, enqueue, claim, abandon, and the waiting between them.
+
+The first try is one script. If somebody has the lock, the driver listens for messages and a
+second script takes a place in the queue. From then on a message says whose turn it is; because a
+message can be lost, every waiter also looks again by itself, the first in the queue when the
+holder's lease ends, the others the more rarely the further back they are.
+"""
+
+from __future__ import annotations
+
+from lualock._protocol.abandon import give_back, lay
+from lualock._protocol.attempt import _Attempt
+from lualock._protocol.effects import Steps
+from lualock._protocol.request import Ask, Grant
+from lualock._protocol.server_clock import ServerClock
+from lualock._protocol.wait import abandon, enqueue
+from lualock.errors import KeyConflict, LockError, NotAcquired
+
+
+def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
+    """Take the lock, waiting up to ``wait_s`` seconds (``None``: for ever; 0: one try).
+
+    :raises NotAcquired: somebody else still had it when the time was over.
+    :raises QueueFull: as many wait already as the lock allows.
+    :raises KeyConflict: the key holds something else.
+    :raises LockUnavailable: the server did not answer, or answered that it cannot.
+    """
+    attempt = _Attempt(ask, server, wait_s)
+    try:
+        try:
+            if not server.known:
+                yield from attempt.reach()
+            if wait_s == 0 or not ask.crowded:
+                step = attempt.take()
+                try:
+                    reply = yield step
+                except LockError as error:
+                    reply = yield from attempt.persist(attempt.take, error)
+                if type(reply) is list and reply[0] == b"late":
+                    sent = attempt.sent
+                    reply = yield from attempt.hurry(attempt.take, reply)
+                    attempt.sent = sent  # the token is all that proves which of them it answers
+                ask.grant = attempt.taken(reply)
+            if ask.grant is None:
+                ask.grant = yield from enqueue(attempt)
+            if attempt.ghost is not None:
+                # Now, for what becomes of the lease (it may be released, passed on or forgotten)
+                # is not known; it takes away all but that.
+                yield lay(ask, attempt.ghost)
+            return ask.grant
+        except NotAcquired as refused:
+            told = None
+            if attempt.unsettled:
+                told = yield from abandon(attempt)
+            raise (told or refused) from None
+    except (GeneratorExit, KeyConflict):
+        raise
+    except BaseException:
+        ask.grant = None
+        # Also of who was refused: a look that went before the refused one may have come after it,
+        # and have been answered with a place.
+        ghost = attempt.possible_ghost()
+        if attempt.unsettled or ghost is not None:
+            yield from give_back(ask, attempt.ticket, ghost, attempt.until)
+        raise
+
+
+def undo(ask: Ask) -> Steps[None]:
+    """Give back what was won, where the caller was interrupted before it heard of it."""
+    if ask.grant is not None:
+        yield from give_back(ask, b"", None)

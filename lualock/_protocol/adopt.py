@@ -1,0 +1,121 @@
+"""How a lease is passed on: adopt, by whoever was given its handle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lualock._core.keys import display_name
+from lualock._protocol.abandon import give_back, lay
+from lualock._protocol.effects import Call, Reach, Steps
+from lualock._protocol.exchange import still_unknown
+from lualock._protocol.replies import lost
+from lualock._protocol.request import Ask, Grant
+from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
+from lualock.errors import LockError, LockUnavailable
+from lualock.scripts import SCRIPTS
+
+ADOPT = SCRIPTS["adopt"]
+
+
+def adopt(
+    ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted", *, fresh: bool = True
+) -> Steps[Grant]:
+    """Take over the lease of ``token``: from then on it is that of ``ask``.
+
+    :param verb: what is done to the lease in its owner's words.
+    :param fresh: as for :func:`take`.
+    :raises LeaseLost: that lease has ended, or was adopted or released before.
+    :raises LockUnavailable: the server did not answer. If the outcome is unknown, a lease that may
+        be ours is given up, so that nobody has it in vain; if it is not, its owner has it still.
+    """
+
+    def make(deadline: bytes) -> Call:
+        return Call(ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about))
+
+    def refusal(reply: Any) -> LockError:
+        return lost(ask.name, ask.key, reply, verb)
+
+    return take(ask, server, make, refusal, final=True, fresh=fresh)
+
+
+def take(
+    ask: Ask,
+    server: ServerClock,
+    make: Callable[[bytes], Call],
+    refusal: Callable[[Any], LockError],
+    *,
+    final: bool = False,
+    fresh: bool = True,
+) -> Steps[Grant]:
+    """Take something by one script, which answers as ``acquire`` does where it takes it.
+
+    :param make: makes the request, given its deadline.
+    :param refusal: the error for any other reply.
+    :param final: who is refused once is always refused, also by a request that arrives later.
+    :param fresh: the token of ``ask`` is used for nothing else, so that whatever it has beside this
+        lease is nobody's.
+    """
+    if not server.known:
+        yield Reach()
+    step: Call | None = None
+    ghost: Call | None = None  # whose reply was lost, and which may be under way still
+    unknown: LockUnavailable | None = None
+    try:
+        late = 0
+        while True:
+            sent = server.clock()
+            expires, deadline = server.usual(sent)
+            request = make(deadline)
+            request.expires = expires
+            step = request  # only now: one that has no end would be cleaned up after never
+            try:
+                reply = yield step
+            except LockUnavailable as error:
+                if unknown is not None:
+                    raise still_unknown(unknown, error) from error
+                if not error.outcome_unknown:
+                    raise
+                ghost, unknown = step, error  # once more, on a fresh connection
+                continue
+            if step.doubled:
+                ghost = step
+            if type(reply) is bytes and reply.isdigit():
+                ask.grant = Grant(int(reply), sent + ask.ttl_ms / 1000)
+            elif reply[0] == b"owned":
+                ask.grant = Grant(int(reply[2]), sent + reply[1] / 1000)
+            elif reply[0] == b"late":
+                server.compare(sent, server.clock(), int(reply[1]))
+                late += 1
+                if late > LATE_MAX:
+                    raise jumps()
+                continue
+            else:
+                doubled, step = step.doubled, None
+                if final:
+                    ghost = None
+                    if (unknown is not None or doubled) and not fresh:
+                        # It may have been taken, and taken over since by another process that has
+                        # the token: a job's next delivery.
+                        raise unknown or LockUnavailable(
+                            f"could not tell whether lock {display_name(ask.name)!r} was taken: "
+                            "the first reply was lost, and it is not ours any more",
+                            outcome_unknown=True,
+                        )
+                raise refusal(reply)
+            if ghost is not None and fresh:
+                yield lay(ask, ghost)
+            return ask.grant
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        ask.grant = None
+        if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
+            step = None  # a definite answer, to the last request
+        if step is not None:
+            if ghost is not None:
+                step.via = None  # it stands for both, by whatever connection it went
+            ghost = step
+        if ghost is not None:
+            yield from give_back(ask, b"", ghost)
+        raise

@@ -1,0 +1,307 @@
+"""One acquisition under way: what was sent, what is known, and until when it goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lualock._protocol.abandon import ENQUEUE
+from lualock._protocol.effects import LAST_WORD_S, Call, Post, Reach, Step, Steps, Wait
+from lualock._protocol.exchange import still_unknown
+from lualock._protocol.replies import Held, conflict
+from lualock._protocol.request import Ask, Grant
+from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
+from lualock.errors import LockError, LockUnavailable, NotAcquired, QueueFull
+from lualock.scripts import SCRIPTS
+
+ACQUIRE = SCRIPTS["acquire"]
+CLAIM = SCRIPTS["claim"]
+CLAIM_MS = 2500
+"""How long a waiter that was given the lock has until it must have claimed it; also in Lua."""
+
+
+LOOK_MAX_S = 60.0
+"""How rarely the last of many waiters looks again; the queue's key lives three times as long."""
+
+
+LOOK_AT_END, LOOK_LEAST_S, LOOK_BEHIND_S = 8, 1.0, 0.5
+"""How many in front look when the lease ends, all but two of them no more often than that; those
+behind them do too, but no more often than that for each who is before them."""
+
+
+YOUNG_S = 0.08
+"""When a newcomer looks once more; from 60 ms on (also in Lua) it is told when it becomes first."""
+
+
+LOOK_LATE_S = 0.005
+"""How long after the end of a lease its successor looks, so that it does not look too early."""
+
+
+RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
+"""Pauses between the attempts to reach a server that is away."""
+
+
+PATIENCE_S = 60.0
+"""How long a waiter without a timeout bears a server that is away before it gives up; who has had
+no answer at all yet does not wait for a server."""
+
+
+class _Attempt:
+    """One acquisition under way: what was sent, what is known, and until when to go on."""
+
+    # What an acquisition at the first try never touches stands here, not in each instance.
+    queued = False
+    answered = 0.0
+    began = 0.0  # when the first look was sent
+    young_until = 0.0  # until then nobody tells it that it is first
+    since = 0.0  # when the first of those looks was sent that are not answered
+    reply: list[Any] | None = None  # the last that said who has the lock
+    ticket = b""
+    seen = b""  # the fence it had then
+    place: bytes
+    kind: type[Call] = Post  # of the next look: the reply to the first is not urgent
+    asked: Call | None = None  # the last request that could take the lock, while unanswered
+    ghost: Call | None = None  # one before it, whose reply will never come
+    give_up = math.inf
+    until: float | None = None  # one try has the connection's own time
+    unsettled = True  # whether the server may have something under our token
+
+    def __init__(self, ask: Ask, server: ServerClock, wait_s: float | None) -> None:
+        self.ask = ask
+        self.server = server
+        self.clock = clock = server.clock
+        self.once = wait_s == 0
+        self.sent = clock()
+        if wait_s is not None:
+            self.give_up = self.sent + wait_s
+            self.until = self.give_up if wait_s else None
+
+    def reach(self) -> Steps[None]:
+        """Make the first connection: it tells the server's time, which every request needs."""
+        self.unsettled = False
+        try:
+            yield Reach(self.until)
+        except LockError as error:
+            yield from self.persist(lambda: Reach(self.until), error)
+        self.sent, self.unsettled = self.clock(), True
+
+    def take(self) -> Call:
+        """The request that takes the lock if it is free."""
+        ask = self.ask
+        expires, deadline = self._deadline()
+        parts = (ask.key, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
+        self.asked = step = Call(ACQUIRE, parts, self.until, expires=expires)
+        return step
+
+    def _deadline(self) -> tuple[float, bytes]:
+        """Until when the reply to a request that is sent now is waited for, here and there."""
+        usual, deadline = self.server.usual(self.sent)
+        if self.until is None or usual < self.until:
+            return usual, deadline
+        expires = max(self.until, self.sent + LAST_WORD_S)
+        return expires, self.server.deadline(expires, self.sent)
+
+    def taken(self, reply: bytes | list[Any]) -> Grant | None:
+        """What its reply means; ``None``: somebody has it, and there is time to wait."""
+        if self.asked is not None and self.asked.doubled:
+            self.may_linger()
+        self.asked = None
+        if type(reply) is bytes:
+            if self.sent > self.server.stale_at:
+                self.server.compare(self.sent, self.clock(), int(reply))
+            named = reply + self.ask.token
+            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)
+        assert isinstance(reply, list)
+        if reply[0] == b"owned":
+            # A repeat of a request that had been carried out: the lease may have begun earlier.
+            return Grant(int(reply[2]), self.sent + reply[1] / 1000)
+        self.unsettled = False
+        if reply[0] != b"held":
+            raise conflict(self.ask.key)
+        self.reply, self.answered = reply, self.clock()
+        if self.once:
+            raise self._refusal(NotAcquired, None)
+        return None
+
+    def look(self, channel: bytes) -> Call:
+        """The request that takes the lock if it is our turn, or has a place in the queue."""
+        ask = self.ask
+        if not self.ticket:
+            self.ticket = b"%b%d %b %b" % (ask.token, ask.ttl_ms, channel, ask.about)
+            self.place = ask.band
+        self.sent, self.unsettled = self.clock(), True
+        if not self.began:
+            self.began = self.sent
+        expires, deadline = self._deadline()
+        parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair, deadline)
+        kind, self.kind = self.kind, Call
+        if self.asked is None:
+            self.since = self.sent
+        else:
+            self.may_linger()
+        self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
+        return step
+
+    def looked(self, reply: bytes | list[Any]) -> Grant | None:
+        """What its reply means; ``None``: it is not our turn yet."""
+        self.answer_came()
+        if type(reply) is bytes:
+            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
+        assert isinstance(reply, list)
+        if reply[0] == b"queued":
+            now = self.clock()
+            if not self.queued:
+                self.queued, self.young_until = True, now + YOUNG_S
+            self.reply, self.answered = reply, now
+            self.seen, self.place = reply[4], reply[6]
+            return None
+        if reply[0] == b"owned":
+            return Grant(int(reply[2]), self.sent + reply[1] / 1000, True)
+        self.unsettled = False
+        if reply[0] != b"full":
+            raise conflict(self.ask.key)
+        self.reply, self.answered = reply, self.clock()
+        raise self._refusal(QueueFull, reply[4])
+
+    def arrived(self) -> None:
+        """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
+        if self.ghost is not None:
+            self.may_linger()
+        self.answer_came()
+
+    def answer_came(self) -> None:
+        """The request that was out is answered; but a copy of it may be under way still."""
+        if self.asked is not None and self.asked.doubled:
+            self.may_linger()
+        self.asked = None
+
+    def possible_ghost(self) -> Call | None:
+        """The last request that may be under way still."""
+        self.may_linger()
+        return self.ghost
+
+    def may_linger(self) -> None:
+        """The request that is out may be under way still when we have gone on: as the last one, it
+        stands for those before it, so it does not matter any more by which connection it went."""
+        if self.asked is not None:
+            if self.ghost is not None:
+                self.asked.via = None
+            self.ghost, self.asked = self.asked, None
+
+    def hurry(self, make: Callable[[], Step], reply: list[Any]) -> Steps[Any]:
+        """Ask again where the server found our request late: now we know its time better."""
+        for _ in range(LATE_MAX):
+            now = self.clock()
+            self.answer_came()
+            self.unsettled = self.queued or self.ghost is not None
+            if now >= self.give_up:
+                if self.reply is not None:
+                    raise self._refusal(NotAcquired, self.reply[5] if self.queued else None)
+                raise LockUnavailable("the request reached the server when the time was over")
+            self.server.compare(self.sent, now, int(reply[1]))
+            self.sent, self.unsettled = self.clock(), True
+            try:
+                reply = yield make()
+            except LockError as error:
+                reply = yield from self.persist(make, error)
+            if reply[0] != b"late":
+                return reply
+        self.answer_came()
+        self.unsettled = self.queued or self.ghost is not None
+        raise jumps()
+
+    def claim(self, kind: type[Call], told: bytes) -> Call:
+        """The request that makes a lease that was given to us last its whole ttl."""
+        ask = self.ask
+        parts = (ask.key, told[:16] + ask.token, b"%d" % ask.ttl_ms)
+        return kind(CLAIM, parts, self.until, lazy=kind is Post)
+
+    def nap_s(self) -> float:
+        """How long to wait for a message before looking again."""
+        assert self.reply is not None
+        left_ms, ahead = self.reply[1], self.reply[5]
+        nap_s: float = LOOK_MAX_S
+        if left_ms >= 0:
+            # When the lease ends by itself, it is the first's turn, and then the second's; those
+            # before us may have died with the holder, and whoever looks passes over the dead.
+            # Counted from the request, for its reply may have been read only now.
+            left_s = left_ms / 1000 - (self.clock() - self.sent)
+            nap_s = max(0.0, left_s) + LOOK_LATE_S * (ahead + 1)
+            if ahead > 1:
+                near = ahead < LOOK_AT_END
+                nap_s = max(nap_s, LOOK_LEAST_S if near else LOOK_BEHIND_S * ahead)
+        if ahead > 0:
+            # Who becomes first is told, but a message can be lost, and whoever was told may have
+            # died since: everybody looks, rarely, so that many cost little.
+            nap_s = min(nap_s, CLAIM_MS / 1000 * 2 ** min(max(1, ahead - 1), 8))
+        if (young_s := self.young_until - self.clock()) > 0:
+            # Also who is first: one of a higher priority may come, and have gone again.
+            nap_s = min(nap_s, young_s)
+        # Those who came together need not look together.
+        nap_s = min(nap_s, LOOK_MAX_S * (1 - ahead % 8 / 32))
+        return min(nap_s, self.left_s())
+
+    def first(self, left_ms: int) -> None:
+        """A message says that we are first now, and for how long the lock is held."""
+        assert self.reply is not None
+        self.reply[1], self.reply[5] = left_ms, 0
+        self.sent = self.answered = self.clock()
+
+    def left_s(self) -> float:
+        """How much of the caller's time is left."""
+        return math.inf if self.give_up == math.inf else max(0.0, self.give_up - self.clock())
+
+    def check_time(self) -> None:
+        """Give up if the time is over."""
+        if self.clock() >= self.give_up:
+            assert self.reply is not None
+            raise self._refusal(NotAcquired, self.reply[5])
+
+    def _refusal(self, kind: type[NotAcquired], ahead: int | None) -> NotAcquired:
+        assert self.reply is not None
+        _, ttl_ms, held_ms, about, *_ = self.reply
+        held = Held(ttl_ms, held_ms, about, self.answered, ahead)
+        return held.refusal(self.ask.name, self.clock(), kind)
+
+    def persist(self, make: Callable[[], Step], error: LockError) -> Steps[Any]:
+        """Repeat a step that failed, for as long as the server is away and there is time.
+
+        :raises LockError: it is of no use, or the time is over.
+        """
+        pause_s = RETRY_MIN_S
+        # What the server may have of us but for this request.
+        before = self.queued or self.ghost is not None
+        unknown: LockUnavailable | None = None
+        while True:
+            if not isinstance(error, LockUnavailable):
+                self.unsettled = before  # a definite answer: the request had no effect
+                raise error
+            now = self.clock()
+            # A connection that broke says nothing of the next one: once more, and at once.
+            at_once = unknown is None and error.outcome_unknown
+            if error.outcome_unknown:
+                unknown = error
+                self.may_linger()
+            self.answer_came()
+            if not self._patient(now, error, at_once):
+                self.unsettled = before or unknown is not None
+                if unknown is None or unknown is error:
+                    raise error
+                raise still_unknown(unknown, error) from error
+            if not at_once:
+                yield Wait(min(pause_s, self.give_up - now))
+                pause_s = min(pause_s * 2, RETRY_MAX_S)
+            self.sent = self.clock()
+            try:
+                return (yield make())
+            except LockError as again:
+                error = again
+
+    def _patient(self, now: float, error: LockUnavailable, at_once: bool) -> bool:
+        """Whether to go on trying to reach the server."""
+        if error._lasts:
+            return False
+        if self.once or self.give_up == math.inf:
+            return at_once or (self.reply is not None and now - self.answered < PATIENCE_S)
+        return now < self.give_up

@@ -1,0 +1,95 @@
+"""Extend one lease, or many in one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lualock._protocol.effects import Batch, Call, Clock, Steps
+from lualock._protocol.exchange import resend
+from lualock._protocol.replies import lost
+from lualock._protocol.request import Ask, Grant, named
+from lualock.errors import LockError, LockUnavailable
+from lualock.scripts import SCRIPTS
+
+EXTEND = SCRIPTS["extend"]
+BATCH = 250
+"""How many leases are extended in one round trip: as many as a server answers in some
+milliseconds, so that others need not wait long, and as a socket's buffers hold."""
+
+
+def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
+    """Let the lease last ``ttl_ms`` from now on; returns its deadline on the driver's clock.
+
+    :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
+    """
+    sent = clock()
+    deadline = sent + ttl_ms / 1000
+    # Only what is to shorten it can: whatever else arrives late takes nothing away.
+    shorten = shortens(grant, deadline)
+    step = _extend(ask, grant, ttl_ms, shorten=shorten)
+    claim, before, at_most_s = grant.claim, grant.deadline, grant.at_most_s
+    if shorten:  # if it is not answered, it may arrive at any time
+        grant.claim, grant.deadline = None, min(before, deadline)
+        grant.at_most_s = min(at_most_s, ttl_ms / 1000)
+    # Another thread or task may ask for less meanwhile: what it has not heard of is not undone.
+    believed = grant.deadline, grant.at_most_s
+    try:
+        reply = yield step
+        if grant.at_most_s == believed[1] and not step.doubled:
+            grant.at_most_s = at_most_s
+    except LockUnavailable as error:
+        if shorten and not error.outcome_unknown and believed == (grant.deadline, grant.at_most_s):
+            grant.claim, grant.deadline, grant.at_most_s = claim, before, at_most_s  # nothing done
+        reply = yield from resend(step, error)
+    if reply == b"extended":
+        grant.claimed_deadline = 0.0
+        return min(deadline, sent + grant.at_most_s)
+    raise lost(ask.name, ask.key, reply, "extended")
+
+
+def shortens(grant: Grant, deadline: float) -> bool:
+    """Whether the lease may last longer than that already. (A claim of which nothing was heard may
+    have been carried out.)"""
+    return deadline < max(grant.deadline, grant.claimed_deadline)
+
+
+def _extend(ask: Ask, grant: Grant, ttl_ms: int, *, shorten: bool) -> Call:
+    told = named(ask, grant), b"%d" % ttl_ms, b"1" if shorten else b"0"
+    return Call(EXTEND, (ask.key, ask.queue, *told))
+
+
+def extend_all(
+    wanted: Sequence[tuple[Ask, Grant, int]], clock: Clock, within_s: float
+) -> Steps[list[float | LockError]]:
+    """Extend many leases (ask, grant, ttl_ms), in as few round trips as possible, within some time;
+    none of them is shortened.
+
+    Returns for each its new deadline on the driver's clock, or why there is none: ``LeaseLost``,
+    ``KeyConflict``, or a ``LockUnavailable`` for which it should be tried again.
+    """
+    outcomes: list[float | LockError] = []
+    for start in range(0, len(wanted), BATCH):
+        part = wanted[start : start + BATCH]
+        calls = [_extend(ask, grant, ttl_ms, shorten=False) for ask, grant, ttl_ms in part]
+        sent = clock()
+        step = Batch(calls, sent + within_s)
+        try:
+            replies = yield step
+        except LockUnavailable as error:
+            if not error.outcome_unknown:
+                return outcomes + [error] * (len(wanted) - start)
+            # A connection that broke says nothing of the next one.
+            sent = clock()
+            step.until = sent + within_s
+            try:
+                replies = yield step
+            except LockUnavailable as again:
+                return outcomes + [again] * (len(wanted) - start)
+        for (ask, grant, ttl_ms), reply in zip(part, replies, strict=True):
+            if reply == b"extended":
+                outcomes.append(sent + min(ttl_ms / 1000, grant.at_most_s))
+            elif isinstance(reply, LockError):
+                outcomes.append(reply)
+            else:
+                outcomes.append(lost(ask.name, ask.key, reply, "extended"))
+    return outcomes

@@ -1,0 +1,38 @@
+"""Say which holder has a lock."""
+
+from __future__ import annotations
+
+from lualock._core.keys import display_name
+from lualock._core.options import split_about
+from lualock._protocol.effects import Call, Steps
+from lualock._protocol.exchange import resend
+from lualock._protocol.replies import LockInfo, conflict, seconds
+from lualock.errors import LockUnavailable
+from lualock.scripts import SCRIPTS
+
+INSPECT = SCRIPTS["inspect"]
+
+
+def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
+    """Say who has the lock."""
+    step = Call(INSPECT, (key, queue))
+    try:
+        reply = yield step
+    except LockUnavailable as error:
+        reply = yield from resend(step, error)
+    shown = display_name(name)
+    if reply[0] == b"free":
+        return LockInfo(shown, held=False, waiters=reply[1])
+    if reply[0] != b"held":
+        raise conflict(key)
+    holder, metadata = split_about(reply[4])
+    return LockInfo(
+        shown,
+        held=True,
+        holder=holder,
+        metadata=metadata,
+        fence=int(reply[3]),
+        held_s=reply[2] / 1000,
+        remaining_s=seconds(reply[1]),
+        waiters=reply[5],
+    )

@@ -1,0 +1,93 @@
+"""Release a lock, or hand it over to the next waiter."""
+
+from __future__ import annotations
+
+from lualock._core.keys import display_name
+from lualock._protocol.abandon import give_back
+from lualock._protocol.effects import Call, Steps
+from lualock._protocol.exchange import resend
+from lualock._protocol.replies import lost
+from lualock._protocol.request import Ask, Grant, disown, named
+from lualock.errors import LockError, LockUnavailable
+from lualock.scripts import SCRIPTS
+
+RELEASE = SCRIPTS["release"]
+
+
+HAND_OVER = SCRIPTS["hand_over"]
+
+
+def release(ask: Ask, grant: Grant) -> Steps[None]:
+    """Give the lock back. A repeat of a release that happened is a release that happened.
+
+    :raises LeaseLost: the lease had ended before; nothing was changed.
+    """
+    asked_again = False
+    try:
+        lease = named(ask, grant)
+        step = hand_over(ask, lease) if grant.waited else Call(RELEASE, (ask.key, lease))
+        try:
+            reply = yield step
+        except LockUnavailable as error:
+            asked_again = True
+            reply = yield from resend(step, error)
+        if reply == b"waited":  # since the lease began others have come
+            step = hand_over(ask, lease)
+            try:
+                reply = yield step
+            except LockUnavailable as error:
+                asked_again = True
+                reply = yield from resend(step, error)
+        asked_again = asked_again or step.doubled
+    except GeneratorExit:
+        raise
+    except LockUnavailable:
+        # Whoever had it goes on without it: it is given back when the server answers again.
+        disown(grant)
+        if grant.fence:
+            yield from give_back(ask, b"", None)
+        raise
+    except LockError:
+        raise
+    except BaseException:
+        # Cancelled or interrupted: it is released all the same.
+        grant.released = True
+        yield from give_back(ask, b"", None)
+        raise
+    if type(reply) is bytes and reply != b"missing":
+        grant.released = True
+        return
+    if asked_again and reply[0] != b"conflict":
+        # Not ours any more, but was it when the first request came? The server remembers who had
+        # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
+        disown(grant)
+        raise LockUnavailable(
+            f"lock {display_name(ask.name)!r} is not ours any more, but the reply to its release "
+            "was lost: it was released, or its lease had ended before",
+            outcome_unknown=True,
+        )
+    grant.lost = reply[0] != b"conflict"
+    raise lost(ask.name, ask.key, reply, "released")
+
+
+def hand_over(ask: Ask, lease: bytes) -> Call:
+    """The request that releases a lock that others wait for."""
+    return Call(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
+
+
+def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
+    """Release at the end of a ``with`` body, without ever hiding what the body raised."""
+    try:
+        yield from steps
+    except LockError as error:
+        if body_error is None:
+            raise
+        note(body_error, f"and then: {error}")
+
+
+def note(error: BaseException, text: str) -> None:
+    """Attach a line to an exception, as :meth:`BaseException.add_note` does from Python 3.11."""
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:
+        vars(error)["__notes__"] = [*getattr(error, "__notes__", []), text]

@@ -1,0 +1,68 @@
+"""Ask the holder of a lock to stop."""
+
+from __future__ import annotations
+
+from lualock._protocol.effects import Call, Reach, Steps
+from lualock._protocol.exchange import ask_again
+from lualock._protocol.replies import conflict
+from lualock._protocol.request import Ask
+from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
+from lualock.errors import LockUnavailable
+from lualock.scripts import SCRIPTS
+
+REQUEST_RELEASE = SCRIPTS["request_release"]
+RELEASE_REQUESTED = SCRIPTS["release_requested"]
+WITHDRAW = SCRIPTS["withdraw"]
+
+
+def asked_key(lock: bytes) -> bytes:
+    """The key of the request to release for a lock's key."""
+    return lock + b":asked"
+
+
+def request_release(ask: Ask, lasts_ms: int, server: ServerClock) -> Steps[bool]:
+    """Ask whoever has the lock to stop, for as long as ``ask`` waits for it; whether anybody has.
+
+    :raises LockUnavailable: the server did not answer.
+    """
+    if not server.known:
+        yield Reach()
+    failed = False
+    for _ in range(LATE_MAX + 2):
+        sent = server.clock()
+        expires, deadline = server.usual(sent)
+        parts = ask.key, asked_key(ask.key), ask.token, b"%d" % lasts_ms, deadline
+        try:
+            reply = yield Call(REQUEST_RELEASE, parts, expires=expires)
+        except LockUnavailable as error:
+            if failed or not error.outcome_unknown:
+                raise
+            failed = True
+            continue
+        if reply[0] == b"late":
+            server.compare(sent, server.clock(), int(reply[1]))
+            continue
+        if reply != b"free" and reply[0] != b"asked":
+            raise conflict(ask.key)
+        return bool(reply != b"free")
+    raise jumps()
+
+
+def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
+    """Whether the holder of a lease is asked to release it.
+
+    :raises LockUnavailable: the server did not answer.
+    """
+    reply = yield from ask_again(Call(RELEASE_REQUESTED, (asked_key(key), b"%016d" % fence, token)))
+    if isinstance(reply, list):
+        raise conflict(asked_key(key))
+    return bool(reply == b"requested")
+
+
+def withdraw(ask: Ask) -> Steps[bool]:
+    """Take a request back; false if somebody else has asked since, and waits for the lock.
+
+    :raises LockUnavailable: the server did not answer.
+    """
+    reply = yield from ask_again(Call(WITHDRAW, (asked_key(ask.key), ask.queue, ask.token)))
+    return bool(reply != b"superseded")

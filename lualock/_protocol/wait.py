@@ -1,0 +1,137 @@
+"""Wait in the queue: take a place, wait for the turn, claim the lock."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lualock._protocol.abandon import forsake
+from lualock._protocol.attempt import CLAIM_MS, _Attempt
+from lualock._protocol.effects import Call, Listen, Pending, Post, Steps, Wait
+from lualock._protocol.replies import Held
+from lualock._protocol.request import Grant
+from lualock.errors import LockError, LockUnavailable, NotAcquired
+
+REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
+"""How long a waiter expects its turn before it reads what the server says of its place; and how
+long where many waited the last time: of 64 processes, most would be woken just to read that."""
+
+
+TRUSTED_S = 1.0
+"""How long ago the last answer may be for a claim to be sent without waiting for its reply: since
+then the connection may have died without a word."""
+
+
+def enqueue(attempt: _Attempt) -> Steps[Grant]:
+    """Take a place in the queue, and wait for the turn."""
+    token = attempt.ask.token
+    listen, wait = Listen(token, attempt.until), Wait(0.0, token)
+    reply_s = CROWDED_REPLY_S if attempt.ask.crowded else REPLY_S
+    while True:
+        try:
+            channel = yield listen
+        except LockError as error:
+            attempt.may_linger()  # a look whose reply was not waited for
+            channel = yield from attempt.persist(lambda: listen, error)
+        told, listen.anew = None, False
+        look = partial(attempt.look, channel)
+        try:
+            step = look()
+            reply = yield step
+            if type(step) is Post:
+                # Where a lock goes round fast it is our turn soon. Who is not woken just to read
+                # that it has a place leaves that time to the holder.
+                wait.seconds = min(reply_s, attempt.left_s())
+                told = yield wait
+                if told is not None and told[:1] == b"=":
+                    told = b""  # what it says, our look says better
+                if not told:
+                    reply = _answer_to(reply)
+        except LockError as error:
+            reply = yield from attempt.persist(look, error)
+        if not told:
+            if reply is None:
+                continue  # ask again, and wait for the reply
+            if reply[0] == b"late":
+                reply = yield from attempt.hurry(look, reply)
+            grant = attempt.looked(reply)
+            if grant is not None:
+                return grant
+            if told is not None:
+                continue  # told to look again
+            wait.seconds = attempt.nap_s()
+            told = yield wait
+            while told is not None and told[:1] == b"=":
+                attempt.first(int(told[1:]))
+                wait.seconds = attempt.nap_s()
+                told = yield wait
+        if told is None:
+            attempt.check_time()
+        # A fence that is no greater than what the lock had when we looked is an old message: that
+        # turn passed, unclaimed, before.
+        elif told[:16] > attempt.seen:
+            grant = yield from claim(attempt, told)
+            if grant is not None:
+                return grant
+            # Perhaps it came from a server that is no primary any more: it repeats what is said
+            # at the new one, which knows of nobody who listens.
+            listen.anew = True
+
+
+def _answer_to(look: Pending) -> Any:
+    """The reply to a look that was posted; ``None``: it has not come, or never will. An error says
+    nothing: that it answers this very request is made sure of only where somebody waits for it."""
+    try:
+        return look.poll()
+    except LockError:
+        return None
+
+
+def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
+    """A message says that the lock was given to us: claim it. ``None``: that came too late."""
+    attempt.arrived()
+    fence, ttl_s = int(told[:16]), attempt.ask.ttl_ms / 1000
+    if told[16:] == b"+":
+        return Grant(fence, attempt.since + ttl_s, True)  # we took it ourselves
+    # It was given for CLAIM_MS or the ttl, and the message says when.
+    now, given_us, server = attempt.clock(), int(told[16:]), attempt.server
+    if now > server.stale_at:
+        server.refine(attempt.began, now, given_us)
+    given = server.passed(given_us, now)
+    certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
+    # Where no look has been answered yet, the message itself shows that one arrived.
+    alive = now - (attempt.answered if attempt.queued else attempt.sent) < TRUSTED_S
+    if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
+        # There is time enough to begin at once, and read the reply to the claim later.
+        try:
+            pending = yield attempt.claim(Post, told)
+        except LockUnavailable:
+            pass
+        else:
+            return Grant(fence, certain, True, pending, now + ttl_s)
+    step = attempt.claim(Call, told)
+    attempt.sent = attempt.clock()
+    try:
+        reply = yield step
+    except LockError as error:
+        reply = yield from attempt.persist(lambda: step, error)
+    if reply != b"claimed":
+        return None
+    return Grant(fence, attempt.sent + ttl_s, True)
+
+
+def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
+    """Leave the queue because the time is over. Says who has the lock, if that is known."""
+    ask = attempt.ask
+    if attempt.asked is not None:
+        attempt.asked.moot = True
+    try:
+        reply = yield forsake(ask, attempt.ticket, attempt.until)
+    except LockError:
+        reply = None  # the driver goes on trying
+    attempt.unsettled = False
+    if not isinstance(reply, list) or reply[0] != b"left" or len(reply) == 1:
+        return None
+    now = attempt.clock()
+    held = Held(reply[1], reply[2], reply[3], now, None if reply[4] < 0 else reply[4])
+    return held.refusal(ask.name, now, NotAcquired)

@@ -1,0 +1,121 @@
+"""The lock, for threads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._core.lock import BaseLock
+from lualock._core.with_statement import Block, begin, block_end, end, inside, last
+from lualock._protocol import Ask, Grant, LockInfo, Steps
+from lualock._sync.lease import Lease
+from lualock.errors import InvalidArgument, NotAcquired
+
+if TYPE_CHECKING:
+    from lualock._sync.locks import Locks
+
+
+class Lock(BaseLock):
+    """A wish for a lock: reusable, stateless, safe to share between threads."""
+
+    __slots__ = ()
+    _locks: Locks
+
+    def __init__(
+        self,
+        locks: Locks,
+        name: str | bytes,
+        ttl: float | None = None,
+        renew: bool | None = None,
+        metadata: str = "",
+        fair: bool = True,
+        priority: int = 0,
+        max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+    ) -> None:
+        if inspect.iscoroutinefunction(on_lost):
+            raise InvalidArgument("on_lost of a plain lock must be a plain function")
+        queueing = fair, priority, max_waiters
+        care = max_hold, on_lost
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
+        self._locks = locks
+
+    def acquire(self, timeout: float | None = None) -> Lease:
+        """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
+
+        Those who wait get it in turn; none of them polls.
+
+        :raises NotAcquired: somebody else still had it when the time was over; the error says who.
+        :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises SelfDeadlock: ``timeout`` is ``None``, and this thread is inside a ``with`` block of
+            the lock, or inside a job that holds it. Nothing was sent.
+        :raises LockUnavailable: the server cannot be reached, or refuses.
+        :raises KeyConflict: the lock's key holds something that lualock did not write.
+        """
+        ask = self._ask()
+        return self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
+
+    def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
+        driver, care = self._locks._driver, self._care
+        try:
+            grant = driver.run(steps)
+            self._crowded = grant.waited
+            lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            if block is not None:
+                self._locks._blocks.push(self._key, block, lease, None, self._entered)
+            return lease
+        except BaseException:
+            if ask.grant is not None:  # won, and interrupted before anybody heard of it
+                driver.run(protocol.undo(ask))
+            raise
+
+    def try_acquire(self) -> Lease | None:
+        """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
+
+        :raises LockUnavailable: the server cannot be reached, or refuses.
+        """
+        try:
+            return self.acquire(timeout=0)
+        except NotAcquired:
+            return None
+
+    def request_release(self, lasts: float = 60.0) -> bool:
+        """Ask whoever has the lock to release it, which that one may do, or not.
+
+        Returns whether anybody has it. The holder finds the request by
+        :meth:`Lease.release_requested`, within ``lasts`` seconds; who has it after that one is not
+        asked. Nothing is waited for.
+
+        :raises LockUnavailable: the server did not answer.
+        """
+        server = self._locks._driver.server_clock
+        return self._locks._driver.run(self._request_release(lasts, server))
+
+    def locked(self) -> bool:
+        """Whether anybody has the lock now."""
+        return self.inspect().held
+
+    def inspect(self) -> LockInfo:
+        """Who has the lock, since when, for how long, with which fence and metadata."""
+        return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
+
+    def __enter__(self) -> Lease:
+        block = begin(self)
+        if inside.get() or self._key in self._locks._blocks.listed:
+            self._locks._blocks.refuse_own_wait(self._key)
+        ask, server = self._ask(), self._locks._driver.server_clock
+        return self._hold(ask, protocol.acquire(ask, server, None), block)
+
+    @block_end
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        end(last(self._entered), kind, error, trace)

@@ -1,0 +1,181 @@
+"""The lease, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from lualock import _protocol as protocol
+from lualock._core import fork, options
+from lualock._core.lease import BaseLease
+from lualock._core.with_statement import begin, block_end, end_async
+from lualock._transport.asyncio.driver import AsyncDriver
+from lualock._transport.asyncio.renewer import LONGEST_NAP_S, _LoopWatch
+
+
+class Lease(BaseLease):
+    """A held lock. Use it as an async context manager, or await :meth:`release`."""
+
+    __slots__ = ("_body",)
+    _driver: AsyncDriver
+    _body: _Body  # only where it may be cancelled
+    _watch: _LoopWatch | None
+
+    async def release(self) -> None:
+        """Give the lock back. Releasing a second time does nothing.
+
+        :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
+            lock. Nothing was changed.
+        :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
+            given back as soon as the server answers again, if that is within a minute and the loop
+            still runs; else it ends with its ttl. To release it again may raise ``LeaseLost``.
+        """
+        if self._watch is not None:
+            self._watch.drop(self)
+        steps = self._release()
+        if steps is not None:
+            try:
+                await self._driver.run(steps)
+            finally:
+                self._tell_released()
+
+    async def extend(self, ttl: float) -> None:
+        """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
+
+        Who asks for less than is left, and has no answer (:class:`LockUnavailable`), has a lease
+        that promises no more than that from then on: the request may arrive at any time.
+
+        :raises LeaseLost: the lease had ended, or was released, before. Nothing was changed.
+        :raises InvalidArgument: ``ttl`` is not from 0.001 s to 366 days.
+        """
+        await self._driver.run(self._extend(options.ttl_ms(ttl)))
+
+    async def release_requested(self) -> bool:
+        """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
+
+        One round trip, or two in a job that has a ``read_old``. Who holds a lock for long may ask
+        between its steps, and stop if so.
+
+        :raises LockUnavailable: the server did not answer.
+        """
+        return await self._driver.run(self._release_requested())
+
+    async def wait_lost(self, timeout: float | None = None) -> bool:
+        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: without an end).
+
+        Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
+        the time is over.
+        """
+        give_up = self._give_up(timeout)
+        while not self.lost:
+            if (nap_s := self._nap_s(give_up)) <= 0:
+                return False
+            if self._ended is None:
+                self._ended = _Event()
+            # (wait_for would lose a cancellation that comes together with the event.)
+            told = asyncio.ensure_future(self._ended.wait())
+            try:
+                await asyncio.wait({told}, timeout=min(nap_s, LONGEST_NAP_S))
+            finally:
+                told.cancel()
+        return True
+
+    def _listen_anew(self) -> None:
+        if self._watch is None or not self._watch.call(super()._listen_anew):
+            super()._listen_anew()
+
+    async def __aenter__(self) -> Lease:
+        block = begin(self)
+        self._begin()
+        self.check()  # or the body would run without the lock
+        self._enter(block, _current_task())
+        return self
+
+    def _begin(self) -> None:
+        if self._care.cancel:
+            self._body = _Body()
+            self.check()  # lost already: then nobody would be told any more
+
+    @block_end
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        block = self._unstated()
+        if block is None:
+            await self._leave(kind, error, trace)
+        else:
+            await end_async(block, kind, error, trace)
+
+    async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._passed or self._pid != fork.current():
+            return  # to whoever adopts it; the parent's
+        if self._watch is not None:
+            self._watch.drop(self)
+        cut = self._cut_short() if self._care.cancel and self._body.end(error) else None
+        broke = cut or error
+        # Once it is lost there is nothing to release, and the server may not even answer; but it
+        # may have been extended since.
+        steps = self._release() if cut is None or self.held else None
+        if steps is not None:
+            try:
+                await self._driver.run(steps if broke is None else protocol.leave(steps, broke))
+            finally:
+                self._tell_released()
+        if cut is not None:
+            raise cut from error
+
+
+class _Event(asyncio.Event):
+    """An event that other threads may set, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._home = asyncio.get_running_loop()
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there
+            self._home.call_soon_threadsafe(super().set)
+
+
+class _Body:
+    """The body of an ``async with``, which is cancelled when its lease is lost."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: Any = task
+        self._cancelled = self._ended = False
+        self._others = self._cancelling()
+
+    def _cancelling(self) -> int:
+        # Python 3.10 does not count; there a cancellation from elsewhere cannot be told from ours.
+        return self._task.cancelling() if hasattr(self._task, "cancelling") else 0
+
+    def cancel(self) -> None:
+        """Cancel it, unless it has ended, or it is the body itself that found the loss."""
+        if not self._ended and asyncio.current_task() is not self._task:
+            self._cancelled = True
+            self._task.cancel()
+
+    def end(self, error: BaseException | None) -> bool:
+        """It has ended. Whether it did so because we cancelled it, and nobody else did."""
+        self._ended = True
+        if not self._cancelled:
+            return False
+        if hasattr(self._task, "uncancel"):
+            self._task.uncancel()
+        if error is None:
+            return True  # it swallowed the cancellation; what it did afterwards it did without
+        return isinstance(error, asyncio.CancelledError) and self._cancelling() <= self._others
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None  # somebody looks at the lock outside of a loop

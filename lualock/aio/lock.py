@@ -1,0 +1,126 @@
+"""The lock, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lualock import _protocol as protocol
+from lualock._core import options
+from lualock._core.lock import BaseLock
+from lualock._core.with_statement import Block, begin, block_end, end_async, last
+from lualock._protocol import Ask, Grant, LockInfo, Steps
+from lualock.aio.lease import Lease, _current_task
+from lualock.errors import NotAcquired
+
+if TYPE_CHECKING:
+    from lualock.aio.locks import Locks
+
+
+class Lock(BaseLock):
+    """A wish for a lock: reusable, stateless, safe to share between tasks."""
+
+    __slots__ = ()
+    _locks: Locks
+
+    def __init__(
+        self,
+        locks: Locks,
+        name: str | bytes,
+        ttl: float | None = None,
+        renew: bool | None = None,
+        metadata: str = "",
+        fair: bool = True,
+        priority: int = 0,
+        max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        cancel_on_loss: bool = False,
+    ) -> None:
+        queueing = fair, priority, max_waiters
+        care = max_hold, on_lost, cancel_on_loss
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
+        self._locks = locks
+
+    async def acquire(self, timeout: float | None = None) -> Lease:
+        """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
+
+        Those who wait get it in turn; none of them polls.
+
+        :raises NotAcquired: somebody else still had it when the time was over; the error says who.
+        :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises SelfDeadlock: ``timeout`` is ``None``, and this task is inside a ``with`` block of
+            the lock, or inside a job that holds it. Nothing was sent.
+        :raises LockUnavailable: the server cannot be reached, or refuses.
+        :raises KeyConflict: the lock's key holds something that lualock did not write.
+        """
+        ask = self._ask()
+        return await self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
+
+    async def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
+        driver, care = self._locks._driver, self._care
+        try:
+            grant = await driver.run(steps)
+            self._crowded = grant.waited
+            lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            if block is not None:
+                task = _current_task()
+                self._locks._blocks.push(self._key, block, lease, task, self._entered)
+            return lease
+        except BaseException:
+            if ask.grant is not None:  # won, and interrupted before anybody heard of it
+                await driver.run(protocol.undo(ask))
+            raise
+
+    def _task(self) -> asyncio.Task[Any] | None:
+        return _current_task()
+
+    async def try_acquire(self) -> Lease | None:
+        """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
+
+        :raises LockUnavailable: the server cannot be reached, or refuses.
+        """
+        try:
+            return await self.acquire(timeout=0)
+        except NotAcquired:
+            return None
+
+    async def request_release(self, lasts: float = 60.0) -> bool:
+        """Ask whoever has the lock to release it, which that one may do, or not.
+
+        Returns whether anybody has it. The holder finds the request by
+        :meth:`Lease.release_requested`, within ``lasts`` seconds; who has it after that one is not
+        asked. Nothing is waited for.
+
+        :raises LockUnavailable: the server did not answer.
+        """
+        server = self._locks._driver.server_clock
+        return await self._locks._driver.run(self._request_release(lasts, server))
+
+    async def locked(self) -> bool:
+        """Whether anybody has the lock now."""
+        return (await self.inspect()).held
+
+    async def inspect(self) -> LockInfo:
+        """Who has the lock, since when, for how long, with which fence and metadata."""
+        return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
+
+    async def __aenter__(self) -> Lease:
+        block = begin(self)
+        if self._key in self._locks._blocks.listed:
+            self._locks._blocks.refuse_own_wait(self._key, _current_task())
+        ask, server = self._ask(), self._locks._driver.server_clock
+        lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
+        lease._begin()
+        return lease
+
+    @block_end
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await end_async(last(self._entered, _current_task()), kind, error, trace)

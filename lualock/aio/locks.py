@@ -1,0 +1,213 @@
+"""The locks of a server, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lualock import _protocol as protocol
+from lualock._core import fork, options
+from lualock._core.keys import DEFAULT_PREFIX
+from lualock._core.lock import BaseLocks, Settings
+from lualock._core.with_statement import blocks_on
+from lualock._transport.asyncio.driver import AsyncDriver
+from lualock._transport.asyncio.renewer import _LoopWatch
+from lualock._transport.endpoint import Endpoint
+from lualock._transport.find_server import find_server
+from lualock.aio.lease import Lease
+from lualock.aio.lock import Lock
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+    from lualock.jobs import JobMaker
+
+
+class Locks(BaseLocks, asynchronous=True):
+    """The locks of one server, for coroutines.
+
+    :param client: a ``redis.asyncio.Redis``. Only its connection settings are used, never itself.
+    :param prefix: what every key begins with. Programs exclude each other under one prefix.
+    :param ttl: how long a lease lasts unless renewed, in seconds, for locks that do not say.
+    :param holder: how this process is shown to others (default ``host:pid:thread``).
+    :raises InvalidArgument: one of these cannot be used.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        ttl: float = options.DEFAULT_TTL_S,
+        holder: str | None = None,
+    ) -> None:
+        endpoint = Endpoint.of_client(client, asynchronous=True)
+        self._open(endpoint, None, Settings(prefix, ttl, holder))
+
+    def _open(self, endpoint: Endpoint, keep: Any, settings: Settings) -> None:
+        self._endpoint = endpoint
+        self._settings = settings
+        self._keep = keep
+        self._driver = AsyncDriver(endpoint, settings.prefix)
+        self._blocks = self._driver.blocks = blocks_on(endpoint.server)
+        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWatch] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def _watch(self) -> _LoopWatch:
+        loop = asyncio.get_running_loop()
+        found = self._watches.get(loop)
+        if found is None or found.pid != fork.current():
+            for ref in self._watches.keyrefs():  # made at once: other threads add theirs
+                other = ref()
+                ended = self._watches.get(other) if other and other.is_closed() else None
+                if ended is not None:
+                    ended.close()  # or its thread would wait until the next lease is due
+            found = self._watches[loop] = _LoopWatch(self._driver, loop)
+        return found
+
+    def lock(
+        self,
+        name: str | bytes,
+        ttl: float | None = None,
+        *,
+        renew: bool | None = None,
+        metadata: str = "",
+        fair: bool = True,
+        priority: int = 0,
+        max_waiters: int | None = None,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        cancel_on_loss: bool = False,
+    ) -> Lock:
+        """The lock of that name. Nothing is sent until it is acquired.
+
+        :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are one.
+        :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
+            left out, it is 30 s and renewed until released. Renewal goes on while the event loop is
+            blocked. A loop that has not run for ``HUNG_TTLS`` ttls counts as hung: the lease ends,
+            and its loss is told as soon as the loop runs again. Where the client's connections or
+            credentials exist for asyncio only (Sentinel, a connection class of your own), the lease
+            is not renewed while the loop is blocked.
+        :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
+        :param fair: ``True``: who waits gets the lock in turn, and a release hands it over.
+            ``False``: a release frees it for whoever comes first, and tells the first who waits.
+            Use one or the other for all locks of a name.
+        :param priority: from -100 to 100; the highest waits at the front of the queue.
+        :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
+        :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
+            hangs does not have the lock for ever. :meth:`Lease.extend` may go beyond it.
+        :param on_lost: called with the lease, once, when it is lost before it was released: its
+            time is over, by the local clock, or the server said that it is not ours. Not called
+            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
+            It is called in the event loop, and may be a coroutine function.
+        :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; it then
+            raises :class:`LeaseLost`.
+        :raises InvalidArgument: one of these cannot be used.
+        """
+        return Lock(
+            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
+            *(cancel_on_loss,),
+        )
+
+    @property
+    def job(self) -> JobMaker:
+        """A decorator that lets only one run of a function go on at a time.
+
+        Use it as ``@locks.job`` or ``@locks.job(timeout=..., key=..., on_failed=...,
+        on_expired=...)``, on plain functions and coroutine functions alike; see
+        :class:`lualock.jobs.JobMaker`.
+        """
+        from lualock.jobs import JobMaker  # a leaf: opened when it is used
+
+        return JobMaker(self)
+
+    async def adopt(
+        self,
+        handle: str,
+        *,
+        renew: bool | None = None,
+        metadata: str = "",
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+        cancel_on_loss: bool = False,
+    ) -> Lease:
+        """Take over a lease that another process passed on with :meth:`Lease.handle`.
+
+        It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
+        before can neither extend nor release it.
+
+        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on: say it.
+        :raises LeaseLost: it has ended, or was released or adopted before.
+        :raises InvalidArgument: that is no handle, or one of another prefix.
+
+        The other parameters are those of :meth:`lock`.
+        """
+        found, name = self._passed_on(handle)
+        lock = self.lock(
+            name,
+            found.ttl_ms / 1000,
+            renew=found.renew if renew is None else renew,
+            metadata=metadata,
+            fair=found.fair,
+            max_hold=max_hold,
+            on_lost=on_lost,
+            cancel_on_loss=cancel_on_loss,
+        )
+        ask = lock._ask()
+        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
+        return await lock._hold(ask, steps)
+
+    async def aclose(self) -> None:
+        """Close this loop's connections, and give up the embedded server if this uses it.
+
+        Leases that are still held are watched as before, until the loop ends: to renew them a
+        connection is opened again.
+        """
+        try:
+            await self._driver.aclose()  # until then they go on being renewed
+        finally:  # also if it is cancelled, and of what was acquired meanwhile
+            await self._watch_again()
+            keep, self._keep = self._keep, None
+            if keep is not None:
+                keep.close()
+
+    async def _watch_again(self) -> None:
+        """Watch leases that are still held after the connections were closed."""
+        loop = asyncio.get_running_loop()
+        watch = self._watches.get(loop)
+        if watch is None:
+            return
+        if watch.pid == fork.current() and watch.leases() and await self._driver.begin():
+            watch.resume()
+        else:
+            del self._watches[loop]
+
+    async def __aenter__(self) -> Locks:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+
+def connect(
+    server: str | redis.asyncio.Redis | None = None,
+    *,
+    prefix: str = DEFAULT_PREFIX,
+    ttl: float = options.DEFAULT_TTL_S,
+    holder: str | None = None,
+) -> Locks:
+    """The locks of a server, named in whatever way is at hand. Nothing is sent yet.
+
+    :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.asyncio.Redis``
+        (Sentinel's too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared
+        by all processes of this user (``pip install 'lualock[embedded]'``).
+    :raises InvalidArgument: it is none of these.
+    :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
+
+    The other parameters are those of :class:`Locks`. Use it as ``async with connect() as locks``.
+    """
+    settings = Settings(prefix, ttl, holder)
+    return Locks._of(*find_server(server, asynchronous=True), settings)

@@ -1,0 +1,156 @@
+"""Layer 1: the Lua scripts, loaded, checked and hashed once at import.
+
+A script is one file, one verb. Its header is the contract, in comment lines at the top::
+
+    -- acquire: what it does
+    -- KEYS[1] name  meaning
+    -- ARGV[1] name  meaning
+    -- Returns what  meaning            (one line a reply)
+
+and its body binds every declared KEYS and ARGV to the local of that name. ``--@include part``
+pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
+valid Lua. Lines that are comments stay at home: what is sent is two thirds shorter without them.
+
+Every reply begins with a proof of the request that it answers: a string has it in front, a list has
+it as its first item, and ``Returns`` says what comes behind it. The proof is an argument that no
+other request has: the token or the lease where each is sent once (``local proof = token``), else
+one of its own that is named ``proof``, which the transport adds each time it sends the request. So
+a stream of replies that has lost its order is noticed, and no reply of it is believed.
+
+A file that breaks these rules fails the import, so that it cannot be shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+_DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+)\] +(\w+) +\S")
+_BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)\[(\d+)\]$", re.MULTILINE)
+_USED = re.compile(r"\b(KEYS|ARGV)\b")
+_COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
+_INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
+_PROOF = re.compile(r"^local proof = (\w+)(\[\d+\])?$", re.MULTILINE)
+_FUNCTION = re.compile(r"^local function .*?^end$", re.MULTILINE | re.DOTALL)
+_UNPROVED = re.compile(r"\breturn (?!proof \.\. |proof$|\{proof, ).*", re.MULTILINE)
+
+
+class ScriptError(ImportError):
+    """A Lua file breaks the rules of this module; the message says which and where."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Script:
+    """One verb: its source, its digest and the commands that run it.
+
+    ``evalsha`` and ``eval`` are the bytes with which the commands that run it begin; its keys and
+    arguments follow.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    args: tuple[str, ...]
+    source: bytes
+    sha: str
+    evalsha: bytes
+    eval: bytes  # the same with the source, for a server that forgot the script
+    proof_at: int | None
+    """Which of its keys and arguments its replies begin with; ``None``: one that the transport adds
+    behind them."""
+
+
+def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
+    """Check one file's header against its body, expand its includes and hash it.
+
+    :param proved: whether its replies must prove which request they answer.
+    """
+    header = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        header.append(line)
+    body = "\n".join(text.splitlines()[len(header) :])
+    if not header or not header[0].startswith(f"-- {name}: "):
+        raise ScriptError(f"{name}.lua: the first line must be '-- {name}: <purpose>'")
+    if not any(line.startswith("-- Returns ") for line in header):
+        raise ScriptError(f"{name}.lua: the header has no '-- Returns' line")
+
+    declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
+    for line in header:
+        if match := _DECLARED.match(line):
+            kind, index, label = match.groups()
+            declared[kind].append(label)
+            if int(index) != len(declared[kind]):
+                raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
+    bound = {(kind, int(index)): label for label, kind, index in _BOUND.findall(body)}
+    wanted = {
+        (kind, index): label
+        for kind, labels in declared.items()
+        for index, label in enumerate(labels, start=1)
+    }
+    if bound != wanted:
+        raise ScriptError(f"{name}.lua: the header declares {wanted}, the body binds {bound}")
+
+    def paste(text: str, above: tuple[str, ...]) -> str:
+        def one(match: re.Match[str]) -> str:
+            indent, part = match.groups()
+            if part not in include:
+                raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
+            if part in above:
+                raise ScriptError(f"{name}.lua: scripts/include/{part}.lua includes itself")
+            return textwrap.indent(paste(include[part].strip(), (*above, part)), indent)
+
+        return _INCLUDE.sub(one, text)
+
+    expanded = paste(body, ())
+    if len(_USED.findall(expanded)) != len(wanted):
+        raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
+    proof = [argument or label for label, argument in _PROOF.findall(body)]
+    if proved and len(proof) != 1:
+        raise ScriptError(f"{name}.lua: there is no proof for its replies: 'local proof = ...'")
+    if proved and (bare := _UNPROVED.search(_FUNCTION.sub("", _COMMENT.sub("", expanded)))):
+        raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
+    source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
+    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
+    added = "proof" in args
+    if added and args[-1] != "proof":
+        raise ScriptError(f"{name}.lua: the proof must be the last argument")
+    if proved and not added and proof[0] not in args:
+        raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
+
+    def begins(*words: bytes) -> bytes:
+        count = len(words) + 1 + len(keys) + len(args)
+        written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in (*words, b"%d" % len(keys)))
+        return b"*%d%b" % (count, b"".join(written))
+
+    return Script(
+        name,
+        keys,
+        args,
+        source,
+        sha,
+        evalsha=begins(b"EVALSHA", sha.encode()),
+        eval=begins(b"EVAL", source),
+        proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
+    )
+
+
+def _read(folder: Path) -> dict[str, str]:
+    return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.lua"))}
+
+
+def load(
+    folder: Path, include_from: Path | None = None, *, proved: bool = True
+) -> dict[str, Script]:
+    """Every script of a folder, by verb; what they include is in ``include/``, there or in another
+    folder."""
+    include, texts = _read((include_from or folder) / "include"), _read(folder)
+    return {name: parse(name, text, include, proved=proved) for name, text in texts.items()}
+
+
+FOLDER = Path(__file__).parent
+SCRIPTS = load(FOLDER / "lock", include_from=FOLDER)
