@@ -1,8 +1,8 @@
 """Three ways to wake a thread that waits, beside each other.
 
 A message goes round a ring of waiting threads: whoever gets it sends it on to the next. That is all
-there is, so this looks below the public API: at the library's own ``Ear``, which all threads of a
-process share and one of them reads, and at the two ways that it is not: a thread of its own that
+there is, so this looks below the public API: at the library's own ``Subscriber``, which all threads
+of a process share and one of them reads, and at the two ways that it is not: a thread of its own that
 reads for the others, and a connection for each who waits.
 """
 
@@ -25,9 +25,9 @@ from bench.processes import CONTEXT
 from bench.setting import Setting, Targets
 from bench.stats import ratio
 from lualock._core import clock
-from lualock._protocol import Listen
+from lualock._protocol import Subscribe
 from lualock._transport.endpoint import Endpoint
-from lualock._transport.threads.subscriber import Ear
+from lualock._transport.threads.subscriber import Subscriber
 
 HOPS, QUICK_HOPS = 3_000, 1_000
 PATIENCE_S = 30.0
@@ -131,9 +131,9 @@ class SharedReading:
     def __init__(self, url: str, process: int, threads: int) -> None:
         with redis.Redis.from_url(url) as client:
             endpoint = Endpoint.of_client(client, asynchronous=False)
-        self._ear = Ear(endpoint, b"ring", clock.now)
+        self._ear = Subscriber(endpoint, b"ring", clock.now)
         self._tokens = [b"%022d" % thread for thread in range(threads)]
-        self.channels = [self._ear.listen(Listen(token)).decode() for token in self._tokens]
+        self.channels = [self._ear.listen(Subscribe(token)).decode() for token in self._tokens]
 
     def wait(self, thread: int) -> None:
         """Return when the message for this thread has come."""

@@ -21,8 +21,8 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 
 import lualock
 from lualock import aio
-from lualock._core.lease import Care
-from lualock._core.renewal import Watch
+from lualock._core.lease import LeaseOptions
+from lualock._core.renewal import LeaseRenewer
 from lualock._protocol import ServerClock
 from lualock._transport.asyncio.renewer import HUNG_TTLS
 from tests.faults import Fault, FaultProxy
@@ -475,7 +475,7 @@ def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks)
     with locks.lock("x", ttl=60) as lease:
         for at in itertools.count(1):
             watched = lualock.Lease(
-                lease._ask, replace(lease._grant), locks._driver, watch, Care(renew=True)
+                lease._ask, replace(lease._grant), locks._driver, watch, LeaseOptions(renew=True)
             )
             watch.next_look()
 
@@ -495,7 +495,7 @@ def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks)
         assert at > 10
 
 
-class _Still(Watch):
+class _Still(LeaseRenewer):
     """Whose time never comes."""
 
     def __init__(self, server: ServerClock) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock._transport.threads.connection import Line
+from lualock._transport.threads.connection import Connection
 from tests.interleaving import interleaved
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -50,7 +50,7 @@ def test_what_a_signal_handler_raises_while_connections_are_closed(
 
     assert not locks.lock("x").locked()
     (line,) = locks._driver._idle
-    monkeypatch.setattr(Line, "collect", lambda _: signal.raise_signal(signal.SIGUSR1))
+    monkeypatch.setattr(Connection, "collect", lambda _: signal.raise_signal(signal.SIGUSR1))
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         with pytest.raises(TimeoutError, match="the program's own"):

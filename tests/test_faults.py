@@ -13,7 +13,7 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from lualock._protocol.abandon import lay
 from lualock.scripts import SCRIPTS
 from tests.conftest import server_named
@@ -551,7 +551,7 @@ async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: 
         assert via is not None
         deadline = b"9" * 16
         parts = (ask.key, ask.token, b"30000", deadline, ask.about)
-        ghost = Call(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
+        ghost = RunScript(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
         connections.lay(lay(ask, ghost))
         if not lives:
             via.close()

@@ -17,7 +17,15 @@ import pytest
 import lualock
 from lualock import _protocol as protocol
 from lualock import aio
-from lualock._protocol import Ask, Call, Grant, Later, Listen, ServerClock, Wait
+from lualock._protocol import (
+    AcquireRequest,
+    AwaitMessage,
+    CleanupLater,
+    LeaseState,
+    RunScript,
+    ServerClock,
+    Subscribe,
+)
 from lualock._transport.asyncio import driver as asyncio_driver
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
@@ -42,12 +50,12 @@ def _server(clock: Callable[[], float] = lambda: 0.0) -> ServerClock:
     return server
 
 
-def _ask() -> Ask:
-    return Ask("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+def _ask() -> AcquireRequest:
+    return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
 
 
 def _release() -> protocol.Steps[None]:
-    return protocol.release(_ask(), Grant(1, 30.0))
+    return protocol.release(_ask(), LeaseState(1, 30.0))
 
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
@@ -55,13 +63,13 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
     """Interrupted while a request is out, acquire releases the token before it goes on."""
     steps = protocol.acquire(_ask(), _server(), None)
     call = next(steps)
-    assert isinstance(call, Call)
+    assert isinstance(call, RunScript)
     assert call.script.name == "acquire"
     later = steps.throw(broke())
-    assert isinstance(later, Later)  # also when the request can no longer be under way
+    assert isinstance(later, CleanupLater)  # also when the request can no longer be under way
     assert (later.call.script.name, later.ghost) == ("abandon", call)
     back = next(steps)
-    assert isinstance(back, Call)
+    assert isinstance(back, RunScript)
     assert (back.script.name, back.compensating) == ("abandon", True)
     assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"1", b"")
     with pytest.raises(broke):
@@ -86,7 +94,7 @@ def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[Base
     step = next(steps)
     while not step.compensating:
         step = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
-        step = next(steps) if isinstance(step, Later) else step
+        step = next(steps) if isinstance(step, CleanupLater) else step
     assert step.script.name == "abandon"
     with pytest.raises(broke):
         steps.throw(broke())
@@ -104,7 +112,7 @@ def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
     """Between the first try and the queue the server has nothing of ours."""
     steps = protocol.acquire(_ask(), _server(), None)
     next(steps)
-    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Listen)
+    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Subscribe)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt())
 
@@ -115,13 +123,13 @@ def test_an_interrupted_wait_gives_back_its_ticket() -> None:
     next(steps)
     steps.send([b"held", 1000, 0, b"other"])
     look = steps.send(b"channel")
-    assert isinstance(look, Call)
+    assert isinstance(look, RunScript)
     assert look.script.name == "enqueue"
-    assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), Wait)
+    assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), AwaitMessage)
     later = steps.throw(KeyboardInterrupt())  # the reply to the look has not been read
-    assert isinstance(later, Later)
+    assert isinstance(later, CleanupLater)
     back = next(steps)
-    assert isinstance(back, Call)
+    assert isinstance(back, RunScript)
     assert (back.script.name, back.compensating) == ("abandon", True)
     parts = LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1", b""
     assert later.call.parts == back.parts == parts
@@ -144,7 +152,7 @@ def test_an_interrupted_release_is_finished() -> None:
     steps = _release()
     next(steps)
     again = steps.throw(KeyboardInterrupt())
-    assert isinstance(again, Call)
+    assert isinstance(again, RunScript)
     assert (again.script.name, again.compensating) == ("abandon", True)
     with pytest.raises(KeyboardInterrupt):
         steps.send(b"released")
@@ -153,11 +161,11 @@ def test_an_interrupted_release_is_finished() -> None:
 def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
     """Its reply lost, and neither ours nor just released by us: the outcome is unknown."""
     for reply in (b"missing", [b"held", b"other"]):
-        grant = Grant(1, 30.0)
+        grant = LeaseState(1, 30.0)
         steps = protocol.release(_ask(), grant)
         next(steps)
         again = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
-        assert isinstance(again, Call)
+        assert isinstance(again, RunScript)
         with pytest.raises(lualock.LockUnavailable, match="released, or its lease had ended"):
             steps.send(reply)
         assert not grant.released
@@ -175,13 +183,13 @@ def test_a_repeated_request_counts_from_what_is_left() -> None:
     next(steps)
     with pytest.raises(StopIteration) as done:
         steps.send([b"owned", 25_000, b"1795468272410195"])
-    assert done.value.value == Grant(1795468272410195, 125.0)
+    assert done.value.value == LeaseState(1795468272410195, 125.0)
 
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_two_who_extend_a_lease_at_the_same_time(answered: bool) -> None:
     """A sooner end of which one has heard nothing is not undone by what the other hears."""
-    grant = Grant(1, 100.0)
+    grant = LeaseState(1, 100.0)
     first = protocol.extend(_ask(), grant, 30_000, lambda: 0.0)
     second = protocol.extend(_ask(), grant, 1_000, lambda: 0.0)
     next(first)

@@ -41,8 +41,8 @@ def _room(module: str) -> str:
 def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node but those that only a type checker reads."""
     if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
-        for node in tree.orelse:
-            yield from _at_run_time(node)
+        for statement in tree.orelse:
+            yield from _at_run_time(statement)
         return
     yield tree
     for node in ast.iter_child_nodes(tree):

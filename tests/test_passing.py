@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock._protocol import Ask, Call, Later, ServerClock, adopt
+from lualock._protocol import AcquireRequest, CleanupLater, RunScript, ServerClock, adopt
 from lualock.scripts import SCRIPTS
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -204,13 +204,13 @@ def test_an_adoption_that_may_have_happened_says_so() -> None:
     """A second request that could not even be sent does not make the first one's outcome known."""
     server = ServerClock(lambda: 0.0, 5.0)
     server.compare(0.0, 0.0, 0)
-    ask = Ask("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
     steps = adopt(ask, b"t" * 22, server)
-    assert isinstance(next(steps), Call)
-    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), Call)
+    assert isinstance(next(steps), RunScript)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
     gone = lualock.LockUnavailable("no connection")
     undone = [steps.throw(gone), steps.send(None)]
-    assert [type(step) for step in undone] == [Later, Call]
+    assert [type(step) for step in undone] == [CleanupLater, RunScript]
     with pytest.raises(lualock.LockUnavailable) as told:
         steps.send(b"released")
     assert told.value.outcome_unknown
@@ -221,10 +221,10 @@ def test_what_was_kept_for_a_retry_may_have_been_taken_over() -> None:
     token, took the lock over: its loss is not certain, and nobody is to be told of it."""
     server = ServerClock(lambda: 0.0, 5.0)
     server.compare(0.0, 0.0, 0)
-    ask = Ask("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
     steps = adopt(ask, b"t" * 22, server, "kept", fresh=False)
-    assert isinstance(next(steps), Call)
-    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), Call)
+    assert isinstance(next(steps), RunScript)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
     with pytest.raises(lualock.LockUnavailable) as told:
         steps.send([b"held", b"another"])
     assert told.value.outcome_unknown

@@ -8,7 +8,15 @@ import pytest
 
 import lualock
 from lualock import _protocol as protocol
-from lualock._protocol import Ask, Call, Grant, Listen, Post, ServerClock, Wait
+from lualock._protocol import (
+    AcquireRequest,
+    AwaitMessage,
+    LeaseState,
+    RunScript,
+    SendScript,
+    ServerClock,
+    Subscribe,
+)
 from lualock._transport import codec
 from lualock.scripts import SCRIPTS
 
@@ -39,8 +47,8 @@ def server(clock: Clock) -> ServerClock:
     return server
 
 
-def _ask() -> Ask:
-    return Ask("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+def _ask() -> AcquireRequest:
+    return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
 
 
 def _result(steps: protocol.Steps[Any], reply: Any) -> Any:
@@ -54,13 +62,13 @@ def test_requests_of_one_lease_are_told_apart() -> None:
     one token and lease each request has a proof that no other has."""
     lease = FENCE + TOKEN
     calls = [
-        Call(SCRIPTS["acquire"], (LOCK, TOKEN, b"30000", FENCE, b"me")),
-        Call(SCRIPTS["claim"], (LOCK, lease, b"30000")),
-        Call(SCRIPTS["extend"], (LOCK, QUEUE, lease, b"30000", b"0")),
-        Call(SCRIPTS["adopt"], (LOCK, TOKEN, TOKEN, b"30000", FENCE, b"me")),
-        Call(SCRIPTS["release"], (LOCK, lease)),
-        Call(SCRIPTS["hand_over"], (LOCK, QUEUE, lease, b"1")),
-        Call(SCRIPTS["abandon"], (LOCK, QUEUE, TOKEN, b"", b"1", b"")),
+        RunScript(SCRIPTS["acquire"], (LOCK, TOKEN, b"30000", FENCE, b"me")),
+        RunScript(SCRIPTS["claim"], (LOCK, lease, b"30000")),
+        RunScript(SCRIPTS["extend"], (LOCK, QUEUE, lease, b"30000", b"0")),
+        RunScript(SCRIPTS["adopt"], (LOCK, TOKEN, TOKEN, b"30000", FENCE, b"me")),
+        RunScript(SCRIPTS["release"], (LOCK, lease)),
+        RunScript(SCRIPTS["hand_over"], (LOCK, QUEUE, lease, b"1")),
+        RunScript(SCRIPTS["abandon"], (LOCK, QUEUE, TOKEN, b"", b"1", b"")),
     ]
     proofs = {codec.pack(call)[1] for call in calls}
     assert len(proofs) == len(calls)
@@ -73,7 +81,7 @@ def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> 
     next(steps)
     clock.now = 1.0
     again = steps.send([b"late", 10**15 + 500_000])
-    assert isinstance(again, Call)
+    assert isinstance(again, RunScript)
     clock.now = 2.0
     grant = _result(steps, FENCE)
     assert grant.deadline == 30.0
@@ -82,10 +90,10 @@ def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> 
 def test_a_sooner_end_that_was_sent_twice(clock: Clock) -> None:
     """The other copy of a request to shorten a lease may arrive at any time, so that nothing that
     follows lets the lease promise more."""
-    grant = Grant(int(FENCE), 30.0)
+    grant = LeaseState(int(FENCE), 30.0)
     steps = protocol.extend(_ask(), grant, 10_000, clock)
     step = next(steps)
-    assert isinstance(step, Call)
+    assert isinstance(step, RunScript)
     step.doubled = True
     assert _result(steps, b"extended") == 10.0
     clock.now = 1.0
@@ -105,14 +113,14 @@ def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
 
     steps = protocol.acquire(_ask(), server, None)
     next(steps)
-    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Listen)
+    assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Subscribe)
     look = steps.send(b"channel")
-    assert type(look) is Post
-    assert isinstance(steps.send(Stray()), Wait)
-    assert isinstance(steps.send(None), Listen)
+    assert type(look) is SendScript
+    assert isinstance(steps.send(Stray()), AwaitMessage)
+    assert isinstance(steps.send(None), Subscribe)
     again = steps.send(b"channel")
-    assert isinstance(again, Call)
-    assert type(again) is not Post
+    assert isinstance(again, RunScript)
+    assert type(again) is not SendScript
     assert again.script.name == "enqueue"
 
 
@@ -122,7 +130,7 @@ def test_a_refusal_after_two_sendings(server: ServerClock, *, fresh: bool) -> No
     job's retry taken it over since: then nothing says that it had ended."""
     steps = protocol.adopt(_ask(), b"o" * 22, server, fresh=fresh)
     step = next(steps)
-    assert isinstance(step, Call)
+    assert isinstance(step, RunScript)
     step.doubled = True
     with pytest.raises(lualock.LeaseLost if fresh else lualock.LockUnavailable) as refused:
         steps.send(b"missing")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import lualock
-from lualock._protocol import Ask, Call, Reach, ServerClock, Steps, acquire
+from lualock._protocol import AcquireRequest, Connect, RunScript, ServerClock, Steps, acquire
 from lualock._protocol.server_clock import DRIFT, LATE_MAX
 
 SERVER_US = 1_700_000_000_000_000
@@ -68,8 +68,10 @@ def test_a_better_comparison_is_taken() -> None:
     assert not ServerClock(lambda: 0.0, 5.0).known
 
 
-def _ask() -> Ask:
-    return Ask("x", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+def _ask() -> AcquireRequest:
+    return AcquireRequest(
+        "x", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False
+    )
 
 
 def _times(*times: float) -> ServerClock:
@@ -83,10 +85,10 @@ def test_the_first_acquisition_learns_the_time_first() -> None:
     """A request cannot be given a deadline before the server's time is known."""
     server = ServerClock(lambda: 0.0, 5.0)
     steps = acquire(_ask(), server, None)
-    assert isinstance(next(steps), Reach)
+    assert isinstance(next(steps), Connect)
     server.compare(0.0, 0.0, SERVER_US)
     call = steps.send(None)
-    assert isinstance(call, Call)
+    assert isinstance(call, RunScript)
     assert call.parts[3] == b"%016d" % (SERVER_US + 5_000_000)
     assert call.expires == 5.0
 
@@ -94,14 +96,14 @@ def test_the_first_acquisition_learns_the_time_first() -> None:
 def test_a_deadline_is_the_caller_s_if_that_is_sooner() -> None:
     """A request expires when its caller gives up, however long replies may take."""
     call = next(acquire(_ask(), _times(0.0, 0.0), 2.0))
-    assert isinstance(call, Call)
+    assert isinstance(call, RunScript)
     assert call.expires == 2.0
     assert call.parts[3] == b"%016d" % (SERVER_US + 2_000_000)
 
 
-def _late(steps: Steps[object]) -> Call:
+def _late(steps: Steps[object]) -> RunScript:
     step = steps.send([b"late", b"%016d" % (SERVER_US + 3600_000_000)])
-    assert isinstance(step, Call)
+    assert isinstance(step, RunScript)
     return step
 
 
@@ -110,7 +112,7 @@ def test_late_by_the_clock_alone() -> None:
     steps = acquire(_ask(), _times(0.0, 0.1, 0.2, 0.3), 60.0)
     first = next(steps)
     second = _late(steps)
-    assert isinstance(first, Call)
+    assert isinstance(first, RunScript)
     assert second.parts[1] == first.parts[1]
     assert int(second.parts[3]) > SERVER_US + 3600_000_000
     with pytest.raises(StopIteration):

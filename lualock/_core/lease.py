@@ -14,7 +14,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
 from lualock._core.with_statement import Block
-from lualock._protocol import Ask, Clock, Grant, Steps, Wait, stop_request
+from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, Steps, stop_request
 from lualock.errors import LeaseLost, LockError
 
 _changing = fork.Mutex()
@@ -23,7 +23,7 @@ have asked the server for something, and read the answers at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Care:
+class LeaseOptions:
     """What is done for a lease while it is held."""
 
     renew: bool
@@ -38,7 +38,7 @@ class Care:
         object.__setattr__(self, "needed", needed)  # frozen is for everybody else
 
 
-class BaseLease:
+class LeaseBase:
     """A held lock: its token, its fence and its deadline.
 
     Never made by hand: :meth:`Lock.acquire` returns one. A lease belongs to the process that
@@ -55,10 +55,12 @@ class BaseLease:
     """A number that grows with every acquisition of the lock. Send it along with whatever the
     lock protects, and let the receiver refuse a smaller one than it has seen."""
 
-    _beside: tuple[BaseLease, ...]  # only of a run: its leases under other names
+    _beside: tuple[LeaseBase, ...]  # only of a run: its leases under other names
     _block: Block  # only while it is entered, and no statement has the block
 
-    def __init__(self, ask: Ask, grant: Grant, driver: Any, watch: Any, care: Care) -> None:
+    def __init__(
+        self, ask: AcquireRequest, grant: LeaseState, driver: Any, watch: Any, care: LeaseOptions
+    ) -> None:
         self._ask = ask
         self._grant = grant
         self._ttl_ms = ask.ttl_ms
@@ -238,7 +240,7 @@ class BaseLease:
             raise self._no_longer("extended")
         sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
         while sooner and self._grant.claim is not None and self._left() > 0:
-            yield Wait(0.001)  # by another connection it might come later, and undo this
+            yield AwaitMessage(0.001)  # by another connection it might come later, and undo this
         shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
         if shortens:
             self._count_shortening()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lualock import _protocol as protocol
 from lualock._core import fork, handles, keys, options
 from lualock._core.handles import Handle
-from lualock._core.lease import Care
+from lualock._core.lease import LeaseOptions
 from lualock._core.supply import Supply
 from lualock._core.with_statement import Block, Blocks, inside
-from lualock._protocol import Ask, Grant, ServerClock, Steps, stop_request
+from lualock._protocol import AcquireRequest, LeaseState, ServerClock, Steps, stop_request
 from lualock.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class Settings:
         self.holder = holder
 
 
-class BaseLocks:
+class LocksBase:
     """What the ``Locks`` of both APIs have in common.
 
     :param asynchronous: of a subclass: whether it is the one for asyncio.
     """
 
     asynchronous: ClassVar[bool]
-    _kinds: ClassVar[dict[bool, type[BaseLocks]]] = {}
+    _kinds: ClassVar[dict[bool, type[LocksBase]]] = {}
 
     _endpoint: Endpoint
     _settings: Settings
@@ -96,7 +96,7 @@ class BaseLocks:
         raise TypeError("a Locks cannot be pickled: connect in the other process")
 
 
-class BaseLock:
+class LockBase:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
     __slots__ = (
@@ -137,7 +137,7 @@ class BaseLock:
             self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
-        self._care = Care(renewed, max_hold_s, on_lost, cancel)
+        self._care = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
         self._entered: list[Block] = []  # its blocks that no statement has
         self._about = options.about(settings.holder, metadata)
 
@@ -159,14 +159,14 @@ class BaseLock:
     def __reduce__(self) -> str:
         raise TypeError("a lock cannot be pickled or copied: make another one of that name")
 
-    def _ask(self) -> Ask:
+    def _ask(self) -> AcquireRequest:
         if not fork.same[0]:
             fork.start_anew()
         try:
             token = _tokens.spare.pop()
         except IndexError:
             token = _tokens.more()
-        return Ask(
+        return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
             *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
         )
@@ -175,7 +175,7 @@ class BaseLock:
         """What a wait stops: this task, or ``None`` for the whole thread."""
         return None
 
-    def _acquire(self, ask: Ask, wait_s: float | None) -> Steps[Grant]:
+    def _acquire(self, ask: AcquireRequest, wait_s: float | None) -> Steps[LeaseState]:
         """How to get the lock, waiting for so long.
 
         :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.

@@ -1,7 +1,7 @@
 """Layer 4, shared: leases that are watched: renewed in time, and their loss told. No I/O.
 
-The shells bring the thread or the timer, and run :meth:`Watch.round` when it is time. Rules that
-hold here:
+The transports bring the thread, and run :meth:`LeaseRenewer.round` when it is time. Rules that hold
+here:
 
 * Leases are renewed at a third of their ttl, so two renewals may fail before one is lost; some a
   little earlier, so that processes that began together do not renew together.
@@ -19,7 +19,7 @@ import math
 import weakref
 
 from lualock import _protocol as protocol
-from lualock._core.lease import BaseLease
+from lualock._core.lease import LeaseBase
 from lualock._protocol import CLAIM_MS, LAST_WORD_S, ServerClock, Steps
 from lualock.errors import LockError, LockUnavailable
 
@@ -48,21 +48,21 @@ HASTE_S = 1.0
 but works, must do."""
 
 
-class Watch:
+class LeaseRenewer:
     """The leases that are watched. In the usual case somebody looks in time already, and adding
     one is a single operation of a dictionary, as dropping it is."""
 
     def _start_empty(self, server: ServerClock) -> None:
         self._clock, self._reply_s = server.clock, server.reply_s
-        self._new: dict[bytes, weakref.ref[BaseLease]] = {}  # since somebody looked last
-        self._known: dict[bytes, weakref.ref[BaseLease]] = {}
+        self._new: dict[bytes, weakref.ref[LeaseBase]] = {}  # since somebody looked last
+        self._known: dict[bytes, weakref.ref[LeaseBase]] = {}
         # When to look at those that are known, earliest first. An entry counts only if the lease
         # is still to be looked at then: it may have been dropped, or have another entry.
         self._due: list[tuple[float, bytes]] = []
         self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
         self._added = False  # since somebody looked last
 
-    def add(self, lease: BaseLease, look_at: float | None = None) -> None:
+    def add(self, lease: LeaseBase, look_at: float | None = None) -> None:
         """Watch this lease from now on; also when its end has changed."""
         if look_at is None:
             look_at = self._first_look(lease)
@@ -72,7 +72,7 @@ class Watch:
         if look_at < self._wakes_at:
             self._wake_at(look_at)
 
-    def drop(self, lease: BaseLease) -> bool:
+    def drop(self, lease: LeaseBase) -> bool:
         """Watch this lease no more; whether it was watched."""
         watched = lease._look_at < math.inf
         lease._look_at = math.inf  # for who moves it from one to the other at this moment
@@ -80,7 +80,7 @@ class Watch:
         self._known.pop(lease._ask.token, None)
         return watched
 
-    def leases(self) -> list[BaseLease]:
+    def leases(self) -> list[LeaseBase]:
         """Those that are watched now."""
         refs = list({**self._known, **self._new}.values())
         return [lease for ref in refs if (lease := ref()) is not None]
@@ -104,8 +104,8 @@ class Watch:
                 self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
             raise
 
-    def _look_at(self, due: list[BaseLease], now: float) -> Steps[None]:
-        wanted: list[tuple[BaseLease, int, int]] = []
+    def _look_at(self, due: list[LeaseBase], now: float) -> Steps[None]:
+        wanted: list[tuple[LeaseBase, int, int]] = []
         ends = math.inf
         for lease in due:
             if lease._grant.released:
@@ -125,18 +125,18 @@ class Watch:
             within_s = min(self._reply_s, patience_s, max(LAST_WORD_S, (ends - now) * WITHIN))
             yield from self._renew(wanted, within_s)
 
-    def _renewed_until(self, lease: BaseLease) -> float:
+    def _renewed_until(self, lease: LeaseBase) -> float:
         """When the last renewal of this lease ends."""
         return lease._hold_until
 
-    def _not_renewed(self, lease: BaseLease) -> None:
+    def _not_renewed(self, lease: LeaseBase) -> None:
         """This lease is not renewed, or not beyond the end that it has now."""
         if lease._renewed:
             lease._renewed = False
             log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
         self._look_again(lease, lease._grant.deadline)
 
-    def _renew(self, wanted: list[tuple[BaseLease, int, int]], within_s: float) -> Steps[None]:
+    def _renew(self, wanted: list[tuple[LeaseBase, int, int]], within_s: float) -> Steps[None]:
         asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
         outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
         failures: list[LockError] = []
@@ -157,7 +157,7 @@ class Watch:
                 "%d leases could not be renewed, trying again: %s", len(failures), failures[0]
             )
 
-    def lose(self, lease: BaseLease, why: str) -> None:
+    def lose(self, lease: LeaseBase, why: str) -> None:
         """This lease was found lost, here or by its own holder: tell whoever wants to know."""
         if not self.drop(lease):
             return  # released, or told, at the same time
@@ -176,11 +176,11 @@ class Watch:
         """See to it that somebody looks then."""
         raise NotImplementedError
 
-    def _tell(self, lease: BaseLease) -> None:
+    def _tell(self, lease: LeaseBase) -> None:
         """Tell whoever wants to know that this lease is lost. Never waits."""
         raise NotImplementedError
 
-    def _first_look(self, lease: BaseLease) -> float:
+    def _first_look(self, lease: LeaseBase) -> float:
         grant = lease._grant
         if not lease._renewed:
             return grant.deadline
@@ -191,11 +191,11 @@ class Watch:
             ahead_s = min(ahead_s, CLAIM_MS / 3000)
         return grant.deadline - ahead_s
 
-    def _retry_at(self, lease: BaseLease, ttl_ms: int) -> float:
+    def _retry_at(self, lease: LeaseBase, ttl_ms: int) -> float:
         retry_s = min(RETRY_S, ttl_ms / 1000 * RETRY)
         return min(self._clock() + retry_s, lease._grant.deadline)
 
-    def _look_again(self, lease: BaseLease, look_at: float) -> None:
+    def _look_again(self, lease: LeaseBase, look_at: float) -> None:
         token = lease._ask.token
         if token in self._known:
             lease._look_at = look_at
@@ -203,9 +203,9 @@ class Watch:
             if lease._grant.deadline < look_at:
                 # Its holder has let it end sooner just before that line, which overwrote when to
                 # look at it.
-                Watch.add(self, lease)
+                LeaseRenewer.add(self, lease)
 
-    def _entry(self, look_at: float, token: bytes) -> BaseLease | None:
+    def _entry(self, look_at: float, token: bytes) -> LeaseBase | None:
         """The lease that is to be looked at then; ``None`` if the entry does not count."""
         ref = self._known.get(token)
         if ref is None:
@@ -230,7 +230,7 @@ class Watch:
             else:
                 self._known.pop(token, None)
 
-    def _take_due(self, now: float) -> list[BaseLease]:
+    def _take_due(self, now: float) -> list[LeaseBase]:
         self._take_new()
         found = []
         while self._due:

@@ -21,18 +21,18 @@ from lualock._protocol.adopt import ADOPT, adopt, take
 from lualock._protocol.attempt import ACQUIRE, CLAIM, CLAIM_MS, LOOK_LATE_S
 from lualock._protocol.effects import (
     LAST_WORD_S,
-    Batch,
-    Call,
+    AwaitMessage,
+    CleanupLater,
     Clock,
-    Later,
-    Listen,
-    Pending,
-    Post,
-    Reach,
-    Step,
+    Connect,
+    Effect,
+    PendingReply,
+    Pipeline,
+    RunScript,
+    SendScript,
     Steps,
+    Subscribe,
     T,
-    Wait,
     watched,
 )
 from lualock._protocol.exchange import resend
@@ -40,7 +40,7 @@ from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
 from lualock._protocol.inspect import INSPECT, inspect
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
 from lualock._protocol.replies import LockInfo, conflict
-from lualock._protocol.request import Ask, Grant, disown, is_disowned
+from lualock._protocol.request import AcquireRequest, LeaseState, disown, is_disowned
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.stop_request import (
     RELEASE_REQUESTED,
@@ -68,22 +68,22 @@ __all__ = [
     "RELEASE_REQUESTED",
     "REQUEST_RELEASE",
     "WITHDRAW",
-    "Ask",
-    "Batch",
-    "Call",
+    "AcquireRequest",
+    "AwaitMessage",
+    "CleanupLater",
     "Clock",
-    "Grant",
-    "Later",
-    "Listen",
+    "Connect",
+    "Effect",
+    "LeaseState",
     "LockInfo",
-    "Pending",
-    "Post",
-    "Reach",
+    "PendingReply",
+    "Pipeline",
+    "RunScript",
+    "SendScript",
     "ServerClock",
-    "Step",
     "Steps",
+    "Subscribe",
     "T",
-    "Wait",
     "abandon",
     "acquire",
     "adopt",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lualock._protocol.effects import Call, Later, Steps
-from lualock._protocol.request import Ask, named
+from lualock._protocol.effects import CleanupLater, RunScript, Steps
+from lualock._protocol.request import AcquireRequest, named
 from lualock.errors import LockError
 from lualock.scripts import SCRIPTS
 
@@ -12,7 +12,7 @@ ENQUEUE = SCRIPTS["enqueue"]
 
 
 def give_back(
-    ask: Ask, ticket: bytes, ghost: Call | None, until: float | None = None
+    ask: AcquireRequest, ticket: bytes, ghost: RunScript | None, until: float | None = None
 ) -> Steps[None]:
     """After an interruption, or at the end of the time: abandon a token of which nobody knows what
     it has. Never raises."""
@@ -26,16 +26,18 @@ def give_back(
         return
 
 
-def lay(ask: Ask, ghost: Call) -> Later:
+def lay(ask: AcquireRequest, ghost: RunScript) -> CleanupLater:
     """The step that lays a ghost: abandons what a lost request may still take for nobody, the lock
     or a place in the queue, but not the lease that has been won since, if there is one."""
     ghost.moot = True
     ticket = ghost.parts[2] if ghost.script is ENQUEUE else b""
     kept = b"" if ask.grant is None else named(ask, ask.grant)
-    return Later(Call(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), ghost)
+    return CleanupLater(
+        RunScript(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), ghost
+    )
 
 
-def forsake(ask: Ask, ticket: bytes = b"", until: float | None = None) -> Call:
+def forsake(ask: AcquireRequest, ticket: bytes = b"", until: float | None = None) -> RunScript:
     """The request that gives back whatever a token has that nobody has in hand any more."""
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair, b"")
-    return Call(ABANDON, parts, until, compensating=True)
+    return RunScript(ABANDON, parts, until, compensating=True)

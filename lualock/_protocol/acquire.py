@@ -9,15 +9,15 @@ holder's lease ends, the others the more rarely the further back they are.
 from __future__ import annotations
 
 from lualock._protocol.abandon import give_back, lay
-from lualock._protocol.attempt import _Attempt
+from lualock._protocol.attempt import Attempt
 from lualock._protocol.effects import Steps
-from lualock._protocol.request import Ask, Grant
+from lualock._protocol.request import AcquireRequest, LeaseState
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.wait import abandon, enqueue
 from lualock.errors import KeyConflict, LockError, NotAcquired
 
 
-def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]:
+def acquire(ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> Steps[LeaseState]:
     """Take the lock, waiting up to ``wait_s`` seconds (``None``: for ever; 0: one try).
 
     :raises NotAcquired: somebody else still had it when the time was over.
@@ -25,7 +25,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
     :raises KeyConflict: the key holds something else.
     :raises LockUnavailable: the server did not answer, or answered that it cannot.
     """
-    attempt = _Attempt(ask, server, wait_s)
+    attempt = Attempt(ask, server, wait_s)
     try:
         try:
             if not server.known:
@@ -65,7 +65,7 @@ def acquire(ask: Ask, server: ServerClock, wait_s: float | None) -> Steps[Grant]
         raise
 
 
-def undo(ask: Ask) -> Steps[None]:
+def undo(ask: AcquireRequest) -> Steps[None]:
     """Give back what was won, where the caller was interrupted before it heard of it."""
     if ask.grant is not None:
         yield from give_back(ask, b"", None)

@@ -7,10 +7,10 @@ from typing import Any
 
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back, lay
-from lualock._protocol.effects import Call, Reach, Steps
+from lualock._protocol.effects import Connect, RunScript, Steps
 from lualock._protocol.exchange import still_unknown
 from lualock._protocol.replies import lost
-from lualock._protocol.request import Ask, Grant
+from lualock._protocol.request import AcquireRequest, LeaseState
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
@@ -19,8 +19,13 @@ ADOPT = SCRIPTS["adopt"]
 
 
 def adopt(
-    ask: Ask, token: bytes, server: ServerClock, verb: str = "adopted", *, fresh: bool = True
-) -> Steps[Grant]:
+    ask: AcquireRequest,
+    token: bytes,
+    server: ServerClock,
+    verb: str = "adopted",
+    *,
+    fresh: bool = True,
+) -> Steps[LeaseState]:
     """Take over the lease of ``token``: from then on it is that of ``ask``.
 
     :param verb: what is done to the lease in its owner's words.
@@ -30,8 +35,10 @@ def adopt(
         be ours is given up, so that nobody has it in vain; if it is not, its owner has it still.
     """
 
-    def make(deadline: bytes) -> Call:
-        return Call(ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about))
+    def make(deadline: bytes) -> RunScript:
+        return RunScript(
+            ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
+        )
 
     def refusal(reply: Any) -> LockError:
         return lost(ask.name, ask.key, reply, verb)
@@ -40,14 +47,14 @@ def adopt(
 
 
 def take(
-    ask: Ask,
+    ask: AcquireRequest,
     server: ServerClock,
-    make: Callable[[bytes], Call],
+    make: Callable[[bytes], RunScript],
     refusal: Callable[[Any], LockError],
     *,
     final: bool = False,
     fresh: bool = True,
-) -> Steps[Grant]:
+) -> Steps[LeaseState]:
     """Take something by one script, which answers as ``acquire`` does where it takes it.
 
     :param make: makes the request, given its deadline.
@@ -57,9 +64,9 @@ def take(
         lease is nobody's.
     """
     if not server.known:
-        yield Reach()
-    step: Call | None = None
-    ghost: Call | None = None  # whose reply was lost, and which may be under way still
+        yield Connect()
+    step: RunScript | None = None
+    ghost: RunScript | None = None  # whose reply was lost, and which may be under way still
     unknown: LockUnavailable | None = None
     try:
         late = 0
@@ -81,9 +88,9 @@ def take(
             if step.doubled:
                 ghost = step
             if type(reply) is bytes and reply.isdigit():
-                ask.grant = Grant(int(reply), sent + ask.ttl_ms / 1000)
+                ask.grant = LeaseState(int(reply), sent + ask.ttl_ms / 1000)
             elif reply[0] == b"owned":
-                ask.grant = Grant(int(reply[2]), sent + reply[1] / 1000)
+                ask.grant = LeaseState(int(reply[2]), sent + reply[1] / 1000)
             elif reply[0] == b"late":
                 server.compare(sent, server.clock(), int(reply[1]))
                 late += 1

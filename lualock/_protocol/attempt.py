@@ -7,10 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from lualock._protocol.abandon import ENQUEUE
-from lualock._protocol.effects import LAST_WORD_S, Call, Post, Reach, Step, Steps, Wait
+from lualock._protocol.effects import (
+    LAST_WORD_S,
+    AwaitMessage,
+    Connect,
+    Effect,
+    RunScript,
+    SendScript,
+    Steps,
+)
 from lualock._protocol.exchange import still_unknown
 from lualock._protocol.replies import Held, conflict
-from lualock._protocol.request import Ask, Grant
+from lualock._protocol.request import AcquireRequest, LeaseState
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable, NotAcquired, QueueFull
 from lualock.scripts import SCRIPTS
@@ -47,7 +55,7 @@ PATIENCE_S = 60.0
 no answer at all yet does not wait for a server."""
 
 
-class _Attempt:
+class Attempt:
     """One acquisition under way: what was sent, what is known, and until when to go on."""
 
     # What an acquisition at the first try never touches stands here, not in each instance.
@@ -60,14 +68,14 @@ class _Attempt:
     ticket = b""
     seen = b""  # the fence it had then
     place: bytes
-    kind: type[Call] = Post  # of the next look: the reply to the first is not urgent
-    asked: Call | None = None  # the last request that could take the lock, while unanswered
-    ghost: Call | None = None  # one before it, whose reply will never come
+    kind: type[RunScript] = SendScript  # of the next look: the reply to the first is not urgent
+    asked: RunScript | None = None  # the last request that could take the lock, while unanswered
+    ghost: RunScript | None = None  # one before it, whose reply will never come
     give_up = math.inf
     until: float | None = None  # one try has the connection's own time
     unsettled = True  # whether the server may have something under our token
 
-    def __init__(self, ask: Ask, server: ServerClock, wait_s: float | None) -> None:
+    def __init__(self, ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> None:
         self.ask = ask
         self.server = server
         self.clock = clock = server.clock
@@ -81,17 +89,17 @@ class _Attempt:
         """Make the first connection: it tells the server's time, which every request needs."""
         self.unsettled = False
         try:
-            yield Reach(self.until)
+            yield Connect(self.until)
         except LockError as error:
-            yield from self.persist(lambda: Reach(self.until), error)
+            yield from self.persist(lambda: Connect(self.until), error)
         self.sent, self.unsettled = self.clock(), True
 
-    def take(self) -> Call:
+    def take(self) -> RunScript:
         """The request that takes the lock if it is free."""
         ask = self.ask
         expires, deadline = self._deadline()
         parts = (ask.key, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
-        self.asked = step = Call(ACQUIRE, parts, self.until, expires=expires)
+        self.asked = step = RunScript(ACQUIRE, parts, self.until, expires=expires)
         return step
 
     def _deadline(self) -> tuple[float, bytes]:
@@ -102,7 +110,7 @@ class _Attempt:
         expires = max(self.until, self.sent + LAST_WORD_S)
         return expires, self.server.deadline(expires, self.sent)
 
-    def taken(self, reply: bytes | list[Any]) -> Grant | None:
+    def taken(self, reply: bytes | list[Any]) -> LeaseState | None:
         """What its reply means; ``None``: somebody has it, and there is time to wait."""
         if self.asked is not None and self.asked.doubled:
             self.may_linger()
@@ -111,11 +119,11 @@ class _Attempt:
             if self.sent > self.server.stale_at:
                 self.server.compare(self.sent, self.clock(), int(reply))
             named = reply + self.ask.token
-            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)
+            return LeaseState(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
             # A repeat of a request that had been carried out: the lease may have begun earlier.
-            return Grant(int(reply[2]), self.sent + reply[1] / 1000)
+            return LeaseState(int(reply[2]), self.sent + reply[1] / 1000)
         self.unsettled = False
         if reply[0] != b"held":
             raise conflict(self.ask.key)
@@ -124,7 +132,7 @@ class _Attempt:
             raise self._refusal(NotAcquired, None)
         return None
 
-    def look(self, channel: bytes) -> Call:
+    def look(self, channel: bytes) -> RunScript:
         """The request that takes the lock if it is our turn, or has a place in the queue."""
         ask = self.ask
         if not self.ticket:
@@ -135,7 +143,7 @@ class _Attempt:
             self.began = self.sent
         expires, deadline = self._deadline()
         parts = (ask.key, ask.queue, self.ticket, self.place, ask.max_waiters, ask.fair, deadline)
-        kind, self.kind = self.kind, Call
+        kind, self.kind = self.kind, RunScript
         if self.asked is None:
             self.since = self.sent
         else:
@@ -143,11 +151,11 @@ class _Attempt:
         self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
         return step
 
-    def looked(self, reply: bytes | list[Any]) -> Grant | None:
+    def looked(self, reply: bytes | list[Any]) -> LeaseState | None:
         """What its reply means; ``None``: it is not our turn yet."""
         self.answer_came()
         if type(reply) is bytes:
-            return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
+            return LeaseState(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
         assert isinstance(reply, list)
         if reply[0] == b"queued":
             now = self.clock()
@@ -157,7 +165,7 @@ class _Attempt:
             self.seen, self.place = reply[4], reply[6]
             return None
         if reply[0] == b"owned":
-            return Grant(int(reply[2]), self.sent + reply[1] / 1000, True)
+            return LeaseState(int(reply[2]), self.sent + reply[1] / 1000, True)
         self.unsettled = False
         if reply[0] != b"full":
             raise conflict(self.ask.key)
@@ -176,7 +184,7 @@ class _Attempt:
             self.may_linger()
         self.asked = None
 
-    def possible_ghost(self) -> Call | None:
+    def possible_ghost(self) -> RunScript | None:
         """The last request that may be under way still."""
         self.may_linger()
         return self.ghost
@@ -189,7 +197,7 @@ class _Attempt:
                 self.asked.via = None
             self.ghost, self.asked = self.asked, None
 
-    def hurry(self, make: Callable[[], Step], reply: list[Any]) -> Steps[Any]:
+    def hurry(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
         """Ask again where the server found our request late: now we know its time better."""
         for _ in range(LATE_MAX):
             now = self.clock()
@@ -211,11 +219,11 @@ class _Attempt:
         self.unsettled = self.queued or self.ghost is not None
         raise jumps()
 
-    def claim(self, kind: type[Call], told: bytes) -> Call:
+    def claim(self, kind: type[RunScript], told: bytes) -> RunScript:
         """The request that makes a lease that was given to us last its whole ttl."""
         ask = self.ask
         parts = (ask.key, told[:16] + ask.token, b"%d" % ask.ttl_ms)
-        return kind(CLAIM, parts, self.until, lazy=kind is Post)
+        return kind(CLAIM, parts, self.until, lazy=kind is SendScript)
 
     def nap_s(self) -> float:
         """How long to wait for a message before looking again."""
@@ -264,7 +272,7 @@ class _Attempt:
         held = Held(ttl_ms, held_ms, about, self.answered, ahead)
         return held.refusal(self.ask.name, self.clock(), kind)
 
-    def persist(self, make: Callable[[], Step], error: LockError) -> Steps[Any]:
+    def persist(self, make: Callable[[], Effect], error: LockError) -> Steps[Any]:
         """Repeat a step that failed, for as long as the server is away and there is time.
 
         :raises LockError: it is of no use, or the time is over.
@@ -290,7 +298,7 @@ class _Attempt:
                     raise error
                 raise still_unknown(unknown, error) from error
             if not at_once:
-                yield Wait(min(pause_s, self.give_up - now))
+                yield AwaitMessage(min(pause_s, self.give_up - now))
                 pause_s = min(pause_s * 2, RETRY_MAX_S)
             self.sent = self.clock()
             try:

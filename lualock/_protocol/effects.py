@@ -14,7 +14,7 @@ LAST_WORD_S = 0.02
 
 
 @dataclass(slots=True)
-class Call:
+class RunScript:
     """Run one script. Its reply is sent in as it was parsed.
 
     ``parts`` are the script's keys and then its arguments. With ``until`` (on the driver's clock)
@@ -46,14 +46,14 @@ class Call:
     doubled: bool = False
 
 
-class Post(Call):
-    """Send a call, and go on without waiting. The reply is a :class:`Pending`."""
+class SendScript(RunScript):
+    """Send a call, and go on without waiting. The reply is a :class:`PendingReply`."""
 
     __slots__ = ()
 
 
-class Pending(Protocol):
-    """The reply to a :class:`Post`, when it has come."""
+class PendingReply(Protocol):
+    """The reply to a :class:`SendScript`, when it has come."""
 
     def poll(self) -> Any:
         """The reply, or ``None`` while it has not come. Never waits.
@@ -63,35 +63,35 @@ class Pending(Protocol):
 
 
 @dataclass(slots=True)
-class Batch:
+class Pipeline:
     """Run many scripts in one round trip. The reply is a list with a reply or a ``LockError`` for
     each; if the connection breaks, all of them failed. ``until`` as for a call."""
 
-    calls: list[Call]
+    calls: list[RunScript]
     until: float | None = None
 
 
 @dataclass(slots=True)
-class Later:
+class CleanupLater:
     """Make ``call`` when ``ghost`` has expired, behind the caller's back.
 
     A call whose reply never came may be under way still, and arrive after what was to undo it.
     There is nothing to do where both went over one connection, which keeps their order.
     """
 
-    call: Call
-    ghost: Call
+    call: RunScript
+    ghost: RunScript
 
 
 @dataclass(slots=True)
-class Reach:
+class Connect:
     """See to it that there is a connection, and so that the server's time is known."""
 
     until: float | None = None
 
 
 @dataclass(slots=True)
-class Listen:
+class Subscribe:
     """See to it that messages for ``token`` are heard from now on. The reply is the channel.
 
     Asked for again while it listens already, it costs next to nothing: the driver makes sure that
@@ -105,7 +105,7 @@ class Listen:
 
 
 @dataclass(slots=True)
-class Wait:
+class AwaitMessage:
     """Let ``seconds`` pass, or less if a message for ``token`` comes.
 
     The reply is ``None`` when the time has passed, else the message: a fence (the lock was given
@@ -118,9 +118,9 @@ class Wait:
     token: bytes | None = None
 
 
-Step = Call | Batch | Later | Reach | Listen | Wait
+Effect = RunScript | Pipeline | CleanupLater | Connect | Subscribe | AwaitMessage
 T = TypeVar("T")
-Steps = Generator[Step, Any, T]
+Steps = Generator[Effect, Any, T]
 Clock = Callable[[], float]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lualock._protocol.effects import Call, Steps
+from lualock._protocol.effects import RunScript, Steps
 from lualock.errors import LockUnavailable
 
 
-def resend(step: Call, error: LockUnavailable) -> Steps[Any]:
+def resend(step: RunScript, error: LockUnavailable) -> Steps[Any]:
     """Send a call again, once, where its reply was lost; else raise what went wrong."""
     if not error.outcome_unknown:
         raise error
@@ -26,7 +26,7 @@ def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavai
     return LockUnavailable(f"{first}; and asking again failed: {second}", outcome_unknown=True)
 
 
-def ask_again(step: Call) -> Steps[Any]:
+def ask_again(step: RunScript) -> Steps[Any]:
     """The reply to a call; where it was lost, to a second one."""
     try:
         return (yield step)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lualock._protocol.effects import Batch, Call, Clock, Steps
+from lualock._protocol.effects import Clock, Pipeline, RunScript, Steps
 from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
-from lualock._protocol.request import Ask, Grant, named
+from lualock._protocol.request import AcquireRequest, LeaseState, named
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
@@ -17,7 +17,7 @@ BATCH = 250
 milliseconds, so that others need not wait long, and as a socket's buffers hold."""
 
 
-def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
+def extend(ask: AcquireRequest, grant: LeaseState, ttl_ms: int, clock: Clock) -> Steps[float]:
     """Let the lease last ``ttl_ms`` from now on; returns its deadline on the driver's clock.
 
     :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
@@ -47,19 +47,19 @@ def extend(ask: Ask, grant: Grant, ttl_ms: int, clock: Clock) -> Steps[float]:
     raise lost(ask.name, ask.key, reply, "extended")
 
 
-def shortens(grant: Grant, deadline: float) -> bool:
+def shortens(grant: LeaseState, deadline: float) -> bool:
     """Whether the lease may last longer than that already. (A claim of which nothing was heard may
     have been carried out.)"""
     return deadline < max(grant.deadline, grant.claimed_deadline)
 
 
-def _extend(ask: Ask, grant: Grant, ttl_ms: int, *, shorten: bool) -> Call:
+def _extend(ask: AcquireRequest, grant: LeaseState, ttl_ms: int, *, shorten: bool) -> RunScript:
     told = named(ask, grant), b"%d" % ttl_ms, b"1" if shorten else b"0"
-    return Call(EXTEND, (ask.key, ask.queue, *told))
+    return RunScript(EXTEND, (ask.key, ask.queue, *told))
 
 
 def extend_all(
-    wanted: Sequence[tuple[Ask, Grant, int]], clock: Clock, within_s: float
+    wanted: Sequence[tuple[AcquireRequest, LeaseState, int]], clock: Clock, within_s: float
 ) -> Steps[list[float | LockError]]:
     """Extend many leases (ask, grant, ttl_ms), in as few round trips as possible, within some time;
     none of them is shortened.
@@ -72,7 +72,7 @@ def extend_all(
         part = wanted[start : start + BATCH]
         calls = [_extend(ask, grant, ttl_ms, shorten=False) for ask, grant, ttl_ms in part]
         sent = clock()
-        step = Batch(calls, sent + within_s)
+        step = Pipeline(calls, sent + within_s)
         try:
             replies = yield step
         except LockUnavailable as error:

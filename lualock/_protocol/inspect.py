@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lualock._core.keys import display_name
 from lualock._core.options import split_about
-from lualock._protocol.effects import Call, Steps
+from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.exchange import resend
 from lualock._protocol.replies import LockInfo, conflict, seconds
 from lualock.errors import LockUnavailable
@@ -15,7 +15,7 @@ INSPECT = SCRIPTS["inspect"]
 
 def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
     """Say who has the lock."""
-    step = Call(INSPECT, (key, queue))
+    step = RunScript(INSPECT, (key, queue))
     try:
         reply = yield step
     except LockUnavailable as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back
-from lualock._protocol.effects import Call, Steps
+from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
-from lualock._protocol.request import Ask, Grant, disown, named
+from lualock._protocol.request import AcquireRequest, LeaseState, disown, named
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
@@ -17,7 +17,7 @@ RELEASE = SCRIPTS["release"]
 HAND_OVER = SCRIPTS["hand_over"]
 
 
-def release(ask: Ask, grant: Grant) -> Steps[None]:
+def release(ask: AcquireRequest, grant: LeaseState) -> Steps[None]:
     """Give the lock back. A repeat of a release that happened is a release that happened.
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
@@ -25,7 +25,7 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     asked_again = False
     try:
         lease = named(ask, grant)
-        step = hand_over(ask, lease) if grant.waited else Call(RELEASE, (ask.key, lease))
+        step = hand_over(ask, lease) if grant.waited else RunScript(RELEASE, (ask.key, lease))
         try:
             reply = yield step
         except LockUnavailable as error:
@@ -70,9 +70,9 @@ def release(ask: Ask, grant: Grant) -> Steps[None]:
     raise lost(ask.name, ask.key, reply, "released")
 
 
-def hand_over(ask: Ask, lease: bytes) -> Call:
+def hand_over(ask: AcquireRequest, lease: bytes) -> RunScript:
     """The request that releases a lock that others wait for."""
-    return Call(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
+    return RunScript(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:

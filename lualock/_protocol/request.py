@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 from lualock._core import fork
-from lualock._protocol.effects import Pending
+from lualock._protocol.effects import PendingReply
 
 
 @dataclass(slots=True)
-class Ask:
+class AcquireRequest:
     """One acquisition: the lock, the token, and what the lease shall be.
 
     ``band`` is where the places of its priority begin in the queue, ``crowded`` a hint that others
@@ -29,12 +29,12 @@ class Ask:
     crowded: bool
     pid: int = field(default_factory=fork.current)
     """The process that asks. (It may be forked while it does; its child has nothing of this.)"""
-    grant: Grant | None = None
+    grant: LeaseState | None = None
     """What it won; kept here so that an interruption between winning and telling loses nothing."""
 
 
 @dataclass(slots=True)
-class Grant:
+class LeaseState:
     """What an acquisition won. ``deadline`` is on the driver's clock, in seconds.
 
     ``waited``: others may be waiting too. ``claim`` is the reply, still to come, that makes the
@@ -44,7 +44,7 @@ class Grant:
     fence: int
     deadline: float
     waited: bool = False
-    claim: Pending | None = None
+    claim: PendingReply | None = None
     claimed_deadline: float = 0.0
     at_most_s: float = math.inf
     """What is left of the lease, from any time on, if a request to shorten it whose reply was lost
@@ -56,17 +56,17 @@ class Grant:
     """The lease as the server's record has it, where that is known already."""
 
 
-def disown(grant: Grant) -> None:
+def disown(grant: LeaseState) -> None:
     """A lease that was, or will be, released promises nothing more: another may have the lock."""
     grant.claim, grant.deadline = None, -math.inf
 
 
-def is_disowned(grant: Grant) -> bool:
+def is_disowned(grant: LeaseState) -> bool:
     """Whether it was, or will be, released, though nobody has said so yet."""
     return grant.deadline == -math.inf
 
 
-def named(ask: Ask, grant: Grant) -> bytes:
+def named(ask: AcquireRequest, grant: LeaseState) -> bytes:
     """A lease as the server's record has it. By its fence too, for a request that was lost may take
     the lock again, under the same token, when the lease has ended and others have had the lock.
     (Of a job's place only the token is known.)"""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lualock._protocol.effects import Call, Reach, Steps
+from lualock._protocol.effects import Connect, RunScript, Steps
 from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import conflict
-from lualock._protocol.request import Ask
+from lualock._protocol.request import AcquireRequest
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockUnavailable
 from lualock.scripts import SCRIPTS
@@ -20,20 +20,20 @@ def asked_key(lock: bytes) -> bytes:
     return lock + b":asked"
 
 
-def request_release(ask: Ask, lasts_ms: int, server: ServerClock) -> Steps[bool]:
+def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
     """Ask whoever has the lock to stop, for as long as ``ask`` waits for it; whether anybody has.
 
     :raises LockUnavailable: the server did not answer.
     """
     if not server.known:
-        yield Reach()
+        yield Connect()
     failed = False
     for _ in range(LATE_MAX + 2):
         sent = server.clock()
         expires, deadline = server.usual(sent)
         parts = ask.key, asked_key(ask.key), ask.token, b"%d" % lasts_ms, deadline
         try:
-            reply = yield Call(REQUEST_RELEASE, parts, expires=expires)
+            reply = yield RunScript(REQUEST_RELEASE, parts, expires=expires)
         except LockUnavailable as error:
             if failed or not error.outcome_unknown:
                 raise
@@ -53,16 +53,18 @@ def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
 
     :raises LockUnavailable: the server did not answer.
     """
-    reply = yield from ask_again(Call(RELEASE_REQUESTED, (asked_key(key), b"%016d" % fence, token)))
+    reply = yield from ask_again(
+        RunScript(RELEASE_REQUESTED, (asked_key(key), b"%016d" % fence, token))
+    )
     if isinstance(reply, list):
         raise conflict(asked_key(key))
     return bool(reply == b"requested")
 
 
-def withdraw(ask: Ask) -> Steps[bool]:
+def withdraw(ask: AcquireRequest) -> Steps[bool]:
     """Take a request back; false if somebody else has asked since, and waits for the lock.
 
     :raises LockUnavailable: the server did not answer.
     """
-    reply = yield from ask_again(Call(WITHDRAW, (asked_key(ask.key), ask.queue, ask.token)))
+    reply = yield from ask_again(RunScript(WITHDRAW, (asked_key(ask.key), ask.queue, ask.token)))
     return bool(reply != b"superseded")

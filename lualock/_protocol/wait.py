@@ -6,10 +6,17 @@ from functools import partial
 from typing import Any
 
 from lualock._protocol.abandon import forsake
-from lualock._protocol.attempt import CLAIM_MS, _Attempt
-from lualock._protocol.effects import Call, Listen, Pending, Post, Steps, Wait
+from lualock._protocol.attempt import CLAIM_MS, Attempt
+from lualock._protocol.effects import (
+    AwaitMessage,
+    PendingReply,
+    RunScript,
+    SendScript,
+    Steps,
+    Subscribe,
+)
 from lualock._protocol.replies import Held
-from lualock._protocol.request import Grant
+from lualock._protocol.request import LeaseState
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
@@ -22,10 +29,10 @@ TRUSTED_S = 1.0
 then the connection may have died without a word."""
 
 
-def enqueue(attempt: _Attempt) -> Steps[Grant]:
+def enqueue(attempt: Attempt) -> Steps[LeaseState]:
     """Take a place in the queue, and wait for the turn."""
     token = attempt.ask.token
-    listen, wait = Listen(token, attempt.until), Wait(0.0, token)
+    listen, wait = Subscribe(token, attempt.until), AwaitMessage(0.0, token)
     reply_s = CROWDED_REPLY_S if attempt.ask.crowded else REPLY_S
     while True:
         try:
@@ -38,7 +45,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
         try:
             step = look()
             reply = yield step
-            if type(step) is Post:
+            if type(step) is SendScript:
                 # Where a lock goes round fast it is our turn soon. Who is not woken just to read
                 # that it has a place leaves that time to the holder.
                 wait.seconds = min(reply_s, attempt.left_s())
@@ -78,7 +85,7 @@ def enqueue(attempt: _Attempt) -> Steps[Grant]:
             listen.anew = True
 
 
-def _answer_to(look: Pending) -> Any:
+def _answer_to(look: PendingReply) -> Any:
     """The reply to a look that was posted; ``None``: it has not come, or never will. An error says
     nothing: that it answers this very request is made sure of only where somebody waits for it."""
     try:
@@ -87,12 +94,12 @@ def _answer_to(look: Pending) -> Any:
         return None
 
 
-def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
+def claim(attempt: Attempt, told: bytes) -> Steps[LeaseState | None]:
     """A message says that the lock was given to us: claim it. ``None``: that came too late."""
     attempt.arrived()
     fence, ttl_s = int(told[:16]), attempt.ask.ttl_ms / 1000
     if told[16:] == b"+":
-        return Grant(fence, attempt.since + ttl_s, True)  # we took it ourselves
+        return LeaseState(fence, attempt.since + ttl_s, True)  # we took it ourselves
     # It was given for CLAIM_MS or the ttl, and the message says when.
     now, given_us, server = attempt.clock(), int(told[16:]), attempt.server
     if now > server.stale_at:
@@ -104,12 +111,12 @@ def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
     if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is time enough to begin at once, and read the reply to the claim later.
         try:
-            pending = yield attempt.claim(Post, told)
+            pending = yield attempt.claim(SendScript, told)
         except LockUnavailable:
             pass
         else:
-            return Grant(fence, certain, True, pending, now + ttl_s)
-    step = attempt.claim(Call, told)
+            return LeaseState(fence, certain, True, pending, now + ttl_s)
+    step = attempt.claim(RunScript, told)
     attempt.sent = attempt.clock()
     try:
         reply = yield step
@@ -117,10 +124,10 @@ def claim(attempt: _Attempt, told: bytes) -> Steps[Grant | None]:
         reply = yield from attempt.persist(lambda: step, error)
     if reply != b"claimed":
         return None
-    return Grant(fence, attempt.sent + ttl_s, True)
+    return LeaseState(fence, attempt.sent + ttl_s, True)
 
 
-def abandon(attempt: _Attempt) -> Steps[NotAcquired | None]:
+def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
     """Leave the queue because the time is over. Says who has the lock, if that is known."""
     ask = attempt.ask
     if attempt.asked is not None:

@@ -7,21 +7,21 @@ from types import TracebackType
 
 from lualock import _protocol as protocol
 from lualock._core import fork, options
-from lualock._core.lease import BaseLease
+from lualock._core.lease import LeaseBase
 from lualock._core.with_statement import begin, block_end, end
 from lualock._transport.threads.driver import BlockingDriver
-from lualock._transport.threads.renewer import _WatchThread
+from lualock._transport.threads.renewer import ThreadRenewer
 
 _making = fork.Mutex()  # of the event that several threads may wait for
 
 
-class Lease(BaseLease):
+class Lease(LeaseBase):
     """A held lock. Use it as a context manager, which raises :class:`LeaseLost` if it is over
     already, or call :meth:`release`."""
 
     __slots__ = ()
     _driver: BlockingDriver
-    _watch: _WatchThread | None
+    _watch: ThreadRenewer | None
 
     def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.

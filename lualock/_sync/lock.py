@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lualock import _protocol as protocol
 from lualock._core import options
-from lualock._core.lock import BaseLock
+from lualock._core.lock import LockBase
 from lualock._core.with_statement import Block, begin, block_end, end, inside, last
-from lualock._protocol import Ask, Grant, LockInfo, Steps
+from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock._sync.lease import Lease
 from lualock.errors import InvalidArgument, NotAcquired
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lualock._sync.locks import Locks
 
 
-class Lock(BaseLock):
+class Lock(LockBase):
     """A wish for a lock: reusable, stateless, safe to share between threads."""
 
     __slots__ = ()
@@ -60,7 +60,9 @@ class Lock(BaseLock):
         ask = self._ask()
         return self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
 
-    def _hold(self, ask: Ask, steps: Steps[Grant], block: Block | None = None) -> Lease:
+    def _hold(
+        self, ask: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
+    ) -> Lease:
         driver, care = self._locks._driver, self._care
         try:
             grant = driver.run(steps)

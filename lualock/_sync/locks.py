@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
-from lualock._core.lock import BaseLocks, Settings
+from lualock._core.lock import LocksBase, Settings
 from lualock._core.with_statement import blocks_on
 from lualock._sync.lease import Lease
 from lualock._sync.lock import Lock
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.find_server import find_server
 from lualock._transport.threads.driver import BlockingDriver
-from lualock._transport.threads.renewer import _WatchThread
+from lualock._transport.threads.renewer import ThreadRenewer
 
 if TYPE_CHECKING:
     import redis
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lualock.jobs import JobMaker
 
 
-class Locks(BaseLocks, asynchronous=False):
+class Locks(LocksBase, asynchronous=False):
     """The locks of one server.
 
     :param client: a ``redis.Redis``. Only its connection settings are used, never itself.
@@ -50,7 +50,7 @@ class Locks(BaseLocks, asynchronous=False):
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._watch = _WatchThread(self._driver)
+        self._watch = ThreadRenewer(self._driver)
 
     def lock(
         self,

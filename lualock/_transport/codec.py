@@ -10,7 +10,7 @@ from typing import Any
 import hiredis
 
 from lualock._core.supply import Supply
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from lualock._transport.errors import CrossedReply, reply_error
 from lualock.errors import UnsupportedServer
 
@@ -38,7 +38,7 @@ def _make_numbers() -> list[bytes]:
 _numbers = Supply(_make_numbers)
 
 
-def pack(call: Call, *, source: bool = False) -> tuple[bytes, bytes]:
+def pack(call: RunScript, *, source: bool = False) -> tuple[bytes, bytes]:
     """The command's bytes, with ``source`` those that carry the whole script; and the proof that
     its reply begins with."""
     script, parts = call.script, call.parts

@@ -11,7 +11,7 @@ from typing import Any
 import hiredis
 from redis import exceptions as theirs
 
-from lualock._protocol import Call, conflict
+from lualock._protocol import RunScript, conflict
 from lualock.errors import AccessDenied, LockError, LockUnavailable, UnsupportedServer
 
 # What a broken connection raises.
@@ -108,7 +108,7 @@ def is_demoted(reply: Any) -> bool:
     )
 
 
-def reply_error(text: str, call: Call | None = None) -> LockError:
+def reply_error(text: str, call: RunScript | None = None) -> LockError:
     """What an error that the *server* answered means. The request had no effect; but where it was
     sent on two connections, nothing is known of the other copy."""
     error = _reply_error(text, b"" if call is None else call.parts[0])
@@ -189,6 +189,6 @@ def dealt_with(errors: Sequence[BaseException]) -> None:
             found += error.__cause__, error.__context__
 
 
-def answer(reply: Any, call: Call) -> Any:
+def answer(reply: Any, call: RunScript) -> Any:
     """A reply: itself, or the error that it means."""
     return reply_error(str(reply), call) if isinstance(reply, hiredis.ReplyError) else reply

@@ -9,19 +9,19 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import fork, options
-from lualock._core.lease import BaseLease
+from lualock._core.lease import LeaseBase
 from lualock._core.with_statement import begin, block_end, end_async
 from lualock._transport.asyncio.driver import AsyncDriver
-from lualock._transport.asyncio.renewer import LONGEST_NAP_S, _LoopWatch
+from lualock._transport.asyncio.renewer import LONGEST_NAP_S, LoopRenewer
 
 
-class Lease(BaseLease):
+class Lease(LeaseBase):
     """A held lock. Use it as an async context manager, or await :meth:`release`."""
 
     __slots__ = ("_body",)
     _driver: AsyncDriver
     _body: _Body  # only where it may be cancelled
-    _watch: _LoopWatch | None
+    _watch: LoopRenewer | None
 
     async def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.keys import DEFAULT_PREFIX
-from lualock._core.lock import BaseLocks, Settings
+from lualock._core.lock import LocksBase, Settings
 from lualock._core.with_statement import blocks_on
 from lualock._transport.asyncio.driver import AsyncDriver
-from lualock._transport.asyncio.renewer import _LoopWatch
+from lualock._transport.asyncio.renewer import LoopRenewer
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.find_server import find_server
 from lualock.aio.lease import Lease
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lualock.jobs import JobMaker
 
 
-class Locks(BaseLocks, asynchronous=True):
+class Locks(LocksBase, asynchronous=True):
     """The locks of one server, for coroutines.
 
     :param client: a ``redis.asyncio.Redis``. Only its connection settings are used, never itself.
@@ -52,11 +52,11 @@ class Locks(BaseLocks, asynchronous=True):
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWatch] = (
+        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
             weakref.WeakKeyDictionary()
         )
 
-    def _watch(self) -> _LoopWatch:
+    def _watch(self) -> LoopRenewer:
         loop = asyncio.get_running_loop()
         found = self._watches.get(loop)
         if found is None or found.pid != fork.current():
@@ -65,7 +65,7 @@ class Locks(BaseLocks, asynchronous=True):
                 ended = self._watches.get(other) if other and other.is_closed() else None
                 if ended is not None:
                     ended.close()  # or its thread would wait until the next lease is due
-            found = self._watches[loop] = _LoopWatch(self._driver, loop)
+            found = self._watches[loop] = LoopRenewer(self._driver, loop)
         return found
 
     def lock(

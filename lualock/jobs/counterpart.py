@@ -7,14 +7,14 @@ import weakref
 from typing import TYPE_CHECKING, cast
 
 from lualock._core import fork
-from lualock._core.lock import BaseLocks, Settings
+from lualock._core.lock import LocksBase, Settings
 from lualock._transport.find_server import find_server
 from lualock.jobs.job import AnyLocks
 
 if TYPE_CHECKING:
     from lualock import _sync
 
-_counterparts: weakref.WeakKeyDictionary[BaseLocks, BaseLocks] = weakref.WeakKeyDictionary()
+_counterparts: weakref.WeakKeyDictionary[LocksBase, LocksBase] = weakref.WeakKeyDictionary()
 _default: _sync.Locks | None = None
 _making = fork.Mutex()
 
@@ -27,7 +27,7 @@ def fitting(locks: AnyLocks, *, asynchronous: bool) -> AnyLocks:
         found = _counterparts.get(locks)
         if found is None:
             # The embedded server is kept by `locks`, which outlives its counterpart.
-            kind = BaseLocks._kinds[asynchronous]
+            kind = LocksBase._kinds[asynchronous]
             found = _counterparts[locks] = kind._of(locks._endpoint, None, locks._settings)
     return cast(AnyLocks, found)
 
@@ -37,6 +37,6 @@ def default_locks() -> _sync.Locks:
     global _default
     with _making.lock:
         if _default is None:
-            made = BaseLocks._kinds[False]._of(*find_server(None, asynchronous=False), Settings())
+            made = LocksBase._kinds[False]._of(*find_server(None, asynchronous=False), Settings())
             _default = cast("_sync.Locks", made)
         return _default

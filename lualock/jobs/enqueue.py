@@ -16,7 +16,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
-from lualock._protocol import Grant
+from lualock._protocol import LeaseState
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -147,7 +147,7 @@ class Entry:
             ask.token = raw
             driver: Any = lock._locks._driver
             with suppress(LeaseLost):  # it waits for no retry
-                yield partial(driver.run, protocol.release(ask, Grant(0, math.inf)))
+                yield partial(driver.run, protocol.release(ask, LeaseState(0, math.inf)))
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """The process that ran the job, or waited to, is dead; whether it had the lock."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lualock import _protocol as protocol
 from lualock._core import options
-from lualock._protocol import Grant, Steps, note
+from lualock._protocol import LeaseState, Steps, note
 from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -134,14 +134,14 @@ def _keep_lock(it: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions
     yield partial(_pass_on, lease, keep)
 
 
-def _pass_on(lease: AnyLease, steps: Steps[Grant]) -> Any:
+def _pass_on(lease: AnyLease, steps: Steps[LeaseState]) -> Any:
     if lease._watch is not None:
         lease._watch.drop(lease)
     lease._grant.released = True
     return lease._driver.run(_passed_on(lease, steps))
 
 
-def _passed_on(lease: AnyLease, steps: Steps[Grant]) -> Steps[None]:
+def _passed_on(lease: AnyLease, steps: Steps[LeaseState]) -> Steps[None]:
     """Pass it on, or give it up: nobody will look after it when this has ended."""
     try:
         yield from steps

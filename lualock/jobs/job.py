@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lualock._core import options
-from lualock._core.lease import BaseLease
-from lualock._core.lock import BaseLock, BaseLocks
-from lualock._protocol import Ask
+from lualock._core.lease import LeaseBase
+from lualock._core.lock import LockBase, LocksBase
+from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments
 from lualock.jobs.terms import Delivery, Rules, about_job
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     AnyLease = _sync.Lease | aio.Lease
     AnyLock = _sync.Lock | aio.Lock
 else:  # jobs are below both APIs, which open them when they are used
-    AnyLocks, AnyLease, AnyLock = BaseLocks, BaseLease, BaseLock
+    AnyLocks, AnyLease, AnyLock = LocksBase, LeaseBase, LockBase
 
 
 def _no_limit(*args: Any, **kwargs: Any) -> None:
@@ -217,7 +217,9 @@ class Run:
         self.locks = job.locks(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
         self.without: list[Any] = []  # attempts that were in vain, though the job may run
-        self.asks: list[Ask] = []  # all that was asked for, also what an interruption kept from us
+        self.asks: list[
+            AcquireRequest
+        ] = []  # all that was asked for, also what an interruption kept from us
 
     def call(self, callback: Any, **more: Any) -> Callable[[], Any]:
         """A callback with exactly the job's arguments, and what it wants to be told beside them."""

@@ -11,7 +11,7 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.keys import queue_key
-from lualock._protocol import Ask, Grant
+from lualock._protocol import AcquireRequest, LeaseState
 from lualock.errors import LeaseLost, LockError
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -31,7 +31,7 @@ def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
     return place
 
 
-def ask_of(lock: AnyLock, token: bytes) -> Ask:
+def ask_of(lock: AnyLock, token: bytes) -> AcquireRequest:
     """What stands for a place of which only the token is known."""
     key = verbs.place_key(lock.key)
     ask = lock._ask()
@@ -43,7 +43,7 @@ def leave(lock: AnyLock, token: bytes) -> Actions[None]:
     """Give up a place, if it is there."""
     driver: Any = lock._locks._driver
     with suppress(LeaseLost):  # there is none any more
-        yield partial(driver.run, protocol.release(ask_of(lock, token), Grant(0, math.inf)))
+        yield partial(driver.run, protocol.release(ask_of(lock, token), LeaseState(0, math.inf)))
 
 
 def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
@@ -55,7 +55,7 @@ def keep(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
         yield partial(
             driver.run,
             # Of no deadline that is known: it is not shortened.
-            protocol.extend(ask_of(lock, token), Grant(0, -math.inf), ttl_ms, driver.clock),
+            protocol.extend(ask_of(lock, token), LeaseState(0, -math.inf), ttl_ms, driver.clock),
         )
     except LeaseLost:
         return False

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from lualock import _protocol as protocol
-from lualock._protocol import Grant
+from lualock._protocol import LeaseState
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
@@ -54,7 +54,7 @@ def run(it: Run) -> Actions[Any]:
         raise
 
 
-def _is_over(grant: Grant) -> bool:
+def _is_over(grant: LeaseState) -> bool:
     return grant.released or grant.lost or protocol.is_disowned(grant)
 
 

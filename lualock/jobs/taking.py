@@ -10,7 +10,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
-from lualock._protocol import Ask, Steps, stop_request
+from lualock._protocol import AcquireRequest, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
@@ -58,7 +58,7 @@ class Attempt:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         delivery: Delivery | None,
-        asks: list[Ask],
+        asks: list[AcquireRequest],
     ) -> None:
         self.job = job
         self.lock = lock
@@ -165,7 +165,7 @@ class Attempt:
         if timeout is None:
             self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
 
-    def wait(self, timeout: float | None, ask: Ask | None = None) -> Actions[Any]:
+    def wait(self, timeout: float | None, ask: AcquireRequest | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then give up the job's place, if it has one.
 
         :raises NotAcquired: not within that time; :attr:`refused` says so.
@@ -209,7 +209,7 @@ class Attempt:
         request.job_id = self.job_id
         raise request from None
 
-    def request_release(self, ask: Ask, lasts_s: float) -> Action:
+    def request_release(self, ask: AcquireRequest, lasts_s: float) -> Action:
         """Ask whoever has the lock to stop.
 
         :raises InvalidArgument: ``lasts_s`` cannot be used.
@@ -314,7 +314,7 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
             yield forsake(lease._driver, lease._ask)
 
 
-def forsake(driver: Any, ask: Ask) -> Action:
+def forsake(driver: Any, ask: AcquireRequest) -> Action:
     """Give back whatever a token has of which that is not known, a lease or a place; behind
     everybody's back when the server is there again."""
     return partial(driver.forsake, protocol.forsake(ask))

@@ -14,7 +14,15 @@ from typing import Any
 from lualock import scripts as script
 from lualock._core.keys import queue_key
 from lualock._core.options import split_about
-from lualock._protocol import Ask, Call, Grant, ServerClock, Steps, conflict, take
+from lualock._protocol import (
+    AcquireRequest,
+    LeaseState,
+    RunScript,
+    ServerClock,
+    Steps,
+    conflict,
+    take,
+)
 from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import Held
 from lualock.errors import LockError, NotAcquired
@@ -33,7 +41,7 @@ class Taken(NotAcquired):
     """Whether it is the running lock that is held, and not just the place of a queued job."""
 
 
-def _taken(ask: Ask, key: bytes, server: ServerClock, reply: Any) -> LockError:
+def _taken(ask: AcquireRequest, key: bytes, server: ServerClock, reply: Any) -> LockError:
     if reply[0] not in (b"held", b"queued", b"running"):
         return conflict(key)
     now = server.clock()
@@ -49,36 +57,38 @@ def place_key(lock: bytes) -> bytes:
     return lock + b":job"
 
 
-def reserve(ask: Ask, lock: bytes, server: ServerClock, *, alone: bool) -> Steps[Grant]:
+def reserve(
+    ask: AcquireRequest, lock: bytes, server: ServerClock, *, alone: bool
+) -> Steps[LeaseState]:
     """Take a place: ``ask`` is for that, ``lock`` the key of the lock of those who run.
 
     :param alone: be refused also while one runs.
     :raises Taken: another job has it, or one runs.
     """
 
-    def make(deadline: bytes) -> Call:
+    def make(deadline: bytes) -> RunScript:
         told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0"
-        return Call(RESERVE, (lock, ask.key, *told))
+        return RunScript(RESERVE, (lock, ask.key, *told))
 
     return take(ask, server, make, lambda reply: _taken(ask, lock, server, reply), fresh=False)
 
 
-def start(ask: Ask, owner: bytes, server: ServerClock) -> Steps[Grant]:
+def start(ask: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
     """Take the lock for a job, and give up the place that it has under the token ``owner``.
 
     :raises Taken: somebody else has it; the place stays as it is.
     """
 
-    def make(deadline: bytes) -> Call:
+    def make(deadline: bytes) -> RunScript:
         place = place_key(ask.key)
         keys = ask.key, place, ask.queue, queue_key(place)
         told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, owner
-        return Call(START, (*keys, *told))
+        return RunScript(START, (*keys, *told))
 
     return take(ask, server, make, lambda reply: _taken(ask, ask.key, server, reply))
 
 
-def died(ask: Ask, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
+def died(ask: AcquireRequest, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
     """Release the lock of a run whose process is dead; whether there was such a run.
 
     :param job: the metadata of its lease.
@@ -86,7 +96,7 @@ def died(ask: Ask, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
     :raises LockUnavailable: the server did not answer.
     """
     parts = ask.key, ask.queue, job.encode(), owner, holder
-    reply = yield from ask_again(Call(DIED, parts))
+    reply = yield from ask_again(RunScript(DIED, parts))
     if isinstance(reply, list):
         raise conflict(ask.key)
     return reply in (b"released", b"handed_over")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import LAST_WORD_S, Call
+from lualock._protocol import LAST_WORD_S, RunScript
 from lualock._transport import errors, sockets
 from lualock.errors import LockError
 from tests.simulation.lines import TIMEOUT_S, Done, Line, Sending
@@ -95,7 +95,7 @@ class Asked:
     def __init__(
         self,
         process: Process,
-        calls: list[Call],
+        calls: list[RunScript],
         until: float | None,
         done: Done,
         *,
@@ -287,7 +287,7 @@ def _is_noscript(reply: Any) -> bool:
     return isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT")
 
 
-def answer(reply: Any, call: Call) -> Any:
+def answer(reply: Any, call: RunScript) -> Any:
     """A reply: itself, or the error that it means."""
     return errors.reply_error(str(reply), call) if isinstance(reply, Refused) else reply
 
@@ -295,7 +295,7 @@ def answer(reply: Any, call: Call) -> Any:
 class Owed:
     """The reply to a posted call: the protocol's ``Pending``."""
 
-    def __init__(self, process: Process, call: Call, posted: float) -> None:
+    def __init__(self, process: Process, call: RunScript, posted: float) -> None:
         self.call = call
         self.posted = posted  # before there was a line
         self.process = process
@@ -329,7 +329,7 @@ class Owed:
 class OwedByLine(Owed):
     """In a thread: it is read when its line is next used, or polled."""
 
-    def __init__(self, line: Line, call: Call, posted: float, *, hold: bool) -> None:
+    def __init__(self, line: Line, call: RunScript, posted: float, *, hold: bool) -> None:
         super().__init__(line.process, call, posted)
         self._line = line
         self._resend = False
@@ -360,7 +360,7 @@ class OwedInLoop(Owed):
     """In a loop: it is read when it comes. A lazy one is sent again where no reply comes; of
     another one its waiter asks again on its own."""
 
-    def __init__(self, line: Line, call: Call, posted: float) -> None:
+    def __init__(self, line: Line, call: RunScript, posted: float) -> None:
         super().__init__(line.process, call, posted)
         call.via = line
         self._asked = Asked(line.process, [call], None, self._settle, posted=True)

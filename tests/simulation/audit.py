@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lualock._core.keys import queue_key
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from lualock.jobs import RESERVE_S
 from tests.simulation import job_contract
 from tests.simulation.checker import LOSSES, Causes, Event
@@ -34,14 +34,14 @@ class Audit:
         world.server.before, world.server.watch = self._before, self._watch
         world.server.store.lost = self._lost
 
-    def _before(self, call: Call) -> None:
+    def _before(self, call: RunScript) -> None:
         store, lock = self._world.server.store, call.parts[0]
         if call.script.name in job_contract.NAMES:
             self._around = job_contract.Around.look(store, call)
         else:
             self._seen = Seen.look(store, lock, queue_key(lock))
 
-    def _watch(self, call: Call, reply: Any) -> None:
+    def _watch(self, call: RunScript, reply: Any) -> None:
         if call.script.name in job_contract.NAMES:
             self._watch_jobs(call, reply)
             return
@@ -52,7 +52,7 @@ class Audit:
         for what in broken(Run(call, self._seen, after, reply, told, store)):
             self._world.wrong("contract", f"{call.script.name} {what}")
 
-    def _watch_jobs(self, call: Call, reply: Any) -> None:
+    def _watch_jobs(self, call: RunScript, reply: Any) -> None:
         server = self._world.server
         after = job_contract.Around.look(server.store, call)
         lock = lock_of(call).removesuffix(":asked")

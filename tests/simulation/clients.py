@@ -12,9 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lualock._core import keys, options
-from lualock._core.lease import BaseLease, Care
-from lualock._core.renewal import Watch
-from lualock._protocol import Ask, Steps, Wait, acquire, adopt, inspect, undo, watched
+from lualock._core.lease import LeaseBase, LeaseOptions
+from lualock._core.renewal import LeaseRenewer
+from lualock._protocol import (
+    AcquireRequest,
+    AwaitMessage,
+    Steps,
+    acquire,
+    adopt,
+    inspect,
+    undo,
+    watched,
+)
 from lualock._protocol.attempt import CLAIM_MS
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
 from lualock.jobs.verbs import place_key
@@ -65,7 +74,7 @@ class Turn:
     ending: str  # release, forget, extend, undo, pass
 
 
-class Renewal(Watch):
+class Renewal(LeaseRenewer):
     """What the shells' renewal thread and timer are in the simulator: one for each process."""
 
     def __init__(self, process: Process) -> None:
@@ -92,7 +101,7 @@ class Renewal(Watch):
         if next_look < math.inf:
             self._wake_at(next_look)
 
-    def _tell(self, lease: BaseLease) -> None:
+    def _tell(self, lease: LeaseBase) -> None:
         pass
 
 
@@ -119,7 +128,7 @@ class Client:
         for turn in (*self.turns, *self.calm_turns):
             try:
                 while turn in self.calm_turns and self.world.t < self.calm_at_s:
-                    yield Wait(self.calm_at_s - self.world.t + 1e-6)
+                    yield AwaitMessage(self.calm_at_s - self.world.t + 1e-6)
                 yield from self._turn(turn)
             except Interrupted:
                 continue
@@ -127,7 +136,7 @@ class Client:
 
     def _turn(self, turn: Turn, adopts: bytes = b"") -> Steps[None]:
         if not adopts:
-            yield Wait(turn.idle_s)
+            yield AwaitMessage(turn.idle_s)
         self._count += 1
         name, lock, process, world = (
             f"{self.name}.{self._count}",
@@ -136,7 +145,7 @@ class Client:
             self.world,
         )
         token = name.ljust(22, ".").encode()
-        ask = Ask(
+        ask = AcquireRequest(
             name=lock.name,
             key=lock.key,
             queue=lock.queue,
@@ -190,8 +199,8 @@ class Client:
             return
         self._crowded[lock.name] = grant.waited
         world.known.add(token)
-        care = Care(turn.renew)
-        lease = BaseLease(ask, grant, process, self.renewal if turn.renew else None, care)
+        care = LeaseOptions(turn.renew)
+        lease = LeaseBase(ask, grant, process, self.renewal if turn.renew else None, care)
         holding = Holding(self, turn, ask, lease, who)
         world.record("got", fence=grant.fence, until=holding.until(), **who)
         world.server.check_deadline(lock.key, token, holding.until())
@@ -249,7 +258,7 @@ class Holding:
     """A lease, and what is done while it lasts."""
 
     def __init__(
-        self, client: Client, turn: Turn, ask: Ask, lease: BaseLease, who: dict[str, str]
+        self, client: Client, turn: Turn, ask: AcquireRequest, lease: LeaseBase, who: dict[str, str]
     ) -> None:
         self._client = client
         self.process, self.world = client.process, client.world
@@ -281,7 +290,7 @@ class Holding:
             try:
                 for _ in range(3):
                     self.work()
-                    yield Wait(turn.hold_s / 3)
+                    yield AwaitMessage(turn.hold_s / 3)
                 self.work()
                 if turn.ending == "extend":
                     yield from self._extend()
@@ -294,7 +303,7 @@ class Holding:
                     self._over = True
                     # What was sent before it was forgotten still counts: its claim, its renewal.
                     while self._client.renewal.busy or self._claiming():
-                        yield Wait(0.05)
+                        yield AwaitMessage(0.05)
                     self._forgets = True
                     return
             finally:
@@ -419,7 +428,7 @@ class Holding:
             holdings = self._client.renewal.holdings
             holdings.append(self)
             try:
-                yield Wait(self._turn.ttl_ms / 1000)
+                yield AwaitMessage(self._turn.ttl_ms / 1000)
             finally:
                 holdings.remove(self)
         self.work()
@@ -429,7 +438,7 @@ def observe(world_locks: list[Lock], process: Process, times: int) -> Steps[None
     """Somebody who looks who has a lock, now and then."""
     chance = process.world.random
     for _ in range(times):
-        yield Wait(chance.random() * 2)
+        yield AwaitMessage(chance.random() * 2)
         lock = chance.choice(world_locks)
         try:
             yield from inspect(lock.name, lock.key, lock.queue)

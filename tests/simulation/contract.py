@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from tests.simulation.store import Refused, SortedSet, Store
 
 TURN = 22 + 16 + 16  # a message that gives somebody the lock: token, fence, time
@@ -81,7 +81,7 @@ class Seen:
 class Run:
     """One run of a script."""
 
-    call: Call
+    call: RunScript
     before: Seen
     after: Seen
     reply: Any

@@ -6,7 +6,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lualock._protocol import Listen, Wait
+from lualock._protocol import AwaitMessage, Subscribe
 from tests.simulation.lines import Done
 from tests.simulation.world import US
 
@@ -97,7 +97,7 @@ class Ear:
         self._places: dict[bytes, _Place] = {}
         self._count = 0
 
-    def listen(self, step: Listen, done: Done) -> None:
+    def listen(self, step: Subscribe, done: Done) -> None:
         """Hear messages for the token from now on."""
         place = self._places.setdefault(step.token, _Place())
         if step.anew and place.since == self._count and self.line is not None:
@@ -131,7 +131,7 @@ class Ear:
             for place in list(self._places.values()):
                 place.tell(b"")
 
-    def wait(self, step: Wait, done: Done) -> None:
+    def wait(self, step: AwaitMessage, done: Done) -> None:
         """The next message, or None when the time has passed."""
         assert step.token is not None
         place = self._places[step.token]

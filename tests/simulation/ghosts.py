@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lualock._core.keys import queue_key
-from lualock._protocol import ENQUEUE, Call
+from lualock._protocol import ENQUEUE, RunScript
 from tests.simulation.contract import Seen
 from tests.simulation.world import US
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 LAID_S = 3.0  # the longest pause of a clean-up, and a little
 
 
-def token_of(call: Call) -> bytes:
+def token_of(call: RunScript) -> bytes:
     """For whom a request that has a deadline takes something."""
     at = max(2, len(call.script.keys))  # (of an adoption: the heir)
     token: bytes = call.parts[at][:22] if len(call.parts) > 5 else call.parts[1]
     return token
 
 
-def lock_of(call: Call) -> str:
+def lock_of(call: RunScript) -> str:
     """The name of the lock that a call is about."""
     key: bytes = call.parts[0]
     return name_at(key)
@@ -33,7 +33,7 @@ def name_at(key: bytes) -> str:
     return key.decode().partition("{")[2].replace("}", "")
 
 
-def runs(process: Process, call: Call) -> None:
+def runs(process: Process, call: RunScript) -> None:
     """A request is about to run whose caller is gone."""
     world = process.world
     world.fault("ghost", lock=lock_of(call))
@@ -43,7 +43,7 @@ def runs(process: Process, call: Call) -> None:
         world.at(int((expires + LAID_S) * US), _is_laid, process, call)
 
 
-def ran(process: Process, call: Call, reply: Any) -> None:
+def ran(process: Process, call: RunScript, reply: Any) -> None:
     """It ran. When it has expired it takes nothing any more, unless the server's clock was put back
     meanwhile."""
     took = type(reply) is bytes and reply.isdigit()
@@ -65,7 +65,7 @@ def ran(process: Process, call: Call, reply: Any) -> None:
         world.wrong("late", f"{call.script.name} of {token!r} ran after its deadline")
 
 
-def _is_laid(process: Process, call: Call) -> None:
+def _is_laid(process: Process, call: RunScript) -> None:
     """A ghost has expired, and its owner was done with it before: it has nothing any more."""
     world = process.world
     token = token_of(call)

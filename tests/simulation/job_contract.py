@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock._core.keys import queue_key
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from lualock._protocol.stop_request import asked_key
 from lualock.jobs.verbs import SCRIPTS, place_key
 from tests.simulation.contract import Run, Seen, given_up, held, late, owned, refused, young
@@ -29,7 +29,7 @@ class Around:
     asked_end_ms: int | None
 
     @classmethod
-    def look(cls, store: Store, call: Call) -> Around:
+    def look(cls, store: Store, call: RunScript) -> Around:
         """As it is now."""
         lock = call.parts[0].removesuffix(asked_key(b""))
         place, asked = place_key(lock), asked_key(lock)
@@ -75,7 +75,7 @@ class Around:
 class JobRun:
     """One run of a script of jobs."""
 
-    call: Call
+    call: RunScript
     before: Around
     after: Around
     reply: Any

@@ -15,10 +15,10 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
-from lualock._core.lease import BaseLease
-from lualock._core.lock import BaseLock, Settings
+from lualock._core.lease import LeaseBase
+from lualock._core.lock import LockBase, Settings
 from lualock._core.with_statement import Blocks
-from lualock._protocol import Ask, Grant, LockInfo, Steps, T
+from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps, T
 from lualock.errors import KeyConflict, LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
@@ -88,7 +88,9 @@ class Actor(Client):
         """A time of this process on the common clock."""
         return deadline - self.process.offset_s
 
-    def at_place(self, verb: str, ask: Ask, steps: Steps[Any], *, waits: bool) -> Steps[Any]:
+    def at_place(
+        self, verb: str, ask: AcquireRequest, steps: Steps[Any], *, waits: bool
+    ) -> Steps[Any]:
         """Do something to the place of the job in hand, and write down what is certain then.
         ``waits``: it takes it to wait for the lock there, and who is refused it is dropped."""
         since, key = self.world.t, ask.key
@@ -121,7 +123,7 @@ class Actor(Client):
         self.note("placed", key, since=since, until=until, what=what)
         return found
 
-    def keeps(self, ask: Ask, steps: Steps[Grant]) -> Steps[Grant]:
+    def keeps(self, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[LeaseState]:
         """The lock goes over to the job's token, for its retry."""
         lease = self.lease
         self.asks(ask.token)
@@ -140,7 +142,7 @@ class Actor(Client):
         finally:
             lease.end(outcome)
 
-    def acquires(self, lock: Lock, ask: Ask, steps: Steps[Grant]) -> Steps[Lease]:
+    def acquires(self, lock: Lock, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[Lease]:
         """Take the lock of a run."""
         world, process, key = self.world, self.process, ask.key
         starts = verb_of(steps) == "take"
@@ -183,7 +185,9 @@ class Actor(Client):
                     self.note("untaken", place, what="stays" if why else "gone")
         return self._has(lock, ask, grant, who)
 
-    def _has(self, lock: Lock, ask: Ask, grant: Grant, who: dict[str, str]) -> Lease:
+    def _has(
+        self, lock: Lock, ask: AcquireRequest, grant: LeaseState, who: dict[str, str]
+    ) -> Lease:
         world = self.world
         lock._crowded = grant.waited
         world.known.add(ask.token)
@@ -213,7 +217,7 @@ class Driver:
     def run(self, steps: Steps[Any]) -> Steps[Any]:
         """The steps, which write down what they do."""
         told, verb = getgeneratorlocals(steps), verb_of(steps)
-        ask: Ask | None = told.get("ask")
+        ask: AcquireRequest | None = told.get("ask")
         if ask is not None and ask.key.endswith(PLACE):
             return self._actor.at_place(verb, ask, steps, waits=False)
         if "lease" in told:
@@ -224,18 +228,18 @@ class Driver:
         """See the drivers."""
         self._actor.process.listen_anew()
 
-    def later(self, step: protocol.Later) -> None:
-        """See ``BaseLease.handle``."""
+    def later(self, step: protocol.CleanupLater) -> None:
+        """See ``LeaseBase.handle``."""
         self._actor.process.later(step)
 
-    def forsake(self, call: protocol.Call) -> None:
+    def forsake(self, call: protocol.RunScript) -> None:
         """Give back what nobody has in hand any more."""
         lease = self._actor.lease
         if lease is not None and not lease.over and call.parts[0] == lease._ask.key:
             lease.begin_end()
         self._actor.process.start(self._forsaken(call, self._actor.job))
 
-    def _forsaken(self, call: protocol.Call, job: str) -> Steps[None]:
+    def _forsaken(self, call: protocol.RunScript, job: str) -> Steps[None]:
         """``job``: it may have another in hand by the time that this is done."""
         actor, at_place = self._actor, call.parts[0].endswith(PLACE)
         where = {"lock": name_at(call.parts[0]), "who": actor.process.name, "id": job}
@@ -246,7 +250,7 @@ class Driver:
             actor.world.record("untaken", what="gone", **where)
 
 
-class Lease(BaseLease):
+class Lease(LeaseBase):
     """A held lock."""
 
     __slots__ = ("holding", "over")
@@ -288,7 +292,7 @@ class _Blocks(Blocks):
         """Refuse nothing."""
 
 
-class Lock(BaseLock):
+class Lock(LockBase):
     """A wish for a lock."""
 
     __slots__ = ()
@@ -299,11 +303,11 @@ class Lock(BaseLock):
         super().__init__(settings, name, ttl, None, metadata, True, 0, None, None, None)
         self._locks = locks
 
-    def _ask(self) -> Ask:
+    def _ask(self) -> AcquireRequest:
         actor = self._locks.actor
         about = options.process_holder(actor.pid) + self._about.metadata
         token = actor.fresh().ljust(22, "_").encode()
-        return Ask(
+        return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, about),
             *(self._band, self._max_waiters, self._fair, self._crowded),
         )
@@ -313,7 +317,7 @@ class Lock(BaseLock):
         ask, server = self._ask(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
 
-    def _hold(self, ask: Ask, steps: Steps[Grant]) -> Steps[Lease]:
+    def _hold(self, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[Lease]:
         actor = self._locks.actor
         if not ask.key.endswith(PLACE):
             return (yield from actor.acquires(self, ask, steps))

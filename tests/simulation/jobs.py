@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from lualock import jobs
-from lualock._protocol import Steps, Wait
+from lualock._protocol import AwaitMessage, Steps
 from lualock.errors import LockError
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.job import Job, Run
@@ -79,8 +79,8 @@ class Producer(Actor):
         for work in (*self.works, *self.calm_works):
             try:
                 while work in self.calm_works and self.world.t < self.calm_at_s:
-                    yield Wait(self.calm_at_s - self.world.t + 1e-6)
-                yield Wait(work.idle_s)
+                    yield AwaitMessage(self.calm_at_s - self.world.t + 1e-6)
+                yield AwaitMessage(work.idle_s)
                 yield from self._enqueue(work)
             except Interrupted:
                 continue
@@ -109,7 +109,7 @@ class Producer(Actor):
                 self.world.wrong("refusal", f"{work.id} was refused for its own sake")
 
     def _push(self, work: Work, token: str) -> Steps[None]:
-        yield Wait(self.world.latency_us / US)
+        yield AwaitMessage(self.world.latency_us / US)
         if work.push == "before":
             raise Failed("the queue is away")
         work.token = token
@@ -159,7 +159,7 @@ class Worker(Actor):
         for _ in range(3):
             if lease is not None:
                 lease.holding.work()
-            yield Wait(work.hold_s / 3)
+            yield AwaitMessage(work.hold_s / 3)
             if work.listens and lease is not None and work.job.rules.policy is not None:
                 try:
                     if (yield from lease._release_requested()):

@@ -12,7 +12,7 @@ from copy import copy
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lualock._protocol import ENQUEUE, LAST_WORD_S, Call
+from lualock._protocol import ENQUEUE, LAST_WORD_S, RunScript
 from lualock._transport import codec, errors
 from lualock.errors import LockError
 from tests.proving import proof_of
@@ -70,7 +70,7 @@ class Sending:
 
     __slots__ = ("call", "proof", "sender", "whole", "words")
 
-    def __init__(self, sender: Sender, call: Call | None, *, whole: bool = False) -> None:
+    def __init__(self, sender: Sender, call: RunScript | None, *, whole: bool = False) -> None:
         self.sender, self.call, self.whole = sender, call, whole
         self.proof: bytes
         self.words: tuple[bytes, ...]
@@ -175,7 +175,7 @@ class Line:
         return line
 
     def send(
-        self, sender: Sender, call: Call | None, *, whole: bool = False, hold: bool = False
+        self, sender: Sender, call: RunScript | None, *, whole: bool = False, hold: bool = False
     ) -> None:
         """Send a request; ``hold``: the kernel may keep it back for a moment."""
         sending = Sending(sender, call, whole=whole)

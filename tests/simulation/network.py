@@ -14,16 +14,16 @@ from functools import partial
 from typing import Any
 
 from lualock._protocol import (
-    Batch,
-    Call,
-    Later,
-    Listen,
-    Post,
-    Reach,
+    AwaitMessage,
+    CleanupLater,
+    Connect,
+    Effect,
+    Pipeline,
+    RunScript,
+    SendScript,
     ServerClock,
-    Step,
     Steps,
-    Wait,
+    Subscribe,
 )
 from lualock.errors import LockError, LockUnavailable
 from tests.simulation.asking import Asked, Owed, OwedByLine, OwedInLoop, Way, answer
@@ -98,7 +98,7 @@ class Process:
         task.go(None, None)
         return task
 
-    def in_line(self, call: Call) -> None:
+    def in_line(self, call: RunScript) -> None:
         """A reply says that somebody has a place in the queue."""
         who = call.parts[2][:22].rstrip(b"._").decode()
         self.world.record("queued", lock=lock_of(call), who=self.name, id=who)
@@ -197,7 +197,7 @@ class Process:
         elif self._beside is not None:
             self._beside.close()
 
-    def call(self, call: Call, done: Done) -> Asked:
+    def call(self, call: RunScript, done: Done) -> Asked:
         """Run a script and hear its reply."""
 
         def answered(replies: Any, error: LockError | None = None) -> None:
@@ -217,7 +217,7 @@ class Process:
         elif error is not None:
             self.failures += 1
 
-    def post(self, call: Post, done: Done) -> None:
+    def post(self, call: SendScript, done: Done) -> None:
         """Send a call whose reply is looked at later."""
         posted = self.clock()
 
@@ -233,7 +233,7 @@ class Process:
 
         self._with_line(call.until, use, done)
 
-    def reach(self, step: Reach, done: Done) -> None:
+    def reach(self, step: Connect, done: Done) -> None:
         """See to it that there is a connection."""
 
         def use(line: Line) -> None:
@@ -242,7 +242,7 @@ class Process:
 
         self._with_line(step.until, use, done)
 
-    def batch(self, batch: Batch, done: Done) -> None:
+    def batch(self, batch: Pipeline, done: Done) -> None:
         """Run many scripts in one round trip."""
 
         def answered(replies: Any, error: LockError | None = None) -> None:
@@ -255,7 +255,7 @@ class Process:
         asked = Asked(self, batch.calls, batch.until, answered)
         self._with_line(batch.until, asked.ask, asked.finish)
 
-    def later(self, step: Later) -> None:
+    def later(self, step: CleanupLater) -> None:
         """Make a call when its ghost has expired, unless the order of a connection makes sure."""
         via = step.ghost.via
         if self.threads and isinstance(via, Owed) and via.answered:
@@ -265,11 +265,11 @@ class Process:
             self._will_be_laid(step, self.world.now / US + late_s)
         self.soon(int(late_s * US), self._lay, step)
 
-    def _will_be_laid(self, step: Later, at: float) -> None:
+    def _will_be_laid(self, step: CleanupLater, at: float) -> None:
         until, token = self.world.ghost_until, step.call.parts[2]
         until[token] = max(until.get(token, 0.0), at)
 
-    def _lay(self, step: Later) -> None:
+    def _lay(self, step: CleanupLater) -> None:
         via = step.ghost.via
         if not self.threads:
             if isinstance(via, Line) and via.open:
@@ -304,7 +304,7 @@ class Task:
         self._done = done
         self._at = 0  # which step it is at, so that a late answer to another is not taken for it
         self._asked: Asked | None = None
-        self._cleans: Call | None = None
+        self._cleans: RunScript | None = None
         self._now: list[tuple[Any, BaseException | None]] = []  # the answer, if it came at once
         self._performs = False
 
@@ -367,39 +367,39 @@ class Task:
             return False
         return self._performs or (isinstance(sender, Way) and sender.asked is self._asked)
 
-    def _perform(self, step: Step, done: Done) -> None:
+    def _perform(self, step: Effect, done: Done) -> None:
         process = self.process
         kind = type(step)
-        if kind is Wait:
-            assert isinstance(step, Wait)
+        if kind is AwaitMessage:
+            assert isinstance(step, AwaitMessage)
             if step.token is not None:
                 process.ear.wait(step, done)
             else:
                 process.soon(int(step.seconds * US) + 1, done, None)
-        elif kind is Listen:
-            assert isinstance(step, Listen)
+        elif kind is Subscribe:
+            assert isinstance(step, Subscribe)
             process.ear.listen(step, done)
-        elif kind is Later:
-            assert isinstance(step, Later)
+        elif kind is CleanupLater:
+            assert isinstance(step, CleanupLater)
             process.later(step)
             done(None)
-        elif kind is Reach:
-            assert isinstance(step, Reach)
+        elif kind is Connect:
+            assert isinstance(step, Connect)
             process.reach(step, done)
-        elif kind is Batch:
-            assert isinstance(step, Batch)
+        elif kind is Pipeline:
+            assert isinstance(step, Pipeline)
             process.batch(step, done)
-        elif kind is Post:
-            assert isinstance(step, Post)
+        elif kind is SendScript:
+            assert isinstance(step, SendScript)
             process.post(step, done)
         else:
-            assert isinstance(step, Call)
+            assert isinstance(step, RunScript)
             if step.compensating:
                 self._compensate(step, done)
             else:
                 self._asked = process.call(step, done)
 
-    def _compensate(self, step: Call, done: Done) -> None:
+    def _compensate(self, step: RunScript, done: Done) -> None:
         process = self.process
         call = replace(step, compensating=False, until=None)
         now = process.clock()
@@ -419,7 +419,7 @@ class Task:
             process.soon(max(0, int((until - now) * US)), done, None, late)
 
 
-def clean(process: Process, call: Call) -> Steps[Any]:
+def clean(process: Process, call: RunScript) -> Steps[Any]:
     """What goes on behind a caller's back until it is done."""
     give_up, pause_s = process.clock() + PATIENCE_S, 0.05
     while True:
@@ -428,5 +428,5 @@ def clean(process: Process, call: Call) -> Steps[Any]:
         except LockUnavailable:
             if process.clock() > give_up:
                 raise
-        yield Wait(pause_s)
+        yield AwaitMessage(pause_s)
         pause_s = min(pause_s * 2, 2.0)

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from lualock._core.keys import queue_key
-from lualock._protocol import Call, stop_request
+from lualock._protocol import RunScript, stop_request
 from lualock._transport import codec, errors
 from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS, Script
@@ -56,7 +56,7 @@ class Words:
     whole: bool = True  # whether a lease may be called by its fence too
 
 
-def random_call(chance: Random, script: Script, words: Words) -> Call:
+def random_call(chance: Random, script: Script, words: Words) -> RunScript:
     """A call of a script with arguments that often fit what is there."""
     choice = chance.choice
     ticket, other = choice(words.tickets), choice(words.tickets)
@@ -90,7 +90,7 @@ def random_call(chance: Random, script: Script, words: Words) -> Call:
     parts = [keys[key] for key in script.keys] + [
         values[arg] for arg in script.args if arg != "proof"
     ]
-    return Call(script, tuple(parts))
+    return RunScript(script, tuple(parts))
 
 
 class Bench:
@@ -153,7 +153,7 @@ class Bench:
             self.store.data[key] = value
             self.store.ends[key] = self.store.now_us // 1000 + left_ms
 
-    def _outside(self, call: Call) -> bool:
+    def _outside(self, call: RunScript) -> bool:
         """Whether a call is made by nobody: who has the lock, and waits for it still, looks before
         it does anything else (``enqueue``), or leaves the queue as well."""
         if call.script.name not in ("hand_over", "died", "abandon"):
@@ -161,7 +161,7 @@ class Bench:
         seen = _look(self.store, call)
         return any(one[:22] == seen.owner and one not in call.parts for one in seen.tickets)
 
-    def _judged(self, call: Call) -> list[str]:
+    def _judged(self, call: RunScript) -> list[str]:
         """Make a call; what it broke."""
         store, script, self._told = self.store, call.script, []
         jobs = script.name in job_contract.NAMES
@@ -195,7 +195,7 @@ class Bench:
         return self._heard.get(channel, 0)
 
 
-def _look(store: Store, call: Call) -> contract.Seen:
+def _look(store: Store, call: RunScript) -> contract.Seen:
     return contract.Seen.look(store, call.parts[0], queue_key(call.parts[0]))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from lualock._transport import codec, errors
 from lualock.scripts import Script
 from tests.simulation.checker import OVERLAPS, Event, Violation
@@ -130,7 +130,7 @@ class World:
             return ""
         return self.random.choice(("late", "late", "lost", "mute", "unheard", "unheard"))
 
-    def ghosts(self, call: Call, expires: float) -> None:
+    def ghosts(self, call: RunScript, expires: float) -> None:
         """A request runs that nobody waits for any more; it is laid when it expires."""
         for part in call.parts:
             token = part[:22]
@@ -154,8 +154,8 @@ class Server:
         self.sources: dict[bytes, bytes] = {}  # mutants: by the shipped source
         self.bugs: frozenset[str] = frozenset()  # of the simulated driver: see planted.py
         self.told: list[tuple[bytes, int]] = []  # the messages of the script that runs
-        self.before: Callable[[Call], None] = lambda call: None
-        self.watch: Callable[[Call, Any], None] = lambda call, reply: None
+        self.before: Callable[[RunScript], None] = lambda call: None
+        self.watch: Callable[[RunScript, Any], None] = lambda call, reply: None
 
     def enter(self, world: World) -> None:
         """Begin a run."""
@@ -177,7 +177,7 @@ class Server:
         return now - now % self.grain_us
 
     def execute(
-        self, call: Call, whole: bool, proof: bytes, words: tuple[bytes, ...]
+        self, call: RunScript, whole: bool, proof: bytes, words: tuple[bytes, ...]
     ) -> tuple[Any, Any]:
         """Run a script; ``whole``: its source came along. Returns its reply, and what that says
         behind its proof. An error is a reply too, and has none."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from hiredis import ProtocolError
 
-from lualock._protocol import Call
+from lualock._protocol import RunScript
 from lualock._transport import codec, errors, sockets
 from lualock.errors import LockUnavailable
 
@@ -37,7 +37,7 @@ class Silence(Exception):
         self.later = later
 
 
-class Mux(asyncio.Protocol):
+class PipelinedConnection(asyncio.Protocol):
     """Talks on one connection of redis-py's.
 
     With ``hear``, messages of the channels it is subscribed to go there. ``lost`` is called once,
@@ -96,7 +96,7 @@ class Mux(asyncio.Protocol):
             self._watch_at(now + self._silence_s)
         return future
 
-    def call(self, call: Call, *, source: bool = False) -> asyncio.Future[Any]:
+    def call(self, call: RunScript, *, source: bool = False) -> asyncio.Future[Any]:
         """Send a call, with ``source`` its whole script: see :meth:`ask`."""
         return self.ask(*codec.pack(call, source=source), tell=True)
 

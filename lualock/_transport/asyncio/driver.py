@@ -16,22 +16,22 @@ from hiredis import ReplyError
 from lualock._core import clock, fork
 from lualock._protocol import (
     LAST_WORD_S,
-    Batch,
-    Call,
-    Later,
-    Listen,
-    Post,
-    Reach,
+    AwaitMessage,
+    CleanupLater,
+    Connect,
+    Effect,
+    Pipeline,
+    RunScript,
+    SendScript,
     ServerClock,
-    Step,
     Steps,
+    Subscribe,
     T,
-    Wait,
 )
 from lualock._transport import codec, errors, sockets
-from lualock._transport.asyncio.connection import Mux, Silence
-from lualock._transport.asyncio.loop import _LoopConnections, drop_closed
-from lualock._transport.asyncio.posted import _done_with, _later, _Posted, _seen
+from lualock._transport.asyncio.connection import PipelinedConnection, Silence
+from lualock._transport.asyncio.loop import LoopConnections, drop_closed
+from lualock._transport.asyncio.posted import SentReply, done_with, later, seen
 from lualock._transport.connecting import connect_by_address
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.threads.background import PATIENCE_S, PAUSE_MAX_S, PAUSE_MIN_S
@@ -73,10 +73,10 @@ class AsyncDriver:
 
     def after_fork(self) -> None:
         """Loops and sockets are the parent's: a child starts with none."""
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopConnections] = (
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopConnections] = (
             weakref.WeakKeyDictionary()
         )
-        self._recent: _LoopConnections | None = None  # of the loop that asked last
+        self._recent: LoopConnections | None = None  # of the loop that asked last
         # Where a loop listens, also when its connections were closed and are made anew: somebody
         # may be waiting meanwhile.
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, bytes] = (
@@ -100,7 +100,10 @@ class AsyncDriver:
                     step = steps.send(None) if error is None else steps.throw(error)
                     error = None
                     while True:
-                        if type(step) is Call and (sent := self._ask_at_once(step)) is not None:
+                        if (
+                            type(step) is RunScript
+                            and (sent := self._ask_at_once(step)) is not None
+                        ):
                             # The usual case, without the coroutines that the others need.
                             mux = step.via
                             try:
@@ -111,7 +114,7 @@ class AsyncDriver:
                             if type(reply) is ReplyError:
                                 reply = await self._error_reply(step, mux, reply)
                         else:
-                            if isinstance(step, Listen):
+                            if isinstance(step, Subscribe):
                                 listens = asyncio.get_running_loop(), step.token
                             reply = await self._perform(step)
                         step = steps.send(reply)
@@ -155,42 +158,42 @@ class AsyncDriver:
             if ended is not None and not ended.ag_running:
                 await ended.aclose()
 
-    async def _perform(self, step: Step) -> Any:
-        if isinstance(step, Call):
+    async def _perform(self, step: Effect) -> Any:
+        if isinstance(step, RunScript):
             if step.compensating:
                 return await self._compensate(step)
-            return await (self._post(step) if isinstance(step, Post) else self._call(step))
-        if isinstance(step, Wait) and step.token is None:
+            return await (self._post(step) if isinstance(step, SendScript) else self._call(step))
+        if isinstance(step, AwaitMessage) and step.token is None:
             await asyncio.sleep(step.seconds)
             return None
         connections = await self._connections()
-        if isinstance(step, Batch):
+        if isinstance(step, Pipeline):
             return await self._batch(connections, step)
-        if isinstance(step, Later):
+        if isinstance(step, CleanupLater):
             return connections.lay(step)
-        if isinstance(step, Reach):
+        if isinstance(step, Connect):
             await connections.calls(step.until)
             return None
-        if isinstance(step, Wait):
+        if isinstance(step, AwaitMessage):
             assert step.token is not None
             return await connections.wait(step.token, step.seconds)
         return await connections.listen(step)
 
-    async def _post(self, call: Post) -> _Posted:
+    async def _post(self, call: SendScript) -> SentReply:
         call.via = mux = await (await self._connections()).calls(call.until)
         await self._room(mux, call.until)
-        posted = _Posted(self, call, mux)
+        posted = SentReply(self, call, mux)
         if call.lazy:
             # Its caller goes on at once, and may not let this turn of the loop end in time.
             mux.flush()
         return posted
 
-    async def _room(self, mux: Mux, until: float | None) -> None:
+    async def _room(self, mux: PipelinedConnection, until: float | None) -> None:
         if not mux.ready:
             left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
             await mux.room(left_s)
 
-    async def _batch(self, connections: _LoopConnections, batch: Batch) -> list[Any]:
+    async def _batch(self, connections: LoopConnections, batch: Pipeline) -> list[Any]:
         calls, until = batch.calls, batch.until
         mux = await connections.calls(until)
         await self._room(mux, until)
@@ -208,7 +211,7 @@ class AsyncDriver:
         self._if_demoted(mux, replies)
         return [errors.answer(reply, call) for reply, call in zip(replies, calls, strict=True)]
 
-    async def _compensate(self, call: Call) -> Any:
+    async def _compensate(self, call: RunScript) -> Any:
         # The caller is being cancelled, perhaps again and again: the clean-up goes on without it.
         over_s = 0.0 if call.until is None else max(0.0, self.clock() - call.until)
         call = replace(call, compensating=False, until=None)
@@ -218,11 +221,11 @@ class AsyncDriver:
             raise LockUnavailable("the server does not answer; the clean-up goes on")
         return task.result()
 
-    def clean(self, call: Call) -> asyncio.Task[Any]:
+    def clean(self, call: RunScript) -> asyncio.Task[Any]:
         """Make a call behind everybody's back, until it is answered."""
         return self.spawn(self._clean(call, self._send_now(call)))
 
-    def forsake(self, call: Call) -> None:
+    def forsake(self, call: RunScript) -> None:
         """Make a call that cleans up, from wherever this may be."""
         call = replace(call, compensating=False)
         try:
@@ -238,7 +241,7 @@ class AsyncDriver:
             recent.loop.call_soon_threadsafe(self.clean, call)
         elif (mux := recent.open_now()) is not None:
             # The loop was interrupted, and may never run again: what can be sent is sent.
-            mux.call(call, source=True).add_done_callback(_seen)
+            mux.call(call, source=True).add_done_callback(seen)
             mux.flush()
 
     def _going_on(
@@ -270,7 +273,7 @@ class AsyncDriver:
         if connections := self._loops.get(asyncio.get_running_loop()):
             connections.ends.append(end)
 
-    def _send_now(self, call: Call) -> tuple[Mux, asyncio.Future[Any]] | None:
+    def _send_now(self, call: RunScript) -> tuple[PipelinedConnection, asyncio.Future[Any]] | None:
         # Who cancels all tasks there are, as asyncio.run does at its end, cancels the clean-up too,
         # perhaps before it has begun. With the source, where the server may not know the script.
         connections = self._loops.get(asyncio.get_running_loop())
@@ -279,10 +282,12 @@ class AsyncDriver:
             return None
         sent = mux.call(call, source=not self._has_cleaned)
         mux.flush()  # an interrupted loop may have no more turn
-        sent.add_done_callback(_seen)
+        sent.add_done_callback(seen)
         return mux, sent
 
-    async def _clean(self, call: Call, sent: tuple[Mux, asyncio.Future[Any]] | None = None) -> Any:
+    async def _clean(
+        self, call: RunScript, sent: tuple[PipelinedConnection, asyncio.Future[Any]] | None = None
+    ) -> Any:
         give_up = self.clock() + PATIENCE_S
         pause_s = PAUSE_MIN_S
         while True:
@@ -302,20 +307,20 @@ class AsyncDriver:
         if not task.cancelled():
             task.exception()  # seen, so that asyncio does not report it a second time
 
-    async def _connections(self) -> _LoopConnections:
+    async def _connections(self) -> LoopConnections:
         if not fork.same[0]:
             fork.start_anew()
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
             drop_closed(self._loops)
-            found = self._loops[loop] = _LoopConnections(self, loop)
+            found = self._loops[loop] = LoopConnections(self, loop)
             found.at_loop_end = self._close_at_loop_end(found)
             await anext(found.at_loop_end)
         self._recent = found
         return found
 
-    async def _close_at_loop_end(self, mine: _LoopConnections) -> AsyncGenerator[None, None]:
+    async def _close_at_loop_end(self, mine: LoopConnections) -> AsyncGenerator[None, None]:
         # A loop finalises its asynchronous generators before it closes (asyncio.run does), which
         # is the one way to be told: a program that never calls aclose() leaves nothing open.
         try:
@@ -323,7 +328,7 @@ class AsyncDriver:
         finally:
             await self._close(mine)
 
-    async def _close(self, mine: _LoopConnections) -> None:
+    async def _close(self, mine: LoopConnections) -> None:
         """Close a loop's connections; where that has been done, return at once."""
         loop = mine.loop
         if self._loops.get(loop) is mine:
@@ -339,7 +344,7 @@ class AsyncDriver:
             await asyncio.gather(*going_on, return_exceptions=True)
             await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
 
-    async def _let_others_end(self, mine: _LoopConnections) -> None:
+    async def _let_others_end(self, mine: LoopConnections) -> None:
         """All generators are ended at the same time; a user's may give a lock back, and that needs
         the connection, or a new one where it broke."""
         mine.stop()
@@ -351,7 +356,9 @@ class AsyncDriver:
             quiet = 0 if busy else quiet + 1
             await asyncio.sleep(0.001 if busy else 0)
 
-    async def _call(self, call: Call, sent: tuple[Mux, asyncio.Future[Any]] | None = None) -> Any:
+    async def _call(
+        self, call: RunScript, sent: tuple[PipelinedConnection, asyncio.Future[Any]] | None = None
+    ) -> Any:
         if sent is None:
             call.via = mux = await (await self._connections()).calls(call.until)
             await self._room(mux, call.until)
@@ -362,7 +369,7 @@ class AsyncDriver:
             return await self._error_reply(call, mux, reply)
         return reply
 
-    def _ask_at_once(self, call: Call) -> asyncio.Future[Any] | None:
+    def _ask_at_once(self, call: RunScript) -> asyncio.Future[Any] | None:
         """Send a call for which there is nothing to wait but its reply; else ``None``."""
         if not fork.same[0]:
             fork.start_anew()
@@ -375,7 +382,9 @@ class AsyncDriver:
         call.via = mux
         return mux.call(call)
 
-    async def _error_reply(self, call: Call, mux: Mux, error: ReplyError) -> Any:
+    async def _error_reply(
+        self, call: RunScript, mux: PipelinedConnection, error: ReplyError
+    ) -> Any:
         """Send a call again whose script the server has forgotten; raise what else is wrong."""
         reply: Any = error
         await self._prove_order(mux, call.until)
@@ -389,13 +398,13 @@ class AsyncDriver:
             raise errors.reply_error(str(reply), call)
         return reply
 
-    async def _prove_order(self, mux: Mux, until: float | None) -> None:
+    async def _prove_order(self, mux: PipelinedConnection, until: float | None) -> None:
         """Make sure that the errors that this connection answered were for what was asked.
 
         :raises LockUnavailable: they were not.
         """
         echo = mux.ask(*codec.echo())
-        echo.add_done_callback(_seen)
+        echo.add_done_callback(seen)
         left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
         done, _ = await asyncio.wait({echo}, timeout=left_s)
         if not done:
@@ -404,11 +413,11 @@ class AsyncDriver:
 
     async def _replies(
         self,
-        calls: list[Call],
-        mux: Mux,
+        calls: list[RunScript],
+        mux: PipelinedConnection,
         sent: list[asyncio.Future[Any]],
         until: float | None,
-    ) -> tuple[Mux, list[Any]]:
+    ) -> tuple[PipelinedConnection, list[Any]]:
         """The replies to calls that were sent in this order, and the connection they came by."""
         timer = None
         try:
@@ -417,21 +426,21 @@ class AsyncDriver:
                 most_s = min(left_s, sockets.silence_s(min(left_s, self.endpoint.reply_s)))
                 timer = mux.loop.call_later(most_s, mux.silent, sent[-1])
             await sent[-1]  # the last to come
-            return mux, [_later(future).result() for future in sent]
+            return mux, [later(future).result() for future in sent]
         except Silence:
-            return await self.ask_again(calls, mux, [_later(future) for future in sent], until)
+            return await self.ask_again(calls, mux, [later(future) for future in sent], until)
         finally:
             if timer is not None:
                 timer.cancel()
-            _done_with(sent)
+            done_with(sent)
 
     async def ask_again(
         self,
-        calls: list[Call],
-        mux: Mux,
+        calls: list[RunScript],
+        mux: PipelinedConnection,
         late: list[asyncio.Future[Any]],
         until: float | None,
-    ) -> tuple[Mux, list[Any]]:
+    ) -> tuple[PipelinedConnection, list[Any]]:
         """The connection is silent, and may be dead without a word: send the calls on another one,
         too. Returns the connection that answers first, with its replies; the other one is closed.
 
@@ -466,15 +475,15 @@ class AsyncDriver:
                 error = sent[-1].exception()
                 if error is None:
                     connections.answered(found, mux)
-                    return found, [_later(future).result() for future in sent]
+                    return found, [later(future).result() for future in sent]
                 ways.remove(way)
                 if isinstance(error, Silence):  # this one is silent, too
-                    ways.append((found, [_later(future) for future in sent]))
+                    ways.append((found, [later(future) for future in sent]))
                 elif not ways:
                     raise error
             raise self._time_is_over()
         finally:
-            _done_with(every)
+            done_with(every)
 
     def _time_is_over(self) -> LockUnavailable:
         # Its reply still has its place in the order; nobody waits for it any more.
@@ -487,12 +496,14 @@ class AsyncDriver:
             if connections is not None:
                 connections.stop_listening()
 
-    def _if_demoted(self, mux: Mux, replies: list[Any]) -> None:
+    def _if_demoted(self, mux: PipelinedConnection, replies: list[Any]) -> None:
         if any(map(errors.is_demoted, replies)) and mux.open:
             mux.close()
             self.listen_anew()
 
-    async def _within(self, until: float | None, make: Callable[[], Awaitable[Mux]]) -> Mux:
+    async def _within(
+        self, until: float | None, make: Callable[[], Awaitable[PipelinedConnection]]
+    ) -> PipelinedConnection:
         """Open a connection, in time."""
         # In a task of its own: redis-py's own wait_for, and one here, would lose a cancellation
         # that comes just when something is done (up to Python 3.11).
@@ -515,10 +526,10 @@ class AsyncDriver:
                 raise errors.connect_error(error, where) from error
             raise
 
-    def _drop(self, making: asyncio.Future[Mux]) -> None:
+    def _drop(self, making: asyncio.Future[PipelinedConnection]) -> None:
         """Nobody wants this connection any more; if it comes all the same, it is closed."""
 
-        def made(task: asyncio.Future[Mux]) -> None:
+        def made(task: asyncio.Future[PipelinedConnection]) -> None:
             if not task.cancelled() and task.exception() is None:
                 task.result().close()
 
@@ -529,7 +540,7 @@ class AsyncDriver:
         self,
         hear: Callable[[bytes], None] | None = None,
         lost: Callable[[], None] | None = None,
-    ) -> Mux:
+    ) -> PipelinedConnection:
         connection = self.endpoint.asyncio_connection()
         where = str(self.endpoint)
         try:
@@ -537,7 +548,9 @@ class AsyncDriver:
                 await connect_by_address(connection, self.endpoint.reply_s)
             except errors.NO_HANDSHAKE as error:
                 raise errors.no_handshake(error) from error
-            return Mux(connection, connection.socket_timeout, where, hear=hear, lost=lost)
+            return PipelinedConnection(
+                connection, connection.socket_timeout, where, hear=hear, lost=lost
+            )
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if not isinstance(error, (*errors.LINE_ERRORS, asyncio.TimeoutError)):

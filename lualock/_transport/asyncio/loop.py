@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import LOOK_LATE_S, Later, Listen
+from lualock._protocol import LOOK_LATE_S, CleanupLater, Subscribe
 from lualock._transport import codec, errors, sockets
-from lualock._transport.asyncio.connection import Mux
-from lualock._transport.asyncio.posted import _seen
+from lualock._transport.asyncio.connection import PipelinedConnection
+from lualock._transport.asyncio.posted import seen
 from lualock._transport.threads.subscriber import DOUBTED_S, QUIET_S
 from lualock.errors import LockUnavailable
 
@@ -28,7 +28,7 @@ def drop_closed(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, An
             by_loop.pop(loop, None)
 
 
-class _Place:
+class _Inbox:
     """Where one waiter finds its messages."""
 
     __slots__ = ("messages", "since", "timer", "waiter")
@@ -58,21 +58,23 @@ class _Place:
             self.messages.append(message)
 
 
-class _LoopConnections:
+class LoopConnections:
     """What one event loop has."""
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self._driver = driver
         self.loop = loop
         self._channel = driver.channel(loop)
-        self.mux: Mux | None = None  # for calls; it may have broken
-        self._beside: Mux | None = None  # while that one is silent: another, where it asks again
-        self._ear: Mux | None = None
+        self.mux: PipelinedConnection | None = None  # for calls; it may have broken
+        self._beside: PipelinedConnection | None = (
+            None  # while that one is silent: another, where it asks again
+        )
+        self._ear: PipelinedConnection | None = None
         # While somebody makes a connection: done when that has ended. The result is what went wrong
         # with an attempt that had all its time: it goes for those who waited, too.
         # And whether it is the second, beside one that takes long.
         self._opening: dict[str, tuple[asyncio.Future[str | None], bool]] = {}
-        self._places: dict[bytes, _Place] = {}
+        self._places: dict[bytes, _Inbox] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
         self._laying: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
@@ -94,7 +96,7 @@ class _LoopConnections:
             if mux is not None:
                 mux.close()
 
-    def open_now(self) -> Mux | None:
+    def open_now(self) -> PipelinedConnection | None:
         """The connection for calls, if there is one."""
         return self.mux if self.mux is not None and self.mux.open else None
 
@@ -104,7 +106,7 @@ class _LoopConnections:
         mux = self.open_now()
         return "calls" in self._opening if mux is None else mux.busy
 
-    async def beside(self, mux: Mux, until: float) -> Mux:
+    async def beside(self, mux: PipelinedConnection, until: float) -> PipelinedConnection:
         """Another connection for calls than this one, which is silent."""
         if self.mux is not None and self.mux is not mux and self.mux.open:
             return self.mux
@@ -115,7 +117,7 @@ class _LoopConnections:
                     self._beside = self._wanted(made, self._beside)
         return self._beside
 
-    def answered(self, mux: Mux, silent: Mux) -> None:
+    def answered(self, mux: PipelinedConnection, silent: PipelinedConnection) -> None:
         """Of two connections this one answered first; the other one is closed."""
         if mux is self._beside:
             self._beside = None
@@ -127,7 +129,7 @@ class _LoopConnections:
             self._beside.close()
             self._beside = None
 
-    async def calls(self, until: float | None) -> Mux:
+    async def calls(self, until: float | None) -> PipelinedConnection:
         """The connection for calls."""
         while self.mux is None or not self.mux.open:
             if self._closed:
@@ -138,7 +140,9 @@ class _LoopConnections:
                     self.mux = self._wanted(made, self.mux)
         return self.mux
 
-    def _wanted(self, made: Mux, now: Mux | None) -> Mux:
+    def _wanted(
+        self, made: PipelinedConnection, now: PipelinedConnection | None
+    ) -> PipelinedConnection:
         """Which connection is kept: a new one, or the one that another made meanwhile. The new one
         is closed also if all were while it was being made, for nobody would come to close it."""
         if now is not None and now.open:
@@ -191,7 +195,7 @@ class _LoopConnections:
             )
         return bool(done) or self._opening.get(what, (None, False))[0] is not ended
 
-    async def _open(self) -> Mux:
+    async def _open(self) -> PipelinedConnection:
         driver = self._driver
         mux = await driver._connect()
         try:
@@ -200,7 +204,7 @@ class _LoopConnections:
                 driver._server_checked = True
             sent = driver.clock()
             told, proved = mux.ask(codec.TIME, b""), mux.ask(*codec.echo())
-            proved.add_done_callback(_seen)
+            proved.add_done_callback(seen)
             server_us = codec.server_us(await told)
             received = driver.clock()
             await proved
@@ -210,10 +214,10 @@ class _LoopConnections:
             raise
         return mux
 
-    async def listen(self, step: Listen) -> bytes:
+    async def listen(self, step: Subscribe) -> bytes:
         """Hear messages for its token from now on; returns the channel they come by."""
         until, comes = step.until, step.token not in self._places
-        place = self._places.setdefault(step.token, _Place())
+        place = self._places.setdefault(step.token, _Inbox())
         silent_s = 0.0 if self._ear is None else self.loop.time() - self._ear.heard
         if (comes and len(self._places) == 1 and silent_s > DOUBTED_S) or (
             step.anew and place.since == self._count
@@ -231,7 +235,7 @@ class _LoopConnections:
         elif silent_s > QUIET_S and (self._pinged is None or self._pinged.done()):
             # Nothing for long: if the connection is dead, the missing reply will tell.
             self._pinged = self._ear.ask(codec.PING, b"")
-            self._pinged.add_done_callback(_seen)
+            self._pinged.add_done_callback(seen)
         place.since = self._count
         return self._channel
 
@@ -240,7 +244,7 @@ class _LoopConnections:
         if self._ear is not None:
             self._ear.close()
 
-    async def _subscribe(self) -> Mux:
+    async def _subscribe(self) -> PipelinedConnection:
         mux = await self._driver._connect(self._heard, self._lost)
         try:
             reply = await mux.ask(codec.subscribe(self._channel), b"")
@@ -282,14 +286,14 @@ class _LoopConnections:
             place.timer.cancel()
             place.waiter = place.timer = None
 
-    def lay(self, step: Later) -> None:
+    def lay(self, step: CleanupLater) -> None:
         """Make the call when the ghost has expired, unless its connection has lived until then:
         what was sent on that arrived in order."""
         late_s = max(0.0, step.ghost.expires - self._driver.clock())
         loop = asyncio.get_running_loop()
         self._laying[id(step)] = loop.call_later(late_s, self._lay, step)
 
-    def _lay(self, step: Later) -> None:
+    def _lay(self, step: CleanupLater) -> None:
         del self._laying[id(step)]
         via = step.ghost.via
         if via is None or not via.open:

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hiredis import ReplyError
 
-from lualock._protocol import Post
+from lualock._protocol import SendScript
 from lualock._transport import errors
-from lualock._transport.asyncio.connection import Mux, Silence
+from lualock._transport.asyncio.connection import PipelinedConnection, Silence
 
 if TYPE_CHECKING:
     from lualock._transport.asyncio.driver import AsyncDriver
 
 
-def _seen(future: asyncio.Future[Any]) -> None:
+def seen(future: asyncio.Future[Any]) -> None:
     """Look at it, so that asyncio does not report what nobody asks for."""
     if not future.cancelled():
         future.exception()
 
 
-class _Posted:
+class SentReply:
     """The reply to a posted call."""
 
-    def __init__(self, driver: AsyncDriver, call: Post, mux: Mux) -> None:
+    def __init__(self, driver: AsyncDriver, call: SendScript, mux: PipelinedConnection) -> None:
         self._driver = driver
         self._call = call
         self._mux = mux
@@ -60,20 +60,20 @@ class _Posted:
         return reply
 
 
-def _later(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+def later(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
     """What gets the reply of a question whose silence was told."""
     while future.done() and not future.cancelled() and isinstance(future.exception(), Silence):
         future = cast(Silence, future.exception()).later
     return future
 
 
-def _done_with(futures: list[asyncio.Future[Any]]) -> None:
+def done_with(futures: list[asyncio.Future[Any]]) -> None:
     """Nobody waits for these replies any more."""
-    for future in map(_later, futures):
+    for future in map(later, futures):
         if not future.cancel():
-            _seen(future)
+            seen(future)
 
 
-async def _only(again: Awaitable[tuple[Mux, list[Any]]]) -> Any:
+async def _only(again: Awaitable[tuple[PipelinedConnection, list[Any]]]) -> Any:
     _, (reply,) = await again
     return reply

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 from lualock._core import fork
-from lualock._core.lease import BaseLease
+from lualock._core.lease import LeaseBase
 from lualock._core.renewal import log
-from lualock._protocol import LAST_WORD_S, Batch, Steps
+from lualock._protocol import LAST_WORD_S, Pipeline, Steps
 from lualock._transport.asyncio.driver import AsyncDriver
 from lualock._transport.threads.driver import BlockingDriver
-from lualock._transport.threads.renewer import WatchThread
+from lualock._transport.threads.renewer import RenewalThread
 from lualock.errors import InvalidArgument, LockUnavailable
 
 LONGEST_NAP_S = 86_400.0
@@ -26,7 +26,7 @@ HUNG_TTLS = 5
 """
 
 
-class _LoopWatch(WatchThread):
+class LoopRenewer(RenewalThread):
     """Watches the leases of one event loop from a thread, so that a loop that is blocked for a
     while, by a coroutine that does not let others run, keeps its leases.
 
@@ -34,20 +34,20 @@ class _LoopWatch(WatchThread):
     most ``HUNG_TTLS`` ttls from the last one on. What a loss leads to is done in the loop. A loop
     has a thread of its own, so that nothing that one loop does costs the leases of another.
 
-    As long as the loop runs the thread has the loop send its requests: see :class:`_LoopDriver`.
+    As long as the loop runs the thread has the loop send its requests: see :class:`_RenewalDriver`.
     """
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.pid = fork.pid
         self.tasks = driver
         self._loop = weakref.ref(loop)  # or the thread would keep a loop that was just closed
-        super().__init__(_LoopDriver(self))
+        super().__init__(_RenewalDriver(self))
         self.closed = True  # until there is a lease
         self._ran_at = -math.inf  # when the loop is known to have run
         self._asked = False  # it for a sign of life
         self._hangs = False
 
-    def add(self, lease: BaseLease, look_at: float | None = None) -> None:
+    def add(self, lease: LeaseBase, look_at: float | None = None) -> None:
         if asyncio.get_running_loop() is self._loop():
             self._ran_at = self._clock()
             if self.closed:
@@ -102,11 +102,11 @@ class _LoopWatch(WatchThread):
         self._ran_at = self._clock()
         self._asked = self._hangs = False
 
-    def _renewed_until(self, lease: BaseLease) -> float:
+    def _renewed_until(self, lease: LeaseBase) -> float:
         hangs_at = self._ran_at + HUNG_TTLS * lease._ttl_ms / 1000
         return min(super()._renewed_until(lease), hangs_at)
 
-    def _not_renewed(self, lease: BaseLease) -> None:
+    def _not_renewed(self, lease: LeaseBase) -> None:
         if not lease._renewed or super()._renewed_until(lease) <= self._renewed_until(lease):
             super()._not_renewed(lease)
             return
@@ -119,13 +119,13 @@ class _LoopWatch(WatchThread):
             )
         self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
 
-    def lose(self, lease: BaseLease, why: str) -> None:
+    def lose(self, lease: LeaseBase, why: str) -> None:
         if self._is_here():
             super().lose(lease, why)
         elif not self.call(self._lost, lease, why):
             self.drop(lease)  # there is nobody left to tell
 
-    def _lost(self, lease: BaseLease, why: str) -> None:
+    def _lost(self, lease: LeaseBase, why: str) -> None:
         """The thread has found this lease lost, some time ago."""
         if lease._look_at == math.inf:
             return  # released since
@@ -134,7 +134,7 @@ class _LoopWatch(WatchThread):
         else:
             super().lose(lease, why)
 
-    def _tell(self, lease: BaseLease) -> None:
+    def _tell(self, lease: LeaseBase) -> None:
         if lease._ended is not None:
             lease._ended.set()
         if lease._care.cancel and (body := getattr(lease, "_body", None)) is not None:
@@ -143,7 +143,7 @@ class _LoopWatch(WatchThread):
             self.tasks.spawn(_call(lease._care.on_lost, lease))
 
 
-class _LoopDriver(BlockingDriver):
+class _RenewalDriver(BlockingDriver):
     """Sends renewals for the thread: by the loop and its connection, or if the loop is blocked by
     a connection of the thread's own.
 
@@ -152,11 +152,11 @@ class _LoopDriver(BlockingDriver):
     blocked.
     """
 
-    def __init__(self, watch: _LoopWatch) -> None:
+    def __init__(self, watch: LoopRenewer) -> None:
         super().__init__(watch.tasks.endpoint, watch.tasks.prefix)
         self._watch = watch
 
-    def _batch(self, batch: Batch) -> list[Any]:
+    def _batch(self, batch: Pipeline) -> list[Any]:
         answer: futures.Future[list[Any]] = futures.Future()
         if not self._watch.call(self._send, batch, answer):
             raise LockUnavailable("the event loop is closed")
@@ -176,11 +176,11 @@ class _LoopDriver(BlockingDriver):
         except (InvalidArgument, NotImplementedError) as error:
             raise LockUnavailable(f"the event loop is blocked, and in a thread {error}") from None
 
-    def _left_s(self, batch: Batch) -> float:
+    def _left_s(self, batch: Pipeline) -> float:
         until = math.inf if batch.until is None else batch.until
         return min(self.server_clock.reply_s, max(LAST_WORD_S, until - self.clock()))
 
-    def _send(self, batch: Batch, answer: futures.Future[list[Any]]) -> None:
+    def _send(self, batch: Pipeline, answer: futures.Future[list[Any]]) -> None:
         if self._watch.closed or not answer.set_running_or_notify_cancel():
             answer.cancel()
             return  # what began now would be left over when the loop has ended
@@ -189,11 +189,11 @@ class _LoopDriver(BlockingDriver):
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
         **BlockingDriver._PERFORM,
-        Batch: _batch,
+        Pipeline: _batch,
     }
 
 
-def _only(batch: Batch) -> Steps[list[Any]]:
+def _only(batch: Pipeline) -> Steps[list[Any]]:
     replies: list[Any] = yield batch
     return replies
 
@@ -207,7 +207,7 @@ def _answer(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) ->
         answer.set_result(task.result())
 
 
-async def _call(on_lost: Callable[..., object], lease: BaseLease) -> None:
+async def _call(on_lost: Callable[..., object], lease: LeaseBase) -> None:
     try:
         result = on_lost(lease)
         if inspect.isawaitable(result):

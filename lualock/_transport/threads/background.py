@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lualock._core import fork
-from lualock._protocol import Call, Clock
+from lualock._protocol import Clock, RunScript
 from lualock.errors import LockError, LockUnavailable
 
 log = logging.getLogger("lualock")
@@ -27,8 +27,8 @@ class _Chore:
 
     at: float
     number: int
-    make: Callable[[Call], Any] = field(compare=False)
-    call: Call = field(compare=False)
+    make: Callable[[RunScript], Any] = field(compare=False)
+    call: RunScript = field(compare=False)
     give_up: float = field(compare=False)
     pause_s: float = field(default=PAUSE_MIN_S / 2, compare=False)
     tried: bool = field(default=False, compare=False)
@@ -37,7 +37,7 @@ class _Chore:
         return f"{self.call.script.name} of an unknown outcome"
 
 
-class Cleaner:
+class BackgroundCleanup:
     """A thread, only while there is something to do, that makes calls until they are answered."""
 
     def __init__(self, clock: Clock) -> None:
@@ -53,7 +53,7 @@ class Cleaner:
         self._works = False
         self._more = threading.Condition(self._lock)
 
-    def add(self, make: Callable[[Call], Any], call: Call, at: float = 0.0) -> None:
+    def add(self, make: Callable[[RunScript], Any], call: RunScript, at: float = 0.0) -> None:
         """Make this call at some time, or as soon as the server answers again."""
         at = max(at, self._clock())
         chore = _Chore(at, next(self._numbers), make, replace(call, until=None), at + PATIENCE_S)

@@ -11,23 +11,23 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from lualock._protocol import Call, Clock, Post
+from lualock._protocol import Clock, RunScript, SendScript
 from lualock._transport import codec, errors, sockets
 from lualock._transport.sockets import TIMED_OUT, Timeout
 from lualock.errors import LockUnavailable
 
 
-class Owed:
+class SentReply:
     """The reply to a posted call. It is read when its line is next used, or when asked for."""
 
     __slots__ = ("_collect", "_reply", "call", "line", "proof")
 
     def __init__(
-        self, call: Call, proof: bytes, line: Line, collect: Callable[[Line], None]
+        self, call: RunScript, proof: bytes, line: Connection, collect: Callable[[Connection], None]
     ) -> None:
         self.call = call
         self.proof = proof
-        self.line: Line | None = line
+        self.line: Connection | None = line
         self._collect = collect
         self._reply: Any = None
 
@@ -55,7 +55,7 @@ class Owed:
         return self._reply
 
 
-class Line:
+class Connection:
     """A connection that redis-py opened, and that we talk on."""
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Line:
         weakref.finalize(self, connection.disconnect).atexit = False
         self.socket: socket.socket = connection._sock
         self._replies = codec.Replies()
-        self._owed: deque[Owed] = deque()
+        self._owed: deque[SentReply] = deque()
         self._ahead = 0  # how many of these come before the reply that is waited for
         self._usual_s = usual_s
         self._timeout = Timeout(self.socket, usual_s)
@@ -141,10 +141,10 @@ class Line:
     def _unanswered(self) -> errors.Unanswered:
         return errors.Unanswered(f"no reply within {self._timeout.seconds:.3g} s")
 
-    def post(self, call: Post, collect: Callable[[Line], None]) -> Owed:
+    def post(self, call: SendScript, collect: Callable[[Connection], None]) -> SentReply:
         """Send a call whose reply is read later, at the latest before the next question's."""
         question, proof = codec.pack(call, source=call.lazy)
-        owed = Owed(call, proof, self, collect)
+        owed = SentReply(call, proof, self, collect)
         try:
             self.socket.sendall(question, self._lazily if call.lazy else 0)
         except TIMED_OUT:
@@ -190,8 +190,8 @@ class Line:
 
 
 def first_to_answer(
-    asked: list[tuple[Line, list[Any]]], proofs: list[bytes], end: float, clock: Clock
-) -> tuple[Line, list[Any]] | None:
+    asked: list[tuple[Connection, list[Any]]], proofs: list[bytes], end: float, clock: Clock
+) -> tuple[Connection, list[Any]] | None:
     """Wait for lines that were all sent the same; the first that has all its replies, and these.
     ``None``: none has by ``end``.
 

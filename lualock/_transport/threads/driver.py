@@ -17,25 +17,25 @@ from hiredis import ReplyError
 from lualock._core import clock, fork
 from lualock._protocol import (
     LAST_WORD_S,
-    Batch,
-    Call,
-    Later,
-    Listen,
-    Pending,
-    Post,
-    Reach,
+    AwaitMessage,
+    CleanupLater,
+    Connect,
+    PendingReply,
+    Pipeline,
+    RunScript,
+    SendScript,
     ServerClock,
     Steps,
+    Subscribe,
     T,
-    Wait,
 )
 from lualock._transport import codec, errors, sockets
 from lualock._transport.connecting import connect_in_time
 from lualock._transport.endpoint import Endpoint
-from lualock._transport.threads.background import Cleaner
-from lualock._transport.threads.connection import Line, Owed, first_to_answer
-from lualock._transport.threads.permit import Seat
-from lualock._transport.threads.subscriber import Ear
+from lualock._transport.threads.background import BackgroundCleanup
+from lualock._transport.threads.connection import Connection, SentReply, first_to_answer
+from lualock._transport.threads.permit import Permit
+from lualock._transport.threads.subscriber import Subscriber
 from lualock.errors import LockError, LockUnavailable
 
 MAX_LINES = 12
@@ -60,15 +60,15 @@ class BlockingDriver:
         self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
         self._silence_s = min(sockets.silence_s(endpoint.reply_s), endpoint.reply_s)
-        self._ear = Ear(endpoint, prefix, self.clock)
-        self._cleaner = Cleaner(self.clock)
+        self._ear = Subscriber(endpoint, prefix, self.clock)
+        self._cleaner = BackgroundCleanup(self.clock)
         self.after_fork()
         fork.tell(self)
 
     def after_fork(self) -> None:
         """The sockets are the parent's: the child drops its copies and never uses them."""
-        self._idle: deque[Line] = deque()  # append and pop are atomic, so it needs no lock
-        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()
+        self._idle: deque[Connection] = deque()  # append and pop are atomic, so it needs no lock
+        self._seats: weakref.WeakSet[Permit] = weakref.WeakSet()
         self._room = threading.Condition()
         self._short = 0  # threads that wait for a line
 
@@ -84,7 +84,7 @@ class BlockingDriver:
                     step = send(None) if error is None else steps.throw(error)
                     error = None
                     while True:
-                        if type(step) is Listen:
+                        if type(step) is Subscribe:
                             listens = step.token
                         step = send(perform[type(step)](self, step))
                 except StopIteration as done:
@@ -104,10 +104,10 @@ class BlockingDriver:
             if listens is not None:
                 self._ear.forget(listens)
 
-    def _listen(self, step: Listen) -> bytes:
+    def _listen(self, step: Subscribe) -> bytes:
         return self._ear.listen(step)
 
-    def _wait(self, step: Wait) -> bytes | None:
+    def _wait(self, step: AwaitMessage) -> bytes | None:
         if step.token is not None:
             return self._ear.wait(step.token, step.seconds)
         time.sleep(step.seconds)
@@ -124,7 +124,7 @@ class BlockingDriver:
         """Hear messages by a new connection from now on: the old one may be to the wrong server."""
         self._ear.close()
 
-    def _leave_server(self, line: Line) -> None:
+    def _leave_server(self, line: Connection) -> None:
         line.close()
         self._drop_idle()
         self.listen_anew()
@@ -143,7 +143,7 @@ class BlockingDriver:
             finally:
                 line.close()
 
-    def _call(self, call: Call) -> Any:
+    def _call(self, call: RunScript) -> Any:
         if call.compensating:
             return self._compensate(call)
         line, until = None, call.until
@@ -176,7 +176,7 @@ class BlockingDriver:
             raise errors.answer(reply, call)
         return reply
 
-    def _batch(self, batch: Batch) -> list[Any]:
+    def _batch(self, batch: Pipeline) -> list[Any]:
         line, until, calls = None, batch.until, batch.calls
         if until is not None:
             until = self._last_word(until)
@@ -198,8 +198,8 @@ class BlockingDriver:
         return [errors.answer(reply, call) for reply, call in zip(replies, calls, strict=True)]
 
     def _ask_all(
-        self, line: Line, calls: list[Call], until: float | None, *, source: bool = False
-    ) -> tuple[Line, list[Any]]:
+        self, line: Connection, calls: list[RunScript], until: float | None, *, source: bool = False
+    ) -> tuple[Connection, list[Any]]:
         """Send calls in one piece; the line that answered, and its replies. ``source``: the first
         one brings the script, and those behind it find it there."""
         packed = [codec.pack(call, source=source and not at) for at, call in enumerate(calls)]
@@ -216,13 +216,13 @@ class BlockingDriver:
 
     def _ask_again(
         self,
-        line: Line,
-        calls: list[Call],
+        line: Connection,
+        calls: list[RunScript],
         question: bytes,
         proofs: list[bytes],
         replies: list[Any],
         until: float | None,
-    ) -> tuple[Line, list[Any]]:
+    ) -> tuple[Connection, list[Any]]:
         """The line is silent, and may be dead without a word: send the question on a fresh one,
         too. Returns the line that answers first, with its replies, and closes the other one.
 
@@ -238,7 +238,7 @@ class BlockingDriver:
         for call in calls:
             call.doubled, call.via = True, None
         asked = [(line, replies)]
-        fresh: Line | None = None
+        fresh: Connection | None = None
         try:
             try:
                 fresh = self._connect(min(end, now + sockets.silence_s(end - now)))
@@ -264,8 +264,8 @@ class BlockingDriver:
             raise
 
     def _errors_proved(
-        self, line: Line, calls: list[Call], replies: list[Any], until: float | None
-    ) -> tuple[Line, list[Any]]:
+        self, line: Connection, calls: list[RunScript], replies: list[Any], until: float | None
+    ) -> tuple[Connection, list[Any]]:
         """Send those again whose script the server has forgotten; make sure that the other errors
         answer these calls."""
         if any(type(reply) is ReplyError for reply in replies):
@@ -280,12 +280,12 @@ class BlockingDriver:
                 self._prove_order(line, until)
         return line, replies
 
-    def _prove_order(self, line: Line, until: float | None) -> None:
+    def _prove_order(self, line: Connection, until: float | None) -> None:
         """Make sure that the errors that this line answered were for what was asked."""
         self._limit(line, until)
         line.ask(*codec.echo())
 
-    def _broke(self, line: Line | None, error: BaseException) -> bool:
+    def _broke(self, line: Connection | None, error: BaseException) -> bool:
         """Close the connection; whether that is what broke. (It does not raise the error itself:
         an error and a frame that has it keep each other, and the connection, alive.)"""
         if line is not None:
@@ -296,7 +296,7 @@ class BlockingDriver:
         self._drop_idle()
         return True
 
-    def _line(self, until: float | None) -> Line:
+    def _line(self, until: float | None) -> Connection:
         # Nothing else here: an interruption must find it with the caller, who closes it.
         if not fork.same[0]:
             fork.start_anew()
@@ -308,7 +308,7 @@ class BlockingDriver:
     def _last_word(self, until: float) -> float:
         return max(until, self.clock() + LAST_WORD_S)
 
-    def _limit(self, line: Line, until: float | None) -> None:
+    def _limit(self, line: Connection, until: float | None) -> None:
         """How long the line may be silent from now on."""
         if until is not None:
             left_s = min(until - self.clock(), self.endpoint.reply_s)
@@ -316,25 +316,25 @@ class BlockingDriver:
         else:
             line.limit(None)
 
-    def _reach(self, step: Reach) -> None:
+    def _reach(self, step: Connect) -> None:
         self._idle.append(self._open(step.until))
         self._tell_room()
 
-    def later(self, step: Later) -> None:
+    def later(self, step: CleanupLater) -> None:
         """Carry out this step, which waits for nothing."""
         posted = step.ghost.via
-        if not isinstance(posted, Owed) or not posted.answered:
+        if not isinstance(posted, SentReply) or not posted.answered:
             # Mostly it is only overtaken, on another connection, by what followed it.
             self._cleaner.add(self._call, step.call, self.clock() + OVERTAKEN_S)
             self._cleaner.add(self._call, step.call, step.ghost.expires)
 
-    def forsake(self, call: Call) -> None:
+    def forsake(self, call: RunScript) -> None:
         """Make a call that cleans up, from wherever this may be; in the background if it takes
         long."""
         with suppress(LockError):
             self._compensate(call)
 
-    def _compensate(self, call: Call) -> Any:
+    def _compensate(self, call: RunScript) -> Any:
         call.compensating = False
         now = self.clock()
         over_s = 0.0 if call.until is None else now - call.until
@@ -351,8 +351,8 @@ class BlockingDriver:
             self._cleaner.add(self._call, call)
             raise
 
-    def _post(self, call: Post) -> Pending:
-        line: Line | None = None
+    def _post(self, call: SendScript) -> PendingReply:
+        line: Connection | None = None
         try:
             line = self._line(call.until)
             if line.hurried:
@@ -369,7 +369,7 @@ class BlockingDriver:
             self._tell_room()
         return owed
 
-    def _collect(self, line: Line) -> None:
+    def _collect(self, line: Connection) -> None:
         try:
             self._idle.remove(line)
         except ValueError:
@@ -389,8 +389,8 @@ class BlockingDriver:
         with self._room:
             self._room.notify()
 
-    def _open(self, until: float | None) -> Line:
-        seat = Seat()
+    def _open(self, until: float | None) -> Connection:
+        seat = Permit()
         with self._room:
             self._short += 1  # before looking, so that who puts one back from here on tells us
             try:
@@ -419,19 +419,19 @@ class BlockingDriver:
             self._tell_room()
             raise
 
-    def _take_idle(self) -> Line | None:
+    def _take_idle(self) -> Connection | None:
         try:
             return self._idle.pop()
         except IndexError:  # others took the last one
             return None
 
-    def _connect(self, until: float | None) -> Line:
+    def _connect(self, until: float | None) -> Connection:
         connection = self.endpoint.blocking_connection()
         now = self.clock()
         end = now + self.endpoint.reply_s if until is None else max(until, now + LAST_WORD_S)
         try:
             connect_in_time(connection, end, self.clock)
-            line = Line(connection, self._silence_s)
+            line = Connection(connection, self._silence_s)
             if not self._server_checked:
                 line.limit(end - self.clock())
                 codec.check_hello(line.ask(codec.HELLO, b""))
@@ -451,11 +451,11 @@ class BlockingDriver:
         return line
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
-        Call: _call,
-        Post: _post,
-        Batch: _batch,
-        Later: later,
-        Reach: _reach,
-        Listen: _listen,
-        Wait: _wait,
+        RunScript: _call,
+        SendScript: _post,
+        Pipeline: _batch,
+        CleanupLater: later,
+        Connect: _reach,
+        Subscribe: _listen,
+        AwaitMessage: _wait,
     }

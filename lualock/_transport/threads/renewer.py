@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 
 from lualock._core import fork
-from lualock._core.lease import BaseLease
-from lualock._core.renewal import STUMBLE_S, Watch, log
+from lualock._core.lease import LeaseBase
+from lualock._core.renewal import STUMBLE_S, LeaseRenewer, log
 from lualock._transport.threads.driver import BlockingDriver
 
 LINGER_S = 1.0
@@ -18,7 +18,7 @@ LINGER_S = 1.0
 again and again would cost more."""
 
 
-class WatchThread(Watch):
+class RenewalThread(LeaseRenewer):
     """Watches leases from one thread, which exists only while there are leases to watch."""
 
     def __init__(self, driver: BlockingDriver) -> None:
@@ -102,13 +102,13 @@ class WatchThread(Watch):
         """The thread has nothing to watch any more."""
 
 
-class _WatchThread(WatchThread):
+class ThreadRenewer(RenewalThread):
     """Watches the leases of threads.
 
     One for each server, not one for all: a server that hangs must not cost the leases of another.
     """
 
-    def _tell(self, lease: BaseLease) -> None:
+    def _tell(self, lease: LeaseBase) -> None:
         if lease._ended is not None:
             lease._ended.set()
         if (on_lost := lease._care.on_lost) is not None:
@@ -118,7 +118,7 @@ class _WatchThread(WatchThread):
             ).start()
 
 
-def _call(on_lost: Callable[..., object], lease: BaseLease) -> None:
+def _call(on_lost: Callable[..., object], lease: LeaseBase) -> None:
     try:
         on_lost(lease)
     except Exception:

@@ -19,12 +19,12 @@ from contextlib import suppress
 from typing import Any
 
 from lualock._core import fork
-from lualock._protocol import Clock, Listen
+from lualock._protocol import Clock, Subscribe
 from lualock._transport import codec, errors, sockets
 from lualock._transport.connecting import connect_in_time
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.sockets import LONGEST_S, SHORT_S, TIMED_OUT, Timeout
-from lualock._transport.threads.permit import Seat
+from lualock._transport.threads.permit import Permit
 from lualock.errors import LockUnavailable
 
 QUIET_S = 15.0
@@ -35,7 +35,7 @@ DOUBTED_S = 5.0
 that takes no longer than to find out whether the old one is dead."""
 
 
-class _Place:
+class _Inbox:
     """Where one waiter finds its messages."""
 
     __slots__ = ("bell", "messages", "since", "token")
@@ -47,7 +47,7 @@ class _Place:
         self.since = 0  # which of the successive connections it has been told of
 
 
-class Ear:
+class Subscriber:
     """Listens for the messages of one process."""
 
     def __init__(self, endpoint: Endpoint, prefix: bytes, clock: Clock) -> None:
@@ -62,11 +62,11 @@ class Ear:
         self.channel = codec.new_channel(self._prefix)
         self._lock = threading.RLock()  # a signal handler may wait, too, in between
         self._opening = threading.Condition()
-        self._opener: weakref.ref[Seat] | None = None  # who makes the connection
+        self._opener: weakref.ref[Permit] | None = None  # who makes the connection
         self._opens_in = 0  # which thread that is
-        self._places: dict[bytes, _Place] = {}
-        self._resting: dict[bytes, _Place] = {}  # those who wait while another reads
-        self._reader: _Place | None = None
+        self._places: dict[bytes, _Inbox] = {}
+        self._resting: dict[bytes, _Inbox] = {}  # those who wait while another reads
+        self._reader: _Inbox | None = None
         self._count = 0
         self._connection: Any = None
         self._socket: Any = None
@@ -74,14 +74,14 @@ class Ear:
         self._replies = codec.Replies(pushes=True)
         self._heard = self._pinged = 0.0  # when the connection was heard, and was asked, last
 
-    def listen(self, step: Listen) -> bytes:
+    def listen(self, step: Subscribe) -> bytes:
         """Hear messages for its token from now on; returns the channel they come by."""
         token, until, now = step.token, step.until, self._clock()
         if not fork.same[0]:
             fork.start_anew()
         place = self._places.get(token)
         if place is None:
-            place = self._places[token] = _Place(token)
+            place = self._places[token] = _Inbox(token)
             if now - self._heard > DOUBTED_S and len(self._places) == 1:
                 self.close()
         elif step.anew and place.since == self._count:
@@ -90,7 +90,7 @@ class Ear:
         place.since = self._count
         if self._connection is not None and (now - self._heard < QUIET_S or self._alive(now)):
             return self.channel
-        seat = Seat()
+        seat = Permit()
         # One that began to connect while the server was silent may never end.
         patience = now + sockets.silence_s(self._endpoint.reply_s if until is None else until - now)
         with self._opening:
@@ -152,7 +152,7 @@ class Ear:
                 self._leave(place)
             raise
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: _Inbox) -> None:
         """Let another read, if this one did."""
         if self._reader is place:
             self._reader = None
@@ -169,7 +169,7 @@ class Ear:
         with self._lock:
             self._break()
 
-    def _read(self, place: _Place, seconds: float) -> bytes | None:
+    def _read(self, place: _Inbox, seconds: float) -> bytes | None:
         """Wait for what comes, and deliver it. If ``place`` gets a message it leaves with it."""
         connection, connected = self._connection, self._socket
         if connected is None:
