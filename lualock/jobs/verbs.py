@@ -65,7 +65,9 @@ def reserve(ask: Ask, lock: bytes, server: ServerClock, *, alone: bool) -> Steps
     """
 
     def make(deadline: bytes) -> Call:
-        told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0"
+        now = server.clock()
+        sent = server.deadline(now, now)
+        told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0", sent
         return Call(RESERVE, (lock, ask.key, *told))
 
     return take(ask, server, make, lambda reply: _taken(ask, lock, server, reply), fresh=False)
