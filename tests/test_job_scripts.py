@@ -40,8 +40,10 @@ class Raw:
     def acquire(self, token: bytes) -> int:
         return int(self("acquire", token, 30_000, ALWAYS, b"me"))
 
-    def reserve(self, token: bytes, alone: int = 0, deadline: bytes = ALWAYS) -> Any:
-        return self("reserve", token, 10_000, deadline, b"job " + token[:1], alone)
+    def reserve(
+        self, token: bytes, alone: int = 0, deadline: bytes = ALWAYS, sent: bytes = ALWAYS
+    ) -> Any:
+        return self("reserve", token, 10_000, deadline, b"job " + token[:1], alone, sent)
 
     def start(self, token: bytes, owner: bytes, deadline: bytes = ALWAYS) -> Any:
         return self("start", token, 30_000, deadline, b"me", owner)
@@ -97,6 +99,27 @@ def test_reserve_too_late(raw: Raw) -> None:
     assert raw.client.keys() == []
 
 
+@pytest.mark.parametrize("given_up", ["begun", "cancelled"])
+def test_a_late_copy_of_a_reservation_takes_nothing(raw: Raw, given_up: str) -> None:
+    """A copy that arrives when its job has begun, or was cancelled, is refused: nobody would give
+    that place up, and other jobs would be dropped for it. Who asks anew has it."""
+    sent = raw("acquire", C, 30_000, ALWAYS, b"me")  # some time of the server's
+    raw("release", C)
+    assert raw.reserve(A, sent=sent) > sent
+    if given_up == "begun":
+        assert raw.start(B, A).isdigit()
+    else:
+        assert proving.run(raw.client.eval, SCRIPTS["release"], PLACE, A) == b""
+    word, now = raw.reserve(A, sent=sent)
+    assert word == b"late"
+    assert raw.reserve(B, sent=sent).isdigit()  # another job has nothing to do with it
+    assert proving.run(raw.client.eval, SCRIPTS["release"], PLACE, B) == b""
+    raw.client.delete(PLACE)
+    assert raw.reserve(A, sent=sent).isdigit()
+    assert proving.run(raw.client.eval, SCRIPTS["release"], PLACE, A) == b""
+    assert raw.reserve(A, sent=b"%016d" % (int(now) + 1_000_000)).isdigit()
+
+
 def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
     """The verbs of a holder work on it, and its tombstone lets the next one in."""
     raw.reserve(A)
@@ -119,7 +142,8 @@ def test_start(raw: Raw) -> None:
     raw.reserve(A)
     fence = raw.start(B, A)
     assert fence.isdigit()
-    assert not raw.client.exists(PLACE)
+    assert raw.client.get(PLACE)[17:39] == A
+    assert 0 < raw.client.pttl(PLACE) <= 5_000
     assert 29_000 < raw.client.pttl(LOCK) <= 30_000
     raw.reserve(C)  # the next one is queued meanwhile
     word, left_ms, again = raw.start(B, A)
@@ -439,8 +463,8 @@ def test_a_request_is_withdrawn_out_of_memory(raw: Raw) -> None:
 @pytest.mark.parametrize(
     ("key", "verb", "args"),
     [
-        (LOCK, "reserve", (A, 1000, ALWAYS, b"job", 1)),
-        (PLACE, "reserve", (A, 1000, ALWAYS, b"job", 0)),
+        (LOCK, "reserve", (A, 1000, ALWAYS, b"job", 1, ALWAYS)),
+        (PLACE, "reserve", (A, 1000, ALWAYS, b"job", 0, ALWAYS)),
         (LOCK, "start", (A, 1000, ALWAYS, b"me", B)),
         (PLACE, "start", (A, 1000, ALWAYS, b"me", B)),
         (LOCK, "died", (b"job 1", A, b"")),

@@ -66,8 +66,10 @@ def reserve(
     :raises Taken: another job has it, or one runs.
     """
 
-    def make(deadline: bytes) -> RunScript:
-        told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0"
+    def make(deadline: bytes) -> Call:
+        now = server.clock()
+        sent = server.deadline(now, now)
+        told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0", sent
         return RunScript(RESERVE, (lock, ask.key, *told))
 
     return take(ask, server, make, lambda reply: _taken(ask, lock, server, reply), fresh=False)

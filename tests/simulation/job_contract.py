@@ -150,12 +150,16 @@ def _nothing(run: JobRun) -> Iterator[str]:
 
 
 def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
-    token, ttl_ms, deadline, about, alone = run.call.parts[2:7]
+    token, ttl_ms, deadline, about, alone, sent = run.call.parts[2:8]
     place, lock = run.before.place, run.before.lock
+    gave_up = not place.owner and place.record is not None and place.record[17:39] == token
+    copied = gave_up and sent <= place.fence
     if type(run.reply) is bytes:
         yield from _taken(run.at_place, run.reply, token, ttl_ms, deadline)
         if place.owner:
             yield "took the place of another job"
+        if copied:
+            yield "took again what its job had given up since it was sent"
         if alone == b"1" and lock.owner not in (b"", token):
             yield "took a place beside one that runs"
         if run.after.place.about != about:
@@ -167,7 +171,8 @@ def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
         return
     yield from _nothing(run)
     if word == b"late":
-        yield from late(run.at_place, deadline)
+        if not copied:
+            yield from late(run.at_place, deadline)
     elif word == b"owned":
         yield from owned(run.at_place, token)
     elif word == b"queued":
@@ -193,11 +198,18 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
         if after.lock.about != about:
             yield "does not say who has it"
         yield from _tells_first(run.at_lock, int(ttl_ms))
-        ours = before.place.record is not None and before.place.record[17:39] == owner
-        if ours and after.place.record is not None:
+        ours = before.place.owner == owner
+        if ours and after.place.owner:
             yield "runs, and kept its place"
-        if ours and before.place.owner:
+        if ours and not after.place.remembers(owner):
+            yield "forgot which job had the place"
+        if ours:
             yield from _tells_first(run.at_place, 0)
+            waited = before.place.state == b"W" and before.place.tickets
+            if after.place.state != (b"F" if waited else b"R"):
+                yield "forgot that others wait for the place, or made it up"
+            if run.at_place.left_ms(after.place) != 5000:
+                yield "left a tombstone for another time"
         elif after.place.queue != before.place.queue:
             yield "changed the queue of a place that is not ours"
         if not ours and after.place != before.place:

@@ -13,6 +13,8 @@ start takes any place        a job that begins to run deletes the place beside i
                              is: a second job is queued beside one that is (*queued*, *place*).
 start tells nobody           who waits for a lock that was kept for a retry does not hear that its
                              lease ends earlier now (*contract*).
+start leaves no trace        the place of a job that begins is deleted, and does not say any more
+                             which request had it: a late copy takes it again (*contract*).
 withdraw asks nobody         whoever does not run in the place of another takes back the request of
                              whoever asked (*contract*).
 no look at who runs          ``reserve`` gives a job that wants to be alone its place beside one
@@ -64,6 +66,13 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         ("start", "queued and string.sub(queued, 18, 39) == owner", "queued"),
     ),
     "start tells nobody": (("start", "if waited then", "if false then"),),
+    "start leaves no trace": (
+        (
+            "start",
+            "redis.call('SET', place, tombstone, 'PX', TOMBSTONE_MS)",
+            "redis.call('DEL', place)",
+        ),
+    ),
     "withdraw asks nobody": (("withdraw", "if asker == token then", "if true then"),),
     "no look at who runs": (("reserve", "elseif alone == '1' and held", "elseif false and held"),),
 }

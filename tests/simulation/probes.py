@@ -77,6 +77,7 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "ttl_ms": ttl_ms,
         "about": choice(JOBS),
         "deadline": choice(words.deadlines),
+        "sent": choice((*words.deadlines, *words.fences)),
         "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
         "place": choice(words.places),
         "max_waiters": choice((b"0", b"0", b"2")),

@@ -59,4 +59,5 @@ REGRESSIONS: dict[int, str] = {
     13628: "a call that another's silence ended was said to have waited for it (the simulator's)",
     66422: "a lock kept for a retry, sent twice, was said to have expired when the retry had it",
     27321: "a holder that heard of its lease too late to have it, and wrote all the same",
+    148958: "a late copy of a reservation took the place of a job that had run",
 }

@@ -6,12 +6,14 @@
 -- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
 -- ARGV[4] about     which job it is: free text, kept beside the place
 -- ARGV[5] alone     '1': refused also while the lock is held; '0': whether it is does not matter
--- ARGV[6] proof  a number of the request, fresh each time it is sent
+-- ARGV[6] sent      the server's time, 16 digits, at which or after which the request was sent
+-- ARGV[7] proof  a number of the request, fresh each time it is sent
 -- Returns fence                                the place is ours now; 16 digits
 -- Returns {'owned', ttl_ms, fence}             this token has it already
 -- Returns {'queued', ttl_ms, held_ms, about}   another job has the place
 -- Returns {'running', ttl_ms, held_ms, about}  nobody has it, but somebody has the lock
--- Returns {'late', time_us}                    the deadline has passed: nothing was done
+-- Returns {'late', time_us}                    the deadline has passed, or it is a copy of a request
+--   that took the place before, for a job that has begun or was cancelled since: nothing was done
 -- Returns {'conflict'}                         a key holds what lualock did not write
 
 local lock = KEYS[1]
@@ -21,7 +23,8 @@ local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local about = ARGV[4]
 local alone = ARGV[5]
-local proof = ARGV[6]
+local sent = ARGV[6]
+local proof = ARGV[7]
 
 --@include record
 
@@ -56,7 +59,8 @@ elseif alone == '1' and held and string.sub(running, 18, 39) ~= token then
   -- (A lock that is kept for this job's own retry is not in its way.)
   local held_ms = math.floor((tonumber(time_us) - tonumber(string.sub(running, 2, 17))) / 1000)
   return {proof, 'running', redis.call('PTTL', lock), held_ms, string.sub(running, 62)}
-elseif time_us > deadline then
+elseif time_us > deadline or (before == token and sent <= last) then
+  -- (Whoever asks anew is told the time, and asks once more.)
   return {proof, 'late', time_us}
 end
 -- (Not everybody who waits could be told when it was given up.)

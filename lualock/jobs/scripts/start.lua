@@ -67,8 +67,9 @@ if time_us > deadline then
 end
 -- Looked at before anything is written, for it fails where a queue is not lualock's.
 local waited = taken == HELD_WAITED and redis.call('ZCARD', queue) > 0
-local ours = queued and string.sub(queued, 18, 39) == owner
-local place_waited = ours and string.sub(queued, 1, 1) == HELD_WAITED and redis.call('ZCARD', place_queue) > 0
+local place_state = queued and string.sub(queued, 18, 39) == owner and string.sub(queued, 1, 1)
+local ours = place_state == HELD or place_state == HELD_WAITED
+local place_waited = place_state == HELD_WAITED and redis.call('ZCARD', place_queue) > 0
 -- The lock first: if the server is out of memory this fails, and nothing was done.
 redis.call('SET', lock, taken .. fence .. token .. before .. about, 'PX', ttl_ms)
 local own
@@ -78,7 +79,9 @@ if waited then
   --@include tell_first
 end
 if ours then
-  redis.call('DEL', place)
+  -- What is left says which request had it, so that a late copy of that takes it for no job.
+  local tombstone = (place_waited and RELEASED_WAITED or RELEASED) .. string.sub(queued, 2, 39)
+  redis.call('SET', place, tombstone, 'PX', TOMBSTONE_MS)
 end
 if place_waited then
   queue = place_queue
