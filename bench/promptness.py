@@ -120,7 +120,7 @@ def _wait(url: str, ttl_s: float, pipe: Any) -> None:
 def _queue_up(client: Any, pipes: Iterable[Any]) -> None:
     for number, pipe in enumerate(pipes, start=1):
         pipe.send("go")
-        while client.zcard("lualock:{prompt}:queue") < number:
+        while client.zcard("lualock:{prompt}:waiters") < number:
             time.sleep(0.002)
 
 

@@ -123,7 +123,7 @@ async def _crowd(
     holder = await locks.lock("waited").acquire()
     before = client.info("memory")["used_memory"]
     waiting = [asyncio.create_task(_use(locks)) for _ in range(waiters)]
-    while client.zcard("lualock:{waited}:queue") < waiters:  # noqa: ASYNC110 - the server's account
+    while client.zcard("lualock:{waited}:waiters") < waiters:  # noqa: ASYNC110 - the server's account
         await asyncio.sleep(0.01)
     return holder, waiting, (client.info("memory")["used_memory"] - before) / waiters
 

@@ -2,8 +2,8 @@
 
 A message goes round a ring of waiting threads: whoever gets it sends it on to the next. That is all
 there is, so this looks below the public API: at the library's own ``Subscriber``, which all threads
-of a process share and one of them reads, and at the two ways that it is not: a thread of its own that
-reads for the others, and a connection for each who waits.
+of a process share and one of them reads, and at the two ways that it is not: a thread of its own
+that reads for the others, and a connection for each who waits.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Queue:
 
 def place(lock: Any) -> bytes:
     """The key of the place beside a lock."""
-    key: bytes = lock.key + b":job"
+    key: bytes = lock.key + b":reservation"
     return key
 
 

@@ -40,8 +40,8 @@ class Fault:
     half-open     swallowed, as all is from here on, both ways; the connection stays open
     half-reply    the same from the reply on, so that the request was carried out
     deaf          half-open, and so are all other connections there are
-    ghost         as half-open, and sent on when :meth:`FaultProxy.deliver` says so
-    stray         as a ghost, but its connection is closed at once
+    orphan         as half-open, and sent on when :meth:`FaultProxy.deliver` says so
+    stray         as a orphan, but its connection is closed at once
     ============= ====================================================================
     """
 
@@ -92,15 +92,15 @@ class FaultProxy(Proxy):
             pipe.swallows = True
 
     def deliver(self) -> list[Any]:
-        """Send the ghosts on; returns what the server answers."""
-        ghosts, self._ghosts = self._ghosts, []
-        for pipe, exchange, command in ghosts:
+        """Send the orphans on; returns what the server answers."""
+        orphans, self._ghosts = self._ghosts, []
+        for pipe, exchange, command in orphans:
             pipe.pass_on(exchange, command)
             assert exchange.answered.wait(5)
-        return [exchange.reply for _, exchange, _ in ghosts]
+        return [exchange.reply for _, exchange, _ in orphans]
 
     def hold(self, pipe: _Pipe, exchange: Exchange, command: list[bytes]) -> None:
-        """Keep a ghost."""
+        """Keep a orphan."""
         self._ghosts.append((pipe, exchange, command))
 
     def exchange(self, command: list[bytes]) -> Exchange | None:
@@ -176,11 +176,11 @@ class _Pipe:
         if exchange is not None and fault is not None:
             if fault.kind == "drop request":
                 return False
-            if fault.kind in ("half-open", "deaf", "ghost", "stray"):
+            if fault.kind in ("half-open", "deaf", "orphan", "stray"):
                 self.swallows = True
                 if fault.kind == "deaf":
                     self._proxy.fall_silent()
-                if fault.kind in ("ghost", "stray"):
+                if fault.kind in ("orphan", "stray"):
                     self._proxy.hold(self, exchange, command)
                 if fault.kind == "stray":
                     shut(self._client)

@@ -57,8 +57,8 @@ class User:
 @pytest.fixture
 def user(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
     """A user; who listens for messages is quick to ask whether the connection lives."""
-    monkeypatch.setattr(subscriber, "QUIET_S", 0.0)
-    monkeypatch.setattr(loop, "QUIET_S", 0.0)
+    monkeypatch.setattr(subscriber, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(loop, "PING_AFTER_S", 0.0)
     with server.client() as client:
         yield User(server, client)
         client.execute_command("ACL", "DELUSER", "locker")

@@ -195,7 +195,7 @@ async def test_a_connection_that_is_being_made_while_all_are_closed(
             )
             await locks.aclose()
             goes_on.set()
-            await asyncio.to_thread(wait_until, lambda: client.exists("lualock:{x}:queue"))
+            await asyncio.to_thread(wait_until, lambda: client.exists("lualock:{x}:waiters"))
             await held.release()
             lease = await asyncio.wait_for(waiter, 5)
             await lease.release()

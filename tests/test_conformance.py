@@ -259,7 +259,7 @@ def _shapes(data: dict[bytes, Any]) -> dict[bytes, Any]:
     for key, (value, left_s) in data.items():
         if isinstance(value, list):
             value = [member for member, _ in value]
-        elif key.endswith(b":asked"):
+        elif key.endswith(b":stop_requests"):
             value = [value[at + 16 : at + 38] for at in range(0, len(value), 38)]
         else:
             value = value[:1] + value[17:]

@@ -21,7 +21,7 @@ from tests.servers import Server
 from tests.waiting import wait_until
 
 SOURCE = str(Path(lualock.__file__).parent)
-QUEUE = "lualock:{x}:queue"
+QUEUE = "lualock:{x}:waiters"
 
 
 class Points:

@@ -119,7 +119,7 @@ async def test_who_waits_is_woken_by_the_new_primary(world: World) -> None:
         locks = world.connect(change.url)
         held = await settle(locks.lock("x", ttl=60).acquire())
         waiter = _waiter(world, locks)
-        await world.until(lambda: change.old.zcard("lualock:{x}:queue"))
+        await world.until(lambda: change.old.zcard("lualock:{x}:waiters"))
         assert await settle(locks.lock("x").locked())  # so that a connection to the old one is idle
         change.happen()
         with suppress(lualock.LockUnavailable):  # unless who waits was refused first
@@ -141,10 +141,10 @@ async def test_who_goes_on_listening_at_the_old_primary(shell: World) -> None:
         holder, deceived = shell.connect(change.url), shell.connect(change.url)
         held = await settle(holder.lock("x", ttl=60).acquire())
         first = _waiter(shell, deceived)
-        await shell.until(lambda: new.zcard("lualock:{x}:queue") == 1)
+        await shell.until(lambda: new.zcard("lualock:{x}:waiters") == 1)
         await change.repeat(shell, new)
         second = _waiter(shell, shell.connect(server.url))
-        await shell.until(lambda: new.zcard("lualock:{x}:queue") == 2)
+        await shell.until(lambda: new.zcard("lualock:{x}:waiters") == 2)
         # Connections for requests break, and that for messages does not.
         change.old.client_kill_filter(_type="normal", skipme=True)
         await settle(held.release())
@@ -154,7 +154,7 @@ async def test_who_goes_on_listening_at_the_old_primary(shell: World) -> None:
             assert held.fence < believes.fence < has.fence
             await shell.until(lambda: believes.lost)
             first = _waiter(shell, deceived)
-        await shell.until(lambda: new.zcard("lualock:{x}:queue") == 1)
+        await shell.until(lambda: new.zcard("lualock:{x}:waiters") == 1)
         assert has.held
         await shell.until(lambda: len(new.pubsub_channels("lualock:wake:*")) == 2)
         await settle(has.release())

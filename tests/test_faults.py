@@ -14,7 +14,7 @@ import pytest
 import lualock
 from lualock import aio
 from lualock._protocol import RunScript
-from lualock._protocol.abandon import lay
+from lualock._protocol.abandon import schedule_cleanup
 from lualock.scripts import SCRIPTS
 from tests.conftest import server_named
 from tests.faults import Exchange, Fault, FaultProxy
@@ -40,7 +40,7 @@ FAULTS = {
     "half-open after": Fault("half-reply"),
     "half-open twice": Fault("half-open", times=2),
     "deaf": Fault("deaf"),
-    "ghost": Fault("ghost"),
+    "orphan": Fault("orphan"),
 }
 READS_ONLY = {"inspect"}
 
@@ -494,7 +494,7 @@ async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str)
     """A request that reaches the server when its sender has given up takes neither the lock nor a
     place in the queue."""
     async with faulty(shell) as proxy:
-        case = Case(shell, proxy, "x", step.split()[0], Fault("ghost", times=9))
+        case = Case(shell, proxy, "x", step.split()[0], Fault("orphan", times=9))
         lock, fence = case.victim(), None
         if step != "acquire":  # who has had to wait does not try without a place
             held = await case.take(case.rival())
@@ -505,7 +505,7 @@ async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str)
             fence = (await case.take(case.rival(ttl=30))).fence
         case.arm()
         assert await case.take(lock, timeout=0.1) is None
-        await asyncio.sleep(SOCKET_TIMEOUT * 2 + 0.5)  # a ghost is what comes after all deadlines
+        await asyncio.sleep(SOCKET_TIMEOUT * 2 + 0.5)  # a orphan is what comes after all deadlines
         replies = proxy.deliver()
         assert replies
         info = await settle(lock.inspect())
@@ -551,8 +551,8 @@ async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: 
         assert via is not None
         deadline = b"9" * 16
         parts = (ask.key, ask.token, b"30000", deadline, ask.about)
-        ghost = RunScript(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
-        connections.lay(lay(ask, ghost))
+        orphan = RunScript(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
+        connections.cleanup_later(schedule_cleanup(ask, orphan))
         if not lives:
             via.close()
         with server.client() as client:
@@ -593,13 +593,13 @@ class Chance:
             return None
         self.struck += 1
         kinds = ("drop request", "drop reply", "delay request", "delay reply", "half-open")
-        kind = self._random.choice((*kinds, "half-reply", "ghost"))
+        kind = self._random.choice((*kinds, "half-reply", "orphan"))
         return Fault(kind, seconds=self._random.uniform(0, SOCKET_TIMEOUT * 2))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None:
-    """Six who contend, a tenth of all requests meeting some fault, ghosts coming at any time."""
+    """Six who contend, a tenth of all requests meeting some fault, orphans coming at any time."""
     chance = Chance(seed, share=0.1)
     async with faulty(shell) as proxy:
         proxy.choose = chance

@@ -72,7 +72,7 @@ def test_a_celery_worker_with_a_pool_of_green_threads(
         )
         leash.add(worker)
         lock = locks.lock("held")
-        queue = lock.key + b":queue"
+        queue = lock.key + b":waiters"
         with lock:
             producer.send_task("is_handed_it")
             producer.send_task("gives_up")

@@ -31,7 +31,7 @@ from tests.faults import Fault, FaultProxy
 from tests.servers import Server
 from tests.world import World, settle
 
-TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:queue"
+TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:waiters"
 
 
 LOST, HELD_UP = Fault("drop reply"), Fault("delay request", seconds=0.3)
@@ -67,7 +67,7 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
     assert call.script.name == "acquire"
     later = steps.throw(broke())
     assert isinstance(later, CleanupLater)  # also when the request can no longer be under way
-    assert (later.call.script.name, later.ghost) == ("abandon", call)
+    assert (later.call.script.name, later.orphan) == ("abandon", call)
     back = next(steps)
     assert isinstance(back, RunScript)
     assert (back.script.name, back.compensating) == ("abandon", True)

@@ -122,7 +122,7 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     lease = await settle(a.acquire())
 
     async def queued(count: int) -> None:
-        await world.until(lambda: world.client.zcard(a.key + b":queue") == count)
+        await world.until(lambda: world.client.zcard(a.key + b":waiters") == count)
 
     first = asyncio.ensure_future(there.attempt("first", None, 1, beside=True))
     await queued(1)
@@ -183,7 +183,7 @@ async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: V
     one, two = _locks(both, 1)
     lease = await settle(two.acquire())
     run = asyncio.ensure_future(both.attempt("a", None, 1, beside=True))
-    await world.until(lambda: world.client.zcard(two.key + b":queue") == 1)
+    await world.until(lambda: world.client.zcard(two.key + b":waiters") == 1)
     world.client.delete(one.key)
     other = await settle(one.acquire())
     await settle(lease.release())

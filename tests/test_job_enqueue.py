@@ -356,7 +356,7 @@ def test_a_crash_between_reserve_and_push(one_server: Any, one_client: Any) -> N
         assert producer.stdout is not None
         assert producer.stdout.readline()
         os.kill(producer.pid, signal.SIGKILL)
-    key = b"lualock:{x}:job"
+    key = b"lualock:{x}:reservation"
     assert 0 < one_client.pttl(key) <= RESERVE_S * 1000
     with lualock.connect(one_server.url) as locks:
         work = bound(locks.job(unique="queued", key="x")(_nothing))

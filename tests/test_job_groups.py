@@ -20,7 +20,7 @@ from lualock.jobs import dramatiq as dramatiq_leaf
 from lualock.jobs import huey as huey_leaf
 
 
-def decide(situation: jobs.Situation) -> Any:
+def decide(situation: jobs.Contention) -> Any:
     """Most are dropped, one comes back."""
     return jobs.Retry(0.1) if situation.args[0] == "late" else None
 

@@ -252,7 +252,7 @@ def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
         ):  # start, the job, reserve, keep, release
             with suppress(ValueError):
                 play(run(Run(work._job, locks, (), {}, delivery)), at, Interruption())
-            left_s = one_client.pttl("lualock:{new}:job") / 1000
+            left_s = one_client.pttl("lualock:{new}:reservation") / 1000
             assert most_s - 5 < left_s <= most_s
             one_client.flushall()
 

@@ -188,7 +188,7 @@ async def test_replace(shell: World) -> None:
     await shell.until(lambda: log == [1])
     second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
     assert list(await asyncio.gather(first, second)) == [True, False]
-    assert not shell.client.exists(b"lualock:{x}:asked")
+    assert not shell.client.exists(b"lualock:{x}:stop_requests")
     assert await queue.attempt("c", None, 2) is False  # it was free: nobody is asked
     assert jobs.current_lease() is None
 
@@ -207,7 +207,7 @@ async def test_the_last_of_several_replaces(work: Work) -> None:
     assert list(await asyncio.gather(first, *others)) == [1, None, None, 4]
     assert work.log == [1, 4]
     assert sorted(failed) == [(2,), (3,)]
-    assert not work.world.client.exists(b"lualock:{x}:asked")
+    assert not work.world.client.exists(b"lualock:{x}:stop_requests")
 
 
 async def test_the_last_of_several_is_killed(work: Work) -> None:
@@ -246,7 +246,7 @@ async def test_the_last_of_several_gives_up(work: Work) -> None:
     await settle(lease.release())
     assert await second == 2
     assert work.log == [2]
-    assert not work.world.client.exists(b"lualock:{x}:asked")
+    assert not work.world.client.exists(b"lualock:{x}:stop_requests")
 
 
 async def test_replace_in_vain(work: Work) -> None:
@@ -255,7 +255,7 @@ async def test_replace_in_vain(work: Work) -> None:
     first = await work.running(queue, 1)
     with pytest.raises(jobs.RetryLater):
         await queue.attempt("b", None, 2)
-    assert not work.world.client.exists(b"lualock:{x}:asked")
+    assert not work.world.client.exists(b"lualock:{x}:stop_requests")
     work.end(1)
     await first
 
@@ -269,7 +269,7 @@ async def test_request_release(work: Work) -> None:
     assert not await settle(lease.release_requested())
     assert await settle(lock.request_release(lasts=30))
     assert await settle(lease.release_requested())
-    assert 29_000 < work.world.client.pttl(lock.key + b":asked") <= 30_000
+    assert 29_000 < work.world.client.pttl(lock.key + b":stop_requests") <= 30_000
     await settle(lease.release())
     lease = await settle(lock.acquire())
     assert not await settle(lease.release_requested())
@@ -376,9 +376,9 @@ async def test_coalesce_without_a_system(work: Work) -> None:
 
 async def test_a_policy_of_one_s_own(work: Work) -> None:
     """A function sees the situation and returns what to do, or None to drop the job."""
-    seen: list[jobs.Situation] = []
+    seen: list[jobs.Contention] = []
 
-    def decide(situation: jobs.Situation) -> Any:
+    def decide(situation: jobs.Contention) -> Any:
         seen.append(situation)
         return jobs.Retry(len(seen)) if situation.args[0] == 2 else None
 

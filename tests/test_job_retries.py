@@ -485,7 +485,7 @@ async def test_an_outage_that_is_over_when_the_job_is(
     for module in (background, asyncio_driver):
         monkeypatch.setattr(module, "PATIENCE_S", 0.0)
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    key = b"lualock:{x}:job"
+    key = b"lualock:{x}:reservation"
 
     async def coroutine() -> None:
         await asyncio.sleep(1)  # the server is away for all that is tried
@@ -525,7 +525,7 @@ async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: 
     """The lock of the old name, taken in vain, is free when the server is back."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
 
-    def policy(situation: jobs.Situation) -> None:
+    def policy(situation: jobs.Contention) -> None:
         proxy.silent = True
 
     made = locks.job(key="x", read_old="old", timeout=3600, policy=policy)

@@ -13,10 +13,10 @@ from lualock.scripts import SCRIPTS
 from tests import proving
 from tests.servers import Server
 
-LOCK, PLACE, ASKED = b"lualock:{x}", b"lualock:{x}:job", b"lualock:{x}:asked"
+LOCK, PLACE, ASKED = b"lualock:{x}", b"lualock:{x}:reservation", b"lualock:{x}:stop_requests"
 A, B, C, D = (letter * 22 for letter in (b"a", b"b", b"c", b"d"))
 ALWAYS, NEVER = b"9" * 16, b"0" * 16  # deadlines
-QUEUE, PLACE_QUEUE = LOCK + b":queue", PLACE + b":queue"
+QUEUE, PLACE_QUEUE = LOCK + b":waiters", PLACE + b":waiters"
 KEYS = {
     "lock": LOCK,
     "place": PLACE,
@@ -126,7 +126,7 @@ def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
     extend, release = (
         partial(proving.run, raw.client.eval, SCRIPTS[verb]) for verb in ("extend", "release")
     )
-    assert extend(PLACE, PLACE + b":queue", A, 60_000, 0) == b"extended"
+    assert extend(PLACE, PLACE + b":waiters", A, 60_000, 0) == b"extended"
     assert raw.client.pttl(PLACE) > 50_000
     assert release(PLACE, B) == [b"held", b"job a"]
     assert release(PLACE, A) == b""
@@ -384,7 +384,7 @@ def test_withdraw(raw: Raw) -> None:
         ear.subscribe("ear")
         assert ear.get_message(timeout=5)
         assert raw("withdraw", A) == b"superseded"
-        raw.client.zrem(LOCK + b":queue", ticket)
+        raw.client.zrem(LOCK + b":waiters", ticket)
         assert raw("withdraw", A) == b"alone"
     assert raw.client.get(ASKED)[16:] == B
 

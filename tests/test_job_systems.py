@@ -183,7 +183,7 @@ def test_rq_counts_what_the_job_returns(
     came: list[int] = []
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Situation) -> jobs.Retry:
+    def later(situation: jobs.Contention) -> jobs.Retry:
         came.append(1)
         if len(came) == 3:
             busy.release()
@@ -704,7 +704,7 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
     busy = locks.lock("x").acquire()
     ran: list[int] = []
 
-    def later(situation: jobs.Situation) -> jobs.Retry:
+    def later(situation: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
@@ -728,7 +728,7 @@ def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
     busy = locks.lock("later").acquire()
     came: list[str] = []
 
-    def later(situation: jobs.Situation) -> jobs.Retry:
+    def later(situation: jobs.Contention) -> jobs.Retry:
         came.append("later")
         if len(came) == 3:
             busy.release()
@@ -801,7 +801,7 @@ def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> No
     kept: list[Any] = []
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Situation) -> jobs.Retry:
+    def later(situation: jobs.Contention) -> jobs.Retry:
         kept.append(jobs.bound(job).place([7]).locked())
         if len(kept) == 3:
             busy.release()
@@ -1070,7 +1070,7 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
         ran.append(shop_id)
         return rebuild(shop_id)
 
-    def later(situation: jobs.Situation) -> jobs.Retry:
+    def later(situation: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
@@ -1088,7 +1088,7 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
     await broker.startup()
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Situation) -> jobs.Retry:
+    def later(situation: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0.3)
 

@@ -473,7 +473,7 @@ def test_nothing_keeps_what_was_waited_for_while_the_server_was_away(
         gc.disable()
         try:
             thread.start()
-            wait_until(lambda: client.zcard("lualock:{x}:queue"))
+            wait_until(lambda: client.zcard("lualock:{x}:waiters"))
             server.kill()
             for _ in range(5):
                 assert failed.acquire(timeout=5)

@@ -444,7 +444,7 @@ READY = """
 
 def _until_waiters(client: Any, count: int) -> None:
     def waiting() -> int:
-        return sum(client.zcard(f"lualock:{{l{n}}}:queue") for n in range(3))
+        return sum(client.zcard(f"lualock:{{l{n}}}:waiters") for n in range(3))
 
     wait_until(lambda: waiting() == count)
 

@@ -20,7 +20,7 @@ from lualock._protocol import (
 from lualock._transport import codec
 from lualock.scripts import SCRIPTS
 
-TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:queue"
+TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:waiters"
 FENCE = b"1000000000000001"
 
 

@@ -12,7 +12,7 @@ from tests import proving
 from tests.servers import Server
 
 KEY, MINE, OTHERS = b"lualock:{x}", b"m" * 22, b"o" * 22
-QUEUE = KEY + b":queue"
+QUEUE = KEY + b":waiters"
 BAND = b"%d" % (100 * 2**44)
 CHANNEL = b"a-channel"
 TOMBSTONE_MS = 5000

@@ -48,7 +48,7 @@ def _complaints_are_heard_here() -> Iterator[None]:
     gc.collect()
 
 
-QUEUE = "lualock:{x}:queue"
+QUEUE = "lualock:{x}:waiters"
 
 
 @pytest.fixture

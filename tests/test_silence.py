@@ -175,7 +175,7 @@ async def test_a_copy_that_comes_late_takes_nothing_for_good(
     """The first copy arrives when the second has been answered and the lease released."""
     locks = shell.connect(swallower.url)
     await settle(locks.lock("warm").locked())
-    swallower.inject(Fault("ghost"), "acquire")
+    swallower.inject(Fault("orphan"), "acquire")
     lease = await _within(0.9, lambda: locks.lock("x", ttl=30).acquire(timeout=1.2))
     await settle(lease.release())
     shell.client.delete(lease._ask.key)  # or it would answer as to a repeated request

@@ -36,7 +36,7 @@ def test_no_seed_finds_anything() -> None:
     assert total.seeds == SEEDS
     assert min(total.faults.values()) > SEEDS / 50, total.faults
     assert set(total.faults) >= {
-        *("cut", "slow", "flaky", "ghost", "pause", "crash", "interrupt", "stall", "restart"),
+        *("cut", "slow", "flaky", "orphan", "pause", "crash", "interrupt", "stall", "restart"),
         *("flush", "oom", "read_only", "data_loss", "failover", "clock_forward", "clock_back"),
         *("crossing", "crossed", "torn", "fork", "silent"),
     }

@@ -60,7 +60,7 @@ async def test_in_turn(world: World) -> None:
     await settle(lease.release())
     await asyncio.gather(*waiting)
     assert order == list("abcdef")
-    assert not world.client.exists(lock.key + b":queue")
+    assert not world.client.exists(lock.key + b":waiters")
     assert world.client.get(lock.key)[:1] == b"R"
 
 
@@ -188,7 +188,7 @@ async def test_unfair(world: World) -> None:
     await settle(lease.release())
     await asyncio.gather(*waiting)
     assert sorted(order) == list("abc")
-    assert not world.client.exists(lock.key + b":queue")
+    assert not world.client.exists(lock.key + b":waiters")
 
 
 async def test_a_timeout_leaves_the_queue(world: World) -> None:
@@ -244,7 +244,7 @@ async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Serv
         lock = theirs.lock("x", ttl=60)
 
         def waits() -> bool:
-            return bool(client.exists("lualock:{x}:queue"))
+            return bool(client.exists("lualock:{x}:waiters"))
 
         with lualock.connect(one_server.url) as locks, ThreadPoolExecutor(1) as thread:
             first = lock.acquire()
@@ -304,7 +304,7 @@ async def test_a_grant_that_was_told_to_nobody(world: World) -> None:
     with world.client.pipeline(transaction=True) as both:  # no time to come back between the two
         both.client_kill_filter(_type="pubsub")
         script = SCRIPTS["hand_over"]
-        parts = lock.key, lock.key + b":queue", lease.token.encode(), b"1"
+        parts = lock.key, lock.key + b":waiters", lease.token.encode(), b"1"
         proof, words = proof_of(script, parts)
         both.eval(script.source.decode(), 2, *words)
         _, outcome = both.execute()
@@ -322,7 +322,7 @@ async def test_restarted_server(world: World) -> None:
         lease = await settle(lock.acquire())
         waiter = asyncio.ensure_future(world.beside(world.connect(server.url).lock("x").acquire))
         with server.client() as client:
-            await world.until(lambda: client.zcard(lock.key + b":queue") == 1)
+            await world.until(lambda: client.zcard(lock.key + b":waiters") == 1)
         server.kill()
         os.unlink(server.socket)
         server.start()
@@ -347,7 +347,7 @@ async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None
             world.beside(lambda: world.connect(server.url).lock("x").acquire(timeout=0.6))
         )
         with server.client() as client:
-            await world.until(lambda: client.zcard(lock.key + b":queue") == 1)
+            await world.until(lambda: client.zcard(lock.key + b":waiters") == 1)
         assert server.process is not None
         if trouble == "paused":
             server.process.send_signal(signal.SIGSTOP)
@@ -372,7 +372,7 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
     order: list[str] = []
     lease = await settle(lock.acquire())
     waiting = await _queue(world, lock, "a", order)
-    ticket = world.client.zrange(lock.key + b":queue", 0, 0)[0]
+    ticket = world.client.zrange(lock.key + b":waiters", 0, 0)[0]
     token, channel = ticket[:22], ticket.split(b" ")[1]
     looks = world.calls("evalsha")
     world.client.publish(channel, token)  # look again
@@ -413,7 +413,7 @@ async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
         came: dict[str, None] = {}
         while (command := heard.next_command()["command"]) != "ECHO the end":
             # Among the words: the queue's key, and right behind it the ticket, if it is a look.
-            _, _, ticket = command.partition("lualock:{x}:queue ")
+            _, _, ticket = command.partition("lualock:{x}:waiters ")
             if command.startswith("EVAL") and " lualock:wake:" in ticket:
                 came.setdefault(ticket[:22])
     assert len({fence for fence, _ in taken}) == len(taken) == count * rounds
@@ -510,7 +510,7 @@ def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]
         wait_until(lambda: len(client.pubsub_channels()) == 1)
         lease.release()
         assert alive.line().startswith("has ")
-        assert not client.exists("lualock:{x}:queue")
+        assert not client.exists("lualock:{x}:waiters")
 
 
 @each_server
@@ -663,7 +663,7 @@ def test_many_threads_on_many_locks(server: Server, resp: int) -> None:
             thread.start()
 
         def queues() -> int:
-            return len(client.keys("lualock:*:queue"))
+            return len(client.keys("lualock:*:waiters"))
 
         wait_until(lambda: queues() == count, wait_s=20)
         assert len(client.client_list()) - before <= 16
@@ -676,7 +676,7 @@ def test_many_threads_on_many_locks(server: Server, resp: int) -> None:
 
 
 def _until_waiters(client: Any, name: str, count: int) -> None:
-    wait_until(lambda: client.zcard(f"lualock:{{{name}}}:queue") == count)
+    wait_until(lambda: client.zcard(f"lualock:{{{name}}}:waiters") == count)
 
 
 def _until_done(done: list[str], name: str) -> None:
@@ -753,7 +753,7 @@ async def test_many_tasks_share_two_connections(server: Server, resp: int) -> No
 
             await asyncio.gather(*(use(number) for number in range(1000)))
             assert most - before <= 2
-            assert client.keys("lualock:*:queue") == []
+            assert client.keys("lualock:*:waiters") == []
 
 
 async def test_cancelled_callers_shift_no_replies(server: Server, resp: int) -> None:
@@ -843,7 +843,7 @@ async def test_whoever_waits_while_connections_are_closed_is_woken(one_server: S
             waiter = asyncio.create_task(locks.lock("x", ttl=60).acquire())
 
             def waits() -> bool:
-                return bool(client.exists("lualock:{x}:queue"))
+                return bool(client.exists("lualock:{x}:waiters"))
 
             await asyncio.to_thread(wait_until, waits)
             await locks.aclose()
@@ -870,7 +870,7 @@ async def test_no_cancellation_is_lost_while_a_connection_is_made(one_server: Se
                     assert done
                     assert task.cancelled()
             await held.release()
-            await asyncio.to_thread(wait_until, lambda: not client.exists("lualock:{x}:queue"))
+            await asyncio.to_thread(wait_until, lambda: not client.exists("lualock:{x}:waiters"))
             assert (client.get("lualock:{x}") or b"R")[:1] == b"R"
 
 

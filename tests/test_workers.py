@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock.jobs.verbs import place_key
+from lualock.jobs.verbs import reservation_key
 from tests.servers import BINARIES, Server
 from tests.workers.diary import Entry, overlaps
 from tests.workers.fleet import SYSTEMS, Fleet
@@ -258,7 +258,7 @@ def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
     (first,) = fleet.send_each(system, Order("removable", [[system, 1]], call="later"))
     assert first["state"] == "enqueued"
     with fleet.server.client() as client:  # it keeps its place while it is not due, and an hour
-        left_s = client.pttl(place_key(fleet.lock(system, "removable").key)) / 1000
+        left_s = client.pttl(reservation_key(fleet.lock(system, "removable").key)) / 1000
     assert 3600 < left_s < 3610
     assert fleet.send(system, "removable", system, 2) == first | {"state": "queued"}
     fleet.send_each(system, Order("removable", [[first["job_id"], [system, 1]]], call="remove"))

@@ -85,7 +85,7 @@ class World:
 
     def waiters(self, lock: Any) -> int:
         """How many wait for a lock, by the server's own account."""
-        count: int = self.client.zcard(lock.key + b":queue")
+        count: int = self.client.zcard(lock.key + b":waiters")
         return count
 
     def calls(self, command: str) -> int:

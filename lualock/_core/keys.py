@@ -57,9 +57,9 @@ def name_of(prefix: bytes, key: bytes) -> bytes:
     return key[len(start) : -1].replace(b"%7D", b"}").replace(b"%25", b"%")
 
 
-def queue_key(lock: bytes) -> bytes:
+def waiters_key(lock: bytes) -> bytes:
     """The key of the queue for a lock's key. No lock's key ends like that: they end with ``}``."""
-    return lock + b":queue"
+    return lock + b":waiters"
 
 
 def display_name(name: str | bytes) -> str:

@@ -320,7 +320,7 @@ class LeaseBase:
             self._ended.set()
         return self._grant.lost
 
-    def _forsaken(self) -> None:
+    def _abandon(self) -> None:
         """Its block went without having ended: give it back."""
         grant = self._grant
         if grant.released or grant.lost or self._passed or self._pid != fork.current():
@@ -330,7 +330,7 @@ class LeaseBase:
             self._watch.drop(self)
         if self._ended is not None:
             self._ended.set()
-        self._driver.forsake(protocol.forsake(self._ask))
+        self._driver.cleanup_in_background(protocol.abandon_request(self._ask))
 
     def __reduce__(self) -> str:
         raise TypeError("a lease cannot be pickled or copied: it belongs to who acquired it")

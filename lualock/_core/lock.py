@@ -122,7 +122,7 @@ class LockBase:
     ) -> None:
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
-        self._queue = keys.queue_key(self._key)
+        self._queue = keys.waiters_key(self._key)
         self._fair = b"1" if options.flag(fair, "fair") else b"0"
         self._band = options.band(priority)
         self._max_waiters = options.max_waiters(max_waiters)

@@ -20,7 +20,7 @@ import weakref
 
 from lualock import _protocol as protocol
 from lualock._core.lease import LeaseBase
-from lualock._protocol import CLAIM_MS, LAST_WORD_S, ServerClock, Steps
+from lualock._protocol import CLAIM_MS, MIN_REQUEST_S, ServerClock, Steps
 from lualock.errors import LockError, LockUnavailable
 
 log = logging.getLogger("lualock.watch")
@@ -40,10 +40,10 @@ RETRY_S, RETRY = 1.0, 1 / 10
 WITHIN = 1 / 4
 """How long one try may take, as a share of what is left of the lease that ends first."""
 
-STUMBLE_S = 0.02
+ERROR_PAUSE_S = 0.02
 """How long who watches pauses after a bug, which may be met again at once."""
 
-HASTE_S = 1.0
+MIN_TRY_S = 1.0
 """One try may take that long also where another lease falls due meanwhile: a server that is slow,
 but works, must do."""
 
@@ -121,8 +121,8 @@ class LeaseRenewer:
                 self._not_renewed(lease)
         if wanted:
             # If the server hangs, what falls due meanwhile must not wait for long.
-            patience_s = max(HASTE_S, self.next_look() - now)
-            within_s = min(self._reply_s, patience_s, max(LAST_WORD_S, (ends - now) * WITHIN))
+            patience_s = max(MIN_TRY_S, self.next_look() - now)
+            within_s = min(self._reply_s, patience_s, max(MIN_REQUEST_S, (ends - now) * WITHIN))
             yield from self._renew(wanted, within_s)
 
     def _renewed_until(self, lease: LeaseBase) -> float:

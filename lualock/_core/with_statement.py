@@ -67,7 +67,7 @@ class Block:
             del _about_to[get_ident()]
         if (lease := self.lease) is not None:
             self.done()
-            lease._forsaken()
+            lease._abandon()
 
     def done(self) -> None:
         """It has ended."""

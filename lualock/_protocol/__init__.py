@@ -15,12 +15,12 @@ is passed on. Rules that hold here:
   interruption goes on. A failure of that never replaces what interrupted.
 """
 
-from lualock._protocol.abandon import ABANDON, ENQUEUE, forsake
+from lualock._protocol.abandon import ABANDON, ENQUEUE, abandon_request
 from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
 from lualock._protocol.attempt import ACQUIRE, CLAIM, CLAIM_MS, LOOK_LATE_S
 from lualock._protocol.effects import (
-    LAST_WORD_S,
+    MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
     Clock,
@@ -62,8 +62,8 @@ __all__ = [
     "EXTEND",
     "HAND_OVER",
     "INSPECT",
-    "LAST_WORD_S",
     "LOOK_LATE_S",
+    "MIN_REQUEST_S",
     "RELEASE",
     "RELEASE_REQUESTED",
     "REQUEST_RELEASE",
@@ -85,6 +85,7 @@ __all__ = [
     "Subscribe",
     "T",
     "abandon",
+    "abandon_request",
     "acquire",
     "adopt",
     "claim",
@@ -93,7 +94,6 @@ __all__ = [
     "enqueue",
     "extend",
     "extend_all",
-    "forsake",
     "hand_over",
     "inspect",
     "is_disowned",

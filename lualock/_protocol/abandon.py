@@ -12,32 +12,34 @@ ENQUEUE = SCRIPTS["enqueue"]
 
 
 def give_back(
-    ask: AcquireRequest, ticket: bytes, ghost: RunScript | None, until: float | None = None
+    ask: AcquireRequest, ticket: bytes, orphan: RunScript | None, until: float | None = None
 ) -> Steps[None]:
     """After an interruption, or at the end of the time: abandon a token of which nobody knows what
     it has. Never raises."""
     try:
-        if ghost is not None:  # first, for it cannot fail
-            yield lay(ask, ghost)
-        yield forsake(ask, ticket, until)
+        if orphan is not None:  # first, for it cannot fail
+            yield schedule_cleanup(ask, orphan)
+        yield abandon_request(ask, ticket, until)
     except LockError:
         # What went wrong before is what the caller must see. The driver goes on trying; at the
         # worst the lock is free again when its lease ends.
         return
 
 
-def lay(ask: AcquireRequest, ghost: RunScript) -> CleanupLater:
-    """The step that lays a ghost: abandons what a lost request may still take for nobody, the lock
+def schedule_cleanup(ask: AcquireRequest, orphan: RunScript) -> CleanupLater:
+    """The step that lays a orphan: abandons what a lost request may still take for nobody, the lock
     or a place in the queue, but not the lease that has been won since, if there is one."""
-    ghost.moot = True
-    ticket = ghost.parts[2] if ghost.script is ENQUEUE else b""
+    orphan.moot = True
+    ticket = orphan.parts[2] if orphan.script is ENQUEUE else b""
     kept = b"" if ask.grant is None else named(ask, ask.grant)
     return CleanupLater(
-        RunScript(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), ghost
+        RunScript(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), orphan
     )
 
 
-def forsake(ask: AcquireRequest, ticket: bytes = b"", until: float | None = None) -> RunScript:
+def abandon_request(
+    ask: AcquireRequest, ticket: bytes = b"", until: float | None = None
+) -> RunScript:
     """The request that gives back whatever a token has that nobody has in hand any more."""
     parts = (ask.key, ask.queue, ask.token, ticket, ask.fair, b"")
     return RunScript(ABANDON, parts, until, compensating=True)

@@ -8,7 +8,7 @@ holder's lease ends, the others the more rarely the further back they are.
 
 from __future__ import annotations
 
-from lualock._protocol.abandon import give_back, lay
+from lualock._protocol.abandon import give_back, schedule_cleanup
 from lualock._protocol.attempt import Attempt
 from lualock._protocol.effects import Steps
 from lualock._protocol.request import AcquireRequest, LeaseState
@@ -35,22 +35,22 @@ def acquire(ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> S
                 try:
                     reply = yield step
                 except LockError as error:
-                    reply = yield from attempt.persist(attempt.take, error)
+                    reply = yield from attempt.retry_until_deadline(attempt.take, error)
                 if type(reply) is list and reply[0] == b"late":
                     sent = attempt.sent
-                    reply = yield from attempt.hurry(attempt.take, reply)
+                    reply = yield from attempt.resend_after_late(attempt.take, reply)
                     attempt.sent = sent  # the token is all that proves which of them it answers
                 ask.grant = attempt.taken(reply)
             if ask.grant is None:
                 ask.grant = yield from enqueue(attempt)
-            if attempt.ghost is not None:
+            if attempt.orphan is not None:
                 # Now, for what becomes of the lease (it may be released, passed on or forgotten)
                 # is not known; it takes away all but that.
-                yield lay(ask, attempt.ghost)
+                yield schedule_cleanup(ask, attempt.orphan)
             return ask.grant
         except NotAcquired as refused:
             told = None
-            if attempt.unsettled:
+            if attempt.outstanding:
                 told = yield from abandon(attempt)
             raise (told or refused) from None
     except (GeneratorExit, KeyConflict):
@@ -59,9 +59,9 @@ def acquire(ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> S
         ask.grant = None
         # Also of who was refused: a look that went before the refused one may have come after it,
         # and have been answered with a place.
-        ghost = attempt.possible_ghost()
-        if attempt.unsettled or ghost is not None:
-            yield from give_back(ask, attempt.ticket, ghost, attempt.until)
+        orphan = attempt.possible_orphan()
+        if attempt.outstanding or orphan is not None:
+            yield from give_back(ask, attempt.ticket, orphan, attempt.until)
         raise
 
 

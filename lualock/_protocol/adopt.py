@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lualock._core.keys import display_name
-from lualock._protocol.abandon import give_back, lay
+from lualock._protocol.abandon import give_back, schedule_cleanup
 from lualock._protocol.effects import Connect, RunScript, Steps
 from lualock._protocol.exchange import still_unknown
 from lualock._protocol.replies import lost
@@ -66,7 +66,7 @@ def take(
     if not server.known:
         yield Connect()
     step: RunScript | None = None
-    ghost: RunScript | None = None  # whose reply was lost, and which may be under way still
+    orphan: RunScript | None = None  # whose reply was lost, and which may be under way still
     unknown: LockUnavailable | None = None
     try:
         late = 0
@@ -83,10 +83,10 @@ def take(
                     raise still_unknown(unknown, error) from error
                 if not error.outcome_unknown:
                     raise
-                ghost, unknown = step, error  # once more, on a fresh connection
+                orphan, unknown = step, error  # once more, on a fresh connection
                 continue
             if step.doubled:
-                ghost = step
+                orphan = step
             if type(reply) is bytes and reply.isdigit():
                 ask.grant = LeaseState(int(reply), sent + ask.ttl_ms / 1000)
             elif reply[0] == b"owned":
@@ -100,7 +100,7 @@ def take(
             else:
                 doubled, step = step.doubled, None
                 if final:
-                    ghost = None
+                    orphan = None
                     if (unknown is not None or doubled) and not fresh:
                         # It may have been taken, and taken over since by another process that has
                         # the token: a job's next delivery.
@@ -110,8 +110,8 @@ def take(
                             outcome_unknown=True,
                         )
                 raise refusal(reply)
-            if ghost is not None and fresh:
-                yield lay(ask, ghost)
+            if orphan is not None and fresh:
+                yield schedule_cleanup(ask, orphan)
             return ask.grant
     except GeneratorExit:
         raise
@@ -120,9 +120,9 @@ def take(
         if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
             step = None  # a definite answer, to the last request
         if step is not None:
-            if ghost is not None:
+            if orphan is not None:
                 step.via = None  # it stands for both, by whatever connection it went
-            ghost = step
-        if ghost is not None:
-            yield from give_back(ask, b"", ghost)
+            orphan = step
+        if orphan is not None:
+            yield from give_back(ask, b"", orphan)
         raise

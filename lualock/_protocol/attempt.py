@@ -8,7 +8,7 @@ from typing import Any
 
 from lualock._protocol.abandon import ENQUEUE
 from lualock._protocol.effects import (
-    LAST_WORD_S,
+    MIN_REQUEST_S,
     AwaitMessage,
     Connect,
     Effect,
@@ -70,10 +70,10 @@ class Attempt:
     place: bytes
     kind: type[RunScript] = SendScript  # of the next look: the reply to the first is not urgent
     asked: RunScript | None = None  # the last request that could take the lock, while unanswered
-    ghost: RunScript | None = None  # one before it, whose reply will never come
+    orphan: RunScript | None = None  # one before it, whose reply will never come
     give_up = math.inf
     until: float | None = None  # one try has the connection's own time
-    unsettled = True  # whether the server may have something under our token
+    outstanding = True  # whether the server may have something under our token
 
     def __init__(self, ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> None:
         self.ask = ask
@@ -87,12 +87,12 @@ class Attempt:
 
     def reach(self) -> Steps[None]:
         """Make the first connection: it tells the server's time, which every request needs."""
-        self.unsettled = False
+        self.outstanding = False
         try:
             yield Connect(self.until)
         except LockError as error:
-            yield from self.persist(lambda: Connect(self.until), error)
-        self.sent, self.unsettled = self.clock(), True
+            yield from self.retry_until_deadline(lambda: Connect(self.until), error)
+        self.sent, self.outstanding = self.clock(), True
 
     def take(self) -> RunScript:
         """The request that takes the lock if it is free."""
@@ -107,13 +107,13 @@ class Attempt:
         usual, deadline = self.server.usual(self.sent)
         if self.until is None or usual < self.until:
             return usual, deadline
-        expires = max(self.until, self.sent + LAST_WORD_S)
+        expires = max(self.until, self.sent + MIN_REQUEST_S)
         return expires, self.server.deadline(expires, self.sent)
 
     def taken(self, reply: bytes | list[Any]) -> LeaseState | None:
         """What its reply means; ``None``: somebody has it, and there is time to wait."""
         if self.asked is not None and self.asked.doubled:
-            self.may_linger()
+            self.mark_lost()
         self.asked = None
         if type(reply) is bytes:
             if self.sent > self.server.stale_at:
@@ -124,7 +124,7 @@ class Attempt:
         if reply[0] == b"owned":
             # A repeat of a request that had been carried out: the lease may have begun earlier.
             return LeaseState(int(reply[2]), self.sent + reply[1] / 1000)
-        self.unsettled = False
+        self.outstanding = False
         if reply[0] != b"held":
             raise conflict(self.ask.key)
         self.reply, self.answered = reply, self.clock()
@@ -138,7 +138,7 @@ class Attempt:
         if not self.ticket:
             self.ticket = b"%b%d %b %b" % (ask.token, ask.ttl_ms, channel, ask.about)
             self.place = ask.band
-        self.sent, self.unsettled = self.clock(), True
+        self.sent, self.outstanding = self.clock(), True
         if not self.began:
             self.began = self.sent
         expires, deadline = self._deadline()
@@ -147,13 +147,13 @@ class Attempt:
         if self.asked is None:
             self.since = self.sent
         else:
-            self.may_linger()
+            self.mark_lost()
         self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
         return step
 
-    def looked(self, reply: bytes | list[Any]) -> LeaseState | None:
+    def read_queue_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
         """What its reply means; ``None``: it is not our turn yet."""
-        self.answer_came()
+        self.mark_answered()
         if type(reply) is bytes:
             return LeaseState(int(reply), self.sent + self.ask.ttl_ms / 1000, True)
         assert isinstance(reply, list)
@@ -166,7 +166,7 @@ class Attempt:
             return None
         if reply[0] == b"owned":
             return LeaseState(int(reply[2]), self.sent + reply[1] / 1000, True)
-        self.unsettled = False
+        self.outstanding = False
         if reply[0] != b"full":
             raise conflict(self.ask.key)
         self.reply, self.answered = reply, self.clock()
@@ -174,49 +174,49 @@ class Attempt:
 
     def arrived(self) -> None:
         """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
-        if self.ghost is not None:
-            self.may_linger()
-        self.answer_came()
+        if self.orphan is not None:
+            self.mark_lost()
+        self.mark_answered()
 
-    def answer_came(self) -> None:
+    def mark_answered(self) -> None:
         """The request that was out is answered; but a copy of it may be under way still."""
         if self.asked is not None and self.asked.doubled:
-            self.may_linger()
+            self.mark_lost()
         self.asked = None
 
-    def possible_ghost(self) -> RunScript | None:
+    def possible_orphan(self) -> RunScript | None:
         """The last request that may be under way still."""
-        self.may_linger()
-        return self.ghost
+        self.mark_lost()
+        return self.orphan
 
-    def may_linger(self) -> None:
+    def mark_lost(self) -> None:
         """The request that is out may be under way still when we have gone on: as the last one, it
         stands for those before it, so it does not matter any more by which connection it went."""
         if self.asked is not None:
-            if self.ghost is not None:
+            if self.orphan is not None:
                 self.asked.via = None
-            self.ghost, self.asked = self.asked, None
+            self.orphan, self.asked = self.asked, None
 
-    def hurry(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
+    def resend_after_late(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
         """Ask again where the server found our request late: now we know its time better."""
         for _ in range(LATE_MAX):
             now = self.clock()
-            self.answer_came()
-            self.unsettled = self.queued or self.ghost is not None
+            self.mark_answered()
+            self.outstanding = self.queued or self.orphan is not None
             if now >= self.give_up:
                 if self.reply is not None:
                     raise self._refusal(NotAcquired, self.reply[5] if self.queued else None)
                 raise LockUnavailable("the request reached the server when the time was over")
             self.server.compare(self.sent, now, int(reply[1]))
-            self.sent, self.unsettled = self.clock(), True
+            self.sent, self.outstanding = self.clock(), True
             try:
                 reply = yield make()
             except LockError as error:
-                reply = yield from self.persist(make, error)
+                reply = yield from self.retry_until_deadline(make, error)
             if reply[0] != b"late":
                 return reply
-        self.answer_came()
-        self.unsettled = self.queued or self.ghost is not None
+        self.mark_answered()
+        self.outstanding = self.queued or self.orphan is not None
         raise jumps()
 
     def claim(self, kind: type[RunScript], told: bytes) -> RunScript:
@@ -272,28 +272,28 @@ class Attempt:
         held = Held(ttl_ms, held_ms, about, self.answered, ahead)
         return held.refusal(self.ask.name, self.clock(), kind)
 
-    def persist(self, make: Callable[[], Effect], error: LockError) -> Steps[Any]:
+    def retry_until_deadline(self, make: Callable[[], Effect], error: LockError) -> Steps[Any]:
         """Repeat a step that failed, for as long as the server is away and there is time.
 
         :raises LockError: it is of no use, or the time is over.
         """
         pause_s = RETRY_MIN_S
         # What the server may have of us but for this request.
-        before = self.queued or self.ghost is not None
+        before = self.queued or self.orphan is not None
         unknown: LockUnavailable | None = None
         while True:
             if not isinstance(error, LockUnavailable):
-                self.unsettled = before  # a definite answer: the request had no effect
+                self.outstanding = before  # a definite answer: the request had no effect
                 raise error
             now = self.clock()
             # A connection that broke says nothing of the next one: once more, and at once.
             at_once = unknown is None and error.outcome_unknown
             if error.outcome_unknown:
                 unknown = error
-                self.may_linger()
-            self.answer_came()
+                self.mark_lost()
+            self.mark_answered()
             if not self._patient(now, error, at_once):
-                self.unsettled = before or unknown is not None
+                self.outstanding = before or unknown is not None
                 if unknown is None or unknown is error:
                     raise error
                 raise still_unknown(unknown, error) from error

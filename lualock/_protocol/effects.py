@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from lualock.scripts import Script
 
-LAST_WORD_S = 0.02
+MIN_REQUEST_S = 0.02
 """How long a request may take that is sent when the time is nearly, or just, over."""
 
 
@@ -18,7 +18,7 @@ class RunScript:
     """Run one script. Its reply is sent in as it was parsed.
 
     ``parts`` are the script's keys and then its arguments. With ``until`` (on the driver's clock)
-    the reply is waited for no longer than that (but for :data:`LAST_WORD_S` in any case), else as
+    the reply is waited for no longer than that (but for :data:`MIN_REQUEST_S` in any case), else as
     long as the connection's settings say. A ``compensating`` call cleans up: the driver carries it
     out even while its own caller is being cancelled, and goes on with it in the background where
     the server does not answer soon after ``until``, or after now if that is earlier. A ``lazy`` one
@@ -73,14 +73,14 @@ class Pipeline:
 
 @dataclass(slots=True)
 class CleanupLater:
-    """Make ``call`` when ``ghost`` has expired, behind the caller's back.
+    """Make ``call`` when ``orphan`` has expired, behind the caller's back.
 
     A call whose reply never came may be under way still, and arrive after what was to undo it.
     There is nothing to do where both went over one connection, which keeps their order.
     """
 
     call: RunScript
-    ghost: RunScript
+    orphan: RunScript
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ class ServerClock:
     """What is known of the server's time.
 
     Two things need it. A request is given the server's time at which its caller stops waiting for
-    it, so that one which lingers on the way is refused when it arrives (a *ghost*: a lock taken
+    it, so that one which lingers on the way is refused when it arrives (a *orphan*: a lock taken
     for nobody). And a message that gives a lock says when that was, so that its receiver knows how
     long it is certain to have it, however late the message came.
 

@@ -15,9 +15,9 @@ RELEASE_REQUESTED = SCRIPTS["release_requested"]
 WITHDRAW = SCRIPTS["withdraw"]
 
 
-def asked_key(lock: bytes) -> bytes:
+def stop_requests_key(lock: bytes) -> bytes:
     """The key of the request to release for a lock's key."""
-    return lock + b":asked"
+    return lock + b":stop_requests"
 
 
 def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
@@ -31,7 +31,7 @@ def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> 
     for _ in range(LATE_MAX + 2):
         sent = server.clock()
         expires, deadline = server.usual(sent)
-        parts = ask.key, asked_key(ask.key), ask.token, b"%d" % lasts_ms, deadline
+        parts = ask.key, stop_requests_key(ask.key), ask.token, b"%d" % lasts_ms, deadline
         try:
             reply = yield RunScript(REQUEST_RELEASE, parts, expires=expires)
         except LockUnavailable as error:
@@ -54,10 +54,10 @@ def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
     :raises LockUnavailable: the server did not answer.
     """
     reply = yield from ask_again(
-        RunScript(RELEASE_REQUESTED, (asked_key(key), b"%016d" % fence, token))
+        RunScript(RELEASE_REQUESTED, (stop_requests_key(key), b"%016d" % fence, token))
     )
     if isinstance(reply, list):
-        raise conflict(asked_key(key))
+        raise conflict(stop_requests_key(key))
     return bool(reply == b"requested")
 
 
@@ -66,5 +66,7 @@ def withdraw(ask: AcquireRequest) -> Steps[bool]:
 
     :raises LockUnavailable: the server did not answer.
     """
-    reply = yield from ask_again(RunScript(WITHDRAW, (asked_key(ask.key), ask.queue, ask.token)))
+    reply = yield from ask_again(
+        RunScript(WITHDRAW, (stop_requests_key(ask.key), ask.queue, ask.token))
+    )
     return bool(reply != b"superseded")

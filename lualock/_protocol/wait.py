@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lualock._protocol.abandon import forsake
+from lualock._protocol.abandon import abandon_request
 from lualock._protocol.attempt import CLAIM_MS, Attempt
 from lualock._protocol.effects import (
     AwaitMessage,
@@ -38,8 +38,8 @@ def enqueue(attempt: Attempt) -> Steps[LeaseState]:
         try:
             channel = yield listen
         except LockError as error:
-            attempt.may_linger()  # a look whose reply was not waited for
-            channel = yield from attempt.persist(lambda: listen, error)
+            attempt.mark_lost()  # a look whose reply was not waited for
+            channel = yield from attempt.retry_until_deadline(lambda: listen, error)
         told, listen.anew = None, False
         look = partial(attempt.look, channel)
         try:
@@ -55,13 +55,13 @@ def enqueue(attempt: Attempt) -> Steps[LeaseState]:
                 if not told:
                     reply = _answer_to(reply)
         except LockError as error:
-            reply = yield from attempt.persist(look, error)
+            reply = yield from attempt.retry_until_deadline(look, error)
         if not told:
             if reply is None:
                 continue  # ask again, and wait for the reply
             if reply[0] == b"late":
-                reply = yield from attempt.hurry(look, reply)
-            grant = attempt.looked(reply)
+                reply = yield from attempt.resend_after_late(look, reply)
+            grant = attempt.read_queue_answer(reply)
             if grant is not None:
                 return grant
             if told is not None:
@@ -121,7 +121,7 @@ def claim(attempt: Attempt, told: bytes) -> Steps[LeaseState | None]:
     try:
         reply = yield step
     except LockError as error:
-        reply = yield from attempt.persist(lambda: step, error)
+        reply = yield from attempt.retry_until_deadline(lambda: step, error)
     if reply != b"claimed":
         return None
     return LeaseState(fence, attempt.sent + ttl_s, True)
@@ -133,10 +133,10 @@ def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
     if attempt.asked is not None:
         attempt.asked.moot = True
     try:
-        reply = yield forsake(ask, attempt.ticket, attempt.until)
+        reply = yield abandon_request(ask, attempt.ticket, attempt.until)
     except LockError:
         reply = None  # the driver goes on trying
-    attempt.unsettled = False
+    attempt.outstanding = False
     if not isinstance(reply, list) or reply[0] != b"left" or len(reply) == 1:
         return None
     now = attempt.clock()

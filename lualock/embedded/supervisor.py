@@ -290,7 +290,7 @@ class Supervisor:
 def _prctl() -> Callable[..., object] | None:
     """The call by which the server asks to be killed when its supervisor dies. Linux only.
 
-    Elsewhere the next process that starts a server kills the one left over.
+    OtherProcess the next process that starts a server kills the one left over.
     """
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, OSError, AttributeError):

@@ -12,12 +12,12 @@ them.
 """
 
 from lualock.jobs.as_function import as_function
-from lualock.jobs.bound import Bound, bound
+from lualock.jobs.bound import JobAdapter, bound
 from lualock.jobs.decorator import JobMaker
 from lualock.jobs.locked_job import LockedJob
 from lualock.jobs.policies import Coalesce, Replace, Retry, Skip, Wait
 from lualock.jobs.run import current_lease
-from lualock.jobs.taking import Attempt, Situation
+from lualock.jobs.taking import Attempt, Contention
 from lualock.jobs.terms import (
     RESERVE_S,
     Delivery,
@@ -32,10 +32,11 @@ from lualock.jobs.terms import (
 __all__ = [
     "RESERVE_S",
     "Attempt",
-    "Bound",
     "Coalesce",
+    "Contention",
     "Delivery",
     "Enqueued",
+    "JobAdapter",
     "JobMaker",
     "LockedJob",
     "Refused",
@@ -43,7 +44,6 @@ __all__ = [
     "Reserved",
     "Retry",
     "RetryLater",
-    "Situation",
     "Skip",
     "Superseded",
     "Wait",

@@ -32,7 +32,7 @@ from arq.jobs import Job, JobStatus
 from arq.utils import timestamp_ms
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import Bound, alone, bound
+from lualock.jobs.bound import JobAdapter, alone, bound
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
@@ -80,7 +80,7 @@ def locked(job: Any) -> Callable[..., Any]:
     return perform
 
 
-async def _leave(work: Bound, args: Any, kwargs: Any, delivery: Delivery) -> None:
+async def _leave(work: JobAdapter, args: Any, kwargs: Any, delivery: Delivery) -> None:
     """Give up what is kept for a job that does not come back."""
     with suppress(LockError):  # it ends by itself then
         await work.cancel_async(args, kwargs, job_id=delivery.job_id)
@@ -124,7 +124,7 @@ async def enqueue(
     return await _refused(work, args, kwargs, job_id, "queued")
 
 
-async def _refused(work: Bound, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:
+async def _refused(work: JobAdapter, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:
     """arq has a job of that id."""
     return await work.refuse_async(args, kwargs, job_id=job_id, state=state)
 

@@ -11,7 +11,7 @@ from lualock.jobs.actions import drive, drive_async
 from lualock.jobs.counterpart import fitting
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.job import AnyLock, AnyLocks, Job
-from lualock.jobs.places import place_of
+from lualock.jobs.places import reservation_of
 from lualock.jobs.terms import Delivery, Enqueued, Refused, Reserved
 
 Args = Sequence[Any]
@@ -21,7 +21,7 @@ SYSTEM = "__lualock_system__"
 """Where a function says whose leaf made it: see :func:`bound_in`."""
 
 
-class Bound:
+class JobAdapter:
     """A declared job, whichever way it was declared; :func:`bound` finds it.
 
     Each verb of enqueueing is there twice, for producers that are plain code and for coroutines:
@@ -43,7 +43,7 @@ class Bound:
     def place(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """The lock of a queued job with these arguments: its ``inspect()`` says which job that is,
         as metadata."""
-        return place_of(self.lock(args, kwargs), None, None)
+        return reservation_of(self.lock(args, kwargs), None, None)
 
     def run(
         self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None
@@ -224,7 +224,7 @@ class Bound:
         return fitting(self._locks(), asynchronous=asynchronous)
 
     def __repr__(self) -> str:
-        return f"<Bound {self.name}>"
+        return f"<JobAdapter {self.name}>"
 
 
 def _together(args: object) -> tuple[Any, ...]:
@@ -236,7 +236,7 @@ def _together(args: object) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def bound(job: Any) -> Bound:
+def bound(job: Any) -> JobAdapter:
     """What was declared by ``locks.job`` or by a subclass of :class:`lualock.LockedJob`.
 
     :raises InvalidArgument: that is neither.
@@ -244,7 +244,7 @@ def bound(job: Any) -> Bound:
     found = getattr(job, "__lualock__", None)
     if callable(found):  # the classmethod of LockedJob
         found = found()
-    if not isinstance(found, Bound):
+    if not isinstance(found, JobAdapter):
         raise InvalidArgument(
             f"{job!r} is no job of lualock: decorate the function with locks.job (nearest to it), "
             "or make the class a LockedJob"
@@ -252,7 +252,7 @@ def bound(job: Any) -> Bound:
     return found
 
 
-def alone(job: Any) -> Bound:
+def alone(job: Any) -> JobAdapter:
     """:func:`bound`, for a leaf: it runs the job itself, so that what is around that would never be
     called.
 
@@ -267,7 +267,7 @@ def alone(job: Any) -> Bound:
     return work
 
 
-def bound_in(system: str, function: Any) -> Bound:
+def bound_in(system: str, function: Any) -> JobAdapter:
     """:func:`bound`, of what ``locked`` of a system's leaf made. Any other would run behind its
     lock as well, but not as the job that was queued, whose place would stay taken.
 

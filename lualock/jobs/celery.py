@@ -28,7 +28,7 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import Bound, alone
+from lualock.jobs.bound import JobAdapter, alone
 from lualock.jobs.celery_retries import delay_s, failed, retry_s
 from lualock.jobs.terms import Delivery, Enqueued, RetryLater
 
@@ -52,7 +52,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
 
     abstract = True
     Request = "lualock.jobs.celery_request:LockedRequest"
-    work: Bound | None = None
+    work: JobAdapter | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -96,7 +96,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
         return result
 
 
-def _locked(work: Bound) -> Callable[..., Any]:
+def _locked(work: JobAdapter) -> Callable[..., Any]:
     """What a worker runs."""
 
     @functools.wraps(work.body)
@@ -142,7 +142,7 @@ def _never_began(sender: Any, **_: Any) -> None:
     """In the worker's process: a task failed; if that was before it began (its own ``before_start``
     raised), nobody else gives its place up."""
     work, request = getattr(sender, "work", None), getattr(sender, "request", None)
-    if not isinstance(work, Bound) or request is None or request.id is None:
+    if not isinstance(work, JobAdapter) or request is None or request.id is None:
         return  # (the main process tells of it, which celery_request sees)
     if not (request.called_directly or getattr(request, BEGUN, False)):
         _give_up(work, request)
@@ -157,11 +157,11 @@ def _token(request: Any) -> str | None:
 def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
     """In the worker's main process: a task will not begin."""
     work = getattr(sender, "work", None)
-    if not terminated and isinstance(work, Bound):  # what has begun, celery_request sees end
+    if not terminated and isinstance(work, JobAdapter):  # what has begun, celery_request sees end
         _give_up(work, request)
 
 
-def _give_up(work: Bound, request: Any) -> None:
+def _give_up(work: JobAdapter, request: Any) -> None:
     """The place of a task that will not begin."""
     try:
         work.cancel(request.args, request.kwargs, job_id=request.id, token=_token(request))

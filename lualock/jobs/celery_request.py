@@ -17,7 +17,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
 from lualock.errors import LockError
-from lualock.jobs.bound import Bound
+from lualock.jobs.bound import JobAdapter
 from lualock.jobs.celery import HEADER
 
 log = logging.getLogger("lualock.jobs")
@@ -44,13 +44,13 @@ class LockedRequest(Request):  # type: ignore[misc]  # Celery has no types
 
     def _free(self) -> None:
         work, pid = getattr(self.task, "work", None), self.worker_pid
-        if isinstance(work, Bound) and pid and pid != os.getpid():
+        if isinstance(work, JobAdapter) and pid and pid != os.getpid():
             told = work, self.args, self.kwargs, self.id, self.request_dict.get(HEADER), pid
             threading.Thread(target=_free_when_gone, args=told, daemon=True).start()
 
 
 def _free_when_gone(
-    work: Bound, args: Any, kwargs: Any, task_id: str, token: str | None, pid: int
+    work: JobAdapter, args: Any, kwargs: Any, task_id: str, token: str | None, pid: int
 ) -> None:
     """Free the lock of a task once the process that ran it is gone, and not before."""
     give_up = time.monotonic() + WATCH_S

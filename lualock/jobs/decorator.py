@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 from lualock._core import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
-from lualock.jobs.bound import Bound
+from lualock.jobs.bound import JobAdapter
 from lualock.jobs.counterpart import fitting
 from lualock.jobs.job import AnyLocks, Job, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
@@ -132,7 +132,7 @@ class JobMaker:
             had ended before it was released.
         :param policy: what to do when the lock is held, before ``on_failed`` is called:
             ``jobs.Retry``, ``jobs.Wait``, ``jobs.Replace``, ``jobs.Coalesce``, or a function that
-            gets a ``jobs.Situation`` and returns one of them, or ``None`` to give up.
+            gets a ``jobs.Contention`` and returns one of them, or ``None`` to give up.
         :param unique: when a job is not put into a queue by an integration: ``"queued"``, while
             another with the same lock is in it; ``"running"``, while one runs; or ``"both"``.
         :param on_enqueue_failed: called with exactly the job's arguments when it was not. A further
@@ -240,7 +240,7 @@ def _wrapped(job: Job, locks: AnyLocks) -> Any:
 
         call = call_plain
 
-    call.__lualock__ = Bound(job, lambda: locks)
+    call.__lualock__ = JobAdapter(job, lambda: locks)
     call.lock_for = lambda *args, **kwargs: job.lock(own(), args, kwargs)
     call.locked = lambda *args, **kwargs: job.lock(own(), args, kwargs).locked()
     call.refresh_lock = lambda *args, **kwargs: run.refresh(job, own(), args, kwargs)

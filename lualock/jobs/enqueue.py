@@ -21,7 +21,7 @@ from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailabl
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLock, AnyLocks, Job
-from lualock.jobs.places import keep, leave, place_of
+from lualock.jobs.places import keep, leave, reservation_of
 from lualock.jobs.terms import (
     RESERVE_S,
     Delivery,
@@ -106,7 +106,7 @@ class Entry:
                 refused.metadata = info.metadata
                 raise refused
             return
-        place = place_of(lock, job_id, RESERVE_S)
+        place = reservation_of(lock, job_id, RESERVE_S)
         ask = place._ask()
         ask.token = token
         alone = self.job.rules.unique == "both"

@@ -13,8 +13,8 @@ from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.job import AnyLease, AnyLock, Run
-from lualock.jobs.places import ask_of, keep, place_of
-from lualock.jobs.taking import forsake
+from lualock.jobs.places import ask_of, keep, reservation_of
+from lualock.jobs.taking import abandon_quietly
 from lualock.jobs.terms import RESERVE_S, is_failure, retry_s
 
 log = logging.getLogger("lualock.jobs")
@@ -39,12 +39,12 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             log.error("job %s could not release its lock: %s", job.name, unknown)
             problem = problem or unknown
             if isinstance(unknown, LockUnavailable):
-                yield forsake(lease._driver, lease._ask)
+                yield abandon_quietly(lease._driver, lease._ask)
         except GeneratorExit:
             raise
         except BaseException as other:
             interrupted = interrupted or other
-            yield forsake(lease._driver, lease._ask)
+            yield abandon_quietly(lease._driver, lease._ask)
     for attempt in it.without if kept is None else ():
         yield from attempt.leave_all()  # the server may have been away for all this time
     if interrupted is not None:
@@ -74,8 +74,8 @@ def _take_back(it: Run) -> Actions[None]:
     for lock in it.locks:
         ask, driver = lock._ask(), lock._locks._driver
         ask.token = it.delivery.owner
-        yield forsake(driver, ask)
-        yield forsake(driver, ask_of(lock, ask.token))
+        yield abandon_quietly(driver, ask)
+        yield abandon_quietly(driver, ask_of(lock, ask.token))
 
 
 class _Kept(NamedTuple):
@@ -155,7 +155,7 @@ def _passed_on(lease: AnyLease, steps: Steps[LeaseState]) -> Steps[None]:
 def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     assert it.delivery is not None
     driver: Any = lock._locks._driver
-    place = place_of(lock, it.job_id, RESERVE_S)
+    place = reservation_of(lock, it.job_id, RESERVE_S)
     ask = place._ask()
     ask.token = it.delivery.owner
     reserve = verbs.reserve(ask, lock.key, driver.server_clock, alone=False)

@@ -29,7 +29,7 @@ from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.utils import normalize_time
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import Bound, alone
+from lualock.jobs.bound import JobAdapter, alone
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, is_failure, token_of
 
 BEGUN = "lualock_begun"
@@ -42,7 +42,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
     """What ``@huey.task()`` makes of a function that was decorated with ``locks.job``; any other
     is as without this class."""
 
-    work: Bound | None = None
+    work: JobAdapter | None = None
 
     def __init__(
         self, huey: Any, func: Any, context: bool = False, name: str | None = None, **options: Any
@@ -112,7 +112,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
                 log.warning("the place of task %s ends by itself: %s", task.id, error)
 
 
-def _locked(work: Bound) -> Any:
+def _locked(work: JobAdapter) -> Any:
     """What a consumer runs."""
 
     @functools.wraps(work.body)

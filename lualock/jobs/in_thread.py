@@ -7,11 +7,11 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from lualock.jobs.bound import Bound
+from lualock.jobs.bound import JobAdapter
 from lualock.jobs.terms import Delivery
 
 
-async def run_in_thread(work: Bound, args: Any, kwargs: Any, delivery: Delivery | None) -> Any:
+async def run_in_thread(work: JobAdapter, args: Any, kwargs: Any, delivery: Delivery | None) -> Any:
     """Run it. Who is cancelled cannot end the thread, but a job that still waits for its lock there
     does not begin."""
     gone = threading.Event()

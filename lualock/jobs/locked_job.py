@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lualock._core import options
 from lualock.errors import InvalidArgument
 from lualock.jobs import arguments, run
-from lualock.jobs.bound import Bound
+from lualock.jobs.bound import JobAdapter
 from lualock.jobs.counterpart import default_locks, fitting
 from lualock.jobs.job import AnyLock, AnyLocks, Job, check_version, plain
 from lualock.jobs.terms import QUEUE_TTL_S, Rules
@@ -165,8 +165,8 @@ class LockedJob:
     _made: ClassVar[Job]
 
     @classmethod
-    def __lualock__(cls) -> Bound:
-        return Bound(cls._job(), lambda: cls.locks or default_locks())
+    def __lualock__(cls) -> JobAdapter:
+        return JobAdapter(cls._job(), lambda: cls.locks or default_locks())
 
     @classmethod
     def _timeout(cls, /, *args: Any, **kwargs: Any) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 from lualock._protocol import AcquireRequest, LeaseState
 from lualock.errors import LeaseLost, LockError
 from lualock.jobs import verbs
@@ -21,21 +21,21 @@ from lualock.jobs.terms import about_job
 log = logging.getLogger("lualock.jobs")
 
 
-def place_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
+def reservation_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
     """The lock of a queued job; without a ttl it is renewed."""
     place = lock._locks.lock(lock._name, ttl)
     if job_id is not None:
         place._about = about_job(place._about, job_id)
-    place._key = verbs.place_key(lock.key)
-    place._queue = queue_key(place._key)
+    place._key = verbs.reservation_key(lock.key)
+    place._queue = waiters_key(place._key)
     return place
 
 
 def ask_of(lock: AnyLock, token: bytes) -> AcquireRequest:
     """What stands for a place of which only the token is known."""
-    key = verbs.place_key(lock.key)
+    key = verbs.reservation_key(lock.key)
     ask = lock._ask()
-    ask.key, ask.queue, ask.token = key, queue_key(key), token
+    ask.key, ask.queue, ask.token = key, waiters_key(key), token
     return ask
 
 

@@ -27,7 +27,7 @@ from uuid import uuid4
 import rq
 from rq.job import Job, get_current_job
 
-from lualock.jobs.bound import SYSTEM, Bound, alone, bound, bound_in
+from lualock.jobs.bound import SYSTEM, JobAdapter, alone, bound, bound_in
 from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
 META = "lualock"
@@ -111,7 +111,7 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
     """For ``Worker(work_horse_killed_handler=...)``: free the lock at once, not when it expires."""
     try:
         work = getattr(job.func, "__lualock__", None)
-        if isinstance(work, Bound):
+        if isinstance(work, JobAdapter):
             token = job.meta.get(META)
             work.died(job.args, job.kwargs, job_id=job.id, token=token, pid=pid)
     except Exception:  # whatever it raises would end the worker

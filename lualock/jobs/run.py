@@ -26,7 +26,7 @@ from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailabl
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.finish import finish
 from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
-from lualock.jobs.taking import Attempt, forsake, last_for, release_quietly
+from lualock.jobs.taking import Attempt, abandon_quietly, last_for, release_quietly
 from lualock.jobs.terms import Delivery, RetryLater
 
 log = logging.getLogger("lualock.jobs")
@@ -50,7 +50,7 @@ def run(it: Run) -> Actions[Any]:
         _current.set(before)
         for ask in it.asks:
             if ask.grant is not None and not _is_over(ask.grant):
-                yield forsake(it.locks[0]._locks._driver, ask)
+                yield abandon_quietly(it.locks[0]._locks._driver, ask)
         raise
 
 

@@ -15,7 +15,7 @@ from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
 from lualock.jobs.job import AnyLease, AnyLock, Job
-from lualock.jobs.places import ask_of, keep, leave, place_of
+from lualock.jobs.places import ask_of, keep, leave, reservation_of
 from lualock.jobs.terms import (
     Delivery,
     RetryLater,
@@ -33,7 +33,7 @@ its lease, but no later than some seconds."""
 
 
 @dataclass(frozen=True)
-class Situation:
+class Contention:
     """What a policy that is a function decides by: the job, and who has its lock. In seconds."""
 
     job: str
@@ -101,7 +101,7 @@ class Attempt:
         if isinstance(error, RetryLater) and self.delivery is not None and self.delivery.ended():
             delay_s = None  # which nobody hears any more
         if delay_s is None and not isinstance(error, NotAcquired):  # that one says who else has it
-            yield from self._forsake_lock()
+            yield from self._abandon_lock()
         if not self._has_place():
             return
         if delay_s is not None and self.delivery is not None:
@@ -114,7 +114,7 @@ class Attempt:
                 yield from self.give_up(interruption)  # which nobody may take for RetryLater
                 raise
         elif isinstance(error, LockUnavailable):
-            yield from self._forsake_place()
+            yield from self._abandon_reservation()
         else:
             yield from self.leave_quietly()
 
@@ -152,10 +152,10 @@ class Attempt:
         return lease
 
     @property
-    def situation(self) -> Situation:
+    def situation(self) -> Contention:
         """What is known now."""
         who = self.refused.holder, self.refused.held_s, self.refused.remaining_s
-        return Situation(self.job.name, self.args, self.kwargs, self.job_id, *who)
+        return Contention(self.job.name, self.args, self.kwargs, self.job_id, *who)
 
     def refuse_own_wait(self, timeout: float | None) -> None:
         """Refuse to wait without an end for the run that this code itself is part of.
@@ -228,7 +228,7 @@ class Attempt:
         """
         if self._owner is None:
             self._owner = self.lock._ask().token
-        place = place_of(self.lock, self.job_id, None)
+        place = reservation_of(self.lock, self.job_id, None)
         ask = place._ask()
         ask.token = self._owner
         steps = verbs.reserve(ask, self.lock.key, self._driver.server_clock, alone=False)
@@ -260,25 +260,25 @@ class Attempt:
             yield from self.leave_place()
         except LockUnavailable as error:
             log.warning("the place of job %s is kept for now: %s", self.job.name, error)
-            yield from self._forsake_place()
+            yield from self._abandon_reservation()
 
     def leave_all(self) -> Actions[None]:
         """The job has run without this lock: give up its place, and what was kept for it."""
-        yield from self._forsake_lock()
+        yield from self._abandon_lock()
         yield from self.leave_quietly()
 
-    def _forsake_lock(self) -> Actions[None]:
+    def _abandon_lock(self) -> Actions[None]:
         """Give up the lock that the job's last attempt may have kept for this one."""
         if self._owner is None or self.delivery is None or self.job.rules.on_retry != "hold":
             return
         ask = self.lock._ask()
         ask.token = self._owner
-        yield forsake(self._driver, ask)
+        yield abandon_quietly(self._driver, ask)
 
-    def _forsake_place(self) -> Actions[None]:
+    def _abandon_reservation(self) -> Actions[None]:
         assert self._owner is not None
         self.renew_no_more()
-        yield forsake(self._driver, ask_of(self.lock, self._owner))
+        yield abandon_quietly(self._driver, ask_of(self.lock, self._owner))
 
     def _has_place(self) -> bool:
         """Whether it may have one: from its queue, or by an earlier delivery's policy."""
@@ -311,10 +311,10 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
     except LockError as error:
         log.warning("cleaning up after a job's lock: %s", error)
         if isinstance(error, LockUnavailable):
-            yield forsake(lease._driver, lease._ask)
+            yield abandon_quietly(lease._driver, lease._ask)
 
 
-def forsake(driver: Any, ask: AcquireRequest) -> Action:
+def abandon_quietly(driver: Any, ask: AcquireRequest) -> Action:
     """Give back whatever a token has of which that is not known, a lease or a place; behind
     everybody's back when the server is there again."""
-    return partial(driver.forsake, protocol.forsake(ask))
+    return partial(driver.cleanup_in_background, protocol.abandon_request(ask))

@@ -15,7 +15,7 @@ from typing import Any
 from taskiq_dependencies import DependencyGraph
 
 from lualock.errors import InvalidArgument
-from lualock.jobs.bound import Bound
+from lualock.jobs.bound import JobAdapter
 
 _given: ContextVar[Mapping[str, Any]] = ContextVar("lualock_taskiq_given")
 
@@ -23,16 +23,16 @@ _given: ContextVar[Mapping[str, Any]] = ContextVar("lualock_taskiq_given")
 class Dependencies:
     """Those of one job."""
 
-    def __init__(self, work: Bound, job: Any) -> None:
+    def __init__(self, work: JobAdapter, job: Any) -> None:
         self._with, self._is_class = work, isinstance(job, type)
         self.body = work.body
 
-    def without(self) -> Bound:
+    def without(self) -> JobAdapter:
         """The job without them: for its lock's name, its callbacks, and who enqueues it."""
         return self._work
 
     @cached_property
-    def _work(self) -> Bound:
+    def _work(self) -> JobAdapter:
         # Not when it is declared: what its hints name may be defined after it.
         work, names = self._with, self._names
         if names and self._is_class:

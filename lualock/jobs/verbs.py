@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lualock import scripts as script
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 from lualock._core.options import split_about
 from lualock._protocol import (
     AcquireRequest,
@@ -52,9 +52,9 @@ def _taken(ask: AcquireRequest, key: bytes, server: ServerClock, reply: Any) -> 
     return error
 
 
-def place_key(lock: bytes) -> bytes:
+def reservation_key(lock: bytes) -> bytes:
     """The key of the place for a lock's key."""
-    return lock + b":job"
+    return lock + b":reservation"
 
 
 def reserve(
@@ -66,7 +66,7 @@ def reserve(
     :raises Taken: another job has it, or one runs.
     """
 
-    def make(deadline: bytes) -> Call:
+    def make(deadline: bytes) -> RunScript:
         now = server.clock()
         sent = server.deadline(now, now)
         told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0", sent
@@ -82,8 +82,8 @@ def start(ask: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[Lease
     """
 
     def make(deadline: bytes) -> RunScript:
-        place = place_key(ask.key)
-        keys = ask.key, place, ask.queue, queue_key(place)
+        place = reservation_key(ask.key)
+        keys = ask.key, place, ask.queue, waiters_key(place)
         told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, owner
         return RunScript(START, (*keys, *told))
 

@@ -5,7 +5,7 @@ that holds a lock, and ``holder`` its program. Nothing is simulated: the server 
 one (``pip install 'lualock[embedded]'``), and so are the processes.
 """
 
-from lualock.testing.elsewhere import Elsewhere
+from lualock.testing.elsewhere import OtherProcess
 from lualock.testing.kit import LockKit
 
-__all__ = ["Elsewhere", "LockKit"]
+__all__ = ["LockKit", "OtherProcess"]

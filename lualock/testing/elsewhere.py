@@ -12,7 +12,7 @@ from types import TracebackType
 from lualock.errors import LockError
 
 
-class Elsewhere:
+class OtherProcess:
     """A process that took a lock when this was made, and has it until it is told to release it."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Elsewhere:
             raise LockError(said["error"])
         self.fence: int = said["fence"]
 
-    def __enter__(self) -> Elsewhere:
+    def __enter__(self) -> OtherProcess:
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""The process behind :class:`lualock.testing.Elsewhere`: takes a lock, and keeps it until its
+"""The process behind :class:`lualock.testing.OtherProcess`: takes a lock, and keeps it until its
 standard input ends, so that it does not outlive the test that started it."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import json
 import sys
 
 import lualock
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     with lualock.connect(prefix=told["prefix"]) as locks:
         lock = locks.lock(bytes.fromhex(told["name"]), told["ttl"], metadata=told["metadata"])
         lock._key = bytes.fromhex(told["key"])
-        lock._queue = queue_key(lock._key)
+        lock._queue = waiters_key(lock._key)
         try:
             lease = lock.acquire(timeout=0)
         except lualock.LockError as error:

@@ -11,7 +11,7 @@ from lualock import _sync as sync
 from lualock import aio
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock.errors import InvalidArgument
-from lualock.testing.elsewhere import Elsewhere
+from lualock.testing.elsewhere import OtherProcess
 
 AnyLock = sync.Lock | aio.Lock
 
@@ -27,7 +27,7 @@ class LockKit:
     def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._url, self._prefix = url, prefix
         self._locks = sync.connect(url, prefix=prefix)
-        self._others: list[Elsewhere] = []
+        self._others: list[OtherProcess] = []
 
     def __enter__(self) -> LockKit:
         return self
@@ -85,10 +85,10 @@ class LockKit:
 
     def held_elsewhere(
         self, lock: AnyLock | str | bytes, *, ttl: float | None = None, metadata: str = ""
-    ) -> Elsewhere:
+    ) -> OtherProcess:
         """Have another process take the lock; it has it when this returns.
 
-        It gives it back at the end of a ``with``, or when told to. :meth:`Elsewhere.kill` is a
+        It gives it back at the end of a ``with``, or when told to. :meth:`OtherProcess.kill` is a
         crash: the lock stays until its lease ends, or until :meth:`expire`.
 
         The place of a queued job can be held, too (``jobs.bound(job).place(args)``): who enqueues
@@ -97,7 +97,7 @@ class LockKit:
         :param ttl: seconds that its lease lasts; left out, it is renewed.
         """
         found = self.lock(lock)
-        other = Elsewhere(self._url, self._prefix, found._name, found.key, ttl, metadata)
+        other = OtherProcess(self._url, self._prefix, found._name, found.key, ttl, metadata)
         self._others.append(other)
         return other
 

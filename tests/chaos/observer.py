@@ -61,7 +61,7 @@ class Observer:
             try:
                 with client.pipeline(transaction=False) as pipeline:
                     for key in KEYS:
-                        pipeline.zrange(keys.queue_key(key), 0, -1)
+                        pipeline.zrange(keys.waiters_key(key), 0, -1)
                     queues = pipeline.execute()
             except redis.RedisError:
                 queues = []  # the server was sabotaged

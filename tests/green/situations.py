@@ -68,7 +68,7 @@ def stopped(server: Server) -> Iterator[None]:
 
 
 def queued(client: Any, name: str) -> int:
-    count: int = client.zcard(f"lualock:{{{name}}}:queue")
+    count: int = client.zcard(f"lualock:{{{name}}}:waiters")
     return count
 
 

@@ -8,7 +8,7 @@
 ``asking``     requests and their replies; what is sent again where no reply comes
 ``lines``      connections for calls: two streams that keep their order, and the ends of them
 ``ear``        connections for messages
-``ghosts``     requests that run when their caller waits no more
+``orphans``     requests that run when their caller waits no more
 ``clients``    what clients do: the one place that knows how the library is called
 ``faults``     what is done to them; each seed draws its own mix, and then there is calm
 ``accidents``  one misfortune at a time, with nothing else near it: one seed in twenty

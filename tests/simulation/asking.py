@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import LAST_WORD_S, RunScript
+from lualock._protocol import MIN_REQUEST_S, RunScript
 from lualock._transport import errors, sockets
 from lualock.errors import LockError
 from tests.simulation.lines import TIMEOUT_S, Done, Line, Sending
@@ -130,7 +130,7 @@ class Asked:
     def _left_s(self) -> float:
         if self._until is None:
             return TIMEOUT_S
-        return min(TIMEOUT_S, max(LAST_WORD_S, self._until - self.process.clock()))
+        return min(TIMEOUT_S, max(MIN_REQUEST_S, self._until - self.process.clock()))
 
     def _send(self, line: Line, at: list[int], *, whole: bool = False) -> None:
         process = self.process

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript
 from lualock.jobs import RESERVE_S
 from tests.simulation import job_contract
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken
-from tests.simulation.ghosts import lock_of, name_at
 from tests.simulation.job_rules import PLACE
+from tests.simulation.orphans import lock_of, name_at
 from tests.simulation.world import US, World
 
 GRACE_US = 120_000
@@ -39,14 +39,14 @@ class Audit:
         if call.script.name in job_contract.NAMES:
             self._around = job_contract.Around.look(store, call)
         else:
-            self._seen = Seen.look(store, lock, queue_key(lock))
+            self._seen = Seen.look(store, lock, waiters_key(lock))
 
     def _watch(self, call: RunScript, reply: Any) -> None:
         if call.script.name in job_contract.NAMES:
             self._watch_jobs(call, reply)
             return
         store, lock = self._world.server.store, call.parts[0]
-        after = Seen.look(store, lock, queue_key(lock))
+        after = Seen.look(store, lock, waiters_key(lock))
         self._change(lock_of(call), after.owner)
         told = self._world.server.told
         for what in broken(Run(call, self._seen, after, reply, told, store)):
@@ -55,16 +55,16 @@ class Audit:
     def _watch_jobs(self, call: RunScript, reply: Any) -> None:
         server = self._world.server
         after = job_contract.Around.look(server.store, call)
-        lock = lock_of(call).removesuffix(":asked")
+        lock = lock_of(call).removesuffix(":stop_requests")
         self._change(lock, after.lock.owner)
-        self._change(f"{lock}:job", after.place.owner)
+        self._change(f"{lock}:reservation", after.place.owner)
         run = job_contract.JobRun(call, self._around, after, reply, server.told, server.store)
         for what in job_contract.broken(run):
             self._world.wrong("contract", f"{call.script.name} {what}")
 
     def _lost(self, key: bytes, value: Any, end_ms: int | None) -> None:
         """A key is gone."""
-        if type(value) is not bytes or not key.endswith((b"}", b"}:job")):
+        if type(value) is not bytes or not key.endswith((b"}", b"}:reservation")):
             return
         lock, world = name_at(key), self._world
         world.history.append(Event(world.t, "cause", lock=lock, what="forgot"))
@@ -98,19 +98,19 @@ class Audit:
         for lock, (owner, _) in list(self._owner.items()):
             if owner:
                 self._change(lock, b"")
-        none = "revived", "expired", "ghost", "let_in"  # these excuse nothing here
+        none = "revived", "expired", "orphan", "let_in"  # these excuse nothing here
         causes = Causes(
             [one for one in world.history if one.kind == "cause" and one.what not in none]
         )
         gone = {event.who: event.t for event in world.history if event.kind == "gone"}
-        ghosts = {(one.lock, round(one.t * US)) for one in world.history if one.what == "ghost"}
+        orphans = {(one.lock, round(one.t * US)) for one in world.history if one.what == "orphan"}
         for lock, token, taken, start, end in self._orphans:
             who, asked = world.asked[token]
             if gone.get(who, end / US) < end / US:
                 continue  # its process died before it could make up for anything
             if causes.first_of(LOSSES, lock, asked, end / US):
                 continue  # brought back from the dead
-            of_job = lock.endswith(PLACE) and (lock.removesuffix(PLACE), taken) in ghosts
+            of_job = lock.endswith(PLACE) and (lock.removesuffix(PLACE), taken) in orphans
             if of_job and end - taken <= (RESERVE_S + 1) * US:
                 # A reservation that was lost came when the job had run already. Nobody lays it, for
                 # by then its token may have another place; so it ends by itself, soon.
@@ -119,7 +119,7 @@ class Audit:
                 again = causes.first_of(("clock_back",), lock, start / US, end / US)
                 if again or (end - start - GRACE_US) / US <= world.let_in[token]:
                     continue
-            # A ghost may have taken it; it is laid when it has expired.
+            # A orphan may have taken it; it is laid when it has expired.
             since = max(start / US, world.ghost_until.get(token, 0.0))
             if end / US < since + GRACE_US / US:
                 continue

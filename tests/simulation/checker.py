@@ -76,7 +76,7 @@ CAUSES = {
     "crash": "the process died; until the server noticed",
     "unknowing": "who waits could not know that something had changed before it looked again",
     "revived": "the queue or the lock was given back a token that was done with",
-    "ghost": "a request ran at the server after its sender had given it up",
+    "orphan": "a request ran at the server after its sender had given it up",
     "let_in": "one ran that was too late, and only a clock that was put back let it in",
 }
 """What may excuse something. Only :data:`OVERLAPS` explain two holders."""
@@ -491,8 +491,8 @@ def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verd
             )
         if wrong and not (
             world.first_of(OVERLAPS, lock, since, one.released)
-            # A ghost of its own may have taken the lock again, which it then did release.
-            or world.first_of(("ghost",), lock, one.got, one.released)
+            # A orphan of its own may have taken the lock again, which it then did release.
+            or world.first_of(("orphan",), lock, one.got, one.released)
         ):
             verdict.violations.append(Violation("release", one.released, wrong, (one.id,)))
         if one.until > one.got:

@@ -26,7 +26,7 @@ from lualock._protocol import (
 )
 from lualock._protocol.attempt import CLAIM_MS
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
-from lualock.jobs.verbs import place_key
+from lualock.jobs.verbs import reservation_key
 from tests.simulation.lines import Sender
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US
@@ -46,16 +46,16 @@ class Lock:
 
     def __post_init__(self) -> None:
         self.key = keys.lock_key(b"sim", self.name)
-        self.queue = keys.queue_key(self.key)
+        self.queue = keys.waiters_key(self.key)
 
     key: bytes = b""
     queue: bytes = b""
 
     def place(self) -> Lock:
         """The lock that a queued job has beside it."""
-        place = Lock(f"{self.name}:job", self.fair, self.max_waiters)
-        place.key = place_key(self.key)
-        place.queue = keys.queue_key(place.key)
+        place = Lock(f"{self.name}:reservation", self.fair, self.max_waiters)
+        place.key = reservation_key(self.key)
+        place.queue = keys.waiters_key(place.key)
         return place
 
 

@@ -345,7 +345,7 @@ def _queued(
     at, place = after.tickets.index(ticket), int(parts[PLACE])
     band, comes_back = place // 2**44, place % 2**44 != 0
     new = ticket not in before.tickets
-    # Who comes back to a place, and has another by now (a ghost took it), may be told either.
+    # Who comes back to a place, and has another by now (a orphan took it), may be told either.
     if reply[5] != at or int(reply[6]) not in (after.queue[at][0], comes_back and place):
         yield f"says that its place is {reply[5:]}, and it is {at}, {after.queue[at][0]}"
     if ticket in before.tickets and after.queue[at] not in before.queue:

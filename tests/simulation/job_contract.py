@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript
-from lualock._protocol.stop_request import asked_key
-from lualock.jobs.verbs import SCRIPTS, place_key
+from lualock._protocol.stop_request import stop_requests_key
+from lualock.jobs.verbs import reservation_key
 from tests.simulation.contract import Run, Seen, given_up, held, late, owned, refused, young
 from tests.simulation.store import Refused, Store
-
-NAMES = frozenset(SCRIPTS)
 
 
 @dataclass(slots=True)
@@ -31,11 +29,11 @@ class Around:
     @classmethod
     def look(cls, store: Store, call: RunScript) -> Around:
         """As it is now."""
-        lock = call.parts[0].removesuffix(asked_key(b""))
-        place, asked = place_key(lock), asked_key(lock)
+        lock = call.parts[0].removesuffix(stop_requests_key(b""))
+        place, asked = reservation_key(lock), stop_requests_key(lock)
         return cls(
-            Seen.look(store, lock, queue_key(lock)),
-            Seen.look(store, place, queue_key(place)),
+            Seen.look(store, lock, waiters_key(lock)),
+            Seen.look(store, place, waiters_key(place)),
             store.find(asked),
             store.ends.get(asked),
         )
@@ -339,3 +337,5 @@ _CHECKS = {
     "release_requested": _release_requested,
     "withdraw": _withdraw,
 }
+
+NAMES = frozenset(_CHECKS)

@@ -1,8 +1,8 @@
 """The checker's rules for jobs: judges what is said of queued jobs, and of their places.
 
-As ``checker``, it knows only a history. In it a *place* is what the lock ``<name>:job`` is to a job
-that is queued for the lock ``<name>``. In all O(n log n). ``id`` is the job's, but for ``ask``,
-whose ``other`` is the job for which the lock is taken.
+As ``checker``, it knows only a history. In it a *place* is what the lock
+``<name>:reservation`` is to a job that is queued for the lock ``<name>``. In all O(n log n). ``id``
+is the job's, but for ``ask``, whose ``other`` is the job for which the lock is taken.
 
 ===========  =====================================================================================
 enqueue      somebody begins to enqueue the job; ``what``: its ``unique``
@@ -53,7 +53,7 @@ from tests.simulation.checker import (
     assemble,
 )
 
-PLACE = ":job"
+PLACE = ":reservation"
 
 
 @dataclass(slots=True)
@@ -161,7 +161,7 @@ class _Rules:
         """Whether two may have had it, or the place beside it, by nature."""
         return bool(
             self._causes.first_of(OVERLAPS, lock, start, end)
-            or self._causes.first_of((*OVERLAPS, "ghost"), lock + PLACE, start, end)
+            or self._causes.first_of((*OVERLAPS, "orphan"), lock + PLACE, start, end)
         )
 
     def _unless_parted(
@@ -318,9 +318,9 @@ class _Rules:
             else:
                 other = self._jobs.get((lock, event.other))
                 wrong = bool(event.other) and (other is None or not _may_be_queued(other, asked, t))
-            haunted = self._causes.first_of(("ghost", *OVERLAPS), lock, -math.inf, t)
-            haunted = haunted or self._causes.first_of(("ghost",), lock + PLACE, -math.inf, t)
-            if wrong and not haunted:
+            orphaned = self._causes.first_of(("orphan", *OVERLAPS), lock, -math.inf, t)
+            orphaned = orphaned or self._causes.first_of(("orphan",), lock + PLACE, -math.inf, t)
+            if wrong and not orphaned:
                 text = (
                     f"{event.id} was refused, for {event.other or 'one'} was {event.what}: not so"
                 )

@@ -24,10 +24,10 @@ from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from tests.simulation import clients
 from tests.simulation.clients import Client, Holding, Renewal, Turn
-from tests.simulation.ghosts import name_at
 from tests.simulation.network import Process, clean
+from tests.simulation.orphans import name_at
 
-PLACE = verbs.place_key(b"")
+PLACE = verbs.reservation_key(b"")
 
 
 def carry_out(actions: Actions[T]) -> Steps[T]:
@@ -152,7 +152,7 @@ class Actor(Client):
         what = "adopt" if starts and self.job in world.kept else ""
         world.record("ask", wait_s=wait_s, what=what, other=self.job, **who)
         self.asks(ask.token)
-        place, lost = verbs.place_key(key), process.lost_replies
+        place, lost = verbs.reservation_key(key), process.lost_replies
         if starts:
             self.note("taking", place)
         why, stays = "unavailable", False
@@ -232,14 +232,14 @@ class Driver:
         """See ``LeaseBase.handle``."""
         self._actor.process.later(step)
 
-    def forsake(self, call: protocol.RunScript) -> None:
+    def cleanup_in_background(self, call: protocol.RunScript) -> None:
         """Give back what nobody has in hand any more."""
         lease = self._actor.lease
         if lease is not None and not lease.over and call.parts[0] == lease._ask.key:
             lease.begin_end()
-        self._actor.process.start(self._forsaken(call, self._actor.job))
+        self._actor.process.start(self._abandon(call, self._actor.job))
 
-    def _forsaken(self, call: protocol.RunScript, job: str) -> Steps[None]:
+    def _abandon(self, call: protocol.RunScript, job: str) -> Steps[None]:
         """``job``: it may have another in hand by the time that this is done."""
         actor, at_place = self._actor, call.parts[0].endswith(PLACE)
         where = {"lock": name_at(call.parts[0]), "who": actor.process.name, "id": job}

@@ -12,11 +12,11 @@ from copy import copy
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lualock._protocol import ENQUEUE, LAST_WORD_S, RunScript
+from lualock._protocol import ENQUEUE, MIN_REQUEST_S, RunScript
 from lualock._transport import codec, errors
 from lualock.errors import LockError
 from tests.proving import proof_of
-from tests.simulation import ghosts
+from tests.simulation import orphans
 from tests.simulation.store import Refused
 from tests.simulation.world import US
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 5.0
 LAZY_US = 200_000
-QUIET_S = 2.0
+PING_AFTER_S = 2.0
 """How long a connection that is dead without a word may excuse anything: until its silence is
 noticed (``sockets.silence_s``), and another connection is made."""
 
@@ -98,7 +98,7 @@ class Opening:
         self._ready, self._failed, self._calls = ready, failed, calls
         self._over = False
         left_s = TIMEOUT_S if until is None else min(TIMEOUT_S, until - process.clock())
-        process.soon(int(max(left_s, LAST_WORD_S) * US), self._fail, TimeoutError("no answer"))
+        process.soon(int(max(left_s, MIN_REQUEST_S) * US), self._fail, TimeoutError("no answer"))
         world = process.world
         world.at(process.arrival(0), self._knock)
 
@@ -315,7 +315,7 @@ class Link:
         at = self._requests_at = process.arrival(self._requests_at)
         fate = world.fate() if world.flaky else ""
         if self._silenced:
-            world.fault("silent", who=process.name, lasts_us=int(QUIET_S * US))
+            world.fault("silent", who=process.name, lasts_us=int(PING_AFTER_S * US))
         if fate == "late":
             # It takes its time on a connection that its process sees closed at once.
             world.fault("cut", who=process.name, lasts_us=US)
@@ -328,7 +328,7 @@ class Link:
             self._cut = True
             world.after(world.latency_us, self.broken)
         elif fate == "mute":
-            world.fault("silent", who=process.name, lasts_us=int(QUIET_S * US))
+            world.fault("silent", who=process.name, lasts_us=int(PING_AFTER_S * US))
             # No request arrives any more, and its process learns nothing.
             self.alive, self._silenced = False, True
         elif fate == "slow":
@@ -337,7 +337,7 @@ class Link:
             self._arrives(at, process, sending)
         elif fate == "deaf":
             at += int(max(0.0, world.random.random() * 2 - 1) * 4 * US)
-            world.fault("silent", who=process.name, lasts_us=int(QUIET_S * US))
+            world.fault("silent", who=process.name, lasts_us=int(PING_AFTER_S * US))
             self.alive, self._silenced = False, True  # it does arrive, and nothing else does
             world.at(at, self._arrive_late, process, sending)
         else:
@@ -386,10 +386,10 @@ class Link:
             self._reply(process, sending.proof, sending.proof)
             return
         if sender.over or process.dead:
-            ghosts.runs(process, call)
+            orphans.runs(process, call)
         reply, said = self._world.server.execute(call, sending.whole, sending.proof, sending.words)
         if sender.over or process.dead:
-            ghosts.ran(process, call, said)
+            orphans.ran(process, call, said)
         self._reply(process, reply, sending.proof)
 
     def _reply(self, process: Process, reply: Any, proof: bytes) -> None:
@@ -412,7 +412,7 @@ class Link:
         """One reply is dropped, doubled, comes behind the next one, or behind a stray error."""
         world = self._world
         self.crossed = True
-        world.fault("crossed", who=process.name, lasts_us=int(QUIET_S * US))
+        world.fault("crossed", who=process.name, lasts_us=int(PING_AFTER_S * US))
         how = world.random.choice(("drops", "doubles", "swaps", "strays"))
         if how == "drops":
             return []

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from lualock.jobs import verbs
+from lualock.scripts import SCRIPTS
+from tests.simulation import job_contract
 from tests.simulation.probes import Bench
 from tests.simulation.run import Result, has_jobs, play
 from tests.simulation.world import Server
 
 CHUNK = 200
-_JOBS = {script.source for script in verbs.SCRIPTS.values()}
+_JOBS = {(SCRIPTS | verbs.SCRIPTS)[name].source for name in job_contract.NAMES}
 A = TypeVar("A")
 B = TypeVar("B")
 

@@ -111,19 +111,19 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.abandon",
         "an interruption abandons nothing",
-        "yield forsake(ask, ticket, until)",
+        "yield abandon_request(ask, ticket, until)",
         "pass",
     ),
     (
         "_protocol.abandon",
-        "an interruption lays no ghost",
-        "        if ghost is not None:  # first, for it cannot fail\n",
+        "an interruption lays no orphan",
+        "        if orphan is not None:  # first, for it cannot fail\n",
         "        if False:\n",
     ),
     (
         "_protocol.abandon",
-        "a ghost's place in the queue stays",
-        'ghost.parts[2] if ghost.script is ENQUEUE else b""',
+        "a orphan's place in the queue stays",
+        'orphan.parts[2] if orphan.script is ENQUEUE else b""',
         'b""',
     ),
     (
@@ -171,18 +171,18 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.acquire",
         "an interruption gives nothing back",
-        "yield from give_back(ask, attempt.ticket, ghost, attempt.until)",
+        "yield from give_back(ask, attempt.ticket, orphan, attempt.until)",
         "pass",
     ),
     (
         "_protocol.acquire",
-        "the ghost of what was won is not laid",
-        "yield lay(ask, attempt.ghost)",
+        "the orphan of what was won is not laid",
+        "yield schedule_cleanup(ask, attempt.orphan)",
         "pass",
     ),
     (
         "_protocol.abandon",
-        "what lays a ghost takes away what has been won",
+        "what lays a orphan takes away what has been won",
         'b"" if ask.grant is None else named(ask, ask.grant)',
         'b""',
     ),
@@ -213,8 +213,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.attempt",
         "the end of a lease is counted from the reply",
-        "return Grant(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)",
-        "return Grant(int(reply), self.clock() + self.ask.ttl_ms / 1000, named=named)",
+        "return LeaseState(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)",
+        "return LeaseState(int(reply), self.clock() + self.ask.ttl_ms / 1000, named=named)",
     ),
     (
         "_protocol.acquire",
@@ -224,27 +224,27 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.adopt",
-        "the ghost of what was taken is not laid",
-        "yield lay(ask, ghost)",
+        "the orphan of what was taken is not laid",
+        "yield schedule_cleanup(ask, orphan)",
         "pass",
     ),
     (
         "_protocol.adopt",
         "an interrupted adoption gives nothing back",
-        'yield from give_back(ask, b"", ghost)',
+        'yield from give_back(ask, b"", orphan)',
         "pass",
     ),
     (
         "_protocol.attempt",
         "the copy of a try is forgotten",
-        "  self.may_linger()\n        self.asked = None\n        if type(reply) is bytes:",
+        "  self.mark_lost()\n        self.asked = None\n        if type(reply) is bytes:",
         "  pass\n        self.asked = None\n        if type(reply) is bytes:",
     ),
     (
         "_protocol.attempt",
         "the copy of a look is forgotten",
-        "            self.may_linger()\n        self.asked = None\n\n    def possible_ghost",
-        "            pass\n        self.asked = None\n\n    def possible_ghost",
+        "            self.mark_lost()\n        self.asked = None\n\n    def possible_orphan",
+        "            pass\n        self.asked = None\n\n    def possible_orphan",
     ),
     (
         "_protocol.adopt",

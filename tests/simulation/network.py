@@ -28,8 +28,8 @@ from lualock._protocol import (
 from lualock.errors import LockError, LockUnavailable
 from tests.simulation.asking import Asked, Owed, OwedByLine, OwedInLoop, Way, answer
 from tests.simulation.ear import Ear
-from tests.simulation.ghosts import lock_of
 from tests.simulation.lines import TIMEOUT_S, Done, Line, Opening, Sender
+from tests.simulation.orphans import lock_of
 from tests.simulation.world import US, World
 
 GRACE_S = 0.02
@@ -256,21 +256,21 @@ class Process:
         self._with_line(batch.until, asked.ask, asked.finish)
 
     def later(self, step: CleanupLater) -> None:
-        """Make a call when its ghost has expired, unless the order of a connection makes sure."""
-        via = step.ghost.via
+        """Make a call when its orphan has expired, unless the order of a connection makes sure."""
+        via = step.orphan.via
         if self.threads and isinstance(via, Owed) and via.answered:
             return
-        late_s = max(0.0, step.ghost.expires - self.clock())
+        late_s = max(0.0, step.orphan.expires - self.clock())
         if self.threads or not (isinstance(via, Line) and via.open):
             self._will_be_laid(step, self.world.now / US + late_s)
-        self.soon(int(late_s * US), self._lay, step)
+        self.soon(int(late_s * US), self._cleanup_now, step)
 
     def _will_be_laid(self, step: CleanupLater, at: float) -> None:
         until, token = self.world.ghost_until, step.call.parts[2]
         until[token] = max(until.get(token, 0.0), at)
 
-    def _lay(self, step: CleanupLater) -> None:
-        via = step.ghost.via
+    def _cleanup_now(self, step: CleanupLater) -> None:
+        via = step.orphan.via
         if not self.threads:
             if isinstance(via, Line) and via.open:
                 return  # it has lived until now

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript, stop_request
 from lualock._transport import codec, errors
 from lualock.jobs import verbs
@@ -32,13 +32,13 @@ CALLS = 4
 
 BAND = 2**44
 LOCK = b"{k}"
-PLACE, ASKED = verbs.place_key(LOCK), stop_request.asked_key(LOCK)
+PLACE, ASKED = verbs.reservation_key(LOCK), stop_request.stop_requests_key(LOCK)
 KEYS = {
     "lock": LOCK,
-    "queue": queue_key(LOCK),
+    "queue": waiters_key(LOCK),
     "asked": ASKED,
     "place": PLACE,
-    "place_queue": queue_key(PLACE),
+    "place_queue": waiters_key(PLACE),
 }
 CHANNEL, NOBODY_HEARS = b"{k}channel", b"{k}nobody"
 JOBS = (b"", b"who", b"who\njob a", b"who\njob b", b"another\njob a")
@@ -86,7 +86,11 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "shorten": choice((b"0", b"1")),
     }
     keys = KEYS
-    if script.name in SCRIPTS and "queue" not in script.keys and chance.random() < 0.3:
+    if (
+        script.name not in job_contract.NAMES
+        and "queue" not in script.keys
+        and chance.random() < 0.3
+    ):
         keys = {"lock": PLACE}  # a place is a lock like any other
     parts = [keys[key] for key in script.keys] + [
         values[arg] for arg in script.args if arg != "proof"
@@ -132,7 +136,7 @@ class Bench:
         ]
         for lock in (LOCK, PLACE):
             self._put(chance, lock, _record(chance, tickets, fences), _set((5.0, b"x")))
-            self._put(chance, queue_key(lock), _queue(chance, now_us, tickets), b"x")
+            self._put(chance, waiters_key(lock), _queue(chance, now_us, tickets), b"x")
         self._put(chance, ASKED, _requests(chance, tickets, fences), b"x")
         store.oom, store.read_only, store.silent = draw() < 0.1, draw() < 0.05, draw() < 0.1
         line = store.data.get(KEYS["queue"])
@@ -197,7 +201,7 @@ class Bench:
 
 
 def _look(store: Store, call: RunScript) -> contract.Seen:
-    return contract.Seen.look(store, call.parts[0], queue_key(call.parts[0]))
+    return contract.Seen.look(store, call.parts[0], waiters_key(call.parts[0]))
 
 
 def _record(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:

@@ -117,7 +117,7 @@ class World:
     def fault(self, what: str, lasts_us: int = 0, **fields: Any) -> None:
         """Write down a fault."""
         self.faults[what] += 1
-        if what != "ghost":
+        if what != "orphan":
             who = fields.get("who", "")
             end_s = (self.now + lasts_us) / US + (1e9 if what in OVERLAPS else 0)
             self._troubled[who] = max(self._troubled.get(who, 0.0), end_s)
@@ -130,7 +130,7 @@ class World:
             return ""
         return self.random.choice(("late", "late", "lost", "mute", "unheard", "unheard"))
 
-    def ghosts(self, call: RunScript, expires: float) -> None:
+    def orphans(self, call: RunScript, expires: float) -> None:
         """A request runs that nobody waits for any more; it is laid when it expires."""
         for part in call.parts:
             token = part[:22]

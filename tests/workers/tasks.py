@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lualock
-from lualock.jobs import Coalesce, Replace, Retry, Situation, Wait, as_function, current_lease
+from lualock.jobs import Coalesce, Contention, Replace, Retry, Wait, as_function, current_lease
 from tests.workers.diary import Diary, lock_name
 
 Steps = Generator[Any, Any, Any]
@@ -296,10 +296,10 @@ def patient(where: str, number: int) -> Steps:
         yield 0.2
 
 
-def _and_say_so(job: str) -> Callable[[Situation], Retry]:
+def _and_say_so(job: str) -> Callable[[Contention], Retry]:
     """A policy of its own."""
 
-    def policy(situation: Situation) -> Retry:
+    def policy(situation: Contention) -> Retry:
         diary.write("later", job, *situation.args, **situation.kwargs)
         return Retry(SOON_S)
 

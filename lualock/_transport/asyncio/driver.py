@@ -15,7 +15,7 @@ from hiredis import ReplyError
 
 from lualock._core import clock, fork
 from lualock._protocol import (
-    LAST_WORD_S,
+    MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
     Connect,
@@ -170,7 +170,7 @@ class AsyncDriver:
         if isinstance(step, Pipeline):
             return await self._batch(connections, step)
         if isinstance(step, CleanupLater):
-            return connections.lay(step)
+            return connections.cleanup_later(step)
         if isinstance(step, Connect):
             await connections.calls(step.until)
             return None
@@ -190,7 +190,7 @@ class AsyncDriver:
 
     async def _room(self, mux: PipelinedConnection, until: float | None) -> None:
         if not mux.ready:
-            left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
+            left_s = None if until is None else max(MIN_REQUEST_S, until - self.clock())
             await mux.room(left_s)
 
     async def _batch(self, connections: LoopConnections, batch: Pipeline) -> list[Any]:
@@ -225,7 +225,7 @@ class AsyncDriver:
         """Make a call behind everybody's back, until it is answered."""
         return self.spawn(self._clean(call, self._send_now(call)))
 
-    def forsake(self, call: RunScript) -> None:
+    def cleanup_in_background(self, call: RunScript) -> None:
         """Make a call that cleans up, from wherever this may be."""
         call = replace(call, compensating=False)
         try:
@@ -405,7 +405,7 @@ class AsyncDriver:
         """
         echo = mux.ask(*codec.echo())
         echo.add_done_callback(seen)
-        left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
+        left_s = None if until is None else max(MIN_REQUEST_S, until - self.clock())
         done, _ = await asyncio.wait({echo}, timeout=left_s)
         if not done:
             raise self._time_is_over()
@@ -422,7 +422,7 @@ class AsyncDriver:
         timer = None
         try:
             if until is not None:
-                left_s = max(LAST_WORD_S, until - self.clock())
+                left_s = max(MIN_REQUEST_S, until - self.clock())
                 most_s = min(left_s, sockets.silence_s(min(left_s, self.endpoint.reply_s)))
                 timer = mux.loop.call_later(most_s, mux.silent, sent[-1])
             await sent[-1]  # the last to come
@@ -507,7 +507,7 @@ class AsyncDriver:
         """Open a connection, in time."""
         # In a task of its own: redis-py's own wait_for, and one here, would lose a cancellation
         # that comes just when something is done (up to Python 3.11).
-        left_s = None if until is None else max(LAST_WORD_S, until - self.clock())
+        left_s = None if until is None else max(MIN_REQUEST_S, until - self.clock())
         where = str(self.endpoint)
         task = asyncio.ensure_future(make())
         try:

@@ -13,7 +13,7 @@ from lualock._protocol import LOOK_LATE_S, CleanupLater, Subscribe
 from lualock._transport import codec, errors, sockets
 from lualock._transport.asyncio.connection import PipelinedConnection
 from lualock._transport.asyncio.posted import seen
-from lualock._transport.threads.subscriber import DOUBTED_S, QUIET_S
+from lualock._transport.threads.subscriber import DOUBTED_S, PING_AFTER_S
 from lualock.errors import LockUnavailable
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class LoopConnections:
         self._places: dict[bytes, _Inbox] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
-        self._laying: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
+        self._cleanups: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
         self._closed = False  # for good: who comes next makes others
         self.at_loop_end: Any = None  # an asynchronous generator; its type does not say all it has
         self.ends: list[Callable[[], None]] = []  # what else has to be told
@@ -90,7 +90,7 @@ class LoopConnections:
     def close(self) -> None:
         self._closed = True
         self.stop()
-        for timer in self._laying.values():
+        for timer in self._cleanups.values():
             timer.cancel()
         for mux in (self.mux, self._beside, self._ear):
             if mux is not None:
@@ -232,7 +232,7 @@ class LoopConnections:
                         made = await self._driver._within(until, self._subscribe)
                         self._ear = self._wanted(made, self._ear)
                         self._count += 1
-        elif silent_s > QUIET_S and (self._pinged is None or self._pinged.done()):
+        elif silent_s > PING_AFTER_S and (self._pinged is None or self._pinged.done()):
             # Nothing for long: if the connection is dead, the missing reply will tell.
             self._pinged = self._ear.ask(codec.PING, b"")
             self._pinged.add_done_callback(seen)
@@ -286,16 +286,16 @@ class LoopConnections:
             place.timer.cancel()
             place.waiter = place.timer = None
 
-    def lay(self, step: CleanupLater) -> None:
-        """Make the call when the ghost has expired, unless its connection has lived until then:
+    def cleanup_later(self, step: CleanupLater) -> None:
+        """Make the call when the orphan has expired, unless its connection has lived until then:
         what was sent on that arrived in order."""
-        late_s = max(0.0, step.ghost.expires - self._driver.clock())
+        late_s = max(0.0, step.orphan.expires - self._driver.clock())
         loop = asyncio.get_running_loop()
-        self._laying[id(step)] = loop.call_later(late_s, self._lay, step)
+        self._cleanups[id(step)] = loop.call_later(late_s, self._cleanup_now, step)
 
-    def _lay(self, step: CleanupLater) -> None:
-        del self._laying[id(step)]
-        via = step.ghost.via
+    def _cleanup_now(self, step: CleanupLater) -> None:
+        del self._cleanups[id(step)]
+        via = step.orphan.via
         if via is None or not via.open:
             self._driver.clean(step.call)
 

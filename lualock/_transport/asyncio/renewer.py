@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from lualock._core import fork
 from lualock._core.lease import LeaseBase
 from lualock._core.renewal import log
-from lualock._protocol import LAST_WORD_S, Pipeline, Steps
+from lualock._protocol import MIN_REQUEST_S, Pipeline, Steps
 from lualock._transport.asyncio.driver import AsyncDriver
 from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import RenewalThread
@@ -165,7 +165,7 @@ class _RenewalDriver(BlockingDriver):
                 return answer.result(self._left_s(batch) / 2)
             except futures.TimeoutError:
                 if not answer.cancel():  # the loop runs, and waits for the server
-                    return answer.result(self._left_s(batch) + LAST_WORD_S)
+                    return answer.result(self._left_s(batch) + MIN_REQUEST_S)
         except futures.TimeoutError:
             if not self._watch.closed:
                 raise LockUnavailable("the event loop has not read the answer") from None
@@ -178,7 +178,7 @@ class _RenewalDriver(BlockingDriver):
 
     def _left_s(self, batch: Pipeline) -> float:
         until = math.inf if batch.until is None else batch.until
-        return min(self.server_clock.reply_s, max(LAST_WORD_S, until - self.clock()))
+        return min(self.server_clock.reply_s, max(MIN_REQUEST_S, until - self.clock()))
 
     def _send(self, batch: Pipeline, answer: futures.Future[list[Any]]) -> None:
         if self._watch.closed or not answer.set_running_or_notify_cancel():

@@ -16,7 +16,7 @@ from hiredis import ReplyError
 
 from lualock._core import clock, fork
 from lualock._protocol import (
-    LAST_WORD_S,
+    MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
     Connect,
@@ -306,7 +306,7 @@ class BlockingDriver:
             return self._open(until)
 
     def _last_word(self, until: float) -> float:
-        return max(until, self.clock() + LAST_WORD_S)
+        return max(until, self.clock() + MIN_REQUEST_S)
 
     def _limit(self, line: Connection, until: float | None) -> None:
         """How long the line may be silent from now on."""
@@ -322,13 +322,13 @@ class BlockingDriver:
 
     def later(self, step: CleanupLater) -> None:
         """Carry out this step, which waits for nothing."""
-        posted = step.ghost.via
+        posted = step.orphan.via
         if not isinstance(posted, SentReply) or not posted.answered:
             # Mostly it is only overtaken, on another connection, by what followed it.
             self._cleaner.add(self._call, step.call, self.clock() + OVERTAKEN_S)
-            self._cleaner.add(self._call, step.call, step.ghost.expires)
+            self._cleaner.add(self._call, step.call, step.orphan.expires)
 
-    def forsake(self, call: RunScript) -> None:
+    def cleanup_in_background(self, call: RunScript) -> None:
         """Make a call that cleans up, from wherever this may be; in the background if it takes
         long."""
         with suppress(LockError):
@@ -428,7 +428,7 @@ class BlockingDriver:
     def _connect(self, until: float | None) -> Connection:
         connection = self.endpoint.blocking_connection()
         now = self.clock()
-        end = now + self.endpoint.reply_s if until is None else max(until, now + LAST_WORD_S)
+        end = now + self.endpoint.reply_s if until is None else max(until, now + MIN_REQUEST_S)
         try:
             connect_in_time(connection, end, self.clock)
             line = Connection(connection, self._silence_s)

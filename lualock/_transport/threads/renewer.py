@@ -10,10 +10,10 @@ from concurrent.futures import CancelledError
 
 from lualock._core import fork
 from lualock._core.lease import LeaseBase
-from lualock._core.renewal import STUMBLE_S, LeaseRenewer, log
+from lualock._core.renewal import ERROR_PAUSE_S, LeaseRenewer, log
 from lualock._transport.threads.driver import BlockingDriver
 
-LINGER_S = 1.0
+IDLE_EXIT_S = 1.0
 """How long the watching thread stays without a lease: where they come and go quickly, starting one
 again and again would cost more."""
 
@@ -72,7 +72,7 @@ class RenewalThread(LeaseRenewer):
                 pass  # its loop ends, or all its tasks were cancelled: there is nothing to say
             except BaseException:  # whatever it is, nobody else watches the leases
                 log.exception("watching leases failed")
-                time.sleep(STUMBLE_S)
+                time.sleep(ERROR_PAUSE_S)
             with self._changed:
                 # Infinity first: a lease that is added from here on finds nobody looking and comes
                 # here to start a thread, and one that was added before is seen by next_look.
@@ -81,7 +81,7 @@ class RenewalThread(LeaseRenewer):
                 if next_look == math.inf:
                     if not self._added:
                         break
-                    next_look = self._clock() + LINGER_S
+                    next_look = self._clock() + IDLE_EXIT_S
                 self._added = False
                 self._wakes_at = next_look
         self._thread_ended()

@@ -27,7 +27,7 @@ from lualock._transport.sockets import LONGEST_S, SHORT_S, TIMED_OUT, Timeout
 from lualock._transport.threads.permit import Permit
 from lualock.errors import LockUnavailable
 
-QUIET_S = 15.0
+PING_AFTER_S = 15.0
 """After so long without a message, a PING must show that the connection is still there."""
 
 DOUBTED_S = 5.0
@@ -88,7 +88,7 @@ class Subscriber:
             self.close()
         # In this order: what breaks from here on makes another count than the place has.
         place.since = self._count
-        if self._connection is not None and (now - self._heard < QUIET_S or self._alive(now)):
+        if self._connection is not None and (now - self._heard < PING_AFTER_S or self._alive(now)):
             return self.channel
         seat = Permit()
         # One that began to connect while the server was silent may never end.

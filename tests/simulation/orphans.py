@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lualock._core.keys import queue_key
+from lualock._core.keys import waiters_key
 from lualock._protocol import ENQUEUE, RunScript
 from tests.simulation.contract import Seen
 from tests.simulation.world import US
@@ -36,9 +36,9 @@ def name_at(key: bytes) -> str:
 def runs(process: Process, call: RunScript) -> None:
     """A request is about to run whose caller is gone."""
     world = process.world
-    world.fault("ghost", lock=lock_of(call))
+    world.fault("orphan", lock=lock_of(call))
     expires = call.expires - process.offset_s
-    world.ghosts(call, expires)
+    world.orphans(call, expires)
     if world.t < expires < 1e6 and not process.dead:
         world.at(int((expires + LAID_S) * US), _is_laid, process, call)
 
@@ -51,7 +51,7 @@ def ran(process: Process, call: RunScript, reply: Any) -> None:
     world, expires = process.world, call.expires - process.offset_s
     if took and call.script.name == "start":
         # The job's place goes with it, which by now may be that of its retry.
-        world.record("cause", what="ghost", lock=f"{lock_of(call)}:job")
+        world.record("cause", what="orphan", lock=f"{lock_of(call)}:reservation")
     if not (took or queued) or world.t <= expires:
         return
     token = token_of(call)
@@ -66,7 +66,7 @@ def ran(process: Process, call: RunScript, reply: Any) -> None:
 
 
 def _is_laid(process: Process, call: RunScript) -> None:
-    """A ghost has expired, and its owner was done with it before: it has nothing any more."""
+    """A orphan has expired, and its owner was done with it before: it has nothing any more."""
     world = process.world
     token = token_of(call)
     ended = world.disowned.get(token)
@@ -79,6 +79,6 @@ def _is_laid(process: Process, call: RunScript) -> None:
     if world.excused(process.name, LAID_S):
         return
     store, lock = world.server.store, call.parts[0]
-    seen = Seen.look(store, lock, queue_key(lock))
+    seen = Seen.look(store, lock, waiters_key(lock))
     if seen.owner == token or any(ticket[:22] == token for ticket in seen.tickets):
-        world.wrong("ghost", f"what {token.decode().rstrip('.')} once asked for was not laid")
+        world.wrong("orphan", f"what {token.decode().rstrip('.')} once asked for was not laid")
