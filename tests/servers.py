@@ -90,4 +90,8 @@ def _answers(path: str) -> bool:
             return False
 
 
-BINARIES = {binary.name: binary.path for binary in binaries.every()}
+TIER = os.environ.get("LUALOCK_TESTS", "test")
+"""How much is tested: ``quick``, ``test`` or ``all`` (see CONTRIBUTING.md)."""
+
+_found = [(binary.name, binary.path) for binary in binaries.every()]
+BINARIES = dict(_found if TIER == "all" else _found[:1])
