@@ -16,7 +16,7 @@ from tests.simulation.store import Refused, SortedSet, Store
 TURN = 22 + 16 + 16  # a message that gives somebody the lock: token, fence, time
 YOUNG_TICKS = 600  # of 0.1 ms
 
-TICKET, PLACE, MOST, FAIR_ENQUEUE, DEADLINE_ENQUEUE = 2, 3, 4, 5, 6  # in the parts of enqueue
+TICKET, PLACE, MAX_WAITERS, FAIR, DEADLINE = 2, 3, 4, 5, 6  # in the parts of wait
 TTL_EXTEND, SHORTEN = 3, 4  # in those of extend
 
 
@@ -130,7 +130,7 @@ def broken(run: Run) -> Iterator[str]:
     if verb == "inspect":
         yield from _inspects(run)
         return
-    token = parts[TICKET][:22] if verb == "enqueue" else parts[2 if len(parts) > 3 else 1]
+    token = parts[TICKET][:22] if verb == "wait" else parts[2 if len(parts) > 3 else 1]
     if verb in ("extend", "claim"):
         token = parts[2 if verb == "extend" else 1]
     yield from _tells_first(run, token[-22:])
@@ -215,7 +215,7 @@ def _keeps_others(run: Run) -> Iterator[str]:
         verb = run.call.script.name
         named = (
             parts[2][:22]
-            if verb == "enqueue"
+            if verb == "wait"
             else parts[2 if verb in ("hand_over", "extend") else 1][-22:]
         )
         mine = named == owner
@@ -288,9 +288,9 @@ def _acquire(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield "gave nothing, and changed something"
 
 
-def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
+def _wait(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     parts, before, after, reply = run.call.parts, run.before, run.after, run.reply
-    ticket, fair, deadline = parts[TICKET], parts[FAIR_ENQUEUE], parts[DEADLINE_ENQUEUE]
+    ticket, fair, deadline = parts[TICKET], parts[FAIR], parts[DEADLINE]
     ttl_ms = ticket[22:].split(b" ")[0]
     others = [one for one in before.tickets if one != ticket]
     if type(reply) is bytes:
@@ -312,7 +312,7 @@ def _enqueue(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     elif word == b"late":
         yield from late(run, deadline)
     elif word == b"full":
-        most = int(parts[MOST])
+        most = int(parts[MAX_WAITERS])
         alive = [one for one in before.tickets if run.reachable(one)]
         if not most or len(alive) < most or ticket in before.tickets or ticket in after.tickets:
             yield "says that too many wait, and they do not"
@@ -336,7 +336,7 @@ def _queued(
     run: Run, token: bytes, ticket: bytes, fair: bytes, others: list[bytes]
 ) -> Iterator[str]:
     parts, before, after, reply = run.call.parts, run.before, run.after, run.reply
-    most = int(parts[MOST])
+    most = int(parts[MAX_WAITERS])
     if ticket not in after.tickets:
         yield "says that it waits, and it does not"
         return
@@ -373,7 +373,7 @@ def _queued(
             yield "waits, and is the first"
         if not after.owner and not run.store.silent and any(map(run.reachable, others)):
             yield "left a lock free for which others wait"
-    if run.now > parts[DEADLINE_ENQUEUE]:
+    if run.now > parts[DEADLINE]:
         yield "took a place for who does not wait any more"
     if after.owner:
         if after.state != b"W":
@@ -597,7 +597,7 @@ def _inspects(run: Run) -> Iterator[str]:
 
 _CHECKS = {
     "acquire": _acquire,
-    "enqueue": _enqueue,
+    "wait": _wait,
     "release": _release,
     "hand_over": _hand_over,
     "abandon": _abandon,

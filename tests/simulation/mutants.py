@@ -123,7 +123,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.abandon",
         "a orphan's place in the queue stays",
-        'orphan.parts[2] if orphan.script is ENQUEUE else b""',
+        'orphan.parts[2] if orphan.script is WAIT else b""',
         'b""',
     ),
     (
@@ -387,9 +387,9 @@ def _try(job: tuple[int, int]) -> tuple[int, str]:
 
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
-    ("enqueue.lua", "true: others > 0"): "equivalent: nobody waits, so there is nobody to tell",
-    ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
-    ("enqueue.lua", "true: behind and behind >= start + BAND"): (
+    ("wait.lua", "true: other_waiters > 0"): "equivalent: nobody waits, so there is nobody to tell",
+    ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
+    ("wait.lua", "true: last_score and last_score >= first_place + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
     ),
     ("lualock._protocol.extend", "a sooner end that is not heard of is no end"): (

@@ -32,13 +32,13 @@ CALLS = 4
 
 BAND = 2**44
 LOCK = b"{k}"
-PLACE, ASKED = verbs.reservation_key(LOCK), stop_request.stop_requests_key(LOCK)
+RESERVATION, STOP_REQUESTS = verbs.reservation_key(LOCK), stop_request.stop_requests_key(LOCK)
 KEYS = {
     "lock": LOCK,
-    "queue": waiters_key(LOCK),
-    "asked": ASKED,
-    "place": PLACE,
-    "place_queue": waiters_key(PLACE),
+    "waiters": waiters_key(LOCK),
+    "stop_requests": STOP_REQUESTS,
+    "reservation": RESERVATION,
+    "reservation_waiters": waiters_key(RESERVATION),
 }
 CHANNEL, NOBODY_HEARS = b"{k}channel", b"{k}nobody"
 JOBS = (b"", b"who", b"who\njob a", b"who\njob b", b"another\njob a")
@@ -67,31 +67,30 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "lease": lease
         if words.whole and (script.name == "claim" or chance.random() < 0.5)
         else token,
-        "heir": other[:22],
-        "owner": other[:22],
+        "next_holder": other[:22],
+        "reservation_token": other[:22],
         "job": b"job a",
         "alone": choice((b"0", b"1")),
         "holder": choice((b"", b"who", b"another")),
         "fence": choice(words.fences),
-        "lasts_ms": ttl_ms,
         "ttl_ms": ttl_ms,
-        "about": choice(JOBS),
+        "holder_info": choice(JOBS),
         "deadline": choice(words.deadlines),
-        "sent": choice((*words.deadlines, *words.fences)),
+        "sent_us": choice((*words.deadlines, *words.fences)),
         "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
         "place": choice(words.places),
         "max_waiters": choice((b"0", b"0", b"2")),
         "fair": choice((b"1", b"1", b"0")),
-        "kept": choice((b"", b"", lease)),
+        "kept_lease": choice((b"", b"", lease)),
         "shorten": choice((b"0", b"1")),
     }
     keys = KEYS
     if (
         script.name not in job_contract.NAMES
-        and "queue" not in script.keys
+        and "waiters" not in script.keys
         and chance.random() < 0.3
     ):
-        keys = {"lock": PLACE}  # a place is a lock like any other
+        keys = {"lock": RESERVATION}  # a lock like any other
     parts = [keys[key] for key in script.keys] + [
         values[arg] for arg in script.args if arg != "proof"
     ]
@@ -134,12 +133,12 @@ class Bench:
             % (at, choice((b"300", b"9000")), choice((CHANNEL, NOBODY_HEARS)), choice(JOBS))
             for at in range(4)
         ]
-        for lock in (LOCK, PLACE):
+        for lock in (LOCK, RESERVATION):
             self._put(chance, lock, _record(chance, tickets, fences), _set((5.0, b"x")))
             self._put(chance, waiters_key(lock), _queue(chance, now_us, tickets), b"x")
-        self._put(chance, ASKED, _requests(chance, tickets, fences), b"x")
+        self._put(chance, STOP_REQUESTS, _requests(chance, tickets, fences), b"x")
         store.oom, store.read_only, store.silent = draw() < 0.1, draw() < 0.05, draw() < 0.1
-        line = store.data.get(KEYS["queue"])
+        line = store.data.get(KEYS["waiters"])
         taken = [int(score) for score, _ in line.order] if type(line) is SortedSet else []
         return Words(
             tickets,
@@ -160,7 +159,7 @@ class Bench:
 
     def _outside(self, call: RunScript) -> bool:
         """Whether a call is made by nobody: who has the lock, and waits for it still, looks before
-        it does anything else (``enqueue``), or leaves the queue as well."""
+        it does anything else (``wait``), or leaves the queue as well."""
         if call.script.name not in ("hand_over", "died", "abandon"):
             return False
         seen = _look(self.store, call)
