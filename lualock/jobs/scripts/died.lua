@@ -27,15 +27,17 @@ if not record then
   return proof .. 'missing'
 end
 local state = string.sub(record, 1, 1)
-if #record < 39 or not tonumber(string.sub(record, 2, 17)) or not string.find(state, '[HWRF]') then
+local last_fence = string.sub(record, 2, 17)
+if #record < 39 or not tonumber(last_fence) or not string.find(state, '[HWRF]') then
   return {proof, 'conflict'}
 elseif state == RELEASED or state == RELEASED_WAITED then
   return proof .. 'missing'
 end
-local info = string.sub(record, 62)
+local holder_info = string.sub(record, 62)
 local token = string.sub(record, 18, 39)
-local line_end = string.find(info, '\n', 1, true)
-if not line_end or string.sub(info, line_end + 1) ~= job or string.sub(info, 1, #holder) ~= holder then
+local line_end = string.find(holder_info, '\n', 1, true)
+local same_job = line_end and string.sub(holder_info, line_end + 1) == job
+if not same_job or string.sub(holder_info, 1, #holder) ~= holder then
   return proof .. 'another'
 elseif token == reservation_token then
   return proof .. 'kept'

@@ -28,7 +28,7 @@ local proof = ARGV[7]
 
 --@include record
 
--- Whether lualock wrote a record (nil: there is none), and whether it is that of a lock that is held.
+-- Whether lualock wrote a record (false: there is none), and whether its lock is held.
 local function check_record(record)
   if not record then
     return true, false

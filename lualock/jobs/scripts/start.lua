@@ -3,14 +3,13 @@
 -- KEYS[2] reservation          the key of the lock that the queued job holds
 -- KEYS[3] waiters              the tickets of the lock's waiters
 -- KEYS[4] reservation_waiters  the tickets of the reservation's waiters
--- ARGV[1] token              of the lease: 22 characters, fresh for each start, constant over its
---   retries
+-- ARGV[1] token              22 characters, fresh for each start, constant over its retries
 -- ARGV[2] ttl_ms             how long the lease lasts, a whole number above 0
--- ARGV[3] deadline           the server's time, 16 digits, until which the caller waits for the reply
+-- ARGV[3] deadline           the server's time, 16 digits, until which the caller waits for a reply
 -- ARGV[4] holder_info        free text about the caller, kept beside the lease for inspect
 -- ARGV[5] reservation_token  the token of the job's reservation, and of a lock kept for its retry
 -- ARGV[6] proof              a number of the request, fresh each time it is sent
--- Returns fence                                   the job has the lock, and no reservation; 16 digits
+-- Returns fence                                   the job has the lock, not the reservation
 -- Returns {'owned', ttl_ms, fence}                this token has the lock already
 -- Returns {'held', ttl_ms, held_ms, holder_info}  another token has it; the reservation stays
 -- Returns {'late', time_us}                       the deadline is over: no change
@@ -40,7 +39,8 @@ if record then
   end
 end
 local queued = redis.call('GET', reservation)
-if queued and (#queued < 39 or not string.find(queued, '^[HWRF]%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d')) then
+local state_and_fence = '^[HWRF]%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d'
+if queued and (#queued < 39 or not string.find(queued, state_and_fence)) then
   return {proof, 'conflict'}
 end
 --@include fence
@@ -83,7 +83,8 @@ if has_waiters then
 end
 if reserved then
   -- The tombstone names the request that had the reservation, so that a late copy of it is refused.
-  local tombstone = (reservation_waited and RELEASED_WAITED or RELEASED) .. string.sub(queued, 2, 39)
+  local free_state = reservation_waited and RELEASED_WAITED or RELEASED
+  local tombstone = free_state .. string.sub(queued, 2, 39)
   redis.call('SET', reservation, tombstone, 'PX', TOMBSTONE_MS)
 end
 if reservation_waited then

@@ -1,4 +1,5 @@
--- fence: the fence of the next lease: the server's time, or more where the last fence is ahead of it.
+-- fence: the fence of the next lease: the server's time, or one more than the last fence if that is
+-- not smaller.
 -- Needs last_fence (of the record, or nil). Binds now, time_us and fence.
 local now = redis.call('TIME')
 -- Joined as text: formatting a number costs the server as much as a command. Each text has 16

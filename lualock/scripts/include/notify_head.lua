@@ -1,5 +1,5 @@
--- notify_head: tell the head of the queue how long the lock is held, for it must check the queue when
--- the lease ends. A head whose process is gone is dropped, and the next one is told.
+-- notify_head: tell the head of the queue how long the lock is held, for the head must check the
+-- queue when the lease ends. A head whose process is gone is dropped, and the next one is told.
 -- Needs the include `waiters`, and the locals
 --   waiters    the queue's key
 --   now        the reply to TIME

@@ -1,5 +1,5 @@
--- release_and_grant_next: end the lease that has the lock, then grant the lock to the next waiter or
--- leave a tombstone.
+-- release_and_grant_next: end the lease that has the lock, then grant the lock to the next waiter,
+-- or leave a tombstone.
 -- Needs the includes `record` and `waiters`, and the locals
 --   lock, waiters  the keys
 --   record         the value at the lock's key
@@ -13,8 +13,8 @@ local first_fence = fence
 if fair == '1' then
   --@include grant_next
 else
-  -- A waiter that is told leaves the queue, so that one that does not react is told once. It has its
-  -- place back when it checks the queue.
+  -- A waiter that is told leaves the queue, so that one that does not react is told once. It gets
+  -- its place back when it checks the queue.
   while true do
     local ticket = redis.call('ZRANGE', waiters, 0, 0)[1]
     if not ticket then

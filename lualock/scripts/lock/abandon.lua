@@ -7,8 +7,8 @@
 -- ARGV[4] kept_lease  the one lease of this token that it keeps, fence and token as one word, or ''
 -- ARGV[5] proof       a number of the request, fresh each time it is sent
 -- Returns 'released'    this token had the lock, and does not have it any more
--- Returns {'left', ttl_ms, held_ms, holder_info, ahead}  another has it, or it is kept_lease's;
---   ahead: how many waiters were before this one, or -1: it was not queued
+-- Returns {'left', ttl_ms, held_ms, holder_info, ahead}  another token has the lock, or kept_lease;
+--   ahead: how many waiters were before this one; -1: it was not queued
 -- Returns {'left'}      the lock is free
 -- Returns {'conflict'}  a key holds what lualock did not write
 
@@ -26,7 +26,8 @@ local proof = ARGV[5]
 local record = redis.call('GET', lock)
 local state = record and string.sub(record, 1, 1)
 if record then
-  if #record < 39 or not tonumber(string.sub(record, 2, 17)) or not string.find(state, '[HWRF]') then
+  local last_fence = string.sub(record, 2, 17)
+  if #record < 39 or not tonumber(last_fence) or not string.find(state, '[HWRF]') then
     return {proof, 'conflict'}
   end
 end

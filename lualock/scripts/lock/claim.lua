@@ -11,7 +11,7 @@ local lease = ARGV[1]
 local ttl_ms = ARGV[2]
 local proof = ARGV[3]
 
--- Short, for it is sent whole each time. W: a lock that is granted to a waiter comes from the queue.
+-- Short, for the source is sent each time. W: the state that grant_next writes.
 if redis.call('GETRANGE', lock, 0, 38) ~= 'W' .. lease then
   return proof .. 'missing'
 end

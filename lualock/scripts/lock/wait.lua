@@ -4,7 +4,7 @@
 -- ARGV[1] ticket       the caller's ticket, the same at every call
 -- ARGV[2] place        the place that it had before, or where the places of its priority begin
 -- ARGV[3] max_waiters  how many may wait, or 0: any number
--- ARGV[4] fair         '1': the waiters are served in order; '0': a caller takes a lock that is free
+-- ARGV[4] fair         '1': waiters are served in order; '0': any caller takes a free lock
 -- ARGV[5] deadline     the server's time, 16 digits, until which the caller waits for the reply
 -- ARGV[6] proof        a number of the request, fresh each time it is sent
 -- Returns fence                     the caller has the lock now; 16 digits
