@@ -84,7 +84,10 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
         (GOOD.replace("local proof", "local other"), "no proof for its replies"),
         (GOOD + "return 'done'\n", "does not begin with the proof: return 'done'"),
         (GOOD + "return {'done'}\n", "does not begin with the proof: return {'done'}"),
-        (GOOD + REPLY.replace("proof ..", "word .."), "begin with the proof: return word .. 'done'"),
+        (
+            GOOD + REPLY.replace("proof ..", "word .."),
+            "begin with the proof: return word .. 'done'",
+        ),
         (GOOD + OTHER + "return say(proof, 1)\n", "begin with the proof: return say(proof, 1)"),
         (GOOD + REPLY + "return reply(token, 1)\n", "begin with the proof: return reply(token, 1)"),
         (GOOD.replace("proof = token", "proof = lock"), "must be an argument"),

@@ -90,10 +90,10 @@ if max_waiters ~= '0' and newcomer and not redis.call('ZSCORE', waiters, ticket)
   if redis.call('ZCARD', waiters) >= limit then
     -- Waiters whose process is gone do not count.
     local head_dropped = false
-    for rank, waiter in ipairs(redis.call('ZRANGE', waiters, 0, -1)) do
-      local _, _, channel = open_ticket(waiter)
+    for rank, other_ticket in ipairs(redis.call('ZRANGE', waiters, 0, -1)) do
+      local _, _, channel = open_ticket(other_ticket)
       if redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 then
-        redis.call('ZREM', waiters, waiter)
+        redis.call('ZREM', waiters, other_ticket)
         head_dropped = head_dropped or rank == 1
       end
     end
