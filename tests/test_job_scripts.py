@@ -1,4 +1,4 @@
-"""Each verb of jobs, every reply, as its header documents them, straight from each server."""
+"""Get every reply of every script of jobs that its header documents, straight from each server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS = {
 
 
 class Raw:
-    """The scripts of one server, without anything of ours in between."""
+    """Run the scripts of one server directly."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -61,7 +61,7 @@ def raw(server: Server) -> Any:
 
 
 def test_reserve(raw: Raw) -> None:
-    """The first has the place for its ttl, and again if it asks again; others hear whose it is."""
+    """The first job is reserved for its ttl, also if it repeats; another learns which job it is."""
     fence = raw.reserve(A)
     assert fence.isdigit()
     assert 9_000 < raw.client.pttl(RESERVATION) <= 10_000
@@ -76,7 +76,7 @@ def test_reserve(raw: Raw) -> None:
 
 
 def test_reserve_while_one_runs(raw: Raw) -> None:
-    """Only who wants to be alone is refused while the lock is held, and nothing is written then."""
+    """Only with `alone` a job is refused while the lock is held, and then nothing is written."""
     raw.acquire(C)
     word, left_ms, held_ms, about = raw.reserve(A, 1)
     assert (word, about) == (b"running", b"me")
@@ -91,13 +91,13 @@ def test_reserve_while_one_runs(raw: Raw) -> None:
 
 
 def test_reserve_beside_a_lock_kept_for_the_same_job(raw: Raw) -> None:
-    """The lock that a job left for its own retry does not refuse it a place."""
+    """The lock that a job keeps for its own retry does not refuse its reservation."""
     raw.acquire(A)
     assert raw.reserve(A, 1).isdigit()
 
 
 def test_reserve_too_late(raw: Raw) -> None:
-    """A request that nobody waits for any more takes nothing."""
+    """A request that arrives after its deadline takes nothing."""
     word, time_us = raw.reserve(A, 0, NEVER)
     assert (word, len(time_us)) == (b"late", 16)
     assert raw.client.keys() == []
@@ -105,8 +105,8 @@ def test_reserve_too_late(raw: Raw) -> None:
 
 @pytest.mark.parametrize("given_up", ["begun", "cancelled"])
 def test_a_late_copy_of_a_reservation_takes_nothing(raw: Raw, given_up: str) -> None:
-    """A copy that arrives when its job has begun, or was cancelled, is refused: nobody would give
-    that place up, and other jobs would be dropped for it. Who asks anew has it."""
+    """A copy that arrives when its job has begun, or was cancelled, is refused: no job would end
+    that reservation, and other jobs would be dropped for it. A new request gets it."""
     sent = raw("acquire", C, 30_000, ALWAYS, b"me")  # some time of the server's
     raw("release", C)
     assert raw.reserve(A, sent=sent) > sent
@@ -142,7 +142,7 @@ def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
 
 
 def test_start(raw: Raw) -> None:
-    """The lock is taken and the place given up, in one; asked again it answers the same lease."""
+    """The lock is taken and the reservation ended, in one; a repeat answers the same lease."""
     raw.reserve(A)
     fence = raw.start(B, A)
     assert fence.isdigit()
@@ -158,14 +158,14 @@ def test_start(raw: Raw) -> None:
 
 
 def test_start_without_a_place(raw: Raw) -> None:
-    """A job whose place has ended, or is another's by now, runs all the same; that one stays."""
+    """A job runs also if its reservation expired, or is another job's by now; that one stays."""
     raw.reserve(C)
     assert raw.start(B, A).isdigit()
     assert raw.client.get(RESERVATION)[17:39] == C
 
 
 def test_start_while_it_is_held(raw: Raw) -> None:
-    """Whoever has the lock keeps it, and the job keeps its place."""
+    """The holder keeps the lock, and the job keeps its reservation."""
     raw.acquire(C)
     raw.reserve(A)
     word, left_ms, held_ms, about = raw.start(B, A)
@@ -177,7 +177,7 @@ def test_start_while_it_is_held(raw: Raw) -> None:
 
 
 def test_start_again_for_a_retry(raw: Raw) -> None:
-    """The lock that the last attempt left to the job goes over to the next, with a new fence."""
+    """The lock that the last attempt kept goes over to the next one, with a new fence."""
     fence = raw.start(B, A)
     raw("adopt", B, A, 60_000, ALWAYS, b"waits for its retry")
     assert raw.start(C, D)[0] == b"held"  # for other jobs it is held
@@ -191,7 +191,7 @@ def test_start_again_for_a_retry(raw: Raw) -> None:
 
 
 def test_start_where_others_wait(raw: Raw) -> None:
-    """That somebody waits for the lock is kept: the release must find it."""
+    """The state still says that the lock has waiters: the release must find them."""
     raw.acquire(C)
     raw.client.setrange(LOCK, 0, "W")
     raw("adopt", C, A, 60_000, ALWAYS, b"me")
@@ -203,8 +203,8 @@ def test_start_where_others_wait(raw: Raw) -> None:
 
 
 def test_start_tells_the_first_who_waits(raw: Raw) -> None:
-    """For how long the lock is held from now on, and that the place is free; who is gone is
-    dropped. Who came just before looks by itself, and where nobody waits nobody is looked for."""
+    """The heads learn how long the lock is held from now on, and that the reservation is free; dead
+    waiters are dropped. A young waiter checks on its own; without waiters no queue is read."""
     gone, first = (token + b"1000 %s me" for token in (C, D))
     gone, first = gone % b"elsewhere", first % b"ear"
     for place, state in ((1, b"W"), (1, b"F"), (2**43, b"W"), (1, b"H")):
@@ -240,14 +240,14 @@ def test_start_beside_a_queue_that_is_not_lualock_s(raw: Raw, queue: bytes) -> N
 
 
 def test_reserve_where_others_wait(raw: Raw) -> None:
-    """That somebody waits for the place is kept: whoever gives it up must find it."""
+    """The state still says that the reservation has waiters: its release must find them."""
     raw.client.set(RESERVATION, b"F" + b"1" * 16 + C, px=5_000)
     assert raw.reserve(A).isdigit()
     assert raw.client.get(RESERVATION)[:1] == b"W"
 
 
 def test_start_where_nobody_waits(raw: Raw) -> None:
-    """A lock that is free, without anybody in its queue, does not say that somebody waits."""
+    """A lock that is free, with an empty queue, does not say that it has waiters."""
     raw.acquire(C)
     raw("release", C)
     raw.start(B, A)
@@ -255,7 +255,7 @@ def test_start_where_nobody_waits(raw: Raw) -> None:
 
 
 def test_start_too_late(raw: Raw) -> None:
-    """A request that nobody waits for any more neither takes the lock nor gives up the place."""
+    """A request that arrives after its deadline neither takes the lock nor ends the reservation."""
     raw.reserve(A)
     assert raw.start(B, A, NEVER)[0] == b"late"
     assert not raw.client.exists(LOCK)
@@ -263,7 +263,7 @@ def test_start_too_late(raw: Raw) -> None:
 
 
 def test_start_out_of_memory(raw: Raw) -> None:
-    """When the memory is full the lock is not taken, and the place stays."""
+    """When the memory is full the lock is not taken, and the reservation stays."""
     raw.reserve(A)
     raw.client.config_set("maxmemory", "1")
     try:
@@ -286,7 +286,7 @@ def test_fences_grow(raw: Raw) -> None:
 
 
 def test_died(raw: Raw) -> None:
-    """The lock of the dead run is free; whoever else has it keeps it."""
+    """The lock of the dead run is free; another holder keeps it."""
     assert raw("died", b"job 1", A, b"") == b"missing"
     about = b"host:7:Main\njob 1"
     raw("start", B, 30_000, ALWAYS, about, A)
@@ -301,7 +301,7 @@ def test_died(raw: Raw) -> None:
 
 
 def test_died_while_others_wait(raw: Raw) -> None:
-    """The first who waits has the lock of the dead run, or it is free for whoever comes."""
+    """The first waiter has the lock of the dead run, or it is free."""
     for heard in (True, False):
         raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
         with raw.client.pubsub() as ear:
@@ -319,7 +319,7 @@ def test_died_while_others_wait(raw: Raw) -> None:
 
 
 def test_died_while_it_waits_for_its_retry(raw: Raw) -> None:
-    """A lock that the job has been kept is not that of a run."""
+    """A lock that is kept for the job's retry is not that of a run."""
     raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
     raw("adopt", B, A, 60_000, ALWAYS, b"me\njob 1")
     assert raw("died", b"job 1", A, b"") == b"kept"
@@ -327,7 +327,7 @@ def test_died_while_it_waits_for_its_retry(raw: Raw) -> None:
 
 
 def test_request_release(raw: Raw) -> None:
-    """The holder is asked, for a while; who asks again is heard once."""
+    """The holder is asked, for a while; a repeated request counts once."""
     assert raw("request_release", A, 5_000, ALWAYS) == b"free"
     fence = raw.acquire(C)
     assert raw("release_requested", fence, C) == b"not_requested"
@@ -343,7 +343,7 @@ def test_request_release(raw: Raw) -> None:
 
 
 def test_a_request_is_for_who_had_the_lock_then(raw: Raw) -> None:
-    """Whoever gets the lock after the request is not asked, and nobody is asked by itself."""
+    """A holder that gets the lock after the request is not asked, and none is asked by its own."""
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
     raw("release", C)
@@ -364,14 +364,14 @@ def test_a_request_reaches_a_fence_from_the_future(raw: Raw) -> None:
     first = raw.client.get(STOP_REQUESTS)
     raw("request_release", B, 5_000, ALWAYS)
     assert raw.client.get(STOP_REQUESTS)[:16] > first[:16]
-    raw.client.set(STOP_REQUESTS, b"1" * 16 + A, px=5_000)  # meant for somebody before it
+    raw.client.set(STOP_REQUESTS, b"1" * 16 + A, px=5_000)  # meant for a holder before it
     raw("request_release", B, 5_000, ALWAYS)
     assert raw("release_requested", fence, C) == b"requested"
 
 
 def test_withdraw(raw: Raw) -> None:
-    """One's own request is taken back; a later one of somebody else's stands, and counts for as
-    long as that one waits and is alive."""
+    """The caller's own request is taken back; a later one of another caller stands, and counts
+    while that one waits and is alive."""
     assert raw("withdraw", A) == b"missing"
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
@@ -394,7 +394,7 @@ def test_withdraw(raw: Raw) -> None:
 
 
 def test_a_request_stands_when_a_later_one_is_withdrawn(raw: Raw) -> None:
-    """Whoever asked before goes on asking, for as long as it said."""
+    """An earlier request stands for as long as it said."""
     fence = raw.acquire(C)
     raw("request_release", A, 60_000, ALWAYS)
     first = raw.client.get(STOP_REQUESTS)
@@ -412,8 +412,7 @@ def test_a_request_stands_when_a_later_one_is_withdrawn(raw: Raw) -> None:
 
 
 def test_of_several_that_wait_only_the_last_replaces(raw: Raw) -> None:
-    """Whoever came before one that waits, and is alive, is superseded; also where the very last
-    is gone."""
+    """A request before that of a live waiter is superseded; also if the latest caller is gone."""
     raw.acquire(C)
     for token in (A, B, D):
         raw("request_release", token, 5_000, ALWAYS)
@@ -428,7 +427,7 @@ def test_of_several_that_wait_only_the_last_replaces(raw: Raw) -> None:
 
 
 def test_requests_to_an_earlier_holder_are_forgotten(raw: Raw) -> None:
-    """And more than sixteen are not remembered, so the value has an end."""
+    """And at most sixteen requests are kept, so the value is bounded."""
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
     raw("release", C)
@@ -445,7 +444,7 @@ def test_requests_to_an_earlier_holder_are_forgotten(raw: Raw) -> None:
 
 
 def test_a_request_is_withdrawn_out_of_memory(raw: Raw) -> None:
-    """If nobody else's has to be written again; else it fails, and all of them stand."""
+    """A request is taken back without memory if no other must be written again; else all stand."""
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
     raw("request_release", B, 5_000, ALWAYS)

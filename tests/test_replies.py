@@ -1,4 +1,4 @@
-"""Each verb's every reply, as its header documents them, straight from each server."""
+"""Get every reply of every script that its header documents, straight from each server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALWAYS = b"9" * 16  # a deadline
 
 
 class Raw:
-    """The scripts of one server, without anything of ours in between."""
+    """Run the scripts of one server directly."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -48,7 +48,7 @@ class Raw:
 
 
 def ticket(token: bytes) -> bytes:
-    """What stands in the queue."""
+    """Make a ticket as it stands in the queue."""
     return token + b"30000 " + CHANNEL + b" about " + token[:1]
 
 
@@ -78,7 +78,7 @@ def test_acquire(raw: Raw) -> None:
 
 
 def test_late(raw: Raw, listening: Any) -> None:
-    """A request that arrives when nobody waits for its reply takes nothing, and tells the time."""
+    """A request that arrives after its deadline takes nothing, and answers the time."""
     past = b"%016d" % (time.time_ns() // 1000 - 1000)
     late = raw("acquire", MINE, 30_000, past, b"me")
     assert late[0] == b"late"
@@ -132,8 +132,8 @@ def test_extend(raw: Raw) -> None:
 
 
 def test_what_comes_late_shortens_nothing(raw: Raw, listening: Any) -> None:
-    """Of two requests for the same lease the one that asked for less may come last: a claim, a
-    renewal, a look of who has the lock already. Only who says so ends it sooner."""
+    """Of two requests for the same lease the one with the shorter ttl may come last: a claim, a
+    renewal, a check by the holder. Only an explicit `shorten` ends the lease sooner."""
     take(raw, listening)
     raw.wait(A)
     raw("hand_over", MINE, 1)
@@ -149,7 +149,7 @@ def test_what_comes_late_shortens_nothing(raw: Raw, listening: Any) -> None:
 
 
 def test_who_is_first_is_told_of_a_sooner_end(raw: Raw, listening: Any) -> None:
-    """Who is first means to look when the lease ends; its holder may let it end sooner."""
+    """The head plans to check when the lease ends; its holder may let it end sooner."""
     take(raw, listening)
     raw.wait(A, _old(1))
     assert raw("extend", MINE, 60_000, 0) == b"extended"
@@ -159,7 +159,7 @@ def test_who_is_first_is_told_of_a_sooner_end(raw: Raw, listening: Any) -> None:
 
 
 def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
-    """What the same token took again, when its lease had ended, is another lease."""
+    """A lock that the same token takes again after its lease ended is another lease."""
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     raw.client.delete(KEY)
     again = raw("acquire", MINE, 30_000, ALWAYS, b"me")
@@ -184,9 +184,9 @@ def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
 
 
 def test_claim(raw: Raw, listening: Any) -> None:
-    """Claimed, by who was given it; missing, to everybody else: and only the first writes."""
+    """Claimed, by the token that was granted it; missing, by others: and only the first writes."""
     fence = take(raw, listening)
-    assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not given from the queue
+    assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not granted from the queue
     raw.wait(A)
     assert raw("hand_over", MINE, 1) == b"handed_over"
     given = raw.client.get(KEY)[1:17]
@@ -225,14 +225,14 @@ def test_adopt(raw: Raw) -> None:
     assert raw("acquire", OTHERS, 9000, ALWAYS, b"other")[3] == b"heir"
     raw.wait(B)
     assert raw("adopt", A, C, 9000, ALWAYS, b"heir") > fence
-    assert raw.client.get(KEY)[:1] == b"W"  # who waits goes on waiting
+    assert raw.client.get(KEY)[:1] == b"W"  # the waiters stay in the queue
     assert raw("release", C) == b"waited"
     raw("hand_over", C, 1)
     assert raw("adopt", C, A, 9000, ALWAYS, b"heir") == b"already"
 
 
 def test_inspect(raw: Raw) -> None:
-    """Free, held: and nothing is written, nor the token told."""
+    """Free, held: nothing is written, and the token stays secret."""
     assert raw("inspect") == [b"free", 0]
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     held = raw("inspect")
@@ -251,7 +251,7 @@ def test_inspect(raw: Raw) -> None:
 
 @pytest.mark.parametrize("value", [b"H1", b"X" + b"1" * 80, b"H" + b"x" * 80])
 def test_conflict(raw: Raw, value: bytes) -> None:
-    """What is no record is a conflict for every verb, and stays."""
+    """A value that is not a record is a conflict for every verb, and stays."""
     raw.client.set(KEY, value)
     for verb, *args in (
         ("acquire", MINE, 30_000, ALWAYS, b"me"),
@@ -270,7 +270,7 @@ def test_conflict(raw: Raw, value: bytes) -> None:
 
 @pytest.fixture
 def listening(raw: Raw) -> Any:
-    """Somebody who hears what is said on the channel."""
+    """A subscriber of the channel."""
     heard = raw.client.pubsub()
     heard.subscribe(CHANNEL)
     assert heard.get_message(timeout=5)["type"] == "subscribe"
@@ -285,7 +285,7 @@ def said(listening: Any) -> bytes | None:
 
 
 def take(raw: Raw, listening: Any) -> bytes:
-    """Take the free lock by a look, which is told by a message too: there is nothing to claim."""
+    """Take the free lock by `wait`, which says so by a message too: there is nothing to claim."""
     fence: bytes = raw.wait(MINE)
     assert said(listening) == MINE + fence + b"+"
     return fence
@@ -295,7 +295,7 @@ A, B, C = b"a" * 22, b"b" * 22, b"c" * 22
 
 
 def test_wait(raw: Raw) -> None:
-    """Taken, owned, queued: with the holder, the fence, who is ahead, and a place to return to."""
+    """Taken, owned, queued: with the holder, the fence, the rank, and a place to return to."""
     fence = raw.wait(MINE)
     assert fence.isdigit()
     assert raw.client.get(KEY)[:1] == b"H"
@@ -320,7 +320,7 @@ def test_wait(raw: Raw) -> None:
 
 
 def test_a_clock_that_steps_back_changes_no_order(raw: Raw) -> None:
-    """Who comes later waits behind, whatever the server's clock said when the others came."""
+    """A later waiter is behind, whatever the server's clock said when the earlier ones came."""
     raw.wait(MINE)
     ahead = b"%d" % (int(BAND) + 2**43)
     raw.wait(A, ahead)
@@ -331,7 +331,7 @@ def test_a_clock_that_steps_back_changes_no_order(raw: Raw) -> None:
 
 
 def test_full(raw: Raw, listening: Any) -> None:
-    """A full queue takes nobody more, lets those in it look again, and does not count the dead."""
+    """A full queue refuses newcomers, lets its waiters check again, and does not count the dead."""
     raw.wait(MINE)
     raw.wait(A, most=1)
     assert raw.wait(A, most=1)[0] == b"queued"
@@ -345,7 +345,7 @@ def test_full(raw: Raw, listening: Any) -> None:
 
 
 def test_hand_over(raw: Raw, listening: Any) -> None:
-    """The first who can be reached has the lock, for the claim window, and is told the fence."""
+    """The first waiter that can be reached has the lock, for the claim window, and its fence."""
     assert raw("hand_over", MINE, 1) == b"missing"
     before = take(raw, listening)
     assert raw("release", OTHERS) == [b"held", b"about m"]
@@ -366,7 +366,7 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     assert raw.waiters() == [B]
     assert raw("extend", A, 30_000, 0) == b"extended"
 
-    listening.close()  # nobody hears: B is gone, and the lock is free
+    listening.close()  # no subscriber: B is gone, and the lock is free
     assert raw("hand_over", A, 1) == b"released"
     assert raw.waiters() == []
     # B may hear elsewhere of its turn, so the next fence is greater than that one's.
@@ -379,12 +379,12 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
 
 
 def _old(number: int) -> bytes:
-    """The place of somebody who has waited for long."""
+    """The place of a waiter that has waited for long."""
     return b"%d" % (int(BAND) + number)
 
 
 def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
-    """Whoever makes another the first in the queue tells it, and for how long the lock is held."""
+    """A call that makes a waiter the head tells it, and for how long the lock is held."""
     take(raw, listening)
     for number, token in enumerate((A, B, C), start=1):
         raw.wait(token, _old(number))
@@ -413,7 +413,7 @@ def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
 
 
 def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
-    """Who came just before looks by itself; who came before that is told."""
+    """A young waiter checks on its own; an older one is told."""
     take(raw, listening)
     raw.wait(A)
     raw.wait(B)
@@ -430,7 +430,7 @@ def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
 
 
 def test_who_asks_is_not_gone(raw: Raw, listening: Any) -> None:
-    """Who becomes first while it asks keeps its place, though no message reaches it just then."""
+    """A caller that becomes the head by its own call keeps its place without a message."""
     take(raw, listening)
     deaf = ticket(B).replace(CHANNEL, b"nobody-hears-this")
     raw.wait(A, _old(1))
@@ -442,7 +442,7 @@ def test_who_asks_is_not_gone(raw: Raw, listening: Any) -> None:
 
 
 def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
-    """A first in the queue who cannot be told makes way for who can."""
+    """A head that cannot be told makes way for a waiter that can."""
     take(raw, listening)
     raw.wait(A, _old(1))
     raw("wait", B + b"30000 nobody about b", _old(2), 0, 1, ALWAYS)
@@ -454,7 +454,7 @@ def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
 
 
 def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
-    """Who looks while it cannot be told anything keeps its place, and reads that it is first."""
+    """A waiter that checks while no message reaches it keeps its place, and learns its rank."""
     take(raw, listening)
     raw.wait(A, _old(1))
     asks = B + b"30000 nobody about b"
@@ -467,7 +467,7 @@ def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
 
 
 def test_unfair(raw: Raw, listening: Any) -> None:
-    """Unfair, the lock is free for whoever comes; the first who can be reached is told."""
+    """Unfair, the lock is free for any caller; the first waiter that can be reached is told."""
     take(raw, listening)
     place = raw.wait(A, fair=0)[6]
     raw.wait(B, fair=0)
@@ -475,7 +475,7 @@ def test_unfair(raw: Raw, listening: Any) -> None:
     assert said(listening) == A
     assert said(listening) is None
     assert raw.client.get(KEY)[:1] == b"F"
-    assert raw.waiters() == [B]  # who does not look when it is told is not told again
+    assert raw.waiters() == [B]  # a waiter that does not react is not told again
     assert raw("acquire", OTHERS, 30_000, ALWAYS, b"barger").isdigit()
     assert raw.client.get(KEY)[:1] == b"W"
     # It has its place back, also where no more may wait.
@@ -490,7 +490,7 @@ def test_unfair(raw: Raw, listening: Any) -> None:
 
 
 def test_unfair_and_told_in_vain(raw: Raw, listening: Any) -> None:
-    """Who leaves when it has been told that the lock is free lets the next know."""
+    """A waiter that leaves after it was told that the lock is free lets the next one know."""
     take(raw, listening)
     raw.wait(A, fair=0)
     raw.wait(B, _old(1), fair=0)
@@ -502,7 +502,7 @@ def test_unfair_and_told_in_vain(raw: Raw, listening: Any) -> None:
 
 
 def test_abandon(raw: Raw, listening: Any) -> None:
-    """Left, with who has the lock; or released and handed on, if it was given to us meanwhile."""
+    """Left, with the holder; or released and handed on, if the caller was granted it meanwhile."""
     assert raw("abandon", A, ticket(A), 1, b"") == [b"left"]
     take(raw, listening)
     raw.wait(A)
@@ -522,8 +522,7 @@ def test_abandon(raw: Raw, listening: Any) -> None:
 
 
 def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
-    """The lease that is to be kept stays as it is, and its place goes; any other of that token does
-    not stay."""
+    """The kept lease stays as it is, and its place goes; any other lease of that token ends."""
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     raw.client.zadd(QUEUE, {ticket(MINE): 1})
     raw.wait(A)
@@ -538,7 +537,7 @@ def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
 
 
 def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
-    """Whoever looks first sees to it that the first in line has the lock."""
+    """The first check after a lease ended grants the lock to the head."""
     take(raw, listening)
     raw.wait(A)
     raw.wait(B)
@@ -553,7 +552,7 @@ def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
 
 
 def test_a_lease_shorter_than_the_claim_window(raw: Raw, listening: Any) -> None:
-    """A lock that is handed over lasts no longer than its lease was asked for."""
+    """A lock that is handed over lasts no longer than the ttl of its waiter."""
     raw.wait(MINE)
     raw("wait", A + b"700 " + CHANNEL + b" me", BAND, 0, 1, ALWAYS)
     assert raw("hand_over", MINE, 1) == b"handed_over"
