@@ -218,8 +218,8 @@ async def _acquire_held(case: Case) -> None:
     await case.give(await waiter)
 
 
-@at("enqueue", "first look")
-async def _enqueue(case: Case) -> None:
+@at("wait", "first look")
+async def _wait(case: Case) -> None:
     held = await case.take(case.rival())
     case.arm()
     waiter = case.start(case.victim())
@@ -228,8 +228,8 @@ async def _enqueue(case: Case) -> None:
     await case.give(await waiter)
 
 
-@at("enqueue", "after the lease of the holder")
-async def _enqueue_again(case: Case) -> None:
+@at("wait", "after the lease of the holder")
+async def _wait_again(case: Case) -> None:
     held = await case.take(case.rival())
     waiter = await case.queued(case.victim())
     case.arm()
@@ -237,8 +237,8 @@ async def _enqueue_again(case: Case) -> None:
     await case.give(held)
 
 
-@at("enqueue", "free")
-async def _enqueue_free(case: Case) -> None:
+@at("wait", "free")
+async def _wait_free(case: Case) -> None:
     lock = case.victim()
     held = await case.take(case.rival())
     waiter = await case.queued(lock)
@@ -248,8 +248,8 @@ async def _enqueue_free(case: Case) -> None:
     await case.give(await case.take(lock))  # having waited before, it does not try without a place
 
 
-@at("enqueue", "others behind")
-async def _enqueue_others(case: Case) -> None:
+@at("wait", "others behind")
+async def _wait_others(case: Case) -> None:
     held = await case.take(case.rival())
     case.arm()
     waiter = case.start(case.victim())
@@ -489,7 +489,7 @@ async def test_scripts_that_the_server_forgot(shell: World, fault: str) -> None:
             await _cold(shell, proxy, FAULTS[fault], nth)
 
 
-@pytest.mark.parametrize("step", ["acquire", "enqueue", "enqueue behind another"])
+@pytest.mark.parametrize("step", ["acquire", "wait", "wait behind another"])
 async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str) -> None:
     """A request that reaches the server when its sender has given up takes neither the lock nor a
     place in the queue."""
@@ -501,7 +501,7 @@ async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str)
             waiter = await case.queued(lock)
             await case.give(held)
             await case.give(await waiter)
-        if step == "enqueue behind another":
+        if step == "wait behind another":
             fence = (await case.take(case.rival(ttl=30))).fence
         case.arm()
         assert await case.take(lock, timeout=0.1) is None

@@ -124,7 +124,7 @@ def test_an_interrupted_wait_gives_back_its_ticket() -> None:
     steps.send([b"held", 1000, 0, b"other"])
     look = steps.send(b"channel")
     assert isinstance(look, RunScript)
-    assert look.script.name == "enqueue"
+    assert look.script.name == "wait"
     assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), AwaitMessage)
     later = steps.throw(KeyboardInterrupt())  # the reply to the look has not been read
     assert isinstance(later, CleanupLater)

@@ -121,7 +121,7 @@ def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
     again = steps.send(b"channel")
     assert isinstance(again, RunScript)
     assert type(again) is not SendScript
-    assert again.script.name == "enqueue"
+    assert again.script.name == "wait"
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["a token of its own", "the job's token"])

@@ -27,6 +27,8 @@ GOOD = (
     "-- Returns 'done'  always\n"
     "\nlocal lock = KEYS[1]\nlocal token = ARGV[1]\nlocal proof = token\n"
 )
+REPLY = "local function reply(proof, word)\n  return proof .. 'done'\nend\n"  # it makes a reply
+OTHER = "local function say(proved, word)\n  return 'done'\nend\n"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,6 +84,12 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
         (GOOD.replace("local proof", "local other"), "no proof for its replies"),
         (GOOD + "return 'done'\n", "does not begin with the proof: return 'done'"),
         (GOOD + "return {'done'}\n", "does not begin with the proof: return {'done'}"),
+        (
+            GOOD + REPLY.replace("proof ..", "word .."),
+            "begin with the proof: return word .. 'done'",
+        ),
+        (GOOD + OTHER + "return say(proof, 1)\n", "begin with the proof: return say(proof, 1)"),
+        (GOOD + REPLY + "return reply(token, 1)\n", "begin with the proof: return reply(token, 1)"),
         (GOOD.replace("proof = token", "proof = lock"), "must be an argument"),
         (GOOD.replace("token", "proof", 2) + "local x = ARGV[2]\n", "the body binds"),
     ],
@@ -89,6 +97,7 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
 def test_a_file_against_the_rules_does_not_load(text: str, said: str) -> None:
     """Each rule of the loader is there: a file that breaks it fails, with the reason."""
     assert parse("verb", GOOD, {}).keys == ("lock",)
+    assert parse("verb", GOOD + REPLY + OTHER + "return reply(proof, say(1))\n", {}).proof_at == 1
     with pytest.raises(ScriptError, match=re.escape(said)):
         parse("verb", text, {})
 

@@ -309,7 +309,7 @@ def _look_struck(proxy: FaultProxy, strike: Callable[[], object]) -> None:
     """Strike while a look that the server must be sent whole is out."""
 
     def choose(script: str) -> Fault | None:
-        if script != "enqueue":
+        if script != "wait":
             return None
         strike()
         return Fault("delay reply", seconds=0.05)
@@ -350,7 +350,7 @@ def test_struck_again_while_it_cleans_up(
     main = threading.get_ident()
 
     def looked() -> bool:  # so that nothing of it is under way
-        looks = [each for each in proxy.seen if each.script == "enqueue"]
+        looks = [each for each in proxy.seen if each.script == "wait"]
         return sum(isinstance(each.reply, list) for each in looks) >= 2
 
     def strike() -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock._protocol import wait
 from lualock._transport.asyncio import loop
 from lualock._transport.threads import subscriber
 from tests.faults import Fault, FaultProxy
@@ -111,7 +110,7 @@ async def test_a_claim_after_a_long_wait_is_waited_for(
     shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever has waited for long does not trust the connection with its claim: the lease lasts."""
-    monkeypatch.setattr(wait, "TRUSTED_S", 0.2)
+    monkeypatch.setattr(sys.modules["lualock._protocol.wait"], "TRUSTED_S", 0.2)
     others = shell.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
     lock = shell.connect(swallower.url).lock("x", ttl=30)

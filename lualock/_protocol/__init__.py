@@ -15,7 +15,7 @@ is passed on. Rules that hold here:
   interruption goes on. A failure of that never replaces what interrupted.
 """
 
-from lualock._protocol.abandon import ABANDON, ENQUEUE, abandon_request
+from lualock._protocol.abandon import ABANDON, WAIT, abandon_request
 from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
 from lualock._protocol.attempt import ACQUIRE, CLAIM, CLAIM_MS, LOOK_LATE_S
@@ -50,7 +50,7 @@ from lualock._protocol.stop_request import (
     request_release,
     withdraw,
 )
-from lualock._protocol.wait import abandon, claim, enqueue
+from lualock._protocol.wait import abandon, claim, wait
 
 __all__ = [
     "ABANDON",
@@ -58,7 +58,6 @@ __all__ = [
     "ADOPT",
     "CLAIM",
     "CLAIM_MS",
-    "ENQUEUE",
     "EXTEND",
     "HAND_OVER",
     "INSPECT",
@@ -67,6 +66,7 @@ __all__ = [
     "RELEASE",
     "RELEASE_REQUESTED",
     "REQUEST_RELEASE",
+    "WAIT",
     "WITHDRAW",
     "AcquireRequest",
     "AwaitMessage",
@@ -91,7 +91,6 @@ __all__ = [
     "claim",
     "conflict",
     "disown",
-    "enqueue",
     "extend",
     "extend_all",
     "hand_over",
@@ -106,6 +105,7 @@ __all__ = [
     "shortens",
     "take",
     "undo",
+    "wait",
     "watched",
     "withdraw",
 ]

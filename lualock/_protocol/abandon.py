@@ -8,7 +8,7 @@ from lualock.errors import LockError
 from lualock.scripts import SCRIPTS
 
 ABANDON = SCRIPTS["abandon"]
-ENQUEUE = SCRIPTS["enqueue"]
+WAIT = SCRIPTS["wait"]
 
 
 def give_back(
@@ -30,7 +30,7 @@ def schedule_cleanup(ask: AcquireRequest, orphan: RunScript) -> CleanupLater:
     """The step that lays a orphan: abandons what a lost request may still take for nobody, the lock
     or a place in the queue, but not the lease that has been won since, if there is one."""
     orphan.moot = True
-    ticket = orphan.parts[2] if orphan.script is ENQUEUE else b""
+    ticket = orphan.parts[2] if orphan.script is WAIT else b""
     kept = b"" if ask.grant is None else named(ask, ask.grant)
     return CleanupLater(
         RunScript(ABANDON, (ask.key, ask.queue, ask.token, ticket, ask.fair, kept)), orphan

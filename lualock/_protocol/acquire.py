@@ -1,4 +1,4 @@
-"""How a lock is acquired: acquire, enqueue, claim, abandon, and the waiting between them.
+"""How a lock is acquired: acquire, wait, claim, abandon, and the waiting between them.
 
 The first try is one script. If somebody has the lock, the driver listens for messages and a
 second script takes a place in the queue. From then on a message says whose turn it is; because a
@@ -13,7 +13,7 @@ from lualock._protocol.attempt import Attempt
 from lualock._protocol.effects import Steps
 from lualock._protocol.request import AcquireRequest, LeaseState
 from lualock._protocol.server_clock import ServerClock
-from lualock._protocol.wait import abandon, enqueue
+from lualock._protocol.wait import abandon, wait
 from lualock.errors import KeyConflict, LockError, NotAcquired
 
 
@@ -42,7 +42,7 @@ def acquire(ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> S
                     attempt.sent = sent  # the token is all that proves which of them it answers
                 ask.grant = attempt.taken(reply)
             if ask.grant is None:
-                ask.grant = yield from enqueue(attempt)
+                ask.grant = yield from wait(attempt)
             if attempt.orphan is not None:
                 # Now, for what becomes of the lease (it may be released, passed on or forgotten)
                 # is not known; it takes away all but that.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lualock._protocol.abandon import ENQUEUE
+from lualock._protocol.abandon import WAIT
 from lualock._protocol.effects import (
     MIN_REQUEST_S,
     AwaitMessage,
@@ -148,7 +148,7 @@ class Attempt:
             self.since = self.sent
         else:
             self.mark_lost()
-        self.asked = step = kind(ENQUEUE, parts, self.until, expires=expires)
+        self.asked = step = kind(WAIT, parts, self.until, expires=expires)
         return step
 
     def read_queue_answer(self, reply: bytes | list[Any]) -> LeaseState | None:

@@ -29,7 +29,7 @@ TRUSTED_S = 1.0
 then the connection may have died without a word."""
 
 
-def enqueue(attempt: Attempt) -> Steps[LeaseState]:
+def wait(attempt: Attempt) -> Steps[LeaseState]:
     """Take a place in the queue, and wait for the turn."""
     token = attempt.ask.token
     listen, wait = Subscribe(token, attempt.until), AwaitMessage(0.0, token)

@@ -2,20 +2,23 @@
 
 A script is one file, one verb. Its header is the contract, in comment lines at the top::
 
-    -- acquire: what it does
+    -- acquire: purpose
     -- KEYS[1] name  meaning
     -- ARGV[1] name  meaning
     -- Returns what  meaning            (one line a reply)
 
-and its body binds every declared KEYS and ARGV to the local of that name. ``--@include part``
+and its body binds each declared KEYS and ARGV to the local of that name. ``--@include part``
 pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
-valid Lua. Lines that are comments stay at home: what is sent is two thirds shorter without them.
+valid Lua. An include is text, not a function, where a function would cost more than 1 % of a
+script; its header names the locals that it needs and binds. Comment lines are not sent: the source
+is two thirds shorter without them.
 
-Every reply begins with a proof of the request that it answers: a string has it in front, a list has
-it as its first item, and ``Returns`` says what comes behind it. The proof is an argument that no
-other request has: the token or the lease where each is sent once (``local proof = token``), else
-one of its own that is named ``proof``, which the transport adds each time it sends the request. So
-a stream of replies that has lost its order is noticed, and no reply of it is believed.
+Each reply begins with a proof of the request that it answers: a string has it in front, a list has
+it as its first item, and ``Returns`` describes the rest. The proof is an argument that no other
+request has: the token or the lease where each is sent once (``local proof = token``), else an
+argument of its own that is named ``proof``, which the transport adds each time it sends the
+request. So a stream of replies that has lost its order is noticed, and no reply of it is believed.
+A function that makes a reply has ``proof`` as its first parameter, and is held to the same rule.
 
 A file that breaks these rules fails the import, so that it cannot be shipped.
 """
@@ -34,20 +37,21 @@ _USED = re.compile(r"\b(KEYS|ARGV)\b")
 _COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
 _PROOF = re.compile(r"^local proof = (\w+)(\[\d+\])?$", re.MULTILINE)
-_FUNCTION = re.compile(r"^local function .*?^end$", re.MULTILINE | re.DOTALL)
+# A function whose first parameter is the proof makes a reply; any other may return anything.
+_FUNCTION = re.compile(r"^local function (?!\w+\(proof\b).*?^end$", re.MULTILINE | re.DOTALL)
+_REPLY_FUNCTION = re.compile(r"^local function (\w+)\(proof\b", re.MULTILINE)
 _UNPROVED = re.compile(r"\breturn (?!proof \.\. |proof$|\{proof, ).*", re.MULTILINE)
 
 
 class ScriptError(ImportError):
-    """A Lua file breaks the rules of this module; the message says which and where."""
+    """A Lua file breaks a rule of this module; the message names both."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Script:
     """One verb: its source, its digest and the commands that run it.
 
-    ``evalsha`` and ``eval`` are the bytes with which the commands that run it begin; its keys and
-    arguments follow.
+    ``evalsha`` and ``eval`` are the first bytes of these commands; the keys and arguments follow.
     """
 
     name: str
@@ -56,16 +60,15 @@ class Script:
     source: bytes
     sha: str
     evalsha: bytes
-    eval: bytes  # the same with the source, for a server that forgot the script
+    eval: bytes  # the same with the source, for a server that has forgotten the script
     proof_at: int | None
-    """Which of its keys and arguments its replies begin with; ``None``: one that the transport adds
-    behind them."""
+    """Which key or argument is the proof; ``None``: an argument that the transport appends."""
 
 
 def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
-    """Check one file's header against its body, expand its includes and hash it.
+    """Check a file's header against its body, expand its includes and hash it.
 
-    :param proved: whether its replies must prove which request they answer.
+    :param proved: whether its replies must begin with the proof.
     """
     header = []
     for line in text.splitlines():
@@ -111,7 +114,10 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
     proof = [argument or label for label, argument in _PROOF.findall(body)]
     if proved and len(proof) != 1:
         raise ScriptError(f"{name}.lua: there is no proof for its replies: 'local proof = ...'")
-    if proved and (bare := _UNPROVED.search(_FUNCTION.sub("", _COMMENT.sub("", expanded)))):
+    replies = _FUNCTION.sub("", _COMMENT.sub("", expanded))
+    for function in _REPLY_FUNCTION.findall(replies):
+        replies = replies.replace(f"return {function}(proof, ", "return {proof, ")
+    if proved and (bare := _UNPROVED.search(replies)):
         raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
     source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
@@ -146,8 +152,10 @@ def _read(folder: Path) -> dict[str, str]:
 def load(
     folder: Path, include_from: Path | None = None, *, proved: bool = True
 ) -> dict[str, Script]:
-    """Every script of a folder, by verb; what they include is in ``include/``, there or in another
-    folder."""
+    """Load each script of a folder, by verb.
+
+    :param include_from: the folder that has their ``include/``, if it is another one.
+    """
     include, texts = _read((include_from or folder) / "include"), _read(folder)
     return {name: parse(name, text, include, proved=proved) for name, text in texts.items()}
 

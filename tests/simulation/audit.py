@@ -57,7 +57,7 @@ class Audit:
         after = job_contract.Around.look(server.store, call)
         lock = lock_of(call).removesuffix(":stop_requests")
         self._change(lock, after.lock.owner)
-        self._change(f"{lock}:reservation", after.place.owner)
+        self._change(f"{lock}:reservation", after.reservation.owner)
         run = job_contract.JobRun(call, self._around, after, reply, server.told, server.store)
         for what in job_contract.broken(run):
             self._world.wrong("contract", f"{call.script.name} {what}")

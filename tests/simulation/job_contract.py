@@ -1,6 +1,6 @@
-"""What each script of jobs promises in its header, checked after each run of it.
+"""Check after each run of a script of jobs what its header promises, as ``contract`` does.
 
-As ``contract``: only what must hold between the data before, the data after, and the reply.
+Only what must hold between the data before, the data after, and the reply.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from tests.simulation.store import Refused, Store
 
 @dataclass(slots=True)
 class Around:
-    """All that there is of one lock: its own keys, its place, and a request to release it."""
+    """All keys of one lock: its own, those of its reservation, and its stop requests."""
 
     lock: Seen
-    place: Seen
-    asked: Any
-    asked_end_ms: int | None
+    reservation: Seen
+    stop_requests: Any
+    stop_requests_end_ms: int | None
 
     @classmethod
     def look(cls, store: Store, call: RunScript) -> Around:
-        """As it is now."""
+        """Read the keys as they are now."""
         lock = call.parts[0].removesuffix(stop_requests_key(b""))
-        place, asked = reservation_key(lock), stop_requests_key(lock)
+        reservation, stop_requests = reservation_key(lock), stop_requests_key(lock)
         return cls(
             Seen.look(store, lock, waiters_key(lock)),
-            Seen.look(store, place, waiters_key(place)),
-            store.find(asked),
-            store.ends.get(asked),
+            Seen.look(store, reservation, waiters_key(reservation)),
+            store.find(stop_requests),
+            store.ends.get(stop_requests),
         )
 
     def foreign(self, verb: str) -> bool:
@@ -45,27 +45,27 @@ class Around:
         )
         return (
             (verb in ("reserve", "start", "died", "request_release") and self.lock.foreign)
-            or (verb in ("reserve", "start") and self.place.foreign)
-            or (asks and not self.asked_sound)
+            or (verb in ("reserve", "start") and self.reservation.foreign)
+            or (asks and not self.stop_requests_sound)
         )
 
     @property
     def odd(self) -> bool:
         """Whether there is anything at all that lualock did not write."""
-        queues = self.lock.queue, self.place.queue
+        queues = self.lock.queue, self.reservation.queue
         return (
             self.lock.foreign
-            or self.place.foreign
-            or not self.asked_sound
+            or self.reservation.foreign
+            or not self.stop_requests_sound
             or not all(isinstance(queue, (list, type(None))) for queue in queues)
         )
 
     @property
-    def asked_sound(self) -> bool:
-        """Whether the requests are such."""
-        asked = self.asked
-        return asked is None or (
-            type(asked) is bytes and len(asked) % 38 == 0 and asked[:16].isdigit()
+    def stop_requests_sound(self) -> bool:
+        """Whether lualock wrote the stop requests."""
+        entries = self.stop_requests
+        return entries is None or (
+            type(entries) is bytes and len(entries) % 38 == 0 and entries[:16].isdigit()
         )
 
 
@@ -77,19 +77,26 @@ class JobRun:
     before: Around
     after: Around
     reply: Any
-    told: list[tuple[bytes, int]]
+    messages: list[tuple[bytes, int]]
     store: Store
 
     @property
     def at_lock(self) -> Run:
         """What it did to the lock."""
-        return Run(self.call, self.before.lock, self.after.lock, self.reply, self.told, self.store)
+        return Run(
+            self.call, self.before.lock, self.after.lock, self.reply, self.messages, self.store
+        )
 
     @property
-    def at_place(self) -> Run:
-        """What it did to the place."""
+    def at_reservation(self) -> Run:
+        """What it did to the reservation."""
         return Run(
-            self.call, self.before.place, self.after.place, self.reply, self.told, self.store
+            self.call,
+            self.before.reservation,
+            self.after.reservation,
+            self.reply,
+            self.messages,
+            self.store,
         )
 
 
@@ -113,33 +120,33 @@ def broken(run: JobRun) -> Iterator[str]:
         yield "says that the keys are not lualock's, and they are"
         return
     if before.odd:
-        for was, now in ((before.lock, after.lock), (before.place, after.place)):
+        for was, now in ((before.lock, after.lock), (before.reservation, after.reservation)):
             sound = isinstance(was.queue, (list, type(None)))
             if (was.foreign and now != was) or (not sound and now.queue != was.queue):
                 yield "changed what lualock did not write"
-        if not before.asked_sound and after.asked != before.asked:
+        if not before.stop_requests_sound and after.stop_requests != before.stop_requests:
             yield "changed what lualock did not write"
         return
     if verb not in ("start", "died") and after.lock != before.lock:
         yield "changed the lock"
-    if verb not in ("reserve", "start") and after.place != before.place:
-        yield "changed the place"
-    if verb not in ("request_release", "withdraw") and after.asked != before.asked:
-        yield "changed a request"
+    if verb not in ("reserve", "start") and after.reservation != before.reservation:
+        yield "changed the reservation"
+    if verb not in ("request_release", "withdraw") and after.stop_requests != before.stop_requests:
+        yield "changed a stop request"
     yield from _CHECKS[verb](run, word)
 
 
 def _taken(run: Run, fence: bytes, token: bytes, ttl_ms: bytes, deadline: bytes) -> Iterator[str]:
-    """It is ours from now on."""
+    """The caller has it from now on."""
     before, after = run.before, run.after
     if after.owner != token or after.fence != fence:
-        yield "says that it is ours, and it is not"
+        yield "says that the caller has it, and it does not"
     if (before.fence and fence <= before.fence) or fence < run.now:
         yield f"gave the fence {fence!r} after {before.fence!r}"
     if run.left_ms(after) != int(ttl_ms) or run.now > deadline:
         yield "took it for another time, or too late"
     if before.record is not None and after.record[39:61] != before.record[17:39]:
-        yield "forgot who had it before"
+        yield "forgot the previous token"
 
 
 def _nothing(run: JobRun) -> Iterator[str]:
@@ -148,85 +155,89 @@ def _nothing(run: JobRun) -> Iterator[str]:
 
 
 def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
-    token, ttl_ms, deadline, about, alone, sent = run.call.parts[2:8]
-    place, lock = run.before.place, run.before.lock
-    gave_up = not place.owner and place.record is not None and place.record[17:39] == token
-    copied = gave_up and sent <= place.fence
+    token, ttl_ms, deadline, holder_info, alone, sent_us = run.call.parts[2:8]
+    reservation, lock = run.before.reservation, run.before.lock
+    gave_up = (
+        not reservation.owner
+        and reservation.record is not None
+        and reservation.record[17:39] == token
+    )
+    copied = gave_up and sent_us <= reservation.fence
     if type(run.reply) is bytes:
-        yield from _taken(run.at_place, run.reply, token, ttl_ms, deadline)
-        if place.owner:
-            yield "took the place of another job"
+        yield from _taken(run.at_reservation, run.reply, token, ttl_ms, deadline)
+        if reservation.owner:
+            yield "took the reservation of another job"
         if copied:
             yield "took again what its job had given up since it was sent"
         if alone == b"1" and lock.owner not in (b"", token):
-            yield "took a place beside one that runs"
-        if run.after.place.about != about:
+            yield "made a reservation beside a job that runs"
+        if run.after.reservation.holder_info != holder_info:
             yield "does not say which job it is"
-        if run.after.place.state != (b"W" if place.state == b"F" else b"H"):
-            yield "forgot that others wait for the place, or made it up"
-        if run.after.place.queue != place.queue:
+        if run.after.reservation.state != (b"W" if reservation.state == b"F" else b"H"):
+            yield "forgot that the reservation has waiters, or made it up"
+        if run.after.reservation.queue != reservation.queue:
             yield "changed the queue"
         return
     yield from _nothing(run)
     if word == b"late":
         if not copied:
-            yield from late(run.at_place, deadline)
+            yield from late(run.at_reservation, deadline)
     elif word == b"owned":
-        yield from owned(run.at_place, token)
+        yield from owned(run.at_reservation, token)
     elif word == b"queued":
-        if place.owner in (b"", token):
+        if reservation.owner in (b"", token):
             yield "says that another job is queued, and none is"
-        yield from held(run.at_place, run.reply[1:])
-    elif place.owner or alone != b"1" or lock.owner in (b"", token):
+        yield from held(run.at_reservation, run.reply[1:])
+    elif reservation.owner or alone != b"1" or lock.owner in (b"", token):
         yield f"says {word!r}, and nothing is in its way"
     else:
         yield from held(run.at_lock, run.reply[1:])
 
 
 def _start(run: JobRun, word: bytes) -> Iterator[str]:
-    token, ttl_ms, deadline, about, owner = run.call.parts[4:9]
+    token, ttl_ms, deadline, holder_info, reservation_token = run.call.parts[4:9]
     before, after = run.before, run.after
     lock = before.lock
     if type(run.reply) is bytes:
         yield from _taken(run.at_lock, run.reply, token, ttl_ms, deadline)
-        if lock.owner not in (b"", owner):
+        if lock.owner not in (b"", reservation_token):
             yield "took the lock of another"
         if after.lock.state != (b"W" if lock.state in (b"W", b"F") else b"H"):
-            yield "forgot that others wait, or made it up"
-        if after.lock.about != about:
-            yield "does not say who has it"
-        yield from _tells_first(run.at_lock, int(ttl_ms))
-        ours = before.place.owner == owner
-        if ours and after.place.owner:
-            yield "runs, and kept its place"
-        if ours and not after.place.remembers(owner):
-            yield "forgot which job had the place"
-        if ours:
-            yield from _tells_first(run.at_place, 0)
-            waited = before.place.state == b"W" and before.place.tickets
-            if after.place.state != (b"F" if waited else b"R"):
-                yield "forgot that others wait for the place, or made it up"
-            if run.at_place.left_ms(after.place) != 5000:
+            yield "forgot that there are waiters, or made it up"
+        if after.lock.holder_info != holder_info:
+            yield "has a wrong holder_info"
+        yield from _notifies_head(run.at_lock, int(ttl_ms))
+        reserved = before.reservation.owner == reservation_token
+        if reserved and after.reservation.owner:
+            yield "runs, and kept its reservation"
+        if reserved and not after.reservation.remembers(reservation_token):
+            yield "forgot which job had the reservation"
+        if reserved:
+            yield from _notifies_head(run.at_reservation, 0)
+            waited = before.reservation.state == b"W" and before.reservation.tickets
+            if after.reservation.state != (b"F" if waited else b"R"):
+                yield "forgot that the reservation has waiters, or made it up"
+            if run.at_reservation.left_ms(after.reservation) != 5000:
                 yield "left a tombstone for another time"
-        elif after.place.queue != before.place.queue:
-            yield "changed the queue of a place that is not ours"
-        if not ours and after.place != before.place:
-            yield "took the place of another job away"
+        elif after.reservation.queue != before.reservation.queue:
+            yield "changed the queue of another job's reservation"
+        if not reserved and after.reservation != before.reservation:
+            yield "ended the reservation of another job"
         return
     yield from _nothing(run)
     if word == b"late":
         yield from late(run.at_lock, deadline)
     elif word == b"owned":
         yield from owned(run.at_lock, token)
-    elif lock.owner in (b"", token, owner):
-        yield "says that somebody has it, and nobody else has"
+    elif lock.owner in (b"", token, reservation_token):
+        yield "says that another token has it, and none has"
     else:
         yield from held(run.at_lock, run.reply[1:])
 
 
-def _tells_first(run: Run, left_ms: int) -> Iterator[str]:
-    """The first of those of whom the record knew is told for how long it is held from now on,
-    unless it came just before; those before it are gone."""
+def _notifies_head(run: Run, left_ms: int) -> Iterator[str]:
+    """The head is told for how long it is held from now on, if the state said that there are
+    waiters, unless it is young; the waiters before it are gone."""
     before, after = run.before.queue or [], run.after.queue or []
     gone = before[: len(before) - len(after)]
     if before[len(gone) :] != after or any(run.reachable(ticket) for _, ticket in gone):
@@ -234,18 +245,18 @@ def _tells_first(run: Run, left_ms: int) -> Iterator[str]:
     if not after or run.before.state not in (b"W", b"F") or run.store.silent:
         return
     score, first = after[0]
-    heard = [text for text, count in run.told if count]
+    heard = [text for text, count in run.messages if count]
     if not young(run, score) and first[:22] + b"=%d" % left_ms not in heard:
         yield f"did not tell {first[:22]!r} that it is held for {left_ms} ms"
 
 
 def _died(run: JobRun, word: bytes) -> Iterator[str]:
-    job, owner, holder = run.call.parts[2:5]
+    job, reservation_token, holder = run.call.parts[2:5]
     lock = run.before.lock
-    who, _, which = lock.about.partition(b"\n")
-    his = bool(lock.owner) and which == job and who.startswith(holder)
+    info, _, which = lock.holder_info.partition(b"\n")
+    same = bool(lock.owner) and which == job and info.startswith(holder)
     if word in (b"released", b"handed_over"):
-        if not his or lock.owner == owner:
+        if not same or lock.owner == reservation_token:
             yield "released the lock of another"
             return
         yield from given_up(run.at_lock, lock.owner, b"1")
@@ -254,55 +265,62 @@ def _died(run: JobRun, word: bytes) -> Iterator[str]:
         return
     yield from _nothing(run)
     wanted = (
-        b"missing" if not lock.owner else b"kept" if his and lock.owner == owner else b"another"
+        b"missing"
+        if not lock.owner
+        else b"kept"
+        if same and lock.owner == reservation_token
+        else b"another"
     )
-    if word != wanted or (his and lock.owner != owner):
+    if word != wanted or (same and lock.owner != reservation_token):
         yield f"says {word!r}, and it is {wanted!r}"
 
 
-def _requests(asked: bytes | None) -> list[tuple[bytes, bytes]]:
-    """The requests to release, the latest first: a time, and who asked."""
-    text = asked or b""
+def _requests(entries: bytes | None) -> list[tuple[bytes, bytes]]:
+    """The stop requests, the latest first: a time, and a token."""
+    text = entries or b""
     return [(text[at : at + 16], text[at + 16 : at + 38]) for at in range(0, len(text), 38)]
 
 
 def _request_release(run: JobRun, word: bytes) -> Iterator[str]:
-    token, lasts_ms, deadline = run.call.parts[2:5]
+    token, ttl_ms, deadline = run.call.parts[2:5]
     before, after = run.before, run.after
-    requests = _requests(before.asked)
+    requests = _requests(before.stop_requests)
     now_ms = run.store.now_us // 1000
     if word == b"free":
         if before.lock.owner:
-            yield "says that nobody has it, and somebody has"
+            yield "says that the lock is free, and it is held"
         yield from _nothing(run)
     elif word == b"late":
         yield from late(run.at_lock, deadline)
         yield from _nothing(run)
     elif not before.lock.owner:
-        yield "asked nobody"
-    elif run.reply != [b"asked", before.lock.about]:
+        yield "asked no holder"
+    elif run.reply != [b"asked", before.lock.holder_info]:
         yield f"says that it asked {run.reply}"
-    elif any(asker == token for _, asker in requests):
+    elif any(requester == token for _, requester in requests):
         yield from _nothing(run)
     else:
-        (time, asker), *rest = _requests(after.asked) or [(b"", b"")]
+        (time, requester), *rest = _requests(after.stop_requests) or [(b"", b"")]
         stand = [one for one in requests if one[0] > before.lock.fence][:15]
-        left_ms = (after.asked_end_ms or 0) - now_ms
-        wanted_ms = int(lasts_ms)
+        left_ms = (after.stop_requests_end_ms or 0) - now_ms
+        wanted_ms = int(ttl_ms)
         if stand:
-            wanted_ms = max(wanted_ms, (before.asked_end_ms or 0) - now_ms)
-        if asker != token or left_ms != wanted_ms or run.at_lock.now > deadline:
+            wanted_ms = max(wanted_ms, (before.stop_requests_end_ms or 0) - now_ms)
+        if requester != token or left_ms != wanted_ms or run.at_lock.now > deadline:
             yield "did not ask, or too late, or for another time"
         if rest != stand:
-            yield "forgot who asked before, or remembers whoever asked somebody else"
+            yield "forgot an earlier request, or kept one for another holder"
         if time <= max([before.lock.fence, *(time for time, _ in requests)]):
             yield "asked with a time that is not later than what was before"
 
 
 def _release_requested(run: JobRun, word: bytes) -> Iterator[str]:
     fence, token = run.call.parts[1:3]
-    asked = any(time > fence and asker != token for time, asker in _requests(run.before.asked))
-    if (word == b"requested") != asked:
+    requested = any(
+        time > fence and requester != token
+        for time, requester in _requests(run.before.stop_requests)
+    )
+    if (word == b"requested") != requested:
         yield f"says {word!r}, and it is otherwise"
     yield from _nothing(run)
 
@@ -310,9 +328,9 @@ def _release_requested(run: JobRun, word: bytes) -> Iterator[str]:
 def _withdraw(run: JobRun, word: bytes) -> Iterator[str]:
     token = run.call.parts[2]
     before, after = run.before, run.after
-    requests = _requests(before.asked)
-    askers = [asker for _, asker in requests]
-    later = askers[: askers.index(token)] if token in askers else askers
+    requests = _requests(before.stop_requests)
+    requesters = [requester for _, requester in requests]
+    later = requesters[: requesters.index(token)] if token in requesters else requesters
     tickets = [one for one in before.lock.tickets if one[:22] in later]
     wanted = b"missing" if not requests else b"alone" if later else b"withdrawn"
     if any(run.at_lock.reachable(one) for one in tickets):
@@ -320,13 +338,13 @@ def _withdraw(run: JobRun, word: bytes) -> Iterator[str]:
     if word != wanted:
         yield f"says {word!r}, and it is {wanted!r}"
     stand = [one for one in requests if one[1] != token]
-    if _requests(after.asked) != stand:
+    if _requests(after.stop_requests) != stand:
         yield "left its request, or took back another's"
-    if not stand and after.asked is not None:
+    if not stand and after.stop_requests is not None:
         yield "left a key without a request"
     now_ms = run.store.now_us // 1000
-    if stand and after.asked_end_ms not in (before.asked_end_ms, now_ms + 1):
-        yield "changed how long the requests of others stand"
+    if stand and after.stop_requests_end_ms not in (before.stop_requests_end_ms, now_ms + 1):
+        yield "changed how long the other requests stand"
 
 
 _CHECKS = {

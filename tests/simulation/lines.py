@@ -12,7 +12,7 @@ from copy import copy
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lualock._protocol import ENQUEUE, MIN_REQUEST_S, RunScript
+from lualock._protocol import MIN_REQUEST_S, WAIT, RunScript
 from lualock._transport import codec, errors
 from lualock.errors import LockError
 from tests.proving import proof_of
@@ -250,7 +250,7 @@ class Line:
                 return
         self.owed.popleft()
         call = sending.call
-        if type(reply) is list and reply[0] == b"queued" and call and call.script is ENQUEUE:
+        if type(reply) is list and reply[0] == b"queued" and call and call.script is WAIT:
             self.process.in_line(call)
         sending.sender.settle(sending, reply, None)
 

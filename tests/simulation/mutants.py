@@ -1,4 +1,4 @@
-"""Removes each guard, one at a time, and sees whether the simulator notices.
+"""Remove each guard, one at a time, and see whether the simulator notices.
 
 *Lua*: each condition of an ``if`` or ``elseif`` becomes true, and false; each write is left out.
 *Protocol*: each compensating step, each repeated request and each doubt about a reply is left out
@@ -123,7 +123,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.abandon",
         "a orphan's place in the queue stays",
-        'orphan.parts[2] if orphan.script is ENQUEUE else b""',
+        'orphan.parts[2] if orphan.script is WAIT else b""',
         'b""',
     ),
     (
@@ -387,17 +387,17 @@ def _try(job: tuple[int, int]) -> tuple[int, str]:
 
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
-    ("enqueue.lua", "true: others > 0"): "equivalent: nobody waits, so there is nobody to tell",
-    ("enqueue.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
-    ("enqueue.lua", "true: behind and behind >= start + BAND"): (
+    ("wait.lua", "true: other_waiters > 0"): "equivalent: there is no waiter to tell",
+    ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
+    ("wait.lua", "true: last_score and last_score >= first_place + BAND"): (
         "equivalent but for the cost: asks once more for what the first question answered"
     ),
     ("lualock._protocol.extend", "a sooner end that is not heard of is no end"): (
-        "needs both replies to one extension lost, and somebody else who has the lock between the "
+        "needs both replies to one extension lost, and another holder between the "
         "two ends; ``test_a_sooner_end_that_was_not_heard_of`` notices it"
     ),
     ("lualock._protocol.extend", "any extension may shorten"): (
-        "needs an extension that arrives after a longer one, and somebody else between the two "
+        "needs an extension that arrives after a longer one, and another holder between the two "
         "ends; ``test_only_what_is_to_shorten_a_lease_may`` notices it"
     ),
     ("lualock._protocol.extend", "the copy of an extension is forgotten"): (
@@ -430,7 +430,7 @@ def reason(mutant: Mutant) -> str:
 
 
 def main(seeds: int, workers: int, first: int = 0) -> int:
-    """Try them all, or those from ``first`` on; print who survives."""
+    """Try them all, or those from ``first`` on; print the survivors."""
     mutants = every()
     killed, survivors = 0, []
     jobs = [(number, seeds) for number in range(first, len(mutants))]

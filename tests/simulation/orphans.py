@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lualock._core.keys import waiters_key
-from lualock._protocol import ENQUEUE, RunScript
+from lualock._protocol import WAIT, RunScript
 from tests.simulation.contract import Seen
 from tests.simulation.world import US
 
@@ -47,7 +47,7 @@ def ran(process: Process, call: RunScript, reply: Any) -> None:
     """It ran. When it has expired it takes nothing any more, unless the server's clock was put back
     meanwhile."""
     took = type(reply) is bytes and reply.isdigit()
-    queued = type(reply) is list and reply[0] == b"queued" and call.script is ENQUEUE
+    queued = type(reply) is list and reply[0] == b"queued" and call.script is WAIT
     world, expires = process.world, call.expires - process.offset_s
     if took and call.script.name == "start":
         # The job's place goes with it, which by now may be that of its retry.
@@ -56,7 +56,7 @@ def ran(process: Process, call: RunScript, reply: Any) -> None:
         return
     token = token_of(call)
     world.record("cause", what="let_in", lock=lock_of(call), id=token.decode().rstrip("._"))
-    if call.script is ENQUEUE:
+    if call.script is WAIT:
         ttl_ms = call.parts[2][22:].split(b" ")[0]
     else:
         ttl_ms = call.parts[call.parts.index(token) + 1]

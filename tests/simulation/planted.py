@@ -1,24 +1,24 @@
 """Bugs that are planted on purpose: each must be found within 1,000 seeds.
 
-no owner check in release    ``release`` and ``hand_over`` give back a lock whoever has it: the end
-                             of a lease that had expired ends that of another (*overlap*).
-no look after subscribing    ``enqueue`` takes its place in the queue and does not look whether the
-                             lock has become free since the first try: nobody will hand it over, and
-                             who waits, waits (*prompt*, *ends*).
+no owner check in release    ``release`` and ``hand_over`` free a lock of any token: the end of a
+                             lease that had expired ends that of another holder (*overlap*).
+no look after subscribing    ``wait`` takes its place in the queue, and does not check whether the
+                             lock has become free since the first try: no release will hand it
+                             over, and the waiter waits (*prompt*, *ends*).
 no new fence on hand-over    the next holder gets the fence of the one before: what the lock
                              protects takes the two for one (*fence*, *resource*).
-no new fence for the next    who could not be told that the lock is his leaves his fence to the next
-                             in line; but he may hear of it on a replica (*fence*).
-start takes any place        a job that begins to run deletes the place beside its lock, whosever it
-                             is: a second job is queued beside one that is (*queued*, *place*).
-start tells nobody           who waits for a lock that was kept for a retry does not hear that its
-                             lease ends earlier now (*contract*).
-start leaves no trace        the place of a job that begins is deleted, and does not say any more
-                             which request had it: a late copy takes it again (*contract*).
-withdraw asks nobody         whoever does not run in the place of another takes back the request of
-                             whoever asked (*contract*).
-no look at who runs          ``reserve`` gives a job that wants to be alone its place beside one
-                             that runs (*alone*).
+no new fence for the next    a waiter that could not be told of its lock leaves the fence to
+                             the next one; but it may hear of it on a replica (*fence*).
+start takes any place        a job that begins to run ends the reservation beside its lock, of any
+                             job: a second one is queued beside one that is (*queued*, *place*).
+start tells nobody           the head of the queue of a lock kept for a retry does not hear
+                             that its lease ends earlier now (*contract*).
+start leaves no trace        the reservation of a job that begins is deleted, and does not say any
+                             more which request had it: a late copy takes it again (*contract*).
+withdraw asks nobody         a caller that does not run in the place of another takes back the stop
+                             request of any caller (*contract*).
+no look at who runs          ``reserve`` gives a job that wants to be alone its reservation beside
+                             one that runs (*alone*).
 
 And those of the simulated driver (:data:`DRIVER`):
 
@@ -46,35 +46,37 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         for verb in ("release", "hand_over")
     ),
     "no look after subscribing": (
-        ("enqueue", "if not held then\n  local others", "if false then\n  local others"),
+        ("wait", "if not held then\n  local other_waiters", "if false then\n  local other_waiters"),
         (
-            "enqueue",
-            "\nif not held then\n  local given",
+            "wait",
+            "\nif not held then\n  local next_holder",
             "\nif not held then\n"
-            "  do return {proof, 'queued', 60000, 0, '', last or fence, 0, place} end\n"
-            "  local given",
+            "  do return {proof, 'queued', 60000, 0, '', last_fence or fence, 0, place} end\n"
+            "  local next_holder",
         ),
     ),
     "no new fence on hand-over": (
-        ("hand_over", "HELD_WAITED .. fence .. heir", "HELD_WAITED .. last .. heir"),
+        ("hand_over", "HELD_WAITED .. fence .. waiter", "HELD_WAITED .. last_fence .. waiter"),
     ),
     "no new fence for the next": tuple(
         (verb, "fence = string.format('%016.0f', tonumber(fence) + 1)", "")
-        for verb in ("abandon", "enqueue", "hand_over", "died")
+        for verb in ("abandon", "wait", "hand_over", "died")
     ),
     "start takes any place": (
-        ("start", "queued and string.sub(queued, 18, 39) == owner", "queued"),
+        ("start", "queued and string.sub(queued, 18, 39) == reservation_token", "queued"),
     ),
-    "start tells nobody": (("start", "if waited then", "if false then"),),
+    "start tells nobody": (("start", "if has_waiters then", "if false then"),),
     "start leaves no trace": (
         (
             "start",
-            "redis.call('SET', place, tombstone, 'PX', TOMBSTONE_MS)",
-            "redis.call('DEL', place)",
+            "redis.call('SET', reservation, tombstone, 'PX', TOMBSTONE_MS)",
+            "redis.call('DEL', reservation)",
         ),
     ),
-    "withdraw asks nobody": (("withdraw", "if asker == token then", "if true then"),),
-    "no look at who runs": (("reserve", "elseif alone == '1' and held", "elseif false and held"),),
+    "withdraw asks nobody": (("withdraw", "if requester == token then", "if true then"),),
+    "no look at who runs": (
+        ("reserve", "elseif alone == '1' and is_running", "elseif false and is_running"),
+    ),
 }
 
 DRIVER: dict[str, tuple[frozenset[str], str]] = {

@@ -1,11 +1,12 @@
-"""Random calls of the scripts on random data, each judged by its contract.
+"""Make random calls of the scripts on random data, and judge each by its contract.
 
 A seed plays whole lives, and meets rare data rarely: what another program wrote at a key, a server
 without memory, a request that is late by a microsecond. A *probe* is one small draw: what stands at
-the keys of one lock, who listens, what the server allows, and some calls, one after the other, with
-arguments that often fit. It says nothing of protocols; some thousands take a second.
+the keys of one lock, which channels have a subscriber, what the server allows, and some calls, one
+after the other, with arguments that often fit. It says nothing of protocols; some thousands take a
+second. Its number decides a probe.
 
-Its number decides a probe. :func:`random_call` also makes the calls of ``test_conformance``.
+:func:`random_call` also makes the calls of ``test_conformance``.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ CALLS = 4
 
 BAND = 2**44
 LOCK = b"{k}"
-PLACE, ASKED = verbs.reservation_key(LOCK), stop_request.stop_requests_key(LOCK)
+RESERVATION, STOP_REQUESTS = verbs.reservation_key(LOCK), stop_request.stop_requests_key(LOCK)
 KEYS = {
     "lock": LOCK,
-    "queue": waiters_key(LOCK),
-    "asked": ASKED,
-    "place": PLACE,
-    "place_queue": waiters_key(PLACE),
+    "waiters": waiters_key(LOCK),
+    "stop_requests": STOP_REQUESTS,
+    "reservation": RESERVATION,
+    "reservation_waiters": waiters_key(RESERVATION),
 }
 CHANNEL, NOBODY_HEARS = b"{k}channel", b"{k}nobody"
 JOBS = (b"", b"who", b"who\njob a", b"who\njob b", b"another\njob a")
@@ -57,7 +58,7 @@ class Words:
 
 
 def random_call(chance: Random, script: Script, words: Words) -> RunScript:
-    """A call of a script with arguments that often fit what is there."""
+    """Draw a call of a script, with arguments that often fit what is there."""
     choice = chance.choice
     ticket, other = choice(words.tickets), choice(words.tickets)
     token, ttl_ms = ticket[:22], choice(words.ttls_ms)
@@ -67,31 +68,30 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "lease": lease
         if words.whole and (script.name == "claim" or chance.random() < 0.5)
         else token,
-        "heir": other[:22],
-        "owner": other[:22],
+        "next_holder": other[:22],
+        "reservation_token": other[:22],
         "job": b"job a",
         "alone": choice((b"0", b"1")),
         "holder": choice((b"", b"who", b"another")),
         "fence": choice(words.fences),
-        "lasts_ms": ttl_ms,
         "ttl_ms": ttl_ms,
-        "about": choice(JOBS),
+        "holder_info": choice(JOBS),
         "deadline": choice(words.deadlines),
-        "sent": choice((*words.deadlines, *words.fences)),
+        "sent_us": choice((*words.deadlines, *words.fences)),
         "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
         "place": choice(words.places),
         "max_waiters": choice((b"0", b"0", b"2")),
         "fair": choice((b"1", b"1", b"0")),
-        "kept": choice((b"", b"", lease)),
+        "kept_lease": choice((b"", b"", lease)),
         "shorten": choice((b"0", b"1")),
     }
     keys = KEYS
     if (
         script.name not in job_contract.NAMES
-        and "queue" not in script.keys
+        and "waiters" not in script.keys
         and chance.random() < 0.3
     ):
-        keys = {"lock": PLACE}  # a place is a lock like any other
+        keys = {"lock": RESERVATION}  # a lock like any other
     parts = [keys[key] for key in script.keys] + [
         values[arg] for arg in script.args if arg != "proof"
     ]
@@ -105,14 +105,14 @@ class Bench:
         self.store = Store()
         self._lua = Interpreter(self.store)
         self._changed = changed or {}
-        self._told: list[tuple[bytes, int]] = []
+        self._messages: list[tuple[bytes, int]] = []
         self._heard: dict[bytes, int] = {}
         self.store.publish, self.store.numsub = self._publish, self._numsub
-        # What is not changed cannot be told apart.
+        # A script that is not changed cannot be told apart.
         self._scripts = [one for one in ALL if not changed or one.source in changed]
 
     def probe(self, number: int) -> Iterator[str]:
-        """Draw some data and make some calls; what they break of their contracts."""
+        """Draw some data and make some calls; yield what they break of their contracts."""
         chance, store = Random(number), self.store
         store.reset()
         store.now_us = EPOCH_US + chance.randrange(1000 * US)
@@ -124,7 +124,7 @@ class Bench:
             store.now_us += chance.choice((0, 0, 1, 1000, 70_000, 3 * US, -1000))
 
     def _draw(self, chance: Random) -> Words:
-        """What there is."""
+        """Draw the data."""
         store, choice, draw = self.store, chance.choice, chance.random
         now_us = store.now_us
         fences = [b"%016d" % (now_us + by) for by in (-20 * US, -90_000, choice((-1, 0, 1, US)))]
@@ -134,12 +134,12 @@ class Bench:
             % (at, choice((b"300", b"9000")), choice((CHANNEL, NOBODY_HEARS)), choice(JOBS))
             for at in range(4)
         ]
-        for lock in (LOCK, PLACE):
+        for lock in (LOCK, RESERVATION):
             self._put(chance, lock, _record(chance, tickets, fences), _set((5.0, b"x")))
             self._put(chance, waiters_key(lock), _queue(chance, now_us, tickets), b"x")
-        self._put(chance, ASKED, _requests(chance, tickets, fences), b"x")
+        self._put(chance, STOP_REQUESTS, _requests(chance, tickets, fences), b"x")
         store.oom, store.read_only, store.silent = draw() < 0.1, draw() < 0.05, draw() < 0.1
-        line = store.data.get(KEYS["queue"])
+        line = store.data.get(KEYS["waiters"])
         taken = [int(score) for score, _ in line.order] if type(line) is SortedSet else []
         return Words(
             tickets,
@@ -150,7 +150,7 @@ class Bench:
         )
 
     def _put(self, chance: Random, key: bytes, value: Any, foreign: Any) -> None:
-        """At a key, for some time; or, rarely, what another program put there."""
+        """Store a value for some time; or, rarely, what another program put there."""
         if chance.random() < 0.05:
             value = foreign
         if value is not None:
@@ -159,16 +159,16 @@ class Bench:
             self.store.ends[key] = self.store.now_us // 1000 + left_ms
 
     def _outside(self, call: RunScript) -> bool:
-        """Whether a call is made by nobody: who has the lock, and waits for it still, looks before
-        it does anything else (``enqueue``), or leaves the queue as well."""
+        """Whether no caller makes this call: a holder that is still in the queue checks that first
+        (``wait``), or leaves the queue as well."""
         if call.script.name not in ("hand_over", "died", "abandon"):
             return False
         seen = _look(self.store, call)
         return any(one[:22] == seen.owner and one not in call.parts for one in seen.tickets)
 
     def _judged(self, call: RunScript) -> list[str]:
-        """Make a call; what it broke."""
-        store, script, self._told = self.store, call.script, []
+        """Make a call; return what it broke."""
+        store, script, self._messages = self.store, call.script, []
         jobs = script.name in job_contract.NAMES
         look = job_contract.Around.look if jobs else _look
         before: Any = look(store, call)
@@ -184,16 +184,16 @@ class Bench:
         after: Any = look(store, call)
         if jobs:
             found = job_contract.broken(
-                job_contract.JobRun(call, before, after, reply, self._told, store)
+                job_contract.JobRun(call, before, after, reply, self._messages, store)
             )
         else:
-            found = contract.broken(contract.Run(call, before, after, reply, self._told, store))
-        seen = f"before: {before}, after: {after}, told: {self._told}"
+            found = contract.broken(contract.Run(call, before, after, reply, self._messages, store))
+        seen = f"before: {before}, after: {after}, messages: {self._messages}"
         return [f"contract: {script.name}{call.parts} -> {reply}: {text}; {seen}" for text in found]
 
     def _publish(self, channel: bytes, message: bytes) -> int:
         heard = self._numsub(channel)
-        self._told.append((message, heard))
+        self._messages.append((message, heard))
         return heard
 
     def _numsub(self, channel: bytes) -> int:
@@ -205,21 +205,21 @@ def _look(store: Store, call: RunScript) -> contract.Seen:
 
 
 def _record(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:
-    """What stands at a lock's key."""
+    """Draw the value at a lock's key."""
     if chance.random() < 0.2:
         return None
     if chance.random() < 0.08:
         return chance.choice((b"X" + fences[0], b"H" + b"?" * 16)) + b"f" * 44
     state, fence = chance.choice((b"H", b"W", b"R", b"F")), chance.choice(fences)
-    token, before = (chance.choice(tickets)[:22] for _ in range(2))
+    token, previous_token = (chance.choice(tickets)[:22] for _ in range(2))
     if state in (b"R", b"F"):
         return state + fence + token
-    before = chance.choice((before, b"-" * 22))
-    return state + fence + token + before + chance.choice(JOBS)
+    previous_token = chance.choice((previous_token, b"-" * 22))
+    return state + fence + token + previous_token + chance.choice(JOBS)
 
 
 def _queue(chance: Random, now_us: int, tickets: list[bytes]) -> SortedSet | None:
-    """Some who wait, in any order, some of them only just."""
+    """Draw some waiters, in any order, some of them young."""
     waits = chance.sample(tickets, chance.choice((0, 0, 1, 2, 3)))
     ticks = (now_us - 1_735_689_600 * US) // 100
     places = [
@@ -230,11 +230,13 @@ def _queue(chance: Random, now_us: int, tickets: list[bytes]) -> SortedSet | Non
 
 
 def _requests(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:
-    """Some who asked for a release, the latest first."""
-    askers = chance.sample(tickets, chance.choice((0, 0, 1, 2, 3)))
-    times = sorted((int(chance.choice(fences)) + at for at, _ in enumerate(askers)), reverse=True)
-    pairs = zip(times, askers, strict=True)
-    return b"".join(b"%016d%b" % (time, asker[:22]) for time, asker in pairs) or None
+    """Draw some stop requests, the latest first."""
+    requesters = chance.sample(tickets, chance.choice((0, 0, 1, 2, 3)))
+    times = sorted(
+        (int(chance.choice(fences)) + at for at, _ in enumerate(requesters)), reverse=True
+    )
+    pairs = zip(times, requesters, strict=True)
+    return b"".join(b"%016d%b" % (time, requester[:22]) for time, requester in pairs) or None
 
 
 def _set(*pairs: tuple[float, bytes]) -> SortedSet:
@@ -245,7 +247,7 @@ def _set(*pairs: tuple[float, bytes]) -> SortedSet:
 
 
 def find(changed: dict[bytes, bytes] | None, numbers: Iterable[int]) -> tuple[int, str] | None:
-    """The first probe that finds something, and what; None: none does."""
+    """Return the first probe that finds something, and what; None: none does."""
     bench = Bench(changed)
     for number in numbers:
         for text in bench.probe(number):

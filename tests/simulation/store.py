@@ -102,7 +102,7 @@ class Store:
         self.publish: Callable[[bytes, bytes], int] = lambda channel, message: 0
         self.numsub: Callable[[bytes], int] = lambda channel: 0
         self.lost: Callable[[bytes, Value, int | None], None] = lambda key, value, end_ms: None
-        """Told of a key that is deleted, or that ended by itself at ``end_ms``."""
+        """Called for a key that is deleted, or that expired at ``end_ms``."""
 
     def reset(self) -> None:
         """Forget everything."""
@@ -183,7 +183,7 @@ class Store:
                 raise Refused("ERR invalid expire time in 'set' command")
             end_ms = self.now_us // 1000 + ttl_ms
             at += 2
-        self.find(key)  # what has ended is told of
+        self.find(key)  # a key that has expired is reported
         self.data[key] = value
         if end_ms is None:
             self.ends.pop(key, None)

@@ -1,25 +1,25 @@
--- adopt: take over the lease of another token, which ends with that
--- KEYS[1] lock      the lock's key
--- ARGV[1] token     the token of the lease
--- ARGV[2] heir      the token that has it from now on, fresh, constant over retries
--- ARGV[3] ttl_ms    how long the lease lasts from now on, a whole number above 0
--- ARGV[4] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
--- ARGV[5] about     who adopts: free text, kept beside the lease for inspect
--- ARGV[6] proof  a number of the request, fresh each time it is sent
--- Returns fence                    the lease is the heir's now; 16 digits, greater than before
--- Returns {'owned', ttl_ms, fence}  it was already (a repeated request)
--- Returns {'late', time_us}         the deadline has passed: nothing was done
--- Returns 'already'                 the token released it, or passed it on, before
--- Returns 'missing'                 the lease ended before, and nobody has the lock
--- Returns {'held', about}           the lease ended before, and somebody else has the lock
+-- adopt: end the lease of a token, and give the lock to another token
+-- KEYS[1] lock         the lock's key
+-- ARGV[1] token        the token of the lease
+-- ARGV[2] next_holder  the token that has the lock from now on, fresh, constant over retries
+-- ARGV[3] ttl_ms       how long the lease lasts from now on, a whole number above 0
+-- ARGV[4] deadline     the server's time, 16 digits, until which the caller waits for the reply
+-- ARGV[5] holder_info  free text about the caller, kept beside the lease for inspect
+-- ARGV[6] proof        a number of the request, fresh each time it is sent
+-- Returns fence                     next_holder has the lock now; 16 digits, more than before
+-- Returns {'owned', ttl_ms, fence}  next_holder had it already (a repeated request)
+-- Returns {'late', time_us}         the deadline is over: no change
+-- Returns 'already'                 the token released the lock, or its lease was adopted, before
+-- Returns 'missing'                 the lease ended before, and the lock is free
+-- Returns {'held', holder_info}     the lease ended before, and another one has the lock
 -- Returns {'conflict'}              the key holds what lualock did not write
 
 local lock = KEYS[1]
 local token = ARGV[1]
-local heir = ARGV[2]
+local next_holder = ARGV[2]
 local ttl_ms = ARGV[3]
 local deadline = ARGV[4]
-local about = ARGV[5]
+local holder_info = ARGV[5]
 local proof = ARGV[6]
 
 --@include record
@@ -32,20 +32,21 @@ end
 local state = string.sub(record, 1, 1)
 local owner = string.sub(record, 18, 39)
 local held = state == HELD or state == HELD_WAITED
-if held and owner == heir then
+if held and owner == next_holder then
   return {proof, 'owned', redis.call('PTTL', lock), string.sub(record, 2, 17)}
 elseif owner == token then
   if not held then
     return proof .. 'already'
   end
-  -- A new fence, so that whatever the lock protects can refuse who had it before.
-  local last = string.sub(record, 2, 17)
+  -- A new fence, so that what the lock protects can refuse the holder before.
+  local last_fence = string.sub(record, 2, 17)
   --@include fence
   if time_us > deadline then
     return {proof, 'late', time_us}
   end
-  redis.call('SET', lock, state .. fence .. heir .. token .. about, 'PX', ttl_ms)
+  redis.call('SET', lock, state .. fence .. next_holder .. token .. holder_info, 'PX', ttl_ms)
   return proof .. fence
 end
 
---@include not_ours
+--@include not_owner
+return not_owner(proof, record, token)

@@ -1,68 +1,64 @@
--- request_release: ask whoever has the lock to stop and release it
--- KEYS[1] lock      the lock's key
--- KEYS[2] asked     the key of the request
--- ARGV[1] token     who asks: 22 characters, constant over retries
--- ARGV[2] lasts_ms  how long the request stands, a whole number above 0
--- ARGV[3] deadline  the server's time, 16 digits, after which nobody waits for the reply any more
--- ARGV[4] proof  a number of the request, fresh each time it is sent
--- Returns {'asked', about}   the holder is asked
--- Returns 'free'             nobody has the lock: nothing was done
--- Returns {'late', time_us}  the deadline has passed: nothing was done
--- Returns {'conflict'}       a key holds what lualock did not write
-
--- The value is one request after the other, the latest first: a time, 16 digits, and the token of who
--- asks. Meant is every holder whose fence is smaller than that time, but not the asker itself: so a
--- request needs no end, and asks nobody who comes after it. Those before it stay, for who asked last
--- may give up.
+-- request_release: ask the holder to stop and release the lock
+-- KEYS[1] lock           the lock's key
+-- KEYS[2] stop_requests  the key of the lock's stop requests
+-- ARGV[1] token          of the request: 22 characters, constant over retries
+-- ARGV[2] ttl_ms         how long the request stands, a whole number above 0
+-- ARGV[3] deadline       the server's time, 16 digits, until which the caller waits for the reply
+-- ARGV[4] proof          a number of the request, fresh each time it is sent
+-- Returns {'asked', holder_info}  the holder is asked
+-- Returns 'free'                  the lock is free: no change
+-- Returns {'late', time_us}       the deadline is over: no change
+-- Returns {'conflict'}            a key holds what lualock did not write
 
 local lock = KEYS[1]
-local asked = KEYS[2]
+local stop_requests = KEYS[2]
 local token = ARGV[1]
-local lasts_ms = ARGV[2]
+local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local proof = ARGV[4]
 
 --@include record
+--@include stop_requests
 
-local ONE = '(' .. string.rep('.', 16) .. ')(' .. string.rep('.', 22) .. ')'
--- So many are remembered at the most, in bytes.
-local MOST = 16 * 38
+-- How many bytes of entries are kept.
+local MAX_BYTES = 16 * 38
 
 local record = redis.call('GET', lock)
 if not record then
   return proof .. 'free'
 end
 local state = string.sub(record, 1, 1)
-local last = string.sub(record, 2, 17)
-local request = redis.call('GET', asked)
-if #record < 39 or not tonumber(last) or not string.find(state, '[HWRF]') then
+local holder_fence = string.sub(record, 2, 17)
+local entries = redis.call('GET', stop_requests)
+if #record < 39 or not tonumber(holder_fence) or not string.find(state, '[HWRF]') then
   return {proof, 'conflict'}
-elseif request and (#request % 38 ~= 0 or not tonumber(string.sub(request, 1, 16))) then
+elseif entries and (#entries % 38 ~= 0 or not tonumber(string.sub(entries, 1, 16))) then
   return {proof, 'conflict'}
 elseif state == RELEASED or state == RELEASED_WAITED then
   return proof .. 'free'
 end
-local held = last
-if request and string.sub(request, 1, 16) > last then
-  -- Later than those before it, which therefore know that they are superseded.
-  last = string.sub(request, 1, 16)
+local last_fence = holder_fence
+if entries and string.sub(entries, 1, 16) > last_fence then
+  -- The new entry is later than those before it, so their callers see that they are superseded.
+  last_fence = string.sub(entries, 1, 16)
 end
 --@include fence
 
-local about = string.sub(record, 62)
-local before = ''
-for time, asker in string.gmatch(request or '', ONE) do
-  if asker == token then
-    return {proof, 'asked', about}
-  elseif time > held and #before < MOST - 38 then
-    before = before .. time .. asker
+local holder_info = string.sub(record, 62)
+-- The entries before it for this holder stay, for the new one may be taken back.
+local kept = ''
+for time, requester in string.gmatch(entries or '', ENTRY) do
+  if requester == token then
+    return {proof, 'asked', holder_info}
+  elseif time > holder_fence and #kept < MAX_BYTES - 38 then
+    kept = kept .. time .. requester
   end
 end
 if time_us > deadline then
   return {proof, 'late', time_us}
 end
-if before ~= '' and redis.call('PTTL', asked) > tonumber(lasts_ms) then
-  lasts_ms = redis.call('PTTL', asked)
+if kept ~= '' and redis.call('PTTL', stop_requests) > tonumber(ttl_ms) then
+  ttl_ms = redis.call('PTTL', stop_requests)
 end
-redis.call('SET', asked, fence .. token .. before, 'PX', lasts_ms)
-return {proof, 'asked', about}
+redis.call('SET', stop_requests, fence .. token .. kept, 'PX', ttl_ms)
+return {proof, 'asked', holder_info}

@@ -1,53 +1,52 @@
--- withdraw: take a request to release back
--- KEYS[1] asked  the key of the request
--- KEYS[2] queue  the tickets of those who wait for the lock
--- ARGV[1] token  who asked
--- ARGV[2] proof  a number of the request, fresh each time it is sent
--- Returns 'withdrawn'   the request is gone; those that were made before it stand
--- Returns 'superseded'  somebody else has asked since, and waits for the lock
--- Returns 'alone'       somebody else has asked since, but does not wait for it (any more)
--- Returns 'missing'     there is none any more, nor anybody's
+-- withdraw: take a stop request back
+-- KEYS[1] stop_requests  the key of the lock's stop requests
+-- KEYS[2] waiters        the tickets of the lock's waiters
+-- ARGV[1] token          the token of the request
+-- ARGV[2] proof          a number of the request, fresh each time it is sent
+-- Returns 'withdrawn'   the request is gone; those made before it stand
+-- Returns 'superseded'  another caller has made one since, and waits for the lock
+-- Returns 'alone'       another caller has made one since, but does not wait for it (any more)
+-- Returns 'missing'     there is no request any more, of any caller
 
-local asked = KEYS[1]
-local queue = KEYS[2]
+local stop_requests = KEYS[1]
+local waiters = KEYS[2]
 local token = ARGV[1]
 local proof = ARGV[2]
 
---@include queue
+--@include waiters
+--@include stop_requests
 
-local ONE = '(' .. string.rep('.', 16) .. ')(' .. string.rep('.', 22) .. ')'
-
-local request = redis.call('GET', asked)
-if not request then
+local entries = redis.call('GET', stop_requests)
+if not entries then
   return proof .. 'missing'
 end
-local ours, rest = false, ''
+local found, rest = false, ''
 local later = {}
-for time, asker in string.gmatch(request, ONE) do
-  if asker == token then
-    ours = true
+for time, requester in string.gmatch(entries, ENTRY) do
+  if requester == token then
+    found = true
   else
-    rest = rest .. time .. asker
-    later[asker] = later[asker] or not ours
+    rest = rest .. time .. requester
+    later[requester] = later[requester] or not found
   end
 end
-local waits = false
-for _, ticket in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+local later_waits = false
+for _, ticket in ipairs(redis.call('ZRANGE', waiters, 0, -1)) do
   local waiter, _, channel = open_ticket(ticket)
+  -- (A channel without a subscriber is that of a process that was killed since.)
   if later[waiter] and redis.pcall('PUBSUB', 'NUMSUB', channel)[2] ~= 0 then
-    waits = true
+    later_waits = true
     break
   end
-  -- (Where nobody listens it has been killed since.)
 end
-if ours and rest == '' then
-  redis.call('DEL', asked)
-elseif ours then
-  redis.call('SET', asked, rest, 'PX', math.max(redis.call('PTTL', asked), 1))
+if found and rest == '' then
+  redis.call('DEL', stop_requests)
+elseif found then
+  redis.call('SET', stop_requests, rest, 'PX', math.max(redis.call('PTTL', stop_requests), 1))
 end
-if waits then
+if later_waits then
   return proof .. 'superseded'
-elseif later[string.sub(request, 17, 38)] then
+elseif later[string.sub(entries, 17, 38)] then
   return proof .. 'alone'
 end
 return proof .. 'withdrawn'
