@@ -42,7 +42,8 @@ FAULTS = {
     "deaf": Fault("deaf"),
     "orphan": Fault("orphan"),
 }
-READS_ONLY = {"inspect"}
+READS_ONLY = {"inspect", "release_requested"}
+WITH_JOBS = {"request_release", "withdraw"}  # test_job_faults tries these
 
 
 class Case:
@@ -403,7 +404,7 @@ if "adopt" in SCRIPTS:
 
 def test_every_script_has_its_steps() -> None:
     """A script that is added without a scenario here would be one that nobody tried to break."""
-    assert {script for script, _ in STEPS} == set(SCRIPTS) - READS_ONLY
+    assert {script for script, _ in STEPS} == set(SCRIPTS) - READS_ONLY - WITH_JOBS
 
 
 @asynccontextmanager
