@@ -52,8 +52,8 @@ _OVERRIDDEN = {
 }
 
 
-# The kernel finds an idle connection that is silently dead (a NAT, a load balancer). So a connection
-# is not checked with a round trip when it is used.
+# The kernel finds an idle connection that is silently dead (a NAT, a load balancer), so no round trip
+# is needed to check it when it is used.
 _KEEPALIVE = {
     getattr(socket, name): value
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
