@@ -52,8 +52,8 @@ _OVERRIDDEN = {
 }
 
 
-# The kernel finds an idle connection that is silently dead (a NAT, a load balancer), so no round trip
-# is needed to check it when it is used.
+# The kernel finds an idle connection that is silently dead (a NAT, a load balancer), so it is used
+# without a round trip to check it.
 _KEEPALIVE = {
     getattr(socket, name): value
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))

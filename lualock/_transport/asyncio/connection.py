@@ -76,11 +76,13 @@ class PipelinedConnection(asyncio.Protocol):
         self._stream: Any = self._transport.get_protocol()
         self._transport.set_protocol(self)
 
-    def ask(self, request: bytes, proof: bytes, *, tell: bool = False) -> asyncio.Future[Any]:
+    def ask(
+        self, request: bytes, proof: bytes, *, report_overdue: bool = False
+    ) -> asyncio.Future[Any]:
         """Send a request; the future gets its reply, or fails when the connection breaks.
 
         :param proof: what the reply must begin with; empty: it has no proof.
-        :param tell: whether the future fails with :class:`ReplyOverdue` if no reply comes for a
+        :param report_overdue: whether the future fails with :class:`ReplyOverdue` if no reply comes for a
             while.
         """
         future: asyncio.Future[Any] = self.loop.create_future()
@@ -91,7 +93,7 @@ class PipelinedConnection(asyncio.Protocol):
             self.loop.call_soon(self._send)
         # First, because once the request is sent its reply must find its place.
         now = self.loop.time()
-        self._in_flight.append((future, now, proof, tell))
+        self._in_flight.append((future, now, proof, report_overdue))
         self._unsent.append(request)
         if now > self._checked_by:
             self._check_at(now + self._silence_s)
@@ -99,7 +101,7 @@ class PipelinedConnection(asyncio.Protocol):
 
     def call(self, call: RunScript, *, source: bool = False) -> asyncio.Future[Any]:
         """Send a call, with ``source`` its whole script: see :meth:`ask`."""
-        return self.ask(*codec.pack(call, source=source), tell=True)
+        return self.ask(*codec.pack(call, source=source), report_overdue=True)
 
     def mark_overdue(self, future: asyncio.Future[Any]) -> None:
         """Fail the future with :class:`ReplyOverdue`, if its reply has not come."""
@@ -151,7 +153,7 @@ class PipelinedConnection(asyncio.Protocol):
                 )
 
     def close(self) -> None:
-        """Close the connection, after sending what was asked before."""
+        """Send the requests that are not sent yet, and close the connection."""
         self.flush()
         self._end("it was closed")
 
@@ -173,11 +175,11 @@ class PipelinedConnection(asyncio.Protocol):
             return
         # No later than the moment when a request that is sent from here on is overdue.
         next_at = min(self._in_flight[0][1] + self._timeout_s, now + self._silence_s)
-        for index, (_, sent_at, _, tell) in enumerate(self._in_flight):
-            if tell and sent_at + self._silence_s > now:
+        for index, (_, sent_at, _, report_overdue) in enumerate(self._in_flight):
+            if report_overdue and sent_at + self._silence_s > now:
                 next_at = min(next_at, sent_at + self._silence_s)
                 break  # the requests behind it are younger
-            if tell:
+            if report_overdue:
                 self._mark_overdue(index)
         self._check_at(next_at)
 

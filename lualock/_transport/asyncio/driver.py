@@ -71,9 +71,9 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry out the protocol to its end, and return or raise what it does."""
-        listens: tuple[asyncio.AbstractEventLoop, bytes] | None = None
+        subscribed: tuple[asyncio.AbstractEventLoop, bytes] | None = None
         error: BaseException | None = None
-        met: list[BaseException] | None = None
+        handled: list[BaseException] | None = None
         try:
             while True:
                 try:
@@ -94,24 +94,24 @@ class AsyncDriver:
                                 reply = await self._handle_error(step, connection, reply)
                         else:
                             if isinstance(step, Subscribe):
-                                listens = asyncio.get_running_loop(), step.token
+                                subscribed = asyncio.get_running_loop(), step.token
                             reply = await self._perform(step)
                         step = steps.send(reply)
                 except StopIteration as done:
                     result: T = done.value
-                    if met is not None:
-                        errors.drop_tracebacks(met)
+                    if handled is not None:
+                        errors.drop_tracebacks(handled)
                     return result
                 except BaseException as raised:
                     # An error of the protocol itself ends it; the protocol handles any other.
                     if getgeneratorstate(steps) == GEN_CLOSED or isinstance(raised, GeneratorExit):
                         raise
                     error = raised
-                    met = [*(met or ()), raised]
+                    handled = [*(handled or ()), raised]
         finally:
-            error = met = None  # or they and this frame would keep each other alive
-            if listens is not None:
-                loop, token = listens  # a closed loop only destroys this coroutine
+            error = handled = None  # or they and this frame would keep each other alive
+            if subscribed is not None:
+                loop, token = subscribed  # a closed loop only destroys this coroutine
                 if (connections := self._loops.get(loop)) is not None:
                     connections.subscriber.forget(token)
 
@@ -389,7 +389,7 @@ class AsyncDriver:
     def resubscribe(self) -> None:
         """Receive messages by a new connection from now on: the server of the old one may be the
         wrong one."""
-        with suppress(RuntimeError):  # in no loop: no task listens there
+        with suppress(RuntimeError):  # in no loop: no task subscribed there
             connections = self._loops.get(asyncio.get_running_loop())
             if connections is not None:
                 connections.subscriber.close()

@@ -1,4 +1,4 @@
-"""Replies that nobody may wait for: of a call that was sent without waiting, or that is overdue."""
+"""Replies without a waiter: to a call that was sent without waiting, or overdue."""
 
 from __future__ import annotations
 

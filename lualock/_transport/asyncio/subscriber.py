@@ -117,7 +117,7 @@ class Subscriber:
         self._inboxes.pop(token, None)
 
     def close(self) -> None:
-        """Close the connection. Waiters are told to check, and open another when they listen."""
+        """Close the connection. Waiters check again, and open another one when they listen."""
         if self._connection is not None:
             self._connection.close()
 

@@ -32,7 +32,7 @@ class Connection:
         weakref.finalize(self, connection.disconnect).atexit = False
         self.socket: socket.socket = connection._sock
         self._replies = codec.Replies()
-        self._pending: deque[SentReply] = deque()  # replies to calls that nobody waited for
+        self._pending: deque[SentReply] = deque()  # to calls that were sent without waiting
         self._pending_first = 0  # how many of them come before the reply that is awaited
         self._usual_s = usual_s
         self._timeout = Timeout(self.socket, usual_s)

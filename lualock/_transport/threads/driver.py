@@ -77,9 +77,9 @@ class BlockingDriver:
 
     def run(self, steps: Steps[T]) -> T:
         """Carry out the protocol to its end, and return or raise what it does."""
-        listens: bytes | None = None
+        subscribed: bytes | None = None
         error: BaseException | None = None
-        met: list[BaseException] | None = None
+        handled: list[BaseException] | None = None
         perform, send = self._PERFORM, steps.send
         try:
             while True:
@@ -88,12 +88,12 @@ class BlockingDriver:
                     error = None
                     while True:
                         if type(step) is Subscribe:
-                            listens = step.token
+                            subscribed = step.token
                         step = send(perform[type(step)](self, step))
                 except StopIteration as done:
                     result: T = done.value
-                    if met is not None:
-                        errors.drop_tracebacks(met)
+                    if handled is not None:
+                        errors.drop_tracebacks(handled)
                     return result
                 except BaseException as raised:
                     # An error of the protocol itself ends it; the protocol handles any other, also
@@ -101,11 +101,11 @@ class BlockingDriver:
                     if getgeneratorstate(steps) == GEN_CLOSED or isinstance(raised, GeneratorExit):
                         raise
                     error = raised
-                    met = [*(met or ()), raised]
+                    handled = [*(handled or ()), raised]
         finally:
-            error = met = None  # or they and this frame would keep each other alive
-            if listens is not None:
-                self._subscriber.forget(listens)
+            error = handled = None  # or they and this frame would keep each other alive
+            if subscribed is not None:
+                self._subscriber.forget(subscribed)
 
     def _listen(self, step: Subscribe) -> bytes:
         return self._subscriber.listen(step)
@@ -363,8 +363,8 @@ class BlockingDriver:
     # Take a connection, or open one.
 
     def _take(self, until: float | None) -> Connection:
-        # Do nothing else here: an interruption must find the connection with the caller, who closes
-        # it.
+        # Do nothing else here: an interruption must find the connection with the caller, which
+        # closes it.
         if not fork.same[0]:
             fork.start_anew()
         try:

@@ -173,7 +173,7 @@ class Subscriber:
                 other.event.set()
 
     def close(self) -> None:
-        """Close the connection. Waiters are told to check, and open another when they listen."""
+        """Close the connection. Waiters check again, and open another one when they listen."""
         with self._lock:
             self._drop_connection()
 
