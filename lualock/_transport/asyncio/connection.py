@@ -82,8 +82,8 @@ class PipelinedConnection(asyncio.Protocol):
         """Send a request; the future gets its reply, or fails when the connection breaks.
 
         :param proof: what the reply must begin with; empty: it has no proof.
-        :param report_overdue: whether the future fails with :class:`ReplyOverdue` if no reply comes for a
-            while.
+        :param report_overdue: whether the future fails with :class:`ReplyOverdue` if no reply comes
+            for a while.
         """
         future: asyncio.Future[Any] = self.loop.create_future()
         if not self.open:
