@@ -199,7 +199,7 @@ class _Pipe:
                 reader.feed(frame)
                 at = _ALL[exchange.script].proof_at
                 proof = exchange.parts[-1 if at is None else at]
-                exchange.reply = codec.proved(reader.gets(), proof)
+                exchange.reply = codec.strip_proof(reader.gets(), proof)
                 exchange.answered.set()
             fault = exchange.fault if exchange is not None else None
             if fault is not None:

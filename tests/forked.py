@@ -185,12 +185,12 @@ def the_child_closes_first(url: str) -> None:
         waiter = threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release())
         waiter.start()
         wait_until(lambda: locks.lock("x").inspect().waiters == 1)
-        ear = locks._driver._ear
-        connection, count = ear._connection, ear._count
+        ear = locks._driver._subscriber
+        connection, count = ear._connection, ear._generation
         assert fork(locks.close)() is None
         with locks.lock("another"):
             pass
-        assert (ear._connection, ear._count) == (connection, count)
+        assert (ear._connection, ear._generation) == (connection, count)
         # What the child shut would have ended for the parent, too.
         assert select.select([ear._socket], [], [], 0.1)[0] == []
     waiter.join()

@@ -24,4 +24,4 @@ def run(evaluate: Callable[..., Any], script: Script, *parts: Any) -> Any:
     :raises errors.CrossedReply: the reply does not prove itself.
     """
     proof, words = proof_of(script, parts)
-    return codec.proved(evaluate(script.source.decode(), len(script.keys), *words), proof)
+    return codec.strip_proof(evaluate(script.source.decode(), len(script.keys), *words), proof)

@@ -14,7 +14,7 @@ import redis
 
 import lualock
 from lualock import jobs
-from lualock._transport.asyncio import loop
+from lualock._transport.asyncio import subscriber as asyncio_subscriber
 from lualock._transport.threads import subscriber
 from lualock.fencing import fenced_set
 from lualock.jobs import verbs
@@ -58,7 +58,7 @@ class User:
 def user(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
     """A user; who listens for messages is quick to ask whether the connection lives."""
     monkeypatch.setattr(subscriber, "PING_AFTER_S", 0.0)
-    monkeypatch.setattr(loop, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(asyncio_subscriber, "PING_AFTER_S", 0.0)
     with server.client() as client:
         yield User(server, client)
         client.execute_command("ACL", "DELUSER", "locker")

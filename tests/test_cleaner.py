@@ -26,7 +26,7 @@ def test_in_the_order_of_their_time() -> None:
     wait_until(lambda: len(done) == 3)
     assert done == ["now", "sooner", "later"]
     assert clock.now() >= now + 0.2
-    wait_until(lambda: not cleaner._works)
+    wait_until(lambda: not cleaner._runs)
 
 
 @pytest.mark.parametrize("error", [LockUnavailable("away"), RuntimeError("of somebody else's")])
@@ -41,7 +41,7 @@ def test_again_until_it_works(error: Exception) -> None:
 
     cleaner.add(make, CALL)
     wait_until(lambda: len(tried) == 3)
-    wait_until(lambda: not cleaner._works)
+    wait_until(lambda: not cleaner._runs)
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +52,13 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
         cleaner.add(lambda _: done.append("first"), CALL)
     cleaner.add(lambda _: done.append("second"), CALL)
     wait_until(lambda: done == ["first", "second"])
-    wait_until(lambda: not cleaner._works)
+    wait_until(lambda: not cleaner._runs)
 
 
 def test_what_is_for_later_can_be_forgotten() -> None:
     """After forget() only what was begun goes on: nothing happens after a close()."""
     cleaner, done = BackgroundCleanup(clock.now), list[str]()
     cleaner.add(lambda _: done.append("later"), CALL, clock.now() + 0.3)
-    cleaner.forget()
-    wait_until(lambda: not cleaner._works)  # at once, and not only when it would have been time
+    cleaner.drop_future()
+    wait_until(lambda: not cleaner._runs)  # at once, and not only when it would have been time
     assert done == []

@@ -32,7 +32,7 @@ def test_two_threads_that_close(locks: lualock.Locks) -> None:
     for at in itertools.count(1):
         lines = [driver._connect(None) for _ in range(2)]
         driver._idle.extend(lines)
-        reached = interleaved(at, "_drop_idle", locks.close, locks.close)
+        reached = interleaved(at, "_close_idle", locks.close, locks.close)
         assert not driver._idle
         assert all(line._connection._sock is None for line in lines)
         if not reached:
@@ -76,9 +76,9 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
     assert lease._grant.claim is not None
     if shell.asynchronous:
         (connections,) = locks._driver._loops.values()
-        await shell.until(lambda: not connections.mux.busy)
+        await shell.until(lambda: not connections.connection.busy)
     else:
-        line = lease._grant.claim.line
+        line = lease._grant.claim.connection
         readable, _, _ = select.select([line.socket], [], [], 5)
         assert readable
         line_last = locks._driver._idle.pop()

@@ -273,11 +273,11 @@ async def test_renewal_goes_on_while_closing_takes_its_time(
 ) -> None:
     """Of what was held before, and of what is acquired meanwhile; and afterwards, also of what was
     just being renewed."""
-    monkeypatch.setattr("lualock._transport.asyncio.driver.CLOSING_S", 10.0)
+    monkeypatch.setattr("lualock._transport.asyncio.background.CLOSING_S", 10.0)
     locks = aio.connect(faulty.url)
     leases = [await locks.lock("x", ttl=0.9, renew=True).acquire()]
     cleaned = asyncio.Event()
-    locks._driver.spawn(cleaned.wait())  # what closing waits for
+    locks._driver.background.spawn(cleaned.wait())  # what closing waits for
     closing = asyncio.create_task(locks.aclose())
     await asyncio.sleep(0)
     leases.append(await locks.lock("y", ttl=0.9, renew=True).acquire())

@@ -239,7 +239,9 @@ async def test_cancelled_twice(one_server: Server) -> None:
                 await asyncio.sleep(0)
             if not task.cancelled():
                 await task.result().release()
-            await asyncio.wait(locks._driver._cleaning or {asyncio.create_task(lock.locked())})
+            await asyncio.wait(
+                locks._driver.background._tasks or {asyncio.create_task(lock.locked())}
+            )
             assert not await lock.locked(), turns
 
 

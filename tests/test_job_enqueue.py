@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock._transport.asyncio import driver as asyncio_driver
+from lualock._transport.asyncio import background as asyncio_background
 from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
 from lualock.jobs.terms import about_job, job_text
 from tests.delivery import Queue, held, place
@@ -422,7 +422,9 @@ async def test_a_refused_release_takes_no_later_place(
 ) -> None:
     """A place that the server would not give up is not taken away later: by then the same job may
     have been enqueued again, under the same token."""
-    monkeypatch.setattr(asyncio_driver, "PAUSE_MIN_S", 0.3)  # so that it is, before any next try
+    monkeypatch.setattr(
+        asyncio_background, "PAUSE_MIN_S", 0.3
+    )  # so that it is, before any next try
     locks = shell.connect()
     queue = queue_of(shell, locks, unique="queued")
     other = locks.lock("other", ttl=30)

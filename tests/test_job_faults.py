@@ -62,7 +62,7 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
             except (lualock.LockUnavailable, jobs.RetryLater) as error:
                 # What happened once is made good by asking again, and nobody hears of it, unless a
                 # busy machine did not even make a connection in the short time.
-                if FAULTS[fault].times == 1 and "no connection to the server" not in str(error):
+                if FAULTS[fault].times == 1 and "could not connect to the server" not in str(error):
                     raise
                 told = None
             if told:

@@ -19,7 +19,7 @@ import pytest
 
 import lualock
 from lualock import jobs
-from lualock._transport.asyncio import driver as asyncio_driver
+from lualock._transport.asyncio import background as asyncio_background
 from lualock._transport.threads import background
 from lualock.jobs import token_of
 from tests.delivery import Queue, held, place, watched
@@ -482,7 +482,7 @@ async def test_an_outage_that_is_over_when_the_job_is(
 ) -> None:
     """A job that ran without its lock gives its place up also where the server was away for longer
     than is tried behind its back."""
-    for module in (background, asyncio_driver):
+    for module in (background, asyncio_background):
         monkeypatch.setattr(module, "PATIENCE_S", 0.0)
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
     key = b"lualock:{x}:reservation"

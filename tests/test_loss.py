@@ -422,7 +422,7 @@ async def test_what_is_held_when_closing_is_disturbed(one_server: Server, how: s
     locks = aio.connect(one_server.url)
     options: dict[str, Any] = {"ttl": 0.6, "renew": True}
     leases = [await locks.lock("x", **options).acquire()]
-    cleaning = locks._driver.spawn(asyncio.sleep(0.01))  # what closing waits for
+    cleaning = locks._driver.background.spawn(asyncio.sleep(0.01))  # what closing waits for
     closing = asyncio.create_task(locks.aclose())
     await asyncio.sleep(0)
     if how == "twice at once":

@@ -55,7 +55,9 @@ async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None
 async def test_server_down(shell: World) -> None:
     """Nobody listens: the error says where it looked, and that nothing is unknown."""
     lock = shell.connect("unix:///tmp/lualock-no-such-socket").lock("x")
-    with pytest.raises(lualock.LockUnavailable, match=r"no connection .*no-such-socket") as caught:
+    with pytest.raises(
+        lualock.LockUnavailable, match=r"could not connect .*no-such-socket"
+    ) as caught:
         await settle(lock.acquire(timeout=0))
     assert not caught.value.outcome_unknown
     refused = shell.connect("redis://127.0.0.1:1").lock("x")
@@ -79,7 +81,7 @@ async def test_wrong_or_missing_password(
     """The server refuses the user: the error says to check the login, and does not repeat it."""
     shell.resp = resp
     url = locked_server.tcp_url.replace("redis://", f"redis://{login}")
-    with pytest.raises(lualock.AccessDenied, match="refuses this user") as caught:
+    with pytest.raises(lualock.AccessDenied, match="denies access to this user") as caught:
         await settle(shell.connect(url).lock("x").acquire())
     assert "wrong@" not in str(caught.value)
     with locked_server.client() as client:
@@ -206,7 +208,7 @@ async def test_a_read_only_replica(world: World) -> None:
     world.client.execute_command("REPLICAOF", "127.0.0.1", "1")
     try:
         for attempt in (locks.lock("new", ttl=30).acquire, lambda: held.extend(9), held.release):
-            with pytest.raises(lualock.LockUnavailable, match="connect to the primary") as caught:
+            with pytest.raises(lualock.LockUnavailable, match="Connect to the primary") as caught:
                 await settle(attempt())
             assert not caught.value.outcome_unknown
     finally:
@@ -331,7 +333,7 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     proxy.silent = True
     with pytest.raises(lualock.LockUnavailable, match=r"no reply within 0\.2 s") as caught:
         await settle(lock.acquire(timeout=0))
-    assert "no connection to the server" in str(caught.value)  # what became of asking again
+    assert "could not connect to the server" in str(caught.value)  # what became of asking again
     assert caught.value.outcome_unknown
     assert proxy.scripts() == [b"EVALSHA"]  # the silence was not met at the handshake
 
@@ -418,11 +420,11 @@ async def test_all_idle_connections_broken(shell: World) -> None:
 
 def test_pushes_are_no_replies() -> None:
     """What a RESP3 server pushes unasked is not taken for an answer."""
-    from lualock._transport.codec import MORE, Replies
+    from lualock._transport.codec import INCOMPLETE, Replies
 
     replies = Replies()
     replies.feed(b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nx\r\n")
-    assert replies.next() is MORE
+    assert replies.next() is INCOMPLETE
     replies.feed(b"+OK\r\n")
     assert replies.next() == b"OK"
 
@@ -445,7 +447,7 @@ def test_tls_and_sentinel_settings_are_kept() -> None:
     sentinel = make([("127.0.0.1", 1)])
     managed = Endpoint.of_client(sentinel.master_for("primary"), asynchronous=False)
     assert "SentinelManaged" in type(managed.blocking_connection()).__name__
-    with pytest.raises(lualock.InvalidArgument, match="no twin"):
+    with pytest.raises(lualock.InvalidArgument, match="no counterpart"):
         managed.asyncio_connection()
 
 

@@ -495,7 +495,7 @@ def test_a_handler_that_raises_a_runtime_error_while_a_thread_starts(
     def interrupted(_: Any) -> None:
         signal.raise_signal(signal.SIGALRM)
 
-    monkeypatch.setattr(connecting._Apart, "start", interrupted)
+    monkeypatch.setattr(connecting._ConnectThread, "start", interrupted)
     with (
         alarms(TimeLimit),
         lualock.connect(_by_name(one_server)) as locks,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock._transport.asyncio import loop
+from lualock._transport.asyncio import subscriber as asyncio_subscriber
 from lualock._transport.threads import subscriber
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
@@ -130,7 +130,7 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
 ) -> None:
     """Messages are heard by a new connection where nothing was heard by the old one for long."""
     monkeypatch.setattr(subscriber, "DOUBTED_S", 0.2)
-    monkeypatch.setattr(loop, "DOUBTED_S", 0.2)
+    monkeypatch.setattr(asyncio_subscriber, "DOUBTED_S", 0.2)
     others, lock = shell.connect(), shell.connect(swallower.url).lock("x", ttl=30)
     for _ in range(2):
         held = await settle(others.lock("x", ttl=30).acquire())

@@ -133,7 +133,7 @@ async def test_without_proofs_they_would_be(shell: World, monkeypatch: pytest.Mo
             return reply[len(proof) :]
         return reply[1:] if type(reply) is list else reply
 
-    monkeypatch.setattr(codec, "proved", believed)
+    monkeypatch.setattr(codec, "strip_proof", believed)
     wrong = []
     for act, nth in itertools.product((_twice, _never, _refused), range(1, 8)):
         try:

@@ -903,7 +903,9 @@ def test_who_waits_in_a_loop_that_was_just_closed(
 
     def waits() -> bool:
         loops = list(locks._driver._loops.values())
-        return any(place.waiter for each in loops for place in list(each._places.values()))
+        return any(
+            inbox.waiter for each in loops for inbox in list(each.subscriber._inboxes.values())
+        )
 
     async def use() -> bool:
         async with locks.lock("x", ttl=60) as lease:

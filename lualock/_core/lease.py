@@ -142,7 +142,7 @@ class LeaseBase:
         return False
 
     def _listen_anew(self) -> None:
-        self._driver.listen_anew()
+        self._driver.resubscribe()
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""

@@ -1,5 +1,5 @@
-"""Layer 3: the drivers, the only code that touches a client.
+"""The transport: the drivers, the only code that uses redis-py and hiredis.
 
-``endpoint`` knows where the server is and makes connections; ``wire`` packs calls and says what an
-error of the client means; ``blocking`` and ``asynchronous`` run a protocol's steps.
+``endpoint`` knows where the server is and makes connections, ``codec`` packs calls and checks
+replies, ``errors`` translates errors. ``threads`` and ``asyncio`` run the protocol's steps.
 """

@@ -1,4 +1,4 @@
-"""Calls to bytes, and bytes to replies."""
+"""Turn calls into bytes, and bytes into replies."""
 
 from __future__ import annotations
 
@@ -14,52 +14,58 @@ from lualock._protocol import RunScript
 from lualock._transport.errors import CrossedReply, reply_error
 from lualock.errors import UnsupportedServer
 
-MORE = object()  # a reply is not complete yet
+INCOMPLETE = object()  # a reply is not complete yet
 
 
-# hiredis before 3.2 has no type for pushes of RESP3; none is ever asked for then.
+# hiredis before 3.2 has no type for RESP3 pushes; then no connection uses RESP3.
 PushNotification = getattr(hiredis, "PushNotification", ())
 
 
-FLOORS = {"redis": (6, 2), "valkey": (7, 2)}
+HELLO = b"*1\r\n$5\r\nHELLO\r\n"
+TIME = b"*1\r\n$4\r\nTIME\r\n"
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+_NEEDS = "lualock needs Redis 6.2, Valkey 7.2 or later"
+_MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 
 
-# How a word of so many bytes begins: made beforehand, for formatting a number costs as much as all
-# else that is done to pack a command.
+# The header of a word of each size, made in advance: formatting a number costs as much as all the
+# rest of packing a command.
 _SMALL = 256
-_SIZE = [b"\r\n$%d\r\n" % size for size in range(_SMALL)]
-_NUMBERS = struct.Struct("8s" * 32)
+_HEADERS = [b"\r\n$%d\r\n" % size for size in range(_SMALL)]
+_PROOFS = struct.Struct("8s" * 32)
 
 
-def _make_numbers() -> list[bytes]:
-    return list(_NUMBERS.unpack(os.urandom(_NUMBERS.size)))
+def _make_proofs() -> list[bytes]:
+    return list(_PROOFS.unpack(os.urandom(_PROOFS.size)))
 
 
-_numbers = Supply(_make_numbers)
+_proofs = Supply(_make_proofs)
 
 
 def pack(call: RunScript, *, source: bool = False) -> tuple[bytes, bytes]:
-    """The command's bytes, with ``source`` those that carry the whole script; and the proof that
-    its reply begins with."""
+    """Return the command's bytes, and the proof that its reply begins with. With ``source`` the
+    command has the whole script."""
     script, parts = call.script, call.parts
     pieces = [script.eval if source else script.evalsha]
     for part in parts:
         size = len(part)
-        pieces.append(_SIZE[size] if size < _SMALL else b"\r\n$%d\r\n" % size)
+        pieces.append(_HEADERS[size] if size < _SMALL else b"\r\n$%d\r\n" % size)
         pieces.append(part)
     if script.proof_at is not None:
         pieces.append(b"\r\n")
         return b"".join(pieces), parts[script.proof_at]
     try:
-        proof = _numbers.spare.pop()
+        proof = _proofs.spare.pop()
     except IndexError:
-        proof = _numbers.more()
-    pieces += _SIZE[len(proof)], proof, b"\r\n"
+        proof = _proofs.more()
+    pieces += _HEADERS[len(proof)], proof, b"\r\n"
     return b"".join(pieces), proof
 
 
-def proved(reply: Any, proof: bytes) -> Any:
-    """What a reply says behind its proof. An error has none: see :func:`echo`.
+def strip_proof(reply: Any, proof: bytes) -> Any:
+    """Check that a reply begins with its proof, and return the rest. An error has no proof: see
+    :func:`echo`.
 
     :raises CrossedReply: it answers another request.
     """
@@ -76,73 +82,71 @@ def proved(reply: Any, proof: bytes) -> Any:
 
 
 def echo() -> tuple[bytes, bytes]:
-    """A command, and the proof that its reply begins with: that proves that the replies before it
-    were in order, too. It follows what says nothing of the request that it answers: an error, or
-    the server's time. (A server that answers errors may refuse this one as well.)"""
+    """Return a PING, and the proof that its reply begins with. The proof shows that the replies
+    before it were in order, too.
+
+    Send it after a request whose reply proves nothing: an error, or the server's time. (A server
+    that answers errors may refuse this command as well.)
+    """
     nonce = os.urandom(8).hex().encode()
     return b"*2\r\n$4\r\nPING\r\n$16\r\n%b\r\n" % nonce, nonce
 
 
 class Packer:
-    """What redis-py packs the words of its handshake with.
+    """Pack the commands of redis-py's handshake.
 
     hiredis asks an integer for its text, and Python runs signal handlers there: if one raises,
-    hiredis crashes the process. So it is given bytes only, as :func:`pack` does.
+    hiredis crashes the process. So hiredis gets bytes only, as in :func:`pack`.
     """
 
     def pack(self, *words: Any) -> list[bytes]:
-        """A command as the bytes to send."""
+        """Return a command as the bytes to send."""
         parts: Any = tuple(w if isinstance(w, bytes) else str(w).encode() for w in words)
         return [hiredis.pack_command(parts)]
 
 
 class Replies:
-    """What a connection has received, reply by reply. redis-py made the connection; talking on
-    it needs none of its command machinery, which costs more than the network."""
+    """Parse what a connection receives into replies. redis-py opened the connection, but its
+    command machinery is not used: it costs more than the network."""
 
     __slots__ = ("_pushes", "feed", "gets")
 
     def __init__(self, *, pushes: bool = False) -> None:
         self._pushes = pushes
-        reader = hiredis.Reader(notEnoughData=MORE)
+        reader = hiredis.Reader(notEnoughData=INCOMPLETE)
         self.feed = reader.feed
         self.gets = reader.gets  # as :meth:`next`, pushes included
 
     def next(self) -> Any:
-        """The next reply, :data:`MORE` if it is not all there; a ``ReplyError`` is returned."""
+        """Return the next reply (a ``ReplyError`` is not raised), or :data:`INCOMPLETE`."""
         reply = self.gets()
         while type(reply) is PushNotification and not self._pushes:
-            reply = self.gets()  # RESP3: nothing that we asked for
+            reply = self.gets()  # RESP3: no reply to a request of ours
         return reply
 
 
-def payload(reply: Any) -> bytes | None:
-    """What a message says; ``None`` for what is no message."""
+def message_payload(reply: Any) -> bytes | None:
+    """Return the payload of a message, or ``None`` if the reply is not a message."""
     if isinstance(reply, list) and reply[0] == b"message":
-        said: bytes = reply[2]
-        return said
+        payload: bytes = reply[2]
+        return payload
     return None
 
 
-HELLO = b"*1\r\n$5\r\nHELLO\r\n"
-TIME = b"*1\r\n$4\r\nTIME\r\n"
-PING = b"*1\r\n$4\r\nPING\r\n"
-
-
 def new_channel(prefix: bytes) -> bytes:
-    """A channel for one process (or event loop). Without a space: in a ticket that ends it."""
+    """Return a channel for a process or event loop. It has no space: that ends it in a ticket."""
     return prefix.replace(b"%", b"%25").replace(b" ", b"%20") + b":wake:" + token_hex(8).encode()
 
 
-def subscribe(channel: bytes) -> bytes:
-    """The command that listens to a channel."""
+def subscribe_command(channel: bytes) -> bytes:
+    """Return the command that subscribes to a channel."""
     return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
 def check_subscribed(reply: Any, channel: bytes) -> None:
-    """Check the answer to SUBSCRIBE.
+    """Check the reply to SUBSCRIBE.
 
-    :raises AccessDenied: the server's rules forbid this user the channel.
+    :raises AccessDenied: the server's ACL rules deny this user the channel.
     :raises CrossedReply: it answers another request.
     """
     if isinstance(reply, hiredis.ReplyError):
@@ -152,32 +156,27 @@ def check_subscribed(reply: Any, channel: bytes) -> None:
 
 
 def check_hello(reply: Any) -> None:
-    """Check the server's version in its answer to HELLO.
+    """Check the server's version in its reply to HELLO.
 
-    :raises UnsupportedServer: it is older than the floor.
+    :raises UnsupportedServer: it is too old.
     """
-    if isinstance(reply, hiredis.ReplyError):  # without arguments it came with Redis 6.2
-        raise UnsupportedServer(
-            f"the server does not answer HELLO ({reply}); lualock needs Redis 6.2, Valkey 7.2 or "
-            "later"
-        )
+    if isinstance(reply, hiredis.ReplyError):  # HELLO without arguments came with Redis 6.2
+        raise UnsupportedServer(f"could not use the server: it rejects HELLO ({reply}). {_NEEDS}")
     if isinstance(reply, list):  # RESP2 answers a map as a flat list
         reply = dict(zip(reply[::2], reply[1::2], strict=True))
     server = bytes(reply.get(b"server", b"redis")).decode()
     version = bytes(reply.get(b"version", b"")).decode()
-    floor = FLOORS.get(server)
+    floor = _MIN_VERSIONS.get(server)
     try:
         found = tuple(int(part) for part in version.split(".")[:2])
     except ValueError:
-        return  # a server with a version scheme of its own: its commands will tell
+        return  # a server with a version scheme of its own: its replies will show what it can do
     if floor is not None and found < floor:
-        raise UnsupportedServer(
-            f"the server is {server} {version}; lualock needs Redis 6.2, Valkey 7.2 or later"
-        )
+        raise UnsupportedServer(f"could not use the server: it is {server} {version}. {_NEEDS}")
 
 
 def server_us(reply: Any) -> int:
-    """The server's time, in microseconds, from its answer to TIME."""
+    """Return the server's time, in microseconds, from its reply to TIME."""
     if isinstance(reply, hiredis.ReplyError):
         raise reply_error(str(reply))
     return int(reply[0]) * 1_000_000 + int(reply[1])

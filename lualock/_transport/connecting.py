@@ -1,4 +1,4 @@
-"""Connections that are made in time, also while a name server does not answer."""
+"""Connect in time, also while a name server does not answer."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from lualock._transport import errors, sockets
 
 
 def connect_in_time(connection: Any, end: float, clock: Clock) -> None:
-    """Open a connection of redis-py's. Each reply of its handshake has what is left of the time,
-    and so has the first that comes after it.
+    """Open a connection of redis-py's. What is left of the time limits each reply of its handshake,
+    and the first reply after it.
 
-    :raises TimeoutError: that took longer than until ``end``.
+    :raises TimeoutError: it was not open by ``end``.
     """
-    if _needs_no_lookup(connection):
+    if _has_fixed_address(connection):
         _connect(connection, end, clock)
     else:
-        _Apart(connection, end, clock).connect()
+        _ConnectThread(connection, end, clock).connect()
 
 
-async def connect_by_address(connection: Any, reply_s: float) -> None:
-    """Open a connection of redis-py's for asyncio. (Its caller limits the time.)
+async def resolve_and_connect(connection: Any, reply_s: float) -> None:
+    """Open a connection of redis-py's for asyncio. (The caller limits the time.)
 
-    asyncio looks names up in threads that ``asyncio.run`` waits for when it ends; this does so in
-    one that is left behind.
+    asyncio resolves names in threads that ``asyncio.run`` waits for when it ends; this function
+    uses a thread that is left behind.
     """
-    if _needs_no_lookup(connection) or hasattr(connection, "connection_pool"):
+    if _has_fixed_address(connection) or hasattr(connection, "connection_pool"):
         await connection.connect()
         return
     name, arguments = connection.host, connection._connection_arguments
-    addresses = await _look_up(name, connection.port, reply_s)
+    addresses = await _resolve(name, connection.port, reply_s)
     if hasattr(connection, "ssl_context"):
         connection._connection_arguments = lambda: {**arguments(), "server_hostname": name}
     try:
@@ -56,95 +56,96 @@ async def connect_by_address(connection: Any, reply_s: float) -> None:
         vars(connection).pop("_connection_arguments", None)
 
 
-async def _look_up(name: str, port: int, reply_s: float) -> list[str]:
-    """The addresses of a name, in the order in which they are to be tried."""
+async def _resolve(name: str, port: int, reply_s: float) -> list[str]:
+    """Return the addresses of a name, in the order to try them."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[str]] = loop.create_future()
 
-    def tell(what: partial[None]) -> None:
+    def finish(set_outcome: partial[None]) -> None:
         if not found.done():
-            what()
+            set_outcome()
 
-    def work() -> None:
+    def resolve() -> None:
         try:
             infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-            what = partial(found.set_result, [str(address[0]) for *_, address in infos])
+            set_outcome = partial(found.set_result, [str(address[0]) for *_, address in infos])
         except Exception as error:
-            what = partial(found.set_exception, error)
+            set_outcome = partial(found.set_exception, error)
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, what)
+            loop.call_soon_threadsafe(finish, set_outcome)
 
-    threading.Thread(target=work, name="lualock-connect", daemon=True).start()
+    threading.Thread(target=resolve, name="lualock-connect", daemon=True).start()
     done, _ = await asyncio.wait({found}, timeout=reply_s)
     if not done:
         found.cancel()
-        raise TimeoutError("its name was not found in time")
+        raise TimeoutError("its name was not resolved in time")
     return found.result()
 
 
-def _needs_no_lookup(connection: Any) -> bool:
-    """Whether it is certain where the server is: nothing else can take longer than it may."""
+def _has_fixed_address(connection: Any) -> bool:
+    """Return whether the server's address is known. Only resolving it can take too long."""
     if hasattr(connection, "path"):
         return True
     try:
         ipaddress.ip_address(connection.host)
     except ValueError:
         return False
-    return not hasattr(connection, "connection_pool")  # which finds it by asking Sentinel
+    return not hasattr(connection, "connection_pool")  # that one asks Sentinel for the address
 
 
-class _Apart(threading.Thread):
-    """A thread that connects. ``getaddrinfo`` can neither be interrupted nor given a time, so its
-    caller leaves the thread behind when the time is over, and it closes what it made."""
+class _ConnectThread(threading.Thread):
+    """A thread that connects. ``getaddrinfo`` can neither be interrupted nor take a timeout: when
+    the time is over, the caller leaves the thread behind, and the thread closes what it opened."""
 
     def __init__(self, connection: Any, end: float, clock: Clock) -> None:
         super().__init__(name="lualock-connect", daemon=True)
         self._connection, self._end, self._clock = connection, end, clock
         self._ended = threading.Event()
-        self._error: BaseException | None = None
-        self._left = False  # its caller has gone on
+        self._failure: BaseException | None = None
+        self._abandoned = False  # its caller does not wait any more
 
     def connect(self) -> None:
-        """Connect, or raise what went wrong."""
+        """Connect, or raise the thread's error."""
         try:
             self.start()
-        except BaseException as broke:
-            self._left = True
-            if not isinstance(broke, RuntimeError) or errors.raised_by_handler(broke):
+        except BaseException as error:
+            self._abandoned = True
+            if not isinstance(error, RuntimeError) or errors.raised_by_handler(error):
                 raise  # the thread may have begun to connect
-            # The interpreter is ending, and starts no thread any more.
+            # The interpreter is ending, and cannot start threads any more.
             _connect(self._connection, self._end, self._clock)
             return
         try:
-            if not self._ended.wait(max(sockets.LEAST_S, self._end - self._clock())):
-                raise TimeoutError("it was not reached in time (its name, or the connection)")
+            if not self._ended.wait(max(sockets.MIN_TIMEOUT_S, self._end - self._clock())):
+                raise TimeoutError("it was not reached in time (resolving its name, or connecting)")
         except BaseException:
-            self._left = True
+            self._abandoned = True
             raise
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def run(self) -> None:
-        """What the thread does."""
         try:
             _connect(self._connection, self._end, self._clock)
         except BaseException as error:
-            self._error = error
+            self._failure = error
         self._ended.set()
-        if self._left:  # a caller that leaves after this line closes the connection itself
+        if self._abandoned:  # a caller that leaves later closes the connection itself
             self._connection.disconnect()
 
 
 def _connect(connection: Any, end: float, clock: Clock) -> None:
     read, usual_s = connection.read_response, connection.socket_timeout
 
-    def left_s(most_s: float | None = usual_s) -> float:
-        return min(math.inf if most_s is None else most_s, max(sockets.LEAST_S, end - clock()))
+    def left_s(limit_s: float | None = usual_s) -> float:
+        return min(
+            math.inf if limit_s is None else limit_s, max(sockets.MIN_TIMEOUT_S, end - clock())
+        )
 
-    def read_in_time(*how: Any, **told: Any) -> Any:
+    def read_in_time(*args: Any, **kwargs: Any) -> Any:
         connection._sock.settimeout(left_s())
-        return read(*how, **told)
+        return read(*args, **kwargs)
 
     connection.socket_connect_timeout = left_s(connection.socket_connect_timeout)
     connection.socket_timeout = left_s()
@@ -152,8 +153,8 @@ def _connect(connection: Any, end: float, clock: Clock) -> None:
     try:
         connection.connect()
         connection._sock.settimeout(left_s())
-    except errors.NO_HANDSHAKE as error:
-        raise errors.no_handshake(error) from error
+    except errors.HANDSHAKE_ERRORS as error:
+        raise errors.handshake_error(error) from error
     finally:
         del connection.read_response  # or it and the connection would keep each other alive
         connection.socket_timeout = usual_s

@@ -1,8 +1,8 @@
-"""Where the server is, and how connections to it are made.
+"""Know where the server is, and make connections to it.
 
-The connections are redis-py's own (so TLS, AUTH, HELLO, Sentinel and credential providers are
-its business), but they are not taken from the caller's pool: ours run with the client's retries
-off, because a retry that the protocol does not know of would falsify deadlines and outcomes.
+The connections are redis-py's own, so it handles TLS, AUTH, HELLO, Sentinel and credential
+providers. But they do not come from the caller's pool: ours have the client's retries off, because
+a retry that the protocol does not know of would falsify deadlines and outcomes.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from lualock.errors import InvalidArgument
 
 SOCKET_TIMEOUT_S = 5.0
 
-# redis-py looks its version up for each connection, and the first time the standard library
-# imports modules for that. Done by one thread while another forks, the child would inherit an
-# import lock that nobody gives back, and hang at its first connection. So it is done here.
-_look_it_up: Any = get_lib_version  # redis-py does not say its type
-_look_it_up()
+# redis-py looks up its version for each connection, and the first time that imports modules. If one
+# thread does so while another forks, the child inherits an import lock that is never released, and
+# hangs at its first connection. So it is done here.
+_look_up_version: Any = get_lib_version  # redis-py declares no type for it
+_look_up_version()
 
-# A stock class of one world and its twin in the other.
-_TWINS: dict[type, type] = {
+# The stock connection classes: each for threads, with its counterpart for asyncio, and vice versa.
+_COUNTERPARTS: dict[type, type] = {
     redis.Connection: asyncio_connection.Connection,
     redis.SSLConnection: asyncio_connection.SSLConnection,
     redis.UnixDomainSocketConnection: asyncio_connection.UnixDomainSocketConnection,
 }
-_TWINS |= {twin: stock for stock, twin in list(_TWINS.items())}
+_COUNTERPARTS |= {other: stock for stock, other in list(_COUNTERPARTS.items())}
 
-# What a stock connection is told. The rest of a pool's settings is the client's own plumbing.
-_KEPT = {
+# The settings that a stock connection gets. The rest of a pool's settings is internal to redis-py.
+_STOCK_SETTINGS = {
     *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name"),
     *("protocol", "encoding", "encoding_errors", "socket_timeout", "socket_connect_timeout"),
     *("socket_keepalive", "socket_keepalive_options", "socket_type"),
 }
-# What no connection of ours is told, stock or not.
-_OURS = {
+# The settings that no connection of ours gets, stock or not.
+_OVERRIDDEN = {
     *("retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "decode_responses"),
 }
 
 
-# An idle connection that died without a word (a NAT, a load balancer) is found so by the kernel,
-# and costs no round trip when it is used.
+# The kernel finds an idle connection that is silently dead (a NAT, a load balancer), so it is used
+# without a round trip to check it.
 _KEEPALIVE = {
     getattr(socket, name): value
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
@@ -68,7 +68,7 @@ class Endpoint:
     connection_class: type
     settings: dict[str, Any]
     keep: Any = None
-    """What the settings have no more than a weak reference to."""
+    """An object that the settings refer to only weakly."""
     server: str = field(init=False)
     """The address and database: equal where two endpoints are known to lead to one server."""
 
@@ -77,43 +77,47 @@ class Endpoint:
 
     @classmethod
     def of_url(cls, url: str, *, asynchronous: bool = False) -> Endpoint:
-        """The endpoint a URL names (``redis://``, ``rediss://``, ``unix://``).
+        """Make the endpoint of a URL (``redis://``, ``rediss://``, ``unix://``).
 
-        :raises InvalidArgument: it is no such URL, or says what no connection can be made with.
+        :raises InvalidArgument: it is not such a URL, or no connection can be made with it.
         """
         urls.check(url)
         try:
             found = cls._of_pool(redis.ConnectionPool.from_url(url))
-            # One is made, and not connected: what redis-py does not like is said here, and not by
-            # the first call.
+            # Make one without connecting: redis-py reports an invalid setting here, not at the
+            # first call.
             _ = found.asyncio_connection() if asynchronous else found.blocking_connection()
-        except Exception as error:  # redis-py raises whatever comes
-            raise urls.not_a_url(str(error) if urls.tellable(url) else None) from None
+        except Exception as error:  # redis-py raises errors of any class
+            raise urls.not_a_url(str(error) if urls.may_quote(url) else None) from None
         return found
 
     @classmethod
     def of_client(cls, client: Any, *, asynchronous: bool) -> Endpoint:
-        """The endpoint a client talks to. The client itself is not used.
+        """Make the endpoint of a client's server. The client itself is not used.
 
-        :raises InvalidArgument: it is no client, or one of the other world, or its timeouts are
-            none.
+        :raises InvalidArgument: it is not a client, or one for the other API, or its timeouts are
+            invalid.
         """
         wanted: Any = redis.Redis
         other: Any = redis.asyncio.Redis
-        hint = "for redis.asyncio.Redis use lualock.aio"
+        hint = "For redis.asyncio.Redis use lualock.aio"
         if asynchronous:
             wanted, other = other, wanted
-            hint = "for redis.Redis use lualock.connect() or lualock.Locks"
+            hint = "For redis.Redis use lualock.connect() or lualock.Locks"
         if isinstance(client, wanted):
             return cls._of_pool(client.connection_pool)
         name = f"{type(client).__module__}.{type(client).__qualname__}"
         if isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster):
-            raise InvalidArgument("a cluster client is not supported yet: pass one node's client")
+            raise InvalidArgument(
+                "could not use the client: clusters are not supported yet. Pass one node's client"
+            )
         if isinstance(client, other):
-            raise InvalidArgument(f"{name} is the wrong kind of client here: {hint}")
+            raise InvalidArgument(
+                f"could not use {name}: it is the wrong kind of client here. {hint}"
+            )
         raise InvalidArgument(
-            f"{name} is no client: pass a {wanted.__module__.rpartition('.')[0]}.Redis, "
-            "or a URL to connect()"
+            f"could not use {name}: it is not a client. Pass a "
+            f"{wanted.__module__.rpartition('.')[0]}.Redis, or a URL to connect()"
         )
 
     @classmethod
@@ -121,49 +125,52 @@ class Endpoint:
         settings = dict(pool.connection_kwargs)
         settings.setdefault("socket_timeout", SOCKET_TIMEOUT_S)
         if settings["socket_timeout"] is None:
-            # A call that may wait for ever cannot keep any promise about time.
+            # A call without a time limit cannot keep any promise about time.
             settings["socket_timeout"] = SOCKET_TIMEOUT_S
         settings.setdefault("socket_connect_timeout", settings["socket_timeout"])
         for name in ("socket_timeout", "socket_connect_timeout"):
             if settings[name] is not None:
                 options.socket_s(settings[name], name)
-        if pool.connection_class in _TWINS:
-            settings = {k: v for k, v in settings.items() if k in _KEPT or k.startswith("ssl_")}
+        if pool.connection_class in _COUNTERPARTS:
+            settings = {
+                k: v for k, v in settings.items() if k in _STOCK_SETTINGS or k.startswith("ssl_")
+            }
             if settings.get("socket_keepalive") is None and "path" not in settings:
                 # (redis-py does so itself from version 8 on.)
                 settings |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
             return cls(pool.connection_class, settings)
-        # Connections of Sentinel ask their pool where to go, and those of asyncio do not keep it.
+        # Sentinel connections ask their pool for the address; asyncio ones do not keep it alive.
         return cls(pool.connection_class, settings, pool)
 
     @property
     def reply_s(self) -> float:
-        """How long a reply is waited for where the caller sets no limit."""
+        """How long to wait for a reply if the caller sets no limit."""
         return float(self.settings["socket_timeout"])
 
-    def _make(self, retry: object, home: type, **own: object) -> Any:
+    def _make(self, retry: object, base: type, **own: object) -> Any:
         made = self.connection_class
-        if not issubclass(made, home):
-            if made not in _TWINS:
+        if not issubclass(made, base):
+            if made not in _COUNTERPARTS:
                 raise InvalidArgument(
-                    f"{made.__qualname__} has no twin for the other kind of function: decorate "
-                    "plain functions with lualock.Locks, coroutine functions with lualock.aio.Locks"
+                    f"could not use {made.__qualname__}: it has no counterpart for the other kind "
+                    "of function. Decorate plain functions with lualock.Locks, coroutine functions "
+                    "with lualock.aio.Locks"
                 )
-            made = _TWINS[made]
-        settings = {k: v for k, v in self.settings.items() if k not in _OURS}
+            made = _COUNTERPARTS[made]
+        settings = {k: v for k, v in self.settings.items() if k not in _OVERRIDDEN}
         return made(**settings, **own, retry=retry, decode_responses=False)
 
     def blocking_connection(self) -> Any:
-        """A new, unconnected ``redis.Connection`` or its like, without retries."""
-        own = {"command_packer": codec.Packer()} if self.connection_class in _TWINS else {}
+        """Make an unconnected ``redis.Connection``, or one of another class, without retries."""
+        own = {"command_packer": codec.Packer()} if self.connection_class in _COUNTERPARTS else {}
         return self._make(Retry(NoBackoff(), 0), redis.connection.AbstractConnection, **own)
 
     def asyncio_connection(self) -> Any:
-        """The same for ``redis.asyncio``."""
+        """Make one for ``redis.asyncio``."""
         return self._make(AsyncRetry(NoBackoff(), 0), asyncio_connection.AbstractConnection)
 
     def __str__(self) -> str:
-        """The address, without anything secret."""
+        """Return the address, without secrets."""
         return _address(self.settings)
 
 

@@ -1,4 +1,4 @@
-"""What an error of the connection, or of the server, means."""
+"""Translate errors of the connection, and of the server, into errors of lualock."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ from lualock._protocol import RunScript, conflict
 from lualock.errors import AccessDenied, LockError, LockUnavailable, UnsupportedServer
 
 # What a broken connection raises.
-LINE_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
+CONNECTION_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
 
 
-# What redis-py raises where the replies to its handshake are not what they should be.
-NO_HANDSHAKE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+# What redis-py raises if the replies to its handshake are malformed.
+HANDSHAKE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
-# What a server says when it cannot serve now, and what to do about it. Nothing was written: a
-# script is refused as a whole, or fails at its first write.
+# The error codes of a server that cannot serve now: the cause, and what to do. The script wrote
+# nothing: the server refuses it as a whole, or at its first write.
+_CLUSTER = "this server is a cluster node", "Connecting to a cluster is not supported yet"
 _REFUSALS = {
-    "OOM": "the server is out of memory (maxmemory): free some, or raise the limit",
-    "READONLY": "this server is a read-only replica: connect to the primary",
-    "NOREPLICAS": "the server has too few replicas to accept writes (min-replicas-to-write)",
-    "BUSY": "the server is busy with somebody's long script",
-    "LOADING": "the server is still loading its data",
-    "MASTERDOWN": "this replica has lost its primary",
-    "MISCONF": "the server refuses writes because it cannot save its data (see its log)",
-    "CLUSTERDOWN": "the cluster is down",
-    "MOVED": "this server is a cluster node: connecting to a cluster is not supported yet",
-    "CROSSSLOT": "this server is a cluster node: connecting to a cluster is not supported yet",
-    "TRYAGAIN": "the lock's slot is being moved to another node",
+    "OOM": ("the server is out of memory (maxmemory)", "Free some memory, or raise the limit"),
+    "READONLY": ("this server is a read-only replica", "Connect to the primary"),
+    "NOREPLICAS": ("the server has too few replicas", "Start more, or set min-replicas-to-write"),
+    "BUSY": ("the server is busy with a long script", "Try again later"),
+    "LOADING": ("the server is still loading its data", "Try again later"),
+    "MASTERDOWN": ("this replica has lost its primary", "Connect to the primary"),
+    "MISCONF": ("the server cannot save its data, and refuses writes", "See the server's log"),
+    "CLUSTERDOWN": ("the cluster is down", "Try again later"),
+    "MOVED": _CLUSTER,
+    "CROSSSLOT": _CLUSTER,
+    "TRYAGAIN": ("the slot of the lock is being moved to another node", "Try again later"),
 }
 
 
-_WORDS = re.compile("[A-Z]{3,}")  # the codes in an error are some of them
+_WORDS = re.compile("[A-Z]{3,}")  # the error codes are among them
 
 
-# What a server says of a script that does what its user may not: with no code word of its own.
-_FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
+# The texts of an error, without a code, for a script that does what its user is not allowed to do.
+_DENIED = ("ACL failure in script", "The user executing the script can't")
 
 
 class CrossedReply(ConnectionError):
     """A reply that answers another request: the connection has lost the order of its replies."""
 
 
-class Unanswered(TimeoutError):
-    """No reply came in time, to a request that was sent whole."""
+class ReplyTimeout(TimeoutError):
+    """No reply came in time to a request that was sent completely."""
 
 
 def is_noscript(reply: Any) -> bool:
-    """Whether the server does not know the script's digest (any more)."""
+    """Return whether the server does not know the script's digest (any more)."""
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether an error means that the connection is broken; else it is not ours to deal with.
+    """Return whether an error means that the connection is broken; if not, the caller raises it.
 
-    What a signal handler of the program raised may look like an error of the connection
-    (``TimeoutError``). Where redis-py made it one of its own, the handler's is raised here.
+    An error that a signal handler of the program raised may look like one of the connection
+    (``TimeoutError``). If redis-py wrapped it, the handler's own error is raised here.
     """
     cause: BaseException | None = error
     try:
@@ -73,7 +74,7 @@ def is_broken(error: BaseException) -> bool:
                     return False
                 raise cause
             cause = cause.__context__
-        return isinstance(error, LINE_ERRORS)
+        return isinstance(error, CONNECTION_ERRORS)
     finally:
         # An error and a frame that has it keep each other, and what is in its frames, alive.
         cause = None
@@ -81,7 +82,7 @@ def is_broken(error: BaseException) -> bool:
 
 
 def raised_by_handler(error: BaseException) -> bool:
-    """Whether a signal handler of the program raised this error."""
+    """Return whether a signal handler of the program raised this error."""
     handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
     trace = error.__traceback__
     while trace is not None:
@@ -92,7 +93,7 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 def _code(handler: Any) -> Any:
-    """What a signal handler's frame runs; ``None`` if it has none."""
+    """Return the code that the frame of a signal handler runs; ``None`` if it has no frame."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if callable(handler) and not hasattr(handler, "__code__"):
@@ -101,16 +102,21 @@ def _code(handler: Any) -> Any:
 
 
 def is_demoted(reply: Any) -> bool:
-    """Whether it was said by a server that is no primary any more: whoever connects anew to the
-    same address (a name, a balancer) may be sent to the one that is."""
+    """Return whether the server is no longer a primary. A new connection to the same address (a
+    name, a load balancer) may lead to the primary."""
     return isinstance(reply, hiredis.ReplyError) and bool(
         {"READONLY", "MASTERDOWN"} & set(_WORDS.findall(str(reply)))
     )
 
 
+def reply_or_error(reply: Any, call: RunScript) -> Any:
+    """Return a reply, or if it is an error the :class:`LockError` that it means."""
+    return reply_error(str(reply), call) if isinstance(reply, hiredis.ReplyError) else reply
+
+
 def reply_error(text: str, call: RunScript | None = None) -> LockError:
-    """What an error that the *server* answered means. The request had no effect; but where it was
-    sent on two connections, nothing is known of the other copy."""
+    """Return what an error reply of the *server* means. The request had no effect; but if it was
+    sent on two connections, the outcome of the other copy is unknown."""
     error = _reply_error(text, b"" if call is None else call.parts[0])
     if call is not None and call.doubled and isinstance(error, LockUnavailable):
         error.outcome_unknown = True
@@ -118,66 +124,67 @@ def reply_error(text: str, call: RunScript | None = None) -> LockError:
 
 
 def _reply_error(text: str, key: bytes) -> LockError:
-    # Before Redis 7 an error inside a script stands behind 'ERR Error running script (...): '.
+    # Before Redis 7 an error inside a script comes after 'ERR Error running script (...): '.
     words = set(_WORDS.findall(text))
-    if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(said in text for said in _FORBIDDEN):
+    if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(part in text for part in _DENIED):
         return AccessDenied(
-            f"the server refuses this user ({text}): check the user name, the password and the "
-            "ACL rules of the connection"
+            f"could not use the server: it denies access to this user ({text}). Check the user "
+            "name, the password and the ACL rules of the connection"
         )
     if "WRONGTYPE" in words:
         return conflict(key)
     if "unknown command" in text.lower():
         return UnsupportedServer(
-            f"the server does not know a command that lualock needs ({text}): lualock needs "
-            "Redis 6.2, Valkey 7.2 or later"
+            "could not use the server: it does not know a command that lualock needs "
+            f"({text}). lualock needs Redis 6.2, Valkey 7.2 or later"
         )
-    for word, advice in _REFUSALS.items():
+    for word, (cause, advice) in _REFUSALS.items():
         if word in words:
-            return LockUnavailable(f"{advice} ({text})")
-    return LockUnavailable(f"the server refused the request: {text}")
+            return LockUnavailable(f"could not run the script: {cause} ({text}). {advice}")
+    return LockUnavailable(f"could not run the script: the server refused it ({text})")
 
 
-def connect_error(error: BaseException, where: str) -> LockError:
-    """What a failure to *connect* means. Nothing was sent."""
+def connect_error(error: BaseException, address: str) -> LockError:
+    """Return what a failure to *connect* means. Nothing was sent."""
     if error.__context__ is not None:
-        dealt_with([error.__context__])  # what redis-py keeps would keep the program's frames
+        # An error that redis-py keeps would keep the program's frames alive.
+        drop_tracebacks([error.__context__])
     if isinstance(error, theirs.AuthenticationError | theirs.NoPermissionError):
         return AccessDenied(
-            f"the server at {where} refuses this user ({error}): check the user name and the "
-            "password of the connection"
+            f"could not connect to the server at {address}: it denies access to this user "
+            f"({error}). Check the user name and the password of the connection"
         )
     if isinstance(error, theirs.ResponseError) or "unknown command" in str(error).lower():
         return reply_error(str(error))
     return LockUnavailable(
-        f"no connection to the server at {where}: {_said(error)}. Is it running, and is "
-        "the address right?"
+        f"could not connect to the server at {address}: {_text(error)}. Is it running, and is the "
+        "address right?"
     )
 
 
-def no_handshake(error: BaseException) -> ConnectionError:
-    """What is wrong with a connection whose handshake redis-py could not make sense of."""
-    return ConnectionError(f"its handshake made no sense ({type(error).__name__}: {error})")
+def handshake_error(error: BaseException) -> ConnectionError:
+    """Return the error for a handshake with malformed replies."""
+    return ConnectionError(f"its handshake is malformed ({type(error).__name__}: {error})")
 
 
-def _said(error: BaseException) -> str:
-    """What an error says, to stand inside a sentence."""
-    return (str(error) or type(error).__name__).rstrip(". ")
-
-
-def lost_reply(error: BaseException, where: str) -> LockUnavailable:
-    """What a connection that broke after something was sent means."""
+def lost_reply_error(error: BaseException, address: str) -> LockUnavailable:
+    """Return what it means that a connection broke after something was sent."""
     return LockUnavailable(
-        f"the connection to the server at {where} broke before the reply came ({_said(error)}): "
-        "the request may or may not have been carried out",
+        f"could not get a reply from the server at {address}: the connection broke "
+        f"({_text(error)}). The request may or may not have been carried out",
         outcome_unknown=True,
     )
 
 
-def dealt_with(errors: Sequence[BaseException]) -> None:
-    """These errors are of no interest any more. The protocol may still have them in its frames,
-    and they those frames, and so the ones that called it, up to the program's own: until the
-    collector came, a lease that the program dropped would be there, and be renewed."""
+def _text(error: BaseException) -> str:
+    """Return an error's text, for use inside a sentence."""
+    return (str(error) or type(error).__name__).rstrip(". ")
+
+
+def drop_tracebacks(errors: Sequence[BaseException]) -> None:
+    """Drop the tracebacks of errors that were handled. The protocol's frames may still refer to
+    them, and they to all frames up to the program's own: a lease that the program dropped would
+    exist, and be renewed, until the garbage collector runs."""
     found: list[BaseException | None] = [*errors]
     seen: set[int] = set()
     while found:
@@ -187,8 +194,3 @@ def dealt_with(errors: Sequence[BaseException]) -> None:
             error.__traceback__ = None
             # redis-py keeps one in the frame that raised it, and then raises another.
             found += error.__cause__, error.__context__
-
-
-def answer(reply: Any, call: RunScript) -> Any:
-    """A reply: itself, or the error that it means."""
-    return reply_error(str(reply), call) if isinstance(reply, hiredis.ReplyError) else reply

@@ -1,4 +1,4 @@
-"""Layer 4, shared: from what a caller passes to ``connect()`` to an endpoint."""
+"""Turn the argument of ``connect()`` into an endpoint."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lualock._transport.endpoint import Endpoint
 from lualock.errors import InvalidArgument
 
 log = logging.getLogger("lualock")
-_said = False
+_warned = False
 
 
 def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
-    """The endpoint, and what must be kept (and closed at the end) as long as it is used.
+    """Return the endpoint, and an object to keep while it is used and to close at the end.
 
-    :raises InvalidArgument: ``server`` is no URL, no client, or a client of the other world.
-    :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
+    :raises InvalidArgument: ``server`` is not a URL or a client, or a client for the other API.
+    :raises EmbeddedUnavailable: nothing is configured, and there is no server to embed.
     """
     if server is None and (url := os.environ.get("LUALOCK_URL")):
         try:
@@ -28,14 +28,14 @@ def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
         return Endpoint.of_url(server, asynchronous=asynchronous), None
     if server is not None:
         return Endpoint.of_client(server, asynchronous=asynchronous), None
-    # The one way from the core to a leaf: opened only when nothing else is configured.
+    # An optional package: imported only if nothing else is configured.
     from lualock import embedded
 
-    global _said
+    global _warned
     started = embedded.start()
-    if not _said:
-        _said = True
-        # A warning, because it is easily overlooked: such locks end at this machine's border.
+    if not _warned:
+        _warned = True
+        # A warning, because it is easily overlooked that such locks exclude only this machine.
         log.warning(
             "no server is configured (no URL, no LUALOCK_URL): using an embedded one at %s, "
             "whose locks exclude only this user's processes on this machine",

@@ -1,13 +1,13 @@
-"""How long a socket may take: by the kernel where that is exact enough.
+"""Limit how long a socket may take: by the kernel's timeout where it is exact enough.
 
-With a timeout of Python's, each send and each receive is preceded by a poll(), four system calls
-more for acquire and release, a tenth of what they cost. A timeout of the kernel's is an option of
-the socket, and shows as EAGAIN. But its clock is coarse: by an eighth of the time, on Linux. So it
-is for short waits that nobody's timeout depends on, and for the time after which a connection
+With a timeout of Python's, a poll() precedes each send and each receive: four more system calls
+for acquire and release, a tenth of their cost. A timeout of the kernel's is an option of the
+socket, and shows as EAGAIN. But its clock is coarse: by an eighth of the time, on Linux. So it is
+used for short waits that no user's timeout depends on, and for the time after which a connection
 counts as broken.
 
-The kernel's timeout counts only where the descriptor blocks. The sockets of gevent and eventlet
-pass for ``socket.socket`` once these have patched it, but their descriptors never block.
+The kernel's timeout works only if the descriptor blocks. The sockets of gevent and eventlet pass
+for ``socket.socket`` once these have patched it, but their descriptors never block.
 """
 
 from __future__ import annotations
@@ -17,87 +17,87 @@ import socket
 import ssl
 import struct
 
-# What a send or a receive raises whose time is over: Python's, and the kernel's.
+# What a send or a receive raises when its time is over, by Python's timeout or the kernel's.
 TIMED_OUT = (TimeoutError, BlockingIOError)
 
 SHORT_S = 0.05
-"""A wait that is so short that the kernel's clock is good enough for it."""
+"""For a wait this short the kernel's clock is exact enough."""
 
-LONGEST_S = 1e6
-"""A longer wait than this is one without an end; both clocks have a limit."""
+MAX_TIMEOUT_S = 1e6
+"""A longer wait counts as endless; both clocks have a limit."""
 
 
 class Timeout:
-    """The timeout of one socket; it need not be exact while it is ``usual_s``, or up to
+    """The timeout of one socket. It need not be exact where it is ``usual_s``, or at most
     ``short_s``."""
 
-    __slots__ = ("_kernel_can", "_kernel_does", "_short_s", "_socket", "_usual_s", "seconds")
+    __slots__ = ("_kernel_active", "_kernel_works", "_short_s", "_socket", "_usual_s", "seconds")
 
     def __init__(self, connected: socket.socket, usual_s: float, short_s: float = 0.0) -> None:
         self._socket = connected
         self._usual_s = usual_s
         self._short_s = short_s
         connected.settimeout(None)
-        self._kernel_can = (
+        self._kernel_works = (
             type(connected) is socket.socket  # TLS does its own reads
             and os.get_blocking(connected.fileno())
         )
-        self._kernel_does = True
+        self._kernel_active = True
         self.seconds = -1.0
         self.set(usual_s)
 
     def set(self, seconds: float) -> None:
-        """How long a send or a receive may take from now on."""
+        """Set how long a send or a receive may take from now on."""
         if seconds == self.seconds:
             return
         self.seconds = seconds
-        seconds = min(seconds, LONGEST_S)
-        if self._kernel_can and (seconds <= self._short_s or seconds == self._usual_s):
+        seconds = min(seconds, MAX_TIMEOUT_S)
+        if self._kernel_works and (seconds <= self._short_s or seconds == self._usual_s):
             whole, part = divmod(seconds, 1)
-            # Zero would mean for ever.
+            # Zero would mean no timeout.
             value = struct.pack("ll", int(whole), max(1, int(part * 1e6)))
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
             except OSError:
-                self._kernel_can = False  # a platform with another struct timeval
+                self._kernel_works = False  # a platform with another struct timeval
             else:
-                if not self._kernel_does:
+                if not self._kernel_active:
                     self._socket.settimeout(None)
-                    self._kernel_does = True
+                    self._kernel_active = True
                 return
-        self._kernel_does = False
+        self._kernel_active = False
         self._socket.settimeout(seconds)
 
 
-CHUNK = 4096
+RECEIVE_BYTES = 4096
 
 
-SILENCE, SILENCE_LEAST_S = 1 / 4, 0.2
-"""After which share of its time, and no sooner than that, a request without a reply is sent again
-on a fresh connection: the old one may be dead without a word (a NAT, a load balancer)."""
+_SILENCE_SHARE, _SILENCE_MIN_S = 1 / 4, 0.2
 
 
-LEAST_S = 0.001
-"""The least that a socket is given when the time is over; zero would mean not to wait at all."""
+MIN_TIMEOUT_S = 0.001
+"""The timeout of a socket when the time is over; zero would mean not to wait at all."""
 
 
 def silence_s(left_s: float) -> float:
-    """How long a connection may be silent when so much time is left for a reply."""
-    return max(SILENCE_LEAST_S, left_s * SILENCE)
+    """Return how long a connection may be silent when this much time is left for a reply. After
+    that, the request is sent again on a fresh connection: the old one may be dead (a NAT, a load
+    balancer)."""
+    return max(_SILENCE_MIN_S, left_s * _SILENCE_SHARE)
 
 
 def receive_now(connected: socket.socket) -> bytes:
-    """What has been received, without waiting.
+    """Return the data that has been received, without waiting.
 
-    :raises BlockingIOError: nothing has.
+    :raises BlockingIOError: there is none.
     """
     usual_s = connected.gettimeout()
     if usual_s is None:
-        return connected.recv(CHUNK, socket.MSG_DONTWAIT)
+        return connected.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
     connected.settimeout(0)
     try:
-        return connected.recv(CHUNK)
+        return connected.recv(RECEIVE_BYTES)
     except ssl.SSLWantReadError:
         raise BlockingIOError from None
     finally:

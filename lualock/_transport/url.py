@@ -1,7 +1,7 @@
-"""A server's URL: what redis-py would ignore or find out late is refused at once.
+"""Check a server's URL: refuse at once what redis-py would ignore or report late.
 
-What is ignored is not harmless: another database has other locks, and without TLS a password goes
-in the clear.
+An ignored part does harm: another database has other locks, and without TLS a password is sent in
+clear text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _USED = {
     *("db", "username", "password", "client_name", "protocol", "encoding", "encoding_errors"),
     *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
 }
-# What a client of redis-py's takes, and no connection of ours is told. One URL is for both.
+# Settings of a redis-py client that our connections do not get: one URL may serve both.
 _DROPPED = {
     *("max_connections", "decode_responses", "health_check_interval", "retry_on_timeout"),
     *("retry_on_error", "socket_read_size", "legacy_responses", "lib_name", "lib_version"),
@@ -34,52 +34,53 @@ _INSTEAD = {
 
 
 def check(url: str) -> None:
-    """See that all of a URL means something.
+    """Check that each part of a URL has a meaning.
 
-    :raises InvalidArgument: it does not.
+    :raises InvalidArgument: a part has none.
     """
     try:
         parts = urlsplit(url)
-        told = _tellable(parts)
-        said = _wrong(parts)
+        may_quote = _may_quote(parts)
+        problem = _problem(parts)
     except ValueError:
         raise not_a_url() from None
-    if said:
-        raise not_a_url(said if told else None)
+    if problem:
+        raise not_a_url(problem if may_quote else None)
 
 
-def not_a_url(said: str | None = None) -> InvalidArgument:
-    """The error that says so, and what is wrong if that is known and may be told."""
+def not_a_url(problem: str | None = None) -> InvalidArgument:
+    """Return the error for an invalid URL, with the problem if it is known and may be quoted."""
+    detail = f": {problem}" if problem else ""
     return InvalidArgument(
-        f"not a server's URL{f': {said}' if said else ''}. It begins with redis://, rediss:// or "
-        "unix://; what is special in a user name or password (/ # ? @ : [ ] %) is written as %2F "
-        "and so on"
+        f"not a server's URL{detail}. It begins with redis://, rediss:// or unix://; a special "
+        "character in a user name or password (/ # ? @ : [ ] %) is written as %2F and so on"
     )
 
 
-def tellable(url: str) -> bool:
-    """Whether what is said of a URL that :func:`check` passed cannot be a part of its password."""
-    return _tellable(urlsplit(url))
+def may_quote(url: str) -> bool:
+    """Return whether an error may quote a URL that passed :func:`check`: no part of it can belong
+    to a password."""
+    return _may_quote(urlsplit(url))
 
 
-def _tellable(parts: SplitResult) -> bool:
-    # An @ after the host: that was no host, but the beginning of a password.
+def _may_quote(parts: SplitResult) -> bool:
+    # An @ after the host: the host was the beginning of a password.
     beyond = parts.path + parts.query + parts.fragment
     return "@" not in beyond and "password" not in unquote(parts.query)
 
 
-def _wrong(parts: SplitResult) -> str | None:
+def _problem(parts: SplitResult) -> str | None:
     if parts.scheme not in SCHEMES:
         return f"it begins with {parts.scheme}:" if parts.netloc else "it has no scheme"
     if parts.fragment:
-        return "nothing comes after a #"
+        return "a # has no meaning in it"
     if parts.scheme == "unix":
         if parts.hostname or not parts.path:
             return "after unix:// comes a path that begins with /, as in unix:///run/redis.sock"
     else:
-        wrong = _wrong_server(parts)
-        if wrong:
-            return wrong
+        problem = _server_problem(parts)
+        if problem:
+            return problem
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name.startswith("ssl_"):
             if parts.scheme != "rediss":
@@ -87,28 +88,28 @@ def _wrong(parts: SplitResult) -> str | None:
         elif name not in _USED | _DROPPED:
             return f"{name!r} means nothing in it{_instead(name)}"
         elif name == "db" and value.startswith("-"):
-            return "the number of a database is not below 0"
+            return "the number of a database cannot be below 0"
     return None
 
 
-def _wrong_server(parts: SplitResult) -> str | None:
+def _server_problem(parts: SplitResult) -> str | None:
     try:
         port = parts.port
     except ValueError:
-        port = 0  # what stands there may be a password that lacks its host
+        port = 0  # it may be a password whose host is missing
     if port == 0:
-        return "the port is no number from 1 to 65535"
+        return "the port is not a number from 1 to 65535"
     try:
         host = unquote(parts.hostname or "")
         host.encode("idna")
     except UnicodeError:
         host = "\0"
     if "\0" in host:
-        return "the host is none"
-    # redis-py takes what is no number for database 0, and /1/2 for 12.
+        return "the host is not valid"
+    # redis-py reads a path that is not a number as database 0, and /1/2 as 12.
     path = unquote(parts.path).strip("/")
     if path and not (path.isdecimal() and len(path) < 10):
-        return f"after the host comes the number of a database, and not {path!r}"
+        return f"after the host comes the number of a database, not {path!r}"
     return None
 
 

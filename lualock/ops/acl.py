@@ -40,7 +40,7 @@ def acl_rule(prefix: str | bytes = DEFAULT_PREFIX) -> str:
 def _commands() -> set[str]:
     every = [*SCRIPTS.values(), *verbs.SCRIPTS.values()]
     # (Any user may say HELLO.)
-    sent = [codec.TIME, codec.PING, codec.subscribe(b""), every[0].evalsha, every[0].eval]
+    sent = [codec.TIME, codec.PING, codec.subscribe_command(b""), every[0].evalsha, every[0].eval]
     found = {command.split(b"\r\n")[2] for command in sent}
     for script in every:
         found |= {b"|".join(filter(None, words)) for words in _CALLED.findall(script.source)}

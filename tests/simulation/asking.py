@@ -241,7 +241,7 @@ class Asked:
         """The replies did not come in time."""
         if self.over or turn != self._round or self._posted:
             return
-        self._finish(errors.lost_reply(TimeoutError("the time was over"), "sim"))
+        self._finish(errors.lost_reply_error(TimeoutError("the time was over"), "sim"))
         if self.process.threads:
             assert self.line is not None
             self.process.drop(self.line)
@@ -348,7 +348,7 @@ class OwedByLine(Owed):
         """See :class:`lualock._protocol.Pending`."""
         if self._reply is None and self._error is None:
             if self._resend and not self._line.open:
-                raise errors.lost_reply(ConnectionResetError("reset"), "sim")
+                raise errors.lost_reply_error(ConnectionResetError("reset"), "sim")
             self._line.flush()
             if self._resend:
                 self._resend = False

@@ -224,9 +224,9 @@ class Driver:
             return self._actor.keeps(getgeneratorlocals(told["steps"])["ask"], steps)
         return steps
 
-    def listen_anew(self) -> None:
+    def resubscribe(self) -> None:
         """See the drivers."""
-        self._actor.process.listen_anew()
+        self._actor.process.resubscribe()
 
     def later(self, step: protocol.CleanupLater) -> None:
         """See ``LeaseBase.handle``."""

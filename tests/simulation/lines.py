@@ -244,7 +244,7 @@ class Line:
         if not isinstance(reply, Refused):  # an error proves nothing
             proof = began if "unproved" in self.process.world.server.bugs else sending.proof
             try:
-                reply = codec.proved(reply.copy() if type(reply) is list else reply, proof)
+                reply = codec.strip_proof(reply.copy() if type(reply) is list else reply, proof)
             except errors.CrossedReply:
                 self._crossed()
                 return
@@ -277,7 +277,7 @@ class Line:
         self.link.ends.remove(self)
         self.process.forget_line(self)
         owed, self.owed = self.owed, deque()
-        why = errors.lost_reply(ConnectionResetError("reset"), "sim")
+        why = errors.lost_reply_error(ConnectionResetError("reset"), "sim")
         for sending in owed:
             if sending is not but:
                 sending.sender.settle(sending, None, why)

@@ -1,6 +1,6 @@
 """Processes: the simulator's driver.
 
-It does for the protocol's steps what ``lualock/drive`` does with sockets. Both kinds are here:
+It does for the protocol's steps what ``lualock/_transport`` does with sockets. Both kinds are here:
 *threads* have a connection for each call under way and keep it for the next, a *loop* has one for
 all its calls. Each connection keeps its order; between two there is none.
 """
@@ -103,7 +103,7 @@ class Process:
         who = call.parts[2][:22].rstrip(b"._").decode()
         self.world.record("queued", lock=lock_of(call), who=self.name, id=who)
 
-    def listen_anew(self) -> None:
+    def resubscribe(self) -> None:
         """See the drivers."""
         if self.ear.line is not None:
             self.ear.line.broken(0)

@@ -194,7 +194,7 @@ class Server:
         source = self.sources.get(script.source, script.source)
         try:
             reply = self.lua.run(source, len(script.keys), words)
-            said = codec.proved(reply.copy() if type(reply) is list else reply, proof)
+            said = codec.strip_proof(reply.copy() if type(reply) is list else reply, proof)
         except Refused as error:
             reply = said = error
         except (Broke, errors.CrossedReply) as error:

@@ -1,1 +1,1 @@
-"""The transport for asyncio."""
+"""The transport for asyncio: see :mod:`lualock._transport.asyncio.driver`."""

@@ -1,304 +1,195 @@
-"""The connections of one event loop."""
+"""What one event loop has: connections for calls, a subscriber, and clean-up that is due later."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import LOOK_LATE_S, CleanupLater, Subscribe
-from lualock._transport import codec, errors, sockets
+from lualock._protocol import CleanupLater
+from lualock._transport import codec
+from lualock._transport.asyncio import opening
 from lualock._transport.asyncio.connection import PipelinedConnection
-from lualock._transport.asyncio.posted import seen
-from lualock._transport.threads.subscriber import DOUBTED_S, PING_AFTER_S
-from lualock.errors import LockUnavailable
+from lualock._transport.asyncio.pending import consume_exception
+from lualock._transport.asyncio.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from lualock._transport.asyncio.driver import AsyncDriver
 
+DRAIN_TURNS, DRAIN_S = 3, 0.2
+"""When the loop ends, wait until no request was sent for this many turns of the loop, but at most
+this long."""
+
 
 def drop_closed(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
-    """Forget loops that were closed, which nobody told us. What is kept of a loop refers to it, so
-    it would stay."""
+    """Forget loops that were closed without notice. The value kept for a loop refers to it, so a
+    weak key alone would not end it."""
     for ref in by_loop.keyrefs():  # made at once: other threads add theirs
         if (loop := ref()) is not None and loop.is_closed():
             by_loop.pop(loop, None)
 
 
-class _Inbox:
-    """Where one waiter finds its messages."""
-
-    __slots__ = ("messages", "since", "timer", "waiter")
-
-    def __init__(self) -> None:
-        self.messages: deque[bytes] = deque()
-        self.waiter: asyncio.Future[bytes | None] | None = None
-        self.timer: asyncio.TimerHandle | None = None  # ends its wait
-        self.since = 0
-
-    def wait_less(self, seconds: float) -> bool:
-        """Let the waiter wait no longer than that from now on; whether there is one."""
-        timer = self.timer
-        if timer is None:
-            return False
-        loop = asyncio.get_running_loop()
-        if timer.when() > loop.time() + seconds:
-            timer.cancel()
-            self.timer = loop.call_later(seconds, self.tell, None)
-        return True
-
-    def tell(self, message: bytes | None) -> None:
-        """Wake the waiter; ``None``: its time is over."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(message)
-        elif message is not None:
-            self.messages.append(message)
-
-
 class LoopConnections:
-    """What one event loop has."""
+    """The connections of one event loop."""
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self._driver = driver
         self.loop = loop
-        self._channel = driver.channel(loop)
-        self.mux: PipelinedConnection | None = None  # for calls; it may have broken
-        self._beside: PipelinedConnection | None = (
-            None  # while that one is silent: another, where it asks again
-        )
-        self._ear: PipelinedConnection | None = None
-        # While somebody makes a connection: done when that has ended. The result is what went wrong
-        # with an attempt that had all its time: it goes for those who waited, too.
-        # And whether it is the second, beside one that takes long.
-        self._opening: dict[str, tuple[asyncio.Future[str | None], bool]] = {}
-        self._places: dict[bytes, _Inbox] = {}
-        self._count = 0  # of connections for messages, one after the other
-        self._pinged: asyncio.Future[Any] | None = None
-        self._cleanups: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
-        self._closed = False  # for good: who comes next makes others
-        self.at_loop_end: Any = None  # an asynchronous generator; its type does not say all it has
-        self.ends: list[Callable[[], None]] = []  # what else has to be told
+        self.connection: PipelinedConnection | None = None  # for calls; it may be broken
+        self._opening = opening.Opening(driver.endpoint, driver.clock, loop)
+        # While that one is silent: another one, on which requests are sent again.
+        self._spare: PipelinedConnection | None = None
+        self._opening_spare = opening.Opening(driver.endpoint, driver.clock, loop)
+        self.subscriber = Subscriber(driver, loop)
+        self._cleanups: dict[int, asyncio.TimerHandle] = {}  # by the id of the step
+        self._closed = False  # for good: a later caller opens others
+        self._generator: Any = None  # an asynchronous generator, which the loop ends when it ends
+        self._on_end: list[Callable[[], None]] = []
 
-    def stop(self) -> None:
-        """Do nothing of its own any more; who still wants something may have it."""
-        while self.ends:
-            self.ends.pop()()
-
-    def close(self) -> None:
-        self._closed = True
-        self.stop()
-        for timer in self._cleanups.values():
-            timer.cancel()
-        for mux in (self.mux, self._beside, self._ear):
-            if mux is not None:
-                mux.close()
-
-    def open_now(self) -> PipelinedConnection | None:
-        """The connection for calls, if there is one."""
-        return self.mux if self.mux is not None and self.mux.open else None
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits for a reply, or for the connection that he would ask on."""
-        mux = self.open_now()
-        return "calls" in self._opening if mux is None else mux.busy
-
-    async def beside(self, mux: PipelinedConnection, until: float) -> PipelinedConnection:
-        """Another connection for calls than this one, which is silent."""
-        if self.mux is not None and self.mux is not mux and self.mux.open:
-            return self.mux
-        while self._beside is None or not self._beside.open:
-            if not await self._another_opens("beside", until):
-                with self._opens("beside", until):
-                    made = await self._driver._within(until, self._open)
-                    self._beside = self._wanted(made, self._beside)
-        return self._beside
-
-    def answered(self, mux: PipelinedConnection, silent: PipelinedConnection) -> None:
-        """Of two connections this one answered first; the other one is closed."""
-        if mux is self._beside:
-            self._beside = None
-            if self.mux is silent or self.mux is None or not self.mux.open:
-                self.mux = mux
-        if mux is not silent:
-            silent.close()
-        elif self._beside is not None:
-            self._beside.close()
-            self._beside = None
+    # The connection for calls.
 
     async def calls(self, until: float | None) -> PipelinedConnection:
-        """The connection for calls."""
-        while self.mux is None or not self.mux.open:
+        """Return the connection for calls; open it if there is none."""
+        while self.connection is None or not self.connection.open:
             if self._closed:
-                return await (await self._driver._connections()).calls(until)
-            if not await self._another_opens("calls", until):
-                with self._opens("calls", until):
-                    made = await self._driver._within(until, self._open)
-                    self.mux = self._wanted(made, self.mux)
-        return self.mux
+                return await (await self._driver.connections()).calls(until)
+            if not await self._opening.wait_for_other(until):
+                with self._opening.attempt(until):
+                    opened = await self._opening.open(self._open, until)
+                    self.connection = opening.keep_one(
+                        opened, self.connection, stopped=self._closed
+                    )
+        return self.connection
 
-    def _wanted(
-        self, made: PipelinedConnection, now: PipelinedConnection | None
-    ) -> PipelinedConnection:
-        """Which connection is kept: a new one, or the one that another made meanwhile. The new one
-        is closed also if all were while it was being made, for nobody would come to close it."""
-        if now is not None and now.open:
-            made.close()
-            return now
-        if self._closed:
-            made.close()
-        return made
+    def open_now(self) -> PipelinedConnection | None:
+        """Return the connection for calls, if one is open."""
+        connection = self.connection
+        return connection if connection is not None and connection.open else None
 
-    @contextmanager
-    def _opens(self, what: str, until: float | None) -> Iterator[None]:
-        ended: asyncio.Future[str | None] = self.loop.create_future()
-        self._opening[what] = ended, what in self._opening
-        why, made = None, False
-        try:
-            yield
-            made = True
-        except LockUnavailable as error:
-            if until is None and type(error) is LockUnavailable:
-                why = str(error)
-            raise
-        finally:
-            last, _ = self._opening.get(what, (ended, False))
-            for attempt in {ended, last} if made else {ended}:
-                if not attempt.done():
-                    attempt.set_result(why)
-            if last is ended:
-                self._opening.pop(what, None)
+    async def other_than(self, silent: PipelinedConnection, until: float) -> PipelinedConnection:
+        """Return a connection for calls other than this silent one; open it if there is none."""
+        if (connection := self.open_now()) is not None and connection is not silent:
+            return connection
+        while self._spare is None or not self._spare.open:
+            if not await self._opening_spare.wait_for_other(until):
+                with self._opening_spare.attempt(until):
+                    opened = await self._opening_spare.open(self._open, until)
+                    self._spare = opening.keep_one(opened, self._spare, stopped=self._closed)
+        return self._spare
 
-    async def _another_opens(self, what: str, until: float | None) -> bool:
-        """Wait while another makes the connection. Whether there is none to make any more.
-        An attempt that began while the server was silent may stay so: one more is made beside it.
-
-        :raises LockUnavailable: it failed, or the time is over.
-        """
-        if what not in self._opening:
-            return False
-        ended, is_second = self._opening[what]
-        left_s = self._driver.endpoint.reply_s if until is None else until - self._driver.clock()
-        silence_s: float | None = sockets.silence_s(left_s)
-        if is_second or sockets.silence_s(left_s) >= left_s:
-            silence_s = None if until is None else left_s
-        done, _ = await asyncio.wait({ended}, timeout=silence_s)
-        if done and (why := ended.result()) is not None:
-            # Each trying in turn, the last of a thousand would hear of it after an hour.
-            raise LockUnavailable(why)
-        if not done and until is not None and self._driver.clock() >= until:
-            raise errors.connect_error(
-                TimeoutError("the time was over"), str(self._driver.endpoint)
-            )
-        return bool(done) or self._opening.get(what, (None, False))[0] is not ended
+    def answered(self, first: PipelinedConnection, silent: PipelinedConnection) -> None:
+        """Keep the connection that answered first, and close the other one."""
+        if first is self._spare:
+            self._spare = None
+            if self.connection is silent or self.open_now() is None:
+                self.connection = first
+        if first is not silent:
+            silent.close()
+        elif self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     async def _open(self) -> PipelinedConnection:
         driver = self._driver
-        mux = await driver._connect()
+        connection = await opening.connect(driver.endpoint)
         try:
-            if not driver._server_checked:
-                codec.check_hello(await mux.ask(codec.HELLO, b""))
-                driver._server_checked = True
-            sent = driver.clock()
-            told, proved = mux.ask(codec.TIME, b""), mux.ask(*codec.echo())
-            proved.add_done_callback(seen)
-            server_us = codec.server_us(await told)
-            received = driver.clock()
-            await proved
-            driver.server_clock.compare(sent, received, server_us)
+            if not driver.server_checked:
+                codec.check_hello(await connection.ask(codec.HELLO, b""))
+                driver.server_checked = True
+            sent_at = driver.clock()
+            time = connection.ask(codec.TIME, b"")
+            echo = connection.ask(*codec.echo())  # proves that the time is not an older reply
+            echo.add_done_callback(consume_exception)
+            server_us = codec.server_us(await time)
+            received_at = driver.clock()
+            await echo
+            driver.server_clock.compare(sent_at, received_at, server_us)
         except BaseException:
-            mux.close()
+            connection.close()
             raise
-        return mux
+        return connection
 
-    async def listen(self, step: Subscribe) -> bytes:
-        """Hear messages for its token from now on; returns the channel they come by."""
-        until, comes = step.until, step.token not in self._places
-        place = self._places.setdefault(step.token, _Inbox())
-        silent_s = 0.0 if self._ear is None else self.loop.time() - self._ear.heard
-        if (comes and len(self._places) == 1 and silent_s > DOUBTED_S) or (
-            step.anew and place.since == self._count
-        ):
-            self.stop_listening()
-        if self._ear is None or not self._ear.open:
-            while self._ear is None or not self._ear.open:
-                if self._closed:
-                    return await (await self._driver._connections()).listen(step)
-                if not await self._another_opens("ear", until):
-                    with self._opens("ear", until):
-                        made = await self._driver._within(until, self._subscribe)
-                        self._ear = self._wanted(made, self._ear)
-                        self._count += 1
-        elif silent_s > PING_AFTER_S and (self._pinged is None or self._pinged.done()):
-            # Nothing for long: if the connection is dead, the missing reply will tell.
-            self._pinged = self._ear.ask(codec.PING, b"")
-            self._pinged.add_done_callback(seen)
-        place.since = self._count
-        return self._channel
-
-    def stop_listening(self) -> None:
-        """Close the connection for messages. Who waits is told, and listens again."""
-        if self._ear is not None:
-            self._ear.close()
-
-    async def _subscribe(self) -> PipelinedConnection:
-        mux = await self._driver._connect(self._heard, self._lost)
-        try:
-            reply = await mux.ask(codec.subscribe(self._channel), b"")
-            codec.check_subscribed(reply, self._channel)
-        except BaseException:
-            mux.close()
-            raise
-        return mux
-
-    def _heard(self, payload: bytes) -> None:
-        if (place := self._places.get(payload[:22])) is not None:
-            message = payload[22:]
-            # Who is first now need not be woken just to wait again: that would cost more than all
-            # else that a hand-over costs here.
-            if message[:1] == b"=" and place.wait_less(int(message[1:]) / 1000 + LOOK_LATE_S):
-                return
-            place.tell(message)
-
-    def _lost(self) -> None:
-        self._count += 1
-        for place in self._places.values():
-            place.tell(b"")
-
-    async def wait(self, token: bytes, seconds: float) -> bytes | None:
-        """The next message for ``token``; ``None`` if there is none within ``seconds``."""
-        place = self._places.get(token)
-        if place is None:  # it listened on connections that were closed since
-            return b""
-        if place.messages:
-            return place.messages.popleft()
-        if place.since != self._count:
-            return b""
-        loop = asyncio.get_running_loop()
-        place.waiter = loop.create_future()
-        place.timer = loop.call_later(min(seconds, 86_400.0), place.tell, None)
-        try:
-            return await place.waiter
-        finally:
-            place.timer.cancel()
-            place.waiter = place.timer = None
+    # Clean-up that is due later.
 
     def cleanup_later(self, step: CleanupLater) -> None:
         """Make the call when the orphan has expired, unless its connection has lived until then:
-        what was sent on that arrived in order."""
-        late_s = max(0.0, step.orphan.expires - self._driver.clock())
-        loop = asyncio.get_running_loop()
-        self._cleanups[id(step)] = loop.call_later(late_s, self._cleanup_now, step)
+        requests on one connection arrive in order."""
+        delay_s = max(0.0, step.orphan.expires - self._driver.clock())
+        self._cleanups[id(step)] = self.loop.call_later(delay_s, self._cleanup_now, step)
 
     def _cleanup_now(self, step: CleanupLater) -> None:
         del self._cleanups[id(step)]
-        via = step.orphan.via
-        if via is None or not via.open:
+        connection = step.orphan.via
+        if connection is None or not connection.open:
             self._driver.clean(step.call)
 
-    def forget(self, token: bytes) -> None:
-        """Hear no more messages for ``token``."""
-        self._places.pop(token, None)
+    # The end.
+
+    async def begin(self) -> None:
+        """Close these connections when the loop ends."""
+        self._generator = self._close_with_loop()
+        await anext(self._generator)
+
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        # A loop finalises its asynchronous generators before it closes (asyncio.run does). No other
+        # notice exists, and a program that never calls aclose() leaves nothing open.
+        try:
+            yield
+        finally:
+            await self._close()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call this when the connections are about to be closed."""
+        self._on_end.append(callback)
+
+    async def aclose(self) -> None:
+        """Close the connections for good. If they are closed already, return at once."""
+        await self._close()
+        generator = self._generator
+        # The loop may be ending it at the same time, and a generator is closed by one only.
+        if generator is not None and not generator.ag_running:
+            await generator.aclose()
+
+    async def _close(self) -> None:
+        if self._driver.uses(self):
+            await self._drain()
+        if self._driver.uses(self):
+            self._driver.drop(self)
+            tasks = self._driver.background.tasks(self.loop)
+            for task in tasks:  # before they notice that the connection is gone
+                task.cancel()
+            self._stop()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # asyncio closes an aborted transport in its next turn
+
+    async def _drain(self) -> None:
+        """Wait for the requests of other generators. The loop ends all generators at the same time;
+        a user's generator may release a lock, and needs the connection, or a new one."""
+        self._call_on_end()
+        end, idle_turns = self.loop.time() + DRAIN_S, 0
+        while idle_turns < DRAIN_TURNS and self.loop.time() < end:
+            busy = self._busy
+            # A caller whose reply has just come sends its next request one turn later.
+            idle_turns = 0 if busy else idle_turns + 1
+            await asyncio.sleep(0.001 if busy else 0)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a caller waits for a reply, or for the connection to send its request on."""
+        connection = self.open_now()
+        return self._opening.running if connection is None else connection.busy
+
+    def _call_on_end(self) -> None:
+        while self._on_end:
+            self._on_end.pop()()
+
+    def _stop(self) -> None:
+        self._closed = True
+        self._call_on_end()
+        for timer in self._cleanups.values():
+            timer.cancel()
+        for connection in (self.connection, self._spare):
+            if connection is not None:
+                connection.close()
+        self.subscriber.stop()

@@ -1,4 +1,4 @@
-"""Renew the leases of an event loop, also while it is blocked."""
+"""Renew the leases of an event loop, also while the loop is blocked."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ HUNG_TTLS = 5
 
 
 class LoopRenewer(RenewalThread):
-    """Watches the leases of one event loop from a thread, so that a loop that is blocked for a
-    while, by a coroutine that does not let others run, keeps its leases.
+    """Watch the leases of one event loop from a thread, so that they are renewed also while a
+    coroutine blocks the loop.
 
-    The thread asks the loop for a sign of life in each round. While there is none, a lease lasts at
-    most ``HUNG_TTLS`` ttls from the last one on. What a loss leads to is done in the loop. A loop
-    has a thread of its own, so that nothing that one loop does costs the leases of another.
+    The thread asks the loop for a sign of life in each round. Without one, a lease lasts at most
+    ``HUNG_TTLS`` ttls from the last sign on. The consequences of a loss are carried out in the
+    loop. Each loop has its own thread, so that a blocked loop never costs the leases of another.
 
-    As long as the loop runs the thread has the loop send its requests: see :class:`_RenewalDriver`.
+    While the loop runs, the loop sends the thread's requests: see :class:`_RenewalDriver`.
     """
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
         self.pid = fork.pid
-        self.tasks = driver
+        self.loop_driver = driver
         self._loop = weakref.ref(loop)  # or the thread would keep a loop that was just closed
         super().__init__(_RenewalDriver(self))
         self.closed = True  # until there is a lease
         self._ran_at = -math.inf  # when the loop is known to have run
-        self._asked = False  # it for a sign of life
+        self._sign_requested = False  # a sign of life, from the loop
         self._hangs = False
 
     def add(self, lease: LeaseBase, look_at: float | None = None) -> None:
@@ -56,10 +56,10 @@ class LoopRenewer(RenewalThread):
 
     def open(self) -> None:
         super().open()
-        self.tasks.at_loop_end(self.close)
+        self.loop_driver.on_loop_end(self.close)
 
     def resume(self) -> None:
-        """Go on, where all was closed and there are leases still."""
+        """Go on after everything was closed, for leases that are still held."""
         self.open()
         self._wake_at(self._clock())
 
@@ -70,19 +70,19 @@ class LoopRenewer(RenewalThread):
     def _thread_ended(self) -> None:
         self._driver.close()
 
-    def _is_here(self) -> bool:
-        """Whether it is this loop that runs now."""
+    def _in_loop(self) -> bool:
+        """Return whether this code runs in the loop."""
         try:
             return asyncio.get_running_loop() is self._loop()
         except RuntimeError:
             return False
 
-    def call(self, what: Callable[..., object], *args: object) -> bool:
-        """Call it in the loop; whether that is not closed."""
+    def call(self, function: Callable[..., object], *args: object) -> bool:
+        """Call a function in the loop. Returns false if the loop is closed."""
         loop = self._loop()
         try:
             if loop is not None:
-                loop.call_soon_threadsafe(what, *args)
+                loop.call_soon_threadsafe(function, *args)
             return loop is not None
         except RuntimeError:
             return False
@@ -92,15 +92,14 @@ class LoopRenewer(RenewalThread):
         if loop is None or loop.is_closed():
             self.close()
             return
-        if not self._asked:
-            self._asked = True
-            self.call(self._runs)
+        if not self._sign_requested:
+            self._sign_requested = True
+            self.call(self._give_sign)
         yield from super().round()
 
-    def _runs(self) -> None:
-        """The sign of life."""
+    def _give_sign(self) -> None:
         self._ran_at = self._clock()
-        self._asked = self._hangs = False
+        self._sign_requested = self._hangs = False
 
     def _renewed_until(self, lease: LeaseBase) -> float:
         hangs_at = self._ran_at + HUNG_TTLS * lease._ttl_ms / 1000
@@ -120,17 +119,17 @@ class LoopRenewer(RenewalThread):
         self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
 
     def lose(self, lease: LeaseBase, why: str) -> None:
-        if self._is_here():
+        if self._in_loop():
             super().lose(lease, why)
-        elif not self.call(self._lost, lease, why):
-            self.drop(lease)  # there is nobody left to tell
+        elif not self.call(self._lose_in_loop, lease, why):
+            self.drop(lease)  # the loop is closed: no code is left to notify
 
-    def _lost(self, lease: LeaseBase, why: str) -> None:
-        """The thread has found this lease lost, some time ago."""
+    def _lose_in_loop(self, lease: LeaseBase, why: str) -> None:
+        """End a lease that the thread found lost, some time ago."""
         if lease._look_at == math.inf:
             return  # released since
         if lease._left() > 0 or self.closed:
-            super().add(lease)  # it was extended; or nobody is told until all is opened again
+            super().add(lease)  # it was extended; or the loss waits until the loop opens again
         else:
             super().lose(lease, why)
 
@@ -140,65 +139,70 @@ class LoopRenewer(RenewalThread):
         if lease._care.cancel and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
         if lease._care.on_lost is not None:
-            self.tasks.spawn(_call(lease._care.on_lost, lease))
+            self.loop_driver.background.spawn(_call_on_lost(lease._care.on_lost, lease))
 
 
 class _RenewalDriver(BlockingDriver):
-    """Sends renewals for the thread: by the loop and its connection, or if the loop is blocked by
-    a connection of the thread's own.
+    """Send the thread's renewals: over the loop's connection, or over the thread's own connection
+    if the loop is blocked.
 
-    Where the client's connections (those of a Sentinel, or of a class of its own) or credentials
-    exist for asyncio only, a thread cannot connect, and a lease is not renewed while the loop is
+    A thread cannot connect where the client's connections (those of a Sentinel, or of a class of
+    its own) or credentials exist for asyncio only. Then a lease is not renewed while the loop is
     blocked.
     """
 
-    def __init__(self, watch: LoopRenewer) -> None:
-        super().__init__(watch.tasks.endpoint, watch.tasks.prefix)
-        self._watch = watch
+    def __init__(self, renewer: LoopRenewer) -> None:
+        super().__init__(renewer.loop_driver.endpoint, renewer.loop_driver.prefix)
+        self._renewer = renewer
 
-    def _batch(self, batch: Pipeline) -> list[Any]:
+    def _pipeline(self, step: Pipeline) -> list[Any]:
         answer: futures.Future[list[Any]] = futures.Future()
-        if not self._watch.call(self._send, batch, answer):
-            raise LockUnavailable("the event loop is closed")
+        if not self._renewer.call(self._run_in_loop, step, answer):
+            raise LockUnavailable("could not renew leases: the event loop is closed")
         try:
             try:
-                return answer.result(self._left_s(batch) / 2)
+                return answer.result(self._left_s(step) / 2)
             except futures.TimeoutError:
                 if not answer.cancel():  # the loop runs, and waits for the server
-                    return answer.result(self._left_s(batch) + MIN_REQUEST_S)
+                    return answer.result(self._left_s(step) + MIN_REQUEST_S)
         except futures.TimeoutError:
-            if not self._watch.closed:
-                raise LockUnavailable("the event loop has not read the answer") from None
-        if self._watch.closed:
+            if not self._renewer.closed:
+                raise LockUnavailable(
+                    "could not renew leases: the event loop has not read the reply"
+                ) from None
+        if self._renewer.closed:
             raise futures.CancelledError
         try:
-            return super()._batch(batch)
+            return super()._pipeline(step)
         except (InvalidArgument, NotImplementedError) as error:
-            raise LockUnavailable(f"the event loop is blocked, and in a thread {error}") from None
+            raise LockUnavailable(
+                f"could not renew leases: the event loop is blocked, and in a thread {error}"
+            ) from None
 
-    def _left_s(self, batch: Pipeline) -> float:
-        until = math.inf if batch.until is None else batch.until
+    def _left_s(self, step: Pipeline) -> float:
+        until = math.inf if step.until is None else step.until
         return min(self.server_clock.reply_s, max(MIN_REQUEST_S, until - self.clock()))
 
-    def _send(self, batch: Pipeline, answer: futures.Future[list[Any]]) -> None:
-        if self._watch.closed or not answer.set_running_or_notify_cancel():
+    def _run_in_loop(self, step: Pipeline, answer: futures.Future[list[Any]]) -> None:
+        if self._renewer.closed or not answer.set_running_or_notify_cancel():
             answer.cancel()
-            return  # what began now would be left over when the loop has ended
-        task = self._watch.tasks.spawn(self._watch.tasks.run(_only(batch)), lasts=True)
-        task.add_done_callback(partial(_answer, answer))
+            return  # a task that begins now would still be there when the loop has ended
+        driver = self._renewer.loop_driver
+        task = driver.background.spawn(driver.run(_only(step)), daemon=True)
+        task.add_done_callback(partial(_pass_on, answer))
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
         **BlockingDriver._PERFORM,
-        Pipeline: _batch,
+        Pipeline: _pipeline,
     }
 
 
-def _only(batch: Pipeline) -> Steps[list[Any]]:
-    replies: list[Any] = yield batch
+def _only(step: Pipeline) -> Steps[list[Any]]:
+    replies: list[Any] = yield step
     return replies
 
 
-def _answer(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
+def _pass_on(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
     if task.cancelled():
         answer.set_exception(futures.CancelledError())
     elif (error := task.exception()) is not None:
@@ -207,7 +211,7 @@ def _answer(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) ->
         answer.set_result(task.result())
 
 
-async def _call(on_lost: Callable[..., object], lease: LeaseBase) -> None:
+async def _call_on_lost(on_lost: Callable[..., object], lease: LeaseBase) -> None:
     try:
         result = on_lost(lease)
         if inspect.isawaitable(result):

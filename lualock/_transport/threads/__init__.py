@@ -1,1 +1,1 @@
-"""The transport for threads."""
+"""The transport for threads: see :mod:`lualock._transport.threads.driver`."""

@@ -1,4 +1,4 @@
-"""What threads could not finish in time is finished behind their backs."""
+"""Clean-up that threads could not finish in time, in the background."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from lualock.errors import LockError, LockUnavailable
 log = logging.getLogger("lualock")
 
 PATIENCE_S = 60.0
+"""How long a call is tried again."""
+
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0
+"""The pause between two tries; it doubles each time."""
 
 
 @dataclass(order=True)
-class _Chore:
+class _Task:
     """One call, and when to make it."""
 
     at: float
     number: int
     make: Callable[[RunScript], Any] = field(compare=False)
     call: RunScript = field(compare=False)
-    give_up: float = field(compare=False)
+    give_up_at: float = field(compare=False)
     pause_s: float = field(default=PAUSE_MIN_S / 2, compare=False)
     tried: bool = field(default=False, compare=False)
 
@@ -38,7 +41,7 @@ class _Chore:
 
 
 class BackgroundCleanup:
-    """A thread, only while there is something to do, that makes calls until they are answered."""
+    """A thread that makes calls until they are answered. It runs only while there are calls."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -46,61 +49,61 @@ class BackgroundCleanup:
         fork.tell(self)
 
     def after_fork(self) -> None:
-        """A child has nothing to clean up: what its parent sent is its parent's."""
-        self._lock = threading.RLock()  # what is left over comes whenever an object is destroyed
+        """Drop all tasks: what the parent sent is cleaned up by the parent."""
+        self._lock = threading.RLock()  # a destructor may add a task at any moment
         self._numbers = itertools.count()
-        self._todo: list[_Chore] = []
-        self._works = False
-        self._more = threading.Condition(self._lock)
+        self._tasks: list[_Task] = []
+        self._runs = False
+        self._changed = threading.Condition(self._lock)
 
     def add(self, make: Callable[[RunScript], Any], call: RunScript, at: float = 0.0) -> None:
-        """Make this call at some time, or as soon as the server answers again."""
+        """Make this call at that time, or as soon as the server answers again."""
         at = max(at, self._clock())
-        chore = _Chore(at, next(self._numbers), make, replace(call, until=None), at + PATIENCE_S)
+        task = _Task(at, next(self._numbers), make, replace(call, until=None), at + PATIENCE_S)
         try:
             with self._lock:
-                heapq.heappush(self._todo, chore)
-                self._more.notify()
-                if self._works or sys.is_finalizing():  # then no thread can start any more
+                heapq.heappush(self._tasks, task)
+                self._changed.notify()
+                if self._runs or sys.is_finalizing():  # then no thread can start any more
                     return
-                self._works = True
+                self._runs = True
             threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()
         except BaseException:
-            self._works = False  # the next chore starts one, for this one too; two do no harm
+            self._runs = False  # the next task starts a thread, for this one too; two do no harm
             raise
 
-    def forget(self) -> None:
-        """Do not do what is only to be done later."""
+    def drop_future(self) -> None:
+        """Drop the tasks that are not due yet."""
         with self._lock:
             now = self._clock()
-            self._todo = [chore for chore in self._todo if chore.at <= now or chore.tried]
-            heapq.heapify(self._todo)
-            self._more.notify()
+            self._tasks = [task for task in self._tasks if task.at <= now or task.tried]
+            heapq.heapify(self._tasks)
+            self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                while self._todo and (nap_s := self._todo[0].at - self._clock()) > 0:
-                    self._more.wait(nap_s)
-                if not self._todo:
-                    self._works = False
+                while self._tasks and (nap_s := self._tasks[0].at - self._clock()) > 0:
+                    self._changed.wait(nap_s)
+                if not self._tasks:
+                    self._runs = False
                     return
-                chore = heapq.heappop(self._todo)
+                task = heapq.heappop(self._tasks)
             try:
-                chore.make(chore.call)
+                task.make(task.call)
             except LockUnavailable as error:
-                self._again(chore, error)
+                self._retry(task, error)
             except LockError as error:
-                log.warning("%s failed: %s", chore, error)
-            except BaseException as error:  # whatever it is, nobody else cleans up
-                self._again(chore, error)
+                log.warning("%s failed: %s", task, error)
+            except BaseException as error:  # whatever it is, no other thread cleans up
+                self._retry(task, error)
 
-    def _again(self, chore: _Chore, error: BaseException) -> None:
-        chore.tried = True
-        now, chore.pause_s = self._clock(), min(chore.pause_s * 2, PAUSE_MAX_S)
-        if now < chore.give_up:
-            chore.at = now + chore.pause_s
+    def _retry(self, task: _Task, error: BaseException) -> None:
+        task.tried = True
+        now, task.pause_s = self._clock(), min(task.pause_s * 2, PAUSE_MAX_S)
+        if now < task.give_up_at:
+            task.at = now + task.pause_s
             with self._lock:
-                heapq.heappush(self._todo, chore)
+                heapq.heappush(self._tasks, task)
         else:
-            log.warning("%s was given up: %r", chore, error)
+            log.warning("%s was given up: %r", task, error)

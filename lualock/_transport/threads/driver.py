@@ -1,4 +1,4 @@
-"""The driver for threads: a connection for each call under way, kept for the next."""
+"""The driver for threads: a connection for each call in flight, kept for the next call."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ from lualock._transport import codec, errors, sockets
 from lualock._transport.connecting import connect_in_time
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.threads.background import BackgroundCleanup
-from lualock._transport.threads.connection import Connection, SentReply, first_to_answer
+from lualock._transport.threads.connection import Connection, first_to_answer
+from lualock._transport.threads.pending import SentReply
 from lualock._transport.threads.permit import Permit
 from lualock._transport.threads.subscriber import Subscriber
 from lualock.errors import LockError, LockUnavailable
 
-MAX_LINES = 12
+MAX_CONNECTIONS = 12
 """Connections for calls; messages have one more."""
 
 OVERTAKEN_S = 0.1
-"""After how long a request that was sent, and not waited for, has most probably arrived."""
+"""After how long a call that was sent without waiting has most probably arrived."""
 
 GRACE_S = 0.02
 """How long a caller waits for its own clean-up: from its interruption, or the end of its time."""
 
 
 class BlockingDriver:
-    """Runs protocols in the calling thread. Safe to share between threads."""
+    """Run protocols in the calling thread. Safe to share between threads."""
 
     blocks: Any
     """The ``with`` blocks on this server: :class:`lualock._core.with_statement.Blocks`."""
@@ -60,23 +61,25 @@ class BlockingDriver:
         self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
         self._silence_s = min(sockets.silence_s(endpoint.reply_s), endpoint.reply_s)
-        self._ear = Subscriber(endpoint, prefix, self.clock)
-        self._cleaner = BackgroundCleanup(self.clock)
+        self._subscriber = Subscriber(endpoint, prefix, self.clock)
+        self._background = BackgroundCleanup(self.clock)
         self.after_fork()
         fork.tell(self)
 
     def after_fork(self) -> None:
-        """The sockets are the parent's: the child drops its copies and never uses them."""
+        """Drop the parent's sockets: a child never uses them."""
         self._idle: deque[Connection] = deque()  # append and pop are atomic, so it needs no lock
-        self._seats: weakref.WeakSet[Permit] = weakref.WeakSet()
-        self._room = threading.Condition()
-        self._short = 0  # threads that wait for a line
+        self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
+        self._returned = threading.Condition()
+        self._waiting = 0  # threads that wait for a connection
+
+    # Run a protocol.
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry the protocol out to its end, and return or raise what it does."""
-        listens: bytes | None = None
+        """Carry out the protocol to its end, and return or raise what it does."""
+        subscribed: bytes | None = None
         error: BaseException | None = None
-        met: list[BaseException] | None = None
+        handled: list[BaseException] | None = None
         perform, send = self._PERFORM, steps.send
         try:
             while True:
@@ -85,176 +88,216 @@ class BlockingDriver:
                     error = None
                     while True:
                         if type(step) is Subscribe:
-                            listens = step.token
+                            subscribed = step.token
                         step = send(perform[type(step)](self, step))
                 except StopIteration as done:
                     result: T = done.value
-                    if met is not None:
-                        errors.dealt_with(met)
+                    if handled is not None:
+                        errors.drop_tracebacks(handled)
                     return result
-                except BaseException as broke:
-                    # What the protocol raised itself ends it; all else, also what breaks in
-                    # between two of these lines, is the protocol's to deal with.
-                    if getgeneratorstate(steps) == GEN_CLOSED or isinstance(broke, GeneratorExit):
+                except BaseException as raised:
+                    # An error of the protocol itself ends it; the protocol handles any other, also
+                    # one that a signal handler raises between two of these lines.
+                    if getgeneratorstate(steps) == GEN_CLOSED or isinstance(raised, GeneratorExit):
                         raise
-                    error = broke
-                    met = [*(met or ()), broke]
+                    error = raised
+                    handled = [*(handled or ()), raised]
         finally:
-            error = met = None  # or they and this frame would keep each other alive
-            if listens is not None:
-                self._ear.forget(listens)
+            error = handled = None  # or they and this frame would keep each other alive
+            if subscribed is not None:
+                self._subscriber.forget(subscribed)
 
     def _listen(self, step: Subscribe) -> bytes:
-        return self._ear.listen(step)
+        return self._subscriber.listen(step)
 
     def _wait(self, step: AwaitMessage) -> bytes | None:
         if step.token is not None:
-            return self._ear.wait(step.token, step.seconds)
+            return self._subscriber.wait(step.token, step.seconds)
         time.sleep(step.seconds)
         return None
 
-    def close(self) -> None:
-        """Close the idle connections. The driver opens new ones when it is used again."""
-        fork.current()  # a child closes nothing of its parent's
-        self._cleaner.forget()
-        self._drop_idle()
-        self._ear.close()
-
-    def listen_anew(self) -> None:
-        """Hear messages by a new connection from now on: the old one may be to the wrong server."""
-        self._ear.close()
-
-    def _leave_server(self, line: Connection) -> None:
-        line.close()
-        self._drop_idle()
-        self.listen_anew()
-
-    def _drop_idle(self) -> None:
-        while True:
-            try:
-                line = self._idle.pop()
-            except IndexError:  # at last, or others take some, or close them, at the same time
-                return
-            try:
-                line.collect()  # what has come already is not to be lost with it
-            except BaseException as error:
-                if not errors.is_broken(error):
-                    raise
-            finally:
-                line.close()
+    # Make a call.
 
     def _call(self, call: RunScript) -> Any:
         if call.compensating:
             return self._compensate(call)
-        line, until = None, call.until
+        connection, until = None, call.until
         if until is not None:
-            until = self._last_word(until)
+            until = self._at_least_one_request(until)
         try:
-            line = self._line(until)
-            if until is not None or line.hurried:
-                self._limit(line, until)
-            question, proof = codec.pack(call)
+            connection = self._take(until)
+            if until is not None or connection.unusual_timeout:
+                self._set_timeout(connection, until)
+            request, proof = codec.pack(call)
             try:
-                reply = line.ask(question, proof)
-            except errors.Unanswered as silence:
-                if not errors.is_broken(silence):
+                reply = connection.ask(request, proof)
+            except errors.ReplyTimeout as timeout:
+                if not errors.is_broken(timeout):
                     raise
-                line, (reply,) = self._ask_again(line, [call], question, [proof], [], until)
+                connection, (reply,) = self._hedge(connection, [call], request, [proof], [], until)
             if type(reply) is ReplyError:
-                line, (reply,) = self._errors_proved(line, [call], [reply], until)
+                connection, (reply,) = self._check_errors(connection, [call], [reply], until)
             if type(reply) is ReplyError and errors.is_demoted(reply):
-                self._leave_server(line)
+                self._leave_server(connection)
             else:
-                self._idle.append(line)
+                self._idle.append(connection)
         except BaseException as error:
-            if not self._broke(line, error):
+            if not self._close_broken(connection, error):
                 raise
-            raise errors.lost_reply(error, str(self.endpoint)) from error
-        if self._short:
-            self._tell_room()
+            raise errors.lost_reply_error(error, str(self.endpoint)) from error
+        if self._waiting:
+            self._notify_returned()
         if type(reply) is ReplyError:
-            raise errors.answer(reply, call)
+            raise errors.reply_or_error(reply, call)
         return reply
 
-    def _batch(self, batch: Pipeline) -> list[Any]:
-        line, until, calls = None, batch.until, batch.calls
-        if until is not None:
-            until = self._last_word(until)
+    def _send(self, call: SendScript) -> PendingReply:
+        connection: Connection | None = None
         try:
-            line = self._line(until)
-            self._limit(line, until)
-            line, replies = self._ask_all(line, calls, until)
-            line, replies = self._errors_proved(line, calls, replies, until)
-            if any(map(errors.is_demoted, replies)):
-                self._leave_server(line)
-            else:
-                self._idle.append(line)
+            connection = self._take(call.until)
+            if connection.unusual_timeout:
+                self._set_timeout(connection, None)
+            call.via = reply = connection.send_call(call, self._collect)
+            self._idle.append(connection)
         except BaseException as error:
-            if not self._broke(line, error):
+            if connection is not None:
+                connection.close()
+            if not errors.is_broken(error):
                 raise
-            raise errors.lost_reply(error, str(self.endpoint)) from error
-        if self._short:
-            self._tell_room()
-        return [errors.answer(reply, call) for reply, call in zip(replies, calls, strict=True)]
+            raise errors.lost_reply_error(error, str(self.endpoint)) from error
+        if self._waiting:
+            self._notify_returned()
+        return reply
+
+    def _collect(self, connection: Connection) -> None:
+        try:
+            self._idle.remove(connection)
+        except ValueError:
+            return  # another thread uses it now, and reads the pending replies
+        try:
+            connection.collect()
+            self._idle.append(connection)
+        except BaseException as error:
+            connection.close()
+            if not errors.is_broken(error):
+                raise
+            return
+        if self._waiting:
+            self._notify_returned()
+
+    def _compensate(self, call: RunScript) -> Any:
+        call.compensating = False
+        now = self.clock()
+        overtime_s = 0.0 if call.until is None else now - call.until
+        call.until = now + GRACE_S
+        try:
+            if overtime_s > GRACE_S / 2:  # the last request used the rest
+                raise LockUnavailable(
+                    "could not clean up in time: no time is left. The clean-up goes on in the "
+                    "background"
+                )
+            return self._call(call)
+        except LockError as error:
+            if isinstance(error, LockUnavailable):
+                self._background.add(self._call, call)
+            raise
+        except BaseException:
+            self._background.add(self._call, call)
+            raise
+
+    # Make several calls in one round trip.
+
+    def _pipeline(self, step: Pipeline) -> list[Any]:
+        connection, until, calls = None, step.until, step.calls
+        if until is not None:
+            until = self._at_least_one_request(until)
+        try:
+            connection = self._take(until)
+            self._set_timeout(connection, until)
+            connection, replies = self._ask_all(connection, calls, until)
+            connection, replies = self._check_errors(connection, calls, replies, until)
+            if any(map(errors.is_demoted, replies)):
+                self._leave_server(connection)
+            else:
+                self._idle.append(connection)
+        except BaseException as error:
+            if not self._close_broken(connection, error):
+                raise
+            raise errors.lost_reply_error(error, str(self.endpoint)) from error
+        if self._waiting:
+            self._notify_returned()
+        return [
+            errors.reply_or_error(reply, call) for reply, call in zip(replies, calls, strict=True)
+        ]
 
     def _ask_all(
-        self, line: Connection, calls: list[RunScript], until: float | None, *, source: bool = False
-    ) -> tuple[Connection, list[Any]]:
-        """Send calls in one piece; the line that answered, and its replies. ``source``: the first
-        one brings the script, and those behind it find it there."""
-        packed = [codec.pack(call, source=source and not at) for at, call in enumerate(calls)]
-        question, proofs = b"".join(words for words, _ in packed), [proof for _, proof in packed]
-        replies: list[Any] = []
-        line.send(question)
-        try:
-            replies.extend(line.read(proof) for proof in proofs)
-        except errors.Unanswered as silence:
-            if not errors.is_broken(silence):
-                raise
-            return self._ask_again(line, calls, question, proofs, replies, until)
-        return line, replies
-
-    def _ask_again(
         self,
-        line: Connection,
+        connection: Connection,
         calls: list[RunScript],
-        question: bytes,
+        until: float | None,
+        *,
+        source: bool = False,
+    ) -> tuple[Connection, list[Any]]:
+        """Send calls in one piece. Returns the connection that answered, and its replies.
+
+        :param source: the first call brings the script, which the server then knows.
+        """
+        packed = [codec.pack(call, source=source and not at) for at, call in enumerate(calls)]
+        request, proofs = b"".join(words for words, _ in packed), [proof for _, proof in packed]
+        replies: list[Any] = []
+        connection.send(request)
+        try:
+            replies.extend(connection.read(proof) for proof in proofs)
+        except errors.ReplyTimeout as timeout:
+            if not errors.is_broken(timeout):
+                raise
+            return self._hedge(connection, calls, request, proofs, replies, until)
+        return connection, replies
+
+    # Send again where no reply comes, or an error.
+
+    def _hedge(
+        self,
+        silent: Connection,
+        calls: list[RunScript],
+        request: bytes,
         proofs: list[bytes],
         replies: list[Any],
         until: float | None,
     ) -> tuple[Connection, list[Any]]:
-        """The line is silent, and may be dead without a word: send the question on a fresh one,
-        too. Returns the line that answers first, with its replies, and closes the other one.
+        """Send the request on a fresh connection, too: the silent one may be dead (a NAT, a load
+        balancer). Returns the connection that answers first, and its replies; closes the other.
 
-        :raises errors.Unanswered: none did in time.
+        :param replies: those that the silent connection has already.
+        :raises errors.ReplyTimeout: neither answered in time.
         """
         now = self.clock()
-        end = now + self.endpoint.reply_s - line.silent_s
+        end = now + self.endpoint.reply_s - silent.timeout_s
         if until is not None:
             end = min(end, until)
-        most_s = self.endpoint.reply_s if until is None else end - now + line.silent_s
-        if end - now <= sockets.LEAST_S:
-            raise errors.Unanswered(f"no reply within {most_s:.3g} s")
+        limit_s = self.endpoint.reply_s if until is None else end - now + silent.timeout_s
+        if end - now <= sockets.MIN_TIMEOUT_S:
+            raise errors.ReplyTimeout(f"no reply within {limit_s:.3g} s")
         for call in calls:
             call.doubled, call.via = True, None
-        asked = [(line, replies)]
+        attempts = [(silent, replies)]
         fresh: Connection | None = None
         try:
             try:
                 fresh = self._connect(min(end, now + sockets.silence_s(end - now)))
-                fresh.send(question)
-                asked.append((fresh, []))
-            except (LockError, *errors.LINE_ERRORS) as error:
+                fresh.send(request)
+                attempts.append((fresh, []))
+            except (LockError, *errors.CONNECTION_ERRORS) as error:
                 if not isinstance(error, LockError) and not errors.is_broken(error):
                     raise
-            answered = first_to_answer(asked, proofs, end, self.clock)
+            answered = first_to_answer(attempts, proofs, end, self.clock)
             if answered is None:
-                raise errors.Unanswered(f"no reply within {most_s:.3g} s")
+                raise errors.ReplyTimeout(f"no reply within {limit_s:.3g} s")
             first, replies = answered
-            if first is not line:
-                first.seat = line.seat
-                line.close()
-                self._drop_idle()  # they probably went the same way
+            if first is not silent:
+                first.permit = silent.permit
+                silent.close()
+                self._close_idle()  # they are probably dead, too
             elif fresh is not None:
                 fresh.close()
             return first, replies
@@ -263,167 +306,128 @@ class BlockingDriver:
                 fresh.close()
             raise
 
-    def _errors_proved(
-        self, line: Connection, calls: list[RunScript], replies: list[Any], until: float | None
+    def _check_errors(
+        self,
+        connection: Connection,
+        calls: list[RunScript],
+        replies: list[Any],
+        until: float | None,
     ) -> tuple[Connection, list[Any]]:
-        """Send those again whose script the server has forgotten; make sure that the other errors
-        answer these calls."""
+        """Send calls again whose script the server has forgotten; check that other errors answer
+        these calls."""
         if any(type(reply) is ReplyError for reply in replies):
-            self._prove_order(line, until)
+            self._check_order(connection, until)
         again = [at for at, reply in enumerate(replies) if errors.is_noscript(reply)]
         if again:
-            self._limit(line, until)
-            line, found = self._ask_all(line, [calls[at] for at in again], until, source=True)
+            self._set_timeout(connection, until)
+            connection, found = self._ask_all(
+                connection, [calls[at] for at in again], until, source=True
+            )
             for at, reply in zip(again, found, strict=True):
                 replies[at] = reply
             if any(type(reply) is ReplyError for reply in found):
-                self._prove_order(line, until)
-        return line, replies
+                self._check_order(connection, until)
+        return connection, replies
 
-    def _prove_order(self, line: Connection, until: float | None) -> None:
-        """Make sure that the errors that this line answered were for what was asked."""
-        self._limit(line, until)
-        line.ask(*codec.echo())
+    def _check_order(self, connection: Connection, until: float | None) -> None:
+        """Check that the errors on this connection answer our calls: an error has no proof."""
+        self._set_timeout(connection, until)
+        connection.ask(*codec.echo())
 
-    def _broke(self, line: Connection | None, error: BaseException) -> bool:
-        """Close the connection; whether that is what broke. (It does not raise the error itself:
-        an error and a frame that has it keep each other, and the connection, alive.)"""
-        if line is not None:
-            line.close()
+    def _close_broken(self, connection: Connection | None, error: BaseException) -> bool:
+        """Close the connection after an error. Returns whether the error means that it broke. (It
+        does not raise the error: an error and a frame that has it keep each other, and the
+        connection, alive.)"""
+        if connection is not None:
+            connection.close()
         if not errors.is_broken(error):
             return False
-        # The others probably went the same way, and the next try must not meet a dead one.
-        self._drop_idle()
+        # The idle ones are probably broken, too, and the next try must not use one.
+        self._close_idle()
         return True
 
-    def _line(self, until: float | None) -> Connection:
-        # Nothing else here: an interruption must find it with the caller, who closes it.
+    # Clean up in the background.
+
+    def _cleanup_later(self, step: CleanupLater) -> None:
+        sent = step.orphan.via
+        if not isinstance(sent, SentReply) or not sent.answered:
+            # Usually the orphan is only overtaken, on another connection, by what followed it.
+            self._background.add(self._call, step.call, self.clock() + OVERTAKEN_S)
+            self._background.add(self._call, step.call, step.orphan.expires)
+
+    def cleanup_in_background(self, call: RunScript) -> None:
+        """Make a call that cleans up, from any thread; in the background if it takes long."""
+        with suppress(LockError):
+            self._compensate(call)
+
+    # Take a connection, or open one.
+
+    def _take(self, until: float | None) -> Connection:
+        # Do nothing else here: an interruption must find the connection with the caller, which
+        # closes it.
         if not fork.same[0]:
             fork.start_anew()
         try:
             return self._idle.pop()
         except IndexError:
-            return self._open(until)
+            return self._wait_or_open(until)
 
-    def _last_word(self, until: float) -> float:
-        return max(until, self.clock() + MIN_REQUEST_S)
-
-    def _limit(self, line: Connection, until: float | None) -> None:
-        """How long the line may be silent from now on."""
-        if until is not None:
-            left_s = min(until - self.clock(), self.endpoint.reply_s)
-            line.limit(min(left_s, sockets.silence_s(left_s)))
-        else:
-            line.limit(None)
-
-    def _reach(self, step: Connect) -> None:
-        self._idle.append(self._open(step.until))
-        self._tell_room()
-
-    def later(self, step: CleanupLater) -> None:
-        """Carry out this step, which waits for nothing."""
-        posted = step.orphan.via
-        if not isinstance(posted, SentReply) or not posted.answered:
-            # Mostly it is only overtaken, on another connection, by what followed it.
-            self._cleaner.add(self._call, step.call, self.clock() + OVERTAKEN_S)
-            self._cleaner.add(self._call, step.call, step.orphan.expires)
-
-    def cleanup_in_background(self, call: RunScript) -> None:
-        """Make a call that cleans up, from wherever this may be; in the background if it takes
-        long."""
-        with suppress(LockError):
-            self._compensate(call)
-
-    def _compensate(self, call: RunScript) -> Any:
-        call.compensating = False
-        now = self.clock()
-        over_s = 0.0 if call.until is None else now - call.until
-        call.until = now + GRACE_S
-        try:
-            if over_s > GRACE_S / 2:  # the last request had the rest
-                raise LockUnavailable("no time is left to wait for the clean-up")
-            return self._call(call)
-        except LockError as error:
-            if isinstance(error, LockUnavailable):
-                self._cleaner.add(self._call, call)
-            raise
-        except BaseException:
-            self._cleaner.add(self._call, call)
-            raise
-
-    def _post(self, call: SendScript) -> PendingReply:
-        line: Connection | None = None
-        try:
-            line = self._line(call.until)
-            if line.hurried:
-                self._limit(line, None)
-            call.via = owed = line.post(call, self._collect)
-            self._idle.append(line)
-        except BaseException as error:
-            if line is not None:
-                line.close()
-            if not errors.is_broken(error):
-                raise
-            raise errors.lost_reply(error, str(self.endpoint)) from error
-        if self._short:
-            self._tell_room()
-        return owed
-
-    def _collect(self, line: Connection) -> None:
-        try:
-            self._idle.remove(line)
-        except ValueError:
-            return  # another thread uses it now, and reads what it owes
-        try:
-            line.collect()
-            self._idle.append(line)
-        except BaseException as error:
-            line.close()
-            if not errors.is_broken(error):
-                raise
-            return
-        if self._short:
-            self._tell_room()
-
-    def _tell_room(self) -> None:
-        with self._room:
-            self._room.notify()
-
-    def _open(self, until: float | None) -> Connection:
-        seat = Permit()
-        with self._room:
-            self._short += 1  # before looking, so that who puts one back from here on tells us
+    def _wait_or_open(self, until: float | None) -> Connection:
+        permit = Permit()
+        with self._returned:
+            self._waiting += 1  # before looking, so that a thread that returns one notifies us
             try:
-                line = self._take_idle()
-                while line is None:
-                    if len(self._seats) < MAX_LINES:
-                        self._seats.add(seat)
+                connection = self._take_idle()
+                while connection is None:
+                    if len(self._permits) < MAX_CONNECTIONS:
+                        self._permits.add(permit)
                         break
                     left_s = math.inf if until is None else until - self.clock()
                     if left_s <= 0:
-                        raise LockUnavailable("all connections were busy until the time was over")
-                    self._room.wait(min(1.0, left_s))
-                    line = self._take_idle()
+                        raise LockUnavailable(
+                            "could not send the request in time: all connections are busy"
+                        )
+                    self._returned.wait(min(1.0, left_s))
+                    connection = self._take_idle()
             finally:
-                self._short -= 1
-        if line is not None:
-            return line
+                self._waiting -= 1
+        if connection is not None:
+            return connection
         try:
-            line = self._connect(until)
-            line.seat = seat
-            return line
+            connection = self._connect(until)
+            connection.permit = permit
+            return connection
         except BaseException:
-            if line is not None:
-                line.close()
-            self._seats.discard(seat)
-            self._tell_room()
+            if connection is not None:
+                connection.close()
+            self._permits.discard(permit)
+            self._notify_returned()
             raise
 
     def _take_idle(self) -> Connection | None:
         try:
             return self._idle.pop()
-        except IndexError:  # others took the last one
+        except IndexError:  # other threads took the last one
             return None
+
+    def _notify_returned(self) -> None:
+        with self._returned:
+            self._returned.notify()
+
+    def _at_least_one_request(self, until: float) -> float:
+        return max(until, self.clock() + MIN_REQUEST_S)
+
+    def _set_timeout(self, connection: Connection, until: float | None) -> None:
+        """Set how long the connection may be silent from now on."""
+        if until is not None:
+            left_s = min(until - self.clock(), self.endpoint.reply_s)
+            connection.set_timeout(min(left_s, sockets.silence_s(left_s)))
+        else:
+            connection.set_timeout(None)
+
+    def _connect_ahead(self, step: Connect) -> None:
+        self._idle.append(self._wait_or_open(step.until))
+        self._notify_returned()
 
     def _connect(self, until: float | None) -> Connection:
         connection = self.endpoint.blocking_connection()
@@ -431,31 +435,64 @@ class BlockingDriver:
         end = now + self.endpoint.reply_s if until is None else max(until, now + MIN_REQUEST_S)
         try:
             connect_in_time(connection, end, self.clock)
-            line = Connection(connection, self._silence_s)
+            opened = Connection(connection, self._silence_s)
             if not self._server_checked:
-                line.limit(end - self.clock())
-                codec.check_hello(line.ask(codec.HELLO, b""))
+                opened.set_timeout(end - self.clock())
+                codec.check_hello(opened.ask(codec.HELLO, b""))
                 self._server_checked = True
-            line.limit(end - self.clock())
-            echo, proof = codec.echo()
-            sent = self.clock()
-            server_us = codec.server_us(line.ask(codec.TIME + echo, b""))
-            received = self.clock()
-            line.read(proof)
-            self.server_clock.compare(sent, received, server_us)
+            opened.set_timeout(end - self.clock())
+            echo, proof = codec.echo()  # proves that the time is not an older reply
+            sent_at = self.clock()
+            server_us = codec.server_us(opened.ask(codec.TIME + echo, b""))
+            received_at = self.clock()
+            opened.read(proof)
+            self.server_clock.compare(sent_at, received_at, server_us)
         except BaseException as error:
             connection.disconnect()
             if not errors.is_broken(error):
                 raise
             raise errors.connect_error(error, str(self.endpoint)) from error
-        return line
+        return opened
+
+    # Close.
+
+    def close(self) -> None:
+        """Close the idle connections. The driver opens new ones when it is used again."""
+        fork.current()  # a child closes nothing of its parent's
+        self._background.drop_future()
+        self._close_idle()
+        self._subscriber.close()
+
+    def resubscribe(self) -> None:
+        """Receive messages by a new connection from now on: the server of the old one may be the
+        wrong one."""
+        self._subscriber.close()
+
+    def _leave_server(self, connection: Connection) -> None:
+        connection.close()
+        self._close_idle()
+        self.resubscribe()
+
+    def _close_idle(self) -> None:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # none is left, or other threads take or close them now
+                return
+            try:
+                connection.collect()  # replies that have come are not lost with it
+            except BaseException as error:
+                if not errors.is_broken(error):
+                    raise
+            finally:
+                connection.close()
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
         RunScript: _call,
-        SendScript: _post,
-        Pipeline: _batch,
-        CleanupLater: later,
-        Connect: _reach,
+        SendScript: _send,
+        Pipeline: _pipeline,
+        CleanupLater: _cleanup_later,
+        Connect: _connect_ahead,
         Subscribe: _listen,
         AwaitMessage: _wait,
     }

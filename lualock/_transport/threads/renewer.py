@@ -1,4 +1,4 @@
-"""Layer 4, shared: the thread that watches leases, for threads and for event loops."""
+"""The thread that renews leases, for threads and for event loops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lualock._core.renewal import ERROR_PAUSE_S, LeaseRenewer, log
 from lualock._transport.threads.driver import BlockingDriver
 
 IDLE_EXIT_S = 1.0
-"""How long the watching thread stays without a lease: where they come and go quickly, starting one
-again and again would cost more."""
+"""How long the thread stays without a lease. Where leases come and go quickly, starting a thread
+each time would cost more."""
 
 
 class RenewalThread(LeaseRenewer):
-    """Watches leases from one thread, which exists only while there are leases to watch."""
+    """Watch leases from one thread, which runs only while there are leases to watch."""
 
     def __init__(self, driver: BlockingDriver) -> None:
         self._driver = driver
@@ -30,7 +30,7 @@ class RenewalThread(LeaseRenewer):
         # A child has no such thread and owns no lease; the condition may be in any state.
         self._start_empty(self._driver.server_clock)
         self._changed = threading.Condition()
-        self._turn: object = None  # whose it is to watch
+        self._turn: object = None  # identifies the thread that watches
         self.closed = False
 
     def _wake_at(self, look_at: float) -> None:
@@ -45,8 +45,8 @@ class RenewalThread(LeaseRenewer):
                         target=self._run, args=(turn,), name="lualock-watch", daemon=True
                     ).start()
                 except BaseException:
-                    # If a signal handler raised, it may have been started all the same; the next
-                    # lease starts another, and there is only one that watches.
+                    # If a signal handler raised, the thread may run all the same; the next lease
+                    # starts another one, and only that one watches.
                     self._turn, self._wakes_at = None, math.inf
                     raise
             elif look_at < self._wakes_at:
@@ -54,13 +54,13 @@ class RenewalThread(LeaseRenewer):
                 self._changed.notify()
 
     def close(self) -> None:
-        """Watch nothing until :meth:`open` is called. A round that is under way goes on."""
+        """Watch nothing until :meth:`open` is called. A round that has begun goes on."""
         with self._changed:
             self.closed = True
             self._changed.notify()
 
     def open(self) -> None:
-        """Watch again what is added from now on; and the rest, once the thread runs."""
+        """Watch again: leases that are added from now on, and all others once the thread runs."""
         with self._changed:
             self.closed = False
 
@@ -69,13 +69,13 @@ class RenewalThread(LeaseRenewer):
             try:
                 self._driver.run(self.round())
             except CancelledError:
-                pass  # its loop ends, or all its tasks were cancelled: there is nothing to say
-            except BaseException:  # whatever it is, nobody else watches the leases
+                pass  # the loop ends, or all its tasks were cancelled: there is nothing to report
+            except BaseException:  # whatever it is, no other thread watches the leases
                 log.exception("watching leases failed")
                 time.sleep(ERROR_PAUSE_S)
             with self._changed:
-                # Infinity first: a lease that is added from here on finds nobody looking and comes
-                # here to start a thread, and one that was added before is seen by next_look.
+                # Infinity first: a lease that is added from here on finds no thread and comes here
+                # to start one, and next_look sees a lease that was added before.
                 self._wakes_at = math.inf
                 next_look = self.next_look()
                 if next_look == math.inf:
@@ -87,7 +87,7 @@ class RenewalThread(LeaseRenewer):
         self._thread_ended()
 
     def _nap(self, turn: object) -> bool:
-        """Wait until it is time to look; whether this thread still watches."""
+        """Wait until the next check is due. Returns whether this thread still watches."""
         with self._changed:
             while self._turn is turn and not self.closed:
                 nap_s = self._wakes_at - self._clock()
@@ -99,26 +99,26 @@ class RenewalThread(LeaseRenewer):
             return False
 
     def _thread_ended(self) -> None:
-        """The thread has nothing to watch any more."""
+        """Release what the thread used."""
 
 
 class ThreadRenewer(RenewalThread):
-    """Watches the leases of threads.
+    """Watch the leases of threads.
 
-    One for each server, not one for all: a server that hangs must not cost the leases of another.
+    Each server has its own thread: a server that hangs must not cost the leases of another.
     """
 
     def _tell(self, lease: LeaseBase) -> None:
         if lease._ended is not None:
             lease._ended.set()
         if (on_lost := lease._care.on_lost) is not None:
-            # In a thread of its own: whatever it does, the other leases are renewed.
+            # In a thread of its own, so that on_lost never delays the renewal of other leases.
             threading.Thread(
-                target=_call, args=(on_lost, lease), name="lualock-lost", daemon=True
+                target=_call_on_lost, args=(on_lost, lease), name="lualock-lost", daemon=True
             ).start()
 
 
-def _call(on_lost: Callable[..., object], lease: LeaseBase) -> None:
+def _call_on_lost(on_lost: Callable[..., object], lease: LeaseBase) -> None:
     try:
         on_lost(lease)
     except Exception:

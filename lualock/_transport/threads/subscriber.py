@@ -1,12 +1,12 @@
 """Messages for threads that wait: one connection for all of them, read by one of them.
 
-Whoever waits first reads; a message for another is put into its place and wakes it, and whoever
-has its own message, or no more time, leaves the reading to another. So a process with one waiter
-is woken by the server directly, without a thread in between, and one with hundreds has one
-connection. Rules that hold here:
+The first waiter reads. It puts a message for another waiter into that one's inbox and wakes it. A
+waiter that has its own message, or no time left, hands over the reading. So a process with one
+waiter is woken by the server directly, without a thread in between, and a process with hundreds has
+one connection. Invariants:
 
-* At most one reads (``_reader``), and while anybody waits somebody reads.
-* When the connection breaks, messages may have been lost: everybody is told to look again.
+* At most one waiter reads (``_reader``), and while there are waiters one of them reads.
+* When the connection breaks, messages may be lost: each waiter is told to check again.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from lualock._protocol import Clock, Subscribe
 from lualock._transport import codec, errors, sockets
 from lualock._transport.connecting import connect_in_time
 from lualock._transport.endpoint import Endpoint
-from lualock._transport.sockets import LONGEST_S, SHORT_S, TIMED_OUT, Timeout
+from lualock._transport.sockets import MAX_TIMEOUT_S, SHORT_S, TIMED_OUT, Timeout
 from lualock._transport.threads.permit import Permit
 from lualock.errors import LockUnavailable
 
 PING_AFTER_S = 15.0
-"""After so long without a message, a PING must show that the connection is still there."""
+"""After this long without a message, a PING must show that the connection is still alive."""
 
 DOUBTED_S = 5.0
-"""After so long without a message, a waiter that comes alone listens by a new connection instead:
-that takes no longer than to find out whether the old one is dead."""
+"""After this long without a message, a waiter that comes alone listens by a new connection instead:
+that takes no longer than finding out whether the old one is dead."""
 
 
 class _Inbox:
-    """Where one waiter finds its messages."""
+    """The messages of one waiter."""
 
-    __slots__ = ("bell", "messages", "since", "token")
+    __slots__ = ("event", "generation", "messages", "token")
 
     def __init__(self, token: bytes) -> None:
         self.token = token
         self.messages: list[bytes] = []
-        self.bell: threading.Event | None = None  # there while it rests and another reads
-        self.since = 0  # which of the successive connections it has been told of
+        self.event: threading.Event | None = None  # set while it sleeps and another waiter reads
+        self.generation = 0  # of the connection that the waiter knows of
 
 
 class Subscriber:
-    """Listens for the messages of one process."""
+    """Receive the messages of one process."""
 
     def __init__(self, endpoint: Endpoint, prefix: bytes, clock: Clock) -> None:
         self._endpoint = endpoint
@@ -58,176 +58,183 @@ class Subscriber:
         fork.tell(self)
 
     def after_fork(self) -> None:
-        """A child listens for itself, on a channel of its own."""
+        """Drop the parent's connection: a child listens on a channel of its own."""
         self.channel = codec.new_channel(self._prefix)
         self._lock = threading.RLock()  # a signal handler may wait, too, in between
-        self._opening = threading.Condition()
-        self._opener: weakref.ref[Permit] | None = None  # who makes the connection
-        self._opens_in = 0  # which thread that is
-        self._places: dict[bytes, _Inbox] = {}
-        self._resting: dict[bytes, _Inbox] = {}  # those who wait while another reads
+        self._opened = threading.Condition()
+        self._opener: weakref.ref[Permit] | None = None  # the attempt to open the connection
+        self._opener_thread = 0
+        self._inboxes: dict[bytes, _Inbox] = {}
+        self._sleeping: dict[bytes, _Inbox] = {}  # of waiters that wait while another one reads
         self._reader: _Inbox | None = None
-        self._count = 0
+        self._generation = 0  # of the connection: it changes when one is lost or opened
         self._connection: Any = None
         self._socket: Any = None
         self._timeout: Any = None
         self._replies = codec.Replies(pushes=True)
-        self._heard = self._pinged = 0.0  # when the connection was heard, and was asked, last
+        self._received_at = self._pinged_at = 0.0  # the last data, the last PING
 
     def listen(self, step: Subscribe) -> bytes:
-        """Hear messages for its token from now on; returns the channel they come by."""
+        """Receive messages for the step's token from now on. Returns their channel."""
         token, until, now = step.token, step.until, self._clock()
         if not fork.same[0]:
             fork.start_anew()
-        place = self._places.get(token)
-        if place is None:
-            place = self._places[token] = _Inbox(token)
-            if now - self._heard > DOUBTED_S and len(self._places) == 1:
+        inbox = self._inboxes.get(token)
+        if inbox is None:
+            inbox = self._inboxes[token] = _Inbox(token)
+            if now - self._received_at > DOUBTED_S and len(self._inboxes) == 1:
                 self.close()
-        elif step.anew and place.since == self._count:
+        elif step.anew and inbox.generation == self._generation:
             self.close()
-        # In this order: what breaks from here on makes another count than the place has.
-        place.since = self._count
-        if self._connection is not None and (now - self._heard < PING_AFTER_S or self._alive(now)):
+        # In this order: a connection that breaks from here on changes the generation, and the inbox
+        # then has an older one.
+        inbox.generation = self._generation
+        if self._connection is not None and (
+            now - self._received_at < PING_AFTER_S or self._check_alive(now)
+        ):
             return self.channel
-        seat = Permit()
-        # One that began to connect while the server was silent may never end.
-        patience = now + sockets.silence_s(self._endpoint.reply_s if until is None else until - now)
-        with self._opening:
+        permit = Permit()
+        # An attempt that began while the server was silent may never end.
+        reply_s = self._endpoint.reply_s if until is None else until - now
+        patient_until = now + sockets.silence_s(reply_s)
+        with self._opened:
             while self._opener is not None and self._opener() is not None:
-                if self._opens_in == threading.get_ident():
-                    raise _itself()
+                if self._opener_thread == threading.get_ident():
+                    raise _own_handler_error()
                 left_s = math.inf if until is None else until - self._clock()
                 if left_s <= 0:
-                    raise LockUnavailable("no connection for messages was made in time")
-                if (patient_s := patience - self._clock()) <= 0:
+                    raise LockUnavailable("could not open a connection for messages in time")
+                if (patient_s := patient_until - self._clock()) <= 0:
                     break
-                self._opening.wait(min(1.0, left_s, patient_s))
-            self._opens_in, self._opener = threading.get_ident(), weakref.ref(seat)
+                self._opened.wait(min(1.0, left_s, patient_s))
+            self._opener_thread, self._opener = threading.get_ident(), weakref.ref(permit)
             mine = self._opener
         try:
             if self._connection is None:
                 self._connect(until)
-            place.since = self._count
+            inbox.generation = self._generation
         finally:
             if self._opener is mine:
                 self._opener = None
-            with self._opening:
-                self._opening.notify_all()
+            with self._opened:
+                self._opened.notify_all()
         return self.channel
 
     def forget(self, token: bytes) -> None:
-        """Hear no more messages for ``token``."""
-        self._places.pop(token, None)
+        """Receive no more messages for ``token``."""
+        self._inboxes.pop(token, None)
 
     def wait(self, token: bytes, seconds: float) -> bytes | None:
-        """The next message for ``token``; ``None`` if there is none within ``seconds``."""
-        place = self._places[token]
-        give_up, left_s = self._clock() + seconds, seconds
+        """Return the next message for ``token``, or ``None`` if none comes within ``seconds``."""
+        inbox = self._inboxes[token]
+        end, left_s = self._clock() + seconds, seconds
         try:
             while True:
                 with self._lock:
-                    if place.messages or place.since != self._count or self._socket is None:
-                        place.since = self._count
-                        self._leave(place)
-                        return place.messages.pop(0) if place.messages else b""
+                    if (
+                        inbox.messages
+                        or inbox.generation != self._generation
+                        or self._socket is None
+                    ):
+                        inbox.generation = self._generation
+                        self._hand_over_reading(inbox)
+                        return inbox.messages.pop(0) if inbox.messages else b""
                     if left_s <= 0:
-                        self._leave(place)
+                        self._hand_over_reading(inbox)
                         return None
                     reader = self._reader
-                    if reader is None or reader is place or reader.token not in self._places:
-                        self._reader = reader = place
+                    if reader is None or reader is inbox or reader.token not in self._inboxes:
+                        self._reader = reader = inbox
                     else:
-                        place.bell = bell = threading.Event()
-                        self._resting[token] = place
-                if reader is place:
-                    message = self._read(place, left_s)
+                        inbox.event = event = threading.Event()
+                        self._sleeping[token] = inbox
+                if reader is inbox:
+                    message = self._read(inbox, left_s)
                     if message is not None:
                         return message
                 else:
-                    bell.wait(min(left_s, threading.TIMEOUT_MAX))
-                left_s = give_up - self._clock()
+                    event.wait(min(left_s, threading.TIMEOUT_MAX))
+                left_s = end - self._clock()
         except BaseException:
             with self._lock:
-                self._leave(place)
+                self._hand_over_reading(inbox)
             raise
 
-    def _leave(self, place: _Inbox) -> None:
-        """Let another read, if this one did."""
-        if self._reader is place:
+    def _hand_over_reading(self, inbox: _Inbox) -> None:
+        """Stop reading or sleeping; wake another waiter if none reads."""
+        if self._reader is inbox:
             self._reader = None
-        if place.bell is not None:
-            place.bell = None
-            self._resting.pop(place.token, None)
-        if self._resting and self._reader is None:
-            _, heir = self._resting.popitem()
-            if heir.bell is not None:
-                heir.bell.set()
+        if inbox.event is not None:
+            inbox.event = None
+            self._sleeping.pop(inbox.token, None)
+        if self._sleeping and self._reader is None:
+            _, other = self._sleeping.popitem()
+            if other.event is not None:
+                other.event.set()
 
     def close(self) -> None:
-        """Close the connection. It is opened again when somebody listens."""
+        """Close the connection. Waiters check again, and open another one when they listen."""
         with self._lock:
-            self._break()
+            self._drop_connection()
 
-    def _read(self, place: _Inbox, seconds: float) -> bytes | None:
-        """Wait for what comes, and deliver it. If ``place`` gets a message it leaves with it."""
+    def _read(self, inbox: _Inbox, seconds: float) -> bytes | None:
+        """Wait for data, and deliver the messages in it. Returns the inbox's own message."""
         connection, connected = self._connection, self._socket
         if connected is None:
             return None
-        whole = False  # an exception out of the blue must not lose a message, or half of one
+        complete = False  # a signal handler's exception must not lose a message, or half of one
         try:
             self._timeout.set(seconds)
-            received = connected.recv(sockets.CHUNK)
+            received = connected.recv(sockets.RECEIVE_BYTES)
             with self._lock:
                 if received and connected is self._socket:
-                    self._heard = self._clock()
-                    places, gets = self._places, self._replies.gets
+                    self._received_at = self._clock()
+                    inboxes, gets = self._inboxes, self._replies.gets
                     self._replies.feed(received)
-                    while (reply := gets()) is not codec.MORE:
+                    while (reply := gets()) is not codec.INCOMPLETE:
                         if not isinstance(reply, list) or reply[0] != b"message":
                             continue
-                        found = places.get(reply[2][:22])
+                        found = inboxes.get(reply[2][:22])
                         if found is not None:
                             found.messages.append(reply[2][22:])
-                            if found.bell is not None:
-                                found.bell.set()
-                    whole = True
-                    if place.messages:
-                        self._leave(place)
-                        return place.messages.pop(0)
-        except errors.LINE_ERRORS as error:
+                            if found.event is not None:
+                                found.event.set()
+                    complete = True
+                    if inbox.messages:
+                        self._hand_over_reading(inbox)
+                        return inbox.messages.pop(0)
+        except errors.CONNECTION_ERRORS as error:
             if not errors.is_broken(error):
                 raise
-            whole = isinstance(error, TIMED_OUT)
-            errors.dealt_with(
-                [error]
-            )  # eventlet's frames have it, and it them, and so the caller's
+            complete = isinstance(error, TIMED_OUT)
+            # Frames of eventlet and the error keep each other alive, and so the caller's frames.
+            errors.drop_tracebacks([error])
         finally:
-            if not whole:
+            if not complete:
                 with self._lock:
                     if connected is self._socket:
-                        self._break()
+                        self._drop_connection()
             if connected is not self._socket:
                 connection.disconnect()
         return None
 
-    def _alive(self, now: float) -> bool:
-        """Whether the connection may still be one. Who waits on it reads at once, and so learns
-        that it was closed; that nothing comes by it any more only a missing PONG tells."""
+    def _check_alive(self, now: float) -> bool:
+        """Return whether the connection may still be alive. A waiter reads at once, and so learns
+        that the server closed it; only a missing PONG shows that it is dead."""
         with self._lock:
             if self._connection is None:
                 return False
-            if self._pinged <= self._heard:
-                self._pinged = now
+            if self._pinged_at <= self._received_at:
+                self._pinged_at = now
                 try:
                     self._socket.sendall(codec.PING)
                 except BaseException as error:
-                    self._break()  # a part of it may have been sent
+                    self._drop_connection()  # a part of the PING may have been sent
                     if not errors.is_broken(error):
                         raise
                     return False
-            elif now - self._pinged > sockets.silence_s(self._endpoint.reply_s):
-                self._break()
+            elif now - self._pinged_at > sockets.silence_s(self._endpoint.reply_s):
+                self._drop_connection()
                 return False
             return True
 
@@ -238,23 +245,23 @@ class Subscriber:
             reply_s = self._endpoint.reply_s
             end = self._clock() + reply_s if until is None else until
             connect_in_time(connection, end, self._clock)
-            connection._sock.sendall(codec.subscribe(self.channel))
-            while (reply := replies.next()) is codec.MORE:
-                received = connection._sock.recv(4096)
+            connection._sock.sendall(codec.subscribe_command(self.channel))
+            while (reply := replies.next()) is codec.INCOMPLETE:
+                received = connection._sock.recv(sockets.RECEIVE_BYTES)
                 if not received:
                     raise ConnectionResetError("the server closed the connection")
                 replies.feed(received)
             codec.check_subscribed(reply, self.channel)
             with self._lock:
-                if self._connection is not None:  # another was quicker
+                if self._connection is not None:  # another thread was faster
                     connection.disconnect()
                     return
-                self._timeout = Timeout(connection._sock, LONGEST_S, SHORT_S)
+                self._timeout = Timeout(connection._sock, MAX_TIMEOUT_S, SHORT_S)
                 self._replies = replies
                 self._connection = connection
                 self._socket = connection._sock
-                self._count += 1
-                self._heard = self._clock()
+                self._generation += 1
+                self._received_at = self._clock()
         except BaseException as error:
             if self._connection is connection:
                 self._connection = self._socket = None
@@ -263,7 +270,7 @@ class Subscriber:
                 raise
             raise errors.connect_error(error, str(self._endpoint)) from error
 
-    def _break(self) -> None:
+    def _drop_connection(self) -> None:
         if self._connection is not None:  # first, so that an interruption leaves nothing open
             if self._reader is None:
                 self._connection.disconnect()
@@ -273,18 +280,19 @@ class Subscriber:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
         self._connection = self._socket = None
-        self._count += 1
-        for place in list(self._places.values()):
-            if place.bell is not None:
-                place.bell.set()
+        self._generation += 1
+        for inbox in list(self._inboxes.values()):
+            if inbox.event is not None:
+                inbox.event.set()
 
 
-def _itself() -> LockUnavailable:
-    """Why a thread that is opening the connection cannot wait for it: it would for ever."""
+def _own_handler_error() -> LockUnavailable:
+    """Return the error of a signal handler that would wait for ever for its own thread, which is
+    opening the connection."""
     error = LockUnavailable(
-        "a signal handler cannot wait for this lock now: it interrupted its own thread while that "
-        "connected to the server, in order to wait for a lock itself. Try again when the handler "
-        "has returned, or use acquire(timeout=0)"
+        "could not wait for this lock in a signal handler: the handler interrupted its own thread "
+        "while that connected to the server, in order to wait for a lock itself. Try again when "
+        "the handler has returned, or use acquire(timeout=0)"
     )
     error._lasts = True
     return error
