@@ -229,7 +229,7 @@ def handled_above(error: BaseException) -> bool:
 
 # What a socket says whose time is over, in every runtime.
 _SOCKETS_OWN = re.compile("(^|operation )timed out$")
-_BELOW = {"builtins", "ssl", "redis", "hiredis", "lualock"}
+_BELOW = {"builtins", "socket", "ssl", "redis", "hiredis", "lualock"}
 
 
 def _thrown_in(error: BaseException) -> bool:

@@ -187,6 +187,16 @@ def test_a_timer_that_raises_what_a_connection_raises(
         assert time.monotonic() - began < 0.5 + AT_ONCE_S
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # eventlet's resolver is an old one
+def test_a_name_that_does_not_exist() -> None:
+    """What the library's own resolver says of it is not taken for an error of the program's."""
+    with (
+        lualock.connect("redis://nowhere.invalid:1") as locks,
+        pytest.raises(lualock.LockUnavailable, match=r"no connection to the server at nowhere"),
+    ):
+        locks.lock("x").acquire(timeout=3)
+
+
 @pytest.mark.parametrize("how", ["killed", "timed out"])
 def test_an_end_at_any_moment(green: Green, locks: lualock.Locks, how: str) -> None:
     """Of acquire, of the body or of release: the lock is not left taken."""
