@@ -20,7 +20,7 @@ from lualock.drive import asynchronous, ear
 from lualock.protocol import waiting
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
-from tests.world import World, settle
+from tests.world import World, entered, settle
 
 
 @pytest.fixture
@@ -141,6 +141,42 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
         await settle(lease.release())
         swallower.fall_silent()
         await asyncio.sleep(0.4)  # the silence
+
+
+@pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "nobody there"])
+async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) -> None:
+    """What becomes of a dead connection takes nothing away from an error that came before it."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    lock = shell.connect().lock("x", ttl=30)
+    nowhere = shell.connect("redis://127.0.0.1:1").lock("x", ttl=30)
+
+    async def deal_with_it() -> None:
+        shell.client.client_kill_filter(_type="normal", skipme=True)
+        if met == "nobody there":
+            with pytest.raises(lualock.LockUnavailable):
+                await settle(nowhere.acquire(timeout=0.2))
+        else:
+            await settle((await settle(lock.acquire())).release())
+
+    async def work() -> None:
+        if met == "inside a block":
+            async with entered(lock):
+                shell.client.client_kill_filter(_type="normal", skipme=True)
+                fail()
+        await settle((await settle(lock.acquire())).release())  # so that it is connected
+        try:
+            fail()
+        except ZeroDivisionError:
+            await deal_with_it()
+            raise
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        await work()
+    assert "fail" in [entry.name for entry in raised.traceback]
+    assert not await settle(lock.locked())
 
 
 async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server: Server) -> None:

@@ -21,7 +21,7 @@ def connect_in_time(connection: Any, end: float, clock: Clock) -> None:
     """Open a connection of redis-py's. Each reply of its handshake has what is left of the time,
     and so has the first that comes after it.
 
-    :raises TimeoutError: that took longer than until ``end``.
+    :raises wire.NotReached: that took longer than until ``end``.
     """
     if _needs_no_lookup(connection):
         _connect(connection, end, clock)
@@ -117,7 +117,7 @@ class _Apart(threading.Thread):
             return
         try:
             if not self._ended.wait(max(wire.LEAST_S, self._end - self._clock())):
-                raise TimeoutError("it was not reached in time (its name, or the connection)")
+                raise wire.NotReached("it was not reached in time (its name, or the connection)")
         except BaseException:
             self._left = True
             raise

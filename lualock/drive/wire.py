@@ -9,8 +9,10 @@ import signal
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import Sequence
 from secrets import token_hex
+from types import FrameType
 from typing import Any
 
 import hiredis
@@ -89,6 +91,10 @@ class CrossedReply(ConnectionError):
 
 class Unanswered(TimeoutError):
     """No reply came in time, to a request that was sent whole."""
+
+
+class NotReached(TimeoutError):
+    """No connection was made in time."""
 
 
 def pack(call: Call, *, source: bool = False) -> tuple[bytes, bytes]:
@@ -190,13 +196,14 @@ def is_noscript(reply: Any) -> bool:
 def is_broken(error: BaseException) -> bool:
     """Whether an error means that the connection is broken; else it is not ours to deal with.
 
-    What a signal handler of the program raised may look like an error of the connection
-    (``TimeoutError``). Where redis-py made it one of its own, the handler's is raised here.
+    What the program throws in from outside, a signal handler or a timer of gevent's, may look like
+    an error of the connection (``TimeoutError``). Where that was made another one, by redis-py or
+    by us, the program's is raised here.
     """
     cause: BaseException | None = error
     try:
-        while cause is not None:
-            if raised_by_handler(cause):
+        while cause is not None and (cause is error or not handled_above(cause)):
+            if raised_by_handler(cause) or _thrown_in(cause):
                 if cause is error:
                     return False
                 raise cause
@@ -206,6 +213,41 @@ def is_broken(error: BaseException) -> bool:
         # An error and a frame that has it keep each other, and what is in its frames, alive.
         cause = None
         del error
+
+
+def handled_above(error: BaseException) -> bool:
+    """Whether a frame that still runs caught this error: the program does all this while it deals
+    with an error of its own, which therefore is the context of each that comes after it."""
+    trace, frame = error.__traceback__, sys._getframe(1)
+    caller: FrameType | None = frame
+    while trace is not None and caller is not None:
+        if caller is trace.tb_frame:
+            return True
+        caller = caller.f_back
+    return False
+
+
+# What a socket says whose time is over, in every runtime.
+_SOCKETS_OWN = re.compile("(^|operation )timed out$")
+_BELOW = {"builtins", "socket", "ssl", "redis", "hiredis", "lualock"}
+
+
+def _thrown_in(error: BaseException) -> bool:
+    """Whether the program had this error raised here while something was waited for, as
+    ``gevent.Timeout(5, TimeoutError)`` does, or who stops a thread by an exception. Such an error
+    was made of a class alone, or is of a class that nobody below knows; a socket's says more."""
+    if not isinstance(error, OSError):
+        return False
+    made_in = type(error).__module__.partition(".")[0]
+    if made_in not in _BELOW:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        raised_in = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+        return made_in != raised_in.partition(".")[0]  # else a connection class raised its own
+    if type(error) is TimeoutError and len(error.args) == 1:
+        return not _SOCKETS_OWN.search(str(error))
+    return type(error) in (TimeoutError, OSError, ConnectionError) and not error.args
 
 
 def raised_by_handler(error: BaseException) -> bool:
@@ -268,8 +310,10 @@ def _reply_error(text: str, key: bytes) -> LockError:
 
 def connect_error(error: BaseException, where: str) -> LockError:
     """What a failure to *connect* means. Nothing was sent."""
-    if error.__context__ is not None:
-        dealt_with([error.__context__])  # what redis-py keeps would keep the program's frames
+    before = error.__context__
+    if before is not None and not handled_above(before):
+        dealt_with([before])  # what redis-py keeps would keep the program's frames
+    before = None
     if isinstance(error, theirs.AuthenticationError | theirs.NoPermissionError):
         return AccessDenied(
             f"the server at {where} refuses this user ({error}): check the user name and the "
@@ -364,16 +408,18 @@ def server_us(reply: Any) -> int:
 def dealt_with(errors: Sequence[BaseException]) -> None:
     """These errors are of no interest any more. The protocol may still have them in its frames,
     and they those frames, and so the ones that called it, up to the program's own: until the
-    collector came, a lease that the program dropped would be there, and be renewed."""
-    found: list[BaseException | None] = [*errors]
+    collector came, a lease that the program dropped would be there, and be renewed. An error that
+    the program is dealing with keeps what it has: its own frames."""
+    found: list[BaseException] = [*errors]
     seen: set[int] = set()
     while found:
         error = found.pop()
-        if error is not None and id(error) not in seen:
+        if id(error) not in seen:
             seen.add(id(error))
-            error.__traceback__ = None
             # redis-py keeps one in the frame that raised it, and then raises another.
-            found += error.__cause__, error.__context__
+            before = error.__cause__, error.__context__
+            found += [one for one in before if one is not None and not handled_above(one)]
+            error.__traceback__ = None
 
 
 def answer(reply: Any, call: Call) -> Any:
