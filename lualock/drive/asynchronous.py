@@ -18,7 +18,7 @@ from lualock import clock, fork
 from lualock.drive import wire
 from lualock.drive.cleaner import PATIENCE_S, PAUSE_MAX_S, PAUSE_MIN_S
 from lualock.drive.connecting import connect_by_address
-from lualock.drive.ear import DOUBTED_S, QUIET_S
+from lualock.drive.ear import DOUBTED_S, QUIET_S, quiet_s
 from lualock.drive.endpoint import Endpoint
 from lualock.drive.mux import Mux, Silence
 from lualock.errors import LockError, LockUnavailable
@@ -173,6 +173,7 @@ class _LoopConnections:
         self._places: dict[bytes, _Place] = {}
         self._count = 0  # of connections for messages, one after the other
         self._pinged: asyncio.Future[Any] | None = None
+        self._doubts: asyncio.TimerHandle | None = None  # asks whether the connection is alive
         self._laying: dict[int, asyncio.TimerHandle] = {}  # by the step that it carries out
         self._closed = False  # for good: who comes next makes others
         self.at_loop_end: Any = None  # an asynchronous generator; its type does not say all it has
@@ -188,6 +189,8 @@ class _LoopConnections:
         self.stop()
         for timer in self._laying.values():
             timer.cancel()
+        if self._doubts is not None:
+            self._doubts.cancel()
         for mux in (self.mux, self._beside, self._ear):
             if mux is not None:
                 mux.close()
@@ -372,11 +375,45 @@ class _LoopConnections:
         loop = asyncio.get_running_loop()
         place.waiter = loop.create_future()
         place.timer = loop.call_later(min(seconds, 86_400.0), place.tell, None)
+        if seconds > wire.SILENCE_LEAST_S:
+            self._doubt_at(loop.time() + quiet_s(seconds))
         try:
             return await place.waiter
         finally:
             place.timer.cancel()
             place.waiter = place.timer = None
+
+    def _doubt_at(self, when: float) -> None:
+        if self._doubts is not None:
+            if self._doubts.when() <= when:
+                return
+            self._doubts.cancel()
+        self._doubts = self.loop.call_at(when, self._doubt)
+
+    def _doubt(self) -> None:
+        """Ask whether the connection for messages is alive, if somebody waits and it is silent: a
+        turn of which a waiter does not hear would pass."""
+        self._doubts = None
+        ends = [place.timer.when() for place in self._places.values() if place.timer is not None]
+        ear = self._ear
+        if not ends or ear is None or not ear.open:
+            return
+        now = self.loop.time()
+        left_s = min(ends) - now
+        asks_at = ear.heard + quiet_s(left_s)
+        if asks_at > now:
+            self._doubt_at(asks_at)
+            return
+        pinged = ear.ask(wire.PING, b"")
+        pinged.add_done_callback(_seen)
+        patience_s = wire.silence_s(min(self._driver.endpoint.reply_s, left_s))
+        self.loop.call_later(patience_s, self._judge, ear, pinged)
+
+    def _judge(self, ear: Mux, pinged: asyncio.Future[Any]) -> None:
+        if not pinged.done():
+            ear.close()
+        elif self._doubts is None:
+            self._doubt()
 
     def lay(self, step: Later) -> None:
         """Make the call when the ghost has expired, unless its connection has lived until then:

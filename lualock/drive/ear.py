@@ -7,6 +7,8 @@ connection. Rules that hold here:
 
 * At most one reads (``_reader``), and while anybody waits somebody reads.
 * When the connection breaks, messages may have been lost: everybody is told to look again.
+* Whoever reads makes sure from time to time that the connection is alive, and so does a waiter
+  whose own time is short.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ QUIET_S = 15.0
 
 DOUBTED_S = 5.0
 """After so long without a message, a waiter that comes alone listens by a new connection instead:
-that takes no longer than to find out whether the old one is dead."""
+that takes no longer than to find out whether the old one is dead. One that waits asks by a PING,
+after a quarter of its time if that is less: a turn that it does not hear of would pass."""
+
+
+def quiet_s(seconds: float) -> float:
+    """After how long a silence who waits for so long asks whether the connection is alive."""
+    return min(DOUBTED_S, wire.silence_s(seconds))
 
 
 class _Place:
@@ -88,7 +96,9 @@ class Ear:
             self.close()
         # In this order: what breaks from here on makes another count than the place has.
         place.since = self._count
-        if self._connection is not None and (now - self._heard < QUIET_S or self._alive(now)):
+        if self._connection is not None and (
+            now - self._heard < QUIET_S or self._alive(now, wire.silence_s(self._endpoint.reply_s))
+        ):
             return self.channel
         seat = Seat()
         # One that began to connect while the server was silent may never end.
@@ -123,7 +133,9 @@ class Ear:
     def wait(self, token: bytes, seconds: float) -> bytes | None:
         """The next message for ``token``; ``None`` if there is none within ``seconds``."""
         place = self._places[token]
-        give_up, left_s = self._clock() + seconds, seconds
+        began = self._clock()
+        give_up, left_s = began + seconds, seconds
+        asks_after_s = quiet_s(seconds)
         try:
             while True:
                 with self._lock:
@@ -140,12 +152,15 @@ class Ear:
                     else:
                         place.bell = bell = threading.Event()
                         self._resting[token] = place
+                wait_s = left_s
+                if left_s > wire.SILENCE_LEAST_S:
+                    wait_s = min(left_s, self._alive_for(began, asks_after_s, left_s))
                 if reader is place:
-                    message = self._read(place, left_s)
+                    message = self._read(place, wait_s)
                     if message is not None:
                         return message
                 else:
-                    bell.wait(min(left_s, threading.TIMEOUT_MAX))
+                    bell.wait(left_s if asks_after_s == DOUBTED_S else wait_s)
                 left_s = give_up - self._clock()
         except BaseException:
             with self._lock:
@@ -209,7 +224,20 @@ class Ear:
                 connection.disconnect()
         return None
 
-    def _alive(self, now: float) -> bool:
+    def _alive_for(self, since: float, asks_after_s: float, left_s: float) -> float:
+        """For how long who waits since then need not ask whether the connection is alive. If it is
+        time now, this asks; if it has asked and nothing came, the connection is closed."""
+        now = self._clock()
+        patience_s = wire.silence_s(min(self._endpoint.reply_s, left_s))
+        if self._pinged > self._heard:
+            due = max(self._pinged, since) + patience_s  # nobody may have read before
+        else:
+            due = max(self._heard, since) + asks_after_s
+        if due > now:
+            return due - now
+        return patience_s if self._alive(now, patience_s) else 0.0
+
+    def _alive(self, now: float, patience_s: float) -> bool:
         """Whether the connection may still be one. Who waits on it reads at once, and so learns
         that it was closed; that nothing comes by it any more only a missing PONG tells."""
         with self._lock:
@@ -224,7 +252,7 @@ class Ear:
                     if not wire.is_broken(error):
                         raise
                     return False
-            elif now - self._pinged > wire.silence_s(self._endpoint.reply_s):
+            elif now - self._pinged >= patience_s:
                 self._break()
                 return False
             return True
