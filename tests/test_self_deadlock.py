@@ -279,6 +279,21 @@ async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None
         await lock.__aexit__(None, None, None)
 
 
+async def test_a_task_that_waits_inside_its_plain_block(shell_plain: World) -> None:
+    """A wait of asyncio's in the same task is refused; one in a task that was begun inside gets the
+    lock when the block has ended."""
+    lock = lock_of(shell_plain)
+    async with aio.connect(shell_plain.server.url) as locks:
+        other = locks.lock("x", TTL)
+        with lock:
+            for wait in (acquire, enter_and_leave):
+                with pytest.raises(lualock.SelfDeadlock, match="this task"):
+                    await wait(other)
+            child = asyncio.create_task(acquire(other))
+            await shell_plain.until_waiters(lock, 1)
+        await (await child).release()
+
+
 def test_a_forked_child(shell_plain: World) -> None:
     """It is not inside what its parent has entered: it waits, and gets the lock after it."""
     lock = lock_of(shell_plain)

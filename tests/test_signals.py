@@ -7,6 +7,7 @@ when they come, hundreds of them.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import gc
 import json
@@ -175,6 +176,69 @@ def test_whatever_a_handler_is(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_what_a_handler_raised_before_is_not_raised_again(
+    proxy: FaultProxy, one_client: Any, silent: bool
+) -> None:
+    """Who deals with a handler's error, and locks meanwhile, gets the lock by a fresh connection
+    where the old one has died."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("the program's own")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with lualock.connect(proxy.url) as locks:
+            locks.lock("x").acquire().release()
+            if silent:
+                proxy.fall_silent()
+            else:
+                one_client.client_kill_filter(_type="normal", skipme=True)
+            try:
+                signal.raise_signal(signal.SIGALRM)
+            except TimeoutError:
+                locks.lock("x").acquire(timeout=3).release()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Stopped(TimeoutError):
+    """What a job system stops a thread with."""
+
+
+@pytest.mark.parametrize("error", [_Stopped, TimeoutError, ConnectionError])
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
+def test_what_is_thrown_into_a_thread(
+    one_server: Server, proxy: FaultProxy, error: type[Exception], waits: bool
+) -> None:
+    """An error that another thread has raised here is the program's, and no broken connection,
+    also where it is of a class that a connection raises."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            mine.lock("x").acquire(timeout=3)
+        except BaseException as broke:
+            raised.append(broke)
+
+    with lualock.connect(one_server.url) as other, lualock.connect(proxy.url) as mine:
+        mine.lock("x").acquire().release()
+        held = other.lock("x").acquire()
+        if not waits:
+            proxy.inject(Fault("delay reply", seconds=0.4))
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_until(lambda: other.lock("x").inspect().waiters if waits else proxy.met)
+        throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        throw(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
+        if waits:
+            held.release()  # what was thrown in comes when the thread runs Python again
+        thread.join(5)
+        assert [type(broke) for broke in raised] == [error]
+        held.release()
+        other.lock("x").acquire(timeout=2).release()
 
 
 def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> None:

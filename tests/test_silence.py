@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from lualock._transport.asyncio import subscriber as asyncio_subscriber
 from lualock._transport.threads import subscriber
 from tests.faults import Fault, FaultProxy
 from tests.servers import Server
-from tests.world import World, settle
+from tests.world import World, entered, settle
 
 
 @pytest.fixture
@@ -141,6 +142,84 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
         await settle(lease.release())
         swallower.fall_silent()
         await asyncio.sleep(0.4)  # the silence
+
+
+@pytest.mark.parametrize("patience", ["a timeout", "a shorter timeout", "none"])
+async def test_a_waiter_notices_that_it_hears_nothing_any_more(
+    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    """The connection for messages dies while somebody waits: the turn that is not heard of does not
+    pass by."""
+    timeout = {"a timeout": 6.0, "a shorter timeout": 2.0, "none": None}[patience]
+    if timeout is None:
+        monkeypatch.setattr(subscriber, "DOUBTED_S", 0.5)
+    held = await settle(shell.connect().lock("x", ttl=30).acquire())
+    lock = shell.connect(swallower.url).lock("x", ttl=30)
+    waiter = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=timeout)))
+    await shell.until_waiters(shell.connect().lock("x"), 1)
+    await asyncio.sleep(0.3)  # the time after which it does not look again before the lease ends
+    swallower.fall_silent()
+    await settle(held.release())
+    lease = await asyncio.wait_for(waiter, 3.5)
+    assert lease.held
+    await settle(lease.release())
+
+
+async def test_a_waiter_that_hears_nothing_for_long_keeps_its_connection(
+    shell: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only nobody has anything to say, it is asked, answers, and is used on."""
+    monkeypatch.setattr(subscriber, "DOUBTED_S", 0.1)
+    held = await settle(shell.connect().lock("x", ttl=30).acquire())
+    lock = shell.connect().lock("x", ttl=30)
+    listening = partial(shell.client.client_list, _type="pubsub")
+    waiters = [
+        asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=9))) for _ in range(3)
+    ]
+    await shell.until_waiters(shell.connect().lock("x"), 3)
+    before = [client["id"] for client in listening()]
+    await asyncio.sleep(1)  # the silence
+    assert [client["id"] for client in listening()] == before
+    assert listening()[0]["cmd"] == "ping"
+    await settle(held.release())
+    for waiter in asyncio.as_completed(waiters):
+        await settle((await asyncio.wait_for(waiter, 3)).release())
+
+
+@pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "nobody there"])
+async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) -> None:
+    """What becomes of a dead connection takes nothing away from an error that came before it."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    lock = shell.connect().lock("x", ttl=30)
+    nowhere = shell.connect("redis://127.0.0.1:1").lock("x", ttl=30)
+
+    async def deal_with_it() -> None:
+        shell.client.client_kill_filter(_type="normal", skipme=True)
+        if met == "nobody there":
+            with pytest.raises(lualock.LockUnavailable):
+                await settle(nowhere.acquire(timeout=0.2))
+        else:
+            await settle((await settle(lock.acquire())).release())
+
+    async def work() -> None:
+        if met == "inside a block":
+            async with entered(lock):
+                shell.client.client_kill_filter(_type="normal", skipme=True)
+                fail()
+        await settle((await settle(lock.acquire())).release())  # so that it is connected
+        try:
+            fail()
+        except ZeroDivisionError:
+            await deal_with_it()
+            raise
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        await work()
+    assert "fail" in [entry.name for entry in raised.traceback]
+    assert not await settle(lock.locked())
 
 
 async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server: Server) -> None:

@@ -40,7 +40,7 @@ class Block:
 
     __slots__ = (
         *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "of", "ref"),
-        *("task", "thread", "token"),
+        *("task", "thread", "token", "within"),
     )
 
     key: bytes
@@ -49,6 +49,9 @@ class Block:
 
     task: asyncio.Task[Any] | None
     """Which task did; ``None``: no task, or a block of the plain shell, which is its thread's."""
+
+    within: asyncio.Task[Any] | None
+    """Which task did, of a block of the plain shell, too; only where it is listed."""
 
     def __init__(self, of: Any) -> None:
         self.of = of
@@ -157,6 +160,7 @@ class Blocks:
             block.token = inside.set((entry, inside.get()))
         if task is not None or asyncio._get_running_loop() is not None:
             block.listed = True
+            block.within = task or asyncio.current_task()
             while True:
                 here = self.listed.setdefault(key, [])
                 here.append(entry)
@@ -198,7 +202,7 @@ class Blocks:
             if (lease := block.lease) is None or not lease.held:
                 continue
             # Other tasks go on while one waits. A block that outlived its task ends somewhere else.
-            if block.task is task if task else block.task is None or not block.task.done():
+            if block.within is task if task else block.task is None or not block.task.done():
                 raise SelfDeadlock(
                     f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
                     "is inside its with block or job, so it would wait for itself. Release it "

@@ -21,7 +21,7 @@ def connect_in_time(connection: Any, end: float, clock: Clock) -> None:
     """Open a connection of redis-py's. What is left of the time limits each reply of its handshake,
     and the first reply after it.
 
-    :raises TimeoutError: it was not open by ``end``.
+    :raises errors.NotReached: it was not open by ``end``.
     """
     if _has_fixed_address(connection):
         _connect(connection, end, clock)
@@ -117,7 +117,9 @@ class _ConnectThread(threading.Thread):
             return
         try:
             if not self._ended.wait(max(sockets.MIN_TIMEOUT_S, self._end - self._clock())):
-                raise TimeoutError("it was not reached in time (resolving its name, or connecting)")
+                raise errors.NotReached(
+                    "it was not reached in time (resolving its name, or connecting)"
+                )
         except BaseException:
             self._abandoned = True
             raise

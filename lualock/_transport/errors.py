@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import re
 import signal
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import hiredis
@@ -55,6 +57,10 @@ class ReplyTimeout(TimeoutError):
     """No reply came in time to a request that was sent completely."""
 
 
+class NotReached(TimeoutError):
+    """No connection was made in time."""
+
+
 def is_noscript(reply: Any) -> bool:
     """Return whether the server does not know the script's digest (any more)."""
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
@@ -63,13 +69,14 @@ def is_noscript(reply: Any) -> bool:
 def is_broken(error: BaseException) -> bool:
     """Return whether an error means that the connection is broken; if not, the caller raises it.
 
-    An error that a signal handler of the program raised may look like one of the connection
-    (``TimeoutError``). If redis-py wrapped it, the handler's own error is raised here.
+    An error that the program throws in from outside (by a signal handler, or a timer of gevent's)
+    may look like one of the connection (``TimeoutError``). If redis-py or lualock wrapped it, the
+    program's own error is raised here.
     """
     cause: BaseException | None = error
     try:
-        while cause is not None:
-            if raised_by_handler(cause):
+        while cause is not None and (cause is error or not _handled_above(cause)):
+            if raised_by_handler(cause) or _thrown_in(cause):
                 if cause is error:
                     return False
                 raise cause
@@ -79,6 +86,42 @@ def is_broken(error: BaseException) -> bool:
         # An error and a frame that has it keep each other, and what is in its frames, alive.
         cause = None
         del error
+
+
+def _handled_above(error: BaseException) -> bool:
+    """Return whether a running frame has caught this error. The program then handles an error of
+    its own, which is the context of each later error."""
+    trace, frame = error.__traceback__, sys._getframe(1)
+    caller: FrameType | None = frame
+    while trace is not None and caller is not None:
+        if caller is trace.tb_frame:
+            return True
+        caller = caller.f_back
+    return False
+
+
+# The text of a socket's timeout, in every runtime.
+_SOCKET_TIMEOUT = re.compile("(^|operation )timed out$")
+_LIBRARIES = {"builtins", "socket", "ssl", "redis", "hiredis", "lualock"}
+
+
+def _thrown_in(error: BaseException) -> bool:
+    """Return whether the program raised this error from outside during a wait, as
+    ``gevent.Timeout(5, TimeoutError)`` does, or a thread that stops another one by an exception.
+    Such an error has no arguments, or a class that no library below defines; an error of a socket
+    has a text."""
+    if not isinstance(error, OSError):
+        return False
+    defined_in = type(error).__module__.partition(".")[0]
+    if defined_in not in _LIBRARIES:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        raised_in = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+        return defined_in != raised_in.partition(".")[0]  # else a connection class raised it
+    if type(error) is TimeoutError and len(error.args) == 1:
+        return not _SOCKET_TIMEOUT.search(str(error))
+    return type(error) in (TimeoutError, OSError, ConnectionError) and not error.args
 
 
 def raised_by_handler(error: BaseException) -> bool:
@@ -146,9 +189,11 @@ def _reply_error(text: str, key: bytes) -> LockError:
 
 def connect_error(error: BaseException, address: str) -> LockError:
     """Return what a failure to *connect* means. Nothing was sent."""
-    if error.__context__ is not None:
+    context = error.__context__
+    if context is not None and not _handled_above(context):
         # An error that redis-py keeps would keep the program's frames alive.
-        drop_tracebacks([error.__context__])
+        drop_tracebacks([context])
+    context = None
     if isinstance(error, theirs.AuthenticationError | theirs.NoPermissionError):
         return AccessDenied(
             f"could not connect to the server at {address}: it denies access to this user "
@@ -184,13 +229,15 @@ def _text(error: BaseException) -> str:
 def drop_tracebacks(errors: Sequence[BaseException]) -> None:
     """Drop the tracebacks of errors that were handled. The protocol's frames may still refer to
     them, and they to all frames up to the program's own: a lease that the program dropped would
-    exist, and be renewed, until the garbage collector runs."""
-    found: list[BaseException | None] = [*errors]
+    exist, and be renewed, until the garbage collector runs. An error that the program is handling
+    keeps its traceback."""
+    found: list[BaseException] = [*errors]
     seen: set[int] = set()
     while found:
         error = found.pop()
-        if error is not None and id(error) not in seen:
+        if id(error) not in seen:
             seen.add(id(error))
-            error.__traceback__ = None
             # redis-py keeps one in the frame that raised it, and then raises another.
-            found += error.__cause__, error.__context__
+            causes = error.__cause__, error.__context__
+            found += [one for one in causes if one is not None and not _handled_above(one)]
+            error.__traceback__ = None

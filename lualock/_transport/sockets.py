@@ -73,7 +73,7 @@ class Timeout:
 RECEIVE_BYTES = 4096
 
 
-_SILENCE_SHARE, _SILENCE_MIN_S = 1 / 4, 0.2
+_SILENCE_SHARE, SILENCE_MIN_S = 1 / 4, 0.2
 
 
 MIN_TIMEOUT_S = 0.001
@@ -84,7 +84,7 @@ def silence_s(left_s: float) -> float:
     """Return how long a connection may be silent when this much time is left for a reply. After
     that, the request is sent again on a fresh connection: the old one may be dead (a NAT, a load
     balancer)."""
-    return max(_SILENCE_MIN_S, left_s * _SILENCE_SHARE)
+    return max(SILENCE_MIN_S, left_s * _SILENCE_SHARE)
 
 
 def receive_now(connected: socket.socket) -> bytes:

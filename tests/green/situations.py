@@ -167,6 +167,36 @@ def _unless(green: Green, work: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
+@pytest.mark.parametrize("error", [TimeoutError, TimeoutError("too slow"), ConnectionError])
+@pytest.mark.parametrize("waits", ["for a lock", "for a reply", "for a connection"])
+def test_a_timer_that_raises_what_a_connection_raises(
+    green: Green, one_server: Server, locks: lualock.Locks, error: Any, waits: str
+) -> None:
+    """It is the program's, whatever was waited for, and not taken for a broken connection."""
+    kind = error if isinstance(error, type) else type(error)
+    with lualock.connect(one_server.url) as others, contextlib.ExitStack() as stack:
+        stack.enter_context(others.lock("x", ttl=30).acquire())
+        if waits != "for a connection":
+            locks.lock("y").acquire().release()
+        if waits != "for a lock":
+            stack.enter_context(stopped(one_server))
+        began = time.monotonic()
+        with pytest.raises(kind) as raised, green.Timeout(0.5, error):
+            locks.lock("x").acquire(timeout=4)
+        assert type(raised.value) is kind
+        assert time.monotonic() - began < 0.5 + AT_ONCE_S
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # eventlet's resolver is an old one
+def test_a_name_that_does_not_exist() -> None:
+    """What the library's own resolver says of it is not taken for an error of the program's."""
+    with (
+        lualock.connect("redis://nowhere.invalid:1") as locks,
+        pytest.raises(lualock.LockUnavailable, match=r"no connection to the server at nowhere"),
+    ):
+        locks.lock("x").acquire(timeout=3)
+
+
 @pytest.mark.parametrize("how", ["killed", "timed out"])
 def test_an_end_at_any_moment(green: Green, locks: lualock.Locks, how: str) -> None:
     """Of acquire, of the body or of release: the lock is not left taken."""

@@ -55,6 +55,7 @@ REGRESSIONS: dict[int, str] = {
     5387: "a doubled reply to a release was taken for the reply to the hand-over behind it",
     3050: "a stray error to a posted look was believed, and its place in the queue stayed",
     3350: "a stray NOSCRIPT made a request run twice, its copy after the release (a limit)",
+    260305: "a NOSCRIPT that was doubled made a release run twice (a limit)",
     2210: "a forked child read a reply before it had done anything (the simulator's)",
     13628: "a call that another's silence ended was said to have waited for it (the simulator's)",
     66422: "a lock kept for a retry, sent twice, was said to have expired when the retry had it",

@@ -7,11 +7,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from lualock._protocol import LOOK_LATE_S, Subscribe
-from lualock._transport import codec
+from lualock._transport import codec, sockets
 from lualock._transport.asyncio import opening
 from lualock._transport.asyncio.connection import PipelinedConnection
 from lualock._transport.asyncio.pending import consume_exception
-from lualock._transport.threads.subscriber import DOUBTED_S, PING_AFTER_S
+from lualock._transport.threads.subscriber import DOUBTED_S, PING_AFTER_S, ping_after_s
 
 if TYPE_CHECKING:
     from lualock._transport.asyncio.driver import AsyncDriver
@@ -64,6 +64,7 @@ class Subscriber:
         self._inboxes: dict[bytes, _Inbox] = {}
         self._generation = 0  # of the connection: it changes when one is lost or opened
         self._ping: asyncio.Future[Any] | None = None
+        self._check: asyncio.TimerHandle | None = None  # whether the connection is alive
         self._stopped = False
 
     async def listen(self, step: Subscribe) -> bytes:
@@ -106,6 +107,8 @@ class Subscriber:
         loop = self._loop
         inbox.waiter = loop.create_future()
         inbox.timer = loop.call_later(min(seconds, _MAX_TIMER_S), inbox.wake, None)
+        if seconds > sockets.SILENCE_MIN_S:
+            self._check_by(loop.time() + ping_after_s(seconds))
         try:
             return await inbox.waiter
         finally:
@@ -125,6 +128,40 @@ class Subscriber:
         """Close the connection for good: the next waiter uses the loop's new connections."""
         self._stopped = True
         self.close()
+        if self._check is not None:
+            self._check.cancel()
+
+    def _check_by(self, when: float) -> None:
+        if self._check is not None:
+            if self._check.when() <= when:
+                return
+            self._check.cancel()
+        self._check = self._loop.call_at(when, self._check_alive)
+
+    def _check_alive(self) -> None:
+        """Send a PING if a waiter waits and the connection is silent: the waiter must not miss its
+        turn on a dead connection."""
+        self._check = None
+        ends = [inbox.timer.when() for inbox in self._inboxes.values() if inbox.timer is not None]
+        connection = self._connection
+        if not ends or connection is None or not connection.open:
+            return
+        now = self._loop.time()
+        left_s = min(ends) - now
+        due = connection.received_at + ping_after_s(left_s)
+        if due > now:
+            self._check_by(due)
+            return
+        ping = connection.ask(codec.PING, b"")
+        ping.add_done_callback(consume_exception)
+        patience_s = sockets.silence_s(min(self._driver.endpoint.reply_s, left_s))
+        self._loop.call_later(patience_s, self._judge, connection, ping)
+
+    def _judge(self, connection: PipelinedConnection, ping: asyncio.Future[Any]) -> None:
+        if not ping.done():
+            connection.close()
+        elif self._check is None:
+            self._check_alive()
 
     async def _subscribe(self) -> PipelinedConnection:
         connection = await opening.connect(self._driver.endpoint, self._on_message, self._on_lost)

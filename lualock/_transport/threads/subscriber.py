@@ -7,6 +7,8 @@ one connection. Invariants:
 
 * At most one waiter reads (``_reader``), and while there are waiters one of them reads.
 * When the connection breaks, messages may be lost: each waiter is told to check again.
+* The reader checks from time to time that the connection is alive; so does a waiter that has only
+  a short time.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ PING_AFTER_S = 15.0
 
 DOUBTED_S = 5.0
 """After this long without a message, a waiter that comes alone listens by a new connection instead:
-that takes no longer than finding out whether the old one is dead."""
+that takes no longer than finding out whether the old one is dead. A waiter sends a PING after this
+silence, or after a quarter of its time: it must not miss its turn on a dead connection."""
+
+
+def ping_after_s(seconds: float) -> float:
+    """Return how long a silence may be before a waiter of so many seconds sends a PING."""
+    return min(DOUBTED_S, sockets.silence_s(seconds))
 
 
 class _Inbox:
@@ -90,7 +98,8 @@ class Subscriber:
         # then has an older one.
         inbox.generation = self._generation
         if self._connection is not None and (
-            now - self._received_at < PING_AFTER_S or self._check_alive(now)
+            now - self._received_at < PING_AFTER_S
+            or self._check_alive(now, sockets.silence_s(self._endpoint.reply_s))
         ):
             return self.channel
         permit = Permit()
@@ -127,7 +136,9 @@ class Subscriber:
     def wait(self, token: bytes, seconds: float) -> bytes | None:
         """Return the next message for ``token``, or ``None`` if none comes within ``seconds``."""
         inbox = self._inboxes[token]
-        end, left_s = self._clock() + seconds, seconds
+        began_at = self._clock()
+        end, left_s = began_at + seconds, seconds
+        silence_s = ping_after_s(seconds)
         try:
             while True:
                 with self._lock:
@@ -148,12 +159,16 @@ class Subscriber:
                     else:
                         inbox.event = event = threading.Event()
                         self._sleeping[token] = inbox
+                wait_s = left_s
+                if left_s > sockets.SILENCE_MIN_S:
+                    wait_s = min(left_s, self._alive_for_s(began_at, silence_s, left_s))
                 if reader is inbox:
-                    message = self._read(inbox, left_s)
+                    message = self._read(inbox, wait_s)
                     if message is not None:
                         return message
                 else:
-                    event.wait(min(left_s, threading.TIMEOUT_MAX))
+                    wait_s = left_s if silence_s == DOUBTED_S else wait_s
+                    event.wait(min(wait_s, threading.TIMEOUT_MAX))
                 left_s = end - self._clock()
         except BaseException:
             with self._lock:
@@ -218,7 +233,20 @@ class Subscriber:
                 connection.disconnect()
         return None
 
-    def _check_alive(self, now: float) -> bool:
+    def _alive_for_s(self, since: float, silence_s: float, left_s: float) -> float:
+        """Return how long a waiter may wait before it checks the connection. If the check is due,
+        this sends a PING, or closes the connection if the last PING was not answered."""
+        now = self._clock()
+        patience_s = sockets.silence_s(min(self._endpoint.reply_s, left_s))
+        if self._pinged_at > self._received_at:
+            due = max(self._pinged_at, since) + patience_s  # before ``since`` no waiter may read
+        else:
+            due = max(self._received_at, since) + silence_s
+        if due > now:
+            return due - now
+        return patience_s if self._check_alive(now, patience_s) else 0.0
+
+    def _check_alive(self, now: float, patience_s: float) -> bool:
         """Return whether the connection may still be alive. A waiter reads at once, and so learns
         that the server closed it; only a missing PONG shows that it is dead."""
         with self._lock:
@@ -233,7 +261,7 @@ class Subscriber:
                     if not errors.is_broken(error):
                         raise
                     return False
-            elif now - self._pinged_at > sockets.silence_s(self._endpoint.reply_s):
+            elif now - self._pinged_at >= patience_s:
                 self._drop_connection()
                 return False
             return True
