@@ -166,7 +166,7 @@ def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
         next(steps)
         again = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
         assert isinstance(again, RunScript)
-        with pytest.raises(lualock.LockUnavailable, match="released, or its lease had ended"):
+        with pytest.raises(lualock.LockUnavailable, match="released, or had expired"):
             steps.send(reply)
         assert not grant.released
         assert not grant.lost

@@ -11,6 +11,10 @@ from lualock.errors import InvalidArgument
 
 _FORM = re.compile(r"lualock1\.([\w-]{22})\.([1-9]\d{0,10})\.([01])([01])\.([\w=-]+)", re.ASCII)
 
+DAMAGED = (
+    "could not adopt a lease: the handle is damaged. Pass what lease.handle() returned, unchanged"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
@@ -36,14 +40,18 @@ def read(handle: object) -> Handle:
     """
     if not isinstance(handle, str):
         raise InvalidArgument(
-            f"a handle is the str that lease.handle() returned, not {type(handle).__name__}"
+            f"could not adopt a lease: a handle must be str, not {type(handle).__name__}. "
+            "Pass what lease.handle() returned"
         )
     found = _FORM.fullmatch(handle)
     if found is None:
-        raise InvalidArgument("not a handle: pass the text that lease.handle() returned, unchanged")
+        raise InvalidArgument(
+            "could not adopt a lease: this text is not a handle. Pass what lease.handle() "
+            "returned, unchanged"
+        )
     token, ttl_ms, fair, renew, place = found.groups()
     try:
         key = urlsafe_b64decode(place)
     except (binascii.Error, ValueError):
-        raise InvalidArgument("not a handle: it was cut or changed on its way") from None
+        raise InvalidArgument(DAMAGED) from None
     return Handle(key, token.encode(), int(ttl_ms), fair == "1", renew == "1")

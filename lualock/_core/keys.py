@@ -51,8 +51,8 @@ def name_of(prefix: bytes, key: bytes) -> bytes:
     start = prefix + b":{"
     if not key.startswith(start) or not key.endswith(b"}"):
         raise InvalidArgument(
-            f"that is a lock of another prefix than {display_name(prefix)!r}: "
-            "use the Locks of the prefix that it was taken with"
+            f"could not adopt a lease: its lock has another prefix than {display_name(prefix)!r}. "
+            "Use Locks with the prefix of the lock"
         )
     return key[len(start) : -1].replace(b"%7D", b"}").replace(b"%25", b"%")
 

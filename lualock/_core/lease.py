@@ -15,6 +15,7 @@ from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
 from lualock._core.with_statement import Block
 from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, Steps, stop_request
+from lualock._protocol.replies import duration
 from lualock.errors import LeaseLost, LockError
 
 _changing = fork.Mutex()
@@ -147,7 +148,7 @@ class LeaseBase:
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
         if not self.held:
-            raise self._no_longer("used")
+            raise self._no_longer("use")
 
     def _give_up(self, timeout: float | None) -> float:
         wait_s = options.wait_s(timeout)
@@ -164,23 +165,33 @@ class LeaseBase:
 
     def _cut_short(self) -> LeaseLost:
         return LeaseLost(
-            f"the lease of lock {self.name!r} was lost, so its body was cancelled", name=self.name
+            f"could not finish the body under lock {self.name!r}: the lease was lost, so its body "
+            "was cancelled. Acquire the lock again",
+            name=self.name,
         )
 
     def _no_longer(self, verb: str) -> LeaseLost:
         if self._pid != fork.current():
-            why = f"belongs to process {self._pid}: a forked child owns nothing"
+            why = (
+                f"it belongs to process {self._pid}, and a forked child owns nothing. "
+                "Acquire the lock in this process"
+            )
         elif self._grant.released:
-            why = "was released before"
+            why = "it was released before. Acquire the lock again"
         elif self._passed:
-            why = "was passed on: handle() was called"
+            why = "it was passed on: handle() was called. Adopt it, or acquire the lock again"
         elif protocol.is_disowned(self._grant):
-            why = "is given back as soon as the server can be reached: its release failed"
+            why = (
+                "its release failed, and is repeated as soon as the server can be reached. "
+                "Acquire the lock again"
+            )
         else:
-            why = "had ended before"
+            ago_s = self._clock() - self._grant.deadline
+            end = "the server has ended it" if ago_s < 0 else f"it expired {duration(ago_s)} ago"
+            why = f"{end}. Stop the work, or acquire the lock again"
         given_up = self._grant.released or self._passed
         return LeaseLost(
-            f"the lease of lock {self.name!r} cannot be {verb}: it {why}",
+            f"could not {verb} the lease on {self.name!r}: {why}",
             name=self.name,
             given_up=given_up,
         )
@@ -209,7 +220,7 @@ class LeaseBase:
         :raises LeaseLost: it is not ours to pass on any more.
         """
         if self._grant.released:
-            raise self._no_longer("passed on")
+            raise self._no_longer("pass on")
         if not self._passed:
             self.check()
             self._passed = True
@@ -226,7 +237,7 @@ class LeaseBase:
         if not fork.same[0]:
             fork.start_anew()
         if self._pid != fork.pid:
-            raise self._no_longer("released")
+            raise self._no_longer("release")
         self._shortened += 1  # a renewal that is answered from now on changes nothing
         return protocol.release(self._ask, self._grant)
 
@@ -237,7 +248,7 @@ class LeaseBase:
     def _extend(self, ttl_ms: int) -> Steps[None]:
         given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
         if given_up or self._pid != fork.current():
-            raise self._no_longer("extended")
+            raise self._no_longer("extend")
         sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
         while sooner and self._grant.claim is not None and self._left() > 0:
             yield AwaitMessage(0.001)  # by another connection it might come later, and undo this
@@ -333,7 +344,10 @@ class LeaseBase:
         self._driver.cleanup_in_background(protocol.abandon_request(self._ask))
 
     def __reduce__(self) -> str:
-        raise TypeError("a lease cannot be pickled or copied: it belongs to who acquired it")
+        raise TypeError(
+            "a lease cannot be pickled or copied: it belongs to the process that acquired it. "
+            "Pass it on with handle()"
+        )
 
     def __repr__(self) -> str:
         state = "released" if self._grant.released else "passed on" if self._passed else "lost"

@@ -86,14 +86,14 @@ class LocksBase:
         found = handles.read(handle)
         name = keys.name_of(self._settings.prefix, found.key)
         if keys.lock_key(self._settings.prefix, name) != found.key:
-            raise InvalidArgument("not a handle: it was cut or changed on its way")
+            raise InvalidArgument(handles.DAMAGED)
         return found, name
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.Locks on {self._endpoint}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a Locks cannot be pickled: connect in the other process")
+        raise TypeError("a Locks object cannot be pickled: connect in the other process")
 
 
 class LockBase:
@@ -157,7 +157,7 @@ class LockBase:
         return self._ttl_ms / 1000
 
     def __reduce__(self) -> str:
-        raise TypeError("a lock cannot be pickled or copied: make another one of that name")
+        raise TypeError("a lock cannot be pickled or copied: make another one with the same name")
 
     def _ask(self) -> AcquireRequest:
         if not fork.same[0]:

@@ -104,8 +104,8 @@ def max_hold_s(value: object, *, renewed: bool) -> float | None:
         )
     if not renewed:
         raise InvalidArgument(
-            "max_hold limits for how long a lease is renewed, and this one is not renewed: its ttl "
-            "is its end. Leave max_hold out, or say renew=True"
+            "max_hold needs a lease that is renewed: without renewal, its ttl is its end. "
+            "Leave max_hold out, or pass renew=True"
         )
     return number
 

@@ -223,8 +223,8 @@ def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
     if ended or len(begun) == 1:
         return (ended or begun)[0]
     raise InvalidArgument(
-        "this lock was not entered, or it cannot be told which of its with blocks is to end: "
-        "use the lease that acquire() returns"
+        "could not end a with block of this lock: it was not entered by this thread or task, or "
+        "several blocks are open. Use the lease that acquire() returns"
     )
 
 

@@ -105,8 +105,9 @@ def take(
                         # It may have been taken, and taken over since by another process that has
                         # the token: a job's next delivery.
                         raise unknown or LockUnavailable(
-                            f"could not tell whether lock {display_name(ask.name)!r} was taken: "
-                            "the first reply was lost, and it is not ours any more",
+                            f"could not acquire lock {display_name(ask.name)!r}: the first reply "
+                            "was lost, and the lock is not held under this token any more (it may "
+                            "have been acquired, and taken over since). Try again",
                             outcome_unknown=True,
                         )
                 raise refusal(reply)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lualock._core.keys import display_name
 from lualock._protocol.abandon import ENQUEUE
 from lualock._protocol.effects import (
     MIN_REQUEST_S,
@@ -79,7 +80,7 @@ class Attempt:
         self.ask = ask
         self.server = server
         self.clock = clock = server.clock
-        self.once = wait_s == 0
+        self.wait_s = wait_s
         self.sent = clock()
         if wait_s is not None:
             self.give_up = self.sent + wait_s
@@ -128,7 +129,7 @@ class Attempt:
         if reply[0] != b"held":
             raise conflict(self.ask.key)
         self.reply, self.answered = reply, self.clock()
-        if self.once:
+        if self.wait_s == 0:
             raise self._refusal(NotAcquired, None)
         return None
 
@@ -206,7 +207,10 @@ class Attempt:
             if now >= self.give_up:
                 if self.reply is not None:
                     raise self._refusal(NotAcquired, self.reply[5] if self.queued else None)
-                raise LockUnavailable("the request reached the server when the time was over")
+                raise LockUnavailable(
+                    f"could not acquire lock {display_name(self.ask.name)!r} in time: the request "
+                    "reached the server too late. Try again, or wait longer"
+                )
             self.server.compare(self.sent, now, int(reply[1]))
             self.sent, self.outstanding = self.clock(), True
             try:
@@ -270,7 +274,10 @@ class Attempt:
         assert self.reply is not None
         _, ttl_ms, held_ms, about, *_ = self.reply
         held = Held(ttl_ms, held_ms, about, self.answered, ahead)
-        return held.refusal(self.ask.name, self.clock(), kind)
+        limit = int(self.ask.max_waiters) if kind is QueueFull else 0
+        return held.refusal(
+            self.ask.name, self.clock(), kind, wait_s=self.wait_s, max_waiters=limit
+        )
 
     def retry_until_deadline(self, make: Callable[[], Effect], error: LockError) -> Steps[Any]:
         """Repeat a step that failed, for as long as the server is away and there is time.
@@ -310,6 +317,6 @@ class Attempt:
         """Whether to go on trying to reach the server."""
         if error._lasts:
             return False
-        if self.once or self.give_up == math.inf:
+        if self.wait_s == 0 or self.give_up == math.inf:
             return at_once or (self.reply is not None and now - self.answered < PATIENCE_S)
         return now < self.give_up

@@ -23,7 +23,9 @@ def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavai
     been carried out."""
     if second.outcome_unknown:
         return second
-    return LockUnavailable(f"{first}; and asking again failed: {second}", outcome_unknown=True)
+    return LockUnavailable(
+        f"{first}; the repeated request failed, too: {second}", outcome_unknown=True
+    )
 
 
 def ask_again(step: RunScript) -> Steps[Any]:

@@ -62,8 +62,9 @@ def release(ask: AcquireRequest, grant: LeaseState) -> Steps[None]:
         # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
         disown(grant)
         raise LockUnavailable(
-            f"lock {display_name(ask.name)!r} is not ours any more, but the reply to its release "
-            "was lost: it was released, or its lease had ended before",
+            f"could not confirm the release of lock {display_name(ask.name)!r}: the reply was "
+            "lost, and the lease is gone (it was released, or had expired before). "
+            "Check the last work under the lock if it must not overlap",
             outcome_unknown=True,
         )
     grant.lost = reply[0] != b"conflict"

@@ -95,5 +95,6 @@ class ServerClock:
 def jumps() -> LockUnavailable:
     """The error for requests that are late however well the clocks were compared."""
     return LockUnavailable(
-        "the server's clock jumps: requests are late however much time they are given"
+        "could not use the server: it rejected several requests in a row as expired, so its clock "
+        "is unstable. Check its time synchronisation (NTP)"
     )

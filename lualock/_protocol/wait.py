@@ -141,4 +141,4 @@ def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
         return None
     now = attempt.clock()
     held = Held(reply[1], reply[2], reply[3], now, None if reply[4] < 0 else reply[4])
-    return held.refusal(ask.name, now, NotAcquired)
+    return held.refusal(ask.name, now, NotAcquired, wait_s=attempt.wait_s)

@@ -39,7 +39,9 @@ class Lock(LockBase):
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
         if inspect.iscoroutinefunction(on_lost):
-            raise InvalidArgument("on_lost of a plain lock must be a plain function")
+            raise InvalidArgument(
+                "on_lost of a plain lock must be a plain function, not a coroutine function"
+            )
         queueing = fair, priority, max_waiters
         care = max_hold, on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)

@@ -40,8 +40,8 @@ def fence_key(key: bytes) -> bytes:
         return b"fence:" + key  # so that it is no other key's, whose fence begins with a brace
     if b"}" in key:
         raise InvalidArgument(
-            f"no fence can be kept beside the key {display_name(key)!r}: it has a brace but no "
-            "hash tag; choose another name"
+            f"could not keep a fence for key {display_name(key)!r}: the key has a brace but no "
+            "hash tag. Choose another name"
         )
     return b"{" + key + b"}:fence"
 
@@ -75,13 +75,13 @@ def check_client(client: object, *, asynchronous: bool) -> None:
     theirs = any(module.startswith("redis.asyncio") for module in kinds)
     if not hasattr(client, "register_script") or hasattr(client, "command_stack"):
         raise InvalidArgument(
-            f"{type(client).__name__} is no client: pass a redis.Redis, and no pipeline, whose "
-            "answers come too late to be judged"
+            f"client must be a redis.Redis, not {type(client).__name__}. (A pipeline's replies "
+            "come too late to be checked.)"
         )
     if theirs != asynchronous:
         raise InvalidArgument(
-            "for a redis.asyncio client use lualock.fencing.aio.fenced_set, for a redis.Redis "
-            "lualock.fencing.fenced_set"
+            "client is of the wrong kind: use lualock.fencing.aio.fenced_set for redis.asyncio, "
+            "and lualock.fencing.fenced_set for redis.Redis"
         )
 
 
@@ -97,7 +97,7 @@ def request(
     if not isinstance(value, str | bytes):
         raise InvalidArgument(f"a value must be str or bytes, not {type(value).__name__}")
     if isinstance(fence, bool) or not isinstance(fence, int) or not 0 < fence < MAX_FENCE:
-        raise InvalidArgument("fence must be the whole number that lease.fence is")
+        raise InvalidArgument("fence must be the whole number lease.fence, above 0 and below 2**53")
     raw = _encoded(key, "a key")
     ttl_ms = 0 if ttl is None else options.ttl_ms(ttl)
     return [raw, fence_key(raw)], [_encoded(value, "a value"), fence, ttl_ms]
@@ -107,7 +107,7 @@ def _encoded(text: str | bytes, what: str) -> bytes:
     try:
         return text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError as error:
-        raise InvalidArgument(f"{what} that is no valid text must be given as bytes") from error
+        raise InvalidArgument(f"{what} must be bytes if it is not valid text") from error
 
 
 def judge(reply: Any, key: str | bytes, fence: int) -> None:
@@ -119,14 +119,15 @@ def judge(reply: Any, key: str | bytes, fence: int) -> None:
     if isinstance(reply, list) and len(reply) == 1:
         raw = key.encode() if isinstance(key, str) else key
         raise KeyConflict(
-            f"beside the key {display_name(key)!r}, at {display_name(fence_key(raw))!r}, stands "
-            "what is no fence: nothing was changed; delete it, or choose another key"
+            f"could not set key {display_name(key)!r}: its fence key "
+            f"{display_name(fence_key(raw))!r} does not hold a fence (nothing was changed). "
+            "Delete that key, or choose another one to set"
         )
     if isinstance(reply, list):
         seen = int(reply[1])
         raise StaleFence(
-            f"the key {display_name(key)!r} was not set: fence {fence} is stale, {seen} has been "
-            "seen, so somebody else has had the lock since",
+            f"could not set key {display_name(key)!r}: fence {fence} is stale, {seen} has been "
+            "seen, so another holder has acquired the lock since. Discard this write",
             fence=fence,
             seen=seen,
         )

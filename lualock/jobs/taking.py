@@ -198,7 +198,7 @@ class Attempt:
         options.delay_s(delay_s, "delay")
         refused = self.refused
         request = RetryLater(
-            f"{refused}; the job is to be tried again in {delay_s:g} s",
+            f"{refused}; the job is tried again in {delay_s:g} s",
             name=refused.name,
             holder=refused.holder,
             held_s=refused.held_s,

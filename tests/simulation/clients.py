@@ -326,7 +326,7 @@ class Holding:
             raise
         except LockError as error:
             one_lost = process.lost_replies - broke == 1 and process.failures == failed
-            answered = isinstance(error, KeyConflict) or "is not ours any more" in str(error)
+            answered = isinstance(error, KeyConflict) or "could not confirm" in str(error)
             if one_lost and not answered:
                 self.world.wrong("repeat", f"a lost reply was not asked for again: {error}")
         finally:
