@@ -448,7 +448,7 @@ async def test_a_policy_of_one_s_own_with_an_odd_delay(shell: World, verb: str) 
     class Odd:
         def take(self, attempt: jobs.Attempt) -> Any:
             if verb == "request_release":
-                yield attempt.request_release(attempt.lock._ask(), odds.pop())
+                yield attempt.request_release(attempt.lock._request(), odds.pop())
             yield from getattr(attempt, verb)(odds.pop())
 
     def work() -> None:

@@ -297,7 +297,7 @@ async def test_a_released_lease_is_not_renewed(shell: World) -> None:
     """After its release a lease is not among the renewals any more."""
     locks = shell.connect()
     lease = await settle(locks.lock("x").acquire())
-    watch = locks._watch() if shell.asynchronous else locks._watch
+    watch = locks._renewer() if shell.asynchronous else locks._renewer
     assert watch.leases() == [lease]
     await settle(lease.release())
     assert watch.leases() == []
@@ -328,8 +328,8 @@ async def test_renewed_by_default(world: World) -> None:
     locks = world.connect(ttl=0.3)
     lock = locks.lock("x")
     lease = await settle(lock.acquire())
-    first = lease._grant.deadline
-    await world.until(lambda: lease._grant.deadline > first + 0.3)
+    first = lease._state.deadline
+    await world.until(lambda: lease._state.deadline > first + 0.3)
     assert lease.held
     assert await settle(locks.lock("x").try_acquire()) is None
     await settle(lease.release())

@@ -140,7 +140,7 @@ def _losses(locks: lualock.Locks, client: Any) -> Iterator[Message]:
     yield Message(forked, "the lease on 'report'", "a forked child owns nothing", "in this process")
     lease._pid -= 1
     lease.release()
-    body = LeaseBase._cut_short(lease)
+    body = LeaseBase._cancelled_error(lease)
     yield Message(body, "body under lock 'report'", "the lease was lost", "Acquire the lock again")
 
 

@@ -87,7 +87,7 @@ async def test_renewed_in_trust(shell: World) -> None:
     second = await settle(shell.connect().adopt(handle))
     await asyncio.sleep(1)  # longer than its ttl
     assert second.held
-    watch = locks._watch() if shell.asynchronous else locks._watch
+    watch = locks._renewer() if shell.asynchronous else locks._renewer
     assert watch.leases() == []  # the first noticed, and is not lost
     assert not lease.lost
     third = await settle(shell.connect().adopt(second.handle(), renew=False))

@@ -550,7 +550,7 @@ def test_a_claim_that_comes_late(server: Server) -> None:
         for _ in aside:
             lock.inspect()
             idle.rotate()
-        wait_until(lambda: found[0]._grant.claim is None)
+        wait_until(lambda: found[0]._state.claim is None)
         assert (lock.inspect().remaining_s or 0) > 50
         assert found[0].remaining() > 50
         found[0].release()

@@ -18,7 +18,7 @@ from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, S
 from lualock._protocol.replies import duration
 from lualock.errors import LeaseLost, LockError
 
-_changing = fork.Mutex()
+_end_mutex = fork.Mutex()
 """Held where the end of a lease is set later: the thread that watches it, and its holder, may each
 have asked the server for something, and read the answers at the same time."""
 
@@ -47,9 +47,9 @@ class LeaseBase:
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_beside", "_block", "_care", "_clock", "_driver"),
-        *("_ended", "_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed"),
-        *("_shortened", "_ttl_ms", "_watch", "fence"),
+        *("__weakref__", "_request", "_beside", "_block", "_options", "_clock", "_driver"),
+        *("_ended", "_state", "_hold_until", "_check_at", "_passed", "_pid", "_renewed"),
+        *("_shortenings", "_ttl_ms", "_renewer", "fence"),
     )
 
     fence: int
@@ -60,51 +60,56 @@ class LeaseBase:
     _block: Block  # only while it is entered, and no statement has the block
 
     def __init__(
-        self, ask: AcquireRequest, grant: LeaseState, driver: Any, watch: Any, care: LeaseOptions
+        self,
+        request: AcquireRequest,
+        state: LeaseState,
+        driver: Any,
+        renewer: Any,
+        lease_options: LeaseOptions,
     ) -> None:
-        self._ask = ask
-        self._grant = grant
-        self._ttl_ms = ask.ttl_ms
+        self._request = request
+        self._state = state
+        self._ttl_ms = request.ttl_ms
         self._clock: Clock = driver.clock
         self._driver = driver
-        self._watch = watch
-        self._care = care
-        self._pid = ask.pid
-        self._shortened = 0  # how often its holder began or ended to let it end sooner
+        self._renewer = renewer
+        self._options = lease_options
+        self._pid = request.pid
+        self._shortenings = 0  # how often its holder began or ended to let it end sooner
         self._ended: Any = None  # an event: it was lost or released
         self._passed = False  # to whoever adopts it
-        self.fence = grant.fence
-        if watch is not None:
-            self._renewed = care.renew
-            self._look_at = 0.0
+        self.fence = state.fence
+        if renewer is not None:
+            self._renewed = lease_options.renew
+            self._check_at = 0.0
             self._hold_until = math.inf
-            if care.max_hold_s is not None:
-                self._hold_until = grant.deadline - ask.ttl_ms / 1000 + care.max_hold_s
-            watch.add(self)
+            if lease_options.max_hold_s is not None:
+                self._hold_until = state.deadline - request.ttl_ms / 1000 + lease_options.max_hold_s
+            renewer.add(self)
 
     @property
     def name(self) -> str:
         """The lock's name, fit to be shown."""
-        return display_name(self._ask.name)
+        return display_name(self._request.name)
 
     @property
     def token(self) -> str:
         """The secret that proves ownership: whoever has it can release the lock."""
-        return self._ask.token.decode()
+        return self._request.token.decode()
 
     def remaining(self) -> float:
         """Seconds until the lease ends unless it is renewed; 0.0 when it is over.
 
         Counted from before the request was sent, so it is never more than what the server says.
         """
-        return 0.0 if self._passed else self._left()
+        return 0.0 if self._passed else self._remaining_s()
 
-    def _left(self) -> float:
-        if self._grant.released or self._grant.lost or self._pid != fork.current():
+    def _remaining_s(self) -> float:
+        if self._state.released or self._state.lost or self._pid != fork.current():
             return 0.0
-        if self._grant.claim is not None:
-            self._claimed()
-        return max(0.0, self._grant.deadline - self._clock())
+        if self._state.claim is not None:
+            self._read_claim()
+        return max(0.0, self._state.deadline - self._clock())
 
     @property
     def held(self) -> bool:
@@ -114,29 +119,29 @@ class LeaseBase:
     @property
     def lost(self) -> bool:
         """Whether the lease ended without being released. True before the server expires it."""
-        return not self._grant.released and not self._passed and not self.held
+        return not self._state.released and not self._passed and not self.held
 
-    def _claimed(self) -> bool:
+    def _read_claim(self) -> bool:
         """Look at the reply to the claim: whether it has come now, and lets us keep the lease for
         its whole ttl. If it was lost, the lease lasts as long as is certain."""
-        claim, grant = self._grant.claim, self._grant
+        claim, state = self._state.claim, self._state
         if claim is None:
             return False
         try:
             reply = claim.poll()
         except LockError:
-            grant.claim = None
+            state.claim = None
             return False
         if reply is None:
             return False
-        with _changing.lock:
-            if grant.claim is not claim:
+        with _end_mutex.lock:
+            if state.claim is not claim:
                 return False  # another thread has just read it, and the end may have changed since
-            grant.claim = None
+            state.claim = None
             if reply == b"claimed":
-                grant.deadline = max(grant.deadline, grant.claimed_deadline)
+                state.deadline = max(state.deadline, state.claimed_deadline)
                 return True
-            grant.lost = True
+            state.lost = True
         # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
         # is no primary any more: what is said at the new one is repeated there.
         self._listen_anew()
@@ -148,48 +153,48 @@ class LeaseBase:
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
         if not self.held:
-            raise self._no_longer("use")
+            raise self._not_held_error("use")
 
-    def _give_up(self, timeout: float | None) -> float:
+    def _give_up_at(self, timeout: float | None) -> float:
         wait_s = options.wait_s(timeout)
         return math.inf if wait_s is None else self._clock() + wait_s
 
-    def _nap_s(self, give_up: float) -> float:
+    def _next_check_s(self, give_up: float) -> float:
         """For how long to wait before looking again whether it is lost; 0: no more."""
         if self._ended is not None:
             self._ended.clear()
         # In this order: what ends from here on sets the event.
-        if self._grant.released or self._passed:
+        if self._state.released or self._passed:
             return 0.0
-        return min(give_up - self._clock(), self._left() + 0.001)
+        return min(give_up - self._clock(), self._remaining_s() + 0.001)
 
-    def _cut_short(self) -> LeaseLost:
+    def _cancelled_error(self) -> LeaseLost:
         return LeaseLost(
             f"could not finish the body under lock {self.name!r}: the lease was lost, so its body "
             "was cancelled. Acquire the lock again",
             name=self.name,
         )
 
-    def _no_longer(self, verb: str) -> LeaseLost:
+    def _not_held_error(self, verb: str) -> LeaseLost:
         if self._pid != fork.current():
             why = (
                 f"it belongs to process {self._pid}, and a forked child owns nothing. "
                 "Acquire the lock in this process"
             )
-        elif self._grant.released:
+        elif self._state.released:
             why = "it was released before. Acquire the lock again"
         elif self._passed:
             why = "it was passed on: handle() was called. Adopt it, or acquire the lock again"
-        elif protocol.is_disowned(self._grant):
+        elif protocol.is_release_unknown(self._state):
             why = (
                 "its release failed, and is repeated as soon as the server can be reached. "
                 "Acquire the lock again"
             )
         else:
-            ago_s = self._clock() - self._grant.deadline
+            ago_s = self._clock() - self._state.deadline
             end = "the server has ended it" if ago_s < 0 else f"it expired {duration(ago_s)} ago"
             why = f"{end}. Stop the work, or acquire the lock again"
-        given_up = self._grant.released or self._passed
+        given_up = self._state.released or self._passed
         return LeaseLost(
             f"could not {verb} the lease on {self.name!r}: {why}",
             name=self.name,
@@ -199,9 +204,9 @@ class LeaseBase:
     def _enter(self, block: Block, task: Any = None) -> None:
         if block.guard is None:
             self._block = block
-        self._driver.blocks.push(self._ask.key, block, self, task)
+        self._driver.blocks.push(self._request.key, block, self, task)
 
-    def _unstated(self) -> Block | None:
+    def _pop_block(self) -> Block | None:
         """The block that no statement has, which ends now."""
         block = getattr(self, "_block", None)
         if block is not None:
@@ -219,129 +224,131 @@ class LeaseBase:
 
         :raises LeaseLost: it is not ours to pass on any more.
         """
-        if self._grant.released:
-            raise self._no_longer("pass on")
+        if self._state.released:
+            raise self._not_held_error("pass on")
         if not self._passed:
             self.check()
             self._passed = True
             if self._ended is not None:
                 self._ended.set()
-        ask = self._ask
-        renew = self._care.renew
-        return handles.write(ask.key, ask.token, self._ttl_ms, fair=ask.fair == b"1", renew=renew)
+        request = self._request
+        renew = self._options.renew
+        return handles.write(
+            request.key, request.token, self._ttl_ms, fair=request.fair == b"1", renew=renew
+        )
 
     def _release(self) -> Steps[None] | None:
         """How to give it back; ``None``: that was done before."""
-        if self._grant.released:
+        if self._state.released:
             return None
         if not fork.same[0]:
             fork.start_anew()
         if self._pid != fork.pid:
-            raise self._no_longer("release")
-        self._shortened += 1  # a renewal that is answered from now on changes nothing
-        return protocol.release(self._ask, self._grant)
+            raise self._not_held_error("release")
+        self._shortenings += 1  # a renewal that is answered from now on changes nothing
+        return protocol.release(self._request, self._state)
 
     def _tell_released(self) -> None:
         if self._ended is not None:  # also who began to wait for its loss meanwhile
             self._ended.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
+        given_up = self._state.released or self._passed or protocol.is_release_unknown(self._state)
         if given_up or self._pid != fork.current():
-            raise self._no_longer("extend")
-        sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
-        while sooner and self._grant.claim is not None and self._left() > 0:
+            raise self._not_held_error("extend")
+        sooner = self._clock() + ttl_ms / 1000 < self._state.claimed_deadline
+        while sooner and self._state.claim is not None and self._remaining_s() > 0:
             yield AwaitMessage(0.001)  # by another connection it might come later, and undo this
-        shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
+        shortens = protocol.shortens(self._state, self._clock() + ttl_ms / 1000)
         if shortens:
             self._count_shortening()
-        shortened = self._shortened
-        steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
+        shortened = self._shortenings
+        steps = protocol.extend(self._request, self._state, ttl_ms, self._clock)
         if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
             steps = protocol.watched(steps, self._end_changed)
         try:
             deadline = yield from steps
         except LeaseLost as error:
-            if self._gone(error) and self._watch is not None:
-                self._watch.lose(self, str(error))
+            if self._mark_lost(error) and self._renewer is not None:
+                self._renewer.lose(self, str(error))
             raise
         if shortens:
             self._count_shortening()
-        self._lasts_until(deadline, shortened)
-        self._grant.lost = False  # by our clock it may have been, but the server had it still
+        self._confirm_until(deadline, shortened)
+        self._state.lost = False  # by our clock it may have been, but the server had it still
         self._ttl_ms = ttl_ms
         self._end_changed()
 
-    def _lasts_until(self, deadline: float, shortened: int) -> None:
+    def _confirm_until(self, deadline: float, shortened: int) -> None:
         """The server let it last until then at least; ``shortened`` is of when it was asked."""
-        grant = self._grant
-        with _changing.lock:
-            if shortened == self._shortened and not protocol.is_disowned(grant):
-                grant.claim = None
-                grant.deadline = max(grant.deadline, deadline)
-                if shortened != self._shortened:
+        state = self._state
+        with _end_mutex.lock:
+            if shortened == self._shortenings and not protocol.is_release_unknown(state):
+                state.claim = None
+                state.deadline = max(state.deadline, deadline)
+                if shortened != self._shortenings:
                     # Its release, for which the lock would cost too much, has begun just now. Had
                     # it failed already, that line would have undone what it said of the lease.
-                    protocol.disown(grant)
-            elif deadline < grant.deadline:
+                    protocol.release_unknown(state)
+            elif deadline < state.deadline:
                 # It was shortened, or released, at the same time; nobody knows which came second.
-                grant.deadline = deadline
+                state.deadline = deadline
 
     def _count_shortening(self) -> None:
-        with _changing.lock:
-            self._shortened += 1
+        with _end_mutex.lock:
+            self._shortenings += 1
 
     def _end_changed(self) -> None:
-        if self._left() <= 0:
+        if self._remaining_s() <= 0:
             return  # it was lost, which was told, or released, at the same time
         if self._ended is not None:
             self._ended.set()  # who waits for the loss must look when it is
-        if self._watch is not None:  # not before: it may have become another one meanwhile
-            self._watch.add(self)
+        if self._renewer is not None:  # not before: it may have become another one meanwhile
+            self._renewer.add(self)
 
     def _release_requested(self) -> Steps[bool]:
         for lease in (self, *getattr(self, "_beside", ())):
-            ask = lease._ask
-            if (yield from stop_request.release_requested(ask.key, lease.fence, ask.token)):
+            request = lease._request
+            if (yield from stop_request.release_requested(request.key, lease.fence, request.token)):
                 return True
         return False
 
     @property
-    def _lasts_ms(self) -> int:
+    def _full_ttl_ms(self) -> int:
         """How long it lasts when it is renewed."""
-        return int(min(self._ttl_ms, self._grant.at_most_s * 1000))
+        return int(min(self._ttl_ms, self._state.at_most_s * 1000))
 
     def _renewal_ms(self, now: float, until: float) -> int | None:
         """For how long to renew it now, if the last renewal ends then; ``None``: not at all."""
         if not self._renewed:
             return None
         left_s = until - now
-        if left_s * 1000 >= self._lasts_ms:
-            return self._lasts_ms
+        if left_s * 1000 >= self._full_ttl_ms:
+            return self._full_ttl_ms
         # The last time, unless it lasts until then already.
-        return int(left_s * 1000) if until > self._grant.deadline + 0.001 else None
+        return int(left_s * 1000) if until > self._state.deadline + 0.001 else None
 
-    def _gone(self, error: LockError) -> bool:
+    def _mark_lost(self, error: LockError) -> bool:
         """The server said that it is not ours any more: whether it was lost."""
         if getattr(error, "given_up", False):
-            self._grant.released = True
+            self._state.released = True
         else:
-            self._grant.lost = True
+            self._state.lost = True
         if self._ended is not None:
             self._ended.set()
-        return self._grant.lost
+        return self._state.lost
 
-    def _abandon(self) -> None:
+    def _on_block_dropped(self) -> None:
         """Its block went without having ended: give it back."""
-        grant = self._grant
-        if grant.released or grant.lost or self._passed or self._pid != fork.current():
+        state = self._state
+        if state.released or state.lost or self._passed or self._pid != fork.current():
             return
-        grant.released = True
-        if self._watch is not None:
-            self._watch.drop(self)
+        state.released = True
+        if self._renewer is not None:
+            self._renewer.drop(self)
         if self._ended is not None:
             self._ended.set()
-        self._driver.cleanup_in_background(protocol.abandon_request(self._ask))
+        self._driver.cleanup_in_background(protocol.abandon_request(self._request))
 
     def __reduce__(self) -> str:
         raise TypeError(
@@ -350,7 +357,7 @@ class LeaseBase:
         )
 
     def __repr__(self) -> str:
-        state = "released" if self._grant.released else "passed on" if self._passed else "lost"
+        state = "released" if self._state.released else "passed on" if self._passed else "lost"
         if self.held:
             state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"

@@ -49,7 +49,7 @@ class Settings:
     ) -> None:
         self.prefix = keys.prefix_bytes(prefix)
         self.ttl_ms = options.ttl_ms(ttl)
-        options.about(holder, "")
+        options.holder_info(holder, "")
         self.holder = holder
 
 
@@ -100,7 +100,16 @@ class LockBase:
     """A named thing that at most one holder may have: stateless, safe to share."""
 
     __slots__ = (
-        *("_about", "_band", "_care", "_crowded", "_entered", "_fair", "_key", "_locks"),
+        *(
+            "_holder_info",
+            "_priority_base",
+            "_options",
+            "_crowded",
+            "_entered",
+            "_fair",
+            "_key",
+            "_locks",
+        ),
         *("_max_waiters", "_name", "_queue", "_ttl_ms"),
     )
 
@@ -124,7 +133,7 @@ class LockBase:
         self._key = keys.lock_key(settings.prefix, name)
         self._queue = keys.waiters_key(self._key)
         self._fair = b"1" if options.flag(fair, "fair") else b"0"
-        self._band = options.band(priority)
+        self._priority_base = options.priority_base(priority)
         self._max_waiters = options.max_waiters(max_waiters)
         # Whether the last acquisition had to wait: then a try without a place is probably in vain.
         # No more than a hint, so it does not matter which thread writes it last.
@@ -137,9 +146,9 @@ class LockBase:
             self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
-        self._care = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
+        self._options = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
         self._entered: list[Block] = []  # its blocks that no statement has
-        self._about = options.about(settings.holder, metadata)
+        self._holder_info = options.holder_info(settings.holder, metadata)
 
     @property
     def name(self) -> str:
@@ -159,7 +168,7 @@ class LockBase:
     def __reduce__(self) -> str:
         raise TypeError("a lock cannot be pickled or copied: make another one with the same name")
 
-    def _ask(self) -> AcquireRequest:
+    def _request(self) -> AcquireRequest:
         if not fork.same[0]:
             fork.start_anew()
         try:
@@ -167,22 +176,22 @@ class LockBase:
         except IndexError:
             token = _tokens.more()
         return AcquireRequest(
-            *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
-            *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
+            *(self._name, self._key, self._queue, token, self._ttl_ms, self._holder_info.text()),
+            *(self._priority_base, self._max_waiters, self._fair, self._crowded, fork.pid),
         )
 
     def _task(self) -> Any:
         """What a wait stops: this task, or ``None`` for the whole thread."""
         return None
 
-    def _acquire(self, ask: AcquireRequest, wait_s: float | None) -> Steps[LeaseState]:
+    def _acquire(self, request: AcquireRequest, wait_s: float | None) -> Steps[LeaseState]:
         """How to get the lock, waiting for so long.
 
         :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
         """
         if wait_s is None and (inside.get() or self._key in self._locks._blocks.listed):
             self._locks._blocks.refuse_own_wait(self._key, self._task())
-        return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
+        return protocol.acquire(request, self._locks._driver.server_clock, wait_s)
 
     def _inside(self, lease: Any) -> Block:
         """A block on the lock, of code that has its lease by other means."""
@@ -191,8 +200,8 @@ class LockBase:
         return block
 
     def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
-        return stop_request.request_release(self._ask(), options.ttl_ms(lasts, "lasts"), server)
+        return stop_request.request_release(self._request(), options.ttl_ms(lasts, "lasts"), server)
 
     def __repr__(self) -> str:
-        renewed = ", renewed" if self._care.renew else ""
+        renewed = ", renewed" if self._options.renew else ""
         return f"<{type(self).__name__} {self.name!r} ttl={self.ttl:g}s{renewed}>"

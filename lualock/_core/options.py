@@ -13,7 +13,7 @@ from lualock.errors import InvalidArgument
 DEFAULT_TTL_S = 30.0
 MIN_TTL_S = 0.001
 MAX_TTL_S = 366 * 86_400.0
-MAX_ABOUT_BYTES = 256
+MAX_HOLDER_INFO_BYTES = 256
 MAX_DEFAULT_HOLDER_BYTES = 120
 
 
@@ -123,7 +123,7 @@ PRIORITY_MAX = 100
 _BAND = 2**44  # places of one priority: ticks of 0.1 ms, enough for 55 years
 
 
-def band(priority: object) -> bytes:
+def priority_base(priority: object) -> bytes:
     """Where the places of a priority begin in the queue: the higher, the nearer to the front.
 
     :raises InvalidArgument: it is no whole number from -100 to 100.
@@ -183,7 +183,7 @@ def process_holder(pid: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class HolderInfo:
     """What is kept beside a lease for whoever asks: its holder, a newline, its metadata.
 
     ``holder`` is ``None`` for :func:`default_holder`, which differs from thread to thread.
@@ -197,7 +197,7 @@ class About:
         return (default_holder() if self.holder is None else self.holder) + self.metadata
 
 
-def about(holder: str | None, metadata: str) -> About:
+def holder_info(holder: str | None, metadata: str) -> HolderInfo:
     """Check and encode what users say about their leases.
 
     :raises InvalidArgument: more than 256 bytes, or a holder that is empty or not one line.
@@ -208,21 +208,21 @@ def about(holder: str | None, metadata: str) -> About:
         raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
     if holder is not None and (not holder or "\n" in holder):
         raise InvalidArgument("holder must be one line of text, and not empty")
-    found = About(
+    found = HolderInfo(
         None if holder is None else holder.encode("utf-8", "replace"),
         b"\n" + metadata.encode("utf-8", "replace") if metadata else b"",
     )
     size = len(found.metadata)
     size += MAX_DEFAULT_HOLDER_BYTES if found.holder is None else len(found.holder)
-    if size > MAX_ABOUT_BYTES:
+    if size > MAX_HOLDER_INFO_BYTES:
         raise InvalidArgument(
             f"holder and metadata have {size} bytes together, more than the "
-            f"{MAX_ABOUT_BYTES} allowed: keep a reference there, and the rest elsewhere"
+            f"{MAX_HOLDER_INFO_BYTES} allowed: keep a reference there, and the rest elsewhere"
         )
     return found
 
 
-def split_about(raw: bytes) -> tuple[str, str]:
+def split_holder_info(raw: bytes) -> tuple[str, str]:
     """The holder and the metadata out of what :func:`about` made."""
     holder, _, metadata = raw.decode("utf-8", "replace").partition("\n")
     return holder, metadata

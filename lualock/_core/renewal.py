@@ -62,22 +62,22 @@ class LeaseRenewer:
         self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
         self._added = False  # since somebody looked last
 
-    def add(self, lease: LeaseBase, look_at: float | None = None) -> None:
+    def add(self, lease: LeaseBase, check_at: float | None = None) -> None:
         """Watch this lease from now on; also when its end has changed."""
-        if look_at is None:
-            look_at = self._first_look(lease)
-        lease._look_at = look_at
-        self._new[lease._ask.token] = weakref.ref(lease)
+        if check_at is None:
+            check_at = self._first_check_at(lease)
+        lease._check_at = check_at
+        self._new[lease._request.token] = weakref.ref(lease)
         self._added = True
-        if look_at < self._wakes_at:
-            self._wake_at(look_at)
+        if check_at < self._wakes_at:
+            self._wake_at(check_at)
 
     def drop(self, lease: LeaseBase) -> bool:
         """Watch this lease no more; whether it was watched."""
-        watched = lease._look_at < math.inf
-        lease._look_at = math.inf  # for who moves it from one to the other at this moment
-        self._new.pop(lease._ask.token, None)
-        self._known.pop(lease._ask.token, None)
+        watched = lease._check_at < math.inf
+        lease._check_at = math.inf  # for who moves it from one to the other at this moment
+        self._new.pop(lease._request.token, None)
+        self._known.pop(lease._request.token, None)
         return watched
 
     def leases(self) -> list[LeaseBase]:
@@ -85,7 +85,7 @@ class LeaseRenewer:
         refs = list({**self._known, **self._new}.values())
         return [lease for ref in refs if (lease := ref()) is not None]
 
-    def next_look(self) -> float:
+    def next_check_at(self) -> float:
         """When somebody must look next; infinity: there is nothing to look at."""
         self._take_new()
         while self._due and self._entry(*self._due[0]) is None:
@@ -97,31 +97,31 @@ class LeaseRenewer:
         now = self._clock()
         due = self._take_due(now)
         try:
-            yield from self._look_at(due, now)
+            yield from self._check_at(due, now)
         except BaseException:
             # What an extension of redis-py raised, a cancellation, a bug. They are in no heap.
             for lease in due:
-                self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
+                self._check_again(lease, self._retry_at(lease, lease._full_ttl_ms))
             raise
 
-    def _look_at(self, due: list[LeaseBase], now: float) -> Steps[None]:
+    def _check_at(self, due: list[LeaseBase], now: float) -> Steps[None]:
         wanted: list[tuple[LeaseBase, int, int]] = []
         ends = math.inf
         for lease in due:
-            if lease._grant.released:
+            if lease._state.released:
                 self.drop(lease)
-            elif lease._left() <= 0:
+            elif lease._remaining_s() <= 0:
                 self.lose(lease, "its time was over")
-            elif lease._claimed():
-                self._look_again(lease, self._first_look(lease))
+            elif lease._read_claim():
+                self._check_again(lease, self._first_check_at(lease))
             elif (ttl_ms := lease._renewal_ms(now, self._renewed_until(lease))) is not None:
-                wanted.append((lease, ttl_ms, lease._shortened))
-                ends = min(ends, lease._grant.deadline)
+                wanted.append((lease, ttl_ms, lease._shortenings))
+                ends = min(ends, lease._state.deadline)
             else:
                 self._not_renewed(lease)
         if wanted:
             # If the server hangs, what falls due meanwhile must not wait for long.
-            patience_s = max(MIN_TRY_S, self.next_look() - now)
+            patience_s = max(MIN_TRY_S, self.next_check_at() - now)
             within_s = min(self._reply_s, patience_s, max(MIN_REQUEST_S, (ends - now) * WITHIN))
             yield from self._renew(wanted, within_s)
 
@@ -134,21 +134,21 @@ class LeaseRenewer:
         if lease._renewed:
             lease._renewed = False
             log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
-        self._look_again(lease, lease._grant.deadline)
+        self._check_again(lease, lease._state.deadline)
 
     def _renew(self, wanted: list[tuple[LeaseBase, int, int]], within_s: float) -> Steps[None]:
-        asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
-        outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
+        requests = [(lease._request, lease._state, ttl_ms) for lease, ttl_ms, _ in wanted]
+        outcomes = yield from protocol.extend_all(requests, self._clock, within_s)
         failures: list[LockError] = []
         for (lease, ttl_ms, shortened), outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, float):
-                lease._lasts_until(outcome, shortened)
-                self._look_again(lease, self._first_look(lease))
+                lease._confirm_until(outcome, shortened)
+                self._check_again(lease, self._first_check_at(lease))
             elif isinstance(outcome, LockUnavailable):
                 # Trying goes on until the local deadline.
-                self._look_again(lease, self._retry_at(lease, ttl_ms))
+                self._check_again(lease, self._retry_at(lease, ttl_ms))
                 failures.append(outcome)
-            elif lease._look_at < math.inf and lease._gone(outcome):
+            elif lease._check_at < math.inf and lease._mark_lost(outcome):
                 self.lose(lease, str(outcome))
             else:
                 self.drop(lease)  # passed on; or released, or told, at the same time
@@ -164,7 +164,7 @@ class LeaseRenewer:
         if lease._passed:
             log.warning("the lease of lock %r was passed on, and is lost: %s", lease.name, why)
             return
-        lease._grant.lost = True
+        lease._state.lost = True
         log.error("the lease of lock %r is lost: %s", lease.name, why)
         try:
             self._tell(lease)
@@ -172,7 +172,7 @@ class LeaseRenewer:
             log.exception("the loss of lock %r could not be told, trying again", lease.name)
             self.add(lease, self._clock() + RETRY_S)
 
-    def _wake_at(self, look_at: float) -> None:
+    def _wake_at(self, check_at: float) -> None:
         """See to it that somebody looks then."""
         raise NotImplementedError
 
@@ -180,32 +180,32 @@ class LeaseRenewer:
         """Tell whoever wants to know that this lease is lost. Never waits."""
         raise NotImplementedError
 
-    def _first_look(self, lease: LeaseBase) -> float:
-        grant = lease._grant
+    def _first_check_at(self, lease: LeaseBase) -> float:
+        state = lease._state
         if not lease._renewed:
-            return grant.deadline
-        ttl_s = lease._lasts_ms / 1000
-        ahead_s = ttl_s * (RENEW_AT + JITTER * (lease._ask.token[0] % 16) / 15)
-        if grant.claim is not None:
+            return state.deadline
+        ttl_s = lease._full_ttl_ms / 1000
+        ahead_s = ttl_s * (RENEW_AT + JITTER * (lease._request.token[0] % 16) / 15)
+        if state.claim is not None:
             # Claimed, but the reply is not read yet: look at it before what is certain ends.
             ahead_s = min(ahead_s, CLAIM_MS / 3000)
-        return grant.deadline - ahead_s
+        return state.deadline - ahead_s
 
     def _retry_at(self, lease: LeaseBase, ttl_ms: int) -> float:
         retry_s = min(RETRY_S, ttl_ms / 1000 * RETRY)
-        return min(self._clock() + retry_s, lease._grant.deadline)
+        return min(self._clock() + retry_s, lease._state.deadline)
 
-    def _look_again(self, lease: LeaseBase, look_at: float) -> None:
-        token = lease._ask.token
+    def _check_again(self, lease: LeaseBase, check_at: float) -> None:
+        token = lease._request.token
         if token in self._known:
-            lease._look_at = look_at
-            heapq.heappush(self._due, (look_at, token))
-            if lease._grant.deadline < look_at:
+            lease._check_at = check_at
+            heapq.heappush(self._due, (check_at, token))
+            if lease._state.deadline < check_at:
                 # Its holder has let it end sooner just before that line, which overwrote when to
                 # look at it.
                 LeaseRenewer.add(self, lease)
 
-    def _entry(self, look_at: float, token: bytes) -> LeaseBase | None:
+    def _entry(self, check_at: float, token: bytes) -> LeaseBase | None:
         """The lease that is to be looked at then; ``None`` if the entry does not count."""
         ref = self._known.get(token)
         if ref is None:
@@ -214,7 +214,7 @@ class LeaseRenewer:
         if lease is None:
             self._known.pop(token, None)
             return None
-        return lease if lease._look_at == look_at else None
+        return lease if lease._check_at == check_at else None
 
     def _take_new(self) -> None:
         while self._new:
@@ -224,9 +224,9 @@ class LeaseRenewer:
                 return  # other threads drop leases at the same time
             self._known[token] = ref
             lease = ref()
-            look_at = math.inf if lease is None else lease._look_at
-            if look_at < math.inf:
-                heapq.heappush(self._due, (look_at, token))
+            check_at = math.inf if lease is None else lease._check_at
+            if check_at < math.inf:
+                heapq.heappush(self._due, (check_at, token))
             else:
                 self._known.pop(token, None)
 
@@ -236,7 +236,7 @@ class LeaseRenewer:
         while self._due:
             lease = self._entry(*self._due[0])
             if lease is not None:
-                soon_s = lease._lasts_ms / 1000 * ROUND if lease._renewed else 0.0
+                soon_s = lease._full_ttl_ms / 1000 * ROUND if lease._renewed else 0.0
                 if self._due[0][0] > now + soon_s:
                     break
                 found.append(lease)

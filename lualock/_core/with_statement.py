@@ -67,7 +67,7 @@ class Block:
             del _about_to[get_ident()]
         if (lease := self.lease) is not None:
             self.done()
-            lease._abandon()
+            lease._on_block_dropped()
 
     def done(self) -> None:
         """It has ended."""
@@ -241,7 +241,7 @@ def end(block: Block, *error: Any) -> None:
     try:
         lease._leave(*error)
     except BaseException as broke:
-        if isinstance(broke, LockError) or lease._grant.released:
+        if isinstance(broke, LockError) or lease._state.released:
             block.done()  # that is the last word on it
         raise
     block.done()
@@ -264,7 +264,7 @@ async def end_async(block: Block, *error: Any) -> None:
     try:
         await lease._leave(*error)
     except BaseException as broke:
-        if isinstance(broke, LockError) or lease._grant.released:
+        if isinstance(broke, LockError) or lease._state.released:
             block.done()
         raise
     block.done()

@@ -18,7 +18,7 @@ is passed on. Rules that hold here:
 from lualock._protocol.abandon import ABANDON, ENQUEUE, abandon_request
 from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
-from lualock._protocol.attempt import ACQUIRE, CLAIM, CLAIM_MS, LOOK_LATE_S
+from lualock._protocol.attempt import ACQUIRE, CHECK_LATE_S, CLAIM, CLAIM_MS
 from lualock._protocol.effects import (
     MIN_REQUEST_S,
     AwaitMessage,
@@ -40,7 +40,12 @@ from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
 from lualock._protocol.inspect import INSPECT, inspect
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
 from lualock._protocol.replies import LockInfo, conflict
-from lualock._protocol.request import AcquireRequest, LeaseState, disown, is_disowned
+from lualock._protocol.request import (
+    AcquireRequest,
+    LeaseState,
+    is_release_unknown,
+    release_unknown,
+)
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.stop_request import (
     RELEASE_REQUESTED,
@@ -56,13 +61,13 @@ __all__ = [
     "ABANDON",
     "ACQUIRE",
     "ADOPT",
+    "CHECK_LATE_S",
     "CLAIM",
     "CLAIM_MS",
     "ENQUEUE",
     "EXTEND",
     "HAND_OVER",
     "INSPECT",
-    "LOOK_LATE_S",
     "MIN_REQUEST_S",
     "RELEASE",
     "RELEASE_REQUESTED",
@@ -90,17 +95,17 @@ __all__ = [
     "adopt",
     "claim",
     "conflict",
-    "disown",
     "enqueue",
     "extend",
     "extend_all",
     "hand_over",
     "inspect",
-    "is_disowned",
+    "is_release_unknown",
     "leave",
     "note",
     "release",
     "release_requested",
+    "release_unknown",
     "request_release",
     "resend",
     "shortens",

@@ -19,7 +19,7 @@ ADOPT = SCRIPTS["adopt"]
 
 
 def adopt(
-    ask: AcquireRequest,
+    request: AcquireRequest,
     token: bytes,
     server: ServerClock,
     verb: str = "adopted",
@@ -37,17 +37,25 @@ def adopt(
 
     def make(deadline: bytes) -> RunScript:
         return RunScript(
-            ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
+            ADOPT,
+            (
+                request.key,
+                token,
+                request.token,
+                b"%d" % request.ttl_ms,
+                deadline,
+                request.holder_info,
+            ),
         )
 
     def refusal(reply: Any) -> LockError:
-        return lost(ask.name, ask.key, reply, verb)
+        return lost(request.name, request.key, reply, verb)
 
-    return take(ask, server, make, refusal, final=True, fresh=fresh)
+    return take(request, server, make, refusal, final=True, fresh=fresh)
 
 
 def take(
-    ask: AcquireRequest,
+    request: AcquireRequest,
     server: ServerClock,
     make: Callable[[bytes], RunScript],
     refusal: Callable[[Any], LockError],
@@ -71,11 +79,11 @@ def take(
     try:
         late = 0
         while True:
-            sent = server.clock()
-            expires, deadline = server.usual(sent)
-            request = make(deadline)
-            request.expires = expires
-            step = request  # only now: one that has no end would be cleaned up after never
+            sent_at = server.clock()
+            expires, deadline = server.usual(sent_at)
+            call = make(deadline)
+            call.expires = expires
+            step = call  # only now: one that has no end would be cleaned up after never
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -88,11 +96,11 @@ def take(
             if step.doubled:
                 orphan = step
             if type(reply) is bytes and reply.isdigit():
-                ask.grant = LeaseState(int(reply), sent + ask.ttl_ms / 1000)
+                request.state = LeaseState(int(reply), sent_at + request.ttl_ms / 1000)
             elif reply[0] == b"owned":
-                ask.grant = LeaseState(int(reply[2]), sent + reply[1] / 1000)
+                request.state = LeaseState(int(reply[2]), sent_at + reply[1] / 1000)
             elif reply[0] == b"late":
-                server.compare(sent, server.clock(), int(reply[1]))
+                server.compare(sent_at, server.clock(), int(reply[1]))
                 late += 1
                 if late > LATE_MAX:
                     raise jumps()
@@ -105,19 +113,19 @@ def take(
                         # It may have been taken, and taken over since by another process that has
                         # the token: a job's next delivery.
                         raise unknown or LockUnavailable(
-                            f"could not acquire lock {display_name(ask.name)!r}: the first reply "
-                            "was lost, and the lock is not held under this token any more (it may "
-                            "have been acquired, and taken over since). Try again",
+                            f"could not acquire lock {display_name(request.name)!r}: the first "
+                            "reply was lost, and the lock is not held under this token any more "
+                            "(it may have been acquired, and taken over since). Try again",
                             outcome_unknown=True,
                         )
                 raise refusal(reply)
             if orphan is not None and fresh:
-                yield schedule_cleanup(ask, orphan)
-            return ask.grant
+                yield schedule_cleanup(request, orphan)
+            return request.state
     except GeneratorExit:
         raise
     except BaseException as error:
-        ask.grant = None
+        request.state = None
         if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
             step = None  # a definite answer, to the last request
         if step is not None:
@@ -125,5 +133,5 @@ def take(
                 step.via = None  # it stands for both, by whatever connection it went
             orphan = step
         if orphan is not None:
-            yield from give_back(ask, b"", orphan)
+            yield from give_back(request, b"", orphan)
         raise

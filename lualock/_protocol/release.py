@@ -7,7 +7,7 @@ from lualock._protocol.abandon import give_back
 from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState, disown, named
+from lualock._protocol.request import AcquireRequest, LeaseState, lease_id, release_unknown
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
@@ -17,63 +17,65 @@ RELEASE = SCRIPTS["release"]
 HAND_OVER = SCRIPTS["hand_over"]
 
 
-def release(ask: AcquireRequest, grant: LeaseState) -> Steps[None]:
+def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
     """Give the lock back. A repeat of a release that happened is a release that happened.
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
     """
-    asked_again = False
+    repeated = False
     try:
-        lease = named(ask, grant)
-        step = hand_over(ask, lease) if grant.waited else RunScript(RELEASE, (ask.key, lease))
+        lease = lease_id(request, state)
+        step = (
+            hand_over(request, lease) if state.waited else RunScript(RELEASE, (request.key, lease))
+        )
         try:
             reply = yield step
         except LockUnavailable as error:
-            asked_again = True
+            repeated = True
             reply = yield from resend(step, error)
         if reply == b"waited":  # since the lease began others have come
-            step = hand_over(ask, lease)
+            step = hand_over(request, lease)
             try:
                 reply = yield step
             except LockUnavailable as error:
-                asked_again = True
+                repeated = True
                 reply = yield from resend(step, error)
-        asked_again = asked_again or step.doubled
+        repeated = repeated or step.doubled
     except GeneratorExit:
         raise
     except LockUnavailable:
         # Whoever had it goes on without it: it is given back when the server answers again.
-        disown(grant)
-        if grant.fence:
-            yield from give_back(ask, b"", None)
+        release_unknown(state)
+        if state.fence:
+            yield from give_back(request, b"", None)
         raise
     except LockError:
         raise
     except BaseException:
         # Cancelled or interrupted: it is released all the same.
-        grant.released = True
-        yield from give_back(ask, b"", None)
+        state.released = True
+        yield from give_back(request, b"", None)
         raise
     if type(reply) is bytes and reply != b"missing":
-        grant.released = True
+        state.released = True
         return
-    if asked_again and reply[0] != b"conflict":
+    if repeated and reply[0] != b"conflict":
         # Not ours any more, but was it when the first request came? The server remembers who had
         # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
-        disown(grant)
+        release_unknown(state)
         raise LockUnavailable(
-            f"could not confirm the release of lock {display_name(ask.name)!r}: the reply was "
+            f"could not confirm the release of lock {display_name(request.name)!r}: the reply was "
             "lost, and the lease is gone (it was released, or had expired before). "
             "Check the last work under the lock if it must not overlap",
             outcome_unknown=True,
         )
-    grant.lost = reply[0] != b"conflict"
-    raise lost(ask.name, ask.key, reply, "released")
+    state.lost = reply[0] != b"conflict"
+    raise lost(request.name, request.key, reply, "released")
 
 
-def hand_over(ask: AcquireRequest, lease: bytes) -> RunScript:
+def hand_over(request: AcquireRequest, lease: bytes) -> RunScript:
     """The request that releases a lock that others wait for."""
-    return RunScript(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
+    return RunScript(HAND_OVER, (request.key, request.queue, lease, request.fair))
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:

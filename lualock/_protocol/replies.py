@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock._core.keys import display_name
-from lualock._core.options import split_about
+from lualock._core.options import split_holder_info
 from lualock.errors import KeyConflict, LeaseLost, NotAcquired
 
 
@@ -56,7 +56,7 @@ class Held:
 
     ttl_ms: int
     held_ms: int
-    about: bytes
+    holder_info: bytes
     at: float
     ahead: int | None = None
 
@@ -80,7 +80,7 @@ class Held:
         left_s = seconds(self.ttl_ms)
         if left_s is not None:
             left_s = max(0.0, left_s - passed_s)
-        holder, metadata = split_about(self.about) if self.about else (None, "")
+        holder, metadata = split_holder_info(self.holder_info) if self.holder_info else (None, "")
         if holder is None:
             state = "it was just released and the next waiter has priority"
         else:
@@ -135,7 +135,7 @@ def lost(
     if not isinstance(reply, bytes):
         if reply[0] != b"held":
             return conflict(key)
-        holder, _ = split_about(reply[1])
+        holder, _ = split_holder_info(reply[1])
         state = f"{holder} holds the lock now"
     return LeaseLost(
         f"lease on {shown!r} expired before it was {verb}; {state}. {_ADVICE[verb]}",

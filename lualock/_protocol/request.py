@@ -22,14 +22,14 @@ class AcquireRequest:
     queue: bytes
     token: bytes
     ttl_ms: int
-    about: bytes
-    band: bytes
+    holder_info: bytes
+    priority_base: bytes
     max_waiters: bytes
     fair: bytes
     crowded: bool
     pid: int = field(default_factory=fork.current)
     """The process that asks. (It may be forked while it does; its child has nothing of this.)"""
-    grant: LeaseState | None = None
+    state: LeaseState | None = None
     """What it won; kept here so that an interruption between winning and telling loses nothing."""
 
 
@@ -52,24 +52,24 @@ class LeaseState:
     released: bool = False
     lost: bool = False
     """The server said that it is not ours any more."""
-    named: bytes = b""
+    lease_id: bytes = b""
     """The lease as the server's record has it, where that is known already."""
 
 
-def disown(grant: LeaseState) -> None:
+def release_unknown(state: LeaseState) -> None:
     """A lease that was, or will be, released promises nothing more: another may have the lock."""
-    grant.claim, grant.deadline = None, -math.inf
+    state.claim, state.deadline = None, -math.inf
 
 
-def is_disowned(grant: LeaseState) -> bool:
+def is_release_unknown(state: LeaseState) -> bool:
     """Whether it was, or will be, released, though nobody has said so yet."""
-    return grant.deadline == -math.inf
+    return state.deadline == -math.inf
 
 
-def named(ask: AcquireRequest, grant: LeaseState) -> bytes:
+def lease_id(request: AcquireRequest, state: LeaseState) -> bytes:
     """A lease as the server's record has it. By its fence too, for a request that was lost may take
     the lock again, under the same token, when the lease has ended and others have had the lock.
     (Of a job's place only the token is known.)"""
-    if grant.named:
-        return grant.named
-    return b"%016d%b" % (grant.fence, ask.token) if grant.fence else ask.token
+    if state.lease_id:
+        return state.lease_id
+    return b"%016d%b" % (state.fence, request.token) if state.fence else request.token

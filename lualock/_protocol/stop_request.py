@@ -20,7 +20,7 @@ def stop_requests_key(lock: bytes) -> bytes:
     return lock + b":stop_requests"
 
 
-def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
+def request_release(request: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
     """Ask whoever has the lock to stop, for as long as ``ask`` waits for it; whether anybody has.
 
     :raises LockUnavailable: the server did not answer.
@@ -29,9 +29,15 @@ def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> 
         yield Connect()
     failed = False
     for _ in range(LATE_MAX + 2):
-        sent = server.clock()
-        expires, deadline = server.usual(sent)
-        parts = ask.key, stop_requests_key(ask.key), ask.token, b"%d" % lasts_ms, deadline
+        sent_at = server.clock()
+        expires, deadline = server.usual(sent_at)
+        parts = (
+            request.key,
+            stop_requests_key(request.key),
+            request.token,
+            b"%d" % lasts_ms,
+            deadline,
+        )
         try:
             reply = yield RunScript(REQUEST_RELEASE, parts, expires=expires)
         except LockUnavailable as error:
@@ -40,10 +46,10 @@ def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> 
             failed = True
             continue
         if reply[0] == b"late":
-            server.compare(sent, server.clock(), int(reply[1]))
+            server.compare(sent_at, server.clock(), int(reply[1]))
             continue
         if reply != b"free" and reply[0] != b"asked":
-            raise conflict(ask.key)
+            raise conflict(request.key)
         return bool(reply != b"free")
     raise jumps()
 
@@ -61,12 +67,12 @@ def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
     return bool(reply == b"requested")
 
 
-def withdraw(ask: AcquireRequest) -> Steps[bool]:
+def withdraw(request: AcquireRequest) -> Steps[bool]:
     """Take a request back; false if somebody else has asked since, and waits for the lock.
 
     :raises LockUnavailable: the server did not answer.
     """
     reply = yield from ask_again(
-        RunScript(WITHDRAW, (stop_requests_key(ask.key), ask.queue, ask.token))
+        RunScript(WITHDRAW, (stop_requests_key(request.key), request.queue, request.token))
     )
     return bool(reply != b"superseded")

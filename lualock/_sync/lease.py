@@ -21,7 +21,7 @@ class Lease(LeaseBase):
 
     __slots__ = ()
     _driver: BlockingDriver
-    _watch: ThreadRenewer | None
+    _renewer: ThreadRenewer | None
 
     def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.
@@ -32,8 +32,8 @@ class Lease(LeaseBase):
             given back as soon as the server answers again, if that is within a minute; else it
             ends with its ttl. To release it again may raise ``LeaseLost``.
         """
-        if self._watch is not None:
-            self._watch.drop(self)
+        if self._renewer is not None:
+            self._renewer.drop(self)
         steps = self._release()
         if steps is not None:
             try:
@@ -69,9 +69,9 @@ class Lease(LeaseBase):
         Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
         the time is over.
         """
-        give_up = self._give_up(timeout)
+        give_up = self._give_up_at(timeout)
         while not self.lost:
-            if (nap_s := self._nap_s(give_up)) <= 0:
+            if (nap_s := self._next_check_s(give_up)) <= 0:
                 return False
             with _making.lock:
                 if self._ended is None:
@@ -93,7 +93,7 @@ class Lease(LeaseBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        block = self._unstated()
+        block = self._pop_block()
         if block is None:
             self._leave(kind, error, trace)
         else:
@@ -104,10 +104,10 @@ class Lease(LeaseBase):
             fork.start_anew()
         if self._passed or self._pid != fork.pid:
             return  # to whoever adopts it; the parent's
-        if self._watch is not None:
-            self._watch.drop(self)
-        if not self._grant.released:
-            steps = protocol.release(self._ask, self._grant)
+        if self._renewer is not None:
+            self._renewer.drop(self)
+        if not self._state.released:
+            steps = protocol.release(self._request, self._state)
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))
             finally:

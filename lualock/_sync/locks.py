@@ -50,7 +50,7 @@ class Locks(LocksBase, asynchronous=False):
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._watch = ThreadRenewer(self._driver)
+        self._renewer = ThreadRenewer(self._driver)
 
     def lock(
         self,
@@ -130,9 +130,9 @@ class Locks(LocksBase, asynchronous=False):
             max_hold=max_hold,
             on_lost=on_lost,
         )
-        ask = lock._ask()
-        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
-        return lock._hold(ask, steps)
+        request = lock._request()
+        steps = protocol.adopt(request, found.token, self._driver.server_clock)
+        return lock._hold(request, steps)
 
     def close(self) -> None:
         """Close the idle connections, and give up the embedded server if this uses it.

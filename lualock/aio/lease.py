@@ -21,7 +21,7 @@ class Lease(LeaseBase):
     __slots__ = ("_body",)
     _driver: AsyncDriver
     _body: _Body  # only where it may be cancelled
-    _watch: LoopRenewer | None
+    _renewer: LoopRenewer | None
 
     async def release(self) -> None:
         """Give the lock back. Releasing a second time does nothing.
@@ -32,8 +32,8 @@ class Lease(LeaseBase):
             given back as soon as the server answers again, if that is within a minute and the loop
             still runs; else it ends with its ttl. To release it again may raise ``LeaseLost``.
         """
-        if self._watch is not None:
-            self._watch.drop(self)
+        if self._renewer is not None:
+            self._renewer.drop(self)
         steps = self._release()
         if steps is not None:
             try:
@@ -68,9 +68,9 @@ class Lease(LeaseBase):
         Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
         the time is over.
         """
-        give_up = self._give_up(timeout)
+        give_up = self._give_up_at(timeout)
         while not self.lost:
-            if (nap_s := self._nap_s(give_up)) <= 0:
+            if (nap_s := self._next_check_s(give_up)) <= 0:
                 return False
             if self._ended is None:
                 self._ended = _Event()
@@ -83,7 +83,7 @@ class Lease(LeaseBase):
         return True
 
     def _listen_anew(self) -> None:
-        if self._watch is None or not self._watch.call(super()._listen_anew):
+        if self._renewer is None or not self._renewer.call(super()._listen_anew):
             super()._listen_anew()
 
     async def __aenter__(self) -> Lease:
@@ -94,7 +94,7 @@ class Lease(LeaseBase):
         return self
 
     def _begin(self) -> None:
-        if self._care.cancel:
+        if self._options.cancel:
             self._body = _Body()
             self.check()  # lost already: then nobody would be told any more
 
@@ -105,7 +105,7 @@ class Lease(LeaseBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        block = self._unstated()
+        block = self._pop_block()
         if block is None:
             await self._leave(kind, error, trace)
         else:
@@ -114,9 +114,9 @@ class Lease(LeaseBase):
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if self._passed or self._pid != fork.current():
             return  # to whoever adopts it; the parent's
-        if self._watch is not None:
-            self._watch.drop(self)
-        cut = self._cut_short() if self._care.cancel and self._body.end(error) else None
+        if self._renewer is not None:
+            self._renewer.drop(self)
+        cut = self._cancelled_error() if self._options.cancel and self._body.end(error) else None
         broke = cut or error
         # Once it is lost there is nothing to release, and the server may not even answer; but it
         # may have been extended since.

@@ -40,8 +40,8 @@ class Lock(LockBase):
         cancel_on_loss: bool = False,
     ) -> None:
         queueing = fair, priority, max_waiters
-        care = max_hold, on_lost, cancel_on_loss
-        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
+        lease_options = max_hold, on_lost, cancel_on_loss
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
     async def acquire(self, timeout: float | None = None) -> Lease:
@@ -56,24 +56,25 @@ class Lock(LockBase):
         :raises LockUnavailable: the server cannot be reached, or refuses.
         :raises KeyConflict: the lock's key holds something that lualock did not write.
         """
-        ask = self._ask()
-        return await self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
+        request = self._request()
+        return await self._hold(request, self._acquire(request, options.wait_s(timeout)))
 
     async def _hold(
-        self, ask: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
+        self, request: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
     ) -> Lease:
-        driver, care = self._locks._driver, self._care
+        driver, lease_options = self._locks._driver, self._options
         try:
-            grant = await driver.run(steps)
-            self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            state = await driver.run(steps)
+            self._crowded = state.waited
+            renewer = self._locks._renewer() if lease_options.needed else None
+            lease = Lease(request, state, driver, renewer, lease_options)
             if block is not None:
                 task = _current_task()
                 self._locks._blocks.push(self._key, block, lease, task, self._entered)
             return lease
         except BaseException:
-            if ask.grant is not None:  # won, and interrupted before anybody heard of it
-                await driver.run(protocol.undo(ask))
+            if request.state is not None:  # won, and interrupted before anybody heard of it
+                await driver.run(protocol.undo(request))
             raise
 
     def _task(self) -> asyncio.Task[Any] | None:
@@ -113,8 +114,8 @@ class Lock(LockBase):
         block = begin(self)
         if self._key in self._locks._blocks.listed:
             self._locks._blocks.refuse_own_wait(self._key, _current_task())
-        ask, server = self._ask(), self._locks._driver.server_clock
-        lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
+        request, server = self._request(), self._locks._driver.server_clock
+        lease = await self._hold(request, protocol.acquire(request, server, None), block)
         lease._begin()
         return lease
 

@@ -52,20 +52,20 @@ class Locks(LocksBase, asynchronous=True):
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
+        self._renewers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
             weakref.WeakKeyDictionary()
         )
 
-    def _watch(self) -> LoopRenewer:
+    def _renewer(self) -> LoopRenewer:
         loop = asyncio.get_running_loop()
-        found = self._watches.get(loop)
+        found = self._renewers.get(loop)
         if found is None or found.pid != fork.current():
-            for ref in self._watches.keyrefs():  # made at once: other threads add theirs
+            for ref in self._renewers.keyrefs():  # made at once: other threads add theirs
                 other = ref()
-                ended = self._watches.get(other) if other and other.is_closed() else None
+                ended = self._renewers.get(other) if other and other.is_closed() else None
                 if ended is not None:
                     ended.close()  # or its thread would wait until the next lease is due
-            found = self._watches[loop] = LoopRenewer(self._driver, loop)
+            found = self._renewers[loop] = LoopRenewer(self._driver, loop)
         return found
 
     def lock(
@@ -156,9 +156,9 @@ class Locks(LocksBase, asynchronous=True):
             on_lost=on_lost,
             cancel_on_loss=cancel_on_loss,
         )
-        ask = lock._ask()
-        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
-        return await lock._hold(ask, steps)
+        request = lock._request()
+        steps = protocol.adopt(request, found.token, self._driver.server_clock)
+        return await lock._hold(request, steps)
 
     async def aclose(self) -> None:
         """Close this loop's connections, and give up the embedded server if this uses it.
@@ -177,13 +177,13 @@ class Locks(LocksBase, asynchronous=True):
     async def _watch_again(self) -> None:
         """Watch leases that are still held after the connections were closed."""
         loop = asyncio.get_running_loop()
-        watch = self._watches.get(loop)
+        watch = self._renewers.get(loop)
         if watch is None:
             return
         if watch.pid == fork.current() and watch.leases() and await self._driver.begin():
             watch.resume()
         else:
-            del self._watches[loop]
+            del self._renewers[loop]
 
     async def __aenter__(self) -> Locks:
         return self

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import LOOK_LATE_S, CleanupLater, Subscribe
+from lualock._protocol import CHECK_LATE_S, CleanupLater, Subscribe
 from lualock._transport import codec, errors, sockets
 from lualock._transport.asyncio.connection import PipelinedConnection
 from lualock._transport.asyncio.posted import seen
@@ -259,7 +259,7 @@ class LoopConnections:
             message = payload[22:]
             # Who is first now need not be woken just to wait again: that would cost more than all
             # else that a hand-over costs here.
-            if message[:1] == b"=" and place.wait_less(int(message[1:]) / 1000 + LOOK_LATE_S):
+            if message[:1] == b"=" and place.wait_less(int(message[1:]) / 1000 + CHECK_LATE_S):
                 return
             place.tell(message)
 
