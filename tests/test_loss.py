@@ -239,7 +239,7 @@ async def test_renewal_says_what_it_cannot_do(
         proxy.silent = True
         await shell.until(lambda: told)
     assert caplog.text.count("could not be renewed, trying again") >= 2
-    assert "its time was over" in caplog.text
+    assert "is lost: it expired" in caplog.text
     assert lease.lost
 
 

@@ -1,6 +1,6 @@
-"""Layer 4, shared: the lease, as far as it needs no I/O.
+"""Define the common part of the lease of both APIs. No I/O.
 
-The two shells add the methods that talk to the server. Everything here is local: no round trip.
+``lualock.aio`` and ``lualock._sync`` add the methods that talk to the server.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from lualock._protocol.replies import duration
 from lualock.errors import LeaseLost, LockError
 
 _end_mutex = fork.Mutex()
-"""Held where the end of a lease is set later: the thread that watches it, and its holder, may each
-have asked the server for something, and read the answers at the same time."""
+"""Held while the end of a lease is moved: the renewing thread and the holder may both have requests
+in flight, and read the replies at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseOptions:
-    """What is done for a lease while it is held."""
+    """The options that count while a lease is held."""
 
     renew: bool
     max_hold_s: float | None = None
     on_lost: Callable[..., Any] | None = None
     cancel: bool = False
     needed: bool = field(init=False)
-    """Whether the lease must be watched at all."""
+    """Whether the lease needs a renewer at all."""
 
     def __post_init__(self) -> None:
         needed = self.renew or self.cancel or self.on_lost is not None
-        object.__setattr__(self, "needed", needed)  # frozen is for everybody else
+        object.__setattr__(self, "needed", needed)  # the class is frozen
 
 
 class LeaseBase:
-    """A held lock: its token, its fence and its deadline.
+    """A held lock: its token, its fencing token and its deadline.
 
-    Never made by hand: :meth:`Lock.acquire` returns one. A lease belongs to the process that
+    :meth:`Lock.acquire` returns one; do not make one yourself. A lease belongs to the process that
     acquired it; after a fork the child owns nothing.
     """
 
@@ -53,11 +53,11 @@ class LeaseBase:
     )
 
     fence: int
-    """A number that grows with every acquisition of the lock. Send it along with whatever the
-    lock protects, and let the receiver refuse a smaller one than it has seen."""
+    """The fencing token: a number that grows with every acquisition of the lock. Send it with each
+    write to what the lock protects, and let the receiver refuse a smaller one than it has seen."""
 
-    _beside: tuple[LeaseBase, ...]  # only of a run: its leases under other names
-    _block: Block  # only while it is entered, and no statement has the block
+    _beside: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
+    _block: Block  # only while it is entered and no statement owns the block
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class LeaseBase:
         self._renewer = renewer
         self._options = lease_options
         self._pid = request.pid
-        self._shortenings = 0  # how often its holder began or ended to let it end sooner
-        self._ended: Any = None  # an event: it was lost or released
-        self._passed = False  # to whoever adopts it
+        self._shortenings = 0  # counts the beginnings and ends of requests to shorten it
+        self._ended: Any = None  # an event, set when the lease is lost or released
+        self._passed = False  # by handle()
         self.fence = state.fence
         if renewer is not None:
             self._renewed = lease_options.renew
@@ -89,18 +89,18 @@ class LeaseBase:
 
     @property
     def name(self) -> str:
-        """The lock's name, fit to be shown."""
+        """The lock's name, printable and not too long."""
         return display_name(self._request.name)
 
     @property
     def token(self) -> str:
-        """The secret that proves ownership: whoever has it can release the lock."""
+        """The secret that proves ownership: any process that has it can release the lock."""
         return self._request.token.decode()
 
     def remaining(self) -> float:
-        """Seconds until the lease ends unless it is renewed; 0.0 when it is over.
+        """Return the seconds until the lease ends unless renewed; 0.0 if it has ended.
 
-        Counted from before the request was sent, so it is never more than what the server says.
+        Counted from before the request was sent, so it is never more than on the server.
         """
         return 0.0 if self._passed else self._remaining_s()
 
@@ -113,17 +113,19 @@ class LeaseBase:
 
     @property
     def held(self) -> bool:
-        """Whether the lock is ours, as far as can be known without asking the server."""
+        """Whether the lease still holds the lock, as far as is known without a request."""
         return self.remaining() > 0
 
     @property
     def lost(self) -> bool:
-        """Whether the lease ended without being released. True before the server expires it."""
+        """Whether the lease ended without a release. True before the server expires it."""
         return not self._state.released and not self._passed and not self.held
 
     def _read_claim(self) -> bool:
-        """Look at the reply to the claim: whether it has come now, and lets us keep the lease for
-        its whole ttl. If it was lost, the lease lasts as long as is certain."""
+        """Read the reply to the claim, if it has come; return whether it confirms the whole ttl.
+
+        If the reply was lost, the lease lasts as long as is certain.
+        """
         claim, state = self._state.claim, self._state
         if claim is None:
             return False
@@ -136,14 +138,14 @@ class LeaseBase:
             return False
         with _end_mutex.lock:
             if state.claim is not claim:
-                return False  # another thread has just read it, and the end may have changed since
+                return False  # another thread has read it, and the end may have changed since
             state.claim = None
             if reply == b"claimed":
                 state.deadline = max(state.deadline, state.claimed_deadline)
                 return True
             state.lost = True
-        # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
-        # is no primary any more: what is said at the new one is repeated there.
+        # The message was about a lease that is over, or not for this client. Perhaps it came from
+        # a server that is no longer the primary, and repeats the messages of the new one.
         self._listen_anew()
         return False
 
@@ -160,10 +162,10 @@ class LeaseBase:
         return math.inf if wait_s is None else self._clock() + wait_s
 
     def _next_check_s(self, give_up: float) -> float:
-        """For how long to wait before looking again whether it is lost; 0: no more."""
+        """Return how long to wait before the next check for the loss; 0: stop waiting."""
         if self._ended is not None:
             self._ended.clear()
-        # In this order: what ends from here on sets the event.
+        # After the event is cleared: an end from here on sets it again.
         if self._state.released or self._passed:
             return 0.0
         return min(give_up - self._clock(), self._remaining_s() + 0.001)
@@ -207,22 +209,22 @@ class LeaseBase:
         self._driver.blocks.push(self._request.key, block, self, task)
 
     def _pop_block(self) -> Block | None:
-        """The block that no statement has, which ends now."""
+        """Return the block that no statement owns, and forget it."""
         block = getattr(self, "_block", None)
         if block is not None:
             del self._block
         return block
 
     def handle(self) -> str:
-        """A text by which another process can take over the lease: ``locks.adopt(handle)``.
+        """Pass the lease on: return a text for ``locks.adopt(handle)`` in another process.
 
-        From here on this lease is not held any more: it is in trust for whoever adopts it, and
-        leaving its ``with`` block does not release it. If it is renewed it goes on being renewed
-        until then, as long as this object lives; :meth:`release` takes it back, unless it has been
-        adopted. Its loss is nobody's from here on, so ``on_lost`` is not called. The text is
-        secret: whoever has it can take the lock.
+        After this call this process does not hold the lease any more: it is kept alive for the
+        process that adopts it, and leaving its ``with`` block does not release it. A renewed lease
+        goes on being renewed until then, as long as this object lives. :meth:`release` releases
+        the lease unless it has been adopted. ``on_lost`` is not called if the lease expires. The
+        text is secret: any process that has it can take the lock.
 
-        :raises LeaseLost: it is not ours to pass on any more.
+        :raises LeaseLost: the lease has ended.
         """
         if self._state.released:
             raise self._not_held_error("pass on")
@@ -238,33 +240,35 @@ class LeaseBase:
         )
 
     def _release(self) -> Steps[None] | None:
-        """How to give it back; ``None``: that was done before."""
+        """Return the steps that release the lease; ``None`` if it was released before."""
         if self._state.released:
             return None
         if not fork.same[0]:
             fork.start_anew()
         if self._pid != fork.pid:
             raise self._not_held_error("release")
-        self._shortenings += 1  # a renewal that is answered from now on changes nothing
+        self._shortenings += 1  # the reply to a renewal in flight changes nothing from now on
         return protocol.release(self._request, self._state)
 
     def _tell_released(self) -> None:
-        if self._ended is not None:  # also who began to wait for its loss meanwhile
+        if self._ended is not None:  # made meanwhile by a task that waits for the loss
             self._ended.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
         given_up = self._state.released or self._passed or protocol.is_release_unknown(self._state)
         if given_up or self._pid != fork.current():
             raise self._not_held_error("extend")
-        sooner = self._clock() + ttl_ms / 1000 < self._state.claimed_deadline
-        while sooner and self._state.claim is not None and self._remaining_s() > 0:
-            yield AwaitMessage(0.001)  # by another connection it might come later, and undo this
+        shortens_claim = self._clock() + ttl_ms / 1000 < self._state.claimed_deadline
+        while shortens_claim and self._state.claim is not None and self._remaining_s() > 0:
+            yield AwaitMessage(
+                0.001
+            )  # sent on another connection, it may arrive later and undo this
         shortens = protocol.shortens(self._state, self._clock() + ttl_ms / 1000)
         if shortens:
             self._count_shortening()
         shortened = self._shortenings
         steps = protocol.extend(self._request, self._state, ttl_ms, self._clock)
-        if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
+        if shortens:  # the end counts as sooner from the sending on
             steps = protocol.watched(steps, self._end_changed)
         try:
             deadline = yield from steps
@@ -275,23 +279,23 @@ class LeaseBase:
         if shortens:
             self._count_shortening()
         self._confirm_until(deadline, shortened)
-        self._state.lost = False  # by our clock it may have been, but the server had it still
+        self._state.lost = False  # by the local clock it may have been; the server still had it
         self._ttl_ms = ttl_ms
         self._end_changed()
 
     def _confirm_until(self, deadline: float, shortened: int) -> None:
-        """The server let it last until then at least; ``shortened`` is of when it was asked."""
+        """Note that the lease lasts until then; ``shortened`` is the count when it was sent."""
         state = self._state
         with _end_mutex.lock:
             if shortened == self._shortenings and not protocol.is_release_unknown(state):
                 state.claim = None
                 state.deadline = max(state.deadline, deadline)
                 if shortened != self._shortenings:
-                    # Its release, for which the lock would cost too much, has begun just now. Had
-                    # it failed already, that line would have undone what it said of the lease.
+                    # A release, which does not take the mutex because of its cost, has just begun.
+                    # If it has failed already, the line above undid what it noted.
                     protocol.release_unknown(state)
             elif deadline < state.deadline:
-                # It was shortened, or released, at the same time; nobody knows which came second.
+                # Shortened or released at the same time; which came second is unknown.
                 state.deadline = deadline
 
     def _count_shortening(self) -> None:
@@ -300,10 +304,10 @@ class LeaseBase:
 
     def _end_changed(self) -> None:
         if self._remaining_s() <= 0:
-            return  # it was lost, which was told, or released, at the same time
+            return  # lost, which was reported, or released at the same time
         if self._ended is not None:
-            self._ended.set()  # who waits for the loss must look when it is
-        if self._renewer is not None:  # not before: it may have become another one meanwhile
+            self._ended.set()  # waiters for the loss compute its time anew
+        if self._renewer is not None:  # read here, because it may have changed meanwhile
             self._renewer.add(self)
 
     def _release_requested(self) -> Steps[bool]:
@@ -315,21 +319,21 @@ class LeaseBase:
 
     @property
     def _full_ttl_ms(self) -> int:
-        """How long it lasts when it is renewed."""
+        """How long the lease lasts after a renewal."""
         return int(min(self._ttl_ms, self._state.at_most_s * 1000))
 
     def _renewal_ms(self, now: float, until: float) -> int | None:
-        """For how long to renew it now, if the last renewal ends then; ``None``: not at all."""
+        """Return the ttl of a renewal now, if the last one ends at ``until``; ``None``: do not."""
         if not self._renewed:
             return None
         left_s = until - now
         if left_s * 1000 >= self._full_ttl_ms:
             return self._full_ttl_ms
-        # The last time, unless it lasts until then already.
+        # The last renewal, unless the lease lasts until then already.
         return int(left_s * 1000) if until > self._state.deadline + 0.001 else None
 
     def _mark_lost(self, error: LockError) -> bool:
-        """The server said that it is not ours any more: whether it was lost."""
+        """Note the server's report that the lease has ended; return whether it was lost."""
         if getattr(error, "given_up", False):
             self._state.released = True
         else:
@@ -339,7 +343,7 @@ class LeaseBase:
         return self._state.lost
 
     def _on_block_dropped(self) -> None:
-        """Its block went without having ended: give it back."""
+        """Release the lease of a block that was dropped before its end, in the background."""
         state = self._state
         if state.released or state.lost or self._passed or self._pid != fork.current():
             return

@@ -1,4 +1,4 @@
-"""Layer 4, shared: the lock as a wish, and what a ``Locks`` knows. No I/O."""
+"""Define the common part of ``Lock`` and ``Locks`` of both APIs. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOKENS = struct.Struct("22s2x" * 16)
 
 
 def _make_tokens() -> list[bytes]:
-    """Tokens: 22 characters, each of six random bits."""
+    """Make tokens of 22 characters, each of six random bits."""
     text = b2a_base64(os.urandom(_TOKENS.size // 4 * 3), newline=False)
     return list(_TOKENS.unpack(text.translate(_URL_SAFE)))
 
@@ -37,7 +37,7 @@ _tokens = Supply(_make_tokens)
 
 
 class Settings:
-    """What one ``Locks`` uses for all its locks."""
+    """The settings of a ``Locks`` object for all its locks."""
 
     __slots__ = ("holder", "prefix", "ttl_ms")
 
@@ -54,9 +54,9 @@ class Settings:
 
 
 class LocksBase:
-    """What the ``Locks`` of both APIs have in common.
+    """The common part of ``Locks`` of both APIs.
 
-    :param asynchronous: of a subclass: whether it is the one for asyncio.
+    :param asynchronous: of a subclass: whether it is for asyncio.
     """
 
     asynchronous: ClassVar[bool]
@@ -66,7 +66,7 @@ class LocksBase:
     _settings: Settings
     _blocks: Blocks
     _keep: Any
-    """What must live as long as this: the embedded server."""
+    """The embedded server, which must live as long as this object."""
 
     def __init_subclass__(cls, *, asynchronous: bool) -> None:
         cls.asynchronous = asynchronous
@@ -82,7 +82,7 @@ class LocksBase:
         return made
 
     def _passed_on(self, handle: object) -> tuple[Handle, bytes]:
-        """What a handle says, and the name of its lock."""
+        """Decode a handle; return it and the name of its lock."""
         found = handles.read(handle)
         name = keys.name_of(self._settings.prefix, found.key)
         if keys.lock_key(self._settings.prefix, name) != found.key:
@@ -97,7 +97,7 @@ class LocksBase:
 
 
 class LockBase:
-    """A named thing that at most one holder may have: stateless, safe to share."""
+    """A reusable object that names a lock: stateless, safe to share."""
 
     __slots__ = (
         *(
@@ -135,11 +135,11 @@ class LockBase:
         self._fair = b"1" if options.flag(fair, "fair") else b"0"
         self._priority_base = options.priority_base(priority)
         self._max_waiters = options.max_waiters(max_waiters)
-        # Whether the last acquisition had to wait: then a try without a place is probably in vain.
-        # No more than a hint, so it does not matter which thread writes it last.
+        # Whether the last acquisition had to wait: then a try outside the queue probably fails.
+        # Only a hint, so it does not matter which thread writes it last.
         self._crowded = False
         self._ttl_ms = settings.ttl_ms if ttl is None else options.ttl_ms(ttl)
-        # Who says how long gets just that long; who does not is held until released.
+        # With a ttl the lease lasts that long; without one it is renewed until released.
         renewed = ttl is None if renew is None else options.flag(renew, "renew")
         max_hold_s = options.max_hold_s(max_hold, renewed=renewed)
         if max_hold_s is not None:
@@ -147,22 +147,22 @@ class LockBase:
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
         self._options = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
-        self._entered: list[Block] = []  # its blocks that no statement has
+        self._entered: list[Block] = []  # its blocks that no statement owns
         self._holder_info = options.holder_info(settings.holder, metadata)
 
     @property
     def name(self) -> str:
-        """The lock's name, fit to be shown."""
+        """The lock's name, printable and not too long."""
         return keys.display_name(self._name)
 
     @property
     def key(self) -> bytes:
-        """The key on the server."""
+        """The lock's key on the server."""
         return self._key
 
     @property
     def ttl(self) -> float:
-        """How long a lease lasts on the server unless renewed, in seconds."""
+        """Seconds that a lease lasts unless renewed."""
         return self._ttl_ms / 1000
 
     def __reduce__(self) -> str:
@@ -181,20 +181,20 @@ class LockBase:
         )
 
     def _task(self) -> Any:
-        """What a wait stops: this task, or ``None`` for the whole thread."""
+        """Return the task that a wait blocks; ``None``: the whole thread."""
         return None
 
     def _acquire(self, request: AcquireRequest, wait_s: float | None) -> Steps[LeaseState]:
-        """How to get the lock, waiting for so long.
+        """Return the steps that acquire the lock, waiting up to ``wait_s`` seconds.
 
-        :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
+        :raises SelfDeadlock: the caller is inside a block of the lock, which then never ends.
         """
         if wait_s is None and (inside.get() or self._key in self._locks._blocks.listed):
             self._locks._blocks.refuse_own_wait(self._key, self._task())
         return protocol.acquire(request, self._locks._driver.server_clock, wait_s)
 
     def _inside(self, lease: Any) -> Block:
-        """A block on the lock, of code that has its lease by other means."""
+        """Begin a block on the lock for code that got its lease by other means."""
         block = Block(self)
         self._locks._blocks.push(self._key, block, lease, self._task())
         return block

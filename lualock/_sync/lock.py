@@ -1,4 +1,4 @@
-"""The lock, for threads."""
+"""Define the lock of the API for threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Lock(LockBase):
-    """A wish for a lock: reusable, stateless, safe to share between threads."""
+    """A reusable object that names a lock, safe to share between threads.
+
+    Creating one sends nothing. Acquiring the lock returns a :class:`Lease`.
+    """
 
     __slots__ = ()
     _locks: Locks
@@ -48,16 +51,17 @@ class Lock(LockBase):
         self._locks = locks
 
     def acquire(self, timeout: float | None = None) -> Lease:
-        """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
+        """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
-        Those who wait get it in turn; none of them polls.
+        Waiters are served in turn, and a release wakes the next one; no waiter polls.
 
-        :raises NotAcquired: somebody else still had it when the time was over; the error says who.
-        :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises NotAcquired: another holder still had the lock when the time was over. The error
+            names the holder.
+        :raises QueueFull: the lock has as many waiters as ``max_waiters`` allows.
         :raises SelfDeadlock: ``timeout`` is ``None``, and this thread is inside a ``with`` block of
             the lock, or inside a job that holds it. Nothing was sent.
-        :raises LockUnavailable: the server cannot be reached, or refuses.
-        :raises KeyConflict: the lock's key holds something that lualock did not write.
+        :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
+        :raises KeyConflict: the lock's key holds a value that lualock did not write.
         """
         request = self._request()
         return self._hold(request, self._acquire(request, options.wait_s(timeout)))
@@ -75,14 +79,14 @@ class Lock(LockBase):
                 self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease
         except BaseException:
-            if request.state is not None:  # won, and interrupted before anybody heard of it
+            if request.state is not None:  # acquired, and interrupted before the caller has it
                 driver.run(protocol.undo(request))
             raise
 
     def try_acquire(self) -> Lease | None:
-        """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
+        """Acquire the lock if it is free now, else return ``None``. Never waits.
 
-        :raises LockUnavailable: the server cannot be reached, or refuses.
+        :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
         """
         try:
             return self.acquire(timeout=0)
@@ -90,11 +94,11 @@ class Lock(LockBase):
             return None
 
     def request_release(self, lasts: float = 60.0) -> bool:
-        """Ask whoever has the lock to release it, which that one may do, or not.
+        """Ask the holder to release the lock; the holder may do so or not.
 
-        Returns whether anybody has it. The holder finds the request by
-        :meth:`Lease.release_requested`, within ``lasts`` seconds; who has it after that one is not
-        asked. Nothing is waited for.
+        Returns whether the lock is held. The holder sees the request by
+        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
@@ -102,11 +106,11 @@ class Lock(LockBase):
         return self._locks._driver.run(self._request_release(lasts, server))
 
     def locked(self) -> bool:
-        """Whether anybody has the lock now."""
+        """Return whether the lock is held now."""
         return self.inspect().held
 
     def inspect(self) -> LockInfo:
-        """Who has the lock, since when, for how long, with which fence and metadata."""
+        """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     def __enter__(self) -> Lease:
