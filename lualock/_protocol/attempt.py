@@ -1,4 +1,4 @@
-"""One acquisition under way: what was sent, what is known, and until when it goes on."""
+"""Keep the state of one acquisition: the requests in flight, the last answer, the time left."""
 
 from __future__ import annotations
 
@@ -27,54 +27,48 @@ from lualock.scripts import SCRIPTS
 ACQUIRE = SCRIPTS["acquire"]
 CLAIM = SCRIPTS["claim"]
 CLAIM_MS = 2500
-"""How long a waiter that was given the lock has until it must have claimed it; also in Lua."""
-
+"""How long a waiter that was given the lock has to claim it; also in Lua."""
 
 CHECK_MAX_S = 60.0
-"""How rarely the last of many waiters looks again; the queue's key lives three times as long."""
-
+"""The longest time between two checks of a waiter; the queue's key lives three times as long."""
 
 CHECK_AT_END, CHECK_LEAST_S, CHECK_BEHIND_S = 8, 1.0, 0.5
-"""How many in front look when the lease ends, all but two of them no more often than that; those
-behind them do too, but no more often than that for each who is before them."""
-
+"""The first CHECK_AT_END waiters check when the lease ends: two of them always, the others at most
+every CHECK_LEAST_S. Those behind check at most every CHECK_BEHIND_S times the waiters ahead."""
 
 GRACE_S = 0.08
-"""When a newcomer looks once more; from 60 ms on (also in Lua) it is told when it becomes first."""
-
+"""When a new waiter checks once more; after 60 ms (in Lua) a message tells it when it is first."""
 
 CHECK_LATE_S = 0.005
-"""How long after the end of a lease its successor looks, so that it does not look too early."""
-
+"""How long after the end of a lease the next waiter checks, so that it is not too early."""
 
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
-"""Pauses between the attempts to reach a server that is away."""
-
+"""Pauses between the attempts to reach a server that does not answer."""
 
 PATIENCE_S = 60.0
-"""How long a waiter without a timeout bears a server that is away before it gives up; who has had
-no answer at all yet does not wait for a server."""
+"""How long a waiter without a timeout retries while the server does not answer. A caller that has
+had no answer at all does not retry."""
 
 
 class Attempt:
-    """One acquisition under way: what was sent, what is known, and until when to go on."""
+    """One acquisition: the requests in flight, the last answer, and the time left."""
 
-    # What an acquisition at the first try never touches stands here, not in each instance.
+    # Class attributes, because an acquisition at the first try needs none of these.
     queued = False
     answered_at = 0.0
-    began_at = 0.0  # when the first look was sent
-    grace_until = 0.0  # until then nobody tells it that it is first
-    since = 0.0  # when the first of those looks was sent that are not answered
-    reply: list[Any] | None = None  # the last that said who has the lock
+    began_at = 0.0  # when the first request for the queue was sent
+    grace_until = 0.0  # until then no message tells it that it is first
+    since = 0.0  # when the oldest request without an answer was sent
+    reply: list[Any] | None = None  # the last one that names the holder
     ticket = b""
-    seen_fence = b""  # the fence it had then
+    seen_fence = b""  # the fence of the lock then
     place: bytes
-    kind: type[RunScript] = SendScript  # of the next look: the reply to the first is not urgent
-    in_flight: RunScript | None = None  # the last request that could take the lock
-    orphan: RunScript | None = None  # one before it, whose reply will never come
+    kind: type[RunScript] = SendScript  # of the next request: the first reply is not urgent
+    in_flight: RunScript | None = None  # the last one that can take the lock, if unanswered
+    orphan: RunScript | None = None  # an earlier one, whose reply was lost
     give_up_at = math.inf
-    until: float | None = None  # one try has the connection's own time
-    outstanding = True  # whether the server may have something under our token
+    until: float | None = None  # None: as long as the connection allows
+    outstanding = True  # whether the server may know the token
 
     def __init__(self, request: AcquireRequest, server: ServerClock, wait_s: float | None) -> None:
         self.request = request
@@ -87,7 +81,7 @@ class Attempt:
             self.until = self.give_up_at if wait_s else None
 
     def connect(self) -> Steps[None]:
-        """Make the first connection: it tells the server's time, which every request needs."""
+        """Make the first connection, to learn the server's time, which every request needs."""
         self.outstanding = False
         try:
             yield Connect(self.until)
@@ -96,7 +90,7 @@ class Attempt:
         self.sent_at, self.outstanding = self.clock(), True
 
     def acquire(self) -> RunScript:
-        """The request that takes the lock if it is free."""
+        """Make the request that takes the lock if it is free."""
         request = self.request
         expires, deadline = self._deadline()
         parts = (request.key, request.token, b"%d" % request.ttl_ms, deadline, request.holder_info)
@@ -104,7 +98,7 @@ class Attempt:
         return step
 
     def _deadline(self) -> tuple[float, bytes]:
-        """Until when the reply to a request that is sent now is waited for, here and there."""
+        """Return when a request sent now expires, by the local and by the server's clock."""
         usual, deadline = self.server.usual(self.sent_at)
         if self.until is None or usual < self.until:
             return usual, deadline
@@ -112,7 +106,7 @@ class Attempt:
         return expires, self.server.deadline(expires, self.sent_at)
 
     def read_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
-        """What its reply means; ``None``: somebody has it, and there is time to wait."""
+        """Read the reply to :meth:`acquire`; ``None``: the lock is held, so wait."""
         if self.in_flight is not None and self.in_flight.doubled:
             self.mark_lost()
         self.in_flight = None
@@ -124,7 +118,7 @@ class Attempt:
             return LeaseState(int(reply), deadline, lease_id=lease_id)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
-            # A repeat of a request that had been carried out: the lease may have begun earlier.
+            # An earlier copy of the request was executed: the lease may have begun earlier.
             return LeaseState(int(reply[2]), self.sent_at + reply[1] / 1000)
         self.outstanding = False
         if reply[0] != b"held":
@@ -135,7 +129,7 @@ class Attempt:
         return None
 
     def check_queue(self, channel: bytes) -> RunScript:
-        """The request that takes the lock if it is our turn, or has a place in the queue."""
+        """Make the request that takes the lock if it is its turn, else a place in the queue."""
         request = self.request
         if not self.ticket:
             self.ticket = b"%b%d %b %b" % (
@@ -167,7 +161,7 @@ class Attempt:
         return step
 
     def read_queue_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
-        """What its reply means; ``None``: it is not our turn yet."""
+        """Read the reply to :meth:`check_queue`; ``None``: it is not this waiter's turn yet."""
         self.mark_answered()
         if type(reply) is bytes:
             return LeaseState(int(reply), self.sent_at + self.request.ttl_ms / 1000, True)
@@ -188,32 +182,34 @@ class Attempt:
         raise self._refusal(QueueFull, reply[4])
 
     def mark_given(self) -> None:
-        """A message gave us the lock: so the look that was out, if it was the only one, arrived."""
+        """Note that a message gave the lock: a single request in flight has arrived, then."""
         if self.orphan is not None:
             self.mark_lost()
         self.mark_answered()
 
     def mark_answered(self) -> None:
-        """The request that was out is answered; but a copy of it may be under way still."""
+        """Note the answer to the request in flight; a copy of it may still be in flight."""
         if self.in_flight is not None and self.in_flight.doubled:
             self.mark_lost()
         self.in_flight = None
 
     def possible_orphan(self) -> RunScript | None:
-        """The last request that may be under way still."""
+        """Return the last request that may still be in flight without an answer."""
         self.mark_lost()
         return self.orphan
 
     def mark_lost(self) -> None:
-        """The request that is out may be under way still when we have gone on: as the last one, it
-        stands for those before it, so it does not matter any more by which connection it went."""
+        """Note that the request in flight may arrive at any time until it expires.
+
+        It stands for earlier ones as well, so its connection does not matter any more.
+        """
         if self.in_flight is not None:
             if self.orphan is not None:
                 self.in_flight.via = None
             self.orphan, self.in_flight = self.in_flight, None
 
     def resend_after_late(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
-        """Ask again where the server found our request late: now we know its time better."""
+        """Repeat a request that the server rejected as late, with its clock compared anew."""
         for _ in range(LATE_MAX):
             now = self.clock()
             self.mark_answered()
@@ -238,48 +234,48 @@ class Attempt:
         raise jumps()
 
     def claim(self, kind: type[RunScript], message: bytes) -> RunScript:
-        """The request that makes a lease that was given to us last its whole ttl."""
+        """Make the request that extends a lease which a message gave to its whole ttl."""
         request = self.request
         parts = (request.key, message[:16] + request.token, b"%d" % request.ttl_ms)
         return kind(CLAIM, parts, self.until, lazy=kind is SendScript)
 
     def next_check_s(self) -> float:
-        """How long to wait for a message before looking again."""
+        """Return how long to wait for a message before the next check of the queue."""
         assert self.reply is not None
         left_ms, ahead = self.reply[1], self.reply[5]
         next_check_s: float = CHECK_MAX_S
         if left_ms >= 0:
-            # When the lease ends by itself, it is the first's turn, and then the second's; those
-            # before us may have died with the holder, and whoever looks passes over the dead.
-            # Counted from the request, for its reply may have been read only now.
+            # When the lease expires it is the first waiter's turn, then the second's. Waiters ahead
+            # may have died with the holder; a check skips dead ones. Counted from the request,
+            # because its reply may have been read late.
             left_s = left_ms / 1000 - (self.clock() - self.sent_at)
             next_check_s = max(0.0, left_s) + CHECK_LATE_S * (ahead + 1)
             if ahead > 1:
                 near = ahead < CHECK_AT_END
                 next_check_s = max(next_check_s, CHECK_LEAST_S if near else CHECK_BEHIND_S * ahead)
         if ahead > 0:
-            # Who becomes first is told, but a message can be lost, and whoever was told may have
-            # died since: everybody looks, rarely, so that many cost little.
+            # A message tells the waiter that becomes first, but it can be lost, or that waiter can
+            # die: every waiter checks, rarely, so that many waiters cost little.
             next_check_s = min(next_check_s, CLAIM_MS / 1000 * 2 ** min(max(1, ahead - 1), 8))
         if (grace_s := self.grace_until - self.clock()) > 0:
-            # Also who is first: one of a higher priority may come, and have gone again.
+            # Also the first waiter: one with a higher priority may have come and gone.
             next_check_s = min(next_check_s, grace_s)
-        # Those who came together need not look together.
+        # Spread the checks of waiters that came together.
         next_check_s = min(next_check_s, CHECK_MAX_S * (1 - ahead % 8 / 32))
         return min(next_check_s, self.left_s())
 
     def mark_first(self, left_ms: int) -> None:
-        """A message says that we are first now, and for how long the lock is held."""
+        """Note the message that this waiter is first now, and for how long the lock is held."""
         assert self.reply is not None
         self.reply[1], self.reply[5] = left_ms, 0
         self.sent_at = self.answered_at = self.clock()
 
     def left_s(self) -> float:
-        """How much of the caller's time is left."""
+        """Return how much of the caller's time is left."""
         return math.inf if self.give_up_at == math.inf else max(0.0, self.give_up_at - self.clock())
 
     def check_time(self) -> None:
-        """Give up if the time is over."""
+        """Give up if the caller's time is over."""
         if self.clock() >= self.give_up_at:
             assert self.reply is not None
             raise self._refusal(NotAcquired, self.reply[5])
@@ -294,27 +290,29 @@ class Attempt:
         )
 
     def retry_until_deadline(self, make: Callable[[], Effect], error: LockError) -> Steps[Any]:
-        """Repeat a step that failed, for as long as the server is away and there is time.
+        """Repeat a request that failed, while the server does not answer and time is left.
 
-        :raises LockError: it is of no use, or the time is over.
+        :raises LockError: a retry cannot succeed, or the time is over.
         """
         pause_s = RETRY_MIN_S
-        # What the server may have of us but for this request.
-        before = self.queued or self.orphan is not None
+        # Whether the server may know the token apart from this request.
+        outstanding_before = self.queued or self.orphan is not None
         unknown: LockUnavailable | None = None
         while True:
             if not isinstance(error, LockUnavailable):
-                self.outstanding = before  # a definite answer: the request had no effect
+                self.outstanding = (
+                    outstanding_before  # a definite answer: the request had no effect
+                )
                 raise error
             now = self.clock()
-            # A connection that broke says nothing of the next one: once more, and at once.
+            # A broken connection says nothing about the next one: repeat at once.
             at_once = unknown is None and error.outcome_unknown
             if error.outcome_unknown:
                 unknown = error
                 self.mark_lost()
             self.mark_answered()
             if not self._may_retry(now, error, at_once):
-                self.outstanding = before or unknown is not None
+                self.outstanding = outstanding_before or unknown is not None
                 if unknown is None or unknown is error:
                     raise error
                 raise still_unknown(unknown, error) from error
@@ -328,7 +326,7 @@ class Attempt:
                 error = again
 
     def _may_retry(self, now: float, error: LockUnavailable, at_once: bool) -> bool:
-        """Whether to go on trying to reach the server."""
+        """Return whether to go on trying to reach the server."""
         if error._lasts:
             return False
         if self.wait_s == 0 or self.give_up_at == math.inf:

@@ -1,4 +1,4 @@
-"""Send a request once more where its reply was lost."""
+"""Send a request once more if its reply was lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lualock.errors import LockUnavailable
 
 
 def resend(step: RunScript, error: LockUnavailable) -> Steps[Any]:
-    """Send a call again, once, where its reply was lost; else raise what went wrong."""
+    """Send a call once more if its reply was lost; else raise the error."""
     if not error.outcome_unknown:
         raise error
     try:
@@ -19,8 +19,7 @@ def resend(step: RunScript, error: LockUnavailable) -> Steps[Any]:
 
 
 def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavailable:
-    """The error for a request that was repeated: whatever became of the second, the first may have
-    been carried out."""
+    """Make the error for a request that was repeated: the first one may have been executed."""
     if second.outcome_unknown:
         return second
     return LockUnavailable(
@@ -29,7 +28,7 @@ def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavai
 
 
 def ask_again(step: RunScript) -> Steps[Any]:
-    """The reply to a call; where it was lost, to a second one."""
+    """Return the reply to a call, or to its repetition if that reply was lost."""
     try:
         return (yield step)
     except LockUnavailable as error:

@@ -13,25 +13,25 @@ from lualock.scripts import SCRIPTS
 
 EXTEND = SCRIPTS["extend"]
 BATCH = 250
-"""How many leases are extended in one round trip: as many as a server answers in some
-milliseconds, so that others need not wait long, and as a socket's buffers hold."""
+"""How many leases are extended in one round trip: a server answers them in some milliseconds, so
+other clients do not wait long, and they fit into a socket's buffers."""
 
 
 def extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, clock: Clock) -> Steps[float]:
-    """Let the lease last ``ttl_ms`` from now on; returns its deadline on the driver's clock.
+    """Let the lease last ``ttl_ms`` from now on; return its deadline on the driver's clock.
 
     :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
     """
     sent_at = clock()
     deadline = sent_at + ttl_ms / 1000
-    # Only what is to shorten it can: whatever else arrives late takes nothing away.
+    # Only a request marked so can shorten the lease: another that arrives late changes nothing.
     shorten = shortens(state, deadline)
     step = _extend(request, state, ttl_ms, shorten=shorten)
     claim, previous_deadline, at_most_s = state.claim, state.deadline, state.at_most_s
-    if shorten:  # if it is not answered, it may arrive at any time
+    if shorten:  # without an answer it may still be executed at any time
         state.claim, state.deadline = None, min(previous_deadline, deadline)
         state.at_most_s = min(at_most_s, ttl_ms / 1000)
-    # Another thread or task may ask for less meanwhile: what it has not heard of is not undone.
+    # Another thread or task may shorten the lease meanwhile: that is not undone here.
     believed = state.deadline, state.at_most_s
     try:
         reply = yield step
@@ -52,8 +52,10 @@ def extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, clock: Clock
 
 
 def shortens(state: LeaseState, deadline: float) -> bool:
-    """Whether the lease may last longer than that already. (A claim of which nothing was heard may
-    have been carried out.)"""
+    """Return whether the lease may last longer than that already.
+
+    A claim without an answer may have been executed.
+    """
     return deadline < max(state.deadline, state.claimed_deadline)
 
 
@@ -65,11 +67,12 @@ def _extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, *, shorten:
 def extend_all(
     leases: Sequence[tuple[AcquireRequest, LeaseState, int]], clock: Clock, within_s: float
 ) -> Steps[list[float | LockError]]:
-    """Extend many leases (ask, grant, ttl_ms), in as few round trips as possible, within some time;
-    none of them is shortened.
+    """Extend many leases (request, state, ttl_ms) in as few round trips as possible.
 
-    Returns for each its new deadline on the driver's clock, or why there is none: ``LeaseLost``,
-    ``KeyConflict``, or a ``LockUnavailable`` for which it should be tried again.
+    None of them is shortened. Returns for each lease its new deadline on the driver's clock, or the
+    error: ``LeaseLost``, ``KeyConflict``, or ``LockUnavailable``, after which a retry may succeed.
+
+    :param within_s: how long one round trip may take.
     """
     outcomes: list[float | LockError] = []
     for start in range(0, len(leases), BATCH):
@@ -82,7 +85,7 @@ def extend_all(
         except LockUnavailable as error:
             if not error.outcome_unknown:
                 return outcomes + [error] * (len(leases) - start)
-            # A connection that broke says nothing of the next one.
+            # A broken connection says nothing about the next one.
             sent_at = clock()
             step.until = sent_at + within_s
             try:

@@ -1,4 +1,4 @@
-"""Say which holder has a lock."""
+"""Inspect a lock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INSPECT = SCRIPTS["inspect"]
 
 
 def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
-    """Say who has the lock."""
+    """Return the state of the lock."""
     step = RunScript(INSPECT, (key, queue))
     try:
         reply = yield step

@@ -18,9 +18,10 @@ HAND_OVER = SCRIPTS["hand_over"]
 
 
 def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
-    """Give the lock back. A repeat of a release that happened is a release that happened.
+    """Release the lock. Repeating a release that was executed succeeds.
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
+    :raises LockUnavailable: the server did not answer, or the outcome is unknown.
     """
     repeated = False
     try:
@@ -33,7 +34,7 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
         except LockUnavailable as error:
             repeated = True
             reply = yield from resend(step, error)
-        if reply == b"waited":  # since the lease began others have come
+        if reply == b"waited":  # waiters have come since the lease began
             step = hand_over(request, lease)
             try:
                 reply = yield step
@@ -44,7 +45,7 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
     except GeneratorExit:
         raise
     except LockUnavailable:
-        # Whoever had it goes on without it: it is given back when the server answers again.
+        # The holder goes on; the lock is released in the background when the server answers.
         release_unknown(state)
         if state.fence:
             yield from give_back(request, b"", None)
@@ -52,7 +53,7 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
     except LockError:
         raise
     except BaseException:
-        # Cancelled or interrupted: it is released all the same.
+        # Cancelled or interrupted: release the lock all the same.
         state.released = True
         yield from give_back(request, b"", None)
         raise
@@ -60,8 +61,8 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
         state.released = True
         return
     if repeated and reply[0] != b"conflict":
-        # Not ours any more, but was it when the first request came? The server remembers who had
-        # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
+        # The first request may have released the lease, or it may have ended before. The server
+        # remembers only the previous token, so this is not the same as "it had ended".
         release_unknown(state)
         raise LockUnavailable(
             f"could not confirm the release of lock {display_name(request.name)!r}: the reply was "
@@ -74,12 +75,12 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
 
 
 def hand_over(request: AcquireRequest, lease: bytes) -> RunScript:
-    """The request that releases a lock that others wait for."""
+    """Make the request that releases a lock with waiters."""
     return RunScript(HAND_OVER, (request.key, request.queue, lease, request.fair))
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
-    """Release at the end of a ``with`` body, without ever hiding what the body raised."""
+    """Release at the end of a ``with`` body, without hiding the exception of the body."""
     try:
         yield from steps
     except LockError as error:

@@ -16,12 +16,12 @@ WITHDRAW = SCRIPTS["withdraw"]
 
 
 def stop_requests_key(lock: bytes) -> bytes:
-    """The key of the request to release for a lock's key."""
+    """Return the key of the stop requests for a lock's key."""
     return lock + b":stop_requests"
 
 
 def request_release(request: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
-    """Ask whoever has the lock to stop, for as long as ``ask`` waits for it; whether anybody has.
+    """Ask the holder to stop, for as long as ``request`` waits; return whether the lock is held.
 
     :raises LockUnavailable: the server did not answer.
     """
@@ -55,7 +55,7 @@ def request_release(request: AcquireRequest, lasts_ms: int, server: ServerClock)
 
 
 def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
-    """Whether the holder of a lease is asked to release it.
+    """Return whether the release of a lease was requested.
 
     :raises LockUnavailable: the server did not answer.
     """
@@ -68,7 +68,7 @@ def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
 
 
 def withdraw(request: AcquireRequest) -> Steps[bool]:
-    """Take a request back; false if somebody else has asked since, and waits for the lock.
+    """Withdraw a stop request; return false if a later requester waits for the lock.
 
     :raises LockUnavailable: the server did not answer.
     """

@@ -20,13 +20,12 @@ from lualock._protocol.request import LeaseState
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
-"""How long a waiter expects its turn before it reads what the server says of its place; and how
-long where many waited the last time: of 64 processes, most would be woken just to read that."""
-
+"""How long a waiter waits for its turn before it reads the answer about its place. The second:
+for locks that had waiters the last time: with 64 processes, most wake-ups only read that answer."""
 
 TRUSTED_S = 1.0
-"""How long ago the last answer may be for a claim to be sent without waiting for its reply: since
-then the connection may have died without a word."""
+"""The greatest age of the last answer for a claim without waiting for its reply: the connection may
+have died silently since."""
 
 
 def enqueue(attempt: Attempt) -> Steps[LeaseState]:
@@ -38,7 +37,7 @@ def enqueue(attempt: Attempt) -> Steps[LeaseState]:
         try:
             channel = yield listen
         except LockError as error:
-            attempt.mark_lost()  # a look whose reply was not waited for
+            attempt.mark_lost()  # a request whose reply was not awaited
             channel = yield from attempt.retry_until_deadline(lambda: listen, error)
         message, listen.anew = None, False
         check_queue = partial(attempt.check_queue, channel)
@@ -46,26 +45,26 @@ def enqueue(attempt: Attempt) -> Steps[LeaseState]:
             step = check_queue()
             reply = yield step
             if type(step) is SendScript:
-                # Where a lock goes round fast it is our turn soon. Who is not woken just to read
-                # that it has a place leaves that time to the holder.
+                # If the lock changes hands fast, it is this waiter's turn soon. Not waking up for
+                # the answer leaves that time to the holder.
                 wait.seconds = min(reply_s, attempt.left_s())
                 message = yield wait
                 if message is not None and message[:1] == b"=":
-                    message = b""  # what it says, our look says better
+                    message = b""  # the answer says it more exactly
                 if not message:
                     reply = _answer_to(reply)
         except LockError as error:
             reply = yield from attempt.retry_until_deadline(check_queue, error)
         if not message:
             if reply is None:
-                continue  # ask again, and wait for the reply
+                continue  # repeat it, and wait for the reply
             if reply[0] == b"late":
                 reply = yield from attempt.resend_after_late(check_queue, reply)
             state = attempt.read_queue_answer(reply)
             if state is not None:
                 return state
             if message is not None:
-                continue  # told to look again
+                continue  # the message says: check again
             wait.seconds = attempt.next_check_s()
             message = yield wait
             while message is not None and message[:1] == b"=":
@@ -74,20 +73,22 @@ def enqueue(attempt: Attempt) -> Steps[LeaseState]:
                 message = yield wait
         if message is None:
             attempt.check_time()
-        # A fence that is no greater than what the lock had when we looked is an old message: that
-        # turn passed, unclaimed, before.
+        # A fence that is not greater than the lock's at the last check is an old message: that turn
+        # passed unclaimed.
         elif message[:16] > attempt.seen_fence:
             state = yield from claim(attempt, message)
             if state is not None:
                 return state
-            # Perhaps it came from a server that is no primary any more: it repeats what is said
-            # at the new one, which knows of nobody who listens.
+            # The message may come from a server that is no longer the primary, and repeats those of
+            # the new one, where this client is not subscribed.
             listen.anew = True
 
 
 def _answer_to(check_queue: PendingReply) -> Any:
-    """The reply to a look that was posted; ``None``: it has not come, or never will. An error says
-    nothing: that it answers this very request is made sure of only where somebody waits for it."""
+    """Return the reply to a request that was sent without waiting; ``None``: it has not come.
+
+    An error counts as no reply: only an awaited reply is proved to answer this request.
+    """
     try:
         return check_queue.poll()
     except LockError:
@@ -95,21 +96,21 @@ def _answer_to(check_queue: PendingReply) -> Any:
 
 
 def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
-    """A message says that the lock was given to us: claim it. ``None``: that came too late."""
+    """Claim the lock that a message gave to this waiter; ``None``: the message came too late."""
     attempt.mark_given()
     fence, ttl_s = int(message[:16]), attempt.request.ttl_ms / 1000
     if message[16:] == b"+":
-        return LeaseState(fence, attempt.since + ttl_s, True)  # we took it ourselves
-    # It was given for CLAIM_MS or the ttl, and the message says when.
+        return LeaseState(fence, attempt.since + ttl_s, True)  # this waiter took the lock itself
+    # The lock was given for CLAIM_MS or the ttl, and the message says when.
     now, given_us, server = attempt.clock(), int(message[16:]), attempt.server
     if now > server.stale_at:
         server.refine(attempt.began_at, now, given_us)
     given = server.passed(given_us, now)
     certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
-    # Where no look has been answered yet, the message itself shows that one arrived.
+    # If no request has been answered yet, the message itself shows that one arrived.
     alive = now - (attempt.answered_at if attempt.queued else attempt.sent_at) < TRUSTED_S
     if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
-        # There is time enough to begin at once, and read the reply to the claim later.
+        # There is enough time to begin at once, and to read the reply to the claim later.
         try:
             pending = yield attempt.claim(SendScript, message)
         except LockUnavailable:
@@ -128,14 +129,14 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
 
 
 def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
-    """Leave the queue because the time is over. Says who has the lock, if that is known."""
+    """Leave the queue after a timeout; return the error that names the holder, if it is known."""
     request = attempt.request
     if attempt.in_flight is not None:
         attempt.in_flight.moot = True
     try:
         reply = yield abandon_request(request, attempt.ticket, attempt.until)
     except LockError:
-        reply = None  # the driver goes on trying
+        reply = None  # the driver retries in the background
     attempt.outstanding = False
     if not isinstance(reply, list) or reply[0] != b"left" or len(reply) == 1:
         return None

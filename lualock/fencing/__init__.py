@@ -1,11 +1,11 @@
-"""Layer 6: guards that make a fence useful: what a lock protects refuses who has it no longer.
+"""Refuse writes of a former lock holder, by fencing tokens.
 
-A lease cannot stop code that is paused: it wakes after its lease has ended, and writes. The fence
-of whoever has the lock by then is greater, so a store that remembers the greatest fence it has
-seen, and refuses smaller ones, is safe from that. (Martin Kleppmann, *How to do distributed
-locking*, 2016.) :func:`fenced_set` is such a store for a key of Redis or Valkey, on whatever server
-that is; :mod:`lualock.fencing.aio` has it for ``redis.asyncio``. In SQL it is one more column, and
-one more condition::
+A lease cannot stop code that is paused: it resumes after its lease has expired, and writes. The
+fencing token (*fence*) of the next holder is greater. So a store that remembers the greatest fence
+it has seen, and refuses smaller ones, is safe. (Martin Kleppmann, *How to do distributed locking*,
+2016.) :func:`fenced_set` does so for a key on any Redis or Valkey server;
+:mod:`lualock.fencing.aio` has it for ``redis.asyncio``. In SQL it takes one more column and one
+more condition::
 
     UPDATE account SET balance = :balance, fence = :fence WHERE id = :id AND fence <= :fence
 
@@ -22,22 +22,22 @@ from lualock._core.keys import display_name
 from lualock.errors import InvalidArgument, KeyConflict, StaleFence
 from lualock.scripts import load
 
-# It runs on the caller's client, whose connections and replies are not ours.
+# It runs on the caller's client, so its replies carry no proof.
 FENCED_SET = load(Path(__file__).with_name("scripts"), proved=False)["fenced_set"]
 SOURCE = FENCED_SET.source.decode()
-MAX_FENCE = 2**53  # a number of Lua's is exact up to that
+MAX_FENCE = 2**53  # numbers in Lua are exact up to that
 
 
 def fence_key(key: bytes) -> bytes:
-    """Where the greatest fence of a key is kept: in its slot, if the server is a cluster.
+    """Return the key that keeps the greatest fence of a key, in the same cluster slot.
 
-    :raises InvalidArgument: there is no such place (a cluster's slot is what is between the first
-        ``{`` and the next ``}``, and this key has braces, but nothing between them).
+    :raises InvalidArgument: there is no such key. (The hash tag is the text between the first ``{``
+        and the next ``}``, and this key has braces with no text between them.)
     """
     _, opened, rest = key.partition(b"{")
     tag, closed, _ = rest.partition(b"}")
     if opened and closed and tag:
-        return b"fence:" + key  # so that it is no other key's, whose fence begins with a brace
+        return b"fence:" + key  # distinct from the form below, which begins with a brace
     if b"}" in key:
         raise InvalidArgument(
             f"could not keep a fence for key {display_name(key)!r}: the key has a brace but no "
@@ -49,17 +49,17 @@ def fence_key(key: bytes) -> bytes:
 def fenced_set(
     client: Any, key: str | bytes, value: str | bytes, *, fence: int, ttl: float | None = None
 ) -> None:
-    """Set a key, as ``SET`` does, unless somebody with a greater fence has set it before.
+    """Set a key, as ``SET`` does, unless a holder with a greater fence has set it before.
 
-    Read it with a plain ``GET``. The greatest fence is kept beside it, in a key of its own that
-    does not expire: a guard that forgets is none.
+    Read it with a plain ``GET``. The greatest fence is kept in a key of its own that does not
+    expire: otherwise a late write could succeed.
 
-    :param client: a ``redis.Redis`` of the server that has the key; what it raises is not changed.
+    :param client: a ``redis.Redis`` of the key's server; its exceptions are passed on unchanged.
     :param fence: :attr:`lualock.Lease.fence` of the writer's lease.
-    :param ttl: seconds that the value lasts; ``None``: without an end.
+    :param ttl: seconds that the value lasts; ``None``: it does not expire.
     :raises StaleFence: a greater fence has been seen; nothing was changed.
-    :raises KeyConflict: what stands where its fence is to be kept is none.
-    :raises InvalidArgument: one of these cannot be used.
+    :raises KeyConflict: the key of the fence holds something else; nothing was changed.
+    :raises InvalidArgument: an argument is not valid.
     """
     check_client(client, asynchronous=False)
     keys, args = request(key, value, fence, ttl)
@@ -67,7 +67,7 @@ def fenced_set(
 
 
 def check_client(client: object, *, asynchronous: bool) -> None:
-    """Check that it is a client of the right kind, which answers at once.
+    """Check that this is a client of the right kind, and not a pipeline.
 
     :raises InvalidArgument: it is not.
     """
@@ -88,7 +88,7 @@ def check_client(client: object, *, asynchronous: bool) -> None:
 def request(
     key: object, value: object, fence: object, ttl: float | None
 ) -> tuple[list[bytes], list[str | bytes | int]]:
-    """The script's keys and arguments.
+    """Make the script's keys and arguments.
 
     :raises InvalidArgument: as for :func:`fenced_set`.
     """
@@ -111,10 +111,10 @@ def _encoded(text: str | bytes, what: str) -> bytes:
 
 
 def judge(reply: Any, key: str | bytes, fence: int) -> None:
-    """What the script's reply means.
+    """Check the script's reply.
 
     :raises StaleFence: a greater fence has been seen.
-    :raises KeyConflict: what stands beside the key is no fence.
+    :raises KeyConflict: the key of the fence holds something else.
     """
     if isinstance(reply, list) and len(reply) == 1:
         raw = key.encode() if isinstance(key, str) else key

@@ -116,13 +116,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.abandon",
-        "an interruption lays no orphan",
-        "        if orphan is not None:  # first, for it cannot fail\n",
+        "an interruption cleans up after no orphan",
+        "        if orphan is not None:  # first, because it cannot fail\n",
         "        if False:\n",
     ),
     (
         "_protocol.abandon",
-        "a orphan's place in the queue stays",
+        "an orphan's place in the queue stays",
         'orphan.parts[2] if orphan.script is ENQUEUE else b""',
         'b""',
     ),
@@ -176,13 +176,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.acquire",
-        "the orphan of what was won is not laid",
+        "the orphan of what was won is not cleaned up",
         "yield schedule_cleanup(request, attempt.orphan)",
         "pass",
     ),
     (
         "_protocol.abandon",
-        "what lays a orphan takes away what has been won",
+        "the cleanup of an orphan takes away what has been won",
         'b"" if request.state is None else lease_id(request, request.state)',
         'b""',
     ),
@@ -224,7 +224,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.adopt",
-        "the orphan of what was taken is not laid",
+        "the orphan of what was taken is not cleaned up",
         "yield schedule_cleanup(request, orphan)",
         "pass",
     ),
@@ -242,7 +242,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.attempt",
-        "the copy of a look is forgotten",
+        "the copy of a check is forgotten",
         "            self.mark_lost()\n        self.in_flight = None\n\n    def possible_orphan",
         "            pass\n        self.in_flight = None\n\n    def possible_orphan",
     ),
