@@ -4,7 +4,7 @@
 >>> with locks.lock("invoice:42") as lease:
 ...     charge(fence=lease.fence)
 
-``lualock.aio`` has the same for asyncio.
+``lualock.aio`` has the same API for asyncio.
 """
 
 from importlib import import_module
@@ -63,7 +63,7 @@ _ROOMS = ("embedded", "fencing", "jobs")
 
 
 def __getattr__(name: str) -> Any:
-    """Load what a program with plain locks does not need, when it is first used (PEP 562)."""
+    """Load on first use what a program with plain locks does not need (PEP 562)."""
     if name in _ROOMS:
         return import_module(f"lualock.{name}")
     if name in _ON_FIRST_USE:

@@ -1,8 +1,10 @@
-"""Layer 0: every exception lualock raises, in one tree.
+"""Define every exception that lualock raises.
 
-``LockError`` is the root, so ``except LockError`` catches whatever the library says and nothing
-else. Each class says what happened; each message says what to do about it. All of them survive
-pickling, because job systems and ``multiprocessing`` send exceptions between processes.
+* ``LockError`` is the root: ``except LockError`` catches every error of the library, and no other.
+* A message reads ``could not <verb> <object>: <cause> (<facts>). <what to do>``, and each class
+  has texts of its own.
+* Every exception can be pickled, because job systems and ``multiprocessing`` send exceptions
+  between processes.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ class LockError(Exception):
 
 
 class InvalidArgument(LockError, ValueError):
-    """An argument cannot be used. Raised before anything is sent to the server."""
+    """An argument is not valid. Raised before anything is sent to the server."""
 
 
 class NotAcquired(LockError):
-    """Somebody else has the lock, and the time given to wait for it is over.
+    """Another holder has the lock, and the time to wait for it is over.
 
-    ``name`` is the lock's name. ``holder`` describes who has it (``host:pid:thread`` unless the
-    holder chose its own description), ``held_s`` for how long it has had it, and ``remaining_s``
-    how long its lease lasts unless it is renewed; both in seconds. ``holder`` is ``None`` when
-    that is not known. ``ahead`` is how many were before us in the queue, ``None`` if we had no
-    place in it.
+    ``name`` is the lock's name. ``holder`` describes the holder: ``host:pid:thread`` unless it
+    chose a description of its own; ``None`` if unknown. ``held_s`` is how long the holder has had
+    the lock, and ``remaining_s`` how long its lease lasts unless renewed; both in seconds.
+    ``ahead`` is the number of waiters that were ahead of this caller in the queue; ``None`` if
+    this caller was not in the queue.
     """
 
     def __init__(
@@ -45,11 +47,11 @@ class NotAcquired(LockError):
 
 
 class QueueFull(NotAcquired):
-    """As many wait for the lock already as its ``max_waiters`` allows. ``ahead`` says how many."""
+    """The lock has as many waiters as its ``max_waiters`` allows. ``ahead`` is their number."""
 
 
 class SelfDeadlock(LockError):
-    """A wait without an end was refused, because its caller itself is inside the lock.
+    """A wait without a timeout was refused, because the caller itself holds the lock.
 
     The caller is inside a ``with`` block of the lock, or inside a job that holds it, so it cannot
     release the lock while it waits. Nothing was sent. ``name`` is the lock's name.
@@ -61,10 +63,11 @@ class SelfDeadlock(LockError):
 
 
 class LeaseLost(LockError):
-    """A lease was no longer ours when it was extended, checked or released.
+    """The lease had ended before it was extended, checked or released.
 
-    ``name`` is the lock's name. ``holder`` describes who has it now; ``None`` when nobody has.
-    ``given_up`` is true where the lease did not end by itself: it was released, or passed on.
+    ``name`` is the lock's name. ``holder`` describes the holder that has the lock now; ``None`` if
+    the lock is free. ``given_up`` is true if the lease did not expire but was released or passed
+    on.
     """
 
     def __init__(
@@ -82,9 +85,9 @@ class LeaseLost(LockError):
 
 
 class StaleFence(LockError):
-    """Something was refused because a greater fence than the writer's has been seen.
+    """A write was refused, because a greater fencing token than the writer's has been seen.
 
-    ``fence`` is the writer's, ``seen`` the greatest one.
+    ``fence`` is the writer's fencing token, ``seen`` the greatest one so far.
     """
 
     def __init__(self, message: str = "", *, fence: int = 0, seen: int = 0) -> None:
@@ -94,13 +97,13 @@ class StaleFence(LockError):
 
 
 class LockUnavailable(LockError):
-    """The server cannot be reached, or refuses to work at this time.
+    """The server cannot be reached, or cannot carry out the request now.
 
-    ``outcome_unknown`` is true when the request was sent and its reply never came, so that the
-    server may or may not have carried it out.
+    ``outcome_unknown`` is true if the request was sent and its reply was lost: the server may or
+    may not have executed it.
     """
 
-    _lasts = False  # whether it is of no use to try again
+    _lasts = False  # whether a retry cannot succeed
 
     def __init__(self, message: str = "", *, outcome_unknown: bool = False) -> None:
         super().__init__(message)
@@ -108,19 +111,18 @@ class LockUnavailable(LockError):
 
 
 class AccessDenied(LockUnavailable):
-    """The server refuses this user: wrong or missing password, or a rule of its ACL."""
+    """The server refuses this user: the password is wrong or missing, or an ACL rule forbids it."""
 
     _lasts = True
 
 
 class EmbeddedUnavailable(LockUnavailable):
-    """No server binary was found for the embedded server, or it would not start."""
+    """The embedded server cannot run: no server binary was found, or it did not start."""
 
 
 class KeyConflict(LockError):
-    """A lock's key, or a fence's, holds something that lualock did not write. It was left as it
-    is."""
+    """The key of a lock or a fence holds a value that lualock did not write. It was not changed."""
 
 
 class UnsupportedServer(LockError):
-    """The server is older than Redis 6.2 or Valkey 7.2, or lacks what lualock needs."""
+    """The server is older than Redis 6.2 or Valkey 7.2, or lacks a command that lualock needs."""

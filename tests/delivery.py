@@ -71,6 +71,6 @@ def held(world: World, key: bytes) -> bool:
 def watched(queue: Queue) -> list[Any]:
     """The leases that are renewed for a queue's jobs."""
     locks: Any = queue.work._fitting(queue.work.asynchronous)
-    watch = locks._watch() if queue.world.asynchronous else locks._watch
+    watch = locks._renewer() if queue.world.asynchronous else locks._renewer
     found: list[Any] = watch.leases()
     return found

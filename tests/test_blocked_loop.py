@@ -70,8 +70,8 @@ async def test_a_loop_that_is_blocked_for_two_ttls(
         with pytest.raises(lualock.NotAcquired):
             other.result(5)
         assert (await mine.lock("x").inspect()).fence == lease.fence
-        deadline = lease._grant.deadline
-        await _until(lambda: lease._grant.deadline > deadline)
+        deadline = lease._state.deadline
+        await _until(lambda: lease._state.deadline > deadline)
     assert not locks.lock("x").locked()
 
 
@@ -85,8 +85,8 @@ async def test_a_loop_that_runs_again_just_before_the_end(
         with caplog.at_level(logging.WARNING, logger="lualock.watch"):
             wait_until(lambda: "the event loop has not run" in caplog.text, wait_s=10)
         assert lease.held
-        deadline = lease._grant.deadline
-        await _until(lambda: lease._grant.deadline > deadline + 0.5)
+        deadline = lease._state.deadline
+        await _until(lambda: lease._state.deadline > deadline + 0.5)
         assert told == []
         await lease.release()
 
@@ -172,7 +172,7 @@ async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) 
     """Is told once all goes on, unless it was released meanwhile."""
     told: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        watch = locks._watch()
+        watch = locks._renewer()
         leases = [
             await locks.lock(name, TTL_S, on_lost=told.append).acquire() for name in ("x", "y", "z")
         ]
@@ -264,7 +264,7 @@ def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
         leases.append(loop.run_until_complete(locks.lock(f"l{number}").acquire()))
         wait_until(lambda: len(_watching()) == 1)
         loop.run_until_complete(locks.aclose())  # the lease is watched as before
-        wait_until(partial(_naps, leases[-1]._watch))
+        wait_until(partial(_naps, leases[-1]._renewer))
         loop.close()
     asyncio.run(locks.lock("last").acquire())
     wait_until(lambda: not _watching())
@@ -317,11 +317,11 @@ def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) ->
 
     async def main() -> None:
         lease = await locks.lock("x", 1, renew=True).acquire()
-        deadline = lease._grant.deadline
+        deadline = lease._state.deadline
         if what == "url":  # while the loop is blocked, for the thread to have a connection
-            wait_until(lambda: lease._grant.deadline > deadline)
+            wait_until(lambda: lease._state.deadline > deadline)
         else:
-            await _until(lambda: lease._grant.deadline > deadline)
+            await _until(lambda: lease._state.deadline > deadline)
         if how == "aclose":
             await lease.release()
             await locks.aclose()
@@ -399,15 +399,15 @@ async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Se
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            count = lease._shortened
+            count = lease._shortenings
 
             def shorten(lease: aio.Lease = lease) -> None:
                 next(lease._extend(1000))  # up to sending it
 
             def read(lease: aio.Lease = lease, count: int = count) -> None:
-                lease._lasts_until(lease._clock() + 60, count)
+                lease._confirm_until(lease._clock() + 60, count)
 
-            reached = interleaved(at, "_lasts_until", read, shorten, patience_s=0.02)
+            reached = interleaved(at, "_confirm_until", read, shorten, patience_s=0.02)
             if reached:
                 assert 0 < lease.remaining() <= 1
             await lease.release()
@@ -422,7 +422,7 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            count = lease._shortened
+            count = lease._shortenings
 
             def fail(lease: aio.Lease = lease) -> None:
                 steps: Any = lease._release()
@@ -430,9 +430,9 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
                 steps.throw(lualock.LockUnavailable("the test says so"))
 
             def read(lease: aio.Lease = lease, count: int = count) -> None:
-                lease._lasts_until(lease._clock() + 60, count)
+                lease._confirm_until(lease._clock() + 60, count)
 
-            reached = interleaved(at, "_lasts_until", read, fail, patience_s=0.02)
+            reached = interleaved(at, "_confirm_until", read, fail, patience_s=0.02)
             if reached:
                 assert not lease.held
             with contextlib.suppress(lualock.LeaseLost):
@@ -448,14 +448,14 @@ async def test_a_sooner_end_while_the_answer_to_a_claim_is_read(one_server: Serv
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            grant = lease._grant
+            grant = lease._state
             grant.claim, grant.claimed_deadline = _Claimed(), grant.deadline
 
             def shorten(lease: aio.Lease = lease) -> None:
-                lease._claimed()
+                lease._read_claim()
                 next(lease._extend(1000))
 
-            reached = interleaved(at, "_claimed", lease._claimed, shorten, patience_s=0.02)
+            reached = interleaved(at, "_read_claim", lease._read_claim, shorten, patience_s=0.02)
             if reached:
                 assert lease.remaining() <= 1
             await lease.release()
@@ -475,20 +475,24 @@ def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks)
     with locks.lock("x", ttl=60) as lease:
         for at in itertools.count(1):
             watched = lualock.Lease(
-                lease._ask, replace(lease._grant), locks._driver, watch, LeaseOptions(renew=True)
+                lease._request,
+                replace(lease._state),
+                locks._driver,
+                watch,
+                LeaseOptions(renew=True),
             )
-            watch.next_look()
+            watch.next_check_at()
 
             def shorten(watched: lualock.Lease = watched) -> None:
-                watched._grant.deadline = watched._clock() + 1
+                watched._state.deadline = watched._clock() + 1
                 watched._end_changed()
 
             def plan(watched: lualock.Lease = watched) -> None:
-                watch._look_again(watched, watch._first_look(watched))
+                watch._check_again(watched, watch._first_check_at(watched))
 
-            reached = interleaved(at, "_look_again", plan, shorten)
+            reached = interleaved(at, "_check_again", plan, shorten)
             if reached:
-                assert watch.next_look() < watched._clock() + 1
+                assert watch.next_check_at() < watched._clock() + 1
             watch.drop(watched)
             if not reached:
                 break

@@ -73,12 +73,12 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
     await shell.until_waiters(locks.lock("x"), 1)
     await settle(first.release())
     lease = await waiter
-    assert lease._grant.claim is not None
+    assert lease._state.claim is not None
     if shell.asynchronous:
         (connections,) = locks._driver._loops.values()
         await shell.until(lambda: not connections.connection.busy)
     else:
-        line = lease._grant.claim.connection
+        line = lease._state.claim.connection
         readable, _, _ = select.select([line.socket], [], [], 5)
         assert readable
         line_last = locks._driver._idle.pop()

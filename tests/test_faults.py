@@ -547,11 +547,11 @@ async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: 
         lock = locks.lock("x", ttl=30)
         await (await lock.acquire()).release()
         driver = locks._driver
-        ask, connections = lock._ask(), driver._loops[asyncio.get_running_loop()]
+        ask, connections = lock._request(), driver._loops[asyncio.get_running_loop()]
         via = connections.connection
         assert via is not None
         deadline = b"9" * 16
-        parts = (ask.key, ask.token, b"30000", deadline, ask.about)
+        parts = (ask.key, ask.token, b"30000", deadline, ask.holder_info)
         orphan = RunScript(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
         connections.cleanup_later(schedule_cleanup(ask, orphan))
         if not lives:

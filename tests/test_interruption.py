@@ -50,18 +50,18 @@ def _server(clock: Callable[[], float] = lambda: 0.0) -> ServerClock:
     return server
 
 
-def _ask() -> AcquireRequest:
+def _request() -> AcquireRequest:
     return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
 
 
 def _release() -> protocol.Steps[None]:
-    return protocol.release(_ask(), LeaseState(1, 30.0))
+    return protocol.release(_request(), LeaseState(1, 30.0))
 
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
 def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None:
     """Interrupted while a request is out, acquire releases the token before it goes on."""
-    steps = protocol.acquire(_ask(), _server(), None)
+    steps = protocol.acquire(_request(), _server(), None)
     call = next(steps)
     assert isinstance(call, RunScript)
     assert call.script.name == "acquire"
@@ -78,7 +78,7 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
 
 def test_the_first_error_survives_a_failed_give_back() -> None:
     """What breaks the give-back in turn is not what the caller sees."""
-    steps = protocol.acquire(_ask(), _server(), None)
+    steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.throw(KeyboardInterrupt("first"))
     next(steps)
@@ -90,7 +90,7 @@ def test_the_first_error_survives_a_failed_give_back() -> None:
 @pytest.mark.parametrize("verb", ["acquire", "release"])
 def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[BaseException]) -> None:
     """What breaks in while it cleans up after an error comes out, in place of that error."""
-    steps: Any = _release() if verb == "release" else protocol.acquire(_ask(), _server(), None)
+    steps: Any = _release() if verb == "release" else protocol.acquire(_request(), _server(), None)
     step = next(steps)
     while not step.compensating:
         step = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
@@ -102,7 +102,7 @@ def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[Base
 
 def test_a_refusal_gives_nothing_back() -> None:
     """A server that said no granted nothing, so there is nothing to release."""
-    steps = protocol.acquire(_ask(), _server(), None)
+    steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     with pytest.raises(lualock.LockUnavailable, match="out of memory"):
         steps.throw(lualock.LockUnavailable("out of memory"))
@@ -110,7 +110,7 @@ def test_a_refusal_gives_nothing_back() -> None:
 
 def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
     """Between the first try and the queue the server has nothing of ours."""
-    steps = protocol.acquire(_ask(), _server(), None)
+    steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Subscribe)
     with pytest.raises(KeyboardInterrupt):
@@ -119,7 +119,7 @@ def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
 
 def test_an_interrupted_wait_gives_back_its_ticket() -> None:
     """Interrupted while it waits, it leaves the queue before it goes on."""
-    steps = protocol.acquire(_ask(), _server(), None)
+    steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.send([b"held", 1000, 0, b"other"])
     look = steps.send(b"channel")
@@ -139,7 +139,7 @@ def test_an_interrupted_wait_gives_back_its_ticket() -> None:
 
 def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
     """Closing a protocol (the interpreter ends, a task is collected) yields no further step."""
-    steps = protocol.acquire(_ask(), _server(), None)
+    steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.close()
     release = _release()
@@ -162,11 +162,11 @@ def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
     """Its reply lost, and neither ours nor just released by us: the outcome is unknown."""
     for reply in (b"missing", [b"held", b"other"]):
         grant = LeaseState(1, 30.0)
-        steps = protocol.release(_ask(), grant)
+        steps = protocol.release(_request(), grant)
         next(steps)
         again = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
         assert isinstance(again, RunScript)
-        with pytest.raises(lualock.LockUnavailable, match="released, or its lease had ended"):
+        with pytest.raises(lualock.LockUnavailable, match="released, or had expired"):
             steps.send(reply)
         assert not grant.released
         assert not grant.lost
@@ -179,7 +179,7 @@ def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
 def test_a_repeated_request_counts_from_what_is_left() -> None:
     """The answer to a repeated acquire brings the first lease, with the time it still has."""
     times = iter([100.0, 100.0, 107.0, 107.0])
-    steps = protocol.acquire(_ask(), _server(lambda: next(times)), 0)
+    steps = protocol.acquire(_request(), _server(lambda: next(times)), 0)
     next(steps)
     with pytest.raises(StopIteration) as done:
         steps.send([b"owned", 25_000, b"1795468272410195"])
@@ -190,8 +190,8 @@ def test_a_repeated_request_counts_from_what_is_left() -> None:
 def test_two_who_extend_a_lease_at_the_same_time(answered: bool) -> None:
     """A sooner end of which one has heard nothing is not undone by what the other hears."""
     grant = LeaseState(1, 100.0)
-    first = protocol.extend(_ask(), grant, 30_000, lambda: 0.0)
-    second = protocol.extend(_ask(), grant, 1_000, lambda: 0.0)
+    first = protocol.extend(_request(), grant, 30_000, lambda: 0.0)
+    second = protocol.extend(_request(), grant, 1_000, lambda: 0.0)
     next(first)
     next(second)
     lost = lualock.LockUnavailable("lost", outcome_unknown=True)

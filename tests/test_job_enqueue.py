@@ -615,7 +615,7 @@ async def test_an_id_that_is_no_text(shell: World) -> None:
     refused = await queue.put(1, job_id=second)
     assert (refused.job_id, refused.state) == (None, "queued")
     lock = queue.work.lock((1,))
-    lock._about = about_job(lock._about, first)
+    lock._holder_info = about_job(lock._holder_info, first)
     lease = await settle(lock.acquire())
     with pytest.raises(RetryLater):
         await queue.deliver()

@@ -218,8 +218,8 @@ def test_an_interruption_while_the_lock_is_kept_for_a_retry(
     one_client.flushall()
     with lualock.connect(one_server.url) as locks:
         lease = locks.lock("new").acquire()
-        ask, driver = locks.lock("new")._ask(), locks._driver
-        adopts = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept")
+        ask, driver = locks.lock("new")._request(), locks._driver
+        adopts = protocol.adopt(ask, lease._request.token, driver.server_clock, "kept")
 
         def interrupted() -> protocol.Steps[None]:
             steps = _passed_on(lease, adopts)

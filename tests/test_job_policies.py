@@ -71,7 +71,7 @@ async def test_retry_later(work: Work) -> None:
     """The system is asked to deliver it again; without a system that comes out of the call."""
     queue = work.queue(policy=jobs.Retry(delay=7), on_failed=lambda *a: work.log.note("failed"))
     first = await work.running(queue, 1)
-    with pytest.raises(jobs.RetryLater, match=r"is held by .* tried again in 7 s") as told:
+    with pytest.raises(jobs.RetryLater, match=r"held by .* tried again in 7 s") as told:
         await queue.attempt("b", None, 2)
     assert (told.value.delay_s, told.value.job_id) == (7, "b")
     assert told.value.holder
@@ -448,7 +448,7 @@ async def test_a_policy_of_one_s_own_with_an_odd_delay(shell: World, verb: str) 
     class Odd:
         def take(self, attempt: jobs.Attempt) -> Any:
             if verb == "request_release":
-                yield attempt.request_release(attempt.lock._ask(), odds.pop())
+                yield attempt.request_release(attempt.lock._request(), odds.pop())
             yield from getattr(attempt, verb)(odds.pop())
 
     def work() -> None:

@@ -288,7 +288,7 @@ async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:
     with pytest.raises(OwnError) as told:
         await queue.attempt("a", None, will_retry=again)
     assert log == [("expired",)]
-    assert "had ended before it was kept" in " ".join(getattr(told.value, "__notes__", []))
+    assert "expired before it was kept" in " ".join(getattr(told.value, "__notes__", []))
     assert not shell.client.exists(b"lualock:{x}")
 
 

@@ -228,7 +228,7 @@ async def test_the_job_s_own_error_survives(
     with pytest.raises(ZeroDivisionError, match="the job's own") as caught:
         await settle(job.run())
     notes = " ".join(getattr(caught.value, "__notes__", []))
-    assert ("had ended before it was released" in notes) == gone
+    assert ("expired before it was released" in notes) == gone
     assert ("the callback's" in notes) == (gone and callback_raises)
     assert ("expiry callback" in caplog.text) == (gone and callback_raises)
     assert not await settle(job.locked())
@@ -479,7 +479,7 @@ def test_the_decorator_refuses(locks: Any) -> None:
     for thing in (7, functools.partial(print), object, _Callable()):
         with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
             locks.job(thing)
-    with pytest.raises(lualock.InvalidArgument, match="a lambda has no name"):
+    with pytest.raises(lualock.InvalidArgument, match="lock name for a lambda"):
         locks.job(lambda: None)
     assert locks.job(key="named")(lambda: 5)() == 5
 

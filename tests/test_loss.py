@@ -188,7 +188,7 @@ async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_hold": 5, "ttl": 30}, "limits for how long a lease is renewed"),
+        ({"max_hold": 5, "ttl": 30}, "max_hold needs a lease that is renewed"),
         ({"max_hold": 0}, "max_hold must be at least"),
         ({"max_hold": "5"}, "max_hold must be a number"),
         ({"on_lost": 5}, "on_lost must be callable"),
@@ -239,7 +239,7 @@ async def test_renewal_says_what_it_cannot_do(
         proxy.silent = True
         await shell.until(lambda: told)
     assert caplog.text.count("could not be renewed, trying again") >= 2
-    assert "its time was over" in caplog.text
+    assert "is lost: it expired" in caplog.text
     assert lease.lost
 
 
@@ -271,10 +271,10 @@ async def test_renewal_goes_on_after_an_error_that_is_not_ours(
     lock = locks.lock("x", ttl=1, renew=True)
     with caplog.at_level(logging.WARNING, logger="lualock.watch"):
         lease = await settle(lock.acquire())
-        deadline = lease._grant.deadline
+        deadline = lease._state.deadline
         whims.raises = True
         shell.client.client_kill_filter(_type="normal", skipme=True)
-        await shell.until(lambda: lease._grant.deadline > deadline)
+        await shell.until(lambda: lease._state.deadline > deadline)
     assert not whims.raises
     assert "too many requests" in caplog.text
     assert lease.held
@@ -296,8 +296,8 @@ async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, b
             await asyncio.sleep(0)
         for other in others:
             other.cancel()
-        deadline = lease._grant.deadline
-        while lease._grant.deadline == deadline:
+        deadline = lease._state.deadline
+        while lease._state.deadline == deadline:
             assert lease.held
             assert time.monotonic() < give_up
             await asyncio.sleep(0.002)
@@ -322,8 +322,8 @@ def test_a_loss_is_told_once_a_thread_can_be_started(
     wait_until(lambda: told)
     assert failed == ["lualock-lost"] * 2
     assert told == [lost]
-    deadline = other._grant.deadline
-    wait_until(lambda: other._grant.deadline > deadline)
+    deadline = other._state.deadline
+    wait_until(lambda: other._state.deadline > deadline)
     assert other.held
     other.release()
 
@@ -339,8 +339,8 @@ async def test_leases_are_watched_once_a_thread_can_be_started(
         await settle(lock.acquire())
     assert failed
     lease = await settle(lock.acquire(timeout=0))
-    deadline = lease._grant.deadline
-    await shell.until(lambda: lease._grant.deadline > deadline)
+    deadline = lease._state.deadline
+    await shell.until(lambda: lease._state.deadline > deadline)
     assert lease.held
     await settle(lease.release())
 
@@ -371,14 +371,14 @@ async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
     """Where the lease was made to end sooner while it was renewed, nobody knows which came second,
     so it does end sooner. Nothing else takes anything away."""
     lease = await settle(shell.connect().lock("x", ttl=30, renew=True).acquire())
-    count = lease._shortened
+    count = lease._shortenings
     await settle(lease.extend(90))
-    lease._lasts_until(lease._clock() + 30, count)
+    lease._confirm_until(lease._clock() + 30, count)
     assert lease.remaining() > 60
     await settle(lease.extend(10))
-    lease._lasts_until(lease._clock() + 30, count)
+    lease._confirm_until(lease._clock() + 30, count)
     assert lease.remaining() <= 10
-    lease._lasts_until(lease._clock() + 60, lease._shortened)
+    lease._confirm_until(lease._clock() + 60, lease._shortenings)
     assert lease.remaining() > 50
 
 
@@ -492,9 +492,9 @@ async def test_what_is_extended_after_its_loss_when_all_was_closed(one_server: S
     lease = await lock.acquire()
     with one_server.client() as client:
         client.pexpire(lock.key, 60_000)  # as if its clock went slower
-        lease._grant.deadline = lease._clock()  # and nothing had been heard of a renewal
-        assert lease._watch is not None
-        lease._watch.lose(lease, "the test says so")
+        lease._state.deadline = lease._clock()  # and nothing had been heard of a renewal
+        assert lease._renewer is not None
+        lease._renewer.lose(lease, "the test says so")
         await locks.aclose()
         await lease.extend(0.6)
         end = time.monotonic() + lease.remaining()
@@ -714,7 +714,7 @@ async def test_a_lease_that_is_left_is_not_told_of(one_server: Server) -> None:
         with pytest.raises(lualock.LeaseLost):
             async with lease:
                 time.sleep(0.15)  # noqa: ASYNC251 - the loop stands still, and nobody is told
-        locks._watch()._tell(lease)
+        locks._renewer()._tell(lease)
         await asyncio.sleep(0.01)  # a cancellation would come here
 
 

@@ -87,7 +87,7 @@ async def test_renewed_in_trust(shell: World) -> None:
     second = await settle(shell.connect().adopt(handle))
     await asyncio.sleep(1)  # longer than its ttl
     assert second.held
-    watch = locks._watch() if shell.asynchronous else locks._watch
+    watch = locks._renewer() if shell.asynchronous else locks._renewer
     assert watch.leases() == []  # the first noticed, and is not lost
     assert not lease.lost
     third = await settle(shell.connect().adopt(second.handle(), renew=False))
@@ -100,10 +100,10 @@ async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(shell: World) -
     lease = await settle(locks.lock("x", ttl=0.2).acquire())
     handle = lease.handle()
     await shell.until(lambda: not shell.client.exists("lualock:{x}"))
-    with pytest.raises(lualock.LeaseLost, match="nobody has the lock"):
+    with pytest.raises(lualock.LeaseLost, match="the lock is now free"):
         await settle(locks.adopt(handle))
     other = await settle(locks.lock("x", ttl=30).acquire())
-    with pytest.raises(lualock.LeaseLost, match="has the lock now"):
+    with pytest.raises(lualock.LeaseLost, match="holds the lock now"):
         await settle(locks.adopt(handle))
     await settle(other.release())
     ended = await settle(locks.lock("y", ttl=0.05).acquire())
@@ -151,13 +151,13 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("handle", "said"),
     [
-        (5, "not int"),
-        ("", "not a handle"),
-        ("lualock1.x.y", "not a handle"),
-        ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7eH0", "cut or changed"),
+        (5, "must be str, not int"),
+        ("", "is not a handle"),
+        ("lualock1.x.y", "is not a handle"),
+        ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7eH0", "is damaged"),
         ("lualock1." + "t" * 22 + ".1000.10.b3RoZXI6e3h9", "another prefix"),
         ("lualock1." + "t" * 22 + ".99999999999.10.bHVhbG9jazp7eH0=", "ttl must be"),
-        ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7fX0=", "cut or changed"),
+        ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7fX0=", "is damaged"),
     ],
 )
 async def test_what_is_no_handle(shell: World, handle: Any, said: str) -> None:

@@ -47,7 +47,7 @@ def server(clock: Clock) -> ServerClock:
     return server
 
 
-def _ask() -> AcquireRequest:
+def _request() -> AcquireRequest:
     return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
 
 
@@ -77,7 +77,7 @@ def test_requests_of_one_lease_are_told_apart() -> None:
 def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> None:
     """The token is all that proves a reply to acquire: after a late try it may answer an earlier
     one, whose lease began before the last was sent."""
-    steps = protocol.acquire(_ask(), server, None)
+    steps = protocol.acquire(_request(), server, None)
     next(steps)
     clock.now = 1.0
     again = steps.send([b"late", 10**15 + 500_000])
@@ -91,13 +91,13 @@ def test_a_sooner_end_that_was_sent_twice(clock: Clock) -> None:
     """The other copy of a request to shorten a lease may arrive at any time, so that nothing that
     follows lets the lease promise more."""
     grant = LeaseState(int(FENCE), 30.0)
-    steps = protocol.extend(_ask(), grant, 10_000, clock)
+    steps = protocol.extend(_request(), grant, 10_000, clock)
     step = next(steps)
     assert isinstance(step, RunScript)
     step.doubled = True
     assert _result(steps, b"extended") == 10.0
     clock.now = 1.0
-    steps = protocol.extend(_ask(), grant, 30_000, clock)
+    steps = protocol.extend(_request(), grant, 30_000, clock)
     next(steps)
     assert _result(steps, b"extended") == 11.0
 
@@ -111,7 +111,7 @@ def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
         def poll(self) -> Any:
             raise lualock.LockUnavailable("out of memory")
 
-    steps = protocol.acquire(_ask(), server, None)
+    steps = protocol.acquire(_request(), server, None)
     next(steps)
     assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Subscribe)
     look = steps.send(b"channel")
@@ -128,7 +128,7 @@ def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
 def test_a_refusal_after_two_sendings(server: ServerClock, *, fresh: bool) -> None:
     """Of a lease that is taken over under a job's token the first copy may have taken it, and the
     job's retry taken it over since: then nothing says that it had ended."""
-    steps = protocol.adopt(_ask(), b"o" * 22, server, fresh=fresh)
+    steps = protocol.adopt(_request(), b"o" * 22, server, fresh=fresh)
     step = next(steps)
     assert isinstance(step, RunScript)
     step.doubled = True

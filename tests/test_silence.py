@@ -68,7 +68,7 @@ async def test_a_dead_connection_costs_a_fraction(
     found = await _within(limit_s, lambda: VERBS[verb](locks.lock("free", ttl=30), lease))
     if "acquire" in verb:
         assert found.held
-        assert shell.client.get(found._ask.key)[17:39] == found.token.encode()
+        assert shell.client.get(found._request.key)[17:39] == found.token.encode()
         await settle(found.release())
         assert not await settle(locks.lock("free").locked())
     if verb == "release":
@@ -103,7 +103,7 @@ async def test_renewal_by_dead_connections(shell: World, swallower: FaultProxy) 
         swallower.fall_silent()
         await asyncio.sleep(1)  # the time in which it must be renewed
         assert lease.held
-    assert shell.client.exists(lease._ask.key)
+    assert shell.client.exists(lease._request.key)
     await settle(lease.release())
 
 
@@ -242,7 +242,7 @@ async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy)
     swallower.choose = lambda script: next(faults, None) if script == "acquire" else None
     lease = await _within(1.5, lambda: locks.lock("x", ttl=30).acquire(timeout=2))
     assert _acquired(swallower, "acquire") == 2
-    assert shell.client.get(lease._ask.key)[17:39] == lease.token.encode()
+    assert shell.client.get(lease._request.key)[17:39] == lease.token.encode()
     await settle(lease.release())
     assert not await settle(locks.lock("x").locked())
 
@@ -256,9 +256,9 @@ async def test_a_copy_that_comes_late_takes_nothing_for_good(
     swallower.inject(Fault("orphan"), "acquire")
     lease = await _within(0.9, lambda: locks.lock("x", ttl=30).acquire(timeout=1.2))
     await settle(lease.release())
-    shell.client.delete(lease._ask.key)  # or it would answer as to a repeated request
+    shell.client.delete(lease._request.key)  # or it would answer as to a repeated request
     await asyncio.to_thread(swallower.deliver)
-    await shell.until(lambda: shell.client.get(lease._ask.key)[:1] not in (b"H", b"W"))
+    await shell.until(lambda: shell.client.get(lease._request.key)[:1] not in (b"H", b"W"))
 
 
 async def test_errors_of_a_silent_server_say_how_long(shell: World, one_server: Server) -> None:

@@ -1,7 +1,7 @@
-"""Layer 0: the local clock that leases are timed by.
+"""Provide the local clock by which leases are timed.
 
-A lease runs out on the server while this machine sleeps, so the clock must run during suspend:
-CLOCK_BOOTTIME where the system has one (Linux), CLOCK_MONOTONIC_RAW's cousin elsewhere.
+A lease expires on the server while this machine sleeps, so the clock must run during suspend:
+CLOCK_BOOTTIME if the system has it (Linux), the monotonic clock elsewhere.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ now: Callable[[], float]
 
 if hasattr(time, "CLOCK_BOOTTIME"):
     now = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
-else:  # pragma: no cover - macOS: its monotonic clock stops during sleep; there is no better one
+else:  # pragma: no cover - macOS: the monotonic clock stops during sleep; no better one exists
     now = time.monotonic

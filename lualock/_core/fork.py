@@ -1,8 +1,9 @@
-"""Layer 0: what a forked child must forget.
+"""Reset state that a forked child must not share with its parent.
 
-A child owns no lease and shares no connection. Whatever has something of the kind registers
-itself with :func:`tell`. Python's hooks do not run where C code forks: so whatever takes a
-connection, begins to wait, or uses a lease, compares first: :func:`current`.
+* A child owns no lease and shares no connection. An object with such state registers itself with
+  :func:`tell`.
+* Python's fork hooks do not run if C code forks. So code that takes a connection, begins to wait,
+  or uses a lease checks first: :func:`current`.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from typing import Any, Protocol
 
 
 class Forgets(Protocol):
-    """Something with state that must not go into a forked child."""
+    """An object with state that a forked child must not share."""
 
     def after_fork(self) -> None:
-        """Start anew, in the child."""
+        """Reset the state, in the child."""
 
 
 MADV_WIPEONFORK = 18  # from Linux 4.14 on; Python does not name it
 
 pid = os.getpid()
-_told: weakref.WeakSet[Any] = weakref.WeakSet()
+_registered: weakref.WeakSet[Any] = weakref.WeakSet()
 _starts = threading.RLock()
 
 
 class _AskSystem:
-    """Where no page of memory tells."""
+    """Compare process ids, where memory cannot be wiped on fork."""
 
     def __getitem__(self, _: int) -> bool:
         return os.getpid() == pid
@@ -39,7 +40,7 @@ class _AskSystem:
 
 
 def _page() -> Any:
-    """A byte that is 1 in this process, and 0 in a child of it."""
+    """Make a byte that is 1 in this process, and 0 in its forked children."""
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(MADV_WIPEONFORK)
@@ -50,49 +51,51 @@ def _page() -> Any:
 
 
 same: Any = _page()
-"""``same[0]`` is false in a child that was forked without Python's hooks, by C code as in uWSGI,
-until it has started anew. Reading memory takes a fifth of the time that ``getpid`` takes."""
+"""``same[0]`` is false in a child that C code forked without Python's hooks (uWSGI does), until
+:func:`start_anew` has run. Reading memory takes a fifth of the time of ``getpid``."""
 
 
 def start_anew() -> None:
-    """Forget what was the parent's."""
+    """Reset all state of the parent."""
     global pid
-    with _starts:  # the child's first threads may come together
+    with _starts:  # the child's first threads may arrive together
         if not same[0]:
             pid = os.getpid()
-            for what in list(_told):
-                what.after_fork()
+            for resettable in list(_registered):
+                resettable.after_fork()
             same[0] = 1
 
 
 def current() -> int:
-    """This process's number. A child that was forked without Python's hooks starts anew first."""
+    """Return the process id. In a child that was forked without Python's hooks, reset first."""
     if not same[0]:
         start_anew()
     return pid
 
 
-def tell(what: Forgets) -> None:
-    """Call ``what.after_fork()`` in every forked child, as long as ``what`` exists."""
-    _told.add(what)
+def tell(resettable: Forgets) -> None:
+    """Call ``resettable.after_fork()`` in every forked child, as long as the object exists."""
+    _registered.add(resettable)
 
 
 class Mutex:
-    """A lock of a module: ``with mutex.lock:``. A child that was forked while another thread had
-    it, which the child has not got, finds it free."""
+    """A mutex of a module: ``with mutex.lock:``.
+
+    It is free in a forked child, even if another thread of the parent had it.
+    """
 
     def __init__(self) -> None:
         self.after_fork()
         tell(self)
 
     def after_fork(self) -> None:
-        # Who forked while it had the lock itself gives back the one that it took.
-        self.lock = threading.RLock()  # a signal handler may come by, too, in between
+        # A thread that forked inside ``with`` releases the object that it acquired, not this one.
+        self.lock = threading.RLock()  # reentrant: a signal handler may need it meanwhile
 
 
 def _in_child() -> None:
     global _starts
-    _starts = threading.RLock()  # another thread of the parent may have had it
+    _starts = threading.RLock()  # another thread of the parent may have held it
     start_anew()
 
 

@@ -1,4 +1,4 @@
-"""Layer 0: the text by which a lease is passed on to another process."""
+"""Encode and decode handles: the text that passes a lease on to another process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from lualock.errors import InvalidArgument
 
 _FORM = re.compile(r"lualock1\.([\w-]{22})\.([1-9]\d{0,10})\.([01])([01])\.([\w=-]+)", re.ASCII)
 
+DAMAGED = (
+    "could not adopt a lease: the handle is damaged. Pass what lease.handle() returned, unchanged"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What a handle says."""
+    """A decoded handle."""
 
     key: bytes
     token: bytes
@@ -24,26 +28,31 @@ class Handle:
 
 
 def write(key: bytes, token: bytes, ttl_ms: int, *, fair: bool, renew: bool) -> str:
-    """The handle of a lease. Secret: its token proves ownership."""
-    place = urlsafe_b64encode(key).decode()
-    return f"lualock1.{token.decode()}.{ttl_ms}.{fair:d}{renew:d}.{place}"
+    """Encode the handle of a lease. It is secret: its token proves ownership."""
+    encoded_key = urlsafe_b64encode(key).decode()
+    return f"lualock1.{token.decode()}.{ttl_ms}.{fair:d}{renew:d}.{encoded_key}"
 
 
 def read(handle: object) -> Handle:
-    """What a handle says.
+    """Decode a handle.
 
-    :raises InvalidArgument: it is none. The error does not repeat it, for it may be secret.
+    :raises InvalidArgument: the text is not a handle. The error does not repeat it, because it may
+        be secret.
     """
     if not isinstance(handle, str):
         raise InvalidArgument(
-            f"a handle is the str that lease.handle() returned, not {type(handle).__name__}"
+            f"could not adopt a lease: a handle must be str, not {type(handle).__name__}. "
+            "Pass what lease.handle() returned"
         )
-    found = _FORM.fullmatch(handle)
-    if found is None:
-        raise InvalidArgument("not a handle: pass the text that lease.handle() returned, unchanged")
-    token, ttl_ms, fair, renew, place = found.groups()
+    match = _FORM.fullmatch(handle)
+    if match is None:
+        raise InvalidArgument(
+            "could not adopt a lease: this text is not a handle. Pass what lease.handle() "
+            "returned, unchanged"
+        )
+    token, ttl_ms, fair, renew, encoded_key = match.groups()
     try:
-        key = urlsafe_b64decode(place)
+        key = urlsafe_b64decode(encoded_key)
     except (binascii.Error, ValueError):
-        raise InvalidArgument("not a handle: it was cut or changed on its way") from None
+        raise InvalidArgument(DAMAGED) from None
     return Handle(key, token.encode(), int(ttl_ms), fair == "1", renew == "1")

@@ -1,9 +1,10 @@
-"""Layer 0: names to keys.
+"""Map names of locks to keys on the server.
 
-A lock's key is ``<prefix>:{<name>}``. The braces make the name the hash tag, so that whatever
-else a lock needs lives in the same cluster slot. Any ``str`` or ``bytes`` is a legal name: ``}``
-would end the tag early and is written ``%7D``, and so ``%`` is written ``%25``. The mapping is
-one to one.
+* A lock's key is ``<prefix>:{<name>}``. The braces make the name the hash tag, so that all keys of
+  a lock are in one cluster slot.
+* Any ``str`` or ``bytes`` is a legal name. ``}`` ends a hash tag, so it is written ``%7D``, and
+  ``%`` is written ``%25``.
+* The mapping is one to one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_PREFIX_BYTES = 128
 
 def _as_bytes(value: object, what: str, limit: int) -> bytes:
     if isinstance(value, str):
-        # surrogatepass: a str that is no valid Unicode is still a legal name, and still distinct.
+        # surrogatepass: a str that is not valid Unicode is a legal name, distinct from others.
         raw = value.encode("utf-8", "surrogatepass")
     elif isinstance(value, bytes):
         raw = value
@@ -33,7 +34,10 @@ def _as_bytes(value: object, what: str, limit: int) -> bytes:
 
 
 def prefix_bytes(prefix: object) -> bytes:
-    """Check a key prefix; raise :class:`InvalidArgument` where it cannot be one."""
+    """Check and encode a key prefix.
+
+    :raises InvalidArgument: the prefix is not valid.
+    """
     raw = _as_bytes(prefix, "prefix", MAX_PREFIX_BYTES)
     if b"{" in raw or b"}" in raw:
         raise InvalidArgument("prefix must not contain { or }: the lock's name is the hash tag")
@@ -41,29 +45,35 @@ def prefix_bytes(prefix: object) -> bytes:
 
 
 def lock_key(prefix: bytes, name: object) -> bytes:
-    """The key of the lock ``name``; raise :class:`InvalidArgument` where there can be none."""
+    """Return the key of the lock ``name``.
+
+    :raises InvalidArgument: the name is not valid.
+    """
     raw = _as_bytes(name, "a lock's name", MAX_NAME_BYTES)
     return prefix + b":{" + raw.replace(b"%", b"%25").replace(b"}", b"%7D") + b"}"
 
 
 def name_of(prefix: bytes, key: bytes) -> bytes:
-    """The name of a key's lock; raise :class:`InvalidArgument` if it has another prefix."""
+    """Return the name of the lock with this key.
+
+    :raises InvalidArgument: the key has another prefix.
+    """
     start = prefix + b":{"
     if not key.startswith(start) or not key.endswith(b"}"):
         raise InvalidArgument(
-            f"that is a lock of another prefix than {display_name(prefix)!r}: "
-            "use the Locks of the prefix that it was taken with"
+            f"could not adopt a lease: its lock has another prefix than {display_name(prefix)!r}. "
+            "Use Locks with the prefix of the lock"
         )
     return key[len(start) : -1].replace(b"%7D", b"}").replace(b"%25", b"%")
 
 
 def waiters_key(lock: bytes) -> bytes:
-    """The key of the queue for a lock's key. No lock's key ends like that: they end with ``}``."""
+    """Return the key of a lock's queue. It is not a lock's key, because those end with ``}``."""
     return lock + b":waiters"
 
 
 def display_name(name: str | bytes) -> str:
-    """A lock's name for messages and logs: printable, and cut where it is long."""
+    """Format a lock's name for messages and logs: printable, and cut if it is long."""
     text = name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
     shown = text if text.isprintable() else ascii(text)[1:-1]
     return shown if len(shown) <= 80 else shown[:77] + "..."

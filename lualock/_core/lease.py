@@ -1,6 +1,6 @@
-"""Layer 4, shared: the lease, as far as it needs no I/O.
+"""Define the common part of the lease of both APIs. No I/O.
 
-The two shells add the methods that talk to the server. Everything here is local: no round trip.
+``lualock.aio`` and ``lualock._sync`` add the methods that talk to the server.
 """
 
 from __future__ import annotations
@@ -15,129 +15,137 @@ from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
 from lualock._core.with_statement import Block
 from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, Steps, stop_request
+from lualock._protocol.replies import duration
 from lualock.errors import LeaseLost, LockError
 
-_changing = fork.Mutex()
-"""Held where the end of a lease is set later: the thread that watches it, and its holder, may each
-have asked the server for something, and read the answers at the same time."""
+_end_mutex = fork.Mutex()
+"""Held while the end of a lease is moved: the renewing thread and the holder may both have requests
+in flight, and read the replies at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseOptions:
-    """What is done for a lease while it is held."""
+    """The options that count while a lease is held."""
 
     renew: bool
     max_hold_s: float | None = None
     on_lost: Callable[..., Any] | None = None
     cancel: bool = False
     needed: bool = field(init=False)
-    """Whether the lease must be watched at all."""
+    """Whether the lease needs a renewer at all."""
 
     def __post_init__(self) -> None:
         needed = self.renew or self.cancel or self.on_lost is not None
-        object.__setattr__(self, "needed", needed)  # frozen is for everybody else
+        object.__setattr__(self, "needed", needed)  # the class is frozen
 
 
 class LeaseBase:
-    """A held lock: its token, its fence and its deadline.
+    """A held lock: its token, its fencing token and its deadline.
 
-    Never made by hand: :meth:`Lock.acquire` returns one. A lease belongs to the process that
+    :meth:`Lock.acquire` returns one; do not make one yourself. A lease belongs to the process that
     acquired it; after a fork the child owns nothing.
     """
 
     __slots__ = (
-        *("__weakref__", "_ask", "_beside", "_block", "_care", "_clock", "_driver"),
-        *("_ended", "_grant", "_hold_until", "_look_at", "_passed", "_pid", "_renewed"),
-        *("_shortened", "_ttl_ms", "_watch", "fence"),
+        *("__weakref__", "_request", "_beside", "_block", "_options", "_clock", "_driver"),
+        *("_ended", "_state", "_hold_until", "_check_at", "_passed", "_pid", "_renewed"),
+        *("_shortenings", "_ttl_ms", "_renewer", "fence"),
     )
 
     fence: int
-    """A number that grows with every acquisition of the lock. Send it along with whatever the
-    lock protects, and let the receiver refuse a smaller one than it has seen."""
+    """The fencing token: a number that grows with every acquisition of the lock. Send it with each
+    write to what the lock protects, and let the receiver refuse a smaller one than it has seen."""
 
-    _beside: tuple[LeaseBase, ...]  # only of a run: its leases under other names
-    _block: Block  # only while it is entered, and no statement has the block
+    _beside: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
+    _block: Block  # only while it is entered and no statement owns the block
 
     def __init__(
-        self, ask: AcquireRequest, grant: LeaseState, driver: Any, watch: Any, care: LeaseOptions
+        self,
+        request: AcquireRequest,
+        state: LeaseState,
+        driver: Any,
+        renewer: Any,
+        lease_options: LeaseOptions,
     ) -> None:
-        self._ask = ask
-        self._grant = grant
-        self._ttl_ms = ask.ttl_ms
+        self._request = request
+        self._state = state
+        self._ttl_ms = request.ttl_ms
         self._clock: Clock = driver.clock
         self._driver = driver
-        self._watch = watch
-        self._care = care
-        self._pid = ask.pid
-        self._shortened = 0  # how often its holder began or ended to let it end sooner
-        self._ended: Any = None  # an event: it was lost or released
-        self._passed = False  # to whoever adopts it
-        self.fence = grant.fence
-        if watch is not None:
-            self._renewed = care.renew
-            self._look_at = 0.0
+        self._renewer = renewer
+        self._options = lease_options
+        self._pid = request.pid
+        self._shortenings = 0  # counts the beginnings and ends of requests to shorten it
+        self._ended: Any = None  # an event, set when the lease is lost or released
+        self._passed = False  # by handle()
+        self.fence = state.fence
+        if renewer is not None:
+            self._renewed = lease_options.renew
+            self._check_at = 0.0
             self._hold_until = math.inf
-            if care.max_hold_s is not None:
-                self._hold_until = grant.deadline - ask.ttl_ms / 1000 + care.max_hold_s
-            watch.add(self)
+            if lease_options.max_hold_s is not None:
+                self._hold_until = state.deadline - request.ttl_ms / 1000 + lease_options.max_hold_s
+            renewer.add(self)
 
     @property
     def name(self) -> str:
-        """The lock's name, fit to be shown."""
-        return display_name(self._ask.name)
+        """The lock's name, printable and not too long."""
+        return display_name(self._request.name)
 
     @property
     def token(self) -> str:
-        """The secret that proves ownership: whoever has it can release the lock."""
-        return self._ask.token.decode()
+        """The secret that proves ownership: any process that has it can release the lock."""
+        return self._request.token.decode()
 
     def remaining(self) -> float:
-        """Seconds until the lease ends unless it is renewed; 0.0 when it is over.
+        """Return the seconds until the lease ends unless renewed; 0.0 if it has ended.
 
-        Counted from before the request was sent, so it is never more than what the server says.
+        Counted from before the request was sent, so it is never more than on the server.
         """
-        return 0.0 if self._passed else self._left()
+        return 0.0 if self._passed else self._remaining_s()
 
-    def _left(self) -> float:
-        if self._grant.released or self._grant.lost or self._pid != fork.current():
+    def _remaining_s(self) -> float:
+        if self._state.released or self._state.lost or self._pid != fork.current():
             return 0.0
-        if self._grant.claim is not None:
-            self._claimed()
-        return max(0.0, self._grant.deadline - self._clock())
+        if self._state.claim is not None:
+            self._read_claim()
+        return max(0.0, self._state.deadline - self._clock())
 
     @property
     def held(self) -> bool:
-        """Whether the lock is ours, as far as can be known without asking the server."""
+        """Whether the lease still holds the lock, as far as is known without a request."""
         return self.remaining() > 0
 
     @property
     def lost(self) -> bool:
-        """Whether the lease ended without being released. True before the server expires it."""
-        return not self._grant.released and not self._passed and not self.held
+        """Whether the lease ended without a release. True before the server expires it."""
+        return not self._state.released and not self._passed and not self.held
 
-    def _claimed(self) -> bool:
-        """Look at the reply to the claim: whether it has come now, and lets us keep the lease for
-        its whole ttl. If it was lost, the lease lasts as long as is certain."""
-        claim, grant = self._grant.claim, self._grant
+    def _read_claim(self) -> bool:
+        """Read the reply to the claim, if it has come; return whether it confirms the whole ttl.
+
+        If the reply was lost, the lease lasts as long as is certain.
+        """
+        claim, state = self._state.claim, self._state
         if claim is None:
             return False
         try:
             reply = claim.poll()
         except LockError:
-            grant.claim = None
+            state.claim = None
             return False
         if reply is None:
             return False
-        with _changing.lock:
-            if grant.claim is not claim:
-                return False  # another thread has just read it, and the end may have changed since
-            grant.claim = None
+        with _end_mutex.lock:
+            if state.claim is not claim:
+                return False  # another thread has read it, and the end may have changed since
+            state.claim = None
             if reply == b"claimed":
-                grant.deadline = max(grant.deadline, grant.claimed_deadline)
+                state.deadline = max(state.deadline, state.claimed_deadline)
                 return True
-            grant.lost = True
-        # We heard of a lease that was not for us, or is over. Perhaps we listen at a server that
-        # is no primary any more: what is said at the new one is repeated there.
+            state.lost = True
+        # The message was about a lease that is over, or not for this client. Perhaps it came from
+        # a server that is no longer the primary, and repeats the messages of the new one.
         self._listen_anew()
         return False
 
@@ -147,40 +155,50 @@ class LeaseBase:
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
         if not self.held:
-            raise self._no_longer("used")
+            raise self._not_held_error("use")
 
-    def _give_up(self, timeout: float | None) -> float:
+    def _give_up_at(self, timeout: float | None) -> float:
         wait_s = options.wait_s(timeout)
         return math.inf if wait_s is None else self._clock() + wait_s
 
-    def _nap_s(self, give_up: float) -> float:
-        """For how long to wait before looking again whether it is lost; 0: no more."""
+    def _next_check_s(self, give_up: float) -> float:
+        """Return how long to wait before the next check for the loss; 0: stop waiting."""
         if self._ended is not None:
             self._ended.clear()
-        # In this order: what ends from here on sets the event.
-        if self._grant.released or self._passed:
+        # After the event is cleared: an end from here on sets it again.
+        if self._state.released or self._passed:
             return 0.0
-        return min(give_up - self._clock(), self._left() + 0.001)
+        return min(give_up - self._clock(), self._remaining_s() + 0.001)
 
-    def _cut_short(self) -> LeaseLost:
+    def _cancelled_error(self) -> LeaseLost:
         return LeaseLost(
-            f"the lease of lock {self.name!r} was lost, so its body was cancelled", name=self.name
+            f"could not finish the body under lock {self.name!r}: the lease was lost, so its body "
+            "was cancelled. Acquire the lock again",
+            name=self.name,
         )
 
-    def _no_longer(self, verb: str) -> LeaseLost:
+    def _not_held_error(self, verb: str) -> LeaseLost:
         if self._pid != fork.current():
-            why = f"belongs to process {self._pid}: a forked child owns nothing"
-        elif self._grant.released:
-            why = "was released before"
+            why = (
+                f"it belongs to process {self._pid}, and a forked child owns nothing. "
+                "Acquire the lock in this process"
+            )
+        elif self._state.released:
+            why = "it was released before. Acquire the lock again"
         elif self._passed:
-            why = "was passed on: handle() was called"
-        elif protocol.is_disowned(self._grant):
-            why = "is given back as soon as the server can be reached: its release failed"
+            why = "it was passed on: handle() was called. Adopt it, or acquire the lock again"
+        elif protocol.is_release_unknown(self._state):
+            why = (
+                "its release failed, and is repeated as soon as the server can be reached. "
+                "Acquire the lock again"
+            )
         else:
-            why = "had ended before"
-        given_up = self._grant.released or self._passed
+            ago_s = self._clock() - self._state.deadline
+            end = "the server has ended it" if ago_s < 0 else f"it expired {duration(ago_s)} ago"
+            why = f"{end}. Stop the work, or acquire the lock again"
+        given_up = self._state.released or self._passed
         return LeaseLost(
-            f"the lease of lock {self.name!r} cannot be {verb}: it {why}",
+            f"could not {verb} the lease on {self.name!r}: {why}",
             name=self.name,
             given_up=given_up,
         )
@@ -188,155 +206,162 @@ class LeaseBase:
     def _enter(self, block: Block, task: Any = None) -> None:
         if block.guard is None:
             self._block = block
-        self._driver.blocks.push(self._ask.key, block, self, task)
+        self._driver.blocks.push(self._request.key, block, self, task)
 
-    def _unstated(self) -> Block | None:
-        """The block that no statement has, which ends now."""
+    def _pop_block(self) -> Block | None:
+        """Return the block that no statement owns, and forget it."""
         block = getattr(self, "_block", None)
         if block is not None:
             del self._block
         return block
 
     def handle(self) -> str:
-        """A text by which another process can take over the lease: ``locks.adopt(handle)``.
+        """Pass the lease on: return a text for ``locks.adopt(handle)`` in another process.
 
-        From here on this lease is not held any more: it is in trust for whoever adopts it, and
-        leaving its ``with`` block does not release it. If it is renewed it goes on being renewed
-        until then, as long as this object lives; :meth:`release` takes it back, unless it has been
-        adopted. Its loss is nobody's from here on, so ``on_lost`` is not called. The text is
-        secret: whoever has it can take the lock.
+        After this call this process does not hold the lease any more: it is kept alive for the
+        process that adopts it, and leaving its ``with`` block does not release it. A renewed lease
+        goes on being renewed until then, as long as this object lives. :meth:`release` releases
+        the lease unless it has been adopted. ``on_lost`` is not called if the lease expires. The
+        text is secret: any process that has it can take the lock.
 
-        :raises LeaseLost: it is not ours to pass on any more.
+        :raises LeaseLost: the lease has ended.
         """
-        if self._grant.released:
-            raise self._no_longer("passed on")
+        if self._state.released:
+            raise self._not_held_error("pass on")
         if not self._passed:
             self.check()
             self._passed = True
             if self._ended is not None:
                 self._ended.set()
-        ask = self._ask
-        renew = self._care.renew
-        return handles.write(ask.key, ask.token, self._ttl_ms, fair=ask.fair == b"1", renew=renew)
+        request = self._request
+        renew = self._options.renew
+        return handles.write(
+            request.key, request.token, self._ttl_ms, fair=request.fair == b"1", renew=renew
+        )
 
     def _release(self) -> Steps[None] | None:
-        """How to give it back; ``None``: that was done before."""
-        if self._grant.released:
+        """Return the steps that release the lease; ``None`` if it was released before."""
+        if self._state.released:
             return None
         if not fork.same[0]:
             fork.start_anew()
         if self._pid != fork.pid:
-            raise self._no_longer("released")
-        self._shortened += 1  # a renewal that is answered from now on changes nothing
-        return protocol.release(self._ask, self._grant)
+            raise self._not_held_error("release")
+        self._shortenings += 1  # the reply to a renewal in flight changes nothing from now on
+        return protocol.release(self._request, self._state)
 
     def _tell_released(self) -> None:
-        if self._ended is not None:  # also who began to wait for its loss meanwhile
+        if self._ended is not None:  # made meanwhile by a task that waits for the loss
             self._ended.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        given_up = self._grant.released or self._passed or protocol.is_disowned(self._grant)
+        given_up = self._state.released or self._passed or protocol.is_release_unknown(self._state)
         if given_up or self._pid != fork.current():
-            raise self._no_longer("extended")
-        sooner = self._clock() + ttl_ms / 1000 < self._grant.claimed_deadline
-        while sooner and self._grant.claim is not None and self._left() > 0:
-            yield AwaitMessage(0.001)  # by another connection it might come later, and undo this
-        shortens = protocol.shortens(self._grant, self._clock() + ttl_ms / 1000)
+            raise self._not_held_error("extend")
+        shortens_claim = self._clock() + ttl_ms / 1000 < self._state.claimed_deadline
+        while shortens_claim and self._state.claim is not None and self._remaining_s() > 0:
+            yield AwaitMessage(
+                0.001
+            )  # sent on another connection, it may arrive later and undo this
+        shortens = protocol.shortens(self._state, self._clock() + ttl_ms / 1000)
         if shortens:
             self._count_shortening()
-        shortened = self._shortened
-        steps = protocol.extend(self._ask, self._grant, ttl_ms, self._clock)
-        if shortens:  # it ends sooner as soon as that is sent, also while it is not answered
+        shortened = self._shortenings
+        steps = protocol.extend(self._request, self._state, ttl_ms, self._clock)
+        if shortens:  # the end counts as sooner from the sending on
             steps = protocol.watched(steps, self._end_changed)
         try:
             deadline = yield from steps
         except LeaseLost as error:
-            if self._gone(error) and self._watch is not None:
-                self._watch.lose(self, str(error))
+            if self._mark_lost(error) and self._renewer is not None:
+                self._renewer.lose(self, str(error))
             raise
         if shortens:
             self._count_shortening()
-        self._lasts_until(deadline, shortened)
-        self._grant.lost = False  # by our clock it may have been, but the server had it still
+        self._confirm_until(deadline, shortened)
+        self._state.lost = False  # by the local clock it may have been; the server still had it
         self._ttl_ms = ttl_ms
         self._end_changed()
 
-    def _lasts_until(self, deadline: float, shortened: int) -> None:
-        """The server let it last until then at least; ``shortened`` is of when it was asked."""
-        grant = self._grant
-        with _changing.lock:
-            if shortened == self._shortened and not protocol.is_disowned(grant):
-                grant.claim = None
-                grant.deadline = max(grant.deadline, deadline)
-                if shortened != self._shortened:
-                    # Its release, for which the lock would cost too much, has begun just now. Had
-                    # it failed already, that line would have undone what it said of the lease.
-                    protocol.disown(grant)
-            elif deadline < grant.deadline:
-                # It was shortened, or released, at the same time; nobody knows which came second.
-                grant.deadline = deadline
+    def _confirm_until(self, deadline: float, shortened: int) -> None:
+        """Note that the lease lasts until then; ``shortened`` is the count when it was sent."""
+        state = self._state
+        with _end_mutex.lock:
+            if shortened == self._shortenings and not protocol.is_release_unknown(state):
+                state.claim = None
+                state.deadline = max(state.deadline, deadline)
+                if shortened != self._shortenings:
+                    # A release, which does not take the mutex because of its cost, has just begun.
+                    # If it has failed already, the line above undid what it noted.
+                    protocol.release_unknown(state)
+            elif deadline < state.deadline:
+                # Shortened or released at the same time; which came second is unknown.
+                state.deadline = deadline
 
     def _count_shortening(self) -> None:
-        with _changing.lock:
-            self._shortened += 1
+        with _end_mutex.lock:
+            self._shortenings += 1
 
     def _end_changed(self) -> None:
-        if self._left() <= 0:
-            return  # it was lost, which was told, or released, at the same time
+        if self._remaining_s() <= 0:
+            return  # lost, which was reported, or released at the same time
         if self._ended is not None:
-            self._ended.set()  # who waits for the loss must look when it is
-        if self._watch is not None:  # not before: it may have become another one meanwhile
-            self._watch.add(self)
+            self._ended.set()  # waiters for the loss compute its time anew
+        if self._renewer is not None:  # read here, because it may have changed meanwhile
+            self._renewer.add(self)
 
     def _release_requested(self) -> Steps[bool]:
         for lease in (self, *getattr(self, "_beside", ())):
-            ask = lease._ask
-            if (yield from stop_request.release_requested(ask.key, lease.fence, ask.token)):
+            request = lease._request
+            if (yield from stop_request.release_requested(request.key, lease.fence, request.token)):
                 return True
         return False
 
     @property
-    def _lasts_ms(self) -> int:
-        """How long it lasts when it is renewed."""
-        return int(min(self._ttl_ms, self._grant.at_most_s * 1000))
+    def _full_ttl_ms(self) -> int:
+        """How long the lease lasts after a renewal."""
+        return int(min(self._ttl_ms, self._state.at_most_s * 1000))
 
     def _renewal_ms(self, now: float, until: float) -> int | None:
-        """For how long to renew it now, if the last renewal ends then; ``None``: not at all."""
+        """Return the ttl of a renewal now, if the last one ends at ``until``; ``None``: do not."""
         if not self._renewed:
             return None
         left_s = until - now
-        if left_s * 1000 >= self._lasts_ms:
-            return self._lasts_ms
-        # The last time, unless it lasts until then already.
-        return int(left_s * 1000) if until > self._grant.deadline + 0.001 else None
+        if left_s * 1000 >= self._full_ttl_ms:
+            return self._full_ttl_ms
+        # The last renewal, unless the lease lasts until then already.
+        return int(left_s * 1000) if until > self._state.deadline + 0.001 else None
 
-    def _gone(self, error: LockError) -> bool:
-        """The server said that it is not ours any more: whether it was lost."""
+    def _mark_lost(self, error: LockError) -> bool:
+        """Note the server's report that the lease has ended; return whether it was lost."""
         if getattr(error, "given_up", False):
-            self._grant.released = True
+            self._state.released = True
         else:
-            self._grant.lost = True
+            self._state.lost = True
         if self._ended is not None:
             self._ended.set()
-        return self._grant.lost
+        return self._state.lost
 
-    def _abandon(self) -> None:
-        """Its block went without having ended: give it back."""
-        grant = self._grant
-        if grant.released or grant.lost or self._passed or self._pid != fork.current():
+    def _on_block_dropped(self) -> None:
+        """Release the lease of a block that was dropped before its end, in the background."""
+        state = self._state
+        if state.released or state.lost or self._passed or self._pid != fork.current():
             return
-        grant.released = True
-        if self._watch is not None:
-            self._watch.drop(self)
+        state.released = True
+        if self._renewer is not None:
+            self._renewer.drop(self)
         if self._ended is not None:
             self._ended.set()
-        self._driver.cleanup_in_background(protocol.abandon_request(self._ask))
+        self._driver.cleanup_in_background(protocol.abandon_request(self._request))
 
     def __reduce__(self) -> str:
-        raise TypeError("a lease cannot be pickled or copied: it belongs to who acquired it")
+        raise TypeError(
+            "a lease cannot be pickled or copied: it belongs to the process that acquired it. "
+            "Pass it on with handle()"
+        )
 
     def __repr__(self) -> str:
-        state = "released" if self._grant.released else "passed on" if self._passed else "lost"
+        state = "released" if self._state.released else "passed on" if self._passed else "lost"
         if self.held:
             state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"

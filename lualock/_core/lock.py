@@ -1,4 +1,4 @@
-"""Layer 4, shared: the lock as a wish, and what a ``Locks`` knows. No I/O."""
+"""Define the common part of ``Lock`` and ``Locks`` of both APIs. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOKENS = struct.Struct("22s2x" * 16)
 
 
 def _make_tokens() -> list[bytes]:
-    """Tokens: 22 characters, each of six random bits."""
+    """Make tokens of 22 characters, each of six random bits."""
     text = b2a_base64(os.urandom(_TOKENS.size // 4 * 3), newline=False)
     return list(_TOKENS.unpack(text.translate(_URL_SAFE)))
 
@@ -37,7 +37,7 @@ _tokens = Supply(_make_tokens)
 
 
 class Settings:
-    """What one ``Locks`` uses for all its locks."""
+    """The settings of a ``Locks`` object for all its locks."""
 
     __slots__ = ("holder", "prefix", "ttl_ms")
 
@@ -49,14 +49,14 @@ class Settings:
     ) -> None:
         self.prefix = keys.prefix_bytes(prefix)
         self.ttl_ms = options.ttl_ms(ttl)
-        options.about(holder, "")
+        options.holder_info(holder, "")
         self.holder = holder
 
 
 class LocksBase:
-    """What the ``Locks`` of both APIs have in common.
+    """The common part of ``Locks`` of both APIs.
 
-    :param asynchronous: of a subclass: whether it is the one for asyncio.
+    :param asynchronous: of a subclass: whether it is for asyncio.
     """
 
     asynchronous: ClassVar[bool]
@@ -66,7 +66,7 @@ class LocksBase:
     _settings: Settings
     _blocks: Blocks
     _keep: Any
-    """What must live as long as this: the embedded server."""
+    """The embedded server, which must live as long as this object."""
 
     def __init_subclass__(cls, *, asynchronous: bool) -> None:
         cls.asynchronous = asynchronous
@@ -82,25 +82,34 @@ class LocksBase:
         return made
 
     def _passed_on(self, handle: object) -> tuple[Handle, bytes]:
-        """What a handle says, and the name of its lock."""
+        """Decode a handle; return it and the name of its lock."""
         found = handles.read(handle)
         name = keys.name_of(self._settings.prefix, found.key)
         if keys.lock_key(self._settings.prefix, name) != found.key:
-            raise InvalidArgument("not a handle: it was cut or changed on its way")
+            raise InvalidArgument(handles.DAMAGED)
         return found, name
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.Locks on {self._endpoint}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a Locks cannot be pickled: connect in the other process")
+        raise TypeError("a Locks object cannot be pickled: connect in the other process")
 
 
 class LockBase:
-    """A named thing that at most one holder may have: stateless, safe to share."""
+    """A reusable object that names a lock: stateless, safe to share."""
 
     __slots__ = (
-        *("_about", "_band", "_care", "_crowded", "_entered", "_fair", "_key", "_locks"),
+        *(
+            "_holder_info",
+            "_priority_base",
+            "_options",
+            "_crowded",
+            "_entered",
+            "_fair",
+            "_key",
+            "_locks",
+        ),
         *("_max_waiters", "_name", "_queue", "_ttl_ms"),
     )
 
@@ -124,42 +133,42 @@ class LockBase:
         self._key = keys.lock_key(settings.prefix, name)
         self._queue = keys.waiters_key(self._key)
         self._fair = b"1" if options.flag(fair, "fair") else b"0"
-        self._band = options.band(priority)
+        self._priority_base = options.priority_base(priority)
         self._max_waiters = options.max_waiters(max_waiters)
-        # Whether the last acquisition had to wait: then a try without a place is probably in vain.
-        # No more than a hint, so it does not matter which thread writes it last.
+        # Whether the last acquisition had to wait: then a try outside the queue probably fails.
+        # Only a hint, so it does not matter which thread writes it last.
         self._crowded = False
         self._ttl_ms = settings.ttl_ms if ttl is None else options.ttl_ms(ttl)
-        # Who says how long gets just that long; who does not is held until released.
+        # With a ttl the lease lasts that long; without one it is renewed until released.
         renewed = ttl is None if renew is None else options.flag(renew, "renew")
         max_hold_s = options.max_hold_s(max_hold, renewed=renewed)
         if max_hold_s is not None:
             self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
         options.callback(on_lost, "on_lost")
         cancel = options.flag(cancel_on_loss, "cancel_on_loss")
-        self._care = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
-        self._entered: list[Block] = []  # its blocks that no statement has
-        self._about = options.about(settings.holder, metadata)
+        self._options = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
+        self._entered: list[Block] = []  # its blocks that no statement owns
+        self._holder_info = options.holder_info(settings.holder, metadata)
 
     @property
     def name(self) -> str:
-        """The lock's name, fit to be shown."""
+        """The lock's name, printable and not too long."""
         return keys.display_name(self._name)
 
     @property
     def key(self) -> bytes:
-        """The key on the server."""
+        """The lock's key on the server."""
         return self._key
 
     @property
     def ttl(self) -> float:
-        """How long a lease lasts on the server unless renewed, in seconds."""
+        """Seconds that a lease lasts unless renewed."""
         return self._ttl_ms / 1000
 
     def __reduce__(self) -> str:
-        raise TypeError("a lock cannot be pickled or copied: make another one of that name")
+        raise TypeError("a lock cannot be pickled or copied: make another one with the same name")
 
-    def _ask(self) -> AcquireRequest:
+    def _request(self) -> AcquireRequest:
         if not fork.same[0]:
             fork.start_anew()
         try:
@@ -167,32 +176,32 @@ class LockBase:
         except IndexError:
             token = _tokens.more()
         return AcquireRequest(
-            *(self._name, self._key, self._queue, token, self._ttl_ms, self._about.text()),
-            *(self._band, self._max_waiters, self._fair, self._crowded, fork.pid),
+            *(self._name, self._key, self._queue, token, self._ttl_ms, self._holder_info.text()),
+            *(self._priority_base, self._max_waiters, self._fair, self._crowded, fork.pid),
         )
 
     def _task(self) -> Any:
-        """What a wait stops: this task, or ``None`` for the whole thread."""
+        """Return the task that a wait blocks; ``None``: the whole thread."""
         return None
 
-    def _acquire(self, ask: AcquireRequest, wait_s: float | None) -> Steps[LeaseState]:
-        """How to get the lock, waiting for so long.
+    def _acquire(self, request: AcquireRequest, wait_s: float | None) -> Steps[LeaseState]:
+        """Return the steps that acquire the lock, waiting up to ``wait_s`` seconds.
 
-        :raises SelfDeadlock: the code that waits is inside a block itself, which then never ends.
+        :raises SelfDeadlock: the caller is inside a block of the lock, which then never ends.
         """
         if wait_s is None and (inside.get() or self._key in self._locks._blocks.listed):
             self._locks._blocks.refuse_own_wait(self._key, self._task())
-        return protocol.acquire(ask, self._locks._driver.server_clock, wait_s)
+        return protocol.acquire(request, self._locks._driver.server_clock, wait_s)
 
     def _inside(self, lease: Any) -> Block:
-        """A block on the lock, of code that has its lease by other means."""
+        """Begin a block on the lock for code that got its lease by other means."""
         block = Block(self)
         self._locks._blocks.push(self._key, block, lease, self._task())
         return block
 
     def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
-        return stop_request.request_release(self._ask(), options.ttl_ms(lasts, "lasts"), server)
+        return stop_request.request_release(self._request(), options.ttl_ms(lasts, "lasts"), server)
 
     def __repr__(self) -> str:
-        renewed = ", renewed" if self._care.renew else ""
+        renewed = ", renewed" if self._options.renew else ""
         return f"<{type(self).__name__} {self.name!r} ttl={self.ttl:g}s{renewed}>"

@@ -1,4 +1,4 @@
-"""Layer 0: what callers may pass, checked before anything is sent."""
+"""Check the arguments of callers before anything is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lualock.errors import InvalidArgument
 DEFAULT_TTL_S = 30.0
 MIN_TTL_S = 0.001
 MAX_TTL_S = 366 * 86_400.0
-MAX_ABOUT_BYTES = 256
+MAX_HOLDER_INFO_BYTES = 256
 MAX_DEFAULT_HOLDER_BYTES = 120
 
 
@@ -30,14 +30,14 @@ def _number(value: object, what: str) -> float:
 
 
 def _not(value: object, number: float) -> str:
-    # As it was given, for 31622400.5 rounded would do; an int may be too long to be shown.
+    # Unrounded, because 31622400.5 rounds to a valid value; an int may be too long to show.
     return f"not {value:d}" if isinstance(value, int) and abs(value) < 10**18 else f"not {number!r}"
 
 
 def ttl_ms(ttl: object, what: str = "ttl") -> int:
-    """A ttl in seconds as whole milliseconds, rounded up.
+    """Convert a ttl in seconds to whole milliseconds, rounded up.
 
-    :raises InvalidArgument: it is no number, or not from 1 ms to 366 days.
+    :raises InvalidArgument: it is not a number from 1 ms to 366 days.
     """
     number = _number(ttl, what)
     if not MIN_TTL_S <= number <= MAX_TTL_S:
@@ -49,9 +49,9 @@ def ttl_ms(ttl: object, what: str = "ttl") -> int:
 
 
 def wait_s(timeout: object, what: str = "timeout") -> float | None:
-    """The longest time to wait, in seconds; ``None`` waits for ever, 0 does not wait.
+    """Check the longest time to wait, in seconds; ``None``: no limit, 0: do not wait.
 
-    :raises InvalidArgument: it is no number, negative, NaN or infinite.
+    :raises InvalidArgument: it is not a number, or negative, NaN or infinite.
     """
     if timeout is None:
         return None
@@ -65,9 +65,9 @@ def wait_s(timeout: object, what: str = "timeout") -> float | None:
 
 
 def socket_s(value: object, what: str) -> None:
-    """How long a connection is given, in seconds.
+    """Check the timeout of a connection, in seconds.
 
-    :raises InvalidArgument: it is no number, not above 0, or more than 366 days.
+    :raises InvalidArgument: it is not a number above 0 and at most 366 days.
     """
     number = _number(value, what)
     if not 0 < number <= MAX_TTL_S:
@@ -78,9 +78,9 @@ def socket_s(value: object, what: str) -> None:
 
 
 def delay_s(value: object, what: str) -> float:
-    """For how long something is put off, in seconds.
+    """Check a delay, in seconds.
 
-    :raises InvalidArgument: it is no number, or not from 0 to 366 days.
+    :raises InvalidArgument: it is not a number from 0 to 366 days.
     """
     number = _number(value, what)
     if not 0 <= number <= MAX_TTL_S:
@@ -91,9 +91,9 @@ def delay_s(value: object, what: str) -> float:
 
 
 def max_hold_s(value: object, *, renewed: bool) -> float | None:
-    """For how long a lease is renewed at most, in seconds; ``None``: without an end.
+    """Check for how long a lease is renewed at most, in seconds; ``None``: no limit.
 
-    :raises InvalidArgument: it is no number above 0, or the lease is not renewed.
+    :raises InvalidArgument: it is not a number above 0, or the lease is not renewed.
     """
     if value is None:
         return None
@@ -104,29 +104,29 @@ def max_hold_s(value: object, *, renewed: bool) -> float | None:
         )
     if not renewed:
         raise InvalidArgument(
-            "max_hold limits for how long a lease is renewed, and this one is not renewed: its ttl "
-            "is its end. Leave max_hold out, or say renew=True"
+            "max_hold needs a lease that is renewed: without renewal, its ttl is its end. "
+            "Leave max_hold out, or pass renew=True"
         )
     return number
 
 
 def callback(value: object, what: str) -> None:
-    """Something to call, or ``None``.
+    """Check a callback, which may be ``None``.
 
-    :raises InvalidArgument: it cannot be called.
+    :raises InvalidArgument: it is not callable.
     """
     if value is not None and not callable(value):
         raise InvalidArgument(f"{what} must be callable or None, not {type(value).__name__}")
 
 
 PRIORITY_MAX = 100
-_BAND = 2**44  # places of one priority: ticks of 0.1 ms, enough for 55 years
+_BAND = 2**44  # scores of one priority: ticks of 0.1 ms, enough for 55 years
 
 
-def band(priority: object) -> bytes:
-    """Where the places of a priority begin in the queue: the higher, the nearer to the front.
+def priority_base(priority: object) -> bytes:
+    """Return the lowest score in the queue of a priority; a higher priority has lower scores.
 
-    :raises InvalidArgument: it is no whole number from -100 to 100.
+    :raises InvalidArgument: it is not a whole number from -100 to 100.
     """
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise InvalidArgument(f"priority must be an int, not {type(priority).__name__}")
@@ -138,9 +138,9 @@ def band(priority: object) -> bytes:
 
 
 def max_waiters(count: object) -> bytes:
-    """How many may wait, 0 for any number.
+    """Encode the limit of the queue's length; 0: no limit.
 
-    :raises InvalidArgument: it is no whole number above 0.
+    :raises InvalidArgument: it is not a whole number above 0.
     """
     if count is None:
         return b"0"
@@ -152,7 +152,7 @@ def max_waiters(count: object) -> bytes:
 
 
 def flag(value: object, what: str) -> bool:
-    """A yes or no.
+    """Check a flag.
 
     :raises InvalidArgument: it is neither ``True`` nor ``False``.
     """
@@ -166,7 +166,7 @@ _this_thread = threading.local()
 
 
 def default_holder() -> bytes:
-    """This thread as others shall see it: ``host:pid:thread``. Kept, for each acquisition asks."""
+    """Describe this thread for other processes: ``host:pid:thread``. Cached for speed."""
     pid, shown = getattr(_this_thread, "shown", (0, b""))
     if pid != fork.pid:
         thread = threading.current_thread().name
@@ -177,14 +177,14 @@ def default_holder() -> bytes:
 
 
 def process_holder(pid: int) -> bytes:
-    """How :func:`default_holder` begins in a process of this machine."""
+    """Return the beginning of :func:`default_holder` in a process of this machine."""
     text = f"{_HOST}:{pid}:".replace("\n", " ")
     return text.encode("utf-8", "replace")[:MAX_DEFAULT_HOLDER_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What is kept beside a lease for whoever asks: its holder, a newline, its metadata.
+class HolderInfo:
+    """The text that the server keeps with a lease: its holder, a newline, its metadata.
 
     ``holder`` is ``None`` for :func:`default_holder`, which differs from thread to thread.
     """
@@ -193,14 +193,14 @@ class About:
     metadata: bytes
 
     def text(self) -> bytes:
-        """As it is sent, for a lease of the calling thread."""
+        """Encode it for a lease of the calling thread."""
         return (default_holder() if self.holder is None else self.holder) + self.metadata
 
 
-def about(holder: str | None, metadata: str) -> About:
-    """Check and encode what users say about their leases.
+def holder_info(holder: str | None, metadata: str) -> HolderInfo:
+    """Check and encode the holder and the metadata of leases.
 
-    :raises InvalidArgument: more than 256 bytes, or a holder that is empty or not one line.
+    :raises InvalidArgument: they have more than 256 bytes, or the holder is not one line of text.
     """
     if holder is not None and not isinstance(holder, str):
         raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
@@ -208,21 +208,21 @@ def about(holder: str | None, metadata: str) -> About:
         raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
     if holder is not None and (not holder or "\n" in holder):
         raise InvalidArgument("holder must be one line of text, and not empty")
-    found = About(
+    found = HolderInfo(
         None if holder is None else holder.encode("utf-8", "replace"),
         b"\n" + metadata.encode("utf-8", "replace") if metadata else b"",
     )
     size = len(found.metadata)
     size += MAX_DEFAULT_HOLDER_BYTES if found.holder is None else len(found.holder)
-    if size > MAX_ABOUT_BYTES:
+    if size > MAX_HOLDER_INFO_BYTES:
         raise InvalidArgument(
             f"holder and metadata have {size} bytes together, more than the "
-            f"{MAX_ABOUT_BYTES} allowed: keep a reference there, and the rest elsewhere"
+            f"{MAX_HOLDER_INFO_BYTES} allowed: keep a reference there, and the rest elsewhere"
         )
     return found
 
 
-def split_about(raw: bytes) -> tuple[str, str]:
-    """The holder and the metadata out of what :func:`about` made."""
+def split_holder_info(raw: bytes) -> tuple[str, str]:
+    """Split the text of :class:`HolderInfo` into the holder and the metadata."""
     holder, _, metadata = raw.decode("utf-8", "replace").partition("\n")
     return holder, metadata

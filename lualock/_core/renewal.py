@@ -1,14 +1,13 @@
-"""Layer 4, shared: leases that are watched: renewed in time, and their loss told. No I/O.
+"""Renew leases in time, and report their loss. No I/O.
 
-The transports bring the thread, and run :meth:`LeaseRenewer.round` when it is time. Rules that hold
-here:
+The transports provide the thread or task that runs :meth:`LeaseRenewer.round` when a lease is due.
 
-* Leases are renewed at a third of their ttl, so two renewals may fail before one is lost; some a
-  little earlier, so that processes that began together do not renew together.
-* Those that fall due at about the same time are renewed in one round trip.
-* They are held weakly: a lease that the program dropped is not renewed for ever.
-* Whatever goes wrong is logged and tried again until the local deadline, which is no later than the
-  server's; then the lease is lost, and whoever wanted to know is told.
+* A lease is renewed after a third of its ttl, so two renewals may fail before it is lost; some
+  leases a little earlier, so that processes that started together do not renew together.
+* Leases that are due at about the same time are renewed in one round trip.
+* The renewer refers to leases weakly: a lease that the program dropped is not renewed for ever.
+* A failure is logged and retried until the local deadline, which is no later than the server's.
+  Then the lease is lost, and its loss is reported.
 """
 
 from __future__ import annotations
@@ -29,184 +28,187 @@ RENEW_AT = 2 / 3
 """What is left of the ttl when a lease is renewed, as a share of it."""
 
 JITTER = 1 / 12
-"""By how much earlier than that at most."""
+"""By how much earlier than that at most, as a share of the ttl."""
 
 ROUND = 1 / 20
-"""Leases that fall due within this share of their ttl are renewed in the same round."""
+"""Leases that are due within this share of their ttl are renewed in the same round."""
 
 RETRY_S, RETRY = 1.0, 1 / 10
-"""How long after a failure it is tried again: the shorter of a time and a share of the ttl."""
+"""The pause after a failure: the shorter of a time and a share of the ttl."""
 
 WITHIN = 1 / 4
-"""How long one try may take, as a share of what is left of the lease that ends first."""
+"""How long one attempt may take, as a share of what is left of the lease that ends first."""
 
 ERROR_PAUSE_S = 0.02
-"""How long who watches pauses after a bug, which may be met again at once."""
+"""How long the renewer pauses after an unexpected error, which may come again at once."""
 
 MIN_TRY_S = 1.0
-"""One try may take that long also where another lease falls due meanwhile: a server that is slow,
-but works, must do."""
+"""One attempt may take at least this long even if another lease is due meanwhile: a slow server
+must do."""
 
 
 class LeaseRenewer:
-    """The leases that are watched. In the usual case somebody looks in time already, and adding
-    one is a single operation of a dictionary, as dropping it is."""
+    """The leases of one renewing thread or task.
+
+    Adding or dropping a lease is one operation of a dictionary if a check is scheduled early
+    enough, which is the usual case.
+    """
 
     def _start_empty(self, server: ServerClock) -> None:
         self._clock, self._reply_s = server.clock, server.reply_s
-        self._new: dict[bytes, weakref.ref[LeaseBase]] = {}  # since somebody looked last
+        self._new: dict[bytes, weakref.ref[LeaseBase]] = {}  # added since the last check
         self._known: dict[bytes, weakref.ref[LeaseBase]] = {}
-        # When to look at those that are known, earliest first. An entry counts only if the lease
-        # is still to be looked at then: it may have been dropped, or have another entry.
+        # A heap of the times to check known leases. An entry counts only if it is the lease's
+        # current one: the lease may have been dropped, or have another entry.
         self._due: list[tuple[float, bytes]] = []
-        self._wakes_at = math.inf  # when somebody looks; infinity: nobody does
-        self._added = False  # since somebody looked last
+        self._wakes_at = math.inf  # the time of the next check; infinity: none is scheduled
+        self._added = False  # since the last check
 
-    def add(self, lease: LeaseBase, look_at: float | None = None) -> None:
-        """Watch this lease from now on; also when its end has changed."""
-        if look_at is None:
-            look_at = self._first_look(lease)
-        lease._look_at = look_at
-        self._new[lease._ask.token] = weakref.ref(lease)
+    def add(self, lease: LeaseBase, check_at: float | None = None) -> None:
+        """Renew this lease from now on; call it also when its end has changed."""
+        if check_at is None:
+            check_at = self._first_check_at(lease)
+        lease._check_at = check_at
+        self._new[lease._request.token] = weakref.ref(lease)
         self._added = True
-        if look_at < self._wakes_at:
-            self._wake_at(look_at)
+        if check_at < self._wakes_at:
+            self._wake_at(check_at)
 
     def drop(self, lease: LeaseBase) -> bool:
-        """Watch this lease no more; whether it was watched."""
-        watched = lease._look_at < math.inf
-        lease._look_at = math.inf  # for who moves it from one to the other at this moment
-        self._new.pop(lease._ask.token, None)
-        self._known.pop(lease._ask.token, None)
+        """Stop renewing this lease; return whether it was renewed."""
+        watched = lease._check_at < math.inf
+        lease._check_at = math.inf  # seen by a thread that moves it from one to the other now
+        self._new.pop(lease._request.token, None)
+        self._known.pop(lease._request.token, None)
         return watched
 
     def leases(self) -> list[LeaseBase]:
-        """Those that are watched now."""
+        """Return the leases that are renewed now."""
         refs = list({**self._known, **self._new}.values())
         return [lease for ref in refs if (lease := ref()) is not None]
 
-    def next_look(self) -> float:
-        """When somebody must look next; infinity: there is nothing to look at."""
+    def next_check_at(self) -> float:
+        """Return the time of the next check; infinity: there is no lease."""
         self._take_new()
         while self._due and self._entry(*self._due[0]) is None:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else math.inf
 
     def round(self) -> Steps[None]:
-        """Look at the leases that are due: tell of those that are lost, then renew the others."""
+        """Check the leases that are due: report lost ones, then renew the others."""
         now = self._clock()
         due = self._take_due(now)
         try:
-            yield from self._look_at(due, now)
+            yield from self._check_at(due, now)
         except BaseException:
-            # What an extension of redis-py raised, a cancellation, a bug. They are in no heap.
+            # An extension of redis-py, a cancellation, a bug: put the leases back into the heap.
             for lease in due:
-                self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
+                self._check_again(lease, self._retry_at(lease, lease._full_ttl_ms))
             raise
 
-    def _look_at(self, due: list[LeaseBase], now: float) -> Steps[None]:
-        wanted: list[tuple[LeaseBase, int, int]] = []
+    def _check_at(self, due: list[LeaseBase], now: float) -> Steps[None]:
+        renewals: list[tuple[LeaseBase, int, int]] = []
         ends = math.inf
         for lease in due:
-            if lease._grant.released:
+            if lease._state.released:
                 self.drop(lease)
-            elif lease._left() <= 0:
-                self.lose(lease, "its time was over")
-            elif lease._claimed():
-                self._look_again(lease, self._first_look(lease))
+            elif lease._remaining_s() <= 0:
+                self.lose(lease, "it expired")
+            elif lease._read_claim():
+                self._check_again(lease, self._first_check_at(lease))
             elif (ttl_ms := lease._renewal_ms(now, self._renewed_until(lease))) is not None:
-                wanted.append((lease, ttl_ms, lease._shortened))
-                ends = min(ends, lease._grant.deadline)
+                renewals.append((lease, ttl_ms, lease._shortenings))
+                ends = min(ends, lease._state.deadline)
             else:
                 self._not_renewed(lease)
-        if wanted:
-            # If the server hangs, what falls due meanwhile must not wait for long.
-            patience_s = max(MIN_TRY_S, self.next_look() - now)
+        if renewals:
+            # If the server hangs, a lease that is due meanwhile must not wait for long.
+            patience_s = max(MIN_TRY_S, self.next_check_at() - now)
             within_s = min(self._reply_s, patience_s, max(MIN_REQUEST_S, (ends - now) * WITHIN))
-            yield from self._renew(wanted, within_s)
+            yield from self._renew(renewals, within_s)
 
     def _renewed_until(self, lease: LeaseBase) -> float:
-        """When the last renewal of this lease ends."""
+        """Return when the last renewal of this lease ends."""
         return lease._hold_until
 
     def _not_renewed(self, lease: LeaseBase) -> None:
-        """This lease is not renewed, or not beyond the end that it has now."""
+        """Schedule the end of a lease that is not renewed any more."""
         if lease._renewed:
             lease._renewed = False
             log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
-        self._look_again(lease, lease._grant.deadline)
+        self._check_again(lease, lease._state.deadline)
 
-    def _renew(self, wanted: list[tuple[LeaseBase, int, int]], within_s: float) -> Steps[None]:
-        asks = [(lease._ask, lease._grant, ttl_ms) for lease, ttl_ms, _ in wanted]
-        outcomes = yield from protocol.extend_all(asks, self._clock, within_s)
+    def _renew(self, renewals: list[tuple[LeaseBase, int, int]], within_s: float) -> Steps[None]:
+        requests = [(lease._request, lease._state, ttl_ms) for lease, ttl_ms, _ in renewals]
+        outcomes = yield from protocol.extend_all(requests, self._clock, within_s)
         failures: list[LockError] = []
-        for (lease, ttl_ms, shortened), outcome in zip(wanted, outcomes, strict=True):
+        for (lease, ttl_ms, shortened), outcome in zip(renewals, outcomes, strict=True):
             if isinstance(outcome, float):
-                lease._lasts_until(outcome, shortened)
-                self._look_again(lease, self._first_look(lease))
+                lease._confirm_until(outcome, shortened)
+                self._check_again(lease, self._first_check_at(lease))
             elif isinstance(outcome, LockUnavailable):
-                # Trying goes on until the local deadline.
-                self._look_again(lease, self._retry_at(lease, ttl_ms))
+                # Retried until the local deadline.
+                self._check_again(lease, self._retry_at(lease, ttl_ms))
                 failures.append(outcome)
-            elif lease._look_at < math.inf and lease._gone(outcome):
+            elif lease._check_at < math.inf and lease._mark_lost(outcome):
                 self.lose(lease, str(outcome))
             else:
-                self.drop(lease)  # passed on; or released, or told, at the same time
+                self.drop(lease)  # passed on; or released, or reported, at the same time
         if failures:
             log.warning(
                 "%d leases could not be renewed, trying again: %s", len(failures), failures[0]
             )
 
     def lose(self, lease: LeaseBase, why: str) -> None:
-        """This lease was found lost, here or by its own holder: tell whoever wants to know."""
+        """Report the loss of a lease, found here or by its holder."""
         if not self.drop(lease):
-            return  # released, or told, at the same time
+            return  # released, or reported, at the same time
         if lease._passed:
-            log.warning("the lease of lock %r was passed on, and is lost: %s", lease.name, why)
+            log.warning("the lease of lock %r was passed on and is now lost: %s", lease.name, why)
             return
-        lease._grant.lost = True
+        lease._state.lost = True
         log.error("the lease of lock %r is lost: %s", lease.name, why)
         try:
             self._tell(lease)
-        except Exception:  # no thread can be started: the others are to be renewed all the same
-            log.exception("the loss of lock %r could not be told, trying again", lease.name)
+        except Exception:  # no thread can be started: renew the other leases
+            log.exception("the loss of lock %r could not be reported, trying again", lease.name)
             self.add(lease, self._clock() + RETRY_S)
 
-    def _wake_at(self, look_at: float) -> None:
-        """See to it that somebody looks then."""
+    def _wake_at(self, check_at: float) -> None:
+        """Schedule a check at that time."""
         raise NotImplementedError
 
     def _tell(self, lease: LeaseBase) -> None:
-        """Tell whoever wants to know that this lease is lost. Never waits."""
+        """Report the loss to waiters and callbacks. Never waits."""
         raise NotImplementedError
 
-    def _first_look(self, lease: LeaseBase) -> float:
-        grant = lease._grant
+    def _first_check_at(self, lease: LeaseBase) -> float:
+        state = lease._state
         if not lease._renewed:
-            return grant.deadline
-        ttl_s = lease._lasts_ms / 1000
-        ahead_s = ttl_s * (RENEW_AT + JITTER * (lease._ask.token[0] % 16) / 15)
-        if grant.claim is not None:
-            # Claimed, but the reply is not read yet: look at it before what is certain ends.
+            return state.deadline
+        ttl_s = lease._full_ttl_ms / 1000
+        ahead_s = ttl_s * (RENEW_AT + JITTER * (lease._request.token[0] % 16) / 15)
+        if state.claim is not None:
+            # Claimed, and the reply is not read yet: read it before the certain time ends.
             ahead_s = min(ahead_s, CLAIM_MS / 3000)
-        return grant.deadline - ahead_s
+        return state.deadline - ahead_s
 
     def _retry_at(self, lease: LeaseBase, ttl_ms: int) -> float:
         retry_s = min(RETRY_S, ttl_ms / 1000 * RETRY)
-        return min(self._clock() + retry_s, lease._grant.deadline)
+        return min(self._clock() + retry_s, lease._state.deadline)
 
-    def _look_again(self, lease: LeaseBase, look_at: float) -> None:
-        token = lease._ask.token
+    def _check_again(self, lease: LeaseBase, check_at: float) -> None:
+        token = lease._request.token
         if token in self._known:
-            lease._look_at = look_at
-            heapq.heappush(self._due, (look_at, token))
-            if lease._grant.deadline < look_at:
-                # Its holder has let it end sooner just before that line, which overwrote when to
-                # look at it.
+            lease._check_at = check_at
+            heapq.heappush(self._due, (check_at, token))
+            if lease._state.deadline < check_at:
+                # The holder has just shortened the lease, and the line above overwrote the time
+                # of its check.
                 LeaseRenewer.add(self, lease)
 
-    def _entry(self, look_at: float, token: bytes) -> LeaseBase | None:
-        """The lease that is to be looked at then; ``None`` if the entry does not count."""
+    def _entry(self, check_at: float, token: bytes) -> LeaseBase | None:
+        """Return the lease of this entry; ``None`` if the entry does not count any more."""
         ref = self._known.get(token)
         if ref is None:
             return None
@@ -214,7 +216,7 @@ class LeaseRenewer:
         if lease is None:
             self._known.pop(token, None)
             return None
-        return lease if lease._look_at == look_at else None
+        return lease if lease._check_at == check_at else None
 
     def _take_new(self) -> None:
         while self._new:
@@ -224,9 +226,9 @@ class LeaseRenewer:
                 return  # other threads drop leases at the same time
             self._known[token] = ref
             lease = ref()
-            look_at = math.inf if lease is None else lease._look_at
-            if look_at < math.inf:
-                heapq.heappush(self._due, (look_at, token))
+            check_at = math.inf if lease is None else lease._check_at
+            if check_at < math.inf:
+                heapq.heappush(self._due, (check_at, token))
             else:
                 self._known.pop(token, None)
 
@@ -236,7 +238,7 @@ class LeaseRenewer:
         while self._due:
             lease = self._entry(*self._due[0])
             if lease is not None:
-                soon_s = lease._lasts_ms / 1000 * ROUND if lease._renewed else 0.0
+                soon_s = lease._full_ttl_ms / 1000 * ROUND if lease._renewed else 0.0
                 if self._due[0][0] > now + soon_s:
                     break
                 found.append(lease)

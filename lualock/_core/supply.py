@@ -1,5 +1,4 @@
-"""Layer 0: random words, made some at a time: to ask the system for each would cost a hundredth of
-what a lock does."""
+"""Make random words in batches: one system call for each costs a hundredth of a whole lock."""
 
 from __future__ import annotations
 
@@ -9,8 +8,10 @@ from lualock._core import fork
 
 
 class Supply:
-    """Words that ``make`` makes, each used once. Take one by ``spare.pop()``, or where there is
-    none (``IndexError``) by :meth:`more`."""
+    """A supply of words that ``make`` makes, each used once.
+
+    Take one by ``spare.pop()``, and if that is empty (``IndexError``) by :meth:`more`.
+    """
 
     def __init__(self, make: Callable[[], list[bytes]]) -> None:
         self._make = make
@@ -18,11 +19,11 @@ class Supply:
         fork.tell(self)
 
     def after_fork(self) -> None:
-        """A child must not use its parent's."""
+        """Drop the words, because a child must not use its parent's."""
         self.spare: list[bytes] = []
 
     def more(self) -> bytes:
-        """Make some, and take one."""
+        """Make a batch, and take one word."""
         made = self._make()
         one = made.pop()
         self.spare += made

@@ -1,22 +1,20 @@
-"""Layer 4, shared: ``with`` blocks, and which lease each of them holds. No I/O of its own.
+"""Track ``with`` blocks: which lease each of them holds. No I/O.
 
-An exception out of the blue, such as a signal handler's, may come just when the interpreter calls
-``__exit__``, before its first line: then nothing of ours runs that could release anything. So what
-a ``with`` statement finds as ``__exit__``, before it calls ``__enter__``, is an object made for it
-alone, which only the interpreter's stack keeps. If that goes without having been called to its
-end, the lock is given back. Rules that hold here:
+An exception that comes from outside, such as a signal handler's, may be raised just when the
+interpreter calls ``__exit__``, before its first line: then no code of this library runs. So a
+``with`` statement gets as ``__exit__``, before it calls ``__enter__``, an object of its own, which
+only the interpreter's stack refers to (the *guard*). If the guard is dropped before it was called
+to its end, the lock is released.
 
-* It is written in C (a ``partial``), for a frame of Python's would be in the exception's traceback,
-  and so be kept, with whatever it refers to, for as long as somebody keeps the exception.
-* It is noticed by a weak reference, which is dropped where the block ends as usual: what runs while
-  an object is destroyed swallows whatever a signal handler raises there.
-
-A lock is shared between threads and tasks. Where ``__exit__`` is called by name, or taken from the
-class as ``ExitStack`` does, the block is found by the thread or task that began it; if none did (a
-fixture, a thread pool), by what can be meant at all.
-
-A process knows of all blocks on the locks of a server. So a wait without an end is refused where
-the code that waits is inside a block itself. The run of a job counts as a block.
+* The guard is implemented in C (a ``partial``). A Python frame would stay in the traceback of the
+  exception, and so be kept, with its objects, for as long as the exception is.
+* A weak reference notices that the guard is dropped. It is removed when the block ends as usual,
+  because Python swallows what a signal handler raises while an object is destroyed.
+* A lock is shared between threads and tasks. If ``__exit__`` is called by name, or taken from the
+  class as ``ExitStack`` does, the block is the one that this thread or task began; if there is none
+  (a fixture, a thread pool), the only one that can be meant.
+* A process knows all blocks on the locks of a server. So a wait without a timeout is refused if the
+  caller is inside a block of that lock. The run of a job counts as a block.
 """
 
 from __future__ import annotations
@@ -45,41 +43,41 @@ class Block:
 
     key: bytes
     thread: threading.Thread
-    """Which thread began it."""
+    """The thread that began the block."""
 
     task: asyncio.Task[Any] | None
-    """Which task did; ``None``: no task, or a block of the plain shell, which is its thread's."""
+    """The task that began it; ``None``: no task, or a block of the API for threads."""
 
     within: asyncio.Task[Any] | None
     """Which task did, of a block of the plain shell, too; only where it is listed."""
 
     def __init__(self, of: Any) -> None:
         self.of = of
-        self.lease: Any = None  # from its beginning to its end
-        self.guard: weakref.ref[Any] | None = None  # what must be called before it goes
-        self.blocks: Blocks | None = None  # among which it is, once it has begun
-        self.token: Token[_Chain] | None = None  # what takes it out of its context
-        self.listed = False  # among its server's
-        self.ref: weakref.ref[Block] | None = None  # if no statement has it
-        self.entered: list[Block] | None = None  # the same: those of its lock object
+        self.lease: Any = None  # while the block goes on
+        self.guard: weakref.ref[Any] | None = None  # to the guard
+        self.blocks: Blocks | None = None  # that contain it, once it has begun
+        self.token: Token[_Chain] | None = None  # takes it out of its context
+        self.listed = False  # whether its server's blocks list it
+        self.ref: weakref.ref[Block] | None = None  # if no statement owns it
+        self.entered: list[Block] | None = None  # then also: the blocks of its lock object
 
     def gone(self, _: object) -> None:
-        """What should have ended it is no more."""
+        """Release the lease, because the guard was dropped before the end of the block."""
         self.guard = None
         if _about_to.get(get_ident()) is self:
             del _about_to[get_ident()]
         if (lease := self.lease) is not None:
             self.done()
-            lease._abandon()
+            lease._on_block_dropped()
 
     def done(self) -> None:
-        """It has ended."""
+        """Note the end of the block."""
         self.lease = self.guard = None
         if self.token is not None:
-            try:  # noqa: SIM105 - a context manager would take as long as all else here
+            try:  # noqa: SIM105 - a context manager doubles the time
                 inside.reset(self.token)
             except ValueError:
-                pass  # it began in another context, which goes with what runs there
+                pass  # it began in another context
             self.token = None
         if self.blocks is not None:
             self.blocks.forget(self)
@@ -88,26 +86,26 @@ class Block:
             self.entered = None
 
 
-_about_to: dict[int, Block] = {}  # by thread: a statement looks for both methods, then begins
+_about_to: dict[int, Block] = {}  # by thread: a statement looks up both methods, then begins
 
 
 def begin(of: Any) -> Block:
-    """The block that begins now: that of the statement which does so, if it is one."""
+    """Return the block that begins now: the statement's, if a statement begins it."""
     block = _about_to.pop(get_ident(), None)
     if block is None or block.of is not of or block.guard is None or block.guard() is None:
         return Block(of)
     return block
 
 
-# One that no statement has is held weakly, as a weak reference: a lock that was entered by name and
-# dropped is given up with what it has.
+# A block that no statement owns is referred to weakly: a lock that was entered by name and dropped
+# is dropped with its block.
 _Entry = Block | weakref.ref[Block]
 _Chain = tuple[_Entry, Any] | tuple[()]
 
 inside: ContextVar[_Chain] = ContextVar("lualock.inside", default=())
-"""The blocks of threads that this context is inside of: the last one, and those before it. A
-thread of a pool may have left one open to another call, which has a context of its own (FastAPI's
-plain dependencies), and the next call there is not inside it."""
+"""The blocks of threads that this context is inside, innermost first. It is a context variable,
+because a thread of a pool may leave a block open to another call, which has a context of its own
+(FastAPI's plain dependencies); the next call in that thread is not inside it."""
 
 
 def _chain() -> Iterator[_Entry]:
@@ -121,13 +119,16 @@ _servers: dict[str, Blocks] = {}
 
 
 def blocks_on(server: str) -> Blocks:
-    """Those on the locks of a server, whichever ``Locks`` of this process they are of."""
+    """Return the blocks on the locks of a server, of all ``Locks`` objects of this process."""
     return _servers.setdefault(server, Blocks())
 
 
 class Blocks:
-    """Those on the locks of one server. Those in event loops are listed, by the key of their lock:
-    a wait in another task, or of the loop's whole thread, must know of them."""
+    """The blocks on the locks of one server.
+
+    Blocks in event loops are listed by the key of their lock: a wait in another task, or one that
+    blocks the loop's thread, must know them.
+    """
 
     __slots__ = ("listed",)
 
@@ -142,11 +143,11 @@ class Blocks:
         task: asyncio.Task[Any] | None = None,
         entered: list[Block] | None = None,
     ) -> None:
-        """It holds this lease from now on.
+        """Note that the block holds this lease from now on.
 
-        :param entered: what keeps it if no statement does: those of its lock object.
+        :param entered: the list that keeps the block if no statement does.
         """
-        block.thread = threading.current_thread()  # (idents are used again)
+        block.thread = threading.current_thread()  # not its ident: idents are reused
         block.task = task
         block.blocks, block.key = self, key
         block.lease = lease
@@ -166,10 +167,10 @@ class Blocks:
                 here.append(entry)
                 if self.listed.get(key) is here:
                     return
-                here.remove(entry)  # another thread has just taken the empty list away
+                here.remove(entry)  # another thread has just removed the empty list
 
     def forget(self, block: Block) -> None:
-        """It has ended."""
+        """Remove a block that has ended."""
         if block.listed:
             block.listed = False
             self._unlist(block.key, block.ref or block)
@@ -179,15 +180,15 @@ class Blocks:
             here = self.listed[key]
             here.remove(entry)
         except (KeyError, ValueError):
-            return  # it was done before
+            return  # removed before
         if not here and self.listed.pop(key, None) is not None and here:
-            # Another thread has begun one in between.
+            # Another thread has begun a block in between.
             self.listed.setdefault(key, []).extend(here)
 
     def refuse_own_wait(self, key: bytes, task: asyncio.Task[Any] | None = None) -> None:
-        """Refuse a wait without an end that keeps a block from ending which has the lock.
+        """Refuse a wait without a timeout that prevents the end of a block that holds the lock.
 
-        :param task: what waits; ``None``: a whole thread, and with it all of its tasks.
+        :param task: the task that waits; ``None``: a whole thread, with all of its tasks.
         :raises SelfDeadlock: there is such a block.
         """
         thread = threading.current_thread()
@@ -201,7 +202,7 @@ class Blocks:
                 continue
             if (lease := block.lease) is None or not lease.held:
                 continue
-            # Other tasks go on while one waits. A block that outlived its task ends somewhere else.
+            # Other tasks go on while one waits. A block that outlived its task ends elsewhere.
             if block.within is task if task else block.task is None or not block.task.done():
                 raise SelfDeadlock(
                     f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
@@ -212,41 +213,41 @@ class Blocks:
 
 
 def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
-    """Which of a lock object's blocks is to be ended, where that is not said.
+    """Return the block of a lock object that ends now, if the call does not name it.
 
-    :raises InvalidArgument: there is none, or it cannot be told which.
+    :raises InvalidArgument: there is none, or several can be meant.
     """
     owner = task or threading.current_thread()
-    begun = [one for one in entered if one.lease is not None]
-    mine = [block for block in begun if (block.task or block.thread) is owner]
+    open_blocks = [one for one in entered if one.lease is not None]
+    mine = [block for block in open_blocks if (block.task or block.thread) is owner]
     if mine:
         return mine[-1]
-    # Of another thread or task. The lock is exclusive, so of several leases only one is held, and
-    # whoever has that goes on having it.
-    ended = [block for block in begun if not block.lease.held]
-    if ended or len(begun) == 1:
-        return (ended or begun)[0]
+    # Begun by another thread or task. The lock is exclusive, so at most one of the leases is held,
+    # and that block goes on.
+    ended = [block for block in open_blocks if not block.lease.held]
+    if ended or len(open_blocks) == 1:
+        return (ended or open_blocks)[0]
     raise InvalidArgument(
-        "this lock was not entered, or it cannot be told which of its with blocks is to end: "
-        "use the lease that acquire() returns"
+        "could not end a with block of this lock: it was not entered by this thread or task, or "
+        "several blocks are open. Use the lease that acquire() returns"
     )
 
 
 def _end(block: Block, method: Callable[..., None], *error: Any) -> None:
-    if block.lease is None:  # by name, or a second time: another one is meant
+    if block.lease is None:  # called by name, or a second time: another block is meant
         method(block.of, *error)
         return
     end(block, *error)
 
 
 def end(block: Block, *error: Any) -> None:
-    """Release what the block has."""
+    """Release the lease of the block."""
     lease = block.lease
     try:
         lease._leave(*error)
-    except BaseException as broke:
-        if isinstance(broke, LockError) or lease._grant.released:
-            block.done()  # that is the last word on it
+    except BaseException as failure:
+        if isinstance(failure, LockError) or lease._state.released:
+            block.done()  # a further call cannot release more
         raise
     block.done()
 
@@ -256,7 +257,7 @@ def _end_async(
 ) -> Coroutine[Any, Any, None]:
     if block.lease is None:
         return method(block.of, *error)
-    # From here on it is the coroutine that must come to its end.
+    # From here on the coroutine is the guard.
     coroutine = end_async(block, *error)
     block.guard = weakref.ref(coroutine, block.gone)
     return coroutine
@@ -267,15 +268,15 @@ async def end_async(block: Block, *error: Any) -> None:
     lease = block.lease
     try:
         await lease._leave(*error)
-    except BaseException as broke:
-        if isinstance(broke, LockError) or lease._grant.released:
+    except BaseException as failure:
+        if isinstance(failure, LockError) or lease._state.released:
             block.done()
         raise
     block.done()
 
 
 class _BlockEnd:
-    """What stands in a class as ``__exit__`` or ``__aexit__``."""
+    """The descriptor for ``__exit__`` or ``__aexit__`` in a class."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
@@ -292,6 +293,6 @@ class _BlockEnd:
 
 
 def block_end(method: F) -> F:
-    """Decorates the ``__exit__`` or ``__aexit__`` of a lock or a lease, which begins with
-    :func:`begin`. The method itself says what is done where no statement has the block."""
+    """Decorate the ``__exit__`` or ``__aexit__`` of a lock or a lease, which begins with
+    :func:`begin`. The method itself runs only if no statement owns the block."""
     return cast(F, _BlockEnd(method))

@@ -1,24 +1,23 @@
-"""Layer 2: what is sent, in which order, and what each reply means. Sans-IO.
+"""Decide what is sent, in which order, and what each reply means. Sans-IO.
 
-Every operation is a generator that yields steps and is sent their replies. It has no socket, no
-clock and no randomness of its own; the drivers have them, so one logic serves threads, asyncio
-and the simulator. ``steps`` says what a driver must be able to do, ``replies`` what a reply means,
-``holding`` has the verbs of a holder, ``waiting`` how a lock is acquired, ``passing`` how a lease
-is passed on. Rules that hold here:
+Every operation is a generator that yields effects and is sent their results. It has no socket, no
+clock and no randomness of its own; the drivers have them, so the same logic serves threads, asyncio
+and the simulator. ``effects`` defines what a driver must be able to do; each group of verbs has a
+file of its own.
 
-* A driver sends the reply of a step in, or throws whatever went wrong in: every exception, but
-  never ``GeneratorExit``, which Python raises when nobody will finish a generator.
-* Every script is idempotent by token. A call whose reply was lost is sent again, on a fresh
-  connection; when that fails too the outcome is unknown, and the error says so.
+* A driver sends the result of an effect in, or throws the error in: every exception but
+  ``GeneratorExit``, which Python raises when a generator will not be finished.
+* Every script is idempotent by token. A request whose reply was lost is sent once more, on a fresh
+  connection; if that fails as well, the outcome is unknown, and the error says so.
 * A deadline is counted from *before* the request was sent, so it never ends after the server's.
-* When acquiring is interrupted after something was sent, the token is abandoned before the
-  interruption goes on. A failure of that never replaces what interrupted.
+* If acquiring is interrupted after a request was sent, the token is abandoned before the
+  interruption goes on. A failure of that never replaces the interruption.
 """
 
 from lualock._protocol.abandon import ABANDON, WAIT, abandon_request
 from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
-from lualock._protocol.attempt import ACQUIRE, CLAIM, CLAIM_MS, LOOK_LATE_S
+from lualock._protocol.attempt import ACQUIRE, CHECK_LATE_S, CLAIM, CLAIM_MS
 from lualock._protocol.effects import (
     MIN_REQUEST_S,
     AwaitMessage,
@@ -40,7 +39,12 @@ from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
 from lualock._protocol.inspect import INSPECT, inspect
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
 from lualock._protocol.replies import LockInfo, conflict
-from lualock._protocol.request import AcquireRequest, LeaseState, disown, is_disowned
+from lualock._protocol.request import (
+    AcquireRequest,
+    LeaseState,
+    is_release_unknown,
+    release_unknown,
+)
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.stop_request import (
     RELEASE_REQUESTED,
@@ -56,12 +60,12 @@ __all__ = [
     "ABANDON",
     "ACQUIRE",
     "ADOPT",
+    "CHECK_LATE_S",
     "CLAIM",
     "CLAIM_MS",
     "EXTEND",
     "HAND_OVER",
     "INSPECT",
-    "LOOK_LATE_S",
     "MIN_REQUEST_S",
     "RELEASE",
     "RELEASE_REQUESTED",
@@ -90,16 +94,16 @@ __all__ = [
     "adopt",
     "claim",
     "conflict",
-    "disown",
     "extend",
     "extend_all",
     "hand_over",
     "inspect",
-    "is_disowned",
+    "is_release_unknown",
     "leave",
     "note",
     "release",
     "release_requested",
+    "release_unknown",
     "request_release",
     "resend",
     "shortens",

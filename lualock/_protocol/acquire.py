@@ -1,9 +1,9 @@
-"""How a lock is acquired: acquire, wait, claim, abandon, and the waiting between them.
+"""Acquire a lock.
 
-The first try is one script. If somebody has the lock, the driver listens for messages and a
-second script takes a place in the queue. From then on a message says whose turn it is; because a
-message can be lost, every waiter also looks again by itself, the first in the queue when the
-holder's lease ends, the others the more rarely the further back they are.
+The first try is one script. If the lock is held, the driver subscribes to messages, and a second
+script takes a place in the queue. From then on a message tells a waiter that it is its turn. A
+message can be lost, so every waiter also checks the queue on its own: the first one when the
+holder's lease ends, the others more rarely the further back they are.
 """
 
 from __future__ import annotations
@@ -17,55 +17,57 @@ from lualock._protocol.wait import abandon, wait
 from lualock.errors import KeyConflict, LockError, NotAcquired
 
 
-def acquire(ask: AcquireRequest, server: ServerClock, wait_s: float | None) -> Steps[LeaseState]:
-    """Take the lock, waiting up to ``wait_s`` seconds (``None``: for ever; 0: one try).
+def acquire(
+    request: AcquireRequest, server: ServerClock, wait_s: float | None
+) -> Steps[LeaseState]:
+    """Acquire the lock, waiting up to ``wait_s`` seconds (``None``: no limit; 0: one try).
 
-    :raises NotAcquired: somebody else still had it when the time was over.
-    :raises QueueFull: as many wait already as the lock allows.
-    :raises KeyConflict: the key holds something else.
-    :raises LockUnavailable: the server did not answer, or answered that it cannot.
+    :raises NotAcquired: another holder still had the lock when the time was over.
+    :raises QueueFull: the lock has as many waiters as it allows.
+    :raises KeyConflict: the key holds a value that lualock did not write.
+    :raises LockUnavailable: the server did not answer, or cannot carry out the request.
     """
-    attempt = Attempt(ask, server, wait_s)
+    attempt = Attempt(request, server, wait_s)
     try:
         try:
             if not server.known:
-                yield from attempt.reach()
-            if wait_s == 0 or not ask.crowded:
-                step = attempt.take()
+                yield from attempt.connect()
+            if wait_s == 0 or not request.crowded:
+                step = attempt.acquire()
                 try:
                     reply = yield step
                 except LockError as error:
-                    reply = yield from attempt.retry_until_deadline(attempt.take, error)
+                    reply = yield from attempt.retry_until_deadline(attempt.acquire, error)
                 if type(reply) is list and reply[0] == b"late":
-                    sent = attempt.sent
-                    reply = yield from attempt.resend_after_late(attempt.take, reply)
-                    attempt.sent = sent  # the token is all that proves which of them it answers
-                ask.grant = attempt.taken(reply)
-            if ask.grant is None:
-                ask.grant = yield from wait(attempt)
+                    sent_at = attempt.sent_at
+                    reply = yield from attempt.resend_after_late(attempt.acquire, reply)
+                    attempt.sent_at = sent_at  # the reply may answer any: they share a token
+                request.state = attempt.read_answer(reply)
+            if request.state is None:
+                request.state = yield from wait(attempt)
             if attempt.orphan is not None:
-                # Now, for what becomes of the lease (it may be released, passed on or forgotten)
-                # is not known; it takes away all but that.
-                yield schedule_cleanup(ask, attempt.orphan)
-            return ask.grant
+                # Now, because the end of this lease may not be seen here (it may be passed on or
+                # dropped). The cleanup keeps the lease.
+                yield schedule_cleanup(request, attempt.orphan)
+            return request.state
         except NotAcquired as refused:
-            told = None
+            refusal = None
             if attempt.outstanding:
-                told = yield from abandon(attempt)
-            raise (told or refused) from None
+                refusal = yield from abandon(attempt)
+            raise (refusal or refused) from None
     except (GeneratorExit, KeyConflict):
         raise
     except BaseException:
-        ask.grant = None
-        # Also of who was refused: a look that went before the refused one may have come after it,
-        # and have been answered with a place.
+        request.state = None
+        # Also after a refusal: an earlier request may have arrived after the refused one, and have
+        # taken a place.
         orphan = attempt.possible_orphan()
         if attempt.outstanding or orphan is not None:
-            yield from give_back(ask, attempt.ticket, orphan, attempt.until)
+            yield from give_back(request, attempt.ticket, orphan, attempt.until)
         raise
 
 
-def undo(ask: AcquireRequest) -> Steps[None]:
-    """Give back what was won, where the caller was interrupted before it heard of it."""
-    if ask.grant is not None:
-        yield from give_back(ask, b"", None)
+def undo(request: AcquireRequest) -> Steps[None]:
+    """Release a lease whose caller was interrupted before it got the lease."""
+    if request.state is not None:
+        yield from give_back(request, b"", None)

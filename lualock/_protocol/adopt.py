@@ -1,4 +1,4 @@
-"""How a lease is passed on: adopt, by whoever was given its handle."""
+"""Adopt a lease that another process passed on; take a lock by one script."""
 
 from __future__ import annotations
 
@@ -19,35 +19,44 @@ ADOPT = SCRIPTS["adopt"]
 
 
 def adopt(
-    ask: AcquireRequest,
+    request: AcquireRequest,
     token: bytes,
     server: ServerClock,
     verb: str = "adopted",
     *,
     fresh: bool = True,
 ) -> Steps[LeaseState]:
-    """Take over the lease of ``token``: from then on it is that of ``ask``.
+    """Take over the lease of ``token``: from then on it belongs to ``request``.
 
-    :param verb: what is done to the lease in its owner's words.
+    :param verb: the participle that error messages use, such as "adopted".
     :param fresh: as for :func:`take`.
     :raises LeaseLost: that lease has ended, or was adopted or released before.
-    :raises LockUnavailable: the server did not answer. If the outcome is unknown, a lease that may
-        be ours is given up, so that nobody has it in vain; if it is not, its owner has it still.
+    :raises LockUnavailable: the server did not answer. If the outcome is unknown, the lease that
+        may have been adopted is released, so that it is not wasted; else its previous holder still
+        has it.
     """
 
     def make(deadline: bytes) -> RunScript:
         return RunScript(
-            ADOPT, (ask.key, token, ask.token, b"%d" % ask.ttl_ms, deadline, ask.about)
+            ADOPT,
+            (
+                request.key,
+                token,
+                request.token,
+                b"%d" % request.ttl_ms,
+                deadline,
+                request.holder_info,
+            ),
         )
 
     def refusal(reply: Any) -> LockError:
-        return lost(ask.name, ask.key, reply, verb)
+        return lost(request.name, request.key, reply, verb)
 
-    return take(ask, server, make, refusal, final=True, fresh=fresh)
+    return take(request, server, make, refusal, final=True, fresh=fresh)
 
 
 def take(
-    ask: AcquireRequest,
+    request: AcquireRequest,
     server: ServerClock,
     make: Callable[[bytes], RunScript],
     refusal: Callable[[Any], LockError],
@@ -55,27 +64,28 @@ def take(
     final: bool = False,
     fresh: bool = True,
 ) -> Steps[LeaseState]:
-    """Take something by one script, which answers as ``acquire`` does where it takes it.
+    """Take a lock by one script, which answers as ``acquire`` does if it takes it.
 
-    :param make: makes the request, given its deadline.
-    :param refusal: the error for any other reply.
-    :param final: who is refused once is always refused, also by a request that arrives later.
-    :param fresh: the token of ``ask`` is used for nothing else, so that whatever it has beside this
-        lease is nobody's.
+    :param make: makes the request from its deadline.
+    :param refusal: makes the error for any other reply.
+    :param final: a refusal is final: a copy of the request that arrives later is refused as well.
+    :param fresh: the token is used only for this, so whatever else it has can be released.
     """
     if not server.known:
         yield Connect()
     step: RunScript | None = None
-    orphan: RunScript | None = None  # whose reply was lost, and which may be under way still
+    orphan: RunScript | None = (
+        None  # a request whose reply was lost, and which may still be in flight
+    )
     unknown: LockUnavailable | None = None
     try:
         late = 0
         while True:
-            sent = server.clock()
-            expires, deadline = server.usual(sent)
-            request = make(deadline)
-            request.expires = expires
-            step = request  # only now: one that has no end would be cleaned up after never
+            sent_at = server.clock()
+            expires, deadline = server.usual(sent_at)
+            call = make(deadline)
+            call.expires = expires
+            step = call  # after expires is set: the cleanup waits for that time
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -88,11 +98,11 @@ def take(
             if step.doubled:
                 orphan = step
             if type(reply) is bytes and reply.isdigit():
-                ask.grant = LeaseState(int(reply), sent + ask.ttl_ms / 1000)
+                request.state = LeaseState(int(reply), sent_at + request.ttl_ms / 1000)
             elif reply[0] == b"owned":
-                ask.grant = LeaseState(int(reply[2]), sent + reply[1] / 1000)
+                request.state = LeaseState(int(reply[2]), sent_at + reply[1] / 1000)
             elif reply[0] == b"late":
-                server.compare(sent, server.clock(), int(reply[1]))
+                server.compare(sent_at, server.clock(), int(reply[1]))
                 late += 1
                 if late > LATE_MAX:
                     raise jumps()
@@ -102,27 +112,28 @@ def take(
                 if final:
                     orphan = None
                     if (unknown is not None or doubled) and not fresh:
-                        # It may have been taken, and taken over since by another process that has
-                        # the token: a job's next delivery.
+                        # The first copy may have taken it, and another process with the token (a
+                        # job's next delivery) may have taken it over since.
                         raise unknown or LockUnavailable(
-                            f"could not tell whether lock {display_name(ask.name)!r} was taken: "
-                            "the first reply was lost, and it is not ours any more",
+                            f"could not acquire lock {display_name(request.name)!r}: the first "
+                            "reply was lost, and the lock is not held under this token any more "
+                            "(it may have been acquired, and taken over since). Try again",
                             outcome_unknown=True,
                         )
                 raise refusal(reply)
             if orphan is not None and fresh:
-                yield schedule_cleanup(ask, orphan)
-            return ask.grant
+                yield schedule_cleanup(request, orphan)
+            return request.state
     except GeneratorExit:
         raise
     except BaseException as error:
-        ask.grant = None
+        request.state = None
         if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
-            step = None  # a definite answer, to the last request
+            step = None  # a definite answer to the last request
         if step is not None:
             if orphan is not None:
-                step.via = None  # it stands for both, by whatever connection it went
+                step.via = None  # it stands for both requests, whatever their connection
             orphan = step
         if orphan is not None:
-            yield from give_back(ask, b"", orphan)
+            yield from give_back(request, b"", orphan)
         raise

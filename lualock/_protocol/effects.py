@@ -1,4 +1,4 @@
-"""What a protocol asks of a driver."""
+"""Define the effects: what a protocol generator asks its driver to do."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import Any, Protocol, TypeVar
 from lualock.scripts import Script
 
 MIN_REQUEST_S = 0.02
-"""How long a request may take that is sent when the time is nearly, or just, over."""
+"""The least time for a request that is sent when its time is nearly or just over."""
 
 
 @dataclass(slots=True)
 class RunScript:
-    """Run one script. Its reply is sent in as it was parsed.
+    """Run one script. Its result is the parsed reply.
 
-    ``parts`` are the script's keys and then its arguments. With ``until`` (on the driver's clock)
-    the reply is waited for no longer than that (but for :data:`MIN_REQUEST_S` in any case), else as
-    long as the connection's settings say. A ``compensating`` call cleans up: the driver carries it
-    out even while its own caller is being cancelled, and goes on with it in the background where
-    the server does not answer soon after ``until``, or after now if that is earlier. A ``lazy`` one
-    may leave together with what is sent next on its connection, if that is within a fraction of a
-    second. Nobody may look at its reply for long, so it must not need to be sent again: it brings
-    the script's source with it.
+    If no reply comes for a while, the driver also sends the request on a fresh connection, and the
+    first reply counts. The call is ``doubled`` then: the other copy may still be in flight.
 
-    Where no reply comes for a while, the driver sends the request on a fresh connection, too, and
-    the first reply counts. The call is ``doubled`` then: whatever the reply says, the other copy
-    may be under way still.
-
-    ``expires`` (on the driver's clock) is when the server, by its own clock, refuses the request at
-    the latest. ``via`` is the driver's: the connection that it was sent on. A ``moot`` call is not
-    sent again where the server has forgotten its script: what undoes it has been sent since.
+    ``parts``: the script's keys, then its arguments.
+    ``until`` (on the driver's clock): how long to wait for the reply, at least
+    :data:`MIN_REQUEST_S`; ``None``: as long as the connection's settings allow.
+    ``compensating``: the call cleans up. The driver executes it even while its own caller is being
+    cancelled. If the server does not answer soon after ``until`` (or now, if that is earlier), the
+    driver goes on in the background.
+    ``lazy``: the call may be sent together with the next one on its connection, if that comes
+    within a fraction of a second. Its reply may be read late, so it must not need to be sent again:
+    it includes the script's source.
+    ``expires`` (on the driver's clock): from then on the server, by its own clock, refuses the
+    request.
+    ``via``: set by the driver to the connection that the call was sent on.
+    ``moot``: the call is not sent again if the server has forgotten its script, because a request
+    that undoes it was sent meanwhile.
     """
 
     script: Script
@@ -47,25 +48,28 @@ class RunScript:
 
 
 class SendScript(RunScript):
-    """Send a call, and go on without waiting. The reply is a :class:`PendingReply`."""
+    """Send a call, and do not wait. The result is a :class:`PendingReply`."""
 
     __slots__ = ()
 
 
 class PendingReply(Protocol):
-    """The reply to a :class:`SendScript`, when it has come."""
+    """The reply to a :class:`SendScript`, which may not have come yet."""
 
     def poll(self) -> Any:
-        """The reply, or ``None`` while it has not come. Never waits.
+        """Return the reply, or ``None`` if it has not come yet. Never waits.
 
-        :raises LockUnavailable: it will never come.
+        :raises LockUnavailable: the reply will never come.
         """
 
 
 @dataclass(slots=True)
 class Pipeline:
-    """Run many scripts in one round trip. The reply is a list with a reply or a ``LockError`` for
-    each; if the connection breaks, all of them failed. ``until`` as for a call."""
+    """Run many scripts in one round trip.
+
+    The result is a list with a reply or a ``LockError`` for each. If the connection breaks, all of
+    them failed. ``until`` is as for :class:`RunScript`.
+    """
 
     calls: list[RunScript]
     until: float | None = None
@@ -73,10 +77,10 @@ class Pipeline:
 
 @dataclass(slots=True)
 class CleanupLater:
-    """Make ``call`` when ``orphan`` has expired, behind the caller's back.
+    """Execute ``call`` in the background when ``orphan`` has expired.
 
-    A call whose reply never came may be under way still, and arrive after what was to undo it.
-    There is nothing to do where both went over one connection, which keeps their order.
+    A request whose reply was lost may arrive after the call that undoes it. There is nothing to do
+    if both were sent on one connection, which keeps their order.
     """
 
     call: RunScript
@@ -85,18 +89,17 @@ class CleanupLater:
 
 @dataclass(slots=True)
 class Connect:
-    """See to it that there is a connection, and so that the server's time is known."""
+    """Make a connection if there is none, so that the server's time is known."""
 
     until: float | None = None
 
 
 @dataclass(slots=True)
 class Subscribe:
-    """See to it that messages for ``token`` are heard from now on. The reply is the channel.
+    """Receive messages for ``token`` from now on. The result is the channel.
 
-    Asked for again while it listens already, it costs next to nothing: the driver makes sure that
-    the connection is still there. ``anew``: by another connection than until now, for that one may
-    be to the wrong server.
+    Repeating it is cheap: the driver only checks that the connection still exists. ``anew``: use
+    another connection than until now, because that one may lead to the wrong server.
     """
 
     token: bytes
@@ -106,12 +109,12 @@ class Subscribe:
 
 @dataclass(slots=True)
 class AwaitMessage:
-    """Let ``seconds`` pass, or less if a message for ``token`` comes.
+    """Wait for ``seconds``, or less if a message for ``token`` comes.
 
-    The reply is ``None`` when the time has passed, else the message: a fence (the lock was given
-    to the token), or ``b""`` (look again; also when messages may have been lost). ``b"="`` and a
-    number of milliseconds (the token is first, and the lock held for so long) is handed on too, or
-    the driver itself waits no longer than that and ``LOOK_LATE_S``.
+    The result is ``None`` if the time has passed, else the message: a fence (the lock was given to
+    the token), or ``b""`` (check the queue; also if messages may have been lost). For ``b"="`` and
+    a number of milliseconds (the token is first, and the lock is held for so long) the driver
+    returns the message, or itself waits no longer than that and ``CHECK_LATE_S``.
     """
 
     seconds: float
@@ -124,13 +127,15 @@ Steps = Generator[Effect, Any, T]
 Clock = Callable[[], float]
 
 
-def watched(steps: Steps[T], look: Callable[[], object]) -> Steps[T]:
-    """The same protocol; ``look`` is called before each of its steps is carried out, for what is
-    known of a lease may change already when a request is sent."""
+def watched(steps: Steps[T], on_step: Callable[[], object]) -> Steps[T]:
+    """Run a protocol, and call ``on_step`` before each of its steps is carried out.
+
+    The state of a lease may change already when a request is sent.
+    """
     try:
         step = next(steps)
         while True:
-            look()
+            on_step()
             try:
                 reply = yield step
             except BaseException as error:

@@ -1,4 +1,4 @@
-"""Send a request once more where its reply was lost."""
+"""Send a request once more if its reply was lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lualock.errors import LockUnavailable
 
 
 def resend(step: RunScript, error: LockUnavailable) -> Steps[Any]:
-    """Send a call again, once, where its reply was lost; else raise what went wrong."""
+    """Send a call once more if its reply was lost; else raise the error."""
     if not error.outcome_unknown:
         raise error
     try:
@@ -19,15 +19,16 @@ def resend(step: RunScript, error: LockUnavailable) -> Steps[Any]:
 
 
 def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavailable:
-    """The error for a request that was repeated: whatever became of the second, the first may have
-    been carried out."""
+    """Make the error for a request that was repeated: the first one may have been executed."""
     if second.outcome_unknown:
         return second
-    return LockUnavailable(f"{first}; and asking again failed: {second}", outcome_unknown=True)
+    return LockUnavailable(
+        f"{first}; the repeated request failed, too: {second}", outcome_unknown=True
+    )
 
 
 def ask_again(step: RunScript) -> Steps[Any]:
-    """The reply to a call; where it was lost, to a second one."""
+    """Return the reply to a call, or to its repetition if that reply was lost."""
     try:
         return (yield step)
     except LockUnavailable as error:

@@ -1,9 +1,9 @@
-"""Say which holder has a lock."""
+"""Inspect a lock."""
 
 from __future__ import annotations
 
 from lualock._core.keys import display_name
-from lualock._core.options import split_about
+from lualock._core.options import split_holder_info
 from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.exchange import resend
 from lualock._protocol.replies import LockInfo, conflict, seconds
@@ -14,7 +14,7 @@ INSPECT = SCRIPTS["inspect"]
 
 
 def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
-    """Say who has the lock."""
+    """Return the state of the lock."""
     step = RunScript(INSPECT, (key, queue))
     try:
         reply = yield step
@@ -25,7 +25,7 @@ def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
         return LockInfo(shown, held=False, waiters=reply[1])
     if reply[0] != b"held":
         raise conflict(key)
-    holder, metadata = split_about(reply[4])
+    holder, metadata = split_holder_info(reply[4])
     return LockInfo(
         shown,
         held=True,

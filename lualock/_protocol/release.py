@@ -7,7 +7,7 @@ from lualock._protocol.abandon import give_back
 from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState, disown, named
+from lualock._protocol.request import AcquireRequest, LeaseState, lease_id, release_unknown
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
@@ -17,66 +17,70 @@ RELEASE = SCRIPTS["release"]
 HAND_OVER = SCRIPTS["hand_over"]
 
 
-def release(ask: AcquireRequest, grant: LeaseState) -> Steps[None]:
-    """Give the lock back. A repeat of a release that happened is a release that happened.
+def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
+    """Release the lock. Repeating a release that was executed succeeds.
 
     :raises LeaseLost: the lease had ended before; nothing was changed.
+    :raises LockUnavailable: the server did not answer, or the outcome is unknown.
     """
-    asked_again = False
+    repeated = False
     try:
-        lease = named(ask, grant)
-        step = hand_over(ask, lease) if grant.waited else RunScript(RELEASE, (ask.key, lease))
+        lease = lease_id(request, state)
+        step = (
+            hand_over(request, lease) if state.waited else RunScript(RELEASE, (request.key, lease))
+        )
         try:
             reply = yield step
         except LockUnavailable as error:
-            asked_again = True
+            repeated = True
             reply = yield from resend(step, error)
-        if reply == b"waited":  # since the lease began others have come
-            step = hand_over(ask, lease)
+        if reply == b"waited":  # waiters have come since the lease began
+            step = hand_over(request, lease)
             try:
                 reply = yield step
             except LockUnavailable as error:
-                asked_again = True
+                repeated = True
                 reply = yield from resend(step, error)
-        asked_again = asked_again or step.doubled
+        repeated = repeated or step.doubled
     except GeneratorExit:
         raise
     except LockUnavailable:
-        # Whoever had it goes on without it: it is given back when the server answers again.
-        disown(grant)
-        if grant.fence:
-            yield from give_back(ask, b"", None)
+        # The holder goes on; the lock is released in the background when the server answers.
+        release_unknown(state)
+        if state.fence:
+            yield from give_back(request, b"", None)
         raise
     except LockError:
         raise
     except BaseException:
-        # Cancelled or interrupted: it is released all the same.
-        grant.released = True
-        yield from give_back(ask, b"", None)
+        # Cancelled or interrupted: release the lock all the same.
+        state.released = True
+        yield from give_back(request, b"", None)
         raise
     if type(reply) is bytes and reply != b"missing":
-        grant.released = True
+        state.released = True
         return
-    if asked_again and reply[0] != b"conflict":
-        # Not ours any more, but was it when the first request came? The server remembers who had
-        # the lock just before; beyond that nobody knows, which is not the same as "it had ended".
-        disown(grant)
+    if repeated and reply[0] != b"conflict":
+        # The first request may have released the lease, or it may have ended before. The server
+        # remembers only the previous token, so this is not the same as "it had ended".
+        release_unknown(state)
         raise LockUnavailable(
-            f"lock {display_name(ask.name)!r} is not ours any more, but the reply to its release "
-            "was lost: it was released, or its lease had ended before",
+            f"could not confirm the release of lock {display_name(request.name)!r}: the reply was "
+            "lost, and the lease is gone (it was released, or had expired before). "
+            "Check the last work under the lock if it must not overlap",
             outcome_unknown=True,
         )
-    grant.lost = reply[0] != b"conflict"
-    raise lost(ask.name, ask.key, reply, "released")
+    state.lost = reply[0] != b"conflict"
+    raise lost(request.name, request.key, reply, "released")
 
 
-def hand_over(ask: AcquireRequest, lease: bytes) -> RunScript:
-    """The request that releases a lock that others wait for."""
-    return RunScript(HAND_OVER, (ask.key, ask.queue, lease, ask.fair))
+def hand_over(request: AcquireRequest, lease: bytes) -> RunScript:
+    """Make the request that releases a lock with waiters."""
+    return RunScript(HAND_OVER, (request.key, request.queue, lease, request.fair))
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:
-    """Release at the end of a ``with`` body, without ever hiding what the body raised."""
+    """Release at the end of a ``with`` body, without hiding the exception of the body."""
     try:
         yield from steps
     except LockError as error:

@@ -1,4 +1,7 @@
-"""What replies mean, in words and as errors."""
+"""Turn replies of the server into results and errors.
+
+An error says what could not be done, why, and what the caller can do.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock._core.keys import display_name
-from lualock._core.options import split_about
+from lualock._core.options import split_holder_info
 from lualock.errors import KeyConflict, LeaseLost, NotAcquired
 
 
 @dataclass(frozen=True, slots=True)
 class LockInfo:
-    """Who has a lock, as the server said it. All times in seconds.
+    """The state of a lock, as the server reported it. All times in seconds.
 
-    ``held`` is false for a free lock, and then the rest is empty but for ``waiters``.
-    ``remaining_s`` is ``None`` for a lock that somebody stripped of its expiry by hand (it would
-    last for ever). ``waiters`` is how many wait in the queue.
+    ``held`` is false for a free lock; all other fields but ``waiters`` are empty then.
+    ``remaining_s`` is ``None`` for a lock whose expiry was removed by hand: it never expires.
+    ``waiters`` is the number of callers in the queue.
     """
 
     name: str
@@ -30,44 +33,73 @@ class LockInfo:
 
 
 def seconds(ttl_ms: int) -> float | None:
-    """A server's answer to PTTL, in seconds; ``None`` for no expiry."""
+    """Convert a reply to PTTL into seconds; ``None`` if the key does not expire."""
     return None if ttl_ms < 0 else ttl_ms / 1000
 
 
 def conflict(key: bytes) -> KeyConflict:
-    """The error for a key that is not a lock's."""
+    """Make the error for a key that does not hold a lock."""
     return KeyConflict(
-        f"the key {display_name(key)!r} holds something that lualock did not write; nothing was "
-        "changed. Delete that key, or choose another name or prefix for the lock"
+        f"could not use key {display_name(key)!r}: it holds something that lualock did not write "
+        "(nothing was changed). Delete the key, or choose another name or prefix for the lock"
     )
+
+
+def duration(duration_s: float) -> str:
+    """Format a duration for messages."""
+    return f"{duration_s:.1f} s" if duration_s >= 1 else f"{duration_s * 1000:.0f} ms"
 
 
 @dataclass(slots=True)
 class Held:
-    """What is known of a lock that somebody else has, and when it was learnt."""
+    """A lock that another holder has: the server's report, and when it arrived (``at``)."""
 
     ttl_ms: int
     held_ms: int
-    about: bytes
+    holder_info: bytes
     at: float
     ahead: int | None = None
 
-    def refusal(self, name: str | bytes, now: float, kind: type[NotAcquired]) -> NotAcquired:
-        """The error that says so."""
+    def refusal(
+        self,
+        name: str | bytes,
+        now: float,
+        kind: type[NotAcquired],
+        *,
+        wait_s: float | None = None,
+        max_waiters: int = 0,
+    ) -> NotAcquired:
+        """Make the error for a caller that did not get the lock.
+
+        :param wait_s: how long the caller wanted to wait.
+        :param max_waiters: the limit that the queue has reached; 0: it has not.
+        """
         shown = display_name(name)
         passed_s = now - self.at
         held_s = self.held_ms / 1000 + passed_s
         left_s = seconds(self.ttl_ms)
         if left_s is not None:
             left_s = max(0.0, left_s - passed_s)
-        holder = split_about(self.about)[0] if self.about else None
+        holder, metadata = split_holder_info(self.holder_info) if self.holder_info else (None, "")
         if holder is None:
-            text = f"lock {shown!r} was not acquired: it is free, and it is the turn of others"
+            state = "it was just released and the next waiter has priority"
         else:
-            ends = "its lease has no end" if left_s is None else f"its lease ends in {left_s:.3f} s"
-            text = f"lock {shown!r} is held by {holder} for {held_s:.3f} s; {ends} unless renewed"
-        if self.ahead is not None:
-            text += f"; ahead in the queue: {self.ahead}"
+            purpose = f' ("{display_name(metadata)}")' if metadata else ""
+            end = "never expires"
+            if left_s is not None:
+                end = f"expires in {duration(left_s)} unless renewed"
+            state = f"held by {holder}{purpose} for {duration(held_s)}; its lease {end}"
+        if max_waiters:
+            text = (
+                f"could not wait for lock {shown!r}: its queue is full ({self.ahead} waiting, "
+                f"max_waiters={max_waiters}); {state}. Try again later, or raise max_waiters"
+            )
+        else:
+            within = f" within {wait_s:g} s" if wait_s else ""
+            text = f"could not acquire lock {shown!r}{within}: {state}"
+            if self.ahead is not None:
+                waiters = {0: "no waiter is", 1: "1 waiter is"}
+                text += f"; {waiters.get(self.ahead, f'{self.ahead} waiters are')} ahead"
         return kind(
             text,
             name=shown,
@@ -78,27 +110,35 @@ class Held:
         )
 
 
+_ADVICE = {
+    "adopted": "Acquire the lock instead",
+    "extended": "Stop the work, or acquire the lock again",
+    "kept": "The next attempt has to acquire the lock again",
+    "released": "Check the work done since then: the lock did not protect it",
+}
+"""What the caller can do when its lease has ended before that was done to it."""
+
+
 def lost(
     name: str | bytes, key: bytes, reply: bytes | list[Any], verb: str
 ) -> LeaseLost | KeyConflict:
-    """The error for a lease that was not ours any more when it was ``verb``."""
+    """Make the error for a lease that had ended before it was ``verb``."""
     shown = display_name(name)
     if reply == b"already":
         return LeaseLost(
-            f"the lease of lock {shown!r} was released or passed on before it was {verb}",
+            f"lease on {shown!r} was released or passed on before it was {verb}. {_ADVICE[verb]}",
             name=shown,
             given_up=True,
         )
-    if isinstance(reply, bytes):
-        return LeaseLost(
-            f"the lease of lock {shown!r} had ended before it was {verb}; nobody has the lock",
-            name=shown,
-        )
-    if reply[0] != b"held":
-        return conflict(key)
-    holder, _ = split_about(reply[1])
+    holder = None
+    state = "the lock is now free"
+    if not isinstance(reply, bytes):
+        if reply[0] != b"held":
+            return conflict(key)
+        holder, _ = split_holder_info(reply[1])
+        state = f"{holder} holds the lock now"
     return LeaseLost(
-        f"the lease of lock {shown!r} had ended before it was {verb}; {holder} has the lock now",
+        f"lease on {shown!r} expired before it was {verb}; {state}. {_ADVICE[verb]}",
         name=shown,
         holder=holder,
     )

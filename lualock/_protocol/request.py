@@ -1,4 +1,4 @@
-"""What an acquisition asks for, and what it wins."""
+"""Define the request for a lock, and the state of the lease that it wins."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lualock._protocol.effects import PendingReply
 
 @dataclass(slots=True)
 class AcquireRequest:
-    """One acquisition: the lock, the token, and what the lease shall be.
+    """One acquisition: the lock, the token, and the options of the lease.
 
-    ``band`` is where the places of its priority begin in the queue, ``crowded`` a hint that others
-    are probably waiting, so that trying without a place is in vain.
+    ``priority_base`` is the lowest score of its priority in the queue. ``crowded`` is a hint that
+    the lock probably has waiters, so that a try outside the queue fails.
     """
 
     name: str | bytes
@@ -22,23 +22,23 @@ class AcquireRequest:
     queue: bytes
     token: bytes
     ttl_ms: int
-    about: bytes
-    band: bytes
+    holder_info: bytes
+    priority_base: bytes
     max_waiters: bytes
     fair: bytes
     crowded: bool
     pid: int = field(default_factory=fork.current)
-    """The process that asks. (It may be forked while it does; its child has nothing of this.)"""
-    grant: LeaseState | None = None
-    """What it won; kept here so that an interruption between winning and telling loses nothing."""
+    """The process that sends the request. If it forks meanwhile, the child owns nothing of this."""
+    state: LeaseState | None = None
+    """The lease, kept here so that an interruption before the caller gets it does not lose it."""
 
 
 @dataclass(slots=True)
 class LeaseState:
-    """What an acquisition won. ``deadline`` is on the driver's clock, in seconds.
+    """The state of a lease. ``deadline`` is on the driver's clock, in seconds.
 
-    ``waited``: others may be waiting too. ``claim`` is the reply, still to come, that makes the
-    lease last until ``claimed_deadline``.
+    ``waited``: the lock may have waiters. ``claim`` is the pending reply that makes the lease last
+    until ``claimed_deadline``.
     """
 
     fence: int
@@ -47,29 +47,32 @@ class LeaseState:
     claim: PendingReply | None = None
     claimed_deadline: float = 0.0
     at_most_s: float = math.inf
-    """What is left of the lease, from any time on, if a request to shorten it whose reply was lost
-    arrives then."""
+    """What is left of the lease if a request to shorten it, whose reply was lost, is executed late.
+    """
     released: bool = False
     lost: bool = False
-    """The server said that it is not ours any more."""
-    named: bytes = b""
-    """The lease as the server's record has it, where that is known already."""
+    """The server reported that the lease has ended."""
+    lease_id: bytes = b""
+    """The lease as the server's record has it; empty: not made yet."""
 
 
-def disown(grant: LeaseState) -> None:
-    """A lease that was, or will be, released promises nothing more: another may have the lock."""
-    grant.claim, grant.deadline = None, -math.inf
+def release_unknown(state: LeaseState) -> None:
+    """End a lease that was, or will be, released: another holder may have the lock."""
+    state.claim, state.deadline = None, -math.inf
 
 
-def is_disowned(grant: LeaseState) -> bool:
-    """Whether it was, or will be, released, though nobody has said so yet."""
-    return grant.deadline == -math.inf
+def is_release_unknown(state: LeaseState) -> bool:
+    """Return whether the lease was, or will be, released, without a confirmation yet."""
+    return state.deadline == -math.inf
 
 
-def named(ask: AcquireRequest, grant: LeaseState) -> bytes:
-    """A lease as the server's record has it. By its fence too, for a request that was lost may take
-    the lock again, under the same token, when the lease has ended and others have had the lock.
-    (Of a job's place only the token is known.)"""
-    if grant.named:
-        return grant.named
-    return b"%016d%b" % (grant.fence, ask.token) if grant.fence else ask.token
+def lease_id(request: AcquireRequest, state: LeaseState) -> bytes:
+    """Return the lease as the server's record has it.
+
+    It includes the fence, because a lost request may take the lock again under the same token after
+    the lease has ended and another holder has had the lock. For a job's reservation only the token
+    is known.
+    """
+    if state.lease_id:
+        return state.lease_id
+    return b"%016d%b" % (state.fence, request.token) if state.fence else request.token

@@ -16,12 +16,12 @@ WITHDRAW = SCRIPTS["withdraw"]
 
 
 def stop_requests_key(lock: bytes) -> bytes:
-    """The key of the request to release for a lock's key."""
+    """Return the key of the stop requests for a lock's key."""
     return lock + b":stop_requests"
 
 
-def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
-    """Ask whoever has the lock to stop, for as long as ``ask`` waits for it; whether anybody has.
+def request_release(request: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
+    """Ask the holder to stop, for as long as ``request`` waits; return whether the lock is held.
 
     :raises LockUnavailable: the server did not answer.
     """
@@ -29,9 +29,15 @@ def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> 
         yield Connect()
     failed = False
     for _ in range(LATE_MAX + 2):
-        sent = server.clock()
-        expires, deadline = server.usual(sent)
-        parts = ask.key, stop_requests_key(ask.key), ask.token, b"%d" % lasts_ms, deadline
+        sent_at = server.clock()
+        expires, deadline = server.usual(sent_at)
+        parts = (
+            request.key,
+            stop_requests_key(request.key),
+            request.token,
+            b"%d" % lasts_ms,
+            deadline,
+        )
         try:
             reply = yield RunScript(REQUEST_RELEASE, parts, expires=expires)
         except LockUnavailable as error:
@@ -40,16 +46,16 @@ def request_release(ask: AcquireRequest, lasts_ms: int, server: ServerClock) -> 
             failed = True
             continue
         if reply[0] == b"late":
-            server.compare(sent, server.clock(), int(reply[1]))
+            server.compare(sent_at, server.clock(), int(reply[1]))
             continue
         if reply != b"free" and reply[0] != b"asked":
-            raise conflict(ask.key)
+            raise conflict(request.key)
         return bool(reply != b"free")
     raise jumps()
 
 
 def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
-    """Whether the holder of a lease is asked to release it.
+    """Return whether the release of a lease was requested.
 
     :raises LockUnavailable: the server did not answer.
     """
@@ -61,12 +67,12 @@ def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:
     return bool(reply == b"requested")
 
 
-def withdraw(ask: AcquireRequest) -> Steps[bool]:
-    """Take a request back; false if somebody else has asked since, and waits for the lock.
+def withdraw(request: AcquireRequest) -> Steps[bool]:
+    """Withdraw a stop request; return false if a later requester waits for the lock.
 
     :raises LockUnavailable: the server did not answer.
     """
     reply = yield from ask_again(
-        RunScript(WITHDRAW, (stop_requests_key(ask.key), ask.queue, ask.token))
+        RunScript(WITHDRAW, (stop_requests_key(request.key), request.queue, request.token))
     )
     return bool(reply != b"superseded")

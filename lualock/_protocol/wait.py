@@ -20,125 +20,126 @@ from lualock._protocol.request import LeaseState
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
-"""How long a waiter expects its turn before it reads what the server says of its place; and how
-long where many waited the last time: of 64 processes, most would be woken just to read that."""
-
+"""How long a waiter waits for its turn before it reads the answer about its place. The second:
+for locks that had waiters the last time: with 64 processes, most wake-ups only read that answer."""
 
 TRUSTED_S = 1.0
-"""How long ago the last answer may be for a claim to be sent without waiting for its reply: since
-then the connection may have died without a word."""
+"""The greatest age of the last answer for a claim without waiting for its reply: the connection may
+have died silently since."""
 
 
 def wait(attempt: Attempt) -> Steps[LeaseState]:
     """Take a place in the queue, and wait for the turn."""
-    token = attempt.ask.token
+    token = attempt.request.token
     listen, wait = Subscribe(token, attempt.until), AwaitMessage(0.0, token)
-    reply_s = CROWDED_REPLY_S if attempt.ask.crowded else REPLY_S
+    reply_s = CROWDED_REPLY_S if attempt.request.crowded else REPLY_S
     while True:
         try:
             channel = yield listen
         except LockError as error:
-            attempt.mark_lost()  # a look whose reply was not waited for
+            attempt.mark_lost()  # a request whose reply was not awaited
             channel = yield from attempt.retry_until_deadline(lambda: listen, error)
-        told, listen.anew = None, False
-        look = partial(attempt.look, channel)
+        message, listen.anew = None, False
+        check_queue = partial(attempt.check_queue, channel)
         try:
-            step = look()
+            step = check_queue()
             reply = yield step
             if type(step) is SendScript:
-                # Where a lock goes round fast it is our turn soon. Who is not woken just to read
-                # that it has a place leaves that time to the holder.
+                # If the lock changes hands fast, it is this waiter's turn soon. Not waking up for
+                # the answer leaves that time to the holder.
                 wait.seconds = min(reply_s, attempt.left_s())
-                told = yield wait
-                if told is not None and told[:1] == b"=":
-                    told = b""  # what it says, our look says better
-                if not told:
+                message = yield wait
+                if message is not None and message[:1] == b"=":
+                    message = b""  # the answer says it more exactly
+                if not message:
                     reply = _answer_to(reply)
         except LockError as error:
-            reply = yield from attempt.retry_until_deadline(look, error)
-        if not told:
+            reply = yield from attempt.retry_until_deadline(check_queue, error)
+        if not message:
             if reply is None:
-                continue  # ask again, and wait for the reply
+                continue  # repeat it, and wait for the reply
             if reply[0] == b"late":
-                reply = yield from attempt.resend_after_late(look, reply)
-            grant = attempt.read_queue_answer(reply)
-            if grant is not None:
-                return grant
-            if told is not None:
-                continue  # told to look again
-            wait.seconds = attempt.nap_s()
-            told = yield wait
-            while told is not None and told[:1] == b"=":
-                attempt.first(int(told[1:]))
-                wait.seconds = attempt.nap_s()
-                told = yield wait
-        if told is None:
+                reply = yield from attempt.resend_after_late(check_queue, reply)
+            state = attempt.read_queue_answer(reply)
+            if state is not None:
+                return state
+            if message is not None:
+                continue  # the message says: check again
+            wait.seconds = attempt.next_check_s()
+            message = yield wait
+            while message is not None and message[:1] == b"=":
+                attempt.mark_first(int(message[1:]))
+                wait.seconds = attempt.next_check_s()
+                message = yield wait
+        if message is None:
             attempt.check_time()
-        # A fence that is no greater than what the lock had when we looked is an old message: that
-        # turn passed, unclaimed, before.
-        elif told[:16] > attempt.seen:
-            grant = yield from claim(attempt, told)
-            if grant is not None:
-                return grant
-            # Perhaps it came from a server that is no primary any more: it repeats what is said
-            # at the new one, which knows of nobody who listens.
+        # A fence that is not greater than the lock's at the last check is an old message: that turn
+        # passed unclaimed.
+        elif message[:16] > attempt.seen_fence:
+            state = yield from claim(attempt, message)
+            if state is not None:
+                return state
+            # The message may come from a server that is no longer the primary, and repeats those of
+            # the new one, where this client is not subscribed.
             listen.anew = True
 
 
-def _answer_to(look: PendingReply) -> Any:
-    """The reply to a look that was posted; ``None``: it has not come, or never will. An error says
-    nothing: that it answers this very request is made sure of only where somebody waits for it."""
+def _answer_to(check_queue: PendingReply) -> Any:
+    """Return the reply to a request that was sent without waiting; ``None``: it has not come.
+
+    An error counts as no reply: only an awaited reply is proved to answer this request.
+    """
     try:
-        return look.poll()
+        return check_queue.poll()
     except LockError:
         return None
 
 
-def claim(attempt: Attempt, told: bytes) -> Steps[LeaseState | None]:
-    """A message says that the lock was given to us: claim it. ``None``: that came too late."""
-    attempt.arrived()
-    fence, ttl_s = int(told[:16]), attempt.ask.ttl_ms / 1000
-    if told[16:] == b"+":
-        return LeaseState(fence, attempt.since + ttl_s, True)  # we took it ourselves
-    # It was given for CLAIM_MS or the ttl, and the message says when.
-    now, given_us, server = attempt.clock(), int(told[16:]), attempt.server
+def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
+    """Claim the lock that a message gave to this waiter; ``None``: the message came too late."""
+    attempt.mark_given()
+    fence, ttl_s = int(message[:16]), attempt.request.ttl_ms / 1000
+    if message[16:] == b"+":
+        return LeaseState(fence, attempt.since + ttl_s, True)  # this waiter took the lock itself
+    # The lock was given for CLAIM_MS or the ttl, and the message says when.
+    now, given_us, server = attempt.clock(), int(message[16:]), attempt.server
     if now > server.stale_at:
-        server.refine(attempt.began, now, given_us)
+        server.refine(attempt.began_at, now, given_us)
     given = server.passed(given_us, now)
     certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
-    # Where no look has been answered yet, the message itself shows that one arrived.
-    alive = now - (attempt.answered if attempt.queued else attempt.sent) < TRUSTED_S
+    # If no request has been answered yet, the message itself shows that one arrived.
+    alive = now - (attempt.answered_at if attempt.queued else attempt.sent_at) < TRUSTED_S
     if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
-        # There is time enough to begin at once, and read the reply to the claim later.
+        # There is enough time to begin at once, and to read the reply to the claim later.
         try:
-            pending = yield attempt.claim(SendScript, told)
+            pending = yield attempt.claim(SendScript, message)
         except LockUnavailable:
             pass
         else:
             return LeaseState(fence, certain, True, pending, now + ttl_s)
-    step = attempt.claim(RunScript, told)
-    attempt.sent = attempt.clock()
+    step = attempt.claim(RunScript, message)
+    attempt.sent_at = attempt.clock()
     try:
         reply = yield step
     except LockError as error:
         reply = yield from attempt.retry_until_deadline(lambda: step, error)
     if reply != b"claimed":
         return None
-    return LeaseState(fence, attempt.sent + ttl_s, True)
+    return LeaseState(fence, attempt.sent_at + ttl_s, True)
 
 
 def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
-    """Leave the queue because the time is over. Says who has the lock, if that is known."""
-    ask = attempt.ask
-    if attempt.asked is not None:
-        attempt.asked.moot = True
+    """Leave the queue after a timeout; return the error that names the holder, if it is known."""
+    request = attempt.request
+    if attempt.in_flight is not None:
+        attempt.in_flight.moot = True
     try:
-        reply = yield abandon_request(ask, attempt.ticket, attempt.until)
+        reply = yield abandon_request(request, attempt.ticket, attempt.until)
     except LockError:
-        reply = None  # the driver goes on trying
+        reply = None  # the driver retries in the background
     attempt.outstanding = False
     if not isinstance(reply, list) or reply[0] != b"left" or len(reply) == 1:
         return None
     now = attempt.clock()
     held = Held(reply[1], reply[2], reply[3], now, None if reply[4] < 0 else reply[4])
-    return held.refusal(ask.name, now, NotAcquired)
+    return held.refusal(request.name, now, NotAcquired, wait_s=attempt.wait_s)

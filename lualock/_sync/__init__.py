@@ -1,4 +1,4 @@
-"""The API for threads; ``lualock`` itself has its names. ``aio`` is its counterpart."""
+"""The API for threads; ``lualock`` exports its names. ``lualock.aio`` is its counterpart."""
 
 from lualock._sync.lease import Lease
 from lualock._sync.lock import Lock

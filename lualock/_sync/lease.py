@@ -1,4 +1,4 @@
-"""The lease, for threads."""
+"""Define the lease of the API for threads."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ from lualock._core.with_statement import begin, block_end, end
 from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import ThreadRenewer
 
-_making = fork.Mutex()  # of the event that several threads may wait for
+_making = fork.Mutex()  # held to make the event, which several threads may wait for
 
 
 class Lease(LeaseBase):
-    """A held lock. Use it as a context manager, which raises :class:`LeaseLost` if it is over
-    already, or call :meth:`release`."""
+    """A held lock. Use it as a context manager, or call :meth:`release`.
+
+    Entering a lease that has ended raises :class:`LeaseLost`.
+    """
 
     __slots__ = ()
     _driver: BlockingDriver
-    _watch: ThreadRenewer | None
+    _renewer: ThreadRenewer | None
 
     def release(self) -> None:
-        """Give the lock back. Releasing a second time does nothing.
+        """Release the lock. A second release does nothing.
 
-        :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
+        :raises LeaseLost: the lease had ended before: another holder may have, or have had, the
             lock. Nothing was changed.
         :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
-            given back as soon as the server answers again, if that is within a minute; else it
-            ends with its ttl. To release it again may raise ``LeaseLost``.
+            released in the background as soon as the server answers again, if that is within a
+            minute; else it ends with its ttl. A further release may raise ``LeaseLost``.
         """
-        if self._watch is not None:
-            self._watch.drop(self)
+        if self._renewer is not None:
+            self._renewer.drop(self)
         steps = self._release()
         if steps is not None:
             try:
                 self._driver.run(steps)
             finally:
-                if self._ended is not None:  # also who began to wait for its loss meanwhile
+                if self._ended is not None:  # made meanwhile by a thread that waits for the loss
                     self._ended.set()
 
     def extend(self, ttl: float) -> None:
-        """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
+        """Let the lease last ``ttl`` seconds from now on, however much was left.
 
-        Who asks for less than is left, and has no answer (:class:`LockUnavailable`), has a lease
-        that promises no more than that from then on: the request may arrive at any time.
+        If this shortens the lease and the reply is lost (:class:`LockUnavailable`), the lease
+        counts as shortened from then on, because the request may still be executed.
 
         :raises LeaseLost: the lease had ended, or was released, before. Nothing was changed.
         :raises InvalidArgument: ``ttl`` is not from 0.001 to 366 days.
@@ -54,24 +56,24 @@ class Lease(LeaseBase):
         self._driver.run(self._extend(options.ttl_ms(ttl)))
 
     def release_requested(self) -> bool:
-        """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
+        """Return whether a release of this lease was requested (:meth:`Lock.request_release`).
 
-        One round trip, or two in a job that has a ``read_old``. Who holds a lock for long may ask
-        between its steps, and stop if so.
+        Takes one round trip, or two in a job that has a ``read_old``. A holder that keeps a lock
+        for long can check between its steps, and stop.
 
         :raises LockUnavailable: the server did not answer.
         """
         return self._driver.run(self._release_requested())
 
     def wait_lost(self, timeout: float | None = None) -> bool:
-        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: without an end).
+        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: no limit).
 
-        Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
-        the time is over.
+        Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the
+        time is over.
         """
-        give_up = self._give_up(timeout)
+        give_up = self._give_up_at(timeout)
         while not self.lost:
-            if (nap_s := self._nap_s(give_up)) <= 0:
+            if (nap_s := self._next_check_s(give_up)) <= 0:
                 return False
             with _making.lock:
                 if self._ended is None:
@@ -82,7 +84,7 @@ class Lease(LeaseBase):
 
     def __enter__(self) -> Lease:
         block = begin(self)
-        self.check()  # or the body would run without the lock
+        self.check()  # else the body runs without the lock
         self._enter(block)
         return self
 
@@ -93,7 +95,7 @@ class Lease(LeaseBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        block = self._unstated()
+        block = self._pop_block()
         if block is None:
             self._leave(kind, error, trace)
         else:
@@ -103,11 +105,11 @@ class Lease(LeaseBase):
         if not fork.same[0]:
             fork.start_anew()
         if self._passed or self._pid != fork.pid:
-            return  # to whoever adopts it; the parent's
-        if self._watch is not None:
-            self._watch.drop(self)
-        if not self._grant.released:
-            steps = protocol.release(self._ask, self._grant)
+            return  # passed on; or the parent's lease
+        if self._renewer is not None:
+            self._renewer.drop(self)
+        if not self._state.released:
+            steps = protocol.release(self._request, self._state)
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))
             finally:

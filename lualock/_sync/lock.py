@@ -1,4 +1,4 @@
-"""The lock, for threads."""
+"""Define the lock of the API for threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Lock(LockBase):
-    """A wish for a lock: reusable, stateless, safe to share between threads."""
+    """A reusable object that names a lock, safe to share between threads.
+
+    Creating one sends nothing. Acquiring the lock returns a :class:`Lease`.
+    """
 
     __slots__ = ()
     _locks: Locks
@@ -39,47 +42,51 @@ class Lock(LockBase):
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
         if inspect.iscoroutinefunction(on_lost):
-            raise InvalidArgument("on_lost of a plain lock must be a plain function")
+            raise InvalidArgument(
+                "on_lost of a plain lock must be a plain function, not a coroutine function"
+            )
         queueing = fair, priority, max_waiters
-        care = max_hold, on_lost
-        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
+        lease_options = max_hold, on_lost
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
     def acquire(self, timeout: float | None = None) -> Lease:
-        """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
+        """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
-        Those who wait get it in turn; none of them polls.
+        Waiters are served in turn, and a release wakes the next one; no waiter polls.
 
-        :raises NotAcquired: somebody else still had it when the time was over; the error says who.
-        :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises NotAcquired: another holder still had the lock when the time was over. The error
+            names the holder.
+        :raises QueueFull: the lock has as many waiters as ``max_waiters`` allows.
         :raises SelfDeadlock: ``timeout`` is ``None``, and this thread is inside a ``with`` block of
             the lock, or inside a job that holds it. Nothing was sent.
-        :raises LockUnavailable: the server cannot be reached, or refuses.
-        :raises KeyConflict: the lock's key holds something that lualock did not write.
+        :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
+        :raises KeyConflict: the lock's key holds a value that lualock did not write.
         """
-        ask = self._ask()
-        return self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
+        request = self._request()
+        return self._hold(request, self._acquire(request, options.wait_s(timeout)))
 
     def _hold(
-        self, ask: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
+        self, request: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
     ) -> Lease:
-        driver, care = self._locks._driver, self._care
+        driver, lease_options = self._locks._driver, self._options
         try:
-            grant = driver.run(steps)
-            self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch if care.needed else None, care)
+            state = driver.run(steps)
+            self._crowded = state.waited
+            renewer = self._locks._renewer if lease_options.needed else None
+            lease = Lease(request, state, driver, renewer, lease_options)
             if block is not None:
                 self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease
         except BaseException:
-            if ask.grant is not None:  # won, and interrupted before anybody heard of it
-                driver.run(protocol.undo(ask))
+            if request.state is not None:  # acquired, and interrupted before the caller has it
+                driver.run(protocol.undo(request))
             raise
 
     def try_acquire(self) -> Lease | None:
-        """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
+        """Acquire the lock if it is free now, else return ``None``. Never waits.
 
-        :raises LockUnavailable: the server cannot be reached, or refuses.
+        :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
         """
         try:
             return self.acquire(timeout=0)
@@ -87,11 +94,11 @@ class Lock(LockBase):
             return None
 
     def request_release(self, lasts: float = 60.0) -> bool:
-        """Ask whoever has the lock to release it, which that one may do, or not.
+        """Ask the holder to release the lock; the holder may do so or not.
 
-        Returns whether anybody has it. The holder finds the request by
-        :meth:`Lease.release_requested`, within ``lasts`` seconds; who has it after that one is not
-        asked. Nothing is waited for.
+        Returns whether the lock is held. The holder sees the request by
+        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
@@ -99,19 +106,19 @@ class Lock(LockBase):
         return self._locks._driver.run(self._request_release(lasts, server))
 
     def locked(self) -> bool:
-        """Whether anybody has the lock now."""
+        """Return whether the lock is held now."""
         return self.inspect().held
 
     def inspect(self) -> LockInfo:
-        """Who has the lock, since when, for how long, with which fence and metadata."""
+        """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     def __enter__(self) -> Lease:
         block = begin(self)
         if inside.get() or self._key in self._locks._blocks.listed:
             self._locks._blocks.refuse_own_wait(self._key)
-        ask, server = self._ask(), self._locks._driver.server_clock
-        return self._hold(ask, protocol.acquire(ask, server, None), block)
+        request, server = self._request(), self._locks._driver.server_clock
+        return self._hold(request, protocol.acquire(request, server, None), block)
 
     @block_end
     def __exit__(

@@ -1,4 +1,4 @@
-"""The locks of a server, for threads."""
+"""Define ``Locks`` and ``connect`` of the API for threads."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class Locks(LocksBase, asynchronous=False):
     """The locks of one server.
 
-    :param client: a ``redis.Redis``. Only its connection settings are used, never itself.
-    :param prefix: what every key begins with. Programs exclude each other under one prefix.
-    :param ttl: how long a lease lasts unless renewed, in seconds, for locks that do not say.
-    :param holder: how this process is shown to others (default ``host:pid:thread``).
-    :raises InvalidArgument: one of these cannot be used.
+    :param client: a ``redis.Redis``. Only its connection settings are used.
+    :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
+    :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
+    :param holder: how other processes see this one (default ``host:pid:thread``).
+    :raises InvalidArgument: an argument is not valid.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Locks(LocksBase, asynchronous=False):
         self._keep = keep
         self._driver = BlockingDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._watch = ThreadRenewer(self._driver)
+        self._renewer = ThreadRenewer(self._driver)
 
     def lock(
         self,
@@ -65,24 +65,24 @@ class Locks(LocksBase, asynchronous=False):
         max_hold: float | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> Lock:
-        """The lock of that name. Nothing is sent until it is acquired.
+        """Return the lock with that name. Nothing is sent until it is acquired.
 
-        :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are one.
-        :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
-            left out, it is 30 s and renewed until released.
-        :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
-        :param fair: ``True``: who waits gets the lock in turn, and a release hands it over.
-            ``False``: a release frees it for whoever comes first, and tells the first who waits.
-            Use one or the other for all locks of a name.
-        :param priority: from -100 to 100; the highest waits at the front of the queue.
-        :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
+        :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are the same.
+        :param ttl: seconds that a lease lasts. With a ``ttl`` it is not renewed unless
+            ``renew=True``. Without one it lasts 30 s and is renewed until released.
+        :param metadata: free text for :meth:`Lock.inspect`, such as the purpose of the lock.
+        :param fair: ``True``: waiters are served in turn, and a release hands the lock over.
+            ``False``: a release frees the lock for the first request that arrives, and notifies
+            the first waiter. Use the same value for all locks with one name.
+        :param priority: from -100 to 100; waiters with the highest priority are served first.
+        :param max_waiters: how many callers may wait; a further one gets :class:`QueueFull`.
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
-            hangs does not have the lock for ever. :meth:`Lease.extend` may go beyond it.
-        :param on_lost: called with the lease, once, when it is lost before it was released: its
-            time is over, by the local clock, or the server said that it is not ours. Not called
-            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
+            hangs does not keep the lock for ever. :meth:`Lease.extend` may go beyond it.
+        :param on_lost: called once, with the lease, when it is lost before its release: it expired
+            by the local clock, or the server reported that it has ended. Not called if
+            :meth:`Lease.release` reports the loss, nor for a lease that the program dropped.
             It is called in a thread of its own.
-        :raises InvalidArgument: one of these cannot be used.
+        :raises InvalidArgument: an argument is not valid.
         """
         return Lock(
             *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
@@ -90,13 +90,13 @@ class Locks(LocksBase, asynchronous=False):
 
     @property
     def job(self) -> JobMaker:
-        """A decorator that lets only one run of a function go on at a time.
+        """Decorate a function so that only one run of it goes on at a time.
 
         Use it as ``@locks.job`` or ``@locks.job(timeout=..., key=..., on_failed=...,
         on_expired=...)``, on plain functions and coroutine functions alike; see
         :class:`lualock.jobs.JobMaker`.
         """
-        from lualock.jobs import JobMaker  # a leaf: opened when it is used
+        from lualock.jobs import JobMaker  # loaded on first use
 
         return JobMaker(self)
 
@@ -111,12 +111,13 @@ class Locks(LocksBase, asynchronous=False):
     ) -> Lease:
         """Take over a lease that another process passed on with :meth:`Lease.handle`.
 
-        It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
-        before can neither extend nor release it.
+        The lease lasts its whole ttl from now on, under a new token and a greater fence: its
+        previous holder can neither extend nor release it.
 
-        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on: say it.
-        :raises LeaseLost: it has ended, or was released or adopted before.
-        :raises InvalidArgument: that is no handle, or one of another prefix.
+        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on; give it
+            again.
+        :raises LeaseLost: the lease has ended, or was released or adopted before.
+        :raises InvalidArgument: the text is not a handle, or its lock has another prefix.
 
         The other parameters are those of :meth:`lock`.
         """
@@ -130,14 +131,14 @@ class Locks(LocksBase, asynchronous=False):
             max_hold=max_hold,
             on_lost=on_lost,
         )
-        ask = lock._ask()
-        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
-        return lock._hold(ask, steps)
+        request = lock._request()
+        steps = protocol.adopt(request, found.token, self._driver.server_clock)
+        return lock._hold(request, steps)
 
     def close(self) -> None:
-        """Close the idle connections, and give up the embedded server if this uses it.
+        """Close the idle connections, and the embedded server if this object uses it.
 
-        Leases that are still held are watched as before.
+        Leases that are still held are renewed as before.
         """
         self._driver.close()
         keep, self._keep = self._keep, None
@@ -158,13 +159,13 @@ def connect(
     ttl: float = options.DEFAULT_TTL_S,
     holder: str | None = None,
 ) -> Locks:
-    """The locks of a server, named in whatever way is at hand. Nothing is sent yet.
+    """Return the locks of a server. Nothing is sent yet.
 
     :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis`` (Sentinel's
         too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared by all
         processes of this user (``pip install 'lualock[embedded]'``).
-    :raises InvalidArgument: it is none of these.
-    :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
+    :raises InvalidArgument: an argument is not valid.
+    :raises EmbeddedUnavailable: nothing is configured, and no embedded server can run.
 
     The other parameters are those of :class:`Locks`.
     """

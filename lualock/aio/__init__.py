@@ -1,4 +1,4 @@
-"""Layer 4: the shell for asyncio. ``sync`` is its twin: same names, same order."""
+"""The asyncio API. ``lualock`` itself is its counterpart for threads: same names, same order."""
 
 from lualock.aio.lease import Lease
 from lualock.aio.lock import Lock

@@ -1,4 +1,4 @@
-"""The lease, for asyncio."""
+"""Define the lease of the asyncio API."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ class Lease(LeaseBase):
 
     __slots__ = ("_body",)
     _driver: AsyncDriver
-    _body: _Body  # only where it may be cancelled
-    _watch: LoopRenewer | None
+    _body: _Body  # only if the body may be cancelled
+    _renewer: LoopRenewer | None
 
     async def release(self) -> None:
-        """Give the lock back. Releasing a second time does nothing.
+        """Release the lock. A second release does nothing.
 
-        :raises LeaseLost: the lease had ended before: somebody else may have, or have had, the
+        :raises LeaseLost: the lease had ended before: another holder may have, or have had, the
             lock. Nothing was changed.
         :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
-            given back as soon as the server answers again, if that is within a minute and the loop
-            still runs; else it ends with its ttl. To release it again may raise ``LeaseLost``.
+            released in the background as soon as the server answers again, if that is within a
+            minute and the loop still runs; else it ends with its ttl. A further release may raise
+            ``LeaseLost``.
         """
-        if self._watch is not None:
-            self._watch.drop(self)
+        if self._renewer is not None:
+            self._renewer.drop(self)
         steps = self._release()
         if steps is not None:
             try:
@@ -42,10 +43,10 @@ class Lease(LeaseBase):
                 self._tell_released()
 
     async def extend(self, ttl: float) -> None:
-        """Let the lease last ``ttl`` seconds from now on, whatever was left of it.
+        """Let the lease last ``ttl`` seconds from now on, however much was left.
 
-        Who asks for less than is left, and has no answer (:class:`LockUnavailable`), has a lease
-        that promises no more than that from then on: the request may arrive at any time.
+        If this shortens the lease and the reply is lost (:class:`LockUnavailable`), the lease
+        counts as shortened from then on, because the request may still be executed.
 
         :raises LeaseLost: the lease had ended, or was released, before. Nothing was changed.
         :raises InvalidArgument: ``ttl`` is not from 0.001 s to 366 days.
@@ -53,50 +54,50 @@ class Lease(LeaseBase):
         await self._driver.run(self._extend(options.ttl_ms(ttl)))
 
     async def release_requested(self) -> bool:
-        """Whether somebody has asked for this lease to be released: :meth:`Lock.request_release`.
+        """Return whether a release of this lease was requested (:meth:`Lock.request_release`).
 
-        One round trip, or two in a job that has a ``read_old``. Who holds a lock for long may ask
-        between its steps, and stop if so.
+        Takes one round trip, or two in a job that has a ``read_old``. A holder that keeps a lock
+        for long can check between its steps, and stop.
 
         :raises LockUnavailable: the server did not answer.
         """
         return await self._driver.run(self._release_requested())
 
     async def wait_lost(self, timeout: float | None = None) -> bool:
-        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: without an end).
+        """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: no limit).
 
-        Returns ``True`` when it is lost, ``False`` when it was released or passed on before, or
-        the time is over.
+        Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the
+        time is over.
         """
-        give_up = self._give_up(timeout)
+        give_up = self._give_up_at(timeout)
         while not self.lost:
-            if (nap_s := self._nap_s(give_up)) <= 0:
+            if (nap_s := self._next_check_s(give_up)) <= 0:
                 return False
             if self._ended is None:
                 self._ended = _Event()
-            # (wait_for would lose a cancellation that comes together with the event.)
-            told = asyncio.ensure_future(self._ended.wait())
+            # wait_for loses a cancellation that comes together with the event.
+            waiting = asyncio.ensure_future(self._ended.wait())
             try:
-                await asyncio.wait({told}, timeout=min(nap_s, LONGEST_NAP_S))
+                await asyncio.wait({waiting}, timeout=min(nap_s, LONGEST_NAP_S))
             finally:
-                told.cancel()
+                waiting.cancel()
         return True
 
     def _listen_anew(self) -> None:
-        if self._watch is None or not self._watch.call(super()._listen_anew):
+        if self._renewer is None or not self._renewer.call(super()._listen_anew):
             super()._listen_anew()
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
         self._begin()
-        self.check()  # or the body would run without the lock
+        self.check()  # else the body runs without the lock
         self._enter(block, _current_task())
         return self
 
     def _begin(self) -> None:
-        if self._care.cancel:
+        if self._options.cancel:
             self._body = _Body()
-            self.check()  # lost already: then nobody would be told any more
+            self.check()  # a lease that is lost already reports nothing later
 
     @block_end
     async def __aexit__(
@@ -105,7 +106,7 @@ class Lease(LeaseBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        block = self._unstated()
+        block = self._pop_block()
         if block is None:
             await self._leave(kind, error, trace)
         else:
@@ -113,32 +114,32 @@ class Lease(LeaseBase):
 
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if self._passed or self._pid != fork.current():
-            return  # to whoever adopts it; the parent's
-        if self._watch is not None:
-            self._watch.drop(self)
-        cut = self._cut_short() if self._care.cancel and self._body.end(error) else None
-        broke = cut or error
-        # Once it is lost there is nothing to release, and the server may not even answer; but it
+            return  # passed on; or the parent's lease
+        if self._renewer is not None:
+            self._renewer.drop(self)
+        loss = self._cancelled_error() if self._options.cancel and self._body.end(error) else None
+        cause = loss or error
+        # A lost lease has nothing to release, and the server may not even answer. But the lease
         # may have been extended since.
-        steps = self._release() if cut is None or self.held else None
+        steps = self._release() if loss is None or self.held else None
         if steps is not None:
             try:
-                await self._driver.run(steps if broke is None else protocol.leave(steps, broke))
+                await self._driver.run(steps if cause is None else protocol.leave(steps, cause))
             finally:
                 self._tell_released()
-        if cut is not None:
-            raise cut from error
+        if loss is not None:
+            raise loss from error
 
 
 class _Event(asyncio.Event):
-    """An event that other threads may set, too."""
+    """An event that other threads can set, too."""
 
     def __init__(self) -> None:
         super().__init__()
         self._home = asyncio.get_running_loop()
 
     def set(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there
+        with suppress(RuntimeError):  # the loop is closed: no task waits there
             self._home.call_soon_threadsafe(super().set)
 
 
@@ -153,24 +154,24 @@ class _Body:
         self._others = self._cancelling()
 
     def _cancelling(self) -> int:
-        # Python 3.10 does not count; there a cancellation from elsewhere cannot be told from ours.
+        # Python 3.10 does not count cancellations, so it cannot tell a foreign one from this one.
         return self._task.cancelling() if hasattr(self._task, "cancelling") else 0
 
     def cancel(self) -> None:
-        """Cancel it, unless it has ended, or it is the body itself that found the loss."""
+        """Cancel the body, unless it has ended or found the loss itself."""
         if not self._ended and asyncio.current_task() is not self._task:
             self._cancelled = True
             self._task.cancel()
 
     def end(self, error: BaseException | None) -> bool:
-        """It has ended. Whether it did so because we cancelled it, and nobody else did."""
+        """Note the end of the body; return whether only :meth:`cancel` cancelled it."""
         self._ended = True
         if not self._cancelled:
             return False
         if hasattr(self._task, "uncancel"):
             self._task.uncancel()
         if error is None:
-            return True  # it swallowed the cancellation; what it did afterwards it did without
+            return True  # it swallowed the cancellation, and went on without the lock
         return isinstance(error, asyncio.CancelledError) and self._cancelling() <= self._others
 
 
@@ -178,4 +179,4 @@ def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:
-        return None  # somebody looks at the lock outside of a loop
+        return None  # the lock is used outside of a loop

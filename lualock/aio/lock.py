@@ -1,4 +1,4 @@
-"""The lock, for asyncio."""
+"""Define the lock of the asyncio API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Lock(LockBase):
-    """A wish for a lock: reusable, stateless, safe to share between tasks."""
+    """A reusable object that names a lock, safe to share between tasks.
+
+    Creating one sends nothing. Acquiring the lock returns a :class:`Lease`.
+    """
 
     __slots__ = ()
     _locks: Locks
@@ -40,49 +43,51 @@ class Lock(LockBase):
         cancel_on_loss: bool = False,
     ) -> None:
         queueing = fair, priority, max_waiters
-        care = max_hold, on_lost, cancel_on_loss
-        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *care)
+        lease_options = max_hold, on_lost, cancel_on_loss
+        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
     async def acquire(self, timeout: float | None = None) -> Lease:
-        """Take the lock, waiting up to ``timeout`` seconds (``None``: for ever; 0: one try).
+        """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
-        Those who wait get it in turn; none of them polls.
+        Waiters are served in turn, and a release wakes the next one; no waiter polls.
 
-        :raises NotAcquired: somebody else still had it when the time was over; the error says who.
-        :raises QueueFull: as many wait already as ``max_waiters`` allows.
+        :raises NotAcquired: another holder still had the lock when the time was over. The error
+            names the holder.
+        :raises QueueFull: the lock has as many waiters as ``max_waiters`` allows.
         :raises SelfDeadlock: ``timeout`` is ``None``, and this task is inside a ``with`` block of
             the lock, or inside a job that holds it. Nothing was sent.
-        :raises LockUnavailable: the server cannot be reached, or refuses.
-        :raises KeyConflict: the lock's key holds something that lualock did not write.
+        :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
+        :raises KeyConflict: the lock's key holds a value that lualock did not write.
         """
-        ask = self._ask()
-        return await self._hold(ask, self._acquire(ask, options.wait_s(timeout)))
+        request = self._request()
+        return await self._hold(request, self._acquire(request, options.wait_s(timeout)))
 
     async def _hold(
-        self, ask: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
+        self, request: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
     ) -> Lease:
-        driver, care = self._locks._driver, self._care
+        driver, lease_options = self._locks._driver, self._options
         try:
-            grant = await driver.run(steps)
-            self._crowded = grant.waited
-            lease = Lease(ask, grant, driver, self._locks._watch() if care.needed else None, care)
+            state = await driver.run(steps)
+            self._crowded = state.waited
+            renewer = self._locks._renewer() if lease_options.needed else None
+            lease = Lease(request, state, driver, renewer, lease_options)
             if block is not None:
                 task = _current_task()
                 self._locks._blocks.push(self._key, block, lease, task, self._entered)
             return lease
         except BaseException:
-            if ask.grant is not None:  # won, and interrupted before anybody heard of it
-                await driver.run(protocol.undo(ask))
+            if request.state is not None:  # acquired, and interrupted before the caller has it
+                await driver.run(protocol.undo(request))
             raise
 
     def _task(self) -> asyncio.Task[Any] | None:
         return _current_task()
 
     async def try_acquire(self) -> Lease | None:
-        """Take the lock if it is free now; ``None`` if somebody has it. Never waits.
+        """Acquire the lock if it is free now, else return ``None``. Never waits.
 
-        :raises LockUnavailable: the server cannot be reached, or refuses.
+        :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
         """
         try:
             return await self.acquire(timeout=0)
@@ -90,11 +95,11 @@ class Lock(LockBase):
             return None
 
     async def request_release(self, lasts: float = 60.0) -> bool:
-        """Ask whoever has the lock to release it, which that one may do, or not.
+        """Ask the holder to release the lock; the holder may do so or not.
 
-        Returns whether anybody has it. The holder finds the request by
-        :meth:`Lease.release_requested`, within ``lasts`` seconds; who has it after that one is not
-        asked. Nothing is waited for.
+        Returns whether the lock is held. The holder sees the request by
+        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
@@ -102,19 +107,19 @@ class Lock(LockBase):
         return await self._locks._driver.run(self._request_release(lasts, server))
 
     async def locked(self) -> bool:
-        """Whether anybody has the lock now."""
+        """Return whether the lock is held now."""
         return (await self.inspect()).held
 
     async def inspect(self) -> LockInfo:
-        """Who has the lock, since when, for how long, with which fence and metadata."""
+        """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
         if self._key in self._locks._blocks.listed:
             self._locks._blocks.refuse_own_wait(self._key, _current_task())
-        ask, server = self._ask(), self._locks._driver.server_clock
-        lease = await self._hold(ask, protocol.acquire(ask, server, None), block)
+        request, server = self._request(), self._locks._driver.server_clock
+        lease = await self._hold(request, protocol.acquire(request, server, None), block)
         lease._begin()
         return lease
 

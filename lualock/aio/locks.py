@@ -1,4 +1,4 @@
-"""The locks of a server, for asyncio."""
+"""Define ``Locks`` and ``connect`` of the asyncio API."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class Locks(LocksBase, asynchronous=True):
     """The locks of one server, for coroutines.
 
-    :param client: a ``redis.asyncio.Redis``. Only its connection settings are used, never itself.
-    :param prefix: what every key begins with. Programs exclude each other under one prefix.
-    :param ttl: how long a lease lasts unless renewed, in seconds, for locks that do not say.
-    :param holder: how this process is shown to others (default ``host:pid:thread``).
-    :raises InvalidArgument: one of these cannot be used.
+    :param client: a ``redis.asyncio.Redis``. Only its connection settings are used.
+    :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
+    :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
+    :param holder: how other processes see this one (default ``host:pid:thread``).
+    :raises InvalidArgument: an argument is not valid.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class Locks(LocksBase, asynchronous=True):
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
+        self._renewers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
             weakref.WeakKeyDictionary()
         )
 
-    def _watch(self) -> LoopRenewer:
+    def _renewer(self) -> LoopRenewer:
         loop = asyncio.get_running_loop()
-        found = self._watches.get(loop)
+        found = self._renewers.get(loop)
         if found is None or found.pid != fork.current():
-            for ref in self._watches.keyrefs():  # made at once: other threads add theirs
+            for ref in self._renewers.keyrefs():  # a list, because other threads add their loops
                 other = ref()
-                ended = self._watches.get(other) if other and other.is_closed() else None
+                ended = self._renewers.get(other) if other and other.is_closed() else None
                 if ended is not None:
-                    ended.close()  # or its thread would wait until the next lease is due
-            found = self._watches[loop] = LoopRenewer(self._driver, loop)
+                    ended.close()  # else its thread waits until the next lease is due
+            found = self._renewers[loop] = LoopRenewer(self._driver, loop)
         return found
 
     def lock(
@@ -82,30 +82,30 @@ class Locks(LocksBase, asynchronous=True):
         on_lost: Callable[[Lease], object] | None = None,
         cancel_on_loss: bool = False,
     ) -> Lock:
-        """The lock of that name. Nothing is sent until it is acquired.
+        """Return the lock with that name. Nothing is sent until it is acquired.
 
-        :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are one.
-        :param ttl: seconds that a lease lasts. Given, it is not renewed unless ``renew=True``;
-            left out, it is 30 s and renewed until released. Renewal goes on while the event loop is
-            blocked. A loop that has not run for ``HUNG_TTLS`` ttls counts as hung: the lease ends,
-            and its loss is told as soon as the loop runs again. Where the client's connections or
-            credentials exist for asyncio only (Sentinel, a connection class of your own), the lease
-            is not renewed while the loop is blocked.
-        :param metadata: free text for :meth:`Lock.inspect`, such as why the lock is taken.
-        :param fair: ``True``: who waits gets the lock in turn, and a release hands it over.
-            ``False``: a release frees it for whoever comes first, and tells the first who waits.
-            Use one or the other for all locks of a name.
-        :param priority: from -100 to 100; the highest waits at the front of the queue.
-        :param max_waiters: how many may wait; who comes then gets :class:`QueueFull`.
+        :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are the same.
+        :param ttl: seconds that a lease lasts. With a ``ttl`` it is not renewed unless
+            ``renew=True``. Without one it lasts 30 s and is renewed until released. Renewal goes on
+            while the event loop is blocked. A loop that has not run for ``HUNG_TTLS`` ttls counts
+            as hung: the lease ends, and its loss is reported as soon as the loop runs again. If the
+            client's connections or credentials exist for asyncio only (Sentinel, a custom
+            connection class), the lease is not renewed while the loop is blocked.
+        :param metadata: free text for :meth:`Lock.inspect`, such as the purpose of the lock.
+        :param fair: ``True``: waiters are served in turn, and a release hands the lock over.
+            ``False``: a release frees the lock for the first request that arrives, and notifies
+            the first waiter. Use the same value for all locks with one name.
+        :param priority: from -100 to 100; waiters with the highest priority are served first.
+        :param max_waiters: how many callers may wait; a further one gets :class:`QueueFull`.
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
-            hangs does not have the lock for ever. :meth:`Lease.extend` may go beyond it.
-        :param on_lost: called with the lease, once, when it is lost before it was released: its
-            time is over, by the local clock, or the server said that it is not ours. Not called
-            when :meth:`Lease.release` says so, nor for a lease that the program dropped.
+            hangs does not keep the lock for ever. :meth:`Lease.extend` may go beyond it.
+        :param on_lost: called once, with the lease, when it is lost before its release: it expired
+            by the local clock, or the server reported that it has ended. Not called if
+            :meth:`Lease.release` reports the loss, nor for a lease that the program dropped.
             It is called in the event loop, and may be a coroutine function.
-        :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; it then
-            raises :class:`LeaseLost`.
-        :raises InvalidArgument: one of these cannot be used.
+        :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; the block
+            then raises :class:`LeaseLost`.
+        :raises InvalidArgument: an argument is not valid.
         """
         return Lock(
             *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
@@ -114,13 +114,13 @@ class Locks(LocksBase, asynchronous=True):
 
     @property
     def job(self) -> JobMaker:
-        """A decorator that lets only one run of a function go on at a time.
+        """Decorate a function so that only one run of it goes on at a time.
 
         Use it as ``@locks.job`` or ``@locks.job(timeout=..., key=..., on_failed=...,
         on_expired=...)``, on plain functions and coroutine functions alike; see
         :class:`lualock.jobs.JobMaker`.
         """
-        from lualock.jobs import JobMaker  # a leaf: opened when it is used
+        from lualock.jobs import JobMaker  # loaded on first use
 
         return JobMaker(self)
 
@@ -136,12 +136,13 @@ class Locks(LocksBase, asynchronous=True):
     ) -> Lease:
         """Take over a lease that another process passed on with :meth:`Lease.handle`.
 
-        It lasts its whole ttl from now on, under a new token and a greater fence: whoever had it
-        before can neither extend nor release it.
+        The lease lasts its whole ttl from now on, under a new token and a greater fence: its
+        previous holder can neither extend nor release it.
 
-        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on: say it.
-        :raises LeaseLost: it has ended, or was released or adopted before.
-        :raises InvalidArgument: that is no handle, or one of another prefix.
+        :param renew: ``None``: renewed if it was before. A ``max_hold`` is not passed on; give it
+            again.
+        :raises LeaseLost: the lease has ended, or was released or adopted before.
+        :raises InvalidArgument: the text is not a handle, or its lock has another prefix.
 
         The other parameters are those of :meth:`lock`.
         """
@@ -156,34 +157,34 @@ class Locks(LocksBase, asynchronous=True):
             on_lost=on_lost,
             cancel_on_loss=cancel_on_loss,
         )
-        ask = lock._ask()
-        steps = protocol.adopt(ask, found.token, self._driver.server_clock)
-        return await lock._hold(ask, steps)
+        request = lock._request()
+        steps = protocol.adopt(request, found.token, self._driver.server_clock)
+        return await lock._hold(request, steps)
 
     async def aclose(self) -> None:
-        """Close this loop's connections, and give up the embedded server if this uses it.
+        """Close this loop's connections, and the embedded server if this object uses it.
 
-        Leases that are still held are watched as before, until the loop ends: to renew them a
-        connection is opened again.
+        Leases that are still held are renewed as before, until the loop ends: a connection is
+        opened again for them.
         """
         try:
-            await self._driver.aclose()  # until then they go on being renewed
-        finally:  # also if it is cancelled, and of what was acquired meanwhile
-            await self._watch_again()
+            await self._driver.aclose()  # until then renewal goes on
+        finally:  # also if closing is cancelled, and for leases acquired meanwhile
+            await self._resume_renewal()
             keep, self._keep = self._keep, None
             if keep is not None:
                 keep.close()
 
-    async def _watch_again(self) -> None:
-        """Watch leases that are still held after the connections were closed."""
+    async def _resume_renewal(self) -> None:
+        """Go on renewing leases that are still held after the connections were closed."""
         loop = asyncio.get_running_loop()
-        watch = self._watches.get(loop)
-        if watch is None:
+        renewer = self._renewers.get(loop)
+        if renewer is None:
             return
-        if watch.pid == fork.current() and watch.leases() and await self._driver.begin():
-            watch.resume()
+        if renewer.pid == fork.current() and renewer.leases() and await self._driver.begin():
+            renewer.resume()
         else:
-            del self._watches[loop]
+            del self._renewers[loop]
 
     async def __aenter__(self) -> Locks:
         return self
@@ -199,13 +200,13 @@ def connect(
     ttl: float = options.DEFAULT_TTL_S,
     holder: str | None = None,
 ) -> Locks:
-    """The locks of a server, named in whatever way is at hand. Nothing is sent yet.
+    """Return the locks of a server. Nothing is sent yet.
 
     :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.asyncio.Redis``
         (Sentinel's too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared
         by all processes of this user (``pip install 'lualock[embedded]'``).
-    :raises InvalidArgument: it is none of these.
-    :raises EmbeddedUnavailable: nothing is configured and there is no server to embed.
+    :raises InvalidArgument: an argument is not valid.
+    :raises EmbeddedUnavailable: nothing is configured, and no embedded server can run.
 
     The other parameters are those of :class:`Locks`. Use it as ``async with connect() as locks``.
     """

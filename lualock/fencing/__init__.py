@@ -1,11 +1,11 @@
-"""Layer 6: guards that make a fence useful: what a lock protects refuses who has it no longer.
+"""Refuse writes of a former lock holder, by fencing tokens.
 
-A lease cannot stop code that is paused: it wakes after its lease has ended, and writes. The fence
-of whoever has the lock by then is greater, so a store that remembers the greatest fence it has
-seen, and refuses smaller ones, is safe from that. (Martin Kleppmann, *How to do distributed
-locking*, 2016.) :func:`fenced_set` is such a store for a key of Redis or Valkey, on whatever server
-that is; :mod:`lualock.fencing.aio` has it for ``redis.asyncio``. In SQL it is one more column, and
-one more condition::
+A lease cannot stop code that is paused: it resumes after its lease has expired, and writes. The
+fencing token (*fence*) of the next holder is greater. So a store that remembers the greatest fence
+it has seen, and refuses smaller ones, is safe. (Martin Kleppmann, *How to do distributed locking*,
+2016.) :func:`fenced_set` does so for a key on any Redis or Valkey server;
+:mod:`lualock.fencing.aio` has it for ``redis.asyncio``. In SQL it takes one more column and one
+more condition::
 
     UPDATE account SET balance = :balance, fence = :fence WHERE id = :id AND fence <= :fence
 
@@ -22,26 +22,26 @@ from lualock._core.keys import display_name
 from lualock.errors import InvalidArgument, KeyConflict, StaleFence
 from lualock.scripts import load
 
-# It runs on the caller's client, whose connections and replies are not ours.
+# It runs on the caller's client, so its replies carry no proof.
 FENCED_SET = load(Path(__file__).with_name("scripts"), proved=False)["fenced_set"]
 SOURCE = FENCED_SET.source.decode()
-MAX_FENCE = 2**53  # a number of Lua's is exact up to that
+MAX_FENCE = 2**53  # numbers in Lua are exact up to that
 
 
 def fence_key(key: bytes) -> bytes:
-    """Where the greatest fence of a key is kept: in its slot, if the server is a cluster.
+    """Return the key that keeps the greatest fence of a key, in the same cluster slot.
 
-    :raises InvalidArgument: there is no such place (a cluster's slot is what is between the first
-        ``{`` and the next ``}``, and this key has braces, but nothing between them).
+    :raises InvalidArgument: there is no such key. (The hash tag is the text between the first ``{``
+        and the next ``}``, and this key has braces with no text between them.)
     """
     _, opened, rest = key.partition(b"{")
     tag, closed, _ = rest.partition(b"}")
     if opened and closed and tag:
-        return b"fence:" + key  # so that it is no other key's, whose fence begins with a brace
+        return b"fence:" + key  # distinct from the form below, which begins with a brace
     if b"}" in key:
         raise InvalidArgument(
-            f"no fence can be kept beside the key {display_name(key)!r}: it has a brace but no "
-            "hash tag; choose another name"
+            f"could not keep a fence for key {display_name(key)!r}: the key has a brace but no "
+            "hash tag. Choose another name"
         )
     return b"{" + key + b"}:fence"
 
@@ -49,17 +49,17 @@ def fence_key(key: bytes) -> bytes:
 def fenced_set(
     client: Any, key: str | bytes, value: str | bytes, *, fence: int, ttl: float | None = None
 ) -> None:
-    """Set a key, as ``SET`` does, unless somebody with a greater fence has set it before.
+    """Set a key, as ``SET`` does, unless a holder with a greater fence has set it before.
 
-    Read it with a plain ``GET``. The greatest fence is kept beside it, in a key of its own that
-    does not expire: a guard that forgets is none.
+    Read it with a plain ``GET``. The greatest fence is kept in a key of its own that does not
+    expire: otherwise a late write could succeed.
 
-    :param client: a ``redis.Redis`` of the server that has the key; what it raises is not changed.
+    :param client: a ``redis.Redis`` of the key's server; its exceptions are passed on unchanged.
     :param fence: :attr:`lualock.Lease.fence` of the writer's lease.
-    :param ttl: seconds that the value lasts; ``None``: without an end.
+    :param ttl: seconds that the value lasts; ``None``: it does not expire.
     :raises StaleFence: a greater fence has been seen; nothing was changed.
-    :raises KeyConflict: what stands where its fence is to be kept is none.
-    :raises InvalidArgument: one of these cannot be used.
+    :raises KeyConflict: the key of the fence holds something else; nothing was changed.
+    :raises InvalidArgument: an argument is not valid.
     """
     check_client(client, asynchronous=False)
     keys, args = request(key, value, fence, ttl)
@@ -67,7 +67,7 @@ def fenced_set(
 
 
 def check_client(client: object, *, asynchronous: bool) -> None:
-    """Check that it is a client of the right kind, which answers at once.
+    """Check that this is a client of the right kind, and not a pipeline.
 
     :raises InvalidArgument: it is not.
     """
@@ -75,20 +75,20 @@ def check_client(client: object, *, asynchronous: bool) -> None:
     theirs = any(module.startswith("redis.asyncio") for module in kinds)
     if not hasattr(client, "register_script") or hasattr(client, "command_stack"):
         raise InvalidArgument(
-            f"{type(client).__name__} is no client: pass a redis.Redis, and no pipeline, whose "
-            "answers come too late to be judged"
+            f"client must be a redis.Redis, not {type(client).__name__}. (A pipeline's replies "
+            "come too late to be checked.)"
         )
     if theirs != asynchronous:
         raise InvalidArgument(
-            "for a redis.asyncio client use lualock.fencing.aio.fenced_set, for a redis.Redis "
-            "lualock.fencing.fenced_set"
+            "client is of the wrong kind: use lualock.fencing.aio.fenced_set for redis.asyncio, "
+            "and lualock.fencing.fenced_set for redis.Redis"
         )
 
 
 def request(
     key: object, value: object, fence: object, ttl: float | None
 ) -> tuple[list[bytes], list[str | bytes | int]]:
-    """The script's keys and arguments.
+    """Make the script's keys and arguments.
 
     :raises InvalidArgument: as for :func:`fenced_set`.
     """
@@ -97,7 +97,7 @@ def request(
     if not isinstance(value, str | bytes):
         raise InvalidArgument(f"a value must be str or bytes, not {type(value).__name__}")
     if isinstance(fence, bool) or not isinstance(fence, int) or not 0 < fence < MAX_FENCE:
-        raise InvalidArgument("fence must be the whole number that lease.fence is")
+        raise InvalidArgument("fence must be the whole number lease.fence, above 0 and below 2**53")
     raw = _encoded(key, "a key")
     ttl_ms = 0 if ttl is None else options.ttl_ms(ttl)
     return [raw, fence_key(raw)], [_encoded(value, "a value"), fence, ttl_ms]
@@ -107,26 +107,27 @@ def _encoded(text: str | bytes, what: str) -> bytes:
     try:
         return text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError as error:
-        raise InvalidArgument(f"{what} that is no valid text must be given as bytes") from error
+        raise InvalidArgument(f"{what} must be bytes if it is not valid text") from error
 
 
 def judge(reply: Any, key: str | bytes, fence: int) -> None:
-    """What the script's reply means.
+    """Check the script's reply.
 
     :raises StaleFence: a greater fence has been seen.
-    :raises KeyConflict: what stands beside the key is no fence.
+    :raises KeyConflict: the key of the fence holds something else.
     """
     if isinstance(reply, list) and len(reply) == 1:
         raw = key.encode() if isinstance(key, str) else key
         raise KeyConflict(
-            f"beside the key {display_name(key)!r}, at {display_name(fence_key(raw))!r}, stands "
-            "what is no fence: nothing was changed; delete it, or choose another key"
+            f"could not set key {display_name(key)!r}: its fence key "
+            f"{display_name(fence_key(raw))!r} does not hold a fence (nothing was changed). "
+            "Delete that key, or choose another one to set"
         )
     if isinstance(reply, list):
         seen = int(reply[1])
         raise StaleFence(
-            f"the key {display_name(key)!r} was not set: fence {fence} is stale, {seen} has been "
-            "seen, so somebody else has had the lock since",
+            f"could not set key {display_name(key)!r}: fence {fence} is stale, {seen} has been "
+            "seen, so another holder has acquired the lock since. Discard this write",
             fence=fence,
             seen=seen,
         )

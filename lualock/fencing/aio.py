@@ -1,4 +1,4 @@
-"""The same for ``redis.asyncio`` clients."""
+"""Provide :func:`fenced_set` for ``redis.asyncio`` clients."""
 
 from __future__ import annotations
 

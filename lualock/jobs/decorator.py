@@ -182,8 +182,7 @@ class JobMaker:
             )
         if key is None and "<lambda>" in body.__qualname__:
             raise InvalidArgument(
-                "a lambda has no name to make its lock's name of, and would share it with every "
-                "other: define a function, or say key="
+                "cannot derive a lock name for a lambda: use a named function or pass key="
             )
         for what, callback in (("on_failed", on_failed), ("on_expired", on_expired)):
             if callback is not None and not callable(callback):

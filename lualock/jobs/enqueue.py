@@ -70,7 +70,7 @@ class Entry:
         """Take the job's place, for some seconds."""
         job, rules = self.job, self.job.rules
         job_text(job_id)
-        raw = self.locks[0]._ask().token if token is None else as_token(token)
+        raw = self.locks[0]._request().token if token is None else as_token(token)
         done: list[AnyLock] = []
         try:
             for lock in self.locks:
@@ -107,7 +107,7 @@ class Entry:
                 raise refused
             return
         place = reservation_of(lock, job_id, RESERVE_S)
-        ask = place._ask()
+        ask = place._request()
         ask.token = token
         alone = self.job.rules.unique == "both"
         driver: Any = lock._locks._driver
@@ -143,7 +143,7 @@ class Entry:
             return
         for lock in self.locks:
             yield from leave(lock, raw)
-            ask = lock._ask()
+            ask = lock._request()
             ask.token = raw
             driver: Any = lock._locks._driver
             with suppress(LeaseLost):  # it waits for no retry
@@ -158,7 +158,7 @@ class Entry:
             if pid is not None and lock._locks._settings.holder is None:
                 holder = options.process_holder(pid)
             driver: Any = lock._locks._driver
-            steps = verbs.died(lock._ask(), job_text(job_id), owner, holder)
+            steps = verbs.died(lock._request(), job_text(job_id), owner, holder)
             found |= yield partial(driver.run, steps)
             yield from leave(lock, owner)
         return found

@@ -39,12 +39,12 @@ def finish(it: Run, error: BaseException | None, result: Any) -> Actions[None]:
             log.error("job %s could not release its lock: %s", job.name, unknown)
             problem = problem or unknown
             if isinstance(unknown, LockUnavailable):
-                yield abandon_quietly(lease._driver, lease._ask)
+                yield abandon_quietly(lease._driver, lease._request)
         except GeneratorExit:
             raise
         except BaseException as other:
             interrupted = interrupted or other
-            yield abandon_quietly(lease._driver, lease._ask)
+            yield abandon_quietly(lease._driver, lease._request)
     for attempt in it.without if kept is None else ():
         yield from attempt.leave_all()  # the server may have been away for all this time
     if interrupted is not None:
@@ -72,7 +72,7 @@ def _take_back(it: Run) -> Actions[None]:
     """What may have been kept for a retry that will not be."""
     assert it.delivery is not None
     for lock in it.locks:
-        ask, driver = lock._ask(), lock._locks._driver
+        ask, driver = lock._request(), lock._locks._driver
         ask.token = it.delivery.owner
         yield abandon_quietly(driver, ask)
         yield abandon_quietly(driver, ask_of(lock, ask.token))
@@ -126,18 +126,18 @@ def _give_up(it: Run, lock: AnyLock, lease: AnyLease, kept: _Kept | None) -> Act
 def _keep_lock(it: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions[None]:
     """The lease goes over to the token that the job's next delivery comes with."""
     driver: Any = lock._locks._driver
-    ask = lock._ask()
+    ask = lock._request()
     if it.delivery is not None:
         ask.token = it.delivery.owner
     ask.ttl_ms = options.ttl_ms(min(for_s, options.MAX_TTL_S))
-    keep = protocol.adopt(ask, lease._ask.token, driver.server_clock, "kept", fresh=False)
+    keep = protocol.adopt(ask, lease._request.token, driver.server_clock, "kept", fresh=False)
     yield partial(_pass_on, lease, keep)
 
 
 def _pass_on(lease: AnyLease, steps: Steps[LeaseState]) -> Any:
-    if lease._watch is not None:
-        lease._watch.drop(lease)
-    lease._grant.released = True
+    if lease._renewer is not None:
+        lease._renewer.drop(lease)
+    lease._state.released = True
     return lease._driver.run(_passed_on(lease, steps))
 
 
@@ -148,7 +148,7 @@ def _passed_on(lease: AnyLease, steps: Steps[LeaseState]) -> Steps[None]:
     except GeneratorExit:
         raise
     except BaseException:
-        yield from protocol.undo(lease._ask)
+        yield from protocol.undo(lease._request)
         raise
 
 
@@ -156,7 +156,7 @@ def _keep_place(it: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     assert it.delivery is not None
     driver: Any = lock._locks._driver
     place = reservation_of(lock, it.job_id, RESERVE_S)
-    ask = place._ask()
+    ask = place._request()
     ask.token = it.delivery.owner
     reserve = verbs.reserve(ask, lock.key, driver.server_clock, alone=False)
     try:

@@ -102,10 +102,10 @@ class Job:
                 found.append(old)
         if job_id is not None:
             for lock in found:
-                lock._about = about_job(lock._about, job_id)
+                lock._holder_info = about_job(lock._holder_info, job_id)
         found.sort(key=lambda lock: lock.key)
         for lock in found[:-1]:  # while the run waits for the next; then see `last_for`
-            lock._care = replace(lock._care, renew=True)
+            lock._options = replace(lock._options, renew=True)
         return found
 
     def _named(

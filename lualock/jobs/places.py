@@ -25,7 +25,7 @@ def reservation_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyL
     """The lock of a queued job; without a ttl it is renewed."""
     place = lock._locks.lock(lock._name, ttl)
     if job_id is not None:
-        place._about = about_job(place._about, job_id)
+        place._holder_info = about_job(place._holder_info, job_id)
     place._key = verbs.reservation_key(lock.key)
     place._queue = waiters_key(place._key)
     return place
@@ -34,7 +34,7 @@ def reservation_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyL
 def ask_of(lock: AnyLock, token: bytes) -> AcquireRequest:
     """What stands for a place of which only the token is known."""
     key = verbs.reservation_key(lock.key)
-    ask = lock._ask()
+    ask = lock._request()
     ask.key, ask.queue, ask.token = key, waiters_key(key), token
     return ask
 

@@ -82,7 +82,7 @@ class Replace:
 
     def take(self, attempt: Attempt) -> Taking:
         # The request and the wait have one token, so that nobody is asked to stop by itself.
-        ask = attempt.lock._ask()
+        ask = attempt.lock._request()
         withdraw = attempt.call(stop_request.withdraw(ask))
         try:
             lasts_s = min(self.wait + SLACK_S, options.MAX_TTL_S)

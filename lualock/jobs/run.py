@@ -49,13 +49,13 @@ def run(it: Run) -> Actions[Any]:
         # An interruption may come between any two lines: what they would have given up is.
         _current.set(before)
         for ask in it.asks:
-            if ask.grant is not None and not _is_over(ask.grant):
+            if ask.state is not None and not _is_over(ask.state):
                 yield abandon_quietly(it.locks[0]._locks._driver, ask)
         raise
 
 
 def _is_over(grant: LeaseState) -> bool:
-    return grant.released or grant.lost or protocol.is_disowned(grant)
+    return grant.released or grant.lost or protocol.is_release_unknown(grant)
 
 
 def _run(it: Run) -> Actions[Any]:
@@ -118,7 +118,7 @@ def _take_all(it: Run) -> Actions[None]:
         if away and rules.on_unavailable == "run":
             log.warning("job %s runs without its lock: %s", it.job.name, error)
             for _, lease in it.held:  # it waits for no other lock any more; see `last_for`
-                lease._renewed = it.locks[-1]._care.renew
+                lease._renewed = it.locks[-1]._options.renew
             return
         while it.held:
             yield from release_quietly(it.held.pop()[1])

@@ -77,7 +77,7 @@ class Attempt:
         :raises RetryLater: the job is to be delivered again.
         :raises NotAcquired: it is not to run.
         """
-        ask, server = self.lock._ask(), self._driver.server_clock
+        ask, server = self.lock._request(), self._driver.server_clock
         self._asks.append(ask)
         if self._owner is None:
             first = protocol.acquire(ask, server, 0)
@@ -171,7 +171,7 @@ class Attempt:
         :raises NotAcquired: not within that time; :attr:`refused` says so.
         :raises SelfDeadlock: it is part of a run that holds the lock, and there is no such time.
         """
-        ask = ask or self.lock._ask()
+        ask = ask or self.lock._request()
         self._asks.append(ask)
         steps = self.lock._acquire(ask, options.wait_s(timeout))
         try:
@@ -198,7 +198,7 @@ class Attempt:
         options.delay_s(delay_s, "delay")
         refused = self.refused
         request = RetryLater(
-            f"{refused}; the job is to be tried again in {delay_s:g} s",
+            f"{refused}; the job is tried again in {delay_s:g} s",
             name=refused.name,
             holder=refused.holder,
             held_s=refused.held_s,
@@ -227,9 +227,9 @@ class Attempt:
         :raises Superseded: another is.
         """
         if self._owner is None:
-            self._owner = self.lock._ask().token
+            self._owner = self.lock._request().token
         place = reservation_of(self.lock, self.job_id, None)
-        ask = place._ask()
+        ask = place._request()
         ask.token = self._owner
         steps = verbs.reserve(ask, self.lock.key, self._driver.server_clock, alone=False)
         try:
@@ -271,7 +271,7 @@ class Attempt:
         """Give up the lock that the job's last attempt may have kept for this one."""
         if self._owner is None or self.delivery is None or self.job.rules.on_retry != "hold":
             return
-        ask = self.lock._ask()
+        ask = self.lock._request()
         ask.token = self._owner
         yield abandon_quietly(self._driver, ask)
 
@@ -289,8 +289,8 @@ class Attempt:
     def renew_no_more(self) -> None:
         """Let the job's place last as long as it does."""
         place, self._place = self._place, None
-        if place is not None and place._watch is not None:
-            place._watch.drop(place)
+        if place is not None and place._renewer is not None:
+            place._renewer.drop(place)
 
 
 def last_for(lease: AnyLease, lock: AnyLock) -> Actions[None]:
@@ -299,7 +299,7 @@ def last_for(lease: AnyLease, lock: AnyLock) -> Actions[None]:
 
     :raises LeaseLost: it ended meanwhile.
     """
-    lease._renewed = lock._care.renew
+    lease._renewed = lock._options.renew
     yield partial(lease.extend, lock.ttl)
 
 
@@ -311,7 +311,7 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
     except LockError as error:
         log.warning("cleaning up after a job's lock: %s", error)
         if isinstance(error, LockUnavailable):
-            yield abandon_quietly(lease._driver, lease._ask)
+            yield abandon_quietly(lease._driver, lease._request)
 
 
 def abandon_quietly(driver: Any, ask: AcquireRequest) -> Action:

@@ -207,14 +207,14 @@ def job_text(job_id: str) -> str:
     return f"job {job_id}"
 
 
-def about_job(about: options.About, job_id: str) -> options.About:
+def about_job(holder_info: options.HolderInfo, job_id: str) -> options.HolderInfo:
     """What is kept beside a lease of a job. The holder is cut short where both have no room: it is
     for people, and the job's id is not."""
     metadata = b"\n" + job_text(job_id).encode("utf-8", "replace")
-    holder = about.holder
+    holder = holder_info.holder
     if holder is not None:
-        holder = holder[: options.MAX_ABOUT_BYTES - len(metadata)]
-    return options.About(holder, metadata)
+        holder = holder[: options.MAX_HOLDER_INFO_BYTES - len(metadata)]
+    return options.HolderInfo(holder, metadata)
 
 
 def job_id_of(metadata: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lualock import scripts as script
 from lualock._core.keys import waiters_key
-from lualock._core.options import split_about
+from lualock._core.options import split_holder_info
 from lualock._protocol import (
     AcquireRequest,
     LeaseState,
@@ -41,13 +41,13 @@ class Taken(NotAcquired):
     """Whether it is the running lock that is held, and not just the place of a queued job."""
 
 
-def _taken(ask: AcquireRequest, key: bytes, server: ServerClock, reply: Any) -> LockError:
+def _taken(request: AcquireRequest, key: bytes, server: ServerClock, reply: Any) -> LockError:
     if reply[0] not in (b"held", b"queued", b"running"):
         return conflict(key)
     now = server.clock()
-    error = Held(reply[1], reply[2], reply[3], now).refusal(ask.name, now, Taken)
+    error = Held(reply[1], reply[2], reply[3], now).refusal(request.name, now, Taken)
     assert isinstance(error, Taken)
-    error.metadata = split_about(reply[3])[1]
+    error.metadata = split_holder_info(reply[3])[1]
     error.running = reply[0] != b"queued"
     return error
 
@@ -58,9 +58,9 @@ def reservation_key(lock: bytes) -> bytes:
 
 
 def reserve(
-    ask: AcquireRequest, lock: bytes, server: ServerClock, *, alone: bool
+    request: AcquireRequest, lock: bytes, server: ServerClock, *, alone: bool
 ) -> Steps[LeaseState]:
-    """Take a place: ``ask`` is for that, ``lock`` the key of the lock of those who run.
+    """Take a place: ``request`` is for that, ``lock`` the key of the lock of those who run.
 
     :param alone: be refused also while one runs.
     :raises Taken: another job has it, or one runs.
@@ -69,36 +69,45 @@ def reserve(
     def make(deadline: bytes) -> RunScript:
         now = server.clock()
         sent = server.deadline(now, now)
-        told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, b"1" if alone else b"0", sent
-        return RunScript(RESERVE, (lock, ask.key, *told))
+        told = (
+            request.token,
+            b"%d" % request.ttl_ms,
+            deadline,
+            request.holder_info,
+            b"1" if alone else b"0",
+            sent,
+        )
+        return RunScript(RESERVE, (lock, request.key, *told))
 
-    return take(ask, server, make, lambda reply: _taken(ask, lock, server, reply), fresh=False)
+    return take(
+        request, server, make, lambda reply: _taken(request, lock, server, reply), fresh=False
+    )
 
 
-def start(ask: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
+def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
     """Take the lock for a job, and give up the place that it has under the token ``owner``.
 
     :raises Taken: somebody else has it; the place stays as it is.
     """
 
     def make(deadline: bytes) -> RunScript:
-        place = reservation_key(ask.key)
-        keys = ask.key, place, ask.queue, waiters_key(place)
-        told = ask.token, b"%d" % ask.ttl_ms, deadline, ask.about, owner
+        place = reservation_key(request.key)
+        keys = request.key, place, request.queue, waiters_key(place)
+        told = request.token, b"%d" % request.ttl_ms, deadline, request.holder_info, owner
         return RunScript(START, (*keys, *told))
 
-    return take(ask, server, make, lambda reply: _taken(ask, ask.key, server, reply))
+    return take(request, server, make, lambda reply: _taken(request, request.key, server, reply))
 
 
-def died(ask: AcquireRequest, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
+def died(request: AcquireRequest, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
     """Release the lock of a run whose process is dead; whether there was such a run.
 
     :param job: the metadata of its lease.
     :param holder: how the holder of its lease begins; empty where that is not known.
     :raises LockUnavailable: the server did not answer.
     """
-    parts = ask.key, ask.queue, job.encode(), owner, holder
+    parts = request.key, request.queue, job.encode(), owner, holder
     reply = yield from ask_again(RunScript(DIED, parts))
     if isinstance(reply, list):
-        raise conflict(ask.key)
+        raise conflict(request.key)
     return reply in (b"released", b"handed_over")

@@ -1,1 +1,1 @@
-"""For operators."""
+"""Tools for operators of a server: the ACL rule for a user that needs locks only."""

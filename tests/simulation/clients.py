@@ -97,9 +97,9 @@ class Renewal(LeaseRenewer):
         self.busy, self._wakes_at = False, math.inf
         for holding in self.holdings:
             holding.note_end()
-        next_look = self.next_look()
-        if next_look < math.inf:
-            self._wake_at(next_look)
+        next_check_at = self.next_check_at()
+        if next_check_at < math.inf:
+            self._wake_at(next_check_at)
 
     def _tell(self, lease: LeaseBase) -> None:
         pass
@@ -151,8 +151,8 @@ class Client:
             queue=lock.queue,
             token=token,
             ttl_ms=turn.ttl_ms,
-            about=name.encode(),
-            band=options.band(turn.priority),
+            holder_info=name.encode(),
+            priority_base=options.priority_base(turn.priority),
             max_waiters=lock.max_waiters,
             fair=b"1" if lock.fair else b"0",
             crowded=self._crowded.get(lock.name, False),
@@ -215,7 +215,7 @@ class Client:
             return
         if world.excused(self.process.name, REFUSED_S) or world.faults["clock_back"]:
             return
-        holder = options.split_about(record[61:])[0]
+        holder = options.split_holder_info(record[61:])[0]
         since_s = (server.clock_us() - int(record[1:17])) / US
         if holder != refused.holder and since_s > REFUSED_S:
             text = (
@@ -262,21 +262,21 @@ class Holding:
     ) -> None:
         self._client = client
         self.process, self.world = client.process, client.world
-        self._turn, self._ask, self._lease, self.who = turn, ask, lease, who
+        self._turn, self._request, self._lease, self.who = turn, ask, lease, who
         self._told = self.until()
         self._over = self._forgets = False
 
     def until(self) -> float:
         """Its deadline, on the common clock."""
-        return self._lease._grant.deadline - self.process.offset_s
+        return self._lease._state.deadline - self.process.offset_s
 
     def check_certain(self) -> None:
         """A lease is begun before its claim is answered only where much of its time is left."""
-        claim: Any = self._lease._grant.claim
+        claim: Any = self._lease._state.claim
         given_s = min(self._turn.ttl_ms, CLAIM_MS) / 1000
         if claim is None:
             return
-        left_s = self._lease._grant.deadline - claim.posted
+        left_s = self._lease._state.deadline - claim.posted
         if left_s <= given_s / 2:
             text = f"it was begun with {left_s:.6f} s left, of {given_s:g} s until it is claimed"
             self.world.wrong("claim", text)
@@ -319,14 +319,14 @@ class Holding:
             outcome = "lost"
         except Interrupted:
             # The shell's `with` releases, whatever interrupted the body.
-            if not self._lease._grant.released:
+            if not self._lease._state.released:
                 self.drop()
                 process.start(self._last_release())
                 outcome = ""
             raise
         except LockError as error:
             one_lost = process.lost_replies - broke == 1 and process.failures == failed
-            answered = isinstance(error, KeyConflict) or "is not ours any more" in str(error)
+            answered = isinstance(error, KeyConflict) or "could not confirm" in str(error)
             if one_lost and not answered:
                 self.world.wrong("repeat", f"a lost reply was not asked for again: {error}")
         finally:
@@ -334,7 +334,7 @@ class Holding:
                 self.world.record("released", what=outcome, **self.who)
 
     def _claiming(self) -> bool:
-        return self._lease._grant.claim is not None and self._lease.held
+        return self._lease._state.claim is not None and self._lease.held
 
     def drop(self) -> None:
         if self._turn.renew:
@@ -353,7 +353,7 @@ class Holding:
             return "unknown"
         turn = replace(self._turn, ending="release", wait_s=None)
         # A message brings the handle.
-        heir.process.soon(self.world.latency_us, heir.adopt, turn, self._ask.token)
+        heir.process.soon(self.world.latency_us, heir.adopt, turn, self._request.token)
         if self.world.random.random() < 0.2:
             self.process.soon(0, self._take_back)  # it wants it back, if it was not adopted yet
         return "passed"
@@ -365,11 +365,11 @@ class Holding:
 
     def let_go(self) -> None:
         self._look()
-        self.world.ended[self._ask.token] = self.world.now
+        self.world.ended[self._request.token] = self.world.now
         if not self._forgets:
             self._over = True
             self.world.record("let_go", **self.who)
-            self.world.disowned[self._ask.token] = self.world.now
+            self.world.disowned[self._request.token] = self.world.now
 
     def _last_release(self) -> Steps[None]:
         outcome = "unknown"
@@ -387,14 +387,14 @@ class Holding:
     def _look(self) -> None:
         """What the lease says of itself now."""
         lease = self._lease
-        claim: Any = lease._grant.claim
+        claim: Any = lease._state.claim
         lease.remaining()  # reads the reply to the claim
-        settled = claim is not None and lease._grant.claim is None
+        settled = claim is not None and lease._state.claim is None
         refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"claimed"
         if refused and lease.held:
             self.world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
         self.note_end()
-        if lease._grant.lost and not self._over:
+        if lease._state.lost and not self._over:
             self._over = True
             self.world.record("let_go", **self.who)
 
@@ -405,7 +405,7 @@ class Holding:
             self._told = until
             what = "answered" if answered else ""
             self.world.record("until", until=until, what=what, **self.who)
-            self.world.server.check_deadline(self._ask.key, self._ask.token, until)
+            self.world.server.check_deadline(self._request.key, self._request.token, until)
 
     def work(self) -> None:
         self._look()

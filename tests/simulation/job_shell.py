@@ -191,7 +191,7 @@ class Actor(Client):
         world = self.world
         lock._crowded = grant.waited
         world.known.add(ask.token)
-        care = lock._care
+        care = lock._options
         watch = self.renewal if care.needed else None
         lease = Lease(ask, grant, self.locks._driver, watch, care)
         turn = Turn(
@@ -217,11 +217,11 @@ class Driver:
     def run(self, steps: Steps[Any]) -> Steps[Any]:
         """The steps, which write down what they do."""
         told, verb = getgeneratorlocals(steps), verb_of(steps)
-        ask: AcquireRequest | None = told.get("ask")
+        ask: AcquireRequest | None = told.get("request")
         if ask is not None and ask.key.endswith(PLACE):
             return self._actor.at_place(verb, ask, steps, waits=False)
         if "lease" in told:
-            return self._actor.keeps(getgeneratorlocals(told["steps"])["ask"], steps)
+            return self._actor.keeps(getgeneratorlocals(told["steps"])["request"], steps)
         return steps
 
     def resubscribe(self) -> None:
@@ -235,7 +235,7 @@ class Driver:
     def cleanup_in_background(self, call: protocol.RunScript) -> None:
         """Give back what nobody has in hand any more."""
         lease = self._actor.lease
-        if lease is not None and not lease.over and call.parts[0] == lease._ask.key:
+        if lease is not None and not lease.over and call.parts[0] == lease._request.key:
             lease.begin_end()
         self._actor.process.start(self._abandon(call, self._actor.job))
 
@@ -303,18 +303,18 @@ class Lock(LockBase):
         super().__init__(settings, name, ttl, None, metadata, True, 0, None, None, None)
         self._locks = locks
 
-    def _ask(self) -> AcquireRequest:
+    def _request(self) -> AcquireRequest:
         actor = self._locks.actor
-        about = options.process_holder(actor.pid) + self._about.metadata
+        about = options.process_holder(actor.pid) + self._holder_info.metadata
         token = actor.fresh().ljust(22, "_").encode()
         return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, about),
-            *(self._band, self._max_waiters, self._fair, self._crowded),
+            *(self._priority_base, self._max_waiters, self._fair, self._crowded),
         )
 
     def acquire(self, timeout: float | None = None) -> Steps[Lease]:
         """See :class:`lualock.Lock`."""
-        ask, server = self._ask(), self._locks._driver.server_clock
+        ask, server = self._request(), self._locks._driver.server_clock
         return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
 
     def _hold(self, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[Lease]:
@@ -322,8 +322,8 @@ class Lock(LockBase):
         if not ask.key.endswith(PLACE):
             return (yield from actor.acquires(self, ask, steps))
         grant = yield from actor.at_place("take", ask, steps, waits=True)
-        watch = actor.renewal if self._care.needed else None
-        return Lease(ask, grant, self._locks._driver, watch, self._care)
+        watch = actor.renewal if self._options.needed else None
+        return Lease(ask, grant, self._locks._driver, watch, self._options)
 
     def inspect(self) -> Steps[LockInfo]:
         """See :class:`lualock.Lock`."""

@@ -99,37 +99,37 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.release",
         "an interrupted release gives nothing back",
-        'grant.released = True\n        yield from give_back(ask, b"", None)',
-        "grant.released = True",
+        'state.released = True\n        yield from give_back(request, b"", None)',
+        "state.released = True",
     ),
     (
         "_protocol.release",
         "a release that could not be made is not made up for",
-        'disown(grant)\n        if grant.fence:\n            yield from give_back(ask, b"", None)',
-        "disown(grant)",
-    ),
-    (
-        "_protocol.abandon",
-        "an interruption abandons nothing",
-        "yield abandon_request(ask, ticket, until)",
+        'if state.fence:\n            yield from give_back(request, b"", None)',
         "pass",
     ),
     (
         "_protocol.abandon",
-        "an interruption lays no orphan",
-        "        if orphan is not None:  # first, for it cannot fail\n",
+        "an interruption abandons nothing",
+        "yield abandon_request(request, ticket, until)",
+        "pass",
+    ),
+    (
+        "_protocol.abandon",
+        "an interruption cleans up after no orphan",
+        "        if orphan is not None:  # first, because it cannot fail\n",
         "        if False:\n",
     ),
     (
         "_protocol.abandon",
-        "a orphan's place in the queue stays",
+        "an orphan's place in the queue stays",
         'orphan.parts[2] if orphan.script is WAIT else b""',
         'b""',
     ),
     (
         "_protocol.release",
         "a repeated release believes that its lease had ended",
-        'if asked_again and reply[0] != b"conflict":',
+        'if repeated and reply[0] != b"conflict":',
         "if False:",
     ),
     (
@@ -141,13 +141,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.extend",
         "the end of an extended lease is counted from the reply",
-        "        return min(deadline, sent + grant.at_most_s)\n",
+        "        return min(deadline, sent_at + state.at_most_s)\n",
         "        return clock() + ttl_ms / 1000\n",
     ),
     (
         "_protocol.extend",
         "a sooner end that is not heard of is no end",
-        "        grant.claim, grant.deadline = None, min(before, deadline)\n",
+        "        state.claim, state.deadline = None, min(previous_deadline, deadline)\n",
         "",
     ),
     (
@@ -159,44 +159,44 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.extend",
         "the end of a renewed lease is counted from the reply",
-        "outcomes.append(sent + min(",
+        "outcomes.append(sent_at + min(",
         "outcomes.append(clock() + min(",
     ),
     (
         "_protocol.acquire",
         "a timeout abandons nothing",
-        "told = yield from abandon(attempt)",
-        "told = None",
+        "refusal = yield from abandon(attempt)",
+        "refusal = None",
     ),
     (
         "_protocol.acquire",
         "an interruption gives nothing back",
-        "yield from give_back(ask, attempt.ticket, orphan, attempt.until)",
+        "yield from give_back(request, attempt.ticket, orphan, attempt.until)",
         "pass",
     ),
     (
         "_protocol.acquire",
-        "the orphan of what was won is not laid",
-        "yield schedule_cleanup(ask, attempt.orphan)",
+        "the orphan of what was won is not cleaned up",
+        "yield schedule_cleanup(request, attempt.orphan)",
         "pass",
     ),
     (
         "_protocol.abandon",
-        "what lays a orphan takes away what has been won",
-        'b"" if ask.grant is None else named(ask, ask.grant)',
+        "the cleanup of an orphan takes away what has been won",
+        'b"" if request.state is None else lease_id(request, request.state)',
         'b""',
     ),
     (
         "_protocol.acquire",
         "what was won is not undone",
-        'yield from give_back(ask, b"", None)',
+        'yield from give_back(request, b"", None)',
         "yield from ()",
     ),
     (
         "_protocol.wait",
         "an old message is believed",
-        "elif told[:16] > attempt.seen:",
-        "elif told:",
+        "elif message[:16] > attempt.seen_fence:",
+        "elif message:",
     ),
     (
         "_protocol.wait",
@@ -213,8 +213,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.attempt",
         "the end of a lease is counted from the reply",
-        "return LeaseState(int(reply), self.sent + self.ask.ttl_ms / 1000, named=named)",
-        "return LeaseState(int(reply), self.clock() + self.ask.ttl_ms / 1000, named=named)",
+        "deadline = self.sent_at + self.request.ttl_ms / 1000\n",
+        "deadline = self.clock() + self.request.ttl_ms / 1000\n",
     ),
     (
         "_protocol.acquire",
@@ -224,27 +224,27 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.adopt",
-        "the orphan of what was taken is not laid",
-        "yield schedule_cleanup(ask, orphan)",
+        "the orphan of what was taken is not cleaned up",
+        "yield schedule_cleanup(request, orphan)",
         "pass",
     ),
     (
         "_protocol.adopt",
         "an interrupted adoption gives nothing back",
-        'yield from give_back(ask, b"", orphan)',
+        'yield from give_back(request, b"", orphan)',
         "pass",
     ),
     (
         "_protocol.attempt",
         "the copy of a try is forgotten",
-        "  self.mark_lost()\n        self.asked = None\n        if type(reply) is bytes:",
-        "  pass\n        self.asked = None\n        if type(reply) is bytes:",
+        "  self.mark_lost()\n        self.in_flight = None\n        if type(reply) is bytes:",
+        "  pass\n        self.in_flight = None\n        if type(reply) is bytes:",
     ),
     (
         "_protocol.attempt",
-        "the copy of a look is forgotten",
-        "            self.mark_lost()\n        self.asked = None\n\n    def possible_orphan",
-        "            pass\n        self.asked = None\n\n    def possible_orphan",
+        "the copy of a check is forgotten",
+        "            self.mark_lost()\n        self.in_flight = None\n\n    def possible_orphan",
+        "            pass\n        self.in_flight = None\n\n    def possible_orphan",
     ),
     (
         "_protocol.adopt",
@@ -255,7 +255,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.release",
         "the copy of a release is forgotten",
-        "asked_again = asked_again or step.doubled",
+        "repeated = repeated or step.doubled",
         "pass",
     ),
     (
@@ -267,13 +267,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "an error is believed that may answer another request",
-        "        return look.poll()\n    except LockError:\n        return None",
-        "        return look.poll()\n    except LockError:\n        raise",
+        "        return check_queue.poll()\n    except LockError:\n        return None",
+        "        return check_queue.poll()\n    except LockError:\n        raise",
     ),
     (
         "_protocol.acquire",
         "the lease of a late try is counted from the last of them",
-        "attempt.sent = sent",
+        "attempt.sent_at = sent_at",
         "pass",
     ),
     (
@@ -285,13 +285,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_core.lease",
         "a refused claim is taken for a lease",
-        'if reply == b"claimed":\n                grant',
-        "if True:\n                grant",
+        'if reply == b"claimed":\n                state',
+        "if True:\n                state",
     ),
     (
         "_core.lease",
         "a refused claim tells nothing",
-        "grant.lost = True",
+        "state.lost = True",
         "pass",
     ),
 )

@@ -47,12 +47,12 @@ class LoopRenewer(RenewalThread):
         self._sign_requested = False  # a sign of life, from the loop
         self._hangs = False
 
-    def add(self, lease: LeaseBase, look_at: float | None = None) -> None:
+    def add(self, lease: LeaseBase, check_at: float | None = None) -> None:
         if asyncio.get_running_loop() is self._loop():
             self._ran_at = self._clock()
             if self.closed:
                 self.open()
-        super().add(lease, look_at)
+        super().add(lease, check_at)
 
     def open(self) -> None:
         super().open()
@@ -116,7 +116,7 @@ class LoopRenewer(RenewalThread):
                 self._clock() - self._ran_at,
                 lease.name,
             )
-        self._look_again(lease, self._retry_at(lease, lease._lasts_ms))
+        self._check_again(lease, self._retry_at(lease, lease._full_ttl_ms))
 
     def lose(self, lease: LeaseBase, why: str) -> None:
         if self._in_loop():
@@ -126,9 +126,9 @@ class LoopRenewer(RenewalThread):
 
     def _lose_in_loop(self, lease: LeaseBase, why: str) -> None:
         """End a lease that the thread found lost, some time ago."""
-        if lease._look_at == math.inf:
+        if lease._check_at == math.inf:
             return  # released since
-        if lease._left() > 0 or self.closed:
+        if lease._remaining_s() > 0 or self.closed:
             super().add(lease)  # it was extended; or the loss waits until the loop opens again
         else:
             super().lose(lease, why)
@@ -136,10 +136,10 @@ class LoopRenewer(RenewalThread):
     def _tell(self, lease: LeaseBase) -> None:
         if lease._ended is not None:
             lease._ended.set()
-        if lease._care.cancel and (body := getattr(lease, "_body", None)) is not None:
+        if lease._options.cancel and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
-        if lease._care.on_lost is not None:
-            self.loop_driver.background.spawn(_call_on_lost(lease._care.on_lost, lease))
+        if lease._options.on_lost is not None:
+            self.loop_driver.background.spawn(_call_on_lost(lease._options.on_lost, lease))
 
 
 class _RenewalDriver(BlockingDriver):

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import LOOK_LATE_S, Subscribe
+from lualock._protocol import CHECK_LATE_S, Subscribe
 from lualock._transport import codec, sockets
 from lualock._transport.asyncio import opening
 from lualock._transport.asyncio.connection import PipelinedConnection
@@ -178,7 +178,7 @@ class Subscriber:
             rest = message[22:]
             # The new head of the queue need not be woken just to wait again: that would cost more
             # than all the rest of a hand-over costs here.
-            if rest[:1] == b"=" and inbox.shorten_wait(int(rest[1:]) / 1000 + LOOK_LATE_S):
+            if rest[:1] == b"=" and inbox.shorten_wait(int(rest[1:]) / 1000 + CHECK_LATE_S):
                 return
             inbox.wake(rest)
 

@@ -77,13 +77,13 @@ class RenewalThread(LeaseRenewer):
                 # Infinity first: a lease that is added from here on finds no thread and comes here
                 # to start one, and next_look sees a lease that was added before.
                 self._wakes_at = math.inf
-                next_look = self.next_look()
-                if next_look == math.inf:
+                next_check_at = self.next_check_at()
+                if next_check_at == math.inf:
                     if not self._added:
                         break
-                    next_look = self._clock() + IDLE_EXIT_S
+                    next_check_at = self._clock() + IDLE_EXIT_S
                 self._added = False
-                self._wakes_at = next_look
+                self._wakes_at = next_check_at
         self._thread_ended()
 
     def _nap(self, turn: object) -> bool:
@@ -111,7 +111,7 @@ class ThreadRenewer(RenewalThread):
     def _tell(self, lease: LeaseBase) -> None:
         if lease._ended is not None:
             lease._ended.set()
-        if (on_lost := lease._care.on_lost) is not None:
+        if (on_lost := lease._options.on_lost) is not None:
             # In a thread of its own, so that on_lost never delays the renewal of other leases.
             threading.Thread(
                 target=_call_on_lost, args=(on_lost, lease), name="lualock-lost", daemon=True
