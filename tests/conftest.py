@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import lualock
-from tests.proxy import Proxy
-from tests.servers import BINARIES, Server
-from tests.world import World
+from tests.support.proxy import Proxy
+from tests.support.servers import BINARIES, Server
+from tests.support.world import World
 
 _running: dict[str, Server] = {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.chaos.round import Outcome, Plan, judge, play
 from tests.chaos.worker import FAULTS, KINDS
-from tests.servers import BINARIES
+from tests.support.servers import BINARIES
 
 SHOWN = 20
 """How many violations are printed; all are found again by ``--judge``."""

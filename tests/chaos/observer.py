@@ -12,7 +12,7 @@ from lualock._core import keys
 from lualock._core.clock import now
 from tests.chaos.diary import Diary
 from tests.chaos.turns import LOCKS
-from tests.servers import Server
+from tests.support.servers import Server
 
 CONFIG = ("--notify-keyspace-events", "Ex")
 """What the server must be told, so that it says which keys expired."""

@@ -17,8 +17,8 @@ from tests.chaos.diary import SUFFIX, Diary, read_all
 from tests.chaos.observer import CONFIG, Observer
 from tests.chaos.saboteur import Saboteur
 from tests.chaos.worker import CALM, KINDS, Task
-from tests.servers import BINARIES, Server
 from tests.simulation.checker import Limits, Verdict, Violation, check
+from tests.support.servers import BINARIES, Server
 
 LIMITS = Limits(prompt_s=2.0, takeover_s=2.0, late_s=1.0)
 """Dozens of processes share the cores: what is stuck is late by far more than that."""

@@ -18,7 +18,7 @@ from typing import Any
 from lualock._core.clock import now
 from tests.chaos.crew import Crew
 from tests.chaos.diary import Diary
-from tests.servers import Server
+from tests.support.servers import Server
 
 STOPPED_MAX = 3
 """How many workers stand still at a time."""

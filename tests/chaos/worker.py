@@ -33,7 +33,7 @@ from lualock.errors import StaleFence
 from lualock.fencing import aio as aio_fencing
 from tests.chaos.diary import Diary
 from tests.chaos.turns import DEFAULT_TTL_S, FAIR, LOCKS, MAX_WAITERS, Turn, calm, draw
-from tests.world import entered, settle
+from tests.support.world import entered, settle
 
 CALM = "calm"
 """The file that says that the calm has begun."""

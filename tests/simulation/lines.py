@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lualock._protocol import MIN_REQUEST_S, WAIT, RunScript
 from lualock._transport import codec, errors
 from lualock.errors import LockError
-from tests.proving import proof_of
 from tests.simulation import orphans
 from tests.simulation.store import Refused
 from tests.simulation.world import US
+from tests.support.proving import proof_of
 
 if TYPE_CHECKING:
     from tests.simulation.network import Process

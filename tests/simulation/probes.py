@@ -21,11 +21,11 @@ from lualock._protocol import RunScript, stop_request
 from lualock._transport import codec, errors
 from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS, Script
-from tests.proving import proof_of
 from tests.simulation import contract, job_contract
 from tests.simulation.scripting import Broke, Interpreter
 from tests.simulation.store import Refused, SortedSet, Store
 from tests.simulation.world import EPOCH_US, US
+from tests.support.proving import proof_of
 
 ALL = [*SCRIPTS.values(), *verbs.SCRIPTS.values()]
 CALLS = 4

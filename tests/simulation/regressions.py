@@ -1,4 +1,4 @@
-"""Seeds that found something, with a line each. ``tests/test_simulation.py`` plays them all.
+"""Seeds that found something, with a line each. ``test_simulation`` plays them all.
 
 A seed means a run only as long as the simulator and the library draw the same numbers in the same
 order, so an old one may not meet its old bug any more; it costs a few milliseconds all the same.

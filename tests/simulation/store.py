@@ -1,7 +1,7 @@
 """A server's data in memory: just the commands that the scripts use, on a clock of the caller's.
 
 To add a command, write a method with ``@_command``. What is not here fails loudly. That it answers
-as real servers do is tested in ``tests/test_conformance.py``.
+as real servers do is tested in ``tests/transport/test_conformance.py``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""Chaos on real processes, in short; ``make chaos`` has it in long."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+from tests.chaos import __main__ as program
+from tests.chaos import round as chaos_round
+from tests.chaos.round import Outcome, Plan, judge, play
+from tests.support.servers import BINARIES
+
+FIRST = next(iter(BINARIES))
+
+ACTS = {"kills", "stops", "pauses", "flushes", "server stops", "restarts"}
+
+
+def test_chaos_in_short() -> None:
+    """Whatever is done to processes and server, nothing is wrong with what they had."""
+    outcome = play(Plan(FIRST, seconds=8, seed=1, processes=10))
+    assert not outcome.violations, (outcome.folder, [str(each) for each in outcome.violations])
+    assert set(outcome.acts) >= ACTS
+    assert outcome.held > 200
+    assert outcome.handed_over > 20
+    assert not outcome.folder.exists()
+
+
+@pytest.mark.parametrize("fault", ["delete", "deaf"])
+def test_a_planted_fault_is_found(
+    fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers that release without asking whose the lock is, or trust in a lease beyond its end:
+    the program finds it, says how to play it again, and keeps what they wrote."""
+    options = f"--server {FIRST} --minutes 0.1 --seed 1 --processes 10 --fault {fault}"
+    monkeypatch.setattr(sys, "argv", ["chaos", *options.split()])
+    found = []
+
+    def observed(plan: Plan) -> Outcome:
+        found.append(play(plan))
+        return found[0]
+
+    monkeypatch.setattr(program, "play", observed)
+    monkeypatch.setattr(chaos_round, "LEFT_S", 0.0)  # what is left at the end is not its subject
+    status = program.main()
+    try:
+        said = capsys.readouterr().out
+        assert status == 1
+        assert "overlap" in {each.rule for each in found[0].violations}, said
+        assert f"make chaos MINUTES=0.1 SERVER={FIRST} SEED=1" in said
+        assert str(found[0].folder) in said
+        assert "overlap" in {each.rule for each in judge(found[0].folder).violations}
+    finally:
+        shutil.rmtree(found[0].folder)

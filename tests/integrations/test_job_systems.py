@@ -1,0 +1,1517 @@
+"""The leaves of the job systems, each in this process: what needs no worker to be seen.
+
+What a leaf says of the system's own retries is compared with what the system does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Annotated, Any
+
+import celery
+import dramatiq
+import huey
+import pytest
+import redis
+import rq
+import taskiq
+from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AsyncIO, Retries, TimeLimit, TimeLimitExceeded
+from dramatiq.results import ResultMissing, Results
+from dramatiq.results.backends import StubBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lualock
+from lualock import jobs
+from lualock.jobs import celery as celery_leaf
+from lualock.jobs import celery_retries
+from lualock.jobs import dramatiq as dramatiq_leaf
+from lualock.jobs import huey as huey_leaf
+from lualock.jobs import rq as rq_leaf
+from lualock.jobs import taskiq as taskiq_leaf
+from tests.integrations.workers import apart
+from tests.support.servers import Server
+
+
+class Trouble(Exception):
+    """What the jobs here raise."""
+
+
+class Worse(Trouble):
+    """What their systems are told not to retry."""
+
+
+class Graph(lualock.LockedJob):
+    """A job as a class; a test gives it its locks."""
+
+    lock_unique = "queued"
+
+    @classmethod
+    def perform(cls, repo_id: int) -> str:
+        return f"graph of {repo_id}"
+
+
+@pytest.fixture(autouse=True)
+def its_locks(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class's locks are the test's."""
+    monkeypatch.setattr(Graph, "locks", locks)
+
+
+def rebuild(shop_id: int) -> str:
+    return f"rebuilt {shop_id}"
+
+
+async def rebuild_async(shop_id: int) -> str:
+    await asyncio.sleep(0)
+    return f"rebuilt {shop_id}"
+
+
+def trouble(shop_id: int) -> None:
+    raise Trouble
+
+
+BODIES = pytest.mark.parametrize("body", [rebuild, rebuild_async])
+
+
+def refused(entry: Any, job_id: str) -> bool:
+    """Whether a job was not enqueued because that one is queued."""
+    return isinstance(entry, jobs.Refused) and (entry.job_id, entry.state) == (job_id, "queued")
+
+
+class Outer:
+    """A job that calls another one, whose lock is held: it is told of that, and goes on."""
+
+    def __init__(self, locks: lualock.Locks) -> None:
+        self.told: list[jobs.RetryLater] = []
+        self.inner: Any = locks.job(key="inner", policy=jobs.Retry(60))(rebuild)
+        self.busy = locks.lock("inner").acquire()
+
+    def body(self) -> str:
+        try:
+            self.inner(7)
+        except jobs.RetryLater as later:
+            self.told.append(later)
+        return "done"
+
+    async def body_async(self) -> str:
+        try:
+            await self.inner(7)
+        except jobs.RetryLater as later:
+            self.told.append(later)
+        return "done"
+
+
+# RQ
+
+
+@pytest.fixture
+def queue(one_server: Server) -> Iterator[rq.Queue]:
+    """A queue, whose worker runs in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with redis.Redis(unix_socket_path=one_server.socket) as connection:
+        yield rq.Queue(connection=connection)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def work_off(queue: rq.Queue) -> None:
+    rq.SimpleWorker([queue], connection=queue.connection).work(burst=True)
+
+
+def in_module(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> Any:
+    """RQ finds what it runs by its name."""
+    if not isinstance(value, type):
+        value.__qualname__ = name
+    monkeypatch.setattr(sys.modules[__name__], name, value, raising=False)
+    return value
+
+
+@BODIES
+def test_rq_runs_both_kinds(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
+) -> None:
+    """Functions and coroutine functions, in a worker and called."""
+    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(body)))
+    entry = rq_leaf.enqueue(queue, job, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert entry.result.return_value() == "rebuilt 7"
+    assert job(8) == "rebuilt 8"
+
+
+def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class stays what it is, and RQ finds what is locked, not ``perform``."""
+    assert rq_leaf.locked(Graph) is Graph
+    entry = rq_leaf.enqueue(queue, Graph, 7)
+    other = rq_leaf.enqueue(queue, Graph, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert refused(other, entry.job_id)
+    assert entry.result.func_name.endswith(".Graph.delivered")
+    work_off(queue)
+    assert entry.result.return_value() == "graph of 7"
+
+
+def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) -> None:
+    """A job that RQ would not run as the one that was queued keeps no place."""
+
+    class Heir(Graph):
+        """Of a class that is locked; itself it is not."""
+
+    rq_leaf.locked(Graph)
+    for job in (locks.job(unique="queued")(rebuild), Heir):
+        with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.rq\.locked, above"):
+            rq_leaf.enqueue(queue, job, 7)
+        assert not jobs.bound(job).place([7]).locked()
+    assert not queue.jobs
+
+
+def test_rq_counts_what_the_job_returns(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that may retry once by its result does so, however often it came back before."""
+    ran: list[int] = []
+    came: list[int] = []
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Contention) -> jobs.Retry:
+        came.append(1)
+        if len(came) == 3:
+            busy.release()
+        return jobs.Retry(0)
+
+    def body() -> rq.Retry:
+        ran.append(1)
+        return rq.Retry(max=1)
+
+    job = rq_leaf.locked(locks.job(key="x", policy=later)(body))
+    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    work_off(queue)
+    assert (len(came), len(ran)) == (3, 2)
+
+
+def test_rq_holds_the_lock_for_what_is_returned(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Retry as a result is a retry, too; and the last one is none."""
+    held: list[bool] = []
+
+    def body() -> rq.Retry:
+        return rq.Retry(max=1)
+
+    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(body))
+    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    worker = rq.SimpleWorker([queue], connection=queue.connection)
+    for _ in range(2):
+        worker.work(burst=True, max_jobs=1)
+        held.append(locks.lock("x").locked())
+    assert held == [True, False]
+
+
+def test_rq_frees_what_a_removed_job_keeps(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the lock of a job without ``unique=`` that waits for its retry."""
+    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(lambda: rq.Retry(max=1, interval=60)))
+    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert locks.lock("x").locked()
+    rq_leaf.removed(entry.result)
+    assert not locks.lock("x").locked()
+
+
+def test_rq_one_job_calls_another(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inner one is no delivery."""
+    outer = Outer(locks)
+    outer.inner = rq_leaf.locked(outer.inner)
+    job = rq_leaf.locked(locks.job(key="outer")(lambda: outer.body()))
+    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    assert isinstance(entry, jobs.Enqueued)
+    work_off(queue)
+    assert entry.result.return_value() == "done"
+    assert len(outer.told) == 1
+
+
+def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a worker runs it, it is refused, and so is one beside its retry; neither the retry nor
+    what comes after it is."""
+    told: list[Any] = []
+    refused_ids: list[str] = []
+
+    def perform(cls: Any, repo_id: int) -> str:
+        told.append(rq_leaf.enqueue(queue, cls, repo_id))
+        if len(told) == 1:
+            raise Trouble
+        return f"graph of {repo_id}"
+
+    def failed(cls: Any, repo_id: int, *, job_id: str) -> None:
+        refused_ids.append(job_id)
+
+    members = {
+        "perform": classmethod(perform),
+        "loner_enqueue_failed": classmethod(failed),
+        "loner": True,
+        "lock_unique": None,
+        "__module__": __name__,
+    }
+    made = type("Loner", (Graph,), members)
+    made.__qualname__ = "Loner"
+    loner = in_module(monkeypatch, "Loner", rq_leaf.locked(made))
+    entry = rq_leaf.enqueue(queue, loner, 7, retry=rq.Retry(max=1))
+    assert isinstance(entry, jobs.Enqueued)
+    worker = rq.SimpleWorker([queue], connection=queue.connection)
+    worker.work(burst=True, max_jobs=2)  # the first run and its retry
+    assert entry.result.return_value() == "graph of 7"
+    assert [(one.job_id, one.state) for one in told] == [(entry.job_id, "running")] * 2
+    assert refused_ids == [entry.job_id] * 2
+    assert rq_leaf.enqueue(queue, loner, 7)
+
+
+@pytest.mark.parametrize("body", [rebuild, trouble])
+def test_rq_without_a_worker(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
+) -> None:
+    """A queue with ``is_async=False`` tries nothing again, so nothing is left for that."""
+    here = rq.Queue(connection=queue.connection, is_async=False)
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
+    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(key="x", **rules)(body)))
+    with locks.lock("x"):
+        held = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
+    free = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
+    assert isinstance(held, jobs.Enqueued)
+    assert isinstance(free, jobs.Enqueued)
+    assert held.result.get_status() == "failed"
+    assert free.result.get_status() == ("finished" if body is rebuild else "failed")
+    assert not locks.lock("x").locked()
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
+    """A job that calls itself with other arguments, whose lock is held."""
+    told: list[jobs.RetryLater] = []
+    locks.lock("again False").acquire()
+
+    def again(outer: bool) -> str:
+        if outer:
+            try:
+                job.called(False)
+            except jobs.RetryLater as later:
+                told.append(later)
+        return "done"
+
+    job: Any = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))(again)
+    return job, told
+
+
+def test_rq_a_job_calls_itself(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is no delivery, either; after it, the next delivery is one."""
+    job, told = itself(locks)
+    job.called = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job))
+    entries: list[Any] = [rq_leaf.enqueue(queue, job.called, True) for _ in range(2)]
+    work_off(queue)
+    assert [entry.result.return_value() for entry in entries] == ["done", "done"]
+    assert [later.job_id for later in told] == [None, None]
+
+
+# Celery
+
+
+@pytest.fixture
+def app() -> Iterator[celery.Celery]:
+    """An app that runs its tasks where they are sent from."""
+    app = celery.Celery("tests", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    app.conf.update(task_always_eager=True, task_eager_propagates=True, broker_url="memory://")
+    app.task = functools.partial(app.task, shared=False)  # other apps of this process have none
+    yield app
+    app.close()
+
+
+@BODIES
+def test_celery_runs_both_kinds(
+    locks: lualock.Locks, app: celery.Celery, body: Callable[..., Any]
+) -> None:
+    """Functions and coroutine functions, sent and called."""
+    task = app.task(locks.job(body))
+    result = task.delay(7)
+    assert (result.get(), result.refused) == ("rebuilt 7", None)
+    assert task(8) == "rebuilt 8"
+
+
+def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
+    """A refused one has the result of the one that is there."""
+    task = app.task(jobs.as_function(Graph))
+    assert task.delay(7).get() == "graph of 7"
+    assert jobs.bound(Graph).reserve([7], job_id="the first")
+    result = task.delay(7)
+    assert result.id == "the first"
+    assert refused(result.refused, "the first")
+
+
+@pytest.mark.parametrize("canvas", [celery.group, celery.chain])
+def test_celery_never_leaves_a_canvas_waiting(
+    app: celery.Celery, locks: lualock.Locks, canvas: Any
+) -> None:
+    """The members of a group or a chain are all sent: one that was refused would never have a
+    result, and nobody could see why."""
+    job: Any = locks.job(unique="queued")(rebuild)
+    task = app.task(job)
+    assert jobs.bound(job).reserve([7], job_id="the first")
+    with delivered(task, 1) as sent:
+        canvas(task.si(7), task.si(7)).apply_async()
+        for message in list(sent):  # as a worker does after it
+            for rest in message.body[2]["chain"] or ():
+                task.app.signature(rest).apply_async(chain=[])
+    assert len(sent) == 2
+
+
+def test_celery_leaves_other_tasks_alone(app: celery.Celery) -> None:
+    """The class is for all tasks of an app, also for those without a lock."""
+    assert app.task(rebuild).delay(7).get() == "rebuilt 7"
+
+
+def test_celery_does_not_bind(app: celery.Celery, locks: lualock.Locks) -> None:
+    """The task would be one of the arguments."""
+    with pytest.raises(lualock.InvalidArgument, match="bind=True"):
+        app.task(bind=True)(locks.job(rebuild)).delay(7)
+
+
+def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks) -> None:
+    """The inner one is no delivery, whichever way it is called."""
+    outer = Outer(locks)
+    inner = app.task(outer.inner)
+
+    def body() -> str:
+        return outer.body()
+
+    task = app.task(name="outer")(locks.job(key="outer")(body))
+    for outer.inner in (inner, inner.run):
+        assert task.apply_async().get() == "done"
+        assert outer.body() == "done"
+    assert len(outer.told) == 4
+
+
+def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) -> None:
+    """That one is no delivery, whichever way it is called."""
+    job, told = itself(locks)
+    task = app.task(job)
+    for job.called in (task, task.run):
+        assert task.delay(True).get() == "done"
+    assert [later.job_id for later in told] == [None, None]
+
+
+def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
+    """What runs at once, in the caller, comes back to nobody: nothing is left for that. What
+    Celery retries there does."""
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
+    ran: list[int] = []
+
+    def body(shop_id: int) -> str:
+        ran.append(shop_id)
+        if len(ran) < 3:
+            raise Trouble
+        return "done"
+
+    job: Any = locks.job(key="x", **rules)(body)
+    task = app.task(autoretry_for=(Trouble,), default_retry_delay=0)(job)
+    app.conf.task_eager_propagates = False
+    with locks.lock("x"):
+        assert task.delay(7).state == task.apply((7,)).state == "FAILURE"
+    assert task.delay(7).get() == "done"
+    assert len(ran) == 3
+    assert not locks.lock("x").locked()
+    assert not jobs.bound(job).place([7]).locked()
+
+
+@contextmanager
+def delivered(task: Any, *args: Any, headers: dict[str, str] | None = None) -> Iterator[list[Any]]:
+    """Code in which a worker runs a task: what is sent meanwhile is not sent, but told."""
+    sent: list[Any] = []
+    task.app.conf.task_always_eager = False
+    task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(message)
+    task.push_request(
+        id="mine", args=args, kwargs={}, headers=headers, is_eager=False, called_directly=False
+    )
+    celery._state._task_stack.push(task)
+    try:
+        yield sent
+    finally:
+        celery._state._task_stack.pop()
+        task.pop_request()
+
+
+@pytest.mark.parametrize("headers", [{"lualock": ""}, None])
+def test_celery_sends_again_while_another_runs(
+    app: celery.Celery, locks: lualock.Locks, headers: dict[str, str] | None
+) -> None:
+    """A task that comes back is no new one, which ``unique="running"`` would refuse; nor is one
+    that was sent by somebody who knows of no locks."""
+    task = app.task(locks.job(key="x", unique="running", policy=jobs.Retry(60))(rebuild))
+    with locks.lock("x"):
+        with delivered(task, 7, headers=headers) as sent, pytest.raises(celery.exceptions.Retry):
+            task.run(7)
+        assert task.delay(7).refused.state == "running"
+    assert [message.headers["id"] for message in sent] == ["mine"]
+
+
+def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> None:
+    """A task that was to come back, and cannot be sent, leaves nothing behind."""
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
+    task = app.task(job)
+    entry = jobs.bound(job).reserve([7], job_id="mine")
+    assert isinstance(entry, jobs.Reserved)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise Trouble
+
+    with locks.lock("x"), delivered(task, 7, headers={"lualock": entry.token}):
+        task.app.amqp.send_task_message = broken
+        with pytest.raises(Trouble):
+            task.run(7)
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.Locks) -> None:
+    """It has another lock then, and keeps none of the one that it had."""
+
+    def body(shop_id: int, other: int) -> None:
+        raise celery.current_task.retry(args=[other, other])
+
+    job: Any = locks.job(key=lambda shop_id, other: f"{shop_id}", on_retry="hold")(body)
+    task = app.task(max_retries=3)(job)
+    for other, kept in ((7, True), (8, False)):
+        with delivered(task, 7, other) as sent, pytest.raises(celery.exceptions.Retry):
+            task.run(7, other)
+        assert locks.lock("7").locked() == kept
+        assert [message.headers["id"] for message in sent] == ["mine"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(celery.exceptions.Ignore(), celery.exceptions.Reject(requeue=True)),
+        *(celery.exceptions.Reject(requeue=False), Trouble()),
+    ],
+)
+def test_celery_has_other_ways_to_end(
+    app: celery.Celery, locks: lualock.Locks, error: Exception, late: bool
+) -> None:
+    """What a task raises to say something else is no failure, and is not tried again; but for what
+    it puts back into its queue, where it could."""
+
+    def body(shop_id: int) -> None:
+        raise error
+
+    requeue = getattr(error, "requeue", None)
+    for option in ("on_retry", "on_final_failure"):
+        again: Any = {"on_retry": "hold"} if option == "on_retry" else {"on_final_failure": "keep"}
+        job: Any = locks.job(key=option, **again)(body)
+        task = app.task(name=option, autoretry_for=(celery.exceptions.Ignore,), acks_late=late)(job)
+        with delivered(task, 7), pytest.raises(type(error)):
+            task.run(7)
+        failed = isinstance(error, Trouble) or requeue is False
+        expected = (requeue is True and late) if option == "on_retry" else failed
+        assert locks.lock(option).locked() == expected
+
+
+@pytest.mark.parametrize("form", ["naive", "text"])
+def test_celery_times(app: celery.Celery, form: str) -> None:
+    """Workers take a naive time for UTC, whatever the app's time zone; a text is a time, too."""
+    app.conf.timezone = "Asia/Tokyo"
+    eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
+    eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
+    assert celery_retries.delay_s({"eta": eta}) == pytest.approx(3600, abs=60)
+
+
+NOW = datetime.now(timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("options", "done", "error", "expected"),
+    [
+        ({}, 0, Trouble(), None),
+        ({"autoretry_for": (Trouble,)}, 0, Trouble(), 180),
+        ({"autoretry_for": (Trouble,), "default_retry_delay": 5}, 2, Trouble(), 5),
+        ({"autoretry_for": (Trouble,)}, 3, Trouble(), None),
+        ({"autoretry_for": (Trouble,), "max_retries": None}, 99, Trouble(), 180),
+        ({"autoretry_for": (Trouble,), "dont_autoretry_for": (Worse,)}, 0, Worse(), None),
+        ({"autoretry_for": (Trouble,), "retry_kwargs": {"max_retries": 1}}, 1, Trouble(), None),
+        ({"autoretry_for": (Trouble,), "retry_kwargs": {"countdown": 7}}, 0, Trouble(), 7),
+        ({"autoretry_for": (Trouble,), "retry_backoff": 2}, 0, Trouble(), 600),
+        ({}, 0, celery.exceptions.Retry(when=9), 9),
+        ({}, 9, celery.exceptions.Retry(when=NOW - timedelta(hours=1)), 0),
+    ],
+)
+def test_celery_retries(
+    locks: lualock.Locks,
+    app: celery.Celery,
+    options: dict[str, Any],
+    done: int,
+    error: Exception,
+    expected: float | None,
+) -> None:
+    """When Celery runs a task again, by its own rules."""
+    task = app.task(**options)(locks.job(rebuild))
+    task.push_request(retries=done)
+    assert celery_retries.retry_s(task, error) == expected
+
+
+# Dramatiq
+
+
+@BODIES
+def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
+    """Functions and coroutine functions, in a worker and called."""
+    done: list[int] = []
+    broker = StubBroker()
+    job = locks.job(on_failed=done.append)(body)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    assert actor(8) == "rebuilt 8"
+    with job_held(job, 7):
+        actor.send(7)
+        work_off_dramatiq(broker, actor)
+    assert done == [7]
+
+
+def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
+    """That one is no delivery, either."""
+    broker = StubBroker()
+    job, told = itself(locks)
+    job.called = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job.called.send(True)
+    work_off_dramatiq(broker, job.called)
+    assert [later.job_id for later in told] == [None]
+
+
+class Closing(dramatiq.Middleware):
+    """Does at a worker's end what Dramatiq does not do for its loop, but ``asyncio.run`` does."""
+
+    def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
+        thread = get_event_loop_thread()
+        assert thread is not None
+        thread.run_coroutine(thread.loop.shutdown_asyncgens())
+
+
+def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
+    """With its middleware for them, coroutines of a process run in one loop, and so can share what
+    belongs to a loop."""
+    loops: list[Any] = []
+
+    async def body(number: int) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(Closing())
+    job = locks.job(body)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    for number in range(2):
+        actor.send(number)
+    work_off_dramatiq(broker, actor)
+    assert len(loops) == 2
+    assert loops[0] is loops[1]
+
+
+def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
+    """In that loop a coroutine that calls another actor is told that it cannot, and the loop runs
+    on: it would wait for itself, and everybody for it."""
+    told: list[Any] = []
+
+    async def inner(number: int) -> None:
+        """Another job."""
+
+    async def outer(number: int) -> None:
+        with pytest.raises(RuntimeError, match="the same event loop"):
+            called(number)
+        told.append(number)
+
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    broker.add_middleware(Closing())
+    called, actor = (
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(locks.job(job))
+        for job in (inner, outer)
+    )
+    for number in range(2):
+        actor.send(number)
+    work_off_dramatiq(broker, actor)
+    assert told == [0, 1]
+
+
+def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
+    """A coroutine that takes too long, and is not tried again because of that, leaves no lock: it
+    was told only that it is cancelled, and had kept its lock for the retry."""
+    ran: list[int] = []
+
+    async def body(number: int) -> None:
+        ran.append(number)
+        await asyncio.sleep(30)
+
+    broker = StubBroker(middleware=[], fail_fast_default=False)
+    limits = [TimeLimit(time_limit=300, interval=20), Retries()]
+    for middleware in (AsyncIO(), Closing(), *limits):
+        broker.add_middleware(middleware)
+    broker.emit_after("process_boot")
+    job: Any = locks.job(key="x", on_retry="hold")(body)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor,
+        broker=broker,
+        retry_when=lambda _, error: not isinstance(error, TimeLimitExceeded),
+    )(job)
+    actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert ran == [7]
+    assert not locks.lock("x").locked()
+
+
+def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that was to come back, and cannot be sent, leaves nothing behind."""
+    broker = StubBroker(fail_fast_default=False)
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, max_retries=0
+    )(job)
+    actor.send(7)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise Trouble
+
+    with locks.lock("x"):
+        monkeypatch.setattr(broker, "enqueue", broken)
+        work_off_dramatiq(broker, actor)
+    assert not jobs.bound(job).place([7]).locked()
+
+
+@pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}, {}])
+def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any) -> None:
+    """What an actor says of its own errors does not make a message that waits a dead letter; nor
+    does a broker that retries nothing."""
+    broker = StubBroker() if judge else StubBroker(middleware=[])
+    busy = locks.lock("x").acquire()
+    ran: list[int] = []
+
+    def later(situation: jobs.Contention) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0)
+
+    job: Any = locks.job(key="x", unique="queued", policy=later)(ran.append)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="judge", **judge
+    )(job)
+    actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert ran == [7]
+
+
+@pytest.mark.parametrize("judge", [{}, {"retry_when": lambda *_: False}])
+def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
+    """A message that comes back has no result until it has run; one that is refused has what
+    ``on_failed`` says, so that nobody waits for it for ever."""
+    backend = StubBackend()
+    broker = StubBroker()
+    results: Any = Results
+    broker.add_middleware(results(backend=backend, store_results=True))
+    busy = locks.lock("later").acquire()
+    came: list[str] = []
+
+    def later(situation: jobs.Contention) -> jobs.Retry:
+        came.append("later")
+        if len(came) == 3:
+            busy.release()
+        return jobs.Retry(0.01)
+
+    def perform(shop_id: int) -> str:
+        with pytest.raises(ResultMissing):
+            message.get_result(backend=backend)
+        came.append("ran")
+        return rebuild(shop_id)
+
+    job: Any = locks.job(key="later", policy=later)(perform)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, **judge)(job)
+    message = actor.send(7)
+    work_off_dramatiq(broker, actor)
+    assert came == ["later", "later", "later", "ran"]
+    assert message.get_result(backend=backend) == "rebuilt 7"
+
+    job = locks.job(key="never", on_failed=lambda shop_id: "refused")(rebuild)
+    actor = dramatiq.actor(
+        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="never", **judge
+    )(job)
+    with locks.lock("never"):
+        message = actor.send(7)
+        work_off_dramatiq(broker, actor)
+    assert message.get_result(backend=backend) == "refused"
+
+
+def work_off_dramatiq(broker: Any, actor: Any) -> None:
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+    worker.start()
+    broker.join(actor.queue_name)
+    worker.join()
+    worker.stop()
+
+
+def job_held(job: Any, *args: Any) -> Any:
+    """The lock of a job of either kind, held in a thread."""
+    lock = job.lock_for(*args)
+    return lualock.Locks._of(lock._locks._endpoint, None, lock._locks._settings).lock(lock._name)
+
+
+def test_dramatiq_refuses(locks: lualock.Locks) -> None:
+    """What send returns then has the other message's id, and is not sent."""
+    broker = StubBroker()
+    job: Any = locks.job(unique="queued")(rebuild)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    first = actor.send(7)
+    assert refused(actor.enqueue(7), first.message_id)
+    assert actor.send(7).message_id == first.message_id
+    assert broker.queues[actor.queue_name].qsize() == 1
+    assert first.options["lualock"], "it is the message that was sent"
+
+
+def test_dramatiq_delays(locks: lualock.Locks) -> None:
+    """A delayed message has its place for longer, whichever way its delay is said."""
+    broker = StubBroker()
+    job: Any = locks.job(unique="queued")(rebuild)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    for number, delay in enumerate((timedelta(hours=1), 3_600_000)):
+        actor.send_with_options(args=(number,), delay=delay)
+        place: Any = jobs.bound(job).place([number])
+        left_s = place.inspect().remaining_s
+        assert left_s == pytest.approx(7200, abs=60)
+
+
+def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> None:
+    """Also where a broker has more than one of our actors."""
+    broker = StubBroker()
+    kept: list[Any] = []
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Contention) -> jobs.Retry:
+        kept.append(jobs.bound(job).place([7]).locked())
+        if len(kept) == 3:
+            busy.release()
+        return jobs.Retry(0.01)
+
+    job: Any = locks.job(key="x", unique="queued", policy=later)(rebuild)
+    actors: list[Any] = [
+        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name=name)(job)
+        for name in ("first", "second")
+    ]
+    actors[0].send(7)
+    work_off_dramatiq(broker, actors[0])
+    assert kept == [True, True, True]
+
+
+class Sent:
+    """A broker for the middleware: it tells with which delay a message was sent again."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.delays_ms: list[int] = []
+
+    def get_actor(self, name: str) -> Any:
+        return self.actor
+
+    def enqueue(self, message: Any, delay: int) -> None:
+        self.delays_ms.append(delay)
+
+
+class Failing:
+    """A message that its middleware may give up."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.actor_name, self.message_id, self.options = "rebuild", "id", options
+        self.failed = False
+
+    def fail(self) -> None:
+        self.failed = True
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    done=st.integers(0, 40),
+    told=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_retries": st.none() | st.integers(0, 40),
+            "min_backoff": st.integers(1, 100_000),
+            "max_backoff": st.integers(1, 10_000_000),
+            "throws": st.just(Worse),
+        },
+    ),
+    again=st.none() | st.integers(0, 3),
+    error=st.sampled_from([Trouble(), Worse(), dramatiq.Retry(delay=500), dramatiq.Retry()]),
+)
+def test_dramatiq_retries(
+    done: int, told: dict[str, Any], again: int | None, error: Exception
+) -> None:
+    """Its middleware retries when the leaf says so, and no later."""
+    if again is not None:
+        told = told | {"retry_when": lambda retries, _: retries % 4 != again}
+
+    class Actor:
+        options = told
+
+    middleware: Any = Retries()
+    broker = Sent(Actor())
+    message = Failing({"retries": done})
+    expected_s = dramatiq_leaf._by(middleware, told | message.options, error)
+    middleware.after_process_message(broker, message, exception=error)
+    assert bool(broker.delays_ms) == (expected_s is not None)
+    assert all(delay_ms / 1000 <= (expected_s or 0) for delay_ms in broker.delays_ms)
+
+
+# Huey
+
+
+@BODIES
+def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
+    """Functions and coroutine functions, in a consumer and called."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    task = consumer.task()(locks.job(body))
+    assert task(7).get() == "rebuilt 7"
+    assert task.call_local(8) == "rebuilt 8"
+
+
+def test_huey_refuses(locks: lualock.Locks) -> None:
+    """What a call returns then is the result of the task that is there; a class works too."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    task = consumer.task()(jobs.as_function(Graph))
+    first = task(7)
+    assert refused(task.enqueue(7), first.id)
+    assert task(7).id == first.id
+    assert task.schedule((8,), delay=60).id != first.id
+    assert task.schedule(60, kwargs={"repo_id": 9})
+    assert task.schedule(timedelta(seconds=60), kwargs={"repo_id": 10})
+    assert task.schedule((11,), eta=datetime.now() + timedelta(hours=1))
+    assert len(consumer) == 5
+    with pytest.raises(ValueError, match="eta"):
+        task.schedule(args=None)
+    with pytest.raises(lualock.InvalidArgument, match="context=True"):
+        consumer.task(context=True)(locks.job(rebuild))
+
+
+def test_huey_without_results(locks: lualock.Locks) -> None:
+    """A call then returns nothing, whatever became of it."""
+    consumer = huey.MemoryHuey(results=False)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job: Any = locks.job(unique="queued")(rebuild)
+    task = consumer.task()(job)
+    assert (task(7), task(7)) == (None, None)
+    assert len(consumer) == 1
+
+
+def test_huey_runs_classes(locks: lualock.Locks) -> None:
+    """Each under its own name, whichever way it is said."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+
+    class Other(Graph):
+        pass
+
+    tasks = [consumer.task()(Graph), consumer.task()(jobs.as_function(Other))]
+    assert [task(7).get() for task in tasks] == ["graph of 7", "graph of 7"]
+    assert [task.task_class.__name__ for task in tasks] == ["Graph", "Other"]
+
+
+def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
+    """As with tasks of its own: one that is there is also a periodic one, behind the same lock."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job: Any = locks.job(key="x", policy=jobs.Retry(60))(rebuild)
+    task = consumer.task()(job)
+    hourly = consumer.periodic_task(huey.crontab(minute=0), name="hourly")(task)
+    with locks.lock("x"):
+        consumer.execute(hourly.s(7))
+    assert [waiting.name for waiting in consumer.scheduled()] == ["hourly"]
+
+
+def test_huey_leaves_other_tasks_alone() -> None:
+    """The class is for all tasks, also for those without a lock."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    assert consumer.task()(rebuild)(7).get() == "rebuilt 7"
+
+
+@pytest.mark.parametrize(
+    ("retries", "error", "expected"),
+    [
+        (0, Trouble(), None),
+        (1, Trouble(), 30),
+        (0, huey.exceptions.RetryTask(), 30),
+        (0, huey.exceptions.RetryTask(delay=0), 0),
+        (0, huey.exceptions.RetryTask(eta=NOW - timedelta(hours=1)), 0),
+        (0, huey.CancelExecution(retry=True), 30),
+        (1, huey.CancelExecution(), 30),
+        (1, huey.CancelExecution(retry=False), None),
+        (0, huey.exceptions.RateLimitExceeded("calls", 7), 30),
+        (0, huey.exceptions.RateLimitExceeded("calls", 7, retry=False), None),
+    ],
+)
+def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
+    """When Huey runs a task again, by its own rules."""
+    task = huey.api.Task(retries=retries, retry_delay=30)
+    assert huey_leaf._retry_s(task, error) == expected
+
+
+def test_huey_times_of_users() -> None:
+    """The time of a ``RetryTask`` is that of its time zone."""
+    eta = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
+    delay_s = huey_leaf._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
+    assert delay_s == pytest.approx(3600, abs=60)
+
+
+def test_huey_is_interrupted() -> None:
+    """That is no failure of the task, nor is that it cancels itself."""
+    for error, failed in ((Trouble(), True), (KeyboardInterrupt(), False)):
+        assert huey_leaf._failed(error) == failed
+
+
+def test_huey_cancels(locks: lualock.Locks) -> None:
+    """What a hook cancels gives its place up; what cancels itself is no failure, and keeps its lock
+    if Huey tries it again."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    error: Exception = huey.CancelExecution(retry=True)
+
+    def body(shop_id: int) -> None:
+        raise error
+
+    rules: Any = {"unique": "queued", "on_retry": "hold", "on_final_failure": "keep"}
+    job: Any = locks.job(key="x", **rules)(body)
+    task = consumer.task(retry_delay=60)(job)
+    task(7)
+    assert locks.lock("x").locked()
+    jobs.bound(job).cancel([7], job_id=consumer.scheduled()[0].id)
+    error = huey.CancelExecution()
+    task(7)
+    assert not locks.lock("x").locked()
+
+    def never(task: Any) -> None:
+        raise huey.CancelExecution
+
+    consumer.pre_execute()(never)
+    task(7)
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer with ``utc=False`` has local times."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        eta = datetime.now() + timedelta(hours=1)
+        assert huey_leaf._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+# taskiq
+
+
+@BODIES
+async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
+    """Functions and coroutine functions, in a worker and called; what is enqueued is unique."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    job = locks.job(unique="queued")(body)
+    task = taskiq_leaf.locked(broker)(job)
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result()).return_value == "rebuilt 7"
+    assert await task(8) == "rebuilt 8"
+
+    assert await jobs.bound(job).reserve_async([7], job_id="the first")
+    other = await taskiq_leaf.enqueue(task.kicker().with_labels(why="test"), 7)
+    assert refused(other, "the first")
+    third = await taskiq_leaf.enqueue(task.kicker().with_task_id("mine"), 8)
+    assert isinstance(third, jobs.Enqueued)
+    assert third.job_id == third.result.task_id == "mine"
+    await broker.shutdown()
+
+
+async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
+    """A task of the broker's own ``task`` keeps no place that nobody gives up."""
+    broker = taskiq.InMemoryBroker()
+    job = locks.job(unique="queued")(rebuild)
+    with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.taskiq\.locked, above"):
+        await taskiq_leaf.enqueue(broker.task(job), 7)
+    assert not jobs.bound(job).place([7]).locked()
+
+
+async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
+    """Whoever waits for the result of a task that came back has it; and it comes back once, also
+    where a broker has more than one of our tasks."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    busy = locks.lock("x").acquire()
+    ran: list[int] = []
+    taskiq_leaf.locked(broker, "other")(locks.job(rebuild))
+
+    def body(shop_id: int) -> str:
+        ran.append(shop_id)
+        return rebuild(shop_id)
+
+    def later(situation: jobs.Contention) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0)
+
+    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(body))
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    assert ran == [7]
+    await broker.shutdown()
+
+
+async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
+    """A task's ``timeout`` is for its run, and not for the time until it comes back."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    busy = locks.lock("x").acquire()
+
+    def later(situation: jobs.Contention) -> jobs.Retry:
+        busy.release()
+        return jobs.Retry(0.3)
+
+    task = taskiq_leaf.locked(broker, timeout=0.2)(locks.job(key="x", policy=later)(rebuild_async))
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
+    await broker.shutdown()
+
+
+class Source(taskiq.ScheduleSource):
+    """Where what comes back waits."""
+
+    def __init__(self) -> None:
+        self.made: list[taskiq.ScheduledTask] = []
+
+    async def get_schedules(self) -> list[taskiq.ScheduledTask]:
+        return self.made
+
+    async def add_schedule(self, schedule: taskiq.ScheduledTask) -> None:
+        self.made.append(schedule)
+
+
+async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
+    """With a source for it a task waits there, as itself; what just fails does not come back."""
+    broker, source = taskiq.InMemoryBroker(await_inplace=True), Source()
+    await broker.startup()
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(trouble)
+    task = taskiq_leaf.locked(broker, schedule_source=source)(job)
+    with locks.lock("x"):
+        entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    (waiting,) = source.made
+    assert (waiting.task_id, waiting.labels["lualock"]) == (entry.job_id, entry.token)
+    assert waiting.time is not None
+    left = waiting.time - datetime.now(timezone.utc)
+    assert left.total_seconds() == pytest.approx(60, abs=10)
+    jobs.bound(job).cancel([7], token=entry.token)
+
+    failing = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(failing, jobs.Enqueued)
+    assert isinstance((await failing.result.wait_result(timeout=10)).error, Trouble)
+    assert len(source.made) == 1
+    await broker.shutdown()
+
+
+async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
+    """The inner one is no delivery, also where the outer one has no lock."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    outer = Outer(locks)
+    outer.inner = taskiq_leaf.locked(broker, "inner")(outer.inner)
+
+    async def body() -> str:
+        return await outer.body_async()
+
+    for task in (
+        taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body)),
+        broker.task("plain")(body),
+    ):
+        sent = await task.kiq()
+        assert (await sent.wait_result(timeout=10)).return_value == "done"
+    assert [later.job_id for later in outer.told] == [None, None]
+    await broker.shutdown()
+
+
+async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
+    """That one is no delivery, either."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    told: list[jobs.RetryLater] = []
+    locks.lock("again False").acquire()
+
+    async def again(outer: bool) -> str:
+        if outer:
+            try:
+                await task(False)
+            except jobs.RetryLater as later:
+                told.append(later)
+        return "done"
+
+    job = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(0))(again)
+    task = taskiq_leaf.locked(broker, "again")(job)
+    entry = await taskiq_leaf.enqueue(task, True)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result(timeout=10)).return_value == "done"
+    assert [later.job_id for later in told] == [None]
+    await broker.shutdown()
+
+
+SESSION: Any = taskiq.TaskiqDepends(lambda: "a session")
+
+
+async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None:
+    """It is no argument of the job: neither of its lock's name, nor for who enqueues it, nor of its
+    callbacks; a job of either kind gets it, and keeps it over those that it calls."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    refused: list[Any] = []
+
+    async def look(shop: int, session: Any = SESSION) -> Any:
+        return shop, session
+
+    async def outer(
+        shop: int,
+        context: Annotated[taskiq.Context, taskiq.TaskiqDepends()],
+        session: Annotated[Any, SESSION],
+    ) -> Any:
+        return *await inner(shop, session="another"), session, context.message.task_id
+
+    def plain(shop: int, session: Annotated[Any, SESSION]) -> Any:
+        return shop, session
+
+    inner = taskiq_leaf.locked(broker, "inner")(locks.job(unique="queued")(look))
+    job: Any = locks.job(key=lambda shop: f"outer {shop}", unique="queued")(outer)
+    task = taskiq_leaf.locked(broker, "outer")(job)
+    told: Any = locks.job(on_failed=refused.append)(plain)
+    sync = taskiq_leaf.locked(broker, "plain")(told)
+
+    async def result(task: Any) -> Any:
+        entry = await taskiq_leaf.enqueue(task, 7)
+        assert isinstance(entry, jobs.Enqueued)
+        answer = await entry.result.wait_result(timeout=10)
+        answer.raise_for_error()
+        return entry.job_id, answer.return_value
+
+    assert (await result(inner))[1] == (7, "a session")
+    job_id, value = await result(task)
+    assert value == (7, "another", "a session", job_id)
+    assert (await result(sync))[1] == (7, "a session")
+    with job_held(told, 7):
+        assert (await result(sync))[1] is None
+    assert refused == [7]
+
+    class Depending(Graph):
+        @classmethod
+        def perform(cls, repo_id: int, session: Any = SESSION) -> str:
+            return f"graph of {repo_id} with {session}"
+
+    with pytest.raises(lualock.InvalidArgument, match="make it a function"):
+        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(Depending), 7)
+    await broker.shutdown()
+
+
+async def test_taskiq_runs_a_class() -> None:
+    """Under its own name."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    task = taskiq_leaf.locked(broker)(Graph)
+    assert task.task_name.endswith(":Graph")
+    entry = await taskiq_leaf.enqueue(task, 7)
+    assert isinstance(entry, jobs.Enqueued)
+    assert (await entry.result.wait_result()).return_value == "graph of 7"
+    await broker.shutdown()
+
+
+MIDDLEWARES: list[Any] = [
+    lambda: taskiq.SimpleRetryMiddleware(default_retry_count=3),
+    lambda: taskiq.SmartRetryMiddleware(default_retry_count=3, default_delay=2),
+    lambda: taskiq.SmartRetryMiddleware(use_jitter=True, use_delay_exponent=True),
+    lambda: taskiq.SmartRetryMiddleware(default_retry_label=True, types_of_exceptions=[Worse]),
+]
+
+
+@pytest.mark.parametrize("make", MIDDLEWARES)
+@pytest.mark.parametrize("labels", [{}, {"retry_on_error": True}, {"retry_on_error": "False"}])
+@pytest.mark.parametrize("done", [0, 1, 2, 5])
+@pytest.mark.parametrize("error", [Trouble(), Worse(), taskiq.exceptions.NoResultError()])
+@pytest.mark.parametrize("own", [{}, {"types_of_exceptions": [Worse]}])
+async def test_taskiq_retries(
+    make: Any, labels: dict[str, Any], done: int, error: Exception, own: dict[str, Any]
+) -> None:
+    """Its middleware retries when the leaf says so, and no later."""
+    sent: list[Any] = []
+
+    class Broker(taskiq.InMemoryBroker):
+        async def kick(self, message: Any) -> None:
+            sent.append(message)
+
+    broker = Broker().with_middlewares(make())
+    broker.task("rebuild", **own)(rebuild)
+    message = taskiq.TaskiqMessage(
+        task_id="id", task_name="rebuild", labels=labels | {"_retries": done}, args=[7], kwargs={}
+    )
+    expected_s = taskiq_leaf._retry_s(broker, message, error)
+    result: Any = taskiq.TaskiqResult(is_err=True, return_value=None, execution_time=0, error=error)
+    middleware: Any = broker.middlewares[0]
+    await middleware.on_error(message, result, error)
+    assert bool(sent) == (expected_s is not None)
+    if sent and expected_s is not None:
+        told = broker.formatter.loads(sent[0].message)
+        told.parse_labels()
+        assert float(told.labels.get("delay", 0)) <= expected_s
+
+
+# All of them
+
+
+def audited(job: Any) -> Any:
+    """A decorator of a user's own."""
+
+    @functools.wraps(job)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return job(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("system", ["rq", "celery", "dramatiq", "huey", "taskiq"])
+def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: str) -> None:
+    """A leaf runs the job itself: what is around that would never be called, so it is refused."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    ways: dict[str, Callable[[Any], Any]] = {
+        "rq": rq_leaf.locked,
+        "celery": lambda job: app.task(job).run,
+        "dramatiq": dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=StubBroker()),
+        "huey": consumer.task(),
+        "taskiq": taskiq_leaf.locked(taskiq.InMemoryBroker()),
+    }
+    job = locks.job(key="x")(rebuild)
+    with pytest.raises(lualock.InvalidArgument, match="never be called"):
+        ways[system](audited(job))
+    ways[system](job)
+
+
+def nested(locks: lualock.Locks) -> tuple[Any, list[int]]:
+    """A job that lets out what another one, which it calls, has to say."""
+    runs: list[int] = []
+    inner: Any = locks.job(key="inner", policy=jobs.Retry(0.0))(rebuild)
+    locks.lock("inner").acquire()
+
+    def outer(shop_id: int) -> None:
+        runs.append(shop_id)
+        if len(runs) < 9:
+            inner(shop_id)
+
+    return locks.job(key="outer", unique="queued")(outer), runs
+
+
+def test_rq_comes_back_for_itself_alone(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the lock of a job which it calls is held is an error of a job's own."""
+    job, runs = nested(locks)
+    entry: Any = rq_leaf.enqueue(
+        queue, in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job)), 7
+    )
+    work_off(queue)
+    assert runs == [7]
+    assert entry.result.get_status() == "failed"
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_comes_back_for_itself_alone(locks: lualock.Locks) -> None:
+    """It counts as one of its attempts."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+    job, runs = nested(locks)
+    consumer.task(retries=1)(job)(7)
+    while (task := consumer.dequeue()) is not None:
+        consumer.execute(task)
+    assert runs == [7, 7]
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_ends_what_is_interrupted(locks: lualock.Locks) -> None:
+    """It is not tried again, however many retries it has left: so nothing is kept for that."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+
+    def body(shop_id: int) -> None:
+        raise KeyboardInterrupt
+
+    for on_retry in ("release", "hold"):
+        job: Any = locks.job(key="x", unique="queued", on_retry=on_retry)(body)
+        task = consumer.task(retries=3, name=on_retry)(job)
+        task(7)
+        consumer.execute(consumer.dequeue())
+        assert not consumer.pending()
+        assert not locks.lock("x").locked()
+        assert not jobs.bound(job).place([7]).locked()
+
+
+def test_huey_runs_what_has_an_argument_called_task(locks: lualock.Locks) -> None:
+    """Huey itself gives a task by that name."""
+    consumer = huey.MemoryHuey(immediate=True)
+    consumer.task_wrapper_class = huey_leaf.LockedTask
+
+    def body(task: int) -> int:
+        return task
+
+    job = consumer.task()(locks.job(key="x", unique="queued")(body))
+    assert [job(7).get(), job(task=7).get(), job.call_local(task=7)] == [7, 7, 7]
+    assert not jobs.bound(job.func).place([7]).locked()
+
+
+def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery) -> None:
+    """A task's own ``before_start`` raised."""
+
+    class Task(celery_leaf.LockedTask):
+        abstract = True
+
+        def before_start(self, *args: Any) -> None:
+            raise Trouble
+
+    app.conf.task_eager_propagates = False
+    job: Any = locks.job(key="x", unique="queued")(rebuild)
+    assert app.task(base=Task)(job).delay(7).state == "FAILURE"
+    assert not jobs.bound(job).place([7]).locked()
+
+
+def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Celery) -> None:
+    """Those of another task make none of one that is new."""
+    job: Any = locks.job(key="x", unique="queued")(rebuild)
+    task = app.task(job)
+    jobs.bound(job).reserve([7], job_id="first")
+    result = task.apply_async((7,), headers={"lualock": "A" * 22, "trace": "1"})
+    assert result.refused.job_id == "first"
+
+
+@pytest.mark.parametrize("policy", [jobs.Wait(5), jobs.Wait(0.4, then=jobs.Retry(60))])
+async def test_taskiq_does_not_begin_what_it_has_given_up(
+    locks: lualock.Locks, policy: Any
+) -> None:
+    """A plain job waits for its lock in a thread, which nobody can end."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    runs: list[int] = []
+
+    def body(shop_id: int) -> None:
+        runs.append(shop_id)
+
+    job: Any = locks.job(key="x", unique="queued", policy=policy)(body)
+    task = taskiq_leaf.locked(broker, timeout=0.2)(job)
+    with locks.lock("x"):
+        entry: Any = await taskiq_leaf.enqueue(task, 7)
+        assert (await entry.result.wait_result()).is_err
+        await asyncio.sleep(0.4)
+    await asyncio.sleep(0.2)
+    assert not runs
+    assert not locks.lock("x").locked()
+    assert not jobs.bound(job).place([7]).locked()
+
+
+async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
+    """What comes back waits without its place, or is lost."""
+
+    class Away(taskiq.InMemoryBroker):
+        kicks = 0
+
+        async def kick(self, message: taskiq.BrokerMessage) -> None:
+            self.kicks += 1
+            if self.kicks == 2:
+                raise Trouble
+            await super().kick(message)
+
+    broker = Away()
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(0.0))(rebuild_async)
+    with locks.lock("x"):
+        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(job), 7)
+        with pytest.raises(taskiq.exceptions.SendTaskError):
+            await broker.wait_all()
+    assert broker.kicks == 2
+    place: Any = jobs.bound(job).place([7])
+    assert not await place.locked()
+
+
+async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
+    """An argument of a job's may be called as one of ours."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+
+    async def body(task: int) -> int:
+        return task
+
+    job = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_leaf.enqueue(job, task=7)
+    assert (await entry.result.wait_result()).return_value == 7
+
+
+def no_session() -> None:
+    """What a task depends on, and cannot be made."""
+    raise Trouble
+
+
+async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
+    """What it depends on could not be made."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+
+    async def body(shop_id: int, db: Annotated[Any, taskiq.TaskiqDepends(no_session)]) -> None: ...
+
+    task = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_leaf.enqueue(task, 7)
+    assert (await entry.result.wait_result()).is_err
+    assert isinstance(await taskiq_leaf.enqueue(task, 7), jobs.Enqueued)
+
+
+# arq and SAQ, which have a folder of their own
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(
+            "arq_class",
+            "arq_same_id",
+            "arq_same_id_together",
+            "arq_same_id_begun",
+            "arq_plain_function",
+        ),
+        *("arq_one_job_calls_another", "arq_last_try", "arq_interrupted"),
+        *("arq_tries_nothing_again", "arq_locks_away", "arq_away"),
+        *("saq_class", "saq_same_key", "saq_own_delay", "saq_one_job_calls_another"),
+        *("saq_comes_back_without_retries", "saq_interrupted"),
+    ],
+)
+def test_apart(one_server: Server, case: str) -> None:
+    """What :mod:`tests.integrations.workers.apart_cases` says."""
+    done = subprocess.run(
+        [apart.python(), "-m", "tests.integrations.workers.apart_cases", case, one_server.tcp_url],
+        cwd=apart.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

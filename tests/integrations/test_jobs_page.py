@@ -1,0 +1,117 @@
+"""docs/jobs.md: each example runs as it stands, with the system's own worker."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.workers import apart
+from tests.integrations.workers.leash import Leash
+from tests.support.servers import BINARIES, Server
+from tests.support.waiting import wait_until
+
+PAGE = (apart.ROOT / "docs" / "jobs.md").read_text("utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+OWN_TESTS = SECTIONS.pop("Tests of your own")
+del SECTIONS["Groups and chains"]  # see test_job_groups.py
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+CONSOLE = re.compile(r"^```console\n\$ (.*?)\n```", re.DOTALL | re.MULTILINE)
+WAIT_S = 60.0
+
+pytest_plugins = ["pytester"]
+
+
+class Example:
+    """A section's program in a folder of its own, and its worker."""
+
+    def __init__(self, name: str, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.python = apart.python() if name.lower() in apart.SYSTEMS else Path(sys.executable)
+        self.environment = os.environ | {
+            "REDIS_URL": url,
+            "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{folder}{os.pathsep}{apart.ROOT}",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.tasks, self.enqueue = PYTHON.findall(SECTIONS[name])
+        (command,) = CONSOLE.findall(SECTIONS[name])
+        (folder / "tasks.py").write_text(self.tasks, "utf-8")
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.worker = subprocess.Popen(
+                shlex.split(command.replace("$REDIS_URL", url)),
+                cwd=folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Example]]:
+    """All of them, each with its worker, side by side."""
+    server = Server("jobs-page", next(iter(BINARIES.values())))
+    with Leash() as leash:
+        leash.add(server.process)
+        made: dict[str, Example] = {}
+        for name in SECTIONS:
+            made[name] = Example(name, tmp_path_factory.mktemp(name), server.tcp_url)
+            leash.add(made[name].worker)
+        yield made
+    server.close()
+
+
+@pytest.mark.parametrize("name", list(SECTIONS))
+def test_example(examples: dict[str, Example], name: str) -> None:
+    """What the section enqueues is run by the worker that it starts."""
+    example = examples[name]
+    done = subprocess.run(
+        [example.python, "-c", example.enqueue],
+        cwd=example.folder,
+        env=example.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "already" not in done.stdout
+    try:
+        wait_until(lambda: "rebuilt 7" in example.said(), wait_s=WAIT_S, what="the job has run")
+    except AssertionError as late:
+        raise AssertionError(f"{late}\n{example.said()[-3000:]}") from None
+
+
+def test_the_lines_are_few() -> None:
+    """What is to be pasted is short: ten lines for the job, but for the imports and blank lines."""
+    for name, section in SECTIONS.items():
+        lines = [
+            line
+            for line in PYTHON.findall(section)[0].splitlines()
+            if line and not re.match(r"(import|from) ", line)
+        ]
+        assert len(lines) <= 10, name
+
+
+def test_the_test_kit(pytester: pytest.Pytester) -> None:
+    """The examples of the plugin; what the second one tests is RQ's program from this page."""
+    alone, program = PYTHON.findall(OWN_TESTS)
+    pytester.makepyfile(tasks=PYTHON.findall(SECTIONS["RQ"])[0])
+    pytester.makepyfile(test_alone=alone, test_program=program)
+    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=3)
+
+
+def test_the_table_knows_all() -> None:
+    """Each system's section is in the table."""
+    assert sorted(re.findall(r"^\| \[(.+?)\]\(#", PAGE, re.MULTILINE)) == sorted(SECTIONS)

@@ -1,0 +1,24 @@
+"""Forks that Python's hooks do not tell of, as C code makes them: uWSGI that preloads the app."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.forked import CASES
+from tests.support.servers import Server
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fork_without_hooks(one_server: Server, case: str) -> None:
+    """A child that C code forked starts anew, and owns nothing of its parent's."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.support.forked", case, one_server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "ok\n"), ended.stderr

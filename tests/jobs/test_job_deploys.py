@@ -1,0 +1,434 @@
+"""A deploy that changes what a job's lock is called: old and new code exclude each other, and no
+two of them ever wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from tests.jobs.test_jobs import Log, as_job, job_class
+from tests.support.delivery import Queue, held, place
+from tests.support.servers import Server
+from tests.support.waiting import wait_until
+from tests.support.world import World, settle
+
+
+class Versions:
+    """The same job before, during and after the deploy."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.log = Log()
+        self.running: list[int] = []
+
+        def plain(shop: int) -> None:
+            self.log.append(shop)
+            self.running.append(world.client.incr("running"))
+            time.sleep(0.001)  # let the others try
+            world.client.decr("running")
+
+        async def coroutine(shop: int) -> None:
+            self.log.append(shop)
+            self.running.append(world.client.incr("running"))
+            await asyncio.sleep(0.001)
+            world.client.decr("running")
+
+        self.body: Any = coroutine if world.asynchronous else plain
+
+    def queue(self, **options: Any) -> Queue:
+        return Queue(self.world, self.world.connect().job(**options)(self.body))
+
+    def all(self, **options: Any) -> tuple[Queue, Queue, Queue]:
+        """Old code, the code of the deploy that changes the name, and what comes after it."""
+        return (
+            self.queue(key=lambda shop: f"old-{shop}", **options),
+            self.queue(
+                key=lambda shop: f"new-{shop}", read_old=lambda shop: f"old-{shop}", **options
+            ),
+            self.queue(key=lambda shop: f"new-{shop}", **options),
+        )
+
+
+@pytest.fixture
+def versions(shell: World) -> Versions:
+    """A job in three versions."""
+    return Versions(shell)
+
+
+async def test_neighbours_exclude_each_other(versions: Versions) -> None:
+    """While one version's job runs, none of a version that may be deployed beside it does."""
+    old, both, new = versions.all()
+    for runs, refused in ((old, both), (both, old), (both, new), (new, both), (both, both)):
+        versions.log.clear()
+        leases = [await settle(lock.acquire()) for lock in _locks(runs, 1)]
+        assert await refused.attempt("b", None, 1) is None
+        assert versions.log == []
+        await refused.attempt("b", None, 2)
+        for lease in leases:
+            assert lease.held
+            await settle(lease.release())
+        await refused.attempt("b", None, 1)
+        assert versions.log == [2, 1]
+        for lock in (*_locks(both, 1), *_locks(both, 2)):
+            assert not held(versions.world, lock.key)
+
+
+def _locks(queue: Queue, *args: Any) -> list[Any]:
+    work = queue.work
+    return work._job.locks(work._fitting(work.asynchronous), args, {})
+
+
+async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
+    """Who has one name and is refused the other leaves nothing held, and is told by whom."""
+    told = Log()
+    _, both, _ = versions.all(on_failed=lambda shop, holder: told.append(holder))
+    first, last = _locks(both, 1)
+    lease = await settle(last.acquire())
+    await both.attempt("b", None, 1)
+    assert told == [(await settle(last.inspect())).holder]
+    assert not held(versions.world, first.key)
+    later = versions.all(policy=jobs.Retry(3))[1]
+    with pytest.raises(jobs.RetryLater):
+        await later.attempt("b", None, 1)
+    assert not held(versions.world, first.key)
+    await settle(lease.release())
+
+
+async def test_they_wait_in_one_order(versions: Versions) -> None:
+    """Many runs of all versions at once all end: there is no circle of waiting."""
+    queues = versions.all(policy=jobs.Wait(20))
+    for two in (queues[:2], queues[1:]):
+        both = list(enumerate(two))
+        await asyncio.gather(
+            *(q.attempt(f"{n}-{i}", None, 1, beside=True) for n in range(12) for i, q in both)
+        )
+    assert len(versions.log) == 48
+    assert set(versions.running) == {1}
+
+
+async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Versions) -> None:
+    """Where the old name of one is the new name of the other, neither waits for the other, who
+    waits for it."""
+    world, wait = versions.world, jobs.Wait(5)
+    there = versions.queue(key="b", read_old="a", policy=wait)
+    back = versions.queue(key="a", read_old="b", policy=wait)
+    a = there.work._fitting(there.work.asynchronous).lock("a")
+    lease = await settle(a.acquire())
+
+    async def queued(count: int) -> None:
+        await world.until(lambda: world.client.zcard(a.key + b":waiters") == count)
+
+    first = asyncio.ensure_future(there.attempt("first", None, 1, beside=True))
+    await queued(1)
+    second = asyncio.ensure_future(back.attempt("second", None, 2, beside=True))
+    await queued(2)
+    await settle(lease.release())
+    await asyncio.gather(first, second)
+    assert versions.log == [1, 2]
+
+
+async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> None:
+    """However long that takes, nobody else gets the first; the timeout begins with the job."""
+    locks = shell.connect()
+    one, two = locks.lock("one"), locks.lock("two")
+    left: list[int] = []
+    expired: list[str] = []
+
+    def look() -> None:
+        left.extend(shell.client.pttl(lock.key) for lock in (one, two))
+
+    def over() -> bool:
+        return not shell.client.exists(one.key) and not shell.client.exists(two.key)
+
+    def plain() -> None:
+        look()
+        while not over():
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        look()
+        await shell.until(over)
+
+    made = locks.job(
+        key="two",
+        read_old="one",
+        timeout=0.5,
+        policy=jobs.Wait(20),
+        on_expired=lambda: expired.append("told"),
+    )
+    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    lease = await settle(two.acquire())
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    await shell.until(lambda: held(shell, one.key))
+    since = time.monotonic()
+    await shell.until(lambda: time.monotonic() > since + 1.2)
+    assert held(shell, one.key)
+    await settle(lease.release())
+    await run
+    assert all(300 < ms <= 500 for ms in left)
+    assert len(left) == 2
+    assert expired == ["told"]
+
+
+async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
+    """Somebody may have the first by then; what it has is free again."""
+    world = versions.world
+    both = versions.queue(key="two", read_old="one", policy=jobs.Wait(20))
+    one, two = _locks(both, 1)
+    lease = await settle(two.acquire())
+    run = asyncio.ensure_future(both.attempt("a", None, 1, beside=True))
+    await world.until(lambda: world.client.zcard(two.key + b":waiters") == 1)
+    world.client.delete(one.key)
+    other = await settle(one.acquire())
+    await settle(lease.release())
+    with pytest.raises(lualock.LeaseLost):
+        await run
+    assert versions.log == []
+    assert not held(world, two.key)
+    await settle(other.release())
+
+
+def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
+    """Where the old name of one is the new name of the other, and both enqueue at the same time,
+    one of them does: each is not refused for the other's sake."""
+
+    def job() -> None:
+        """A job's body."""
+
+    made = locks.job(key="b", read_old="a", unique="queued")(job)
+    back = locks.job(key="a", read_old="b", unique="queued")(job)
+    steps = {
+        name: jobs.bound(each)._entry((), {}).reserve(name, None)
+        for name, each in (("made", made), ("back", back))
+    }
+    told: dict[str, Any] = {}
+    replies: dict[str, Any] = dict.fromkeys(steps)
+    while len(told) < 2:
+        for name in [name for name in steps if name not in told]:
+            send = steps[name].throw if isinstance(replies[name], Exception) else steps[name].send
+            try:
+                action = send(replies[name])
+            except StopIteration as done:
+                told[name] = done.value
+                continue
+            try:
+                replies[name] = action()
+            except Exception as error:
+                replies[name] = error
+    assert sorted(map(bool, told.values())) == [False, True]
+
+
+async def test_unique_over_a_deploy(versions: Versions) -> None:
+    """What old code has enqueued refuses new code's, and the other way round; both run."""
+    old, both, new = versions.all(unique="both")
+    for first, second in ((old, both), (both, old), (both, new), (new, both)):
+        told = await first.put(1)
+        refused = await second.put(1)
+        assert refused.job_id == told.job_id
+        for lock in _locks(both, 1):
+            assert not held(versions.world, lock.key)
+        second.pushed.extend(first.pushed)
+        first.pushed.clear()
+        await second.deliver()  # pushed by one version, run by another
+        assert await second.put(1)
+        second.pushed.clear()
+        for lock in _locks(both, 1):
+            versions.world.client.delete(place(lock))
+
+
+async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
+    """Whichever name's lock is held, a unique job that is dropped is in nobody's way afterwards."""
+    both = versions.all(unique="queued")[1]
+    for lock in _locks(both, 1):
+        lease = await settle(lock.acquire())
+        await both.put(1)
+        assert await both.deliver() is None
+        assert not any(held(versions.world, place(each)) for each in _locks(both, 1))
+        await settle(lease.release())
+    assert versions.log == []
+
+
+async def test_a_retry_keeps_both(versions: Versions) -> None:
+    """A lock that is held for a retry is held under both names, and both are free at the end."""
+    attempts = Log()
+
+    def failing(shop: int) -> None:
+        attempts.append(shop)
+        if len(attempts) == 1:
+            raise KeyError
+
+    versions.body = as_job(versions.world, failing)
+    both = versions.all(on_retry="hold")[1]
+    with pytest.raises(KeyError):
+        await both.attempt("a", None, 1, will_retry=lambda error: 5)
+    assert all(held(versions.world, lock.key) for lock in _locks(both, 1))
+    await both.attempt("a", None, 1)
+    assert not any(held(versions.world, lock.key) for lock in _locks(both, 1))
+
+
+async def test_versions_by_number(versions: Versions) -> None:
+    """key_version= is part of a name that is made of arguments; read_old= may be the one before."""
+    zero, one = versions.queue(), versions.queue(key_version=1, read_old=0)
+    assert {lock.key for lock in _locks(one, 1)} == {
+        zero.work.lock((1,)).key,
+        versions.queue(key_version=1).work.lock((1,)).key,
+    }
+    assert one.work.lock((1,)).key == versions.queue(key_version=1).work.lock((1,)).key
+    assert len(_locks(versions.queue(key_version=1, read_old=1), 1)) == 1
+    by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, read_old=1)
+    assert len({lock.key for lock in _locks(by_value, 1)}) == 2
+    assert by_value.work.lock((1,)).key == by_value.work.lock((11,)).key
+
+
+async def test_a_class_s_versions(shell: World) -> None:
+    """lock_key_version and lock_read_old, a number, a name, or a classmethod of the arguments."""
+    locks = shell.connect()
+
+    def keys(**members: Any) -> set[bytes]:
+        queue = Queue(shell, job_class(shell, locks, lambda shop: None, **members))
+        return {lock.key for lock in _locks(queue, 7)}
+
+    zero, one = keys(), keys(lock_key_version=1)
+    assert zero != one
+    assert keys(lock_key_version=1, lock_read_old=0) == zero | one
+    assert keys(lock_read_old="before") == zero | {locks.lock("before").key}
+    by_shop = keys(lock_read_old=staticmethod(lambda shop: f"b{shop}"))
+    assert by_shop == zero | {locks.lock("b7").key}
+    log = Log()
+    job = job_class(shell, locks, lambda shop: log.append(shop), lock_read_old="before")
+    lease = await settle(locks.lock("before").acquire())
+    await settle(job.run(7))
+    await settle(lease.release())
+    await settle(job.run(8))
+    assert log == [8]
+
+
+async def test_refresh_lock_extends_both(shell: World) -> None:
+    """Inside a run under two names both leases get the whole timeout again."""
+    left: list[int] = []
+    old, new = b"lualock:{old}", b"lualock:{new}"
+
+    def look() -> None:
+        left.extend(shell.client.pttl(key) for key in (old, new))
+
+    def shorten() -> None:
+        for key in (old, new):
+            shell.client.pexpire(key, 5_000)
+
+    async def coroutine() -> None:
+        shorten()
+        await job.refresh_lock()
+        look()
+
+    def plain() -> None:
+        shorten()
+        job.refresh_lock()
+        look()
+
+    made = shell.connect().job(key="new", read_old="old", timeout=60)
+    job: Any = made(coroutine if shell.asynchronous else plain)
+    await settle(job())
+    assert all(55_000 < ms <= 60_000 for ms in left)
+    assert len(left) == 2
+
+
+async def test_a_run_without_its_lock_keeps_the_other_no_longer(
+    shell: World, one_server: Server
+) -> None:
+    """A run that got the first lock, and goes on without the second, has the first for no longer
+    than its timeout: it is not renewed as while the run waited."""
+    locks = shell.connect()
+    first = min((locks.lock("old"), locks.lock("new")), key=lambda lock: lock.key)
+    user = ["ACL", "SETUSER", "half", "on", ">pw", f"~{first.key.decode()}*", "&*", "+@all"]
+    shell.client.execute_command(*user)
+
+    def plain() -> None:
+        assert held(shell, first.key)
+        wait_until(lambda: not held(shell, first.key), what="the first lock is free")
+
+    async def coroutine() -> None:
+        assert held(shell, first.key)
+        await shell.until(lambda: not held(shell, first.key))
+
+    try:
+        limited = shell.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))
+        made = limited.job(key="new", read_old="old", timeout=0.3, on_unavailable="run")
+        await shell.beside(made(coroutine if shell.asynchronous else plain))
+    finally:
+        shell.client.execute_command("ACL", "DELUSER", "half")
+
+
+@pytest.mark.parametrize("new", ["before the old one", "the new one"])
+def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None:
+    """Also a run with two locks, whichever of them it took first."""
+    ran: list[str] = []
+    with lualock.connect(one_server.url) as locks:
+
+        @locks.job(key=new, read_old="the old one", policy=jobs.Replace(10))
+        def build(name: str) -> None:
+            ran.append(name)
+            if name == "first":
+                wait_until(jobs.current_lease().release_requested)
+
+        first = threading.Thread(target=build, args=("first",))
+        first.start()
+        wait_until(lambda: ran)
+        build("second")
+        first.join()
+    assert ran == ["first", "second"]
+
+
+@pytest.mark.parametrize("new", ["before the old one", "the new one"])
+async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new: str) -> None:
+    """The code of before the deploy, and that of after it, ask on the one name that they know."""
+    locks, ran = shell.connect(), Log()
+
+    def plain() -> None:
+        ran.append("first")
+        wait_until(jobs.current_lease().release_requested)
+
+    async def coroutine() -> None:
+        ran.append("first")
+        give_up = time.monotonic() + 5
+        while not await jobs.current_lease().release_requested():
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.002)
+
+    async def second() -> None:
+        ran.append("second")
+
+    for name in ("the old one", new):
+        ran.clear()
+        made = locks.job(key=new, read_old="the old one")
+        run = made(coroutine if shell.asynchronous else plain)
+        other = locks.job(key=name, policy=jobs.Replace(10))
+        replace = other(second if shell.asynchronous else lambda: ran.append("second"))
+        first = asyncio.ensure_future(shell.beside(run))
+        await shell.until(lambda: ran)
+        await shell.beside(replace)
+        await first
+        assert ran == ["first", "second"]
+
+
+def test_what_cannot_be_used(locks: lualock.Locks) -> None:
+    """Versions and old names that make no sense are refused."""
+
+    def job() -> None:
+        """A job's body."""
+
+    for options in (
+        {"key_version": -1},
+        {"key_version": True},
+        {"key_version": "1"},
+        {"key": "whole", "key_version": 1},
+        {"read_old": -1},
+        {"read_old": 1.5},
+    ):
+        with pytest.raises(lualock.InvalidArgument):
+            locks.job(**options)(job)

@@ -1,0 +1,656 @@
+"""Unique from enqueue on: reserve, push, confirm; and the start that gives up the place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock._transport.asyncio import background as asyncio_background
+from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
+from lualock.jobs.terms import about_job, job_text
+from tests.jobs.test_job_policies import ODD
+from tests.jobs.test_jobs import Log, as_job
+from tests.support.delivery import Queue, held, place
+from tests.support.proxy import Proxy
+from tests.support.world import World, settle
+
+
+def queue_of(world: World, locks: Any = None, work: Any = None, **options: Any) -> Queue:
+    """A queue of a job of this world's shell."""
+
+    def rebuild(shop: int = 1) -> str:
+        return f"rebuilt {shop}"
+
+    made = (locks or world.connect()).job(**options)(as_job(world, work or rebuild))
+    return Queue(world, made)
+
+
+async def test_one_is_queued(world: World) -> None:
+    """While one is queued another is refused, and told which; once it has begun, no more."""
+    queue = queue_of(world, unique="queued")
+    first = await queue.put(1, job_id="a")
+    token = queue.pushed[0][1]
+    assert first == Enqueued("a", token, "pushed a")
+    lock = queue.work.lock((1,))
+    assert token.encode() in world.client.get(place(lock))
+    assert not held(world, lock.key)  # a queued job is in nobody's way
+    assert (await settle(queue.work.place((1,)).inspect())).metadata == "job a"
+    refused = await queue.put(1, job_id="b")
+    assert not refused
+    assert (refused.job_id, refused.state) == ("a", "queued")
+    assert await queue.put(2)
+    assert len(queue.pushed) == 2
+    assert await queue.deliver() == "rebuilt 1"
+    assert not held(world, place(lock))
+    assert await queue.put(1, job_id="b")
+
+
+async def test_who_waits_for_a_place(shell: World) -> None:
+    """Has it when the queued job begins, not when its place would have ended."""
+    queue = queue_of(shell, unique="queued")
+    await queue.put(1)
+    beside = queue.work.place((1,))
+    waits = asyncio.ensure_future(shell.beside(beside.acquire))
+    await shell.until_waiters(beside, 1)
+    since = time.monotonic()  # who has just come looks by itself
+    await shell.until(lambda: time.monotonic() > since + 0.15)
+    assert await queue.deliver() == "rebuilt 1"
+    lease = await asyncio.wait_for(waits, 3)
+    assert not await queue.put(1)
+    await settle(lease.release())
+
+
+async def test_the_place_lasts(world: World) -> None:
+    """Reserved it lasts seconds, so that a crash frees it; confirmed the queue's time and delay."""
+    queue = queue_of(world, unique="queued", queue_ttl=500)
+    key = place(queue.work.lock((1,)))
+    reserved = await settle(queue.verb("reserve")((1,), job_id="a"))
+    assert isinstance(reserved, Reserved)
+    assert 0 < world.client.pttl(key) <= RESERVE_S * 1000 <= 15_000
+    assert await settle(queue.verb("confirm")((1,), token=reserved.token))
+    assert 490_000 < world.client.pttl(key) <= 500_000
+    await settle(queue.verb("cancel")((1,), token=reserved.token))
+    assert not held(world, key)
+    assert not await settle(queue.verb("confirm")((1,), token=reserved.token))
+    await queue.put(1, delay=3600.0)
+    assert 4_090_000 < world.client.pttl(key) <= 4_100_000
+    # What the place lasted is no concern of the lease.
+    left: list[int] = []
+
+    def work() -> None:
+        left.append(world.client.pttl(lock.key))
+
+    seen = queue_of(world, unique="queued", work=work)
+    lock = seen.work.lock()
+    await seen.put(delay=3600.0)
+    await seen.deliver()
+    assert 29_000 < left[0] <= 30_000
+
+
+async def test_while_one_runs(world: World) -> None:
+    """unique= says whether one that is queued, one that runs, or either refuses the next."""
+    for unique, while_queued, while_running in (
+        ("queued", False, True),
+        ("running", True, False),
+        ("both", False, False),
+        (None, True, True),
+    ):
+        queue = queue_of(world, unique=unique, key=f"job {unique}")
+        await queue.put(job_id="a")
+        assert bool(await queue.put(job_id="b")) == while_queued
+        queue.pushed.clear()
+        world.client.delete(place(queue.work.lock()))
+        lease = await settle(queue.work.lock().acquire())
+        told = await queue.put(job_id="c")
+        assert bool(told) == while_running
+        if not told:
+            assert (told.state, told.job_id) == ("running", None)  # a plain lock, so no job's id
+            assert told.holder == (await settle(queue.work.lock().inspect())).holder
+            assert not held(world, place(queue.work.lock()))
+        await settle(lease.release())
+
+
+async def test_there_is_no_gap_at_the_start(world: World) -> None:
+    """While one runs, unique="both" tells its id; the place was the lock in the same moment."""
+    seen = Log()
+
+    def work() -> None:
+        with lualock.connect(world.server.url) as locks:
+            entry = locks.job(unique="both", key="no gap")(lambda: None)
+            seen.append(bound(entry).reserve(job_id="b"))
+
+    queue = queue_of(world, work=work, unique="both", key="no gap")
+    await queue.put(job_id="a")
+    await queue.deliver()
+    (refused,) = seen
+    assert isinstance(refused, Refused)
+    assert (refused.job_id, refused.state) == ("a", "running")
+    assert await queue.put(job_id="b")
+
+
+async def test_fifty_producers(world: World) -> None:
+    """Of fifty that enqueue at once, one does, and the others are told its id."""
+    queue = queue_of(world, unique="queued")
+    puts = [world.beside(partial(_put, queue, f"id-{i}")) for i in range(50)]
+    outcomes = await asyncio.gather(*puts)
+    (one,) = [outcome for outcome in outcomes if outcome]
+    assert [job_id for job_id, _, _ in queue.pushed] == [one.job_id]
+    assert {outcome.job_id for outcome in outcomes} == {one.job_id}
+
+
+def _put(queue: Queue, job_id: str) -> Any:
+    def push(token: str) -> None:
+        queue.pushed.append((job_id, token, ()))
+
+    return queue.verb("enqueue")(push, job_id=job_id)
+
+
+async def test_never_two_under_pressure(shell: World) -> None:
+    """Producers and workers at full speed: from push to end there is never more than one job."""
+    here: list[str] = []  # pushed, and not at its end
+    most: list[int] = []
+    todo: list[tuple[str, str]] = []
+
+    def work() -> None:
+        most.append(len(here))
+        here.pop()
+
+    queue = queue_of(shell, work=work, unique="both")
+
+    def push(token: str) -> None:
+        here.append(token)
+        most.append(len(here))
+        todo.append((f"job {len(most)}", token))
+
+    async def produce(name: int) -> int:
+        puts = [
+            await shell.beside(partial(queue.verb("enqueue"), push, job_id=f"{name}-{n}"))
+            for n in range(40)
+        ]
+        return sum(map(bool, puts))
+
+    async def consume() -> None:
+        while not done.is_set() or todo:
+            if todo:
+                await queue.attempt(*todo.pop(), beside=True)
+            await asyncio.sleep(0)
+
+    done = asyncio.Event()
+    workers = [asyncio.create_task(consume()) for _ in range(3)]
+    pushed = sum(await asyncio.gather(*(produce(name) for name in range(6))))
+    done.set()
+    await asyncio.gather(*workers)
+    assert set(most) == {1}
+    assert len(most) == 2 * pushed
+    assert pushed > 5
+
+
+async def test_a_failed_push(shell: World) -> None:
+    """What the push raised comes out, and the next one may be pushed at once."""
+    queue = queue_of(shell, unique="queued")
+
+    def push(token: str) -> None:
+        raise ZeroDivisionError("the broker's")
+
+    with pytest.raises(ZeroDivisionError, match="the broker's"):
+        await settle(queue.verb("enqueue")(push, job_id="a"))
+    assert await queue.put()
+
+
+async def test_what_cannot_be_enqueued_or_delivered(shell: World) -> None:
+    """A push that cannot be called, and an id that is none: said before anything is written."""
+    queue = queue_of(shell, unique="queued")
+    with pytest.raises(lualock.InvalidArgument, match="push must be callable, not NoneType"):
+        await settle(queue.verb("enqueue")(None, job_id="a"))
+    bad: list[Any] = [None, "", 7]
+    for job_id in bad:
+        with pytest.raises(lualock.InvalidArgument, match="a job's id must be a str"):
+            await settle(queue.verb("enqueue")(print, job_id=job_id))
+        with pytest.raises(lualock.InvalidArgument, match="a job's id must be a str"):
+            await queue.attempt(job_id, None)
+    assert shell.client.keys() == []
+
+
+async def test_the_callback(shell: World) -> None:
+    """It gets exactly the job's arguments, and the other's id if it asks; its result is told."""
+    log = Log()
+
+    def refused(shop: int, *, job_id: str) -> str:
+        log.note(shop, job_id)
+        return "sorry"
+
+    queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
+    plain = queue_of(shell, unique="queued", key="x", on_enqueue_failed=lambda *a: log.note(*a))
+    await queue.put(5, job_id="a")
+    assert (await queue.put(5)).result == "sorry"
+    await plain.put(6)
+    assert (await plain.put(6)).result is None
+    assert log == [(5, "a"), (6,)]
+
+
+async def test_a_system_that_refuses(shell: World) -> None:
+    """Where the system itself did not push it the same callback is told."""
+    log = Log()
+
+    def refused(shop: int, *, job_id: str) -> str:
+        log.note(shop, job_id)
+        return "sorry"
+
+    queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
+    told = await settle(queue.verb("refuse")((5,), job_id="a"))
+    assert told == Refused("a", "queued", None, "sorry")
+    assert (
+        await settle(queue.verb("refuse")((5,), job_id="a", state="running"))
+    ).state == "running"
+    assert log == [(5, "a"), (5, "a")]
+    assert shell.client.keys() == []
+
+
+async def test_a_loner(shell: World) -> None:
+    """It is refused while a job with its lock is queued or runs, and the callback gets that job's
+    id; a job that has ended, or runs again, is in nobody's way."""
+    log = Log()
+
+    class Loner(lualock.LockedJob):
+        locks = shell.connect()
+        loner = True
+
+        @classmethod
+        def loner_enqueue_failed(cls, number: int, *, job_id: str) -> None:
+            log.note(number, job_id)
+
+    async def perform(number: int) -> int:
+        told.append(await queue.put(number))
+        if len(told) == 1:
+            raise ZeroDivisionError
+        return number
+
+    def perform_plain(number: int) -> int:
+        told.append(queue.work.enqueue(str, (number,), job_id="another"))
+        if len(told) == 1:
+            raise ZeroDivisionError
+        return number
+
+    told: list[Any] = []
+    body = perform if shell.asynchronous else perform_plain
+    queue = Queue(shell, type("Job", (Loner,), {"perform": staticmethod(body)}))
+    assert await queue.put(5, job_id="a")
+    token = queue.pushed[0][1]
+    assert (await queue.put(5)).state == "queued"
+    with pytest.raises(ZeroDivisionError):
+        await queue.deliver(will_retry=lambda _: 0.0)
+    assert (await queue.put(5)).state == "queued"  # it waits for its retry
+    assert await queue.attempt("a", token, 5) == 5
+    assert [(entry.job_id, entry.state) for entry in told] == [("a", "running")] * 2
+    assert log == [(5, "a")] * 4
+    assert await queue.put(5)
+
+
+async def test_a_loner_may_say_less(shell: World) -> None:
+    """What a class says of lock_unique counts instead of its loner."""
+    job = type(
+        "Job",
+        (lualock.LockedJob,),
+        {
+            "locks": shell.connect(),
+            "loner": True,
+            "lock_unique": "queued",
+            "perform": staticmethod(as_job(shell, lambda: None)),
+        },
+    )
+    queue = Queue(shell, job)
+    lease = await settle(queue.work.lock().acquire())
+    assert await queue.put()
+    assert not await queue.put()
+    await settle(lease.release())
+
+
+async def test_the_callback_of_a_class(shell: World) -> None:
+    """loner_enqueue_failed, as in resque-lock; inherited."""
+    log = Log()
+
+    class Base(lualock.LockedJob):
+        locks = shell.connect()
+        loner = True
+
+        @classmethod
+        def loner_enqueue_failed(cls, shop: int) -> None:
+            log.note(cls.__name__, shop)
+
+    job = type("Job", (Base,), {"perform": staticmethod(as_job(shell, lambda shop: shop))})
+    queue = Queue(shell, job)
+    await queue.put(5)
+    assert not await queue.put(5)
+    assert log == [("Job", 5)]
+    assert await queue.deliver() == 5
+    with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
+        type("Bad", (Base,), {"loner_enqueue_failed": lambda self: None})
+
+
+def test_a_crash_between_reserve_and_push(one_server: Any, one_client: Any) -> None:
+    """A producer that is killed before it pushed is in the way for seconds, not longer."""
+    code = """
+        import sys, time, lualock
+        from lualock.jobs import bound
+        def work(): pass
+        job = lualock.connect(sys.argv[1]).job(unique="queued", key="x")(work)
+        def push(token):
+            print(token, flush=True)
+            time.sleep(60)
+        bound(job).enqueue(push, job_id="a")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), one_server.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as producer:
+        assert producer.stdout is not None
+        assert producer.stdout.readline()
+        os.kill(producer.pid, signal.SIGKILL)
+    key = b"lualock:{x}:reservation"
+    assert 0 < one_client.pttl(key) <= RESERVE_S * 1000
+    with lualock.connect(one_server.url) as locks:
+        work = bound(locks.job(unique="queued", key="x")(_nothing))
+        refused = work.reserve(job_id="b")
+        assert isinstance(refused, Refused)
+        assert refused.job_id == "a"
+        one_client.pexpire(key, 1)
+        while one_client.exists(key):
+            pass
+        assert work.reserve(job_id="b")
+
+
+def _nothing() -> None:
+    """A job's body."""
+
+
+async def test_a_place_that_expired_while_its_job_was_queued(world: World) -> None:
+    """Another job is enqueued then; both run, one after the other, and the place is the other's."""
+    log = Log()
+    queue = queue_of(world, work=lambda shop: log.note(shop), unique="queued", key="x")
+    await queue.put(1, job_id="a")
+    world.client.delete(place(queue.work.lock((1,))))
+    assert await queue.put(2, job_id="b")
+    await queue.deliver()
+    refused = await queue.put(3)
+    assert refused.job_id == "b"  # what "a" did left the place of "b" alone
+    await queue.deliver()
+    assert log == [(1,), (2,)]
+    assert await queue.put(3)
+
+
+async def test_a_job_that_began_before_it_was_confirmed(world: World) -> None:
+    """A worker may be faster than the producer: confirming then does nothing."""
+    queue = queue_of(world, unique="queued")
+    reserved = await settle(queue.verb("reserve")(job_id="a"))
+    assert await queue.attempt("a", reserved.token) == "rebuilt 1"
+    assert not await settle(queue.verb("confirm")(token=reserved.token))
+    assert not held(world, place(queue.work.lock()))
+
+
+async def test_cancel(world: World) -> None:
+    """A job that is removed gives up its place; one that runs is not disturbed."""
+    seen: list[bool] = []
+
+    def work() -> None:
+        with lualock.connect(world.server.url) as locks:
+            entry = bound(locks.job(unique="both", key="to cancel")(_nothing))
+            entry.cancel(token=told.token)
+        seen.append(held(world, entry.lock().key))
+
+    queue = queue_of(world, work=work, unique="both", key="to cancel")
+    told = await queue.put()
+    await settle(queue.verb("cancel")(token=told.token))
+    queue.pushed.clear()
+    told = await queue.put()
+    await queue.deliver()
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("given_up", ["cancelled", "not pushed"])
+async def test_a_refused_release_takes_no_later_place(
+    shell: World, given_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that the server would not give up is not taken away later: by then the same job may
+    have been enqueued again, under the same token."""
+    monkeypatch.setattr(
+        asyncio_background, "PAUSE_MIN_S", 0.3
+    )  # so that it is, before any next try
+    locks = shell.connect()
+    queue = queue_of(shell, locks, unique="queued")
+    other = locks.lock("other", ttl=30)
+    lease = await settle(other.acquire())
+    again = partial(queue.put, 1, job_id="a", token=token_of("a"))
+
+    def push(_: str) -> None:
+        shell.client.config_set("min-replicas-to-write", 1)
+        raise ConnectionError("the broker's")
+
+    try:
+        if given_up == "cancelled":
+            await again()
+            shell.client.config_set("min-replicas-to-write", 1)
+            with pytest.raises(lualock.LockUnavailable, match="replicas"):
+                await settle(queue.verb("cancel")((1,), job_id="a"))
+        else:
+            enqueue = queue.verb("enqueue")
+            with pytest.raises(ConnectionError):
+                await settle(enqueue(push, (1,), job_id="a", token=token_of("a")))
+        with pytest.raises(lualock.LockUnavailable, match="replicas"):
+            await settle(lease.release())
+    finally:
+        shell.client.config_set("min-replicas-to-write", 0)
+    assert await again()
+    # What was begun earlier is done earlier, and this is done.
+    await shell.until(lambda: not held(shell, other.key))
+    assert held(shell, place(queue.work.lock((1,))))
+    refused = await queue.put(1)
+    assert (refused.job_id, refused.state) == ("a", "queued")
+
+
+async def test_without_unique_it_is_just_pushed(shell: World) -> None:
+    """Nothing is asked of the server, and no token travels."""
+    proxyless = queue_of(shell)
+    shell.client.config_resetstat()
+    told = await proxyless.put(1)
+    assert told.token == ""
+    assert shell.calls("evalsha") + shell.calls("eval") == 0
+    assert await proxyless.deliver() == "rebuilt 1"
+    await settle(proxyless.verb("cancel")((1,), token=""))
+
+
+async def test_a_token_made_of_the_id(shell: World) -> None:
+    """A system without room for a token: start finds the place by the job's id."""
+    queue = queue_of(shell, unique="queued")
+    assert len(token_of("a")) == 22
+    assert token_of("a") != token_of("b")
+    await queue.put(1, job_id="a", token=token_of("a"))
+    assert not await queue.put(1, job_id="b", token=token_of("b"))
+    queue.pushed[0] = ("a", "", (1,))
+    assert await queue.deliver() == "rebuilt 1"
+    assert not held(shell, place(queue.work.lock((1,))))
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_reserve_whose_reply_is_lost(shell: World, proxy: Proxy, lost: int) -> None:
+    """Lost once, it is asked again, and it is the same place; lost twice, the outcome is unknown,
+    nothing is pushed, and the place is free again."""
+    queue = queue_of(shell, shell.connect(proxy.url), unique="queued")
+    await settle(queue.verb("cancel")(token=token_of("nobody")))  # connected, scripts loaded
+    await queue.put(2)
+    queue.pushed.clear()
+    proxy.lose_reply = lost
+    key = place(queue.work.lock((1,)))
+    if lost == 1:
+        assert await queue.put(1)
+        assert held(shell, key)
+        return
+    with pytest.raises(lualock.LockUnavailable) as told:
+        await queue.put(1)
+    assert told.value.outcome_unknown
+    assert queue.pushed == []
+    await shell.until(lambda: not held(shell, key))
+
+
+async def test_a_start_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
+    """Asked again, it is the same lease; the job runs once, and nothing stays behind."""
+    log = Log()
+
+    def work(shop: int) -> None:
+        log.note(shop)
+
+    queue = queue_of(shell, shell.connect(proxy.url), work=work, unique="both")
+    for shop in (1, 2):
+        await queue.put(shop)
+        proxy.lose_reply = shop - 1  # the first time all is well, and the server learns the script
+        await queue.deliver()
+        assert proxy.lose_reply == 0
+    assert log == [(1,), (2,)]
+    for shop in (1, 2):
+        lock = queue.work.lock((shop,))
+        assert not held(shell, lock.key)
+        assert not held(shell, place(lock))
+
+
+async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
+    """While the server is away nothing is pushed, or it is without a place, as the job says."""
+    away = shell.connect("unix:///tmp/lualock-no-such-socket")
+    queue = queue_of(shell, away, unique="queued")
+    with pytest.raises(lualock.LockUnavailable):
+        await queue.put()
+    log = Log()
+    queue = queue_of(
+        shell,
+        away,
+        unique="queued",
+        on_unavailable="skip",
+        on_enqueue_failed=lambda *a: log.note("refused", *a),
+    )
+    told = await queue.put(7)
+    assert (bool(told), told.state, log) == (False, "unavailable", [("refused", 7)])
+    assert queue.pushed == []
+    queue = queue_of(shell, away, unique="queued", on_unavailable="run")
+    with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
+        told = await queue.put(7)
+    assert told.token == ""
+    assert len(queue.pushed) == 1
+    assert "without a place" in caplog.text
+
+
+async def test_what_cannot_be_used(shell: World) -> None:
+    """Bad ids, tokens and options are refused by name."""
+    queue = queue_of(shell, unique="queued")
+    for bad in (5, "", None):
+        with pytest.raises(lualock.InvalidArgument, match="a job's id must be"):
+            await settle(queue.verb("reserve")(job_id=bad))
+    for token in ("short", "x" * 21 + "}", "\ud800" * 22, "ä" * 11, 5):
+        with pytest.raises(lualock.InvalidArgument, match="not a job's token"):
+            await settle(queue.verb("reserve")(job_id="a", token=token))
+    with pytest.raises(lualock.InvalidArgument, match="unique must be None or 'queued'"):
+        queue_of(shell, unique="always")
+    with pytest.raises(lualock.InvalidArgument, match="queue_ttl must be"):
+        queue_of(shell, queue_ttl=0)
+    with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be callable"):
+        queue_of(shell, on_enqueue_failed="me")
+    with pytest.raises(lualock.InvalidArgument, match="no job of lualock"):
+        bound(len)
+    wrong: tuple[Any, ...] = ("ab", b"ab", 5, {"a": 1}, None)
+    for args in wrong:
+        with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
+            queue.work.lock(args)
+        with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
+            await settle(queue.verb("reserve")(args, job_id="a"))
+    assert shell.client.keys() == []
+
+
+def test_a_push_that_nobody_awaits(one_server: Any) -> None:
+    """Plain code that pushes by a coroutine function has pushed nothing: it is told so, and the
+    job has no place."""
+    one_server_client = one_server.client()
+    one_server_client.flushall()
+
+    async def push(token: str) -> None:
+        raise AssertionError("nobody awaits it")
+
+    def body() -> None:
+        """A job."""
+
+    with lualock.connect(one_server.url) as locks:
+        queue = bound(locks.job(key="x", unique="queued")(body))
+        with pytest.raises(lualock.InvalidArgument, match="returned a coroutine"):
+            queue.enqueue(push, job_id="a")
+        assert not queue.place().locked()
+    one_server_client.close()
+
+
+async def test_an_odd_delay(shell: World) -> None:
+    """Is refused by name before the job has a place, or is in its queue."""
+    for unique in ("queued", None):
+        queue = queue_of(shell, unique=unique)
+        for bad in (*ODD, None, 367 * 86_400):
+            with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
+                await queue.put(delay=bad)
+            with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
+                await settle(queue.verb("confirm")(token="t" * 22, delay=bad))
+        assert queue.pushed == []
+        assert shell.client.keys() == []
+    assert await queue.put(delay=366 * 86_400)
+
+
+async def test_an_id_that_is_no_text(shell: World) -> None:
+    """Two of them are two jobs, and each is recognised."""
+    queue = queue_of(shell, unique="queued")
+    first, second = "a\ud800", "a\ud801"
+    assert job_text(first) != job_text(second) != job_text("a?")
+    assert await queue.put(1, job_id=first)
+    refused = await queue.put(1, job_id=second)
+    assert (refused.job_id, refused.state) == (None, "queued")
+    lock = queue.work.lock((1,))
+    lock._holder_info = about_job(lock._holder_info, first)
+    lease = await settle(lock.acquire())
+    with pytest.raises(RetryLater):
+        await queue.deliver()
+    assert not await settle(queue.verb("died")((1,), job_id=second))
+    assert await settle(queue.verb("died")((1,), job_id=first))
+    with suppress(lualock.LeaseLost):
+        await settle(lease.release())
+
+
+async def test_a_long_id(shell: World) -> None:
+    """It is told whole, or not at all; its own delivery is recognised all the same."""
+    for length, told in ((128, "x" * 128), (129, None)):
+        queue = queue_of(shell, unique="queued", key=f"job {length}")
+        token = (await queue.put(1, job_id="x" * length)).token
+        refused = await queue.put(1)
+        assert refused.job_id == told
+        assert refused.holder
+        assert await queue.deliver() == "rebuilt 1"
+        running = shell.connect().lock(f"job {length}", metadata=job_text("x" * length))
+        lease = await settle(running.acquire())
+        with pytest.raises(RetryLater):
+            await queue.attempt("x" * length, token, 1)
+        await settle(lease.release())
+
+
+async def test_a_long_id_beside_a_long_holder(shell: World) -> None:
+    """There is room for both, for it is the holder that is cut; so the job is known everywhere."""
+    queue = queue_of(shell, shell.connect(holder="\u00e9" * 125), unique="queued", key="x")
+    job_id = "x" * 128
+    token = (await queue.put(job_id=job_id)).token
+    refused = await queue.put()
+    assert refused.job_id == job_id
+    assert refused.holder.startswith("\u00e9" * 61)
+    lease = await settle(shell.connect().lock("x", metadata=job_text(job_id)).acquire())
+    with pytest.raises(RetryLater):
+        await queue.attempt(job_id, token)
+    await settle(lease.release())
+    assert await queue.attempt(job_id, token) == "rebuilt 1"

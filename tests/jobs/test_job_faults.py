@@ -1,0 +1,146 @@
+"""A job's whole life, with every fault of a connection at each of its requests: it is enqueued, its
+attempts run once each and alone, and what is left is free again in time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from lualock.jobs import verbs
+from lualock.scripts import SCRIPTS
+from tests.jobs.test_jobs import Log, as_job
+from tests.support.delivery import Queue, held, place
+from tests.support.faults import Fault, FaultProxy
+from tests.support.world import World
+from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL
+
+# In the order in which they come: reserve, confirm, start, hold it for the retry, start, release;
+# or the waiting for the lock, and the giving up of the place.
+SCENARIOS = [
+    *(("retry", script) for script in ("reserve", "extend", "start", "adopt", "release")),
+    *(("coalesce", script) for script in ("start", "reserve", "acquire", "release")),
+    ("replace", "request_release"),
+    ("replace", "withdraw"),
+]
+
+
+class OwnError(Exception):
+    """What the job raises at its first attempt."""
+
+
+async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: str) -> None:
+    """One job's life: enqueued, run, failed, run again."""
+    kind = name.split()[0]
+    log = Log()
+    rivals = lualock.connect(world.server.url)
+
+    def work() -> str:
+        log.append("ran")
+        assert rivals.lock(name).try_acquire() is None, "a rival has the lock of a job that runs"
+        if kind == "retry" and len(log) == 1:
+            raise OwnError
+        return "done"
+
+    policies = {"retry": None, "coalesce": jobs.Coalesce(), "replace": jobs.Replace(5)}
+    locks = world.connect(f"{proxy.url}?socket_timeout={SOCKET_TIMEOUT}", ttl=TTL)
+    options: dict[str, Any] = {"unique": "both"} if kind == "retry" else {}
+    made = locks.job(key=name, on_retry="hold", queue_ttl=3, policy=policies[kind], **options)
+    queue = Queue(world, made(as_job(world, work)))
+    lease = rivals.lock(name, ttl=30).acquire() if kind != "retry" else None
+    proxy.inject(FAULTS[fault], script)
+
+    async def until(what: Any) -> Any:
+        """What a producer or a job system does: try again."""
+        give_up = asyncio.get_running_loop().time() + 8
+        while asyncio.get_running_loop().time() < give_up:
+            try:
+                told = await world.beside(what)
+            except (lualock.LockUnavailable, jobs.RetryLater) as error:
+                # What happened once is made good by asking again, and nobody hears of it, unless a
+                # busy machine did not even make a connection in the short time.
+                if FAULTS[fault].times == 1 and "could not connect to the server" not in str(error):
+                    raise
+                told = None
+            if told:
+                return told
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{script} {fault}: nobody has the lock, and the job does not run")
+
+    def attempt() -> Any:
+        return queue.work.run((), {}, jobs.Delivery("a", told.token or None, lambda error: 0.0))
+
+    told = await until(lambda: queue.verb("enqueue")(lambda token: "pushed", job_id="a"))
+    if kind == "retry":
+        with pytest.raises(OwnError):
+            await until(attempt)
+        assert await until(attempt) == "done"
+        assert len(log) == 2
+    else:
+        running = asyncio.ensure_future(until(attempt))
+        await world.until(lambda: proxy.met or world.waiters(queue.work.lock()))
+        assert lease is not None
+        lease.release()
+        assert await running == "done"
+        assert len(log) == 1
+    assert proxy.met, "the fault befell nothing"
+
+    await asyncio.to_thread(proxy.deliver)
+    mine = queue.work.lock()
+    await world.until(lambda: not held(world, mine.key), TTL + SLACK)
+    left_ms = world.client.pttl(place(mine))
+    assert not held(world, place(mine)) or 0 < left_ms <= jobs.RESERVE_S * 1000
+    rivals.close()
+
+
+async def test_faults(shell: World) -> None:
+    """Side by side, for they mostly wait for a socket's timeout or for the end of a lease."""
+    for script in (SCRIPTS | verbs.SCRIPTS).values():
+        shell.client.script_load(script.source)
+    places = asyncio.Semaphore(AT_ONCE)
+    failures: list[str] = []
+
+    async def one(kind: str, script: str, fault: str) -> None:
+        async with places:
+            with FaultProxy(shell.server.socket) as proxy:
+                try:
+                    await life(shell, proxy, f"{kind} {script} {fault}", script, fault)
+                except Exception as error:
+                    failures.append(f"{kind}, {script}, {fault}: {error!r}")
+
+    await asyncio.gather(*(one(*case, fault) for case in SCENARIOS for fault in FAULTS))
+    if shell.asynchronous:
+        await asyncio.gather(*(locks.aclose() for locks in shell.made))
+    assert failures == []
+
+
+async def test_a_place_that_could_not_be_given_up(shell: World) -> None:
+    """A job that waited, and whose place would not go, comes back: nothing takes the place from its
+    next attempt, which others are told of."""
+    with FaultProxy(shell.server.socket) as proxy, lualock.connect(shell.server.url) as rivals:
+        locks = shell.connect(proxy.url)
+        made = locks.job(key="x", unique="queued", policy=jobs.Wait(5))(as_job(shell, _never))
+        queue = Queue(shell, made)
+        assert await queue.put(job_id="a")
+        lease = rivals.lock("x").acquire()
+        proxy.choose = {"release": Fault("drop request")}.get
+        waits = asyncio.ensure_future(queue.deliver(beside=True, will_retry=lambda error: 5.0))
+        await shell.until_waiters(queue.work.lock(), 1)
+        lease.release()
+        with pytest.raises(lualock.LockUnavailable):
+            await waits
+        await shell.until(lambda: not held(shell, queue.work.lock().key))
+        assert len(proxy.met) == 2
+        assert held(shell, place(queue.work.lock()))
+        refused = await queue.put(job_id="b")
+        assert (refused.job_id, refused.state) == ("a", "queued")
+        if shell.asynchronous:
+            await locks.aclose()
+
+
+def _never() -> None:
+    """A job's body."""
+    raise AssertionError("it ran")

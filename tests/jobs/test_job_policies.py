@@ -1,0 +1,521 @@
+"""What is done with a job whose lock is held: later, wait, replace, coalesce, or as one decides."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import pickle
+import signal
+import sys
+import textwrap
+import threading
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from tests.jobs.test_jobs import Log, as_job
+from tests.support.delivery import Queue, held, place, watched
+from tests.support.world import World, settle
+
+
+class Work:
+    """A job's body of either kind that notes what it runs, and can be held up."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.log = Log()
+        self.gates: dict[int, threading.Event] = {}
+
+    def body(self) -> Any:
+        """The function, or coroutine function."""
+
+        def plain(number: int) -> int:
+            self.log.append(number)
+            if number in self.gates:
+                assert self.gates[number].wait(10)
+            return number
+
+        async def coroutine(number: int) -> int:
+            self.log.append(number)
+            if number in self.gates:
+                assert await asyncio.to_thread(self.gates[number].wait, 10)
+            return number
+
+        return coroutine if self.world.asynchronous else plain
+
+    def queue(self, **options: Any) -> Queue:
+        """A queue of jobs that share one lock."""
+        return Queue(self.world, self.world.connect().job(key="x", **options)(self.body()))
+
+    async def running(self, queue: Queue, number: int) -> asyncio.Task[Any]:
+        """A run of that number, which goes on until :meth:`end`."""
+        self.gates[number] = threading.Event()
+        task = asyncio.create_task(queue.attempt(f"id-{number}", None, number, beside=True))
+        await self.world.until(lambda: number in self.log)
+        return task
+
+    def end(self, number: int) -> None:
+        """Let that run end."""
+        self.gates[number].set()
+
+
+@pytest.fixture
+def work(shell: World) -> Work:
+    """A job's body."""
+    return Work(shell)
+
+
+async def test_retry_later(work: Work) -> None:
+    """The system is asked to deliver it again; without a system that comes out of the call."""
+    queue = work.queue(policy=jobs.Retry(delay=7), on_failed=lambda *a: work.log.note("failed"))
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater, match=r"held by .* tried again in 7 s") as told:
+        await queue.attempt("b", None, 2)
+    assert (told.value.delay_s, told.value.job_id) == (7, "b")
+    assert told.value.holder
+    again = pickle.loads(pickle.dumps(told.value))
+    assert (again.delay_s, again.job_id, str(again)) == (7, "b", str(told.value))
+    with pytest.raises(jobs.RetryLater) as told:
+        await settle(queue.job(2))
+    assert (told.value.delay_s, told.value.job_id) == (7, None)
+    assert isinstance(told.value, lualock.NotAcquired)
+    work.end(1)
+    assert await first == 1
+    assert await queue.attempt("b", None, 2) == 2
+    assert work.log == [1, 2]
+
+
+async def test_retry_later_keeps_the_place(work: Work) -> None:
+    """A unique job that has to come back stays unique until then; a dropped one does not."""
+    queue = work.queue(policy=jobs.Retry(delay=600), unique="queued", queue_ttl=1000)
+    first = await work.running(queue, 1)
+    told = await queue.put(2)
+    key = place(queue.work.lock((2,)))
+    work.world.client.pexpire(key, 5_000)
+    with pytest.raises(jobs.RetryLater):
+        await queue.deliver()
+    assert 1_590_000 < work.world.client.pttl(key) <= 1_600_000
+    assert (await queue.put(2)).job_id == told.job_id
+    work.end(1)
+    await first
+    assert await queue.attempt(told.job_id, told.token, 2) == 2
+    assert not held(work.world, key)
+
+    dropping = work.queue(unique="queued")
+    second = await work.running(dropping, 3)
+    await dropping.put(4)
+    await dropping.deliver()
+    assert not held(work.world, key)
+    work.end(3)
+    await second
+
+
+async def test_wait(work: Work) -> None:
+    """It runs when its turn has come, and gives up its place then."""
+    queue = work.queue(policy=jobs.Wait(10), unique="queued")
+    first = await work.running(queue, 1)
+    await queue.put(2)
+    lock = queue.work.lock((2,))
+    second = asyncio.create_task(queue.deliver(beside=True))
+    await work.world.until_waiters(lock, 1)
+    assert held(work.world, place(lock))  # it has not begun
+    work.end(1)
+    assert list(await asyncio.gather(first, second)) == [1, 2]
+    assert not held(work.world, place(lock))
+    assert not held(work.world, lock.key)
+
+
+async def test_wait_in_vain(work: Work) -> None:
+    """When the time is over it is dropped, or done with as then= says."""
+    log = Log()
+    dropped = work.queue(policy=jobs.Wait(0.01), on_failed=lambda number: log.note(number))
+    later = work.queue(policy=jobs.Wait(0.01, then=jobs.Retry(3)))
+    first = await work.running(dropped, 1)
+    assert await dropped.attempt("b", None, 2) is None
+    assert log == [(2,)]
+    with pytest.raises(jobs.RetryLater) as told:
+        await later.attempt("b", None, 2)
+    assert told.value.delay_s == 3
+    assert work.world.waiters(dropped.work.lock((1,))) == 0
+    work.end(1)
+    await first
+    assert work.log == [1]
+
+
+async def test_a_plain_lock_excludes_jobs(work: Work) -> None:
+    """A web request that has the lock keeps every job out, and a job keeps it out."""
+    queue = work.queue(policy=jobs.Wait(10), unique="both")
+    plain = work.world.connect().lock("x")
+    lease = await settle(plain.acquire())
+    waiting = asyncio.create_task(queue.attempt("a", None, 1, beside=True))
+    await work.world.until_waiters(plain, 1)
+    assert work.log == []
+    work.gates[1] = threading.Event()
+    await settle(lease.release())
+    await work.world.until(lambda: work.log == [1])
+    assert await settle(plain.try_acquire()) is None
+    assert (await settle(plain.inspect())).metadata == "job a"
+    work.end(1)
+    await waiting
+    lease = await settle(plain.try_acquire())
+    await settle(lease.release())
+
+
+async def test_replace(shell: World) -> None:
+    """The one that runs is asked to stop, and the other runs then; nobody else is asked."""
+    log = Log()
+
+    def asked() -> Any:
+        return jobs.current_lease().release_requested()
+
+    async def coroutine(number: int) -> bool:
+        log.append(number)
+        while number == 1 and not await asked():
+            pass
+        return bool(await asked())
+
+    def plain(number: int) -> bool:
+        log.append(number)
+        while number == 1 and not asked():
+            pass
+        return bool(asked())
+
+    body = coroutine if shell.asynchronous else plain
+    queue = Queue(shell, shell.connect().job(key="x", policy=jobs.Replace(wait=10))(body))
+    first = asyncio.create_task(queue.attempt("a", None, 1, beside=True))
+    await shell.until(lambda: log == [1])
+    second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
+    assert list(await asyncio.gather(first, second)) == [True, False]
+    assert not shell.client.exists(b"lualock:{x}:stop_requests")
+    assert await queue.attempt("c", None, 2) is False  # it was free: nobody is asked
+    assert jobs.current_lease() is None
+
+
+async def test_the_last_of_several_replaces(work: Work) -> None:
+    """Of those that wait to replace the same run only the one that came last runs."""
+    failed = Log()
+    queue = work.queue(policy=jobs.Replace(wait=10), on_failed=lambda number: failed.note(number))
+    lock = queue.work.lock((1,))
+    first = await work.running(queue, 1)
+    others = []
+    for number in (2, 3, 4):
+        others.append(asyncio.create_task(queue.attempt(f"id-{number}", None, number, beside=True)))
+        await work.world.until_waiters(lock, len(others))
+    work.end(1)
+    assert list(await asyncio.gather(first, *others)) == [1, None, None, 4]
+    assert work.log == [1, 4]
+    assert sorted(failed) == [(2,), (3,)]
+    assert not work.world.client.exists(b"lualock:{x}:stop_requests")
+
+
+async def test_the_last_of_several_is_killed(work: Work) -> None:
+    """Then the one before it runs: somebody must, after all of them have asked."""
+    code = """
+        import sys, lualock
+        from lualock import jobs
+        job = lualock.connect(sys.argv[1]).job(key="x", policy=jobs.Replace(wait=60))
+        job(lambda: None)()
+    """
+    queue = work.queue(policy=jobs.Replace(wait=10))
+    lock = queue.work.lock((1,))
+    first = await work.running(queue, 1)
+    second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
+    await work.world.until_waiters(lock, 1)
+    command = [sys.executable, "-c", textwrap.dedent(code), work.world.server.url]
+    last = await asyncio.create_subprocess_exec(*command)
+    await work.world.until_waiters(lock, 2)
+    last.kill()
+    await last.wait()
+    work.end(1)
+    assert list(await asyncio.gather(first, second)) == [1, 2]
+
+
+async def test_the_last_of_several_gives_up(work: Work) -> None:
+    """The one that runs is asked to stop for as long as any of them waits."""
+    queue = work.queue(policy=jobs.Replace(wait=10))
+    brief = work.queue(policy=jobs.Replace(wait=0.3))
+    lock = queue.work.lock((1,))
+    lease = await settle(lock.acquire())
+    second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
+    await work.world.until_waiters(lock, 1)
+    assert await settle(lease.release_requested())
+    await brief.attempt("c", None, 3)
+    assert await settle(lease.release_requested())
+    await settle(lease.release())
+    assert await second == 2
+    assert work.log == [2]
+    assert not work.world.client.exists(b"lualock:{x}:stop_requests")
+
+
+async def test_replace_in_vain(work: Work) -> None:
+    """A holder that does not stop goes on; the request is taken back, for nobody runs instead."""
+    queue = work.queue(policy=jobs.Replace(wait=0.05, then=jobs.Retry(2)))
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater):
+        await queue.attempt("b", None, 2)
+    assert not work.world.client.exists(b"lualock:{x}:stop_requests")
+    work.end(1)
+    await first
+
+
+async def test_request_release(work: Work) -> None:
+    """Any holder may be asked, by anybody, and finds it by its lease."""
+    locks = work.world.connect()
+    lock = locks.lock("x")
+    assert not await settle(lock.request_release())
+    lease = await settle(lock.acquire())
+    assert not await settle(lease.release_requested())
+    assert await settle(lock.request_release(lasts=30))
+    assert await settle(lease.release_requested())
+    assert 29_000 < work.world.client.pttl(lock.key + b":stop_requests") <= 30_000
+    await settle(lease.release())
+    lease = await settle(lock.acquire())
+    assert not await settle(lease.release_requested())
+    await settle(lease.release())
+    with pytest.raises(lualock.InvalidArgument, match="lasts must be"):
+        await settle(lock.request_release(lasts=0))
+
+
+async def test_coalesce(work: Work) -> None:
+    """However many ask while one runs, one run follows, and it begins after the last has asked."""
+    failed = Log()
+    queue = work.queue(policy=jobs.Coalesce(), on_failed=lambda number: failed.append(number))
+    lock = queue.work.lock((1,))
+    for turn in (10, 20):
+        first = await work.running(queue, turn)
+        trailing = asyncio.create_task(queue.attempt(f"a{turn}", None, turn + 1, beside=True))
+        await work.world.until(lambda: held(work.world, place(lock)))
+        await asyncio.gather(
+            *(queue.attempt(f"{turn + n}", None, turn + n, beside=True) for n in range(2, 10))
+        )
+        work.end(turn)
+        assert list(await asyncio.gather(first, trailing)) == [turn, turn + 1]
+        assert not held(work.world, place(lock))
+    assert work.log == [10, 11, 20, 21]
+    assert sorted(failed) == [*range(12, 20), *range(22, 30)]
+
+
+async def test_fifty_ask_for_one_more(work: Work) -> None:
+    """Fifty that come at once while one runs: exactly one of them runs."""
+    queue = work.queue(policy=jobs.Coalesce())
+    first = await work.running(queue, 0)
+    others = [
+        asyncio.create_task(queue.attempt(f"{n}", None, n, beside=True)) for n in range(1, 51)
+    ]
+    await work.world.until(lambda: sum(task.done() for task in others) == 49)
+    work.end(0)
+    await asyncio.gather(first, *others)
+    assert len(work.log) == 2
+
+
+async def test_who_comes_while_the_trailing_one_runs(work: Work) -> None:
+    """That one has begun, perhaps too early for the newcomer, so there is another one after it."""
+    queue = work.queue(policy=jobs.Coalesce())
+    lock = queue.work.lock((1,))
+    first = await work.running(queue, 1)
+    work.gates[2] = threading.Event()
+    second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
+    await work.world.until(lambda: held(work.world, place(lock)))
+    work.end(1)
+    await work.world.until(lambda: work.log == [1, 2])
+    third = asyncio.create_task(queue.attempt("c", None, 3, beside=True))
+    await work.world.until(lambda: held(work.world, place(lock)))
+    work.end(2)
+    assert list(await asyncio.gather(first, second, third)) == [1, 2, 3]
+
+
+async def test_coalesce_without_a_worker_that_waits(work: Work) -> None:
+    """With wait=0 the one that is to follow comes back later, and has its place meanwhile."""
+    queue = work.queue(policy=jobs.Coalesce(wait=0, then=jobs.Retry(4)))
+    lock = queue.work.lock((1,))
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater) as told:
+        await queue.attempt("b", None, 2)
+    assert told.value.delay_s == 4
+    assert 3_500_000 < work.world.client.pttl(place(lock)) <= 3_604_000
+    assert await queue.attempt("c", None, 3) is None  # "b" stands for it
+    with pytest.raises(jobs.RetryLater) as told:  # still held when it comes back
+        await queue.attempt("b", None, 2)
+    assert [lease.name for lease in watched(queue)] == ["x"]  # the place lasts without us
+    work.end(1)
+    await first
+    assert await queue.attempt("b", None, 2) == 2
+    assert not held(work.world, place(lock))
+    assert work.log == [1, 2]
+
+
+async def test_coalesce_beside_unique(work: Work) -> None:
+    """One that is queued and unique already is the one that follows."""
+    queue = work.queue(policy=jobs.Coalesce(), unique="queued")
+    first = await work.running(queue, 1)
+    await queue.put(2)
+    assert not await queue.put(3)
+    assert await queue.attempt("d", None, 4) is None
+    second = asyncio.create_task(queue.deliver(beside=True))
+    await work.world.until_waiters(queue.work.lock((1,)), 1)
+    work.end(1)
+    assert list(await asyncio.gather(first, second)) == [1, 2]
+
+
+async def test_coalesce_without_a_system(work: Work) -> None:
+    """A plain call waits for its turn, and others are dropped meanwhile."""
+    queue = work.queue(policy=jobs.Coalesce())
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater):  # which nobody will do: so it keeps no place
+        await settle(work.queue(policy=jobs.Coalesce(wait=0)).job(4))
+    assert not held(work.world, place(queue.work.lock((1,))))
+    second = asyncio.create_task(work.world.beside(lambda: queue.job(2)))
+    await work.world.until_waiters(queue.work.lock((1,)), 1)
+    assert await settle(queue.job(3)) is None
+    work.end(1)
+    assert list(await asyncio.gather(first, second)) == [1, 2]
+    assert not held(work.world, place(queue.work.lock((1,))))
+
+
+async def test_a_policy_of_one_s_own(work: Work) -> None:
+    """A function sees the situation and returns what to do, or None to drop the job."""
+    seen: list[jobs.Contention] = []
+
+    def decide(situation: jobs.Contention) -> Any:
+        seen.append(situation)
+        return jobs.Retry(len(seen)) if situation.args[0] == 2 else None
+
+    queue = work.queue(policy=decide)
+    bad = work.queue(policy=lambda situation: "wait")
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater) as told:
+        await queue.attempt("b", None, 2)
+    assert told.value.delay_s == 1
+    assert await queue.attempt("c", None, 3) is None
+    assert (seen[0].job_id, seen[0].args, seen[0].holder is None) == ("b", (2,), False)
+    assert seen[0].remaining_s is not None
+    assert 0 < seen[0].remaining_s <= 30
+    with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+        await bad.attempt("d", None, 4)
+    work.end(1)
+    await first
+
+
+async def test_a_class_s_policy(work: Work) -> None:
+    """lock_policy of a LockedJob, inherited."""
+    members = {"perform": staticmethod(work.body()), "lock": staticmethod(lambda number: "x")}
+    base: Any = type("Base", (lualock.LockedJob,), {"lock_policy": jobs.Retry(6)})
+    job: Any = type("Job", (base,), members | {"locks": work.world.connect()})
+    queue = Queue(work.world, job)
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater) as told:
+        await settle(job.run(2))
+    assert told.value.delay_s == 6
+    work.end(1)
+    await first
+
+
+def test_what_cannot_be_used(locks: lualock.Locks) -> None:
+    """A policy that is none is refused when the job is declared."""
+    for bad in ("wait", jobs.Wait, 5):
+        with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+            locks.job(policy=bad)(test_what_cannot_be_used)
+        with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+            type("Bad", (lualock.LockedJob,), {"lock_policy": bad})
+        with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+            jobs.Wait(5, then=bad)
+    kinds: list[Any] = [jobs.Replace, jobs.Retry, jobs.Wait, jobs.Coalesce]
+    for kind in kinds:
+        for wait in ODD:
+            with pytest.raises(lualock.InvalidArgument, match=r"^(delay|wait) must be"):
+                kind(wait)
+    for kind in kinds[:2]:
+        for wait in (None, 367 * 86_400):
+            with pytest.raises(lualock.InvalidArgument, match=r"^(delay|wait) must be"):
+                kind(wait)
+
+
+ODD: tuple[Any, ...] = (
+    *(-1, "5", float("nan"), float("inf"), 10**400, True),
+    dt.timedelta(seconds=5),
+)
+"""What is no time to wait."""
+
+
+@pytest.mark.parametrize("verb", ["later", "wait", "request_release"])
+async def test_a_policy_of_one_s_own_with_an_odd_delay(shell: World, verb: str) -> None:
+    """What it asks for is refused before anything is sent; nothing stays."""
+
+    odds = list(ODD)
+
+    class Odd:
+        def take(self, attempt: jobs.Attempt) -> Any:
+            if verb == "request_release":
+                yield attempt.request_release(attempt.lock._request(), odds.pop())
+            yield from getattr(attempt, verb)(odds.pop())
+
+    def work() -> None:
+        """A job's body."""
+
+    made = shell.connect().job(key="x", policy=Odd())
+    queue = Queue(shell, made(as_job(shell, work)))
+    lease = await settle(queue.work.lock().acquire())
+    while odds:
+        with pytest.raises(lualock.InvalidArgument, match=r"^(delay|timeout|lasts_s) must be"):
+            await queue.attempt("a", None)
+    assert shell.client.keys() == [queue.work.lock().key]
+    await settle(lease.release())
+
+
+class Ended(Exception):
+    """What a job system raises in a job that takes too long."""
+
+
+async def end_while_it_waits(queue: Queue, token: str, delay_s: float | None) -> None:
+    """A delivery that is ended from outside while it waits: cancelled, or by a signal."""
+    world, lock = queue.world, queue.work.lock((1,))
+
+    def attempt() -> Any:
+        return queue.attempt("a", token, 2, will_retry=lambda error: delay_s)
+
+    if world.asynchronous:
+        task = asyncio.create_task(attempt())
+        await world.until_waiters(lock, 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    def strike() -> None:
+        while not world.waiters(lock):
+            pass
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, end)
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        with pytest.raises(Ended):
+            await attempt()
+    finally:
+        striker.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": jobs.Coalesce()}, {"policy": jobs.Wait(30), "unique": "queued"}]
+)
+async def test_who_waits_is_ended(work: Work, options: dict[str, Any]) -> None:
+    """A job that is cancelled or timed out while it waits gives its place up, so that nobody is
+    dropped for its sake; one that its system will try again keeps it, though not renewed."""
+    queue = work.queue(queue_ttl=100, **options)
+    lock = queue.work.lock((1,))
+    lease = await settle(work.world.connect().lock("x").acquire())
+    for delay_s in (None, 60.0):
+        token = (await queue.put(2)).token
+        await end_while_it_waits(queue, token, delay_s)
+        assert watched(queue) == []
+        assert held(work.world, place(lock)) == (delay_s is not None)
+    assert 155_000 < work.world.client.pttl(place(lock)) <= 160_000
+    await settle(lease.release())
+    assert work.log == []

@@ -1,0 +1,568 @@
+"""What becomes of a job's lock when the job fails, is tried again, is delivered twice, is killed;
+and when the server of the locks is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from lualock._transport.asyncio import background as asyncio_background
+from lualock._transport.threads import background
+from lualock.jobs import token_of
+from tests.jobs.test_job_policies import ODD
+from tests.jobs.test_jobs import Log, as_job
+from tests.support.delivery import Queue, held, place, watched
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.world import World, on_one, settle
+
+
+class OwnError(Exception):
+    """What the jobs here raise."""
+
+
+class Interruption(BaseException):
+    """What ends a worker, as SystemExit does; but asyncio lets it pass."""
+
+
+def queue_of(world: World, work: Callable[..., Any], locks: Any = None, **options: Any) -> Queue:
+    """A queue of a job, all of whose runs share one lock."""
+    made = (locks or world.connect()).job(key="x", **options)(as_job(world, work))
+    return Queue(world, made)
+
+
+def failing(times: int, log: Log) -> Callable[..., Any]:
+    """A job that fails so often, and then succeeds."""
+
+    def work() -> str:
+        log.append("ran")
+        if len(log) <= times:
+            raise OwnError(f"failure {len(log)}")
+        return "done"
+
+    return work
+
+
+def again(error: BaseException) -> float | None:
+    """A system that tries again in a minute."""
+    return 60.0
+
+
+async def test_the_lock_is_held_for_the_retry(world: World) -> None:
+    """Between its attempts nobody else gets it; the next attempt does, with a greater fence."""
+    log, leases = Log(), []
+
+    def work() -> None:
+        leases.append(jobs.current_lease())
+        failing(2, log)()
+
+    queue = queue_of(world, work, on_retry="hold", queue_ttl=100)
+    lock = queue.work.lock()
+    for _ in range(2):
+        with pytest.raises(OwnError):
+            await queue.attempt("a", "t" * 22, will_retry=again)
+        assert held(world, lock.key)
+        assert 155_000 < world.client.pttl(lock.key) <= 160_000
+        assert (await settle(lock.inspect())).metadata == "job a"
+        assert await queue.attempt("b", "u" * 22) is None
+        assert await settle(lock.try_acquire()) is None
+        assert not leases[-1].held
+        assert not leases[-1].lost
+        assert watched(queue) == []
+    await queue.attempt("a", "t" * 22, will_retry=again)
+    assert len(log) == 3
+    fences = [lease.fence for lease in leases]
+    assert fences == sorted(set(fences))
+    assert not held(world, lock.key)
+
+
+async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> None:
+    """Is told when the retry begins, whose lease ends much earlier, and follows it when it does."""
+    log = Log()
+
+    def work() -> None:
+        log.append("ran")
+        if len(log) == 1:
+            raise OwnError
+        while len(log) == 2:
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        log.append("ran")
+        if len(log) == 1:
+            raise OwnError
+        await shell.until(lambda: len(log) > 2)
+
+    made = shell.connect().job(key="x", on_retry="hold", timeout=0.3)
+    queue = Queue(shell, made(coroutine if shell.asynchronous else work))
+    lock = queue.work.lock()
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    waits = asyncio.ensure_future(shell.beside(lock.acquire))
+    await shell.until_waiters(lock, 1)
+    since = time.monotonic()  # who has just come looks by itself
+    await shell.until(lambda: time.monotonic() > since + 0.15)
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    try:
+        lease = await asyncio.wait_for(asyncio.shield(waits), 3)
+    finally:
+        log.append("over")
+        await run
+    await settle(lease.release())
+
+
+async def test_the_lock_is_free_until_the_retry(world: World) -> None:
+    """By default others may run meanwhile; a job that is unique when queued is queued again."""
+    log = Log()
+    queue = queue_of(world, failing(1, log), unique="both", queue_ttl=100)
+    lock = queue.work.lock()
+    told = await queue.put(job_id="a")
+    with pytest.raises(OwnError):
+        await queue.deliver(will_retry=again)
+    assert not held(world, lock.key)
+    assert held(world, place(lock))
+    assert 155_000 < world.client.pttl(place(lock)) <= 160_000
+    assert (await queue.put()).job_id == "a"
+    assert await queue.attempt("a", told.token) == "done"
+    assert not held(world, place(lock))
+    plain = queue_of(world, failing(1, Log()))
+    with pytest.raises(OwnError):
+        await plain.attempt("b", None, will_retry=again)
+    assert not held(world, place(lock))  # it is unique nowhere, so it has no place
+
+
+async def test_the_final_failure(world: World) -> None:
+    """After the last attempt the lock is free, or kept for whoever looks after the failure."""
+    for fate, kept in (("release", False), ("keep", True)):
+        queue = queue_of(world, failing(1, Log()), on_final_failure=fate, queue_ttl=100)
+        lock = queue.work.lock()
+        with pytest.raises(OwnError):
+            await queue.attempt("a", None)
+        assert held(world, lock.key) == kept
+    assert 95_000 < world.client.pttl(lock.key) <= 100_000
+    assert await queue.attempt("b", None) is None
+    assert await queue.attempt("a", None) == "done"  # it was queued again by hand
+    assert not held(world, lock.key)
+    direct = queue_of(world, failing(1, Log()), on_final_failure="keep")
+    with pytest.raises(OwnError):
+        await settle(direct.job())
+    assert held(world, lock.key)
+
+
+async def test_what_is_interrupted_has_not_failed(shell: World) -> None:
+    """A worker that is told to stop frees the lock, also of a job that keeps it when it fails."""
+
+    def work() -> None:
+        raise Interruption
+
+    queue = queue_of(shell, work, on_final_failure="keep")
+    with pytest.raises(Interruption):
+        await queue.attempt("a", None)
+    assert not held(shell, queue.work.lock().key)
+
+
+async def test_what_is_no_failure_to_the_system(shell: World) -> None:
+    """An exception by which a job tells its system something frees the lock at its end."""
+    queue = queue_of(shell, failing(9, Log()), on_final_failure="keep")
+    for kept in (False, True):
+        with pytest.raises(OwnError):
+            await queue.attempt("a", None, failed=lambda error, kept=kept: kept)
+        assert held(shell, queue.work.lock().key) == kept
+
+
+async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
+    """What a job returns may ask for a retry too, where its system has that."""
+    queue = queue_of(shell, lambda: "once more", on_retry="hold", on_final_failure="keep")
+    lock = queue.work.lock()
+    result = await queue.attempt("a", None, result_retry=lambda told: 5 if told else None)
+    assert result == "once more"
+    assert held(shell, lock.key)
+    await queue.attempt("a", None)
+    assert not held(shell, lock.key)
+
+
+async def test_a_removed_retry(shell: World) -> None:
+    """A job that is revoked while its lock is held for its retry frees it, and hands it over."""
+    queue = queue_of(shell, failing(1, Log()), on_retry="hold")
+    lock = queue.work.lock()
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    # Its queue gave it no token, so its id is all that a system knows.
+    await settle(queue.verb("cancel")(job_id="b", token=""))
+    assert held(shell, lock.key)
+    await settle(queue.verb("cancel")(job_id="a", token=""))
+    assert not held(shell, lock.key)
+    with pytest.raises(lualock.InvalidArgument, match="which job is cancelled"):
+        await settle(queue.verb("cancel")())
+
+
+async def test_delivered_twice(shell: World) -> None:
+    """The same job at the same time runs once: the other delivery has to come later, whatever the
+    policy, for it is the only one if the first has died."""
+    log = Log()
+    queue: Any = None
+
+    def work() -> None:
+        log.append("ran")
+        with lualock.connect(shell.server.url) as locks:
+            other = jobs.bound(locks.job(key="x", on_failed=lambda: log.note("failed"))(_nothing))
+            with pytest.raises(jobs.RetryLater) as told:
+                other.run((), {}, jobs.Delivery("a", "t" * 22))
+            log.append(told.value.delay_s)
+            assert other.run((), {}, jobs.Delivery("b", "u" * 22)) is None
+
+    queue = queue_of(shell, work)
+    await queue.attempt("a", "t" * 22)
+    assert log == ["ran", 5.0, ("failed",)]
+    lease = await settle(shell.connect().lock("x", ttl=0.5, metadata="job a").acquire())
+    with pytest.raises(jobs.RetryLater) as told:
+        await queue.attempt("a", None)
+    assert 0 < told.value.delay_s <= 0.55
+    await settle(lease.release())
+
+
+def _nothing() -> None:
+    """A job's body."""
+
+
+async def test_a_retry_that_is_not_known(shell: World, caplog: pytest.LogCaptureFixture) -> None:
+    """If the system cannot say whether it tries again the lock is free; the job's error goes on."""
+
+    def broken(error: BaseException) -> float:
+        raise KeyError("the integration's")
+
+    queue = queue_of(shell, failing(1, Log()), on_retry="hold", on_final_failure="keep")
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=broken)
+    assert not held(shell, queue.work.lock().key)
+    assert "retried is not known" in caplog.text
+
+
+@pytest.mark.parametrize("on_retry", ["hold", "release"])
+async def test_a_retry_after_an_odd_delay(
+    shell: World, caplog: pytest.LogCaptureFixture, on_retry: str
+) -> None:
+    """What a system says cannot be refused: the job's own error comes out, nothing is kept, and
+    the log says why. What is past is at once."""
+
+    def work() -> None:
+        raise OwnError
+
+    queue = queue_of(shell, work, on_retry=on_retry, unique="queued", queue_ttl=100)
+    lock = queue.work.lock()
+    for odd in (*ODD[1:], 367 * 86_400):
+        with pytest.raises(OwnError):
+            await queue.attempt("a", "t" * 22, will_retry=lambda error, odd=odd: odd)
+        assert "is not known" in caplog.text
+        caplog.clear()
+        assert not held(shell, lock.key)
+        assert not held(shell, place(lock))
+    with pytest.raises(OwnError):
+        await queue.attempt("a", "t" * 22, will_retry=lambda error: -5)
+    kept = lock.key if on_retry == "hold" else place(lock)
+    assert 95_000 < shell.client.pttl(kept) <= 100_000
+
+
+async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:
+    """That is an expiry like any other: the callback is called, and nothing is taken."""
+    log = Log()
+
+    def work() -> None:
+        shell.client.delete(b"lualock:{x}")
+        raise OwnError
+
+    queue = queue_of(shell, work, on_retry="hold", on_expired=lambda: log.note("expired"))
+    with pytest.raises(OwnError) as told:
+        await queue.attempt("a", None, will_retry=again)
+    assert log == [("expired",)]
+    assert "expired before it was kept" in " ".join(getattr(told.value, "__notes__", []))
+    assert not shell.client.exists(b"lualock:{x}")
+
+
+async def test_a_job_that_released_its_own_lease(shell: World) -> None:
+    """Who gave the lock back early has not lost it, and does not get it again for its retry."""
+    log = Log()
+
+    async def coroutine() -> None:
+        await settle(jobs.current_lease().release())
+        raise OwnError
+
+    def plain() -> None:
+        jobs.current_lease().release()
+        raise OwnError
+
+    made = shell.connect().job(key="x", on_retry="hold", on_expired=lambda: log.note("expired"))
+    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    assert log == []
+    assert not held(shell, queue.work.lock().key)
+
+
+async def test_keeping_it_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
+    """Asked again it is kept all the same, and the retry finds it."""
+    log = Log()
+
+    def work() -> str:
+        if not log:
+            proxy.lose_reply = 1
+        return str(failing(1, log)())
+
+    queue = queue_of(shell, work, shell.connect(proxy.url), on_retry="hold")
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    assert proxy.lose_reply == 0
+    assert held(shell, queue.work.lock().key)
+    assert await queue.attempt("a", None) == "done"
+    assert not held(shell, queue.work.lock().key)
+
+
+@on_one
+def test_a_killed_worker(server: Server) -> None:
+    """Killed with SIGKILL in the middle of a job, it frees the lock within a lease; the same job,
+    delivered again meanwhile, is not dropped but comes later."""
+    code = """
+        import sys, time, lualock
+        from lualock.jobs import Delivery, bound
+        locks = lualock.connect(sys.argv[1], ttl=2)
+        @locks.job(key="x")
+        def work():
+            print("runs", flush=True)
+            time.sleep(60)
+        bound(work).run((), {}, Delivery("a"))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), server.url]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as worker,
+        lualock.connect(server.url) as locks,
+    ):
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"runs\n"
+        work = jobs.bound(locks.job(key="x")(_nothing))
+        assert locks.lock("x").inspect().metadata == "job a"
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(jobs.RetryLater) as told:
+            work.run((), {}, jobs.Delivery("a"))
+        assert told.value.delay_s <= 2.05
+        lease = locks.lock("x").acquire(timeout=5)
+        lease.release()
+        work.run((), {}, jobs.Delivery("a"))
+
+
+async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
+    """Whoever knows frees the lock at once, for the first who waits; another run is not touched."""
+    queue = queue_of(world, lambda: "done", unique="queued")
+    code = """
+        import sys, time, lualock
+        from lualock.jobs import Delivery, bound
+        locks = lualock.connect(sys.argv[1])
+        @locks.job(key="x", unique="queued")
+        def work():
+            print("runs", flush=True)
+            time.sleep(60)
+        bound(work).run((), {}, Delivery("a", sys.argv[2]))
+    """
+    told = await queue.put(job_id="a")
+    queue.pushed.clear()
+    command = [sys.executable, "-c", textwrap.dedent(code), world.server.url, told.token]
+    worker = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    assert await worker.stdout.readline() == b"runs\n"
+    waiter = asyncio.create_task(world.beside(queue.work.lock().acquire))
+    await world.until_waiters(queue.work.lock(), 1)
+    worker.kill()
+    await worker.wait()
+    died = queue.verb("died")
+    assert not await settle(died(job_id="b"))
+    assert not await settle(died(job_id="a", token=told.token, pid=os.getpid()))
+    assert held(world, queue.work.lock().key)
+    assert await settle(died(job_id="a", token=told.token, pid=worker.pid))
+    await settle((await waiter).release())
+    assert not held(world, queue.work.lock().key)
+
+
+async def test_who_waited_is_known_to_be_dead(world: World) -> None:
+    """The place of a job whose worker was killed while it waited is free as well."""
+    queue = queue_of(world, lambda: "done", unique="queued")
+    told = await queue.put(job_id="a")
+    assert not await settle(queue.verb("died")(job_id="a", token=told.token))
+    assert await queue.put(job_id="b")
+
+
+AWAY = "unix:///tmp/lualock-no-such-socket"
+
+
+async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
+    """While the server is away a job raises, runs without its lock, or is dropped, as it says."""
+    log = Log()
+    options = {"on_failed": lambda: log.note("failed"), "locks": shell.connect(AWAY)}
+    with pytest.raises(lualock.LockUnavailable):
+        await queue_of(shell, lambda: log.note("ran"), **options).attempt("a", None)
+    with pytest.raises(lualock.LockUnavailable):
+        await settle(queue_of(shell, lambda: log.note("ran"), **options).job())
+    assert log == []
+    skip = queue_of(shell, lambda: log.note("ran"), on_unavailable="skip", **options)
+    assert await skip.attempt("a", None) is None
+    assert log == [("failed",)]
+    run = queue_of(shell, lambda: log.note("ran"), on_unavailable="run", **options)
+    with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
+        await run.attempt("a", None)
+        await settle(run.job())
+    assert log == [("failed",), ("ran",), ("ran",)]
+    assert "runs without its lock" in caplog.text
+
+
+async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
+    """Whether the lock was taken is not known then: the job does not run, and nobody has it."""
+    ran = Log()
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(shell, lambda: ran.append("ran"), locks, on_unavailable="skip")
+    await queue.attempt("a", None)  # connected
+    proxy.silent = True
+    await queue.attempt("a", None)
+    proxy.silent = False
+    assert ran == ["ran"]
+    await shell.until(lambda: not held(shell, queue.work.lock().key))
+
+
+@pytest.mark.parametrize("mode", ["raise", "run", "skip"])
+async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str) -> None:
+    """The place of a job that will not come again is free when the server is back; one that will
+    come again has it still, unless it ran or was dropped."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(shell, lambda: None, locks, on_unavailable=mode, unique="queued")
+    key = place(queue.work.lock())
+    for delay_s in (1.0, None):
+        await queue.put(job_id="a")
+        token = queue.pushed.pop()[1]
+        proxy.silent = True
+        with suppress(lualock.LockUnavailable):
+            await queue.attempt("a", token, will_retry=lambda error, delay_s=delay_s: delay_s)
+        assert held(shell, key)
+        proxy.silent = False
+        if mode == "raise" and delay_s is not None:
+            assert (await queue.put()).job_id == "a"
+            assert await queue.attempt("a", token) is None
+        await shell.until(lambda: not held(shell, key))
+
+
+async def test_what_is_cleaned_up_late_is_nobody_else_s(shell: World, proxy: Proxy) -> None:
+    """The place that is given up after an outage is that of the job that had it, not of a newer."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(shell, lambda: None, locks, on_unavailable="skip", unique="queued")
+    await queue.put(job_id="a")
+    proxy.silent = True
+    await queue.deliver()
+    key = place(queue.work.lock())
+    shell.client.delete(key)
+    newer = queue_of(shell, lambda: None, unique="queued")
+    assert await newer.put(job_id="b")
+    proxy.commands.clear()
+    proxy.silent = False
+    await shell.until(lambda: any(key in command for command in proxy.commands))
+    await settle(queue.verb("confirm")(token=token_of("nobody")))  # its answer comes after that
+    assert (await newer.put()).job_id == "b"
+
+
+async def test_an_outage_that_is_over_when_the_job_is(
+    shell: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ran without its lock gives its place up also where the server was away for longer
+    than is tried behind its back."""
+    for module in (background, asyncio_background):
+        monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    key = b"lualock:{x}:reservation"
+
+    async def coroutine() -> None:
+        await asyncio.sleep(1)  # the server is away for all that is tried
+        proxy.silent = False
+
+    def plain() -> None:
+        time.sleep(1)
+        proxy.silent = False
+
+    made = locks.job(key="x", on_unavailable="run", unique="queued")
+    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    await queue.put(job_id="a")
+    proxy.silent = True
+    await queue.deliver()
+    await shell.until(lambda: not held(shell, key))
+
+
+@pytest.mark.parametrize("on_retry", ["release", "hold"])
+async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, on_retry: str) -> None:
+    """A lock that could not be released is free when the server is back, not at the far end of its
+    lease; so is one that could not be kept for the retry, which then gets it."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+
+    def work() -> None:
+        proxy.silent = True
+        raise OwnError
+
+    queue = queue_of(shell, work, locks, timeout=3600, on_retry=on_retry)
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    assert held(shell, queue.work.lock().key)
+    proxy.silent = False
+    await shell.until(lambda: not held(shell, queue.work.lock().key))
+
+
+async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: Proxy) -> None:
+    """The lock of the old name, taken in vain, is free when the server is back."""
+    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+
+    def policy(situation: jobs.Contention) -> None:
+        proxy.silent = True
+
+    made = locks.job(key="x", read_old="old", timeout=3600, policy=policy)
+    queue = Queue(shell, made(as_job(shell, _nothing)))
+    lease = await settle(shell.connect().lock("x").acquire())
+    await queue.attempt("a", None)
+    assert held(shell, b"lualock:{old}")
+    proxy.silent = False
+    await shell.until(lambda: not held(shell, b"lualock:{old}"))
+    await settle(lease.release())
+
+
+def test_what_cannot_be_used(locks: lualock.Locks) -> None:
+    """Options that do not exist are refused by name, for functions and classes."""
+    for option, bad in (
+        ("on_retry", "keep"),
+        ("on_final_failure", "hold"),
+        ("on_unavailable", "wait"),
+        ("unique", True),
+    ):
+        options: dict[str, Any] = {option: bad}
+        with pytest.raises(lualock.InvalidArgument, match=f"{option} must be"):
+            locks.job(**options)(_nothing)
+        with pytest.raises(lualock.InvalidArgument, match=f"{option} must be"):
+            type("Bad", (lualock.LockedJob,), {f"lock_{option}": bad})
+
+
+async def test_a_class_s_options(shell: World) -> None:
+    """They are the decorator's, with lock_ before them, and inherited."""
+    members = {
+        "perform": staticmethod(as_job(shell, failing(1, Log()))),
+        "locks": shell.connect(),
+        "lock_on_retry": "hold",
+        "lock_queue_ttl": 100,
+    }
+    base: Any = type("Base", (lualock.LockedJob,), members)
+    queue = Queue(shell, type("Job", (base,), {}))
+    with pytest.raises(OwnError):
+        await queue.attempt("a", None, will_retry=again)
+    assert 155_000 < shell.client.pttl(queue.work.lock().key) <= 160_000

@@ -1,0 +1,799 @@
+"""Jobs: one run at a time, with callbacks that tell the truth, as functions and coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio
+from tests.support.world import World, settle
+
+
+class Log(list[Any]):
+    """What happened, in order."""
+
+    def note(self, *what: Any, **named: Any) -> None:
+        self.append((*what, named) if named else what)
+
+
+def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
+    """The work as what this world's shell runs: a function or a coroutine function."""
+    if not shell.asynchronous:
+        return work
+
+    async def job(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return work(*args, **kwargs)
+
+    job.__name__, job.__qualname__ = work.__name__, work.__qualname__
+    job.__signature__ = inspect.signature(work)  # type: ignore[attr-defined]
+    return job
+
+
+@pytest.fixture
+def locks(shell: World) -> Any:
+    """The locks of the shell."""
+    return shell.connect()
+
+
+def job_class(shell: World, locks: Any, work: Callable[..., Any], **members: Any) -> Any:
+    """A LockedJob of this world's shell with these members."""
+    body = as_job(shell, work)
+    return type(
+        "Rebuild", (lualock.LockedJob,), {"locks": locks, "perform": staticmethod(body)} | members
+    )
+
+
+async def test_a_job_runs_and_frees_its_lock(shell: World, locks: Any) -> None:
+    """The result is the job's; meanwhile the lock is held, afterwards it is free."""
+    job: Any = None
+
+    def work(repo_id: int) -> str:
+        held = shell.client.get(job.lock_for(repo_id).key)
+        assert held
+        assert held.startswith(b"H")
+        return f"graph {repo_id}"
+
+    job = job_class(shell, locks, work)
+    assert await settle(job.run(17)) == "graph 17"
+    assert not await settle(job.locked(17))
+
+
+async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
+    """The second run is dropped; lock_failed gets its arguments, and the holder if asked."""
+    log = Log()
+
+    def lock_failed(*args: Any, holder: str, **kwargs: Any) -> str:
+        log.note("failed", args, kwargs, holder)
+        return "busy"
+
+    def work(repo_id: int, depth: int = 3) -> None:
+        log.note("ran", repo_id)
+
+    job = job_class(shell, locks, work, lock_failed=staticmethod(lock_failed))
+    lease = await settle(job.lock_for(17).acquire())
+    assert await settle(job.locked(17))
+    assert await settle(job.run(17, depth=3)) == "busy"
+    holder = (await settle(job.lock_for(17).inspect())).holder
+    assert log == [("failed", (17,), {"depth": 3}, holder)]
+    assert await settle(job.run(18)) is None
+    await settle(lease.release())
+    assert await settle(job.run(17)) is None
+    assert log[1:] == [("ran", 18), ("ran", 17)]
+
+
+async def test_dropped_without_a_callback_it_is_logged(
+    shell: World, locks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dropped job leaves a trace of who held its lock, also where nobody asked to be told."""
+    job = job_class(shell, locks, lambda: None)
+    await settle(job.lock_for().acquire())
+    with caplog.at_level(logging.INFO, logger="lualock.jobs"):
+        assert await settle(job.run()) is None
+    assert "Rebuild did not run" in caplog.text
+    assert "MainThread" in caplog.text
+
+
+async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
+    """A callback without `holder`, and a job with an argument of that name, get what was passed."""
+    log = Log()
+    plain = job_class(
+        shell, locks, lambda a, b=2: None, lock_failed=staticmethod(lambda *a, **k: log.note(a, k))
+    )
+    own = job_class(
+        shell,
+        locks,
+        lambda holder="x": None,
+        lock_failed=staticmethod(lambda holder="x": log.note(holder)),
+    )
+    await settle(plain.lock_for(1).acquire())
+    await settle(own.lock_for().acquire())
+    await settle(plain.run(1, b=2))
+    await settle(own.run())
+    assert log == [((1,), {"b": 2}), ("x",)]
+
+
+async def test_expired_before_release(shell: World, locks: Any) -> None:
+    """A run that outlives its lease gets the callback, once, with its arguments and its result."""
+    log = Log()
+
+    def work(repo_id: int) -> str:
+        shell.client.delete(job.lock_for(repo_id).key)
+        return "late"
+
+    job = job_class(
+        shell,
+        locks,
+        work,
+        lock_timeout=30,
+        lock_expired_before_release=staticmethod(lambda *args: log.note("expired", *args)),
+    )
+    assert await settle(job.run(17)) == "late"
+    assert log == [("expired", 17)]
+
+
+async def test_expired_and_taken_over(shell: World, locks: Any) -> None:
+    """The late run gets the callback, and the new holder's lock stays as it is."""
+    log = Log()
+    other: Any = None
+
+    def work() -> None:
+        shell.client.delete(job.lock_for().key)
+        with lualock.connect(shell.server.url) as plain:
+            nonlocal other
+            other = plain.lock(b"the job", ttl=30).acquire(timeout=5)
+
+    job = job_class(
+        shell,
+        locks,
+        work,
+        lock=staticmethod(lambda: "the job"),
+        lock_expired_before_release=staticmethod(lambda: log.note("expired")),
+    )
+    await settle(job.run())
+    assert log == [("expired",)]
+    assert other.held
+    assert (await settle(job.lock_for().inspect())).fence == other.fence
+
+
+async def test_a_real_expiry_by_the_clock(shell: World, locks: Any) -> None:
+    """lock_timeout is the server's ttl: when it has passed the run is expired."""
+    log = Log()
+
+    def work() -> None:
+        key = job.lock_for().key
+        while shell.client.exists(key):
+            pass
+
+    job = job_class(
+        shell,
+        locks,
+        work,
+        lock_timeout=0.05,
+        lock_expired_before_release=staticmethod(lambda: log.note("expired")),
+    )
+    await settle(job.run())
+    assert log == [("expired",)]
+
+
+async def test_not_expired_when_released_or_unknown(shell: World, locks: Any) -> None:
+    """Only the server's word makes a run expired: not a reply that never came."""
+    log = Log()
+
+    def work() -> str:
+        # The server is gone when the run wants to release.
+        job.lock_for()._locks._driver.endpoint.settings["path"] = "/tmp/lualock-no-such-socket"
+        shell.client.client_kill_filter(_type="normal", skipme=True)
+        return "done"
+
+    own = shell.connect()
+    job = job_class(
+        shell,
+        own,
+        work,
+        lock_expired_before_release=staticmethod(lambda: log.note("expired")),
+    )
+    assert await settle(job.run()) == "done"
+    assert log == []
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["in time", "expired"])
+@pytest.mark.parametrize("callback_raises", [False, True])
+async def test_the_job_s_own_error_survives(
+    shell: World,
+    locks: Any,
+    gone: bool,
+    callback_raises: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever release and callbacks do, the job's error goes on; theirs is attached to it."""
+
+    def work() -> None:
+        if gone:
+            shell.client.delete(job.lock_for().key)
+        raise ZeroDivisionError("the job's own")
+
+    def expired() -> None:
+        if callback_raises:
+            raise KeyError("the callback's")
+
+    job = job_class(shell, locks, work, lock_expired_before_release=staticmethod(expired))
+    with pytest.raises(ZeroDivisionError, match="the job's own") as caught:
+        await settle(job.run())
+    notes = " ".join(getattr(caught.value, "__notes__", []))
+    assert ("expired before it was released" in notes) == gone
+    assert ("the callback's" in notes) == (gone and callback_raises)
+    assert ("expiry callback" in caplog.text) == (gone and callback_raises)
+    assert not await settle(job.locked())
+
+
+async def test_a_callback_s_error_is_raised_when_the_job_succeeded(
+    shell: World, locks: Any
+) -> None:
+    """A callback that raises is not lost, and leaves nothing held."""
+
+    def broken(*args: Any) -> None:
+        raise KeyError("the callback's")
+
+    def work() -> None:
+        shell.client.delete(job.lock_for().key)
+
+    job = job_class(
+        shell,
+        locks,
+        work,
+        lock_failed=staticmethod(broken),
+        lock_expired_before_release=staticmethod(broken),
+    )
+    with pytest.raises(KeyError, match="the callback's"):
+        await settle(job.run())
+    assert not await settle(job.locked())
+    lease = await settle(job.lock_for().acquire())
+    with pytest.raises(KeyError, match="the callback's"):
+        await settle(job.run())
+    assert lease.held
+    await settle(lease.release())
+    assert not await settle(job.locked())
+
+
+async def test_refresh_lock(shell: World, locks: Any) -> None:
+    """From inside, refresh gives the whole timeout again, and the run then is not expired."""
+    log = Log()
+    left: list[int] = []
+
+    async def refreshing() -> None:
+        shell.client.pexpire(job.lock_for().key, 5000)
+        await settle(job.refresh_lock())
+        left.append(shell.client.pttl(job.lock_for().key))
+
+    def refreshing_plainly() -> None:
+        shell.client.pexpire(job.lock_for().key, 5000)
+        job.refresh_lock()
+        left.append(shell.client.pttl(job.lock_for().key))
+
+    job: Any = type(
+        "Refreshing",
+        (lualock.LockedJob,),
+        {
+            "locks": locks,
+            "lock_timeout": 60,
+            "perform": staticmethod(refreshing if shell.asynchronous else refreshing_plainly),
+            "lock_expired_before_release": staticmethod(lambda: log.note("expired")),
+        },
+    )
+    await settle(job.run())
+    assert 55_000 < left[0] <= 60_000
+    assert log == []
+
+
+async def test_refresh_lock_is_owner_checked(shell: World, locks: Any) -> None:
+    """Outside of the run nobody refreshes its lock, and a lost lease is not refreshed."""
+    job = job_class(shell, locks, lambda: 1 / 0, lock_timeout=60)
+    with pytest.raises(ZeroDivisionError):
+        await settle(job.run())
+    await settle(job.lock_for().acquire())
+    shell.client.pexpire(job.lock_for().key, 5000)
+    with pytest.raises(lualock.LeaseLost, match="part of no run"):
+        await settle(job.refresh_lock())
+    assert shell.client.pttl(job.lock_for().key) <= 5000
+
+    async def losing() -> None:
+        shell.client.delete(lost.lock_for().key)
+        await settle(lost.refresh_lock())
+
+    def losing_plainly() -> None:
+        shell.client.delete(lost.lock_for().key)
+        lost.refresh_lock()
+
+    lost: Any = type(
+        "Losing",
+        (lualock.LockedJob,),
+        {"locks": locks, "perform": staticmethod(losing if shell.asynchronous else losing_plainly)},
+    )
+    with pytest.raises(lualock.LeaseLost, match="before it was extended"):
+        await settle(lost.run())
+
+
+async def test_settings_are_inherited(shell: World, locks: Any) -> None:
+    """A subclass has its parent's timeout and callbacks, and a lock of its own."""
+    log = Log()
+    parent = job_class(
+        shell,
+        locks,
+        lambda *args: log.note("ran", *args),
+        lock_timeout=77,
+        lock_failed=staticmethod(lambda *args: log.note("failed", *args)),
+    )
+    child: Any = type("Child", (parent,), {})
+    assert child.lock_for(1).ttl == 77
+    assert child.lock_for(1).key != parent.lock_for(1).key
+    await settle(parent.lock_for(1).acquire())
+    await settle(child.run(1))
+    await settle(child.lock_for(1).acquire())
+    await settle(child.run(1))
+    assert log == [("ran", 1), ("failed", 1)]
+
+
+async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -> None:
+    """lock_timeout as a classmethod sees the job's arguments; None means renewed."""
+    job: Any = type(
+        "Job",
+        (job_class(shell, locks, lambda minutes: None),),
+        {"lock_timeout": classmethod(lambda cls, minutes: minutes * 60 if minutes else None)},
+    )
+    assert job.lock_for(2).ttl == 120
+    assert job.lock_for(None).ttl == 30
+    assert "renewed" in repr(job.lock_for(None))
+    with pytest.raises(lualock.InvalidArgument, match="timeout must be"):
+        await settle(job.run(-1))
+    assert shell.client.keys("*") == []
+
+
+async def test_lock_and_identifier(shell: World, locks: Any) -> None:
+    """lock() is the whole name, as of plain locks; identifier() tells a class's apart."""
+    named = job_class(shell, locks, lambda a: None, lock=staticmethod(lambda a: f"graph-{a}"))
+    assert named.lock_for(1).key == locks.lock("graph-1").key
+    one = job_class(shell, locks, lambda a, b: None, identifier=staticmethod(lambda a, b: a))
+    assert one.lock_for(1, 2).key == one.lock_for(1, 3).key
+    assert one.lock_for(1, 2).key != one.lock_for(2, 2).key
+    all_one = job_class(shell, locks, lambda a: None, identifier=staticmethod(lambda a: None))
+    assert all_one.lock_for(1).key == all_one.lock_for(2).key
+    bad = job_class(shell, locks, lambda: None, lock=staticmethod(lambda: 7))
+    with pytest.raises(lualock.InvalidArgument, match="must be str or bytes, not int"):
+        await settle(bad.run())
+
+
+async def test_one_run_among_many(shell: World, locks: Any) -> None:
+    """Of many starts at once, one runs and the others are told."""
+    log = Log()
+    inside = asyncio.Event()
+    done = asyncio.Event()
+
+    async def work() -> str:
+        inside.set()
+        await done.wait()
+        return "ran"
+
+    def plain_work() -> str:
+        async def wait() -> None:
+            await work()
+
+        asyncio.run_coroutine_threadsafe(wait(), loop).result(10)
+        return "ran"
+
+    loop = asyncio.get_running_loop()
+    job: Any = type(
+        "Job",
+        (lualock.LockedJob,),
+        {
+            "locks": locks,
+            "perform": staticmethod(work if shell.asynchronous else plain_work),
+            "lock_failed": staticmethod(lambda: log.note("failed")),
+        },
+    )
+    first = asyncio.create_task(shell.beside(job.run))
+    await inside.wait()
+    await asyncio.gather(*(shell.beside(job.run) for _ in range(10)))
+    assert log == [("failed",)] * 10
+    done.set()
+    assert await first == "ran"
+    assert not await settle(job.locked())
+
+
+async def test_cancelling_a_job_frees_its_lock(one_server: Any) -> None:
+    """A cancelled coroutine job is cancelled, and its lock is free."""
+    async with aio.connect(one_server.url) as locks:
+        inside = asyncio.Event()
+
+        @locks.job
+        async def work() -> None:
+            inside.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        await inside.wait()
+        assert await work.locked()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not await work.locked()
+
+
+async def test_the_decorator(shell: World, locks: Any) -> None:
+    """A decorated function is called as before, runs once at a time, and knows its lock."""
+    log = Log()
+
+    def add(a: int, b: int = 2) -> int:
+        """Add."""
+        return a + b
+
+    job = locks.job(
+        timeout=60,
+        on_failed=lambda a, b=2, holder=None: log.note("failed", a, b, holder is not None),
+        on_expired=lambda a, b=2: log.note("expired", a, b),
+    )(as_job(shell, add))
+    assert await settle(job(1, b=3)) == 4
+    assert job.__name__ == "add"
+    assert job.lock_for(1).ttl == 60
+    assert job.lock_for(1).key == job.lock_for(a=1, b=2).key
+    lease = await settle(job.lock_for(1).acquire())
+    assert await settle(job.locked(1))
+    assert await settle(job(1)) is None
+    assert log == [("failed", 1, 2, True)]
+    await settle(lease.release())
+    with pytest.raises(TypeError, match=r"^job .+: missing a required argument"):
+        await settle(job())
+    with pytest.raises(lualock.InvalidArgument, match="argument 'a'"):
+        await settle(job(object()))
+
+
+async def test_the_decorator_s_key_and_timeout(shell: World, locks: Any) -> None:
+    """key= may be a name, or a function that gives a name or a value; timeout= a function too."""
+
+    def work(a: int) -> None:
+        """Nothing: its name and its argument count."""
+
+    body = as_job(shell, work)
+    assert locks.job(key="one")(body).lock_for(5).key == locks.lock("one").key
+    assert locks.job(key=lambda a: f"n-{a}")(body).lock_for(5).key == locks.lock("n-5").key
+    by_value = locks.job(key=lambda a: a % 10)(body)
+    assert by_value.lock_for(5).key == by_value.lock_for(15).key != by_value.lock_for(6).key
+    assert locks.job(timeout=lambda a: a)(body).lock_for(5).ttl == 5
+    assert locks.job(body).lock_for(5).ttl == 30
+
+
+def test_the_decorator_refuses(locks: Any) -> None:
+    """What the decorator cannot use is refused where it stands, not at the first call."""
+    wrong: list[dict[str, Any]] = [{"timeout": 0}, {"timeout": "5"}, {"key": 7}]
+    wrong += [{"on_failed": "x"}, {"on_expired": 3}]
+    for options in wrong:
+        with pytest.raises(lualock.InvalidArgument):
+            locks.job(**options)(_nothing)
+    for thing in (7, functools.partial(print), object, _Callable()):
+        with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
+            locks.job(thing)
+    with pytest.raises(lualock.InvalidArgument, match="lock name for a lambda"):
+        locks.job(lambda: None)
+    assert locks.job(key="named")(lambda: 5)() == 5
+
+
+def _nothing() -> None:
+    """A job that does nothing."""
+
+
+class _Callable:
+    def __call__(self) -> None:
+        """Not a function."""
+
+
+def test_work_that_would_run_without_the_lock_is_refused(locks: Any) -> None:
+    """A generator, or a coroutine that a plain function returns, runs after the call: too late."""
+
+    def generator() -> Any:
+        yield
+
+    async def asynchronous() -> Any:
+        yield
+
+    for body in (generator, asynchronous):
+        with pytest.raises(lualock.InvalidArgument, match="generator function"):
+            locks.job(body)
+
+    async def coroutine() -> None:
+        raise AssertionError("it ran")
+
+    @locks.job  # type: ignore[untyped-decorator]  # `locks` is of either shell
+    def returns_one() -> Any:
+        return coroutine()
+
+    with pytest.raises(lualock.InvalidArgument, match="'async def'"):
+        returns_one()
+    assert not returns_one.locked()
+
+
+async def test_work_that_would_go_on_without_the_lock_is_refused(shell: World, locks: Any) -> None:
+    """A generator, or a future, that a job returns outlives its lock."""
+
+    async def asynchronous() -> Any:
+        yield
+
+    def generator() -> Any:
+        yield
+
+    def future() -> Any:
+        made: asyncio.Future[None] = asyncio.Future()
+        made.set_result(None)
+        return made
+
+    makes: list[Any] = [generator, asynchronous, future]
+    job = job_class(shell, locks, lambda: makes.pop()())
+    while makes:
+        with pytest.raises(lualock.InvalidArgument, match="would run without the lock"):
+            await settle(job.run())
+        assert not await settle(job.locked())
+
+
+class AnObject:
+    """What is called like a function, and is a coroutine function, or a generator function."""
+
+    async def __call__(self, *args: Any) -> Any:
+        return "ran"
+
+
+class Generates:
+    """See there."""
+
+    def __call__(self) -> Any:
+        yield
+
+
+@pytest.mark.parametrize("name", ["function", "partial", "object"])
+def test_whatever_is_a_coroutine_function_runs_as_one(name: str, one_server: Any) -> None:
+    """A coroutine function, a partial of one, and an object whose __call__ is one."""
+
+    async def perform(count: int, more: int = 1) -> Any:
+        return count, more, bool(await Job.locked(count))
+
+    bodies: dict[str, Any] = {
+        "function": perform,
+        "partial": functools.partial(perform, more=2),
+        "object": AnObject(),
+    }
+
+    class Job(lualock.LockedJob):
+        locks = lualock.connect(one_server.url)
+        perform = staticmethod(bodies[name])
+        identifier = staticmethod(lambda count, *more: count)
+
+    wanted = {"function": (5, 1, True), "partial": (5, 2, True), "object": "ran"}
+    assert asyncio.run(Job.run(5)) == wanted[name]
+    assert not asyncio.run(Job.locked(5))
+
+
+async def _coroutine_function(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("nobody awaits it")
+
+
+def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
+    """Is refused when the job is declared, and named: for plain jobs the callbacks, for all what
+    the lock is made of."""
+
+    def body(n: int) -> None:
+        """A plain job."""
+
+    async def coroutine(n: int) -> None:
+        """A job of the other kind."""
+
+    for one in (_coroutine_function, functools.partial(_coroutine_function), AnObject()):
+        for job, options in (
+            (body, ("on_failed", "on_expired", "timeout", "key", "read_old")),
+            (coroutine, ("timeout", "key", "read_old")),
+        ):
+            for option in options:
+                with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
+                    locks.job(**{option: one})(job)
+        if one is _coroutine_function:
+            with pytest.raises(lualock.InvalidArgument, match="plain function that returns one"):
+                locks.job(policy=one)(body)
+    for option in ("lock_failed", "lock_expired_before_release", "lock", "identifier"):
+        members = {"perform": staticmethod(body), option: staticmethod(_coroutine_function)}
+        with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
+            type("Job", (lualock.LockedJob,), members)
+    for option in ("lock_timeout", "lock_read_old"):
+        members = {"perform": staticmethod(coroutine), option: staticmethod(_coroutine_function)}
+        with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
+            type("Job", (lualock.LockedJob,), members)
+    for generates in (Generates(), functools.partial(Generates())):
+        with pytest.raises(lualock.InvalidArgument, match="generator function"):
+            type("Job", (lualock.LockedJob,), {"perform": staticmethod(generates)})
+
+
+def test_what_is_not_decorated(locks: Any) -> None:
+    """What would be no method any more, would lock twice, or does not say its arguments."""
+
+    def body() -> None:
+        """A job."""
+
+    with pytest.raises(lualock.InvalidArgument, match="@staticmethod goes above"):
+        locks.job(staticmethod(body))
+    with pytest.raises(lualock.InvalidArgument, match="is a job already"):
+        locks.job(locks.job(body))
+    with pytest.raises(lualock.InvalidArgument, match="what its arguments are"):
+        locks.job(key="x")(max)
+    with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
+        locks.job(key="x")(dict.update)
+
+
+async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> None:
+    """The names that are used within are free for a job's own, in each way to declare it."""
+    names = "self cls args kwargs holder key token job_id timeout body callback func name version"
+    told: list[Any] = []
+    parameters = ", ".join(names.split())
+    scope: dict[str, Any] = {"told": told}
+    exec(f"def work({parameters}): told.append(locals().copy())", scope)
+    exec(f"def failed({parameters}): told.append(locals().copy())", scope)
+    scope["work"].__module__ = __name__
+    arguments = {name: at for at, name in enumerate(names.split())}
+    members = {"lock_failed": staticmethod(scope["failed"])}
+    for job in (
+        job_class(shell, locks, scope["work"], **members),
+        job_class(shell, locks, scope["work"], **members, lock_timeout=staticmethod(lambda **_: 5)),
+    ):
+        told.clear()
+        lock = job.lock_for(**arguments)
+        assert not await settle(job.locked(**arguments))
+        await settle(job.run(**arguments))
+        lease = await settle(lock.acquire())
+        await settle(job.run(**arguments))
+        await settle(lease.release())
+        assert told == [arguments, arguments]
+    made = locks.job(on_failed=scope["failed"])(as_job(shell, scope["work"]))
+    told.clear()
+    await settle(made(**arguments))
+    lease = await settle(made.lock_for(**arguments).acquire())
+    await settle(made(**arguments))
+    await settle(lease.release())
+    assert told == [arguments, arguments]
+
+
+async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -> None:
+    """The holder is told by a name of the callback's own, never in the place of an argument."""
+    told = Log()
+
+    def own(shop: int, *, holder: str) -> None:
+        told.append((shop, bool(holder)))
+
+    def by_place(holder: int) -> None:
+        told.append(holder)
+
+    def only_by_place(shop: int, holder: int = 0, /) -> None:
+        told.append((shop, holder))
+
+    for callback, wanted in ((own, (7, True)), (by_place, 7), (only_by_place, (7, 0))):
+        job = job_class(shell, locks, lambda shop: None, lock_failed=staticmethod(callback))
+        lease = await settle(job.lock_for(7).acquire())
+        await settle(job.run(7))
+        await settle(lease.release())
+        assert told.pop() == wanted
+
+    def any_args(*args: Any, holder: str = "", **kwargs: Any) -> None:
+        told.append((args, holder, kwargs))
+
+    def open_work(*args: Any, **kwargs: Any) -> None:
+        """A job of any arguments."""
+
+    job = job_class(shell, locks, open_work, lock_failed=staticmethod(any_args))
+    lease = await settle(job.lock_for(1, holder="mine").acquire())
+    await settle(job.run(1, holder="mine"))
+    await settle(lease.release())
+    assert told == [((1,), "mine", {})]
+
+
+def test_a_class_refuses(locks: Any) -> None:
+    """A job without perform, with one that needs an instance, or a bad timeout says so."""
+
+    class Nothing(lualock.LockedJob):
+        pass
+
+    Nothing.locks = locks
+    with pytest.raises(lualock.InvalidArgument, match="Nothing has no perform"):
+        Nothing.run()
+    with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
+        type("Job", (lualock.LockedJob,), {"perform": lambda self: None})
+    with pytest.raises(lualock.InvalidArgument, match=r"Job\.lock_timout .*mean lock_timeout"):
+        type("Job", (lualock.LockedJob,), {"lock_timout": 5})
+    with pytest.raises(lualock.InvalidArgument, match=r"Job\.loners is no setting of a LockedJob"):
+        type("Job", (lualock.LockedJob,), {"loners": 5})
+    mixin = type("Mixin", (), {"perform": lambda self: None})
+    with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
+        type("Job", (mixin, lualock.LockedJob), {})
+    wrong: dict[str, list[Any]] = {
+        "lock_key_version": [-1, True, "1", None, 1.5],
+        "lock_read_old": [-1, True, 1.5, []],
+        "lock": ["name", None],
+        "identifier": ["x", 5],
+        "lock_failed": [5],
+        "lock_expired_before_release": ["me"],
+        "loner_enqueue_failed": [5],
+        "loner": ["x", 1],
+        "locks": [5, "redis://localhost", lualock.connect],
+    }
+    for member, values in wrong.items():
+        for value in values:
+            with pytest.raises(lualock.InvalidArgument, match=f"{member} must be"):
+                type("Job", (lualock.LockedJob,), {member: value})
+    for bad in (0, "5", True, float("nan"), [5]):
+        with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
+            type("Job", (lualock.LockedJob,), {"lock_timeout": bad})
+
+
+def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:
+    """What makes a class's locks when they are asked for is not called when it is declared."""
+    asked: list[str] = []
+
+    class Later:
+        def __get__(self, _: object, owner: type) -> Any:
+            asked.append(owner.__name__)
+            return locks
+
+    class Job(lualock.LockedJob):
+        locks = Later()
+
+        @classmethod
+        def perform(cls) -> int:
+            return 7
+
+    assert asked == []
+    assert Job.run() == 7
+    assert "Job" in asked
+
+
+def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:
+    """The locks of either shell decorate both kinds, and the two exclude each other."""
+    for locks in (lualock.connect(one_server.url), aio.connect(one_server.url)):
+
+        @locks.job(key="shared")
+        def plain() -> str:
+            return "plain"
+
+        @locks.job(key="shared", on_failed=lambda: "held")
+        async def coroutine() -> Any:
+            return await asyncio.to_thread(plain)
+
+        assert plain() == "plain"
+        assert asyncio.run(coroutine()) is None  # `plain` inside found the lock held
+        lease = lualock.connect(one_server.url).lock("shared").acquire()
+        assert asyncio.run(coroutine()) == "held"
+        lease.release()
+
+
+@pytest.fixture
+def default(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """$LUALOCK_URL names the server, and nothing is connected yet."""
+    from lualock.jobs import counterpart
+
+    monkeypatch.setenv("LUALOCK_URL", one_server.url)
+    monkeypatch.setattr(counterpart, "_default", None)
+    yield
+    assert counterpart._default is not None
+    counterpart._default.close()
+
+
+@pytest.mark.usefixtures("default")
+def test_jobs_without_locks_use_the_default() -> None:
+    """A job that names no locks uses lualock.connect() with nothing configured."""
+
+    class Job(lualock.LockedJob):
+        @classmethod
+        def perform(cls) -> bool:
+            return bool(cls.locked())
+
+    assert Job.run() is True
+    assert Job.locked() is False

@@ -1,0 +1,129 @@
+"""The demo: it works, and its checks can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.checks import problems
+from demo.events import Event
+from demo.graph import network, repositories
+
+LEASE_S = 1.5
+
+
+def test_the_demo_shows_what_happened() -> None:
+    """One whole run: every check is ok, and the exit status says so."""
+    done = subprocess.run(
+        [sys.executable, "-m", "demo"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert done.stdout.count("  ok  ") == 8
+    for told in ("leaves ada/looms alone", "is told that its lease", "kills worker-", "after the"):
+        assert told in done.stdout
+
+
+def test_the_graph() -> None:
+    """Forks and common contributors connect; a stranger is alone."""
+    assert network(1) == ["ada/looms", "grace/looms"]
+    assert network(9) == ["barbara/paths", "edsger/paths", "leslie/clocks", "nancy/clocks"]
+    assert len(repositories()) == 12
+
+
+def story() -> list[Event]:
+    """A made-up run in which everything that the demo shows happened as it should."""
+    told = [
+        (0.0, "the demo", "pushed", 1, 1, ""),
+        (0.0, "the demo", "pushed", 1, 2, ""),
+        (0.1, "a", "started", 1, 1, ""),
+        (0.2, "b", "refused", 1, 2, "a"),
+        (0.4, "a", "finished", 1, 1, ""),
+        (1.0, "the demo", "pushed", 7, 3, ""),
+        (1.0, "a", "started", 7, 3, ""),
+        (2.5, "the demo", "pushed", 7, 4, ""),
+        (2.6, "b", "started", 7, 4, ""),
+        (2.8, "b", "finished", 7, 4, ""),
+        (4.0, "a", "finished", 7, 3, ""),
+        (4.1, "a", "expired", 7, 3, ""),
+        (5.0, "the demo", "pushed", 9, 5, ""),
+        (5.0, "a", "started", 9, 5, ""),
+        (5.1, "the demo", "killed", 9, 5, "a"),
+        (6.5, "the demo", "freed", 9, 5, ""),
+        (6.5, "the demo", "pushed", 9, 6, ""),
+        (6.6, "b", "started", 9, 6, ""),
+        (6.8, "b", "finished", 9, 6, ""),
+    ]
+    return [Event(*event) for event in told]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """The right results of that run."""
+    for repo_id in (1, 7, 9):
+        (tmp_path / f"{repo_id}.json").write_text(json.dumps(network(repo_id)))
+    return tmp_path
+
+
+def wrong(events: list[Event], results: Path) -> str:
+    """What the checks say."""
+    return " / ".join(chain(*problems(events, LEASE_S, results).values()))
+
+
+def test_a_good_run_passes(results: Path) -> None:
+    """The made-up run has nothing wrong."""
+    assert wrong(story(), results) == ""
+
+
+def _doctored(what: str, job: int, changes: dict[str, Any]) -> list[Event]:
+    made = [
+        dataclasses.replace(e, **changes) if (e.what, e.job) == (what, job) else e for e in story()
+    ]
+    return sorted(made, key=lambda event: event.at)
+
+
+@pytest.mark.parametrize(
+    ("what", "job", "changes", "said"),
+    [
+        ("finished", 1, {"what": "nothing"}, "job 1 was neither run nor refused"),
+        ("refused", 2, {"what": "started"}, "a and b were both at repository 1"),
+        ("refused", 2, {"holder": "b"}, "refused by b, who did not have the lock"),
+        ("refused", 2, {"at": 3.0}, "refused by a, who did not have the lock"),
+        ("expired", 3, {"what": "nothing"}, "took repository 7 from a, who was not told"),
+        ("expired", 3, {"what": "nothing"}, "was not told of the expiry"),
+        ("finished", 3, {"at": 1.5}, "told of an expiry after 0.50 s"),
+        ("started", 4, {"at": 1.5}, "a and b were both at repository 7"),
+        ("freed", 5, {"at": 5.2}, "free before its lease ended"),
+        ("freed", 5, {"at": 9.0}, "held beyond its lease"),
+        ("freed", 5, {"what": "nothing"}, "was not run again"),
+        ("started", 6, {"at": 5.2}, "free before its lease ended"),
+        ("killed", 5, {"what": "nothing"}, "no job was killed"),
+        ("pushed", 1, {"what": "nothing"}, "job 1 was never pushed"),
+    ],
+)
+def test_a_doctored_run_fails(
+    results: Path, what: str, job: int, changes: dict[str, Any], said: str
+) -> None:
+    """Each check finds the fault it is there for."""
+    assert said in wrong(_doctored(what, job, changes), results)
+
+
+def test_a_wrong_result_fails(results: Path) -> None:
+    """A graph that is wrong, or missing, is found."""
+    (results / "7.json").write_text("[]")
+    (results / "9.json").unlink()
+    said = wrong(story(), results)
+    assert "repository 7 is missing or wrong" in said
+    assert "repository 9 is missing or wrong" in said

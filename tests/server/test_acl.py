@@ -1,0 +1,253 @@
+"""The rule for a user of the server's who is for locks only: enough, and nothing too much."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+
+import lualock
+from lualock import jobs
+from lualock._transport.asyncio import subscriber as asyncio_subscriber
+from lualock._transport.threads import subscriber
+from lualock.fencing import fenced_set
+from lualock.jobs import verbs
+from lualock.ops.acl import acl_rule
+from lualock.scripts import SCRIPTS
+from tests.jobs.test_jobs import as_job
+from tests.project.test_readme import README
+from tests.support.delivery import Queue
+from tests.support.servers import Server
+from tests.support.world import World, few, settle
+
+COMMANDS = [word for word in acl_rule().split() if word.startswith("+")]
+QUIET = {"+publish", "+pubsub|numsub", "+ping", "+getrange", "+del"}
+"""Of these only the server's log tells that they are missing: turns are later than they should be,
+a lease that was handed over may end early, and a request to stop stays until it ends."""
+
+
+class User:
+    """A user of a server's, of whom the server says what it refused."""
+
+    def __init__(self, server: Server, client: Any) -> None:
+        self.url = server.tcp_url.replace("redis://", "redis://locker:pw@")
+        self._client = client
+
+    def may(self, *rule: str) -> None:
+        """Have exactly this rule, on a server that knows nothing yet."""
+        self._client.flushall()
+        self._client.script_flush()
+        self._client.execute_command("ACL", "SETUSER", "locker", "reset", "on", ">pw", *rule)
+        self._client.execute_command("ACL", "LOG", "RESET")
+
+    def refused(self) -> set[str]:
+        """The commands, keys and channels that the server refused since then. (redis-py says its
+        name to the server, and does not mind.)"""
+        entries = self._client.execute_command("ACL", "LOG")
+        found = {dict(zip(e[::2], e[1::2], strict=True))[b"object"].decode() for e in entries}
+        return found - {"client", "client|setinfo"}
+
+
+@pytest.fixture
+def user(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
+    """A user; who listens for messages is quick to ask whether the connection lives."""
+    monkeypatch.setattr(subscriber, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(asyncio_subscriber, "PING_AFTER_S", 0.0)
+    with server.client() as client:
+        yield User(server, client)
+        client.execute_command("ACL", "DELUSER", "locker")
+
+
+def _nothing() -> None:
+    """A job's body."""
+
+
+class Everything:
+    """All that can be done with locks and jobs."""
+
+    def __init__(self, world: World, locks: Any, *, refused: bool = False) -> None:
+        self.world, self.locks, self.refused = world, locks, refused
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def do(self) -> lualock.LockError | None:
+        """Do it, up to what fails; returns how."""
+        try:
+            await self.one()
+            await self.several(fair=True)
+            await self.several(fair=False)
+            await self.late()
+            await self.full()
+            await self.jobs()
+            await self.dead()
+        except lualock.LockError as error:
+            return error
+        finally:
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        return None
+
+    async def waits(self, lock: Any, count: int = 1) -> asyncio.Task[Any]:
+        """One that waits for a lock, which so many do then."""
+        task = asyncio.ensure_future(self.world.beside(partial(lock.acquire, timeout=3)))
+        self.tasks.append(task)
+        await self.world.until(lambda: task.done() or self.world.waiters(lock) == count)
+        if self.refused:
+            # A first look may fail after it has a place: it is told when it has looked again.
+            await asyncio.wait({task}, timeout=0.05)
+        if task.done():
+            task.result()
+        return task
+
+    async def one(self) -> None:
+        """Acquire, extend, look, pass on, release."""
+        lock = self.locks.lock("one", ttl=5)
+        lease = await settle(lock.acquire())
+        await settle(lease.extend(5))
+        await settle(lock.inspect())
+        await settle(lock.request_release())
+        await settle(lease.release_requested())
+        adopted = await settle(self.locks.adopt(await settle(lease.handle())))
+        await settle(adopted.release())
+
+    async def several(self, *, fair: bool) -> None:
+        """Wait, in vain and in turn, by priority, and have it handed over."""
+        lock = partial(self.locks.lock, f"several {fair}", ttl=1, fair=fair)
+        lease = await settle(lock().acquire())
+        first = await self.waits(lock())
+        second = await self.waits(lock(priority=5), 2)
+        for task in (second, first):
+            await settle(lease.release())
+            lease = await task
+        await settle(lease.release())
+
+    async def late(self) -> None:
+        """Give up in time."""
+        lock = self.locks.lock("late", ttl=1)
+        lease = await settle(lock.acquire())
+        assert await settle(lock.try_acquire()) is None
+        try:
+            await settle(lock.acquire(timeout=0.02))
+        except lualock.NotAcquired:
+            await settle(lease.release())
+
+    async def full(self) -> None:
+        """Be refused by a full queue."""
+        lock = self.locks.lock("full", ttl=1, max_waiters=1)
+        lease = await settle(lock.acquire())
+        task = await self.waits(lock)
+        try:
+            await settle(lock.acquire())
+        except lualock.QueueFull:
+            await settle(lease.release())
+        await settle((await task).release())
+
+    async def jobs(self) -> None:
+        """Be queued, refused, run, asked to stop, replaced."""
+        begun: list[int] = []
+        give_up = time.monotonic() + 3
+
+        def plain(number: int) -> None:
+            begun.append(number)
+            while number == 1 and time.monotonic() < give_up:
+                if jobs.current_lease().release_requested():
+                    return
+                time.sleep(0.005)
+
+        async def coroutine(number: int) -> None:
+            begun.append(number)
+            while number == 1 and time.monotonic() < give_up:
+                if await jobs.current_lease().release_requested():
+                    return
+                await asyncio.sleep(0.005)
+
+        body: Any = coroutine if self.world.asynchronous else plain
+        declare = self.locks.job(key="job", timeout=5, unique="both", policy=jobs.Replace(3))
+        queue = Queue(self.world, declare(body))
+        assert await queue.put(1)
+        assert not await queue.put(1)
+        runs = asyncio.ensure_future(queue.deliver(beside=True))
+        self.tasks.append(runs)
+        await self.world.until(lambda: begun or runs.done())
+        if not begun:
+            await runs
+        await queue.attempt("b", None, 2, beside=True)
+        await runs
+        assert await queue.put(2)
+        await settle(queue.verb("cancel")((2,), token=queue.pushed[0][1]))
+
+    async def dead(self) -> None:
+        """Free the lock of a worker that died."""
+        queue = Queue(self.world, self.locks.job(key="dead")(as_job(self.world, _nothing)))
+        lock = self.locks.lock("dead", ttl=5, metadata="job a")
+        await settle(lock.acquire())
+        assert await settle(queue.verb("died")(job_id="a"))
+
+
+async def test_everything_may_be_done(world: World, user: User) -> None:
+    """With that rule nothing is refused; nor under a prefix that looks like a pattern."""
+    for prefix in ("lualock", "my [locks]*"):
+        user.may(*acl_rule(prefix).split())
+        failed = await Everything(world, world.connect(user.url, prefix=prefix)).do()
+        assert failed is None, failed
+        await asyncio.sleep(0.3)  # the time in which clean-ups may be sent once more
+        assert user.refused() == set()
+
+
+@few
+async def test_no_command_is_too_much(world: World, user: User) -> None:
+    """Without any one of its commands something is refused."""
+    for command in COMMANDS:
+        user.may(*(word for word in acl_rule().split() if word != command))
+        failed = await Everything(world, world.connect(user.url), refused=True).do()
+        name = command[1:]
+        assert user.refused() & {name, name.partition("|")[0]}, command
+        assert isinstance(failed, lualock.AccessDenied) == (command not in QUIET), command
+
+
+async def test_other_prefixes_are_not_his(world: World, user: User) -> None:
+    """However much alike."""
+    user.may(*acl_rule("l*k").split())
+    await settle(world.connect(user.url, prefix="l*k").lock("x").acquire())
+    for other in ("l", "lk", "look", "l*k:x", "L*k"):
+        with pytest.raises(lualock.AccessDenied, match="ACL"):
+            await settle(world.connect(user.url, prefix=other).lock("x").acquire())
+
+
+@pytest.mark.parametrize(
+    ("right", "option"), [("+select", "db=1"), ("+client|setname", "client_name=me")]
+)
+async def test_what_a_connection_may_need_besides(
+    world: World, user: User, right: str, option: str
+) -> None:
+    """A database or a name that the URL asks for is a right of its own."""
+    url = f"{user.url}?{option}"
+    user.may(*acl_rule().split())
+    with pytest.raises(lualock.AccessDenied):
+        await settle(world.connect(url).lock("x").acquire())
+    user.may(*acl_rule().split(), right)
+    await settle((await settle(world.connect(url).lock("x").acquire())).release())
+
+
+def test_a_user_for_fenced_writes(server: Server, user: User) -> None:
+    """The README's rule for the user of the data is enough, and no command of it too much."""
+    (quoted,) = re.findall(r"`(\+get [^`]*)`", README.read_text("utf-8"))
+    for missing in ("", *quoted.split()):
+        user.may("~stock:*", "~{stock:*", *(word for word in quoted.split() if word != missing))
+        with redis.Redis.from_url(user.url) as client:
+            if missing:
+                with pytest.raises(redis.ResponseError):
+                    fenced_set(client, "stock:7", "41", fence=7)
+            else:
+                fenced_set(client, "stock:7", "41", fence=7)
+
+
+def test_every_call_of_the_scripts_is_read() -> None:
+    """None has its command in a variable, where it would not be found."""
+    for script in (*SCRIPTS.values(), *verbs.SCRIPTS.values()):
+        calls = re.findall(rb"\bp?call\b", script.source)
+        assert len(calls) == len(re.findall(rb"redis\.p?call\('[A-Z]+'[,)]", script.source))

@@ -1,0 +1,230 @@
+"""Leases that are passed on: one process takes the lock, another one has it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock._protocol import AcquireRequest, CleanupLater, RunScript, ServerClock, adopt
+from lualock.scripts import SCRIPTS
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.world import World, entered, settle
+
+
+async def test_adopt(world: World) -> None:
+    """Whoever adopts has it, with a new token and a greater fence; the first has nothing."""
+    locks = world.connect()
+    first = await settle(locks.lock("x", ttl=30, metadata="why").acquire())
+    handle = first.handle()
+    assert first.handle() == handle
+    assert not first.held
+    assert not first.lost
+    assert first.remaining() == 0
+    other = world.connect(holder="the other")
+    second = await settle(other.adopt(handle, metadata="because"))
+    assert second.held
+    assert second.name == "x"
+    assert second.fence > first.fence
+    assert second.token != first.token
+    assert 29 < second.remaining() <= 30
+    info = await settle(locks.lock("x").inspect())
+    assert (info.holder, info.metadata, info.fence) == ("the other", "because", second.fence)
+    await settle(first.release())  # nothing of its own is left to release
+    assert second.held
+    assert (await settle(locks.lock("x").inspect())).fence == second.fence
+    with pytest.raises(lualock.LeaseLost, match="released or passed on before") as caught:
+        await settle(other.adopt(handle))
+    assert caught.value.given_up
+    await settle(second.release())
+    assert not await settle(locks.lock("x").locked())
+
+
+async def test_the_first_owns_nothing_once_it_is_passed_on(shell: World) -> None:
+    """From handle() on it can neither be checked, extended nor handed on as held."""
+    lease = await settle(shell.connect().lock("x", ttl=30).acquire())
+    lease.handle()
+    for use in (lease.check, lambda: lease.extend(5)):
+        with pytest.raises(lualock.LeaseLost, match=r"passed on: handle\(\) was called") as caught:
+            await settle(use())
+        assert caught.value.given_up
+    assert "passed on" in repr(lease)
+
+
+async def test_a_with_block_does_not_release_what_was_passed_on(shell: World) -> None:
+    """At its end the lock waits for whoever adopts it."""
+    locks = shell.connect()
+    async with entered(locks.lock("x", ttl=30)) as lease:
+        handle = lease.handle()
+    assert await settle(locks.lock("x").locked())
+    adopted = await settle(locks.adopt(handle))
+    await settle(adopted.release())
+
+
+async def test_taking_it_back(shell: World) -> None:
+    """release() frees what was passed on, unless it has been adopted."""
+    locks = shell.connect()
+    lease = await settle(locks.lock("x", ttl=30).acquire())
+    handle = lease.handle()
+    await settle(lease.release())
+    assert not await settle(locks.lock("x").locked())
+    with pytest.raises(lualock.LeaseLost):
+        await settle(locks.adopt(handle))
+
+
+async def test_renewed_in_trust(shell: World) -> None:
+    """Until it is adopted the first goes on renewing it; then whoever adopted it does."""
+    locks = shell.connect()
+    lease = await settle(locks.lock("x", ttl=0.4, renew=True).acquire())
+    handle = lease.handle()
+    await asyncio.sleep(1)  # longer than its ttl
+    second = await settle(shell.connect().adopt(handle))
+    await asyncio.sleep(1)  # longer than its ttl
+    assert second.held
+    watch = locks._renewer() if shell.asynchronous else locks._renewer
+    assert watch.leases() == []  # the first noticed, and is not lost
+    assert not lease.lost
+    third = await settle(shell.connect().adopt(second.handle(), renew=False))
+    await shell.until(lambda: third.lost)
+
+
+async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(shell: World) -> None:
+    """What has ended is gone, on either side."""
+    locks = shell.connect()
+    lease = await settle(locks.lock("x", ttl=0.2).acquire())
+    handle = lease.handle()
+    await shell.until(lambda: not shell.client.exists("lualock:{x}"))
+    with pytest.raises(lualock.LeaseLost, match="the lock is now free"):
+        await settle(locks.adopt(handle))
+    other = await settle(locks.lock("x", ttl=30).acquire())
+    with pytest.raises(lualock.LeaseLost, match="holds the lock now"):
+        await settle(locks.adopt(handle))
+    await settle(other.release())
+    ended = await settle(locks.lock("y", ttl=0.05).acquire())
+    await shell.until(lambda: ended.lost)
+    with pytest.raises(lualock.LeaseLost):
+        ended.handle()
+
+
+async def test_waiters_stay_in_line(world: World) -> None:
+    """Who waits for the lock gets it from whoever adopted it."""
+    locks = world.connect()
+    lease = await settle(locks.lock("x", ttl=30).acquire())
+    waiter = asyncio.ensure_future(world.beside(locks.lock("x", ttl=30).acquire))
+    await world.until_waiters(locks.lock("x"), 1)
+    adopted = await settle(world.connect().adopt(lease.handle()))
+    assert world.waiters(locks.lock("x")) == 1
+    await settle(adopted.release())
+    got = await asyncio.wait_for(waiter, 5)
+    assert got.fence > adopted.fence
+    await settle(got.release())
+
+
+async def test_a_lost_reply(shell: World, proxy: Proxy) -> None:
+    """An adoption whose reply is lost is asked for again, and is the same."""
+    locks = shell.connect(proxy.url)
+    lease = await settle(locks.lock("x", ttl=30).acquire())
+    proxy.lose_reply = 1
+    adopted = await settle(locks.adopt(lease.handle()))
+    assert (await settle(locks.lock("x").inspect())).fence == adopted.fence
+    await settle(adopted.release())
+
+
+async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
+    """If it stays unknown whether it was adopted, nobody keeps the lock in vain."""
+    locks = shell.connect(proxy.url)
+    shell.client.script_load(SCRIPTS["adopt"].source)
+    lease = await settle(locks.lock("x", ttl=30).acquire())
+    proxy.lose_reply = 2
+    with pytest.raises(lualock.LockUnavailable) as caught:
+        await settle(locks.adopt(lease.handle()))
+    assert caught.value.outcome_unknown
+    await shell.until(lambda: shell.client.get("lualock:{x}")[:1] == b"R")
+
+
+@pytest.mark.parametrize(
+    ("handle", "said"),
+    [
+        (5, "must be str, not int"),
+        ("", "is not a handle"),
+        ("lualock1.x.y", "is not a handle"),
+        ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7eH0", "is damaged"),
+        ("lualock1." + "t" * 22 + ".1000.10.b3RoZXI6e3h9", "another prefix"),
+        ("lualock1." + "t" * 22 + ".99999999999.10.bHVhbG9jazp7eH0=", "ttl must be"),
+        ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7fX0=", "is damaged"),
+    ],
+)
+async def test_what_is_no_handle(shell: World, handle: Any, said: str) -> None:
+    """It is refused before anything is sent, and not repeated in the error."""
+    with pytest.raises(lualock.InvalidArgument, match=said) as caught:
+        await settle(shell.connect().adopt(handle))
+    assert "ttttt" not in str(caught.value)
+
+
+async def test_odd_names(shell: World) -> None:
+    """Whatever the lock is called, its handle finds it."""
+    locks = shell.connect()
+    for name in ("a}b%7D{c", b"\x00\xff\n", "\u00e4" * 100, " "):
+        lease = await settle(locks.lock(name, ttl=30).acquire())
+        adopted = await settle(locks.adopt(lease.handle()))
+        assert (await settle(locks.lock(name).inspect())).fence == adopted.fence
+        await settle(adopted.release())
+
+
+def test_another_process(one_server: Server) -> None:
+    """A handle is text: it goes to another process by whatever way."""
+    code = """
+        import sys, lualock
+        lease = lualock.connect(sys.argv[1]).adopt(sys.stdin.read())
+        assert lease.held
+        lease.release()
+        print(lease.fence)
+    """
+    with lualock.connect(one_server.url) as locks:
+        lease = locks.lock("x", ttl=30).acquire()
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), one_server.url],
+            input=lease.handle(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        assert int(done.stdout) > lease.fence
+        assert not locks.lock("x").locked()
+
+
+def test_an_adoption_that_may_have_happened_says_so() -> None:
+    """A second request that could not even be sent does not make the first one's outcome known."""
+    server = ServerClock(lambda: 0.0, 5.0)
+    server.compare(0.0, 0.0, 0)
+    ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    steps = adopt(ask, b"t" * 22, server)
+    assert isinstance(next(steps), RunScript)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
+    gone = lualock.LockUnavailable("no connection")
+    undone = [steps.throw(gone), steps.send(None)]
+    assert [type(step) for step in undone] == [CleanupLater, RunScript]
+    with pytest.raises(lualock.LockUnavailable) as told:
+        steps.send(b"released")
+    assert told.value.outcome_unknown
+
+
+def test_what_was_kept_for_a_retry_may_have_been_taken_over() -> None:
+    """The first request was carried out, its reply lost, and the job's next delivery, which has the
+    token, took the lock over: its loss is not certain, and nobody is to be told of it."""
+    server = ServerClock(lambda: 0.0, 5.0)
+    server.compare(0.0, 0.0, 0)
+    ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    steps = adopt(ask, b"t" * 22, server, "kept", fresh=False)
+    assert isinstance(next(steps), RunScript)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
+    with pytest.raises(lualock.LockUnavailable) as told:
+        steps.send([b"held", b"another"])
+    assert told.value.outcome_unknown

@@ -1,0 +1,559 @@
+"""Get every reply of every script that its header documents, straight from each server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from lualock.scripts import SCRIPTS
+from tests.support import proving
+from tests.support.servers import Server
+
+KEY, MINE, OTHERS = b"lualock:{x}", b"m" * 22, b"o" * 22
+QUEUE = KEY + b":waiters"
+BAND = b"%d" % (100 * 2**44)
+CHANNEL = b"a-channel"
+TOMBSTONE_MS = 5000
+ALWAYS = b"9" * 16  # a deadline
+
+
+class Raw:
+    """Run the scripts of one server directly."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __call__(self, verb: str, *args: object) -> Any:
+        script = SCRIPTS[verb]
+        keys = (KEY, QUEUE)[: len(script.keys)]
+        return proving.run(self.client.eval, script, *keys, *args)
+
+    def wait(
+        self,
+        token: bytes,
+        place: bytes = BAND,
+        *,
+        most: int = 0,
+        fair: int = 1,
+        deadline: bytes = ALWAYS,
+    ) -> Any:
+        """Ask for a place; the ticket is as the protocol makes it."""
+        return self("wait", ticket(token), place, most, fair, deadline)
+
+    def waiters(self) -> list[bytes]:
+        """The tokens in the queue, first in line first."""
+        return [member[:22] for member in self.client.zrange(QUEUE, 0, -1)]
+
+
+def ticket(token: bytes) -> bytes:
+    """Make a ticket as it stands in the queue."""
+    return token + b"30000 " + CHANNEL + b" about " + token[:1]
+
+
+@pytest.fixture
+def raw(server: Server) -> Any:
+    """The scripts on an empty server."""
+    with server.client() as client:
+        yield Raw(client)
+
+
+def test_acquire(raw: Raw) -> None:
+    """Acquired, owned, held: and only the first writes."""
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    assert fence.isdigit()
+    assert len(fence) == 16
+    raw.client.pexpire(KEY, 10_000)
+    owned = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    assert owned[0] == b"owned"
+    assert 0 < owned[1] <= 10_000
+    assert owned[2] == fence
+    held = raw("acquire", OTHERS, 30_000, ALWAYS, b"other")
+    assert held[0] == b"held"
+    assert 0 < held[1] <= 10_000
+    assert 0 <= held[2] < 10_000
+    assert held[3] == b"me"
+    assert 0 < raw.client.pttl(KEY) <= 10_000
+
+
+def test_late(raw: Raw, listening: Any) -> None:
+    """A request that arrives after its deadline takes nothing, and answers the time."""
+    past = b"%016d" % (time.time_ns() // 1000 - 1000)
+    late = raw("acquire", MINE, 30_000, past, b"me")
+    assert late[0] == b"late"
+    assert int(late[1]) > int(past)
+    assert raw.wait(MINE, deadline=past)[0] == b"late"
+    assert raw.client.keys() == []
+    take(raw, listening)
+    assert raw("acquire", OTHERS, 30_000, past, b"other")[0] == b"held"
+    assert raw.wait(OTHERS, deadline=past)[0] == b"late"
+    assert raw.waiters() == []
+    raw.client.pexpire(KEY, 1000)
+    assert raw.wait(MINE, deadline=past)[0] == b"late"  # claims nothing, either
+    assert raw.client.pttl(KEY) <= 1000
+    future = b"%016d" % (time.time_ns() // 1000 + 60_000_000)
+    assert raw.wait(OTHERS, deadline=future)[0] == b"queued"
+
+
+def test_release(raw: Raw) -> None:
+    """Released, already, missing, held: and only the first writes."""
+    assert raw("release", MINE) == b"missing"
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    assert raw("release", OTHERS) == [b"held", b"me"]
+    assert raw("release", MINE) == b""
+    assert raw.client.get(KEY) == b"R" + fence + MINE
+    raw.client.pexpire(KEY, 100)
+    assert raw("release", MINE) == b"already"
+    assert raw("release", OTHERS) == b"missing"
+    assert raw.client.pttl(KEY) <= 100  # a repeat does not keep the tombstone alive
+    raw("acquire", OTHERS, 30_000, ALWAYS, b"other")
+    assert raw("release", MINE) == b"already"  # remembered while the next one has it
+    assert raw("hand_over", MINE, 1) == b"already"
+    raw("release", OTHERS)
+    raw("acquire", b"n" * 22, 30_000, ALWAYS, b"next")
+    assert raw("release", MINE) == [b"held", b"next"]  # and no longer
+
+
+def test_extend(raw: Raw) -> None:
+    """Extended, already, missing, held: and only the first writes."""
+    assert raw("extend", MINE, 9000, 0) == b"missing"
+    raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    assert raw("extend", OTHERS, 90_000, 0) == [b"held", b"me"]
+    assert raw.client.pttl(KEY) <= 30_000
+    assert raw("extend", MINE, 90_000, 0) == b"extended"
+    assert 30_000 < raw.client.pttl(KEY) <= 90_000
+    raw("release", MINE)
+    assert raw("extend", MINE, 90_000, 0) == b"already"
+    assert raw("extend", OTHERS, 90_000, 0) == b"missing"
+    raw("acquire", OTHERS, 3000, ALWAYS, b"other")
+    assert raw("extend", MINE, 90_000, 0) == b"already"
+    assert raw.client.pttl(KEY) <= TOMBSTONE_MS
+
+
+def test_what_comes_late_shortens_nothing(raw: Raw, listening: Any) -> None:
+    """Of two requests for the same lease the one with the shorter ttl may come last: a claim, a
+    renewal, a check by the holder. Only an explicit `shorten` ends the lease sooner."""
+    take(raw, listening)
+    raw.wait(A)
+    raw("hand_over", MINE, 1)
+    lease = raw.client.get(KEY)[1:17] + A
+    assert raw("extend", lease, 90_000, 0) == b"extended"
+    assert raw("claim", lease, 5000) == b"claimed"
+    assert raw("extend", lease, 5000, 0) == b"extended"
+    word, left_ms, _ = raw.wait(A)
+    assert (word, left_ms > 80_000) == (b"owned", True)
+    assert raw.client.pttl(KEY) > 80_000
+    assert raw("extend", lease, 5000, 1) == b"extended"
+    assert raw.client.pttl(KEY) <= 5000
+
+
+def test_who_is_first_is_told_of_a_sooner_end(raw: Raw, listening: Any) -> None:
+    """The head plans to check when the lease ends; its holder may let it end sooner."""
+    take(raw, listening)
+    raw.wait(A, _old(1))
+    assert raw("extend", MINE, 60_000, 0) == b"extended"
+    assert said(listening) is None
+    assert raw("extend", MINE, 700, 1) == b"extended"
+    assert said(listening) == A + b"=700"
+
+
+def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
+    """A lock that the same token takes again after its lease ended is another lease."""
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    raw.client.delete(KEY)
+    again = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    record = raw.client.get(KEY)
+    assert raw("extend", fence + MINE, 90_000, 0) == [b"held", b"me"]
+    assert raw("release", fence + MINE) == [b"held", b"me"]
+    assert raw("hand_over", fence + MINE, 1) == [b"held", b"me"]
+    assert raw.client.get(KEY) == record
+    assert 0 < raw.client.pttl(KEY) <= 30_000
+    assert raw("extend", again + MINE, 90_000, 0) == b"extended"
+    assert raw("release", again + MINE) == b""
+    assert raw("release", again + MINE) == b"already"
+    assert raw("release", fence + MINE) == b"missing"
+    raw.client.delete(KEY)
+    again = take(raw, listening)
+    raw.wait(A)
+    assert raw("release", fence + MINE) == [b"held", b"about m"]
+    assert raw("release", again + MINE) == b"waited"
+    assert raw("hand_over", fence + MINE, 1) == [b"held", b"about m"]
+    assert raw("hand_over", again + MINE, 1) == b"handed_over"
+    assert raw("release", again + MINE) == b"already"
+
+
+def test_claim(raw: Raw, listening: Any) -> None:
+    """Claimed, by the token that was granted it; missing, by others: and only the first writes."""
+    fence = take(raw, listening)
+    assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not granted from the queue
+    raw.wait(A)
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    given = raw.client.get(KEY)[1:17]
+    assert raw("claim", given + B, 90_000) == b"missing"
+    assert raw("claim", fence + A, 90_000) == b"missing"
+    assert raw.client.pttl(KEY) <= 2500
+    assert raw("claim", given + A, 90_000) == b"claimed"
+    assert 30_000 < raw.client.pttl(KEY) <= 90_000
+    raw("hand_over", A, 1)
+    assert raw("claim", given + A, 90_000) == b"missing"
+    assert raw.client.pttl(KEY) <= TOMBSTONE_MS
+    raw.client.delete(KEY)
+    assert raw("claim", given + A, 90_000) == b"missing"
+    assert raw.client.keys() == []
+
+
+def test_adopt(raw: Raw) -> None:
+    """Adopted, owned, late, already, missing, held: and only the first writes."""
+    assert raw("adopt", MINE, A, 9000, ALWAYS, b"heir") == b"missing"
+    before = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    assert raw("adopt", OTHERS, A, 9000, ALWAYS, b"heir") == [b"held", b"me"]
+    assert raw("adopt", MINE, A, 9000, b"0" * 16, b"heir")[0] == b"late"
+    assert raw.client.get(KEY)[17:39] == MINE
+    fence = raw("adopt", MINE, A, 9000, ALWAYS, b"heir")
+    assert fence > before
+    assert raw.client.get(KEY) == b"H" + fence + A + MINE + b"heir"
+    assert 0 < raw.client.pttl(KEY) <= 9000
+    raw.client.pexpire(KEY, 1000)
+    owned = raw("adopt", MINE, A, 9000, ALWAYS, b"heir")
+    assert owned[0] == b"owned"
+    assert 0 < owned[1] <= 1000
+    assert owned[2] == fence
+    assert raw("adopt", MINE, B, 9000, ALWAYS, b"another") == b"already"
+    assert raw("release", MINE) == b"already"
+    assert raw("extend", MINE, 9000, 0) == b"already"
+    assert raw("acquire", OTHERS, 9000, ALWAYS, b"other")[3] == b"heir"
+    raw.wait(B)
+    assert raw("adopt", A, C, 9000, ALWAYS, b"heir") > fence
+    assert raw.client.get(KEY)[:1] == b"W"  # the waiters stay in the queue
+    assert raw("release", C) == b"waited"
+    raw("hand_over", C, 1)
+    assert raw("adopt", C, A, 9000, ALWAYS, b"heir") == b"already"
+
+
+def test_inspect(raw: Raw) -> None:
+    """Free, held: nothing is written, and the token stays secret."""
+    assert raw("inspect") == [b"free", 0]
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    held = raw("inspect")
+    assert held[0] == b"held"
+    assert 0 < held[1] <= 30_000
+    assert 0 <= held[2] < 10_000
+    assert held[3:] == [fence, b"me", 0]
+    raw.client.persist(KEY)
+    assert raw("inspect")[1] == -1
+    raw.wait(OTHERS)
+    assert raw("inspect")[5] == 1
+    raw("abandon", OTHERS, ticket(OTHERS), 1, b"")
+    raw("hand_over", MINE, 1)
+    assert raw("inspect") == [b"free", 0]
+
+
+@pytest.mark.parametrize("value", [b"H1", b"X" + b"1" * 80, b"H" + b"x" * 80])
+def test_conflict(raw: Raw, value: bytes) -> None:
+    """A value that is not a record is a conflict for every verb, and stays."""
+    raw.client.set(KEY, value)
+    for verb, *args in (
+        ("acquire", MINE, 30_000, ALWAYS, b"me"),
+        ("release", MINE),
+        ("extend", MINE, 30_000, 1),
+        ("adopt", MINE, OTHERS, 30_000, ALWAYS, b"other"),
+        ("inspect",),
+        ("wait", ticket(MINE), BAND, 0, 1, ALWAYS),
+        ("hand_over", MINE, 1),
+        ("abandon", MINE, ticket(MINE), 1, b""),
+    ):
+        assert raw(str(verb), *args) == [b"conflict"]
+    assert raw.client.get(KEY) == value
+    assert raw.client.pttl(KEY) == -1
+
+
+@pytest.fixture
+def listening(raw: Raw) -> Any:
+    """A subscriber of the channel."""
+    heard = raw.client.pubsub()
+    heard.subscribe(CHANNEL)
+    assert heard.get_message(timeout=5)["type"] == "subscribe"
+    yield heard
+    heard.close()
+
+
+def said(listening: Any) -> bytes | None:
+    """The next message, if one is there."""
+    message = listening.get_message(timeout=0.2)
+    return None if message is None else message["data"]
+
+
+def take(raw: Raw, listening: Any) -> bytes:
+    """Take the free lock by `wait`, which says so by a message too: there is nothing to claim."""
+    fence: bytes = raw.wait(MINE)
+    assert said(listening) == MINE + fence + b"+"
+    return fence
+
+
+A, B, C = b"a" * 22, b"b" * 22, b"c" * 22
+
+
+def test_wait(raw: Raw) -> None:
+    """Taken, owned, queued: with the holder, the fence, the rank, and a place to return to."""
+    fence = raw.wait(MINE)
+    assert fence.isdigit()
+    assert raw.client.get(KEY)[:1] == b"H"
+    raw.client.pexpire(KEY, 1000)
+    assert raw.wait(MINE) == [b"owned", 30_000, fence]
+    assert raw.client.pttl(KEY) > 1000  # asking again is a claim
+
+    first, second = raw.wait(A), raw.wait(B)
+    assert raw.client.get(KEY)[:1] == b"W"
+    assert first[0] == second[0] == b"queued"
+    assert 0 < first[1] <= 30_000
+    assert 0 <= first[2] < 10_000
+    assert first[3:6] == [b"about m", fence, 0]
+    assert second[5] == 1
+    assert int(second[6]) > int(first[6]) > int(BAND)
+    assert raw.wait(A)[5:] == first[5:]  # the same place, also without saying which
+    assert raw.waiters() == [A, B]
+    assert 60_000 < raw.client.pttl(QUEUE) <= 180_000
+    raw.client.zrem(QUEUE, ticket(A))
+    raw.wait(A, first[6])
+    assert raw.waiters() == [A, B]  # it kept its place
+
+
+def test_a_clock_that_steps_back_changes_no_order(raw: Raw) -> None:
+    """A later waiter is behind, whatever the server's clock said when the earlier ones came."""
+    raw.wait(MINE)
+    ahead = b"%d" % (int(BAND) + 2**43)
+    raw.wait(A, ahead)
+    assert raw.wait(B)[6] == b"%d" % (int(ahead) + 1)
+    higher = b"%d" % (99 * 2**44)
+    raw.wait(C, higher)
+    assert raw.waiters() == [C, A, B]
+
+
+def test_full(raw: Raw, listening: Any) -> None:
+    """A full queue refuses newcomers, lets its waiters check again, and does not count the dead."""
+    raw.wait(MINE)
+    raw.wait(A, most=1)
+    assert raw.wait(A, most=1)[0] == b"queued"
+    full = raw.wait(B, most=1)
+    assert full[0] == b"full"
+    assert full[3:] == [b"about m", 1]
+    assert raw.waiters() == [A]
+    listening.close()
+    assert raw.wait(B, most=1)[0] == b"queued"
+    assert raw.waiters() == [B]
+
+
+def test_hand_over(raw: Raw, listening: Any) -> None:
+    """The first waiter that can be reached has the lock, for the claim window, and its fence."""
+    assert raw("hand_over", MINE, 1) == b"missing"
+    before = take(raw, listening)
+    assert raw("release", OTHERS) == [b"held", b"about m"]
+    raw.wait(A)
+    raw.wait(B)
+    assert raw("release", MINE) == b"waited"
+    assert raw("hand_over", OTHERS, 1) == [b"held", b"about m"]
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    record = raw.client.get(KEY)
+    assert (record[:1], record[17:39], record[61:]) == (b"W", A, b"about a")
+    assert record[1:17] > before
+    assert raw("hand_over", MINE, 1) == b"already"
+    message = said(listening)
+    assert message is not None
+    assert message[:38] == A + record[1:17]
+    assert message[38:] == record[1:17]  # the server's time: the fence, unless that was raised
+    assert 0 < raw.client.pttl(KEY) <= 2500
+    assert raw.waiters() == [B]
+    assert raw("extend", A, 30_000, 0) == b"extended"
+
+    listening.close()  # no subscriber: B is gone, and the lock is free
+    assert raw("hand_over", A, 1) == b"released"
+    assert raw.waiters() == []
+    # B may hear elsewhere of its turn, so the next fence is greater than that one's.
+    tombstone = raw.client.get(KEY)
+    assert (tombstone[:1], tombstone[17:]) == (b"R", A + A)
+    assert tombstone[1:17] > record[1:17]
+    for lease in (A, record[1:39]):
+        for verb in (("hand_over", lease, 1), ("release", lease)):
+            assert raw(*verb) == b"already"
+
+
+def _old(number: int) -> bytes:
+    """The place of a waiter that has waited for long."""
+    return b"%d" % (int(BAND) + number)
+
+
+def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
+    """A call that makes a waiter the head tells it, and for how long the lock is held."""
+    take(raw, listening)
+    for number, token in enumerate((A, B, C), start=1):
+        raw.wait(token, _old(number))
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == B + b"=2500"
+    raw("extend", A, 9000, 0)
+    raw("abandon", C, ticket(C), 1, b"")  # it was not first
+    assert said(listening) is None
+    raw.wait(C, _old(3))
+    raw("abandon", B, ticket(B), 1, b"")
+    message = said(listening)
+    assert message is not None
+    assert message[:23] == C + b"="
+    assert 0 < int(message[23:]) <= 9000
+    raw.wait(B, _old(4))
+    raw.client.delete(KEY)
+    assert raw.wait(OTHERS, _old(6))[0] == b"queued"  # the lease ended, and it is C's turn
+    assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == B + b"=2500"
+    raw.wait(A, _old(5), fair=0)
+    raw.client.delete(KEY)
+    assert raw.wait(MINE, fair=0).isdigit()  # unfair: it takes the lock before those
+    assert said(listening)[:22] == MINE  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == B + b"=30000"
+
+
+def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
+    """A young waiter checks on its own; an older one is told."""
+    take(raw, listening)
+    raw.wait(A)
+    raw.wait(B)
+    raw("hand_over", MINE, 1)
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening) is None
+    time.sleep(0.25)  # 60 ms make it old, by the server's clock
+    raw.wait(C)
+    raw("hand_over", A, 1)
+    assert said(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
+    assert said(listening) is None
+    raw("abandon", B, ticket(B), 1, b"")
+    assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
+
+
+def test_who_asks_is_not_gone(raw: Raw, listening: Any) -> None:
+    """A caller that becomes the head by its own call keeps its place without a message."""
+    take(raw, listening)
+    deaf = ticket(B).replace(CHANNEL, b"nobody-hears-this")
+    raw.wait(A, _old(1))
+    raw("wait", deaf, _old(2), 0, 1, ALWAYS)
+    raw.client.delete(KEY)
+    reply = raw("wait", deaf, _old(2), 0, 1, ALWAYS)  # the lease has ended, and it is A's turn
+    assert (reply[0], reply[5]) == (b"queued", 0)
+    assert raw.waiters() == [B]
+
+
+def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
+    """A head that cannot be told makes way for a waiter that can."""
+    take(raw, listening)
+    raw.wait(A, _old(1))
+    raw("wait", B + b"30000 nobody about b", _old(2), 0, 1, ALWAYS)
+    raw.wait(C, _old(3))
+    raw("hand_over", MINE, 1)
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening) == C + b"=2500"
+    assert raw.waiters() == [C]
+
+
+def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
+    """A waiter that checks while no message reaches it keeps its place, and learns its rank."""
+    take(raw, listening)
+    raw.wait(A, _old(1))
+    asks = B + b"30000 nobody about b"
+    raw("wait", asks, _old(2), 0, 1, ALWAYS)
+    raw.client.delete(KEY)
+    looked = raw("wait", asks, _old(2), 0, 1, ALWAYS)  # gives the lock to the first
+    assert looked[0] == b"queued"
+    assert looked[5] == 0
+    assert raw.waiters() == [B]
+
+
+def test_unfair(raw: Raw, listening: Any) -> None:
+    """Unfair, the lock is free for any caller; the first waiter that can be reached is told."""
+    take(raw, listening)
+    place = raw.wait(A, fair=0)[6]
+    raw.wait(B, fair=0)
+    assert raw("hand_over", MINE, 0) == b"released"
+    assert said(listening) == A
+    assert said(listening) is None
+    assert raw.client.get(KEY)[:1] == b"F"
+    assert raw.waiters() == [B]  # a waiter that does not react is not told again
+    assert raw("acquire", OTHERS, 30_000, ALWAYS, b"barger").isdigit()
+    assert raw.client.get(KEY)[:1] == b"W"
+    # It has its place back, also where no more may wait.
+    assert raw.wait(A, place, fair=0, most=1)[5:] == [0, place]
+    raw("hand_over", OTHERS, 0)
+    assert raw.wait(A, place, fair=0).isdigit()
+    assert raw.waiters() == [B]
+    listening.close()
+    raw("hand_over", A, 0)
+    assert raw.client.get(KEY)[:1] == b"R"
+    assert raw.waiters() == []
+
+
+def test_unfair_and_told_in_vain(raw: Raw, listening: Any) -> None:
+    """A waiter that leaves after it was told that the lock is free lets the next one know."""
+    take(raw, listening)
+    raw.wait(A, fair=0)
+    raw.wait(B, _old(1), fair=0)
+    raw("hand_over", MINE, 0)
+    assert said(listening) == B
+    raw.client.zadd(QUEUE, {ticket(A): int(_old(2))})
+    assert raw("abandon", B, ticket(B), 0, b"") == [b"left"]
+    assert said(listening) == A + b"=0"
+
+
+def test_abandon(raw: Raw, listening: Any) -> None:
+    """Left, with the holder; or released and handed on, if the caller was granted it meanwhile."""
+    assert raw("abandon", A, ticket(A), 1, b"") == [b"left"]
+    take(raw, listening)
+    raw.wait(A)
+    raw.wait(B)
+    left = raw("abandon", B, ticket(B), 1, b"")
+    assert left[0] == b"left"
+    assert 0 < left[1] <= 30_000
+    assert 0 <= left[2] < 10_000
+    assert left[3:] == [b"about m", 1]
+    assert raw("abandon", B, ticket(B), 1, b"")[4] == -1
+    raw.wait(B)
+    raw("hand_over", MINE, 1)
+    assert raw("abandon", A, ticket(A), 1, b"") == b"released"
+    assert raw.client.get(KEY)[17:39] == B
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert said(listening)[:22] == B  # type: ignore[index]  # as above
+
+
+def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
+    """The kept lease stays as it is, and its place goes; any other lease of that token ends."""
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    raw.client.zadd(QUEUE, {ticket(MINE): 1})
+    raw.wait(A)
+    record = raw.client.get(KEY)
+    left = raw("abandon", MINE, ticket(MINE), 1, fence + MINE)
+    assert left[0] == b"left"
+    assert left[3:] == [b"me", 0]
+    assert raw.client.get(KEY) == record
+    assert raw.waiters() == [A]
+    assert raw("abandon", MINE, b"", 1, b"%016d" % (int(fence) - 1) + MINE) == b"released"
+    assert raw.client.get(KEY)[17:39] == A
+
+
+def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
+    """The first check after a lease ended grants the lock to the head."""
+    take(raw, listening)
+    raw.wait(A)
+    raw.wait(B)
+    raw.client.delete(KEY)
+    state, lease_left_ms, ahead, about, *_ = raw.wait(B)
+    assert (state, ahead, about) == (b"queued", 0, b"about a")
+    assert 0 < lease_left_ms <= 2500
+    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    raw.client.delete(KEY)
+    assert raw.wait(B).isdigit()
+    assert raw.waiters() == []
+
+
+def test_a_lease_shorter_than_the_claim_window(raw: Raw, listening: Any) -> None:
+    """A lock that is handed over lasts no longer than the ttl of its waiter."""
+    raw.wait(MINE)
+    raw("wait", A + b"700 " + CHANNEL + b" me", BAND, 0, 1, ALWAYS)
+    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert 0 < raw.client.pttl(KEY) <= 700

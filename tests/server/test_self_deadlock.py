@@ -1,0 +1,500 @@
+"""A wait without an end for a lock that its own thread, task or job is inside is refused at once.
+
+The leases here last two seconds and are not renewed, so a wait that is not refused fails its test
+and does not hang it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio, jobs
+from lualock._core.with_statement import blocks_on
+from lualock._transport.endpoint import Endpoint
+from lualock.jobs.in_thread import run_in_thread
+from tests.jobs.test_jobs import as_job
+from tests.support.delivery import Queue, held, place
+from tests.support.servers import Server
+from tests.support.waiting import wait_until
+from tests.support.world import World, entered, settle
+
+TTL = 2.0
+
+
+def lock_of(world: World, locks: Any = None) -> Any:
+    """A lock object of that name."""
+    return (locks or world.connect()).lock("x", TTL)
+
+
+@contextlib.asynccontextmanager
+async def by_stack(manager: Any) -> Any:
+    """Entered by an exit stack, which finds ``__exit__`` in the class."""
+    if hasattr(manager, "__aenter__"):
+        async with contextlib.AsyncExitStack() as stack:
+            yield await stack.enter_async_context(manager)
+    else:
+        with contextlib.ExitStack() as plain:
+            yield plain.enter_context(manager)
+
+
+@contextlib.asynccontextmanager
+async def of_lease(lock: Any, enter: Callable[..., Any] = entered) -> Any:
+    """The block of a lease that was acquired before."""
+    async with enter(await settle(lock.acquire(timeout=5))) as lease:
+        yield lease
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "lock": entered,
+    "lock on a stack": by_stack,
+    "lease": of_lease,
+    "lease on a stack": partial(of_lease, enter=by_stack),
+}
+
+
+async def enter_and_leave(lock: Any) -> None:
+    """A whole block."""
+    async with entered(lock):
+        pass
+
+
+async def acquire(lock: Any) -> Any:
+    """A lease by name."""
+    return await settle(lock.acquire())
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_inside_its_own_block(shell: World, way: str) -> None:
+    """The same lock object, another one, and one of another ``Locks``: refused before anything is
+    sent; the block goes on, and after it the lock is free."""
+    lock = lock_of(shell)
+    others = [lock, lock_of(shell, lock._locks), lock_of(shell)]
+    for wait in (acquire, enter_and_leave):
+        async with WAYS[way](lock) as lease:
+            shell.client.config_resetstat()
+            for other in others:
+                with pytest.raises(
+                    lualock.SelfDeadlock,
+                    match=r"^could not wait for lock 'x': this (thread|task) is inside",
+                ) as refused:
+                    await wait(other)
+                assert refused.value.name == "x"
+            assert shell.calls("evalsha") + shell.calls("eval") == 0
+            lease.check()
+        for other in others:
+            await enter_and_leave(other)
+    told = pickle.loads(pickle.dumps(refused.value))
+    assert (str(told), told.name) == (str(refused.value), "x")
+
+
+async def test_with_a_timeout(shell: World) -> None:
+    """A wait that ends is as ever: refused by the server when its time is over."""
+    lock = lock_of(shell)
+    async with entered(lock):
+        for timeout in (0, 0.05):
+            with pytest.raises(lualock.NotAcquired):
+                await settle(lock.acquire(timeout=timeout))
+        assert await settle(lock.try_acquire()) is None
+
+
+async def test_another_lock(shell: World) -> None:
+    """Another name, prefix or database is another lock."""
+    lock = lock_of(shell)
+    locks = lock._locks
+    where = shell.server.url + ("&" if "?" in shell.server.url else "?") + "db=1"
+    async with entered(lock):
+        await enter_and_leave(locks.lock("y", TTL))
+        await enter_and_leave(lock_of(shell, shell.connect(prefix="other")))
+        await enter_and_leave(lock_of(shell, shell.connect(where)))
+
+
+@pytest.mark.parametrize("end", ["released", "passed on", "lost"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
+    """Its block goes on, and is in no waiter's way."""
+    lock = lock_of(shell)
+    try:
+        async with WAYS[way](lock) as lease:
+            if end == "released":
+                await settle(lease.release())
+            elif end == "passed on":
+                adopted = await settle(lock._locks.adopt(lease.handle()))
+                await settle(adopted.release())
+            else:
+                await settle(lease.extend(0.02))
+                await shell.until(lambda: lease.lost)
+            await enter_and_leave(lock)
+    except lualock.LeaseLost:
+        assert end == "lost"
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("way", WAYS)
+async def test_nothing_stays_behind(
+    shell: World, way: str, error: type[BaseException] | None
+) -> None:
+    """After a block that ended in any way the lock can be waited for, and nothing is kept of it
+    when its objects are gone."""
+    lock = lock_of(shell)
+    server, key = lock._locks._endpoint.server, lock.key
+    with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt):
+        async with WAYS[way](lock) as lease:
+            with pytest.raises(lualock.SelfDeadlock):
+                await settle(lock.acquire())
+            if error is not None:
+                raise error
+    assert key not in blocks_on(server).listed
+    await enter_and_leave(lock)
+    seen = weakref.ref(lease)
+    del lease, lock
+    gc.collect()
+    assert seen() is None
+    assert key not in blocks_on(server).listed
+
+
+async def test_what_was_entered_by_name_and_dropped(shell: World) -> None:
+    """A lock object that was entered by name and dropped is not renewed for ever."""
+    lock = lock_of(shell)
+    lease = await settle((lock.__aenter__ if shell.asynchronous else lock.__enter__)())
+    seen = weakref.ref(lease)
+    del lease, lock
+    gc.collect()
+    assert seen() is None
+
+
+async def test_methods_by_name_of_two_lock_objects(shell: World) -> None:
+    """Each ends the block that began on its own object."""
+    first, second = lock_of(shell), lock_of(shell)
+    begin, end = ("__aenter__", "__aexit__") if shell.asynchronous else ("__enter__", "__exit__")
+    lost = await settle(getattr(first, begin)())
+    await settle(lost.extend(0.02))
+    await shell.until(lambda: lost.lost)
+    lease = await settle(getattr(second, begin)())
+    with pytest.raises(lualock.LeaseLost):
+        await settle(getattr(first, end)(None, None, None))
+    lease.check()
+    await settle(getattr(second, end)(None, None, None))
+    assert not await settle(first.locked())
+
+
+async def test_another_thread_or_task(shell: World) -> None:
+    """It waits, and gets the lock when the block has ended: a child task is another task."""
+    lock = lock_of(shell)
+    async with entered(lock):
+        waiting = asyncio.ensure_future(shell.beside(lambda: lock_of(shell).acquire()))
+        await shell.until_waiters(lock, 1)
+    await settle((await waiting).release())
+
+
+def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
+    """It is another thread, and waits for what the dead one entered."""
+    lock = shell_plain.connect().lock("x", 30)
+    begins = threading.Thread(target=lock.__enter__)
+    begins.start()
+    begins.join()
+    told: list[Any] = []
+
+    def wait() -> None:
+        if threading.get_ident() != begins.ident:
+            return
+        try:
+            told.append(lock.acquire())
+        except lualock.LockError as error:
+            told.append(error)
+
+    for _ in range(1000):  # the dead one's stack is free for another soon after it was joined
+        waits = threading.Thread(target=wait)
+        waits.start()
+        if waits.ident == begins.ident:
+            break
+        waits.join()
+    else:
+        pytest.skip("this system does not use idents again")
+    wait_until(lambda: told or shell_plain.waiters(lock) == 1)
+    lock.__exit__(None, None, None)
+    waits.join()
+    assert isinstance(told[0], lualock.Lease)
+    told[0].release()
+
+
+@pytest.fixture
+def shell_plain(one_server: Server) -> Iterator[World]:
+    """The plain shell alone."""
+    with one_server.client() as client:
+        world = World(one_server, asynchronous=False, resp=3, client=client)
+        yield world
+        world.close()
+
+
+async def test_the_plain_lock_in_two_coroutines(shell_plain: World) -> None:
+    """The second stops the thread, and so the loop that the first needs to leave its block."""
+    lock = lock_of(shell_plain)
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        with lock:
+            inside.set()
+            await leave.wait()
+
+    task = asyncio.create_task(first())
+    await inside.wait()
+    with pytest.raises(lualock.SelfDeadlock, match="this thread"):
+        lock.acquire()
+    leave.set()
+    await task
+    await enter_and_leave(lock)
+
+
+async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None:
+    """Both shells know of each other's blocks: a plain wait stops the tasks of its thread, but a
+    task that has ended is inside nothing."""
+    plain = lock_of(shell_plain)
+    async with aio.connect(shell_plain.server.url) as locks:
+        lock = lock_of(shell_plain, locks)
+        async with lock:
+            with pytest.raises(lualock.SelfDeadlock, match="this thread"):
+                plain.acquire()
+            waiting = asyncio.create_task(asyncio.to_thread(plain.acquire))
+            await shell_plain.until_waiters(plain, 1)
+        (await waiting).release()
+        await asyncio.create_task(lock.__aenter__())
+        refuse = partial(lock._locks._blocks.refuse_own_wait, lock.key)
+        outlived = asyncio.create_task(asyncio.to_thread(refuse))
+        await outlived
+        refuse()
+        await lock.__aexit__(None, None, None)
+
+
+async def test_a_task_that_waits_inside_its_plain_block(shell_plain: World) -> None:
+    """A wait of asyncio's in the same task is refused; one in a task that was begun inside gets the
+    lock when the block has ended."""
+    lock = lock_of(shell_plain)
+    async with aio.connect(shell_plain.server.url) as locks:
+        other = locks.lock("x", TTL)
+        with lock:
+            for wait in (acquire, enter_and_leave):
+                with pytest.raises(lualock.SelfDeadlock, match="this task"):
+                    await wait(other)
+            child = asyncio.create_task(acquire(other))
+            await shell_plain.until_waiters(lock, 1)
+        await (await child).release()
+
+
+def test_a_forked_child(shell_plain: World) -> None:
+    """It is not inside what its parent has entered: it waits, and gets the lock after it."""
+    lock = lock_of(shell_plain)
+    with lock:
+        if not (child := os.fork()):
+            status = 1
+            with contextlib.suppress(BaseException):
+                lock.acquire().release()
+                status = 0
+            os._exit(status)
+        wait_until(lambda: shell_plain.waiters(lock) == 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+ENDLESS = {
+    "Wait": jobs.Wait(None),
+    "Coalesce": jobs.Coalesce(),
+    "then": jobs.Wait(0.01, jobs.Wait(None)),
+}
+DEFINITE = {
+    "none": (None, None),
+    "Retry": (jobs.Retry(1), jobs.RetryLater),
+    "Wait": (jobs.Wait(0.05), None),
+    "Replace": (jobs.Replace(0.05), None),
+    "Coalesce": (jobs.Coalesce(0.05), jobs.RetryLater),
+    "Coalesce later": (jobs.Coalesce(0), jobs.RetryLater),
+}
+
+
+class Nested:
+    """A job that calls itself, or something else, once."""
+
+    def __init__(self, world: World, call: Callable[[], Any] | None = None, **options: Any) -> None:
+        self.answers: list[Any] = []
+        call = call or (lambda: self.job(False))
+
+        async def coroutine(outer: bool = True) -> str:
+            if outer:
+                await self._note(call)
+            return "ran"
+
+        def plain(outer: bool = True) -> str:
+            if outer:
+                # What a plain job calls returns no coroutine, so this one never waits.
+                with contextlib.suppress(StopIteration):
+                    self._note(call).send(None)
+            return "ran"
+
+        locks = world.connect()
+        body = coroutine if world.asynchronous else plain
+        self.job: Any = locks.job(key="x", timeout=TTL, **options)(body)
+        self.lock = self.job.lock_for()
+
+    async def _note(self, call: Callable[[], Any]) -> None:
+        try:
+            self.answers.append(await settle(call()))
+        except lualock.LockError as error:
+            self.answers.append(type(error))
+
+
+@pytest.mark.parametrize("policy", ENDLESS)
+async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> None:
+    """It is told at once; the job goes on, and keeps no place in its queue."""
+    nested = Nested(shell, policy=ENDLESS[policy])
+    assert await settle(nested.job()) == "ran"
+    assert nested.answers == [lualock.SelfDeadlock]
+    assert not held(shell, nested.lock.key)
+    assert not held(shell, place(nested.lock))
+    assert nested.lock.key not in nested.lock._locks._blocks.listed
+
+
+async def test_coalesce_looks_first(shell: World) -> None:
+    """It takes no place in between, for whose sake another job would be dropped."""
+
+    def call() -> Any:
+        shell.client.config_resetstat()
+        return nested.job(False)
+
+    nested = Nested(shell, call, policy=jobs.Coalesce())
+    for _ in range(2):  # the first time the server learns the scripts
+        assert await settle(nested.job()) == "ran"
+    assert nested.answers == [lualock.SelfDeadlock] * 2
+    assert shell.calls("evalsha") + shell.calls("eval") == 2  # the inner try, the outer release
+
+
+@pytest.mark.parametrize("policy", DEFINITE)
+async def test_a_job_that_calls_itself(shell: World, policy: str) -> None:
+    """A policy that ends gives its usual answer."""
+    chosen, answer = DEFINITE[policy]
+    nested = Nested(shell, policy=chosen)
+    assert await settle(nested.job()) == "ran"
+    assert nested.answers == [answer]
+
+
+async def test_a_job_that_takes_its_lock_by_name(shell: World) -> None:
+    """The run counts as a block of its lock, and ends as one."""
+    nested = Nested(shell, lambda: lock_of(shell).acquire())
+    for _ in range(2):
+        assert await settle(nested.job()) == "ran"
+    assert nested.answers == [lualock.SelfDeadlock] * 2
+    await enter_and_leave(nested.lock)
+
+
+async def test_a_job_that_calls_another(shell: World) -> None:
+    """Another key is another lock, and the other job may wait as long as it likes."""
+    locks = shell.connect()
+    other: Any = locks.job(key="y", policy=jobs.Wait(None))(as_job(shell, lambda: "the other"))
+    nested = Nested(shell, other, policy=jobs.Wait(None))
+    assert await settle(nested.job()) == "ran"
+    assert nested.answers == ["the other"]
+
+
+async def test_two_runs_beside_each_other(shell: World) -> None:
+    """The second, in another thread or task, waits for the first and runs after it."""
+    begun, ends = threading.Event(), threading.Event()
+
+    async def coroutine(number: int) -> int:
+        begun.set()
+        await asyncio.to_thread(ends.wait, 5)
+        return number
+
+    def plain(number: int) -> int:
+        begun.set()
+        ends.wait(5)
+        return number
+
+    body: Any = coroutine if shell.asynchronous else plain
+    job: Any = shell.connect().job(key="x", timeout=TTL, policy=jobs.Wait(None))(body)
+    runs = [asyncio.create_task(shell.beside(partial(job, 1)))]
+    await shell.until(begun.is_set)
+    runs.append(asyncio.create_task(shell.beside(partial(job, 2))))
+    await shell.until_waiters(job.lock_for(1), 1)
+    ends.set()
+    assert await asyncio.gather(*runs) == [1, 2]
+
+
+async def test_a_plain_job_in_a_thread(shell_plain: World) -> None:
+    """As SAQ and taskiq run it: the thread of the body is inside, the loop's is not."""
+    nested = Nested(shell_plain, policy=jobs.Wait(None))
+    assert await run_in_thread(jobs.bound(nested.job), (), {}, None) == "ran"
+    assert nested.answers == [lualock.SelfDeadlock]
+
+
+async def test_a_delivery_that_would_wait_for_itself(shell: World) -> None:
+    """The place of a queued job is left to it when what it calls is refused."""
+    nested = Nested(shell, unique="both", policy=jobs.Coalesce())
+    queue = Queue(shell, nested.job)
+    assert await queue.put()
+    assert await queue.deliver() == "ran"
+    assert nested.answers == [lualock.SelfDeadlock]
+    assert await queue.put()
+
+
+def test_what_is_one_server() -> None:
+    """The address and the database, however they were said; of Sentinel the service and where its
+    sentinels are."""
+    import redis
+
+    def server(named: Any) -> str:
+        if isinstance(named, str):
+            return Endpoint.of_url(named).server
+        return Endpoint.of_client(named, asynchronous=False).server
+
+    def service(name: str, *ports: int) -> str:
+        make: Any = redis.Sentinel
+        return server(make([("127.0.0.1", port) for port in ports]).master_for(name))
+
+    plain = server("redis://h:7/2")
+    assert plain == server("redis://me:pw@h:7?db=2") == server(redis.Redis("h", 7, 2))
+    assert server("redis://") == server(redis.Redis())
+    assert service("a", 1, 2) == service("a", 2, 1)
+    others = {plain, server("redis://h:7"), server("redis://h:8/2"), server("redis://g:7/2")}
+    others |= {server("unix:///h"), server("unix:///h?db=1")}
+    others |= {service("a", 1, 2), service("a", 1), service("b", 1)}
+    assert len(others) == 9
+
+
+@contextlib.contextmanager
+def guarded(lock: Any) -> Iterator[None]:
+    """What enters a lock for its caller."""
+    with lock:
+        yield
+
+
+def test_a_block_in_a_context_manager_of_the_program(shell_plain: World) -> None:
+    """Whoever is inside a generator's block is inside it, too."""
+    lock = lock_of(shell_plain)
+    with guarded(lock), pytest.raises(lualock.SelfDeadlock):
+        lock.acquire()
+
+
+def test_a_block_that_a_call_left_open_in_a_thread_of_a_pool(shell_plain: World) -> None:
+    """The next call on that thread has a context of its own, and waits (FastAPI's dependencies)."""
+    lock = lock_of(shell_plain)
+    first, second = guarded(lock), guarded(lock)
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
+        pool.submit(copy_context().run, first.__enter__).result()
+        waiting = pool.submit(copy_context().run, second.__enter__)
+        wait_until(lambda: shell_plain.waiters(lock) == 1)
+        other.submit(copy_context().run, first.__exit__, None, None, None).result()
+        assert waiting.result(5) is None
+        pool.submit(copy_context().run, second.__exit__, None, None, None).result()
+    with lock:
+        pass

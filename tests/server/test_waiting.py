@@ -1,0 +1,977 @@
+"""Waiting: in turn, without polling, and whatever happens to those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio
+from lualock._protocol import CLAIM_MS
+from lualock.scripts import SCRIPTS
+from tests.interrupts.test_processes import program
+from tests.support.proving import proof_of
+from tests.support.proxy import Proxy
+from tests.support.servers import BINARIES, Server
+from tests.support.waiting import wait_until
+from tests.support.world import World, few, settle
+
+
+async def _queue(
+    world: World, lock: Any, names: str, order: list[str], **options: Any
+) -> list[Any]:
+    """Let somebody of each name wait for the lock's name, one after the other."""
+    waiting = []
+    locks = world.connect()
+    for count, name in enumerate(names, start=1):
+        own = locks.lock(lock.name, ttl=30, **options)
+
+        async def turn(name: str = name, own: Any = own) -> None:
+            lease = await world.beside(own.acquire)
+            order.append(name)
+            await settle(lease.release())
+
+        waiting.append(asyncio.ensure_future(turn()))
+        await world.until_waiters(lock, count)
+    return waiting
+
+
+async def test_in_turn(world: World) -> None:
+    """Who waits gets the lock in the order of arrival, and nothing is left at the end."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abcdef", order)
+    info = await settle(lock.inspect())
+    assert (info.waiters, info.fence) == (6, lease.fence)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert order == list("abcdef")
+    assert not world.client.exists(lock.key + b":waiters")
+    assert world.client.get(lock.key)[:1] == b"R"
+
+
+@few
+async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
+    """While a lock is held its waiters send nothing; each hand-over is one PUBLISH, and one more to
+    who is first then, if that one has waited for long."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abcd", order)
+    await asyncio.sleep(0.4)  # each newcomer looks once more
+    for script in SCRIPTS.values():
+        world.client.script_load(script.source)
+    world.client.config_resetstat()
+    await asyncio.sleep(0.3)  # the claim is that nothing happens
+    assert "cmdstat_evalsha" not in world.client.info("commandstats")
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    stats = world.client.info("commandstats")
+    assert stats["cmdstat_publish"]["calls"] == 4 + 3
+    # A claim and a release each, and the first release, which learnt that there are others.
+    assert stats["cmdstat_eval"]["calls"] == 4
+    assert stats["cmdstat_evalsha"]["calls"] == 4 + 2
+
+
+async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) -> None:
+    """Who has come just before is not told that it is first: its turn comes sooner."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    world.client.config_resetstat()
+    start = time.monotonic()
+    waiting = await _queue(world, lock, "abcd", order)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    if time.monotonic() - start < 0.05:  # else they had waited for long, on a busy machine
+        assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
+
+
+@few
+async def test_who_becomes_first_knows(world: World) -> None:
+    """However far back it was, who is first when a holder vanishes has the lock when that lease
+    has ended."""
+    locks = world.connect()
+    lock = locks.lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abc", order)
+    vanishes = asyncio.ensure_future(world.beside(locks.lock("x", ttl=0.5).acquire))
+    await world.until_waiters(lock, 4)
+    last = asyncio.ensure_future(world.beside(lock.acquire))
+    await world.until_waiters(lock, 5)
+    await asyncio.sleep(0.4)  # it has looked, far back, and would look again after some seconds
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    gone = await vanishes
+    got = await asyncio.wait_for(last, 0.5 + 1.0)
+    assert gone.lost
+    await settle(got.release())
+
+
+@few
+async def test_who_becomes_first_because_others_leave_knows(world: World) -> None:
+    """When those before it give up, who is first then is told how long the holder has it."""
+    locks = world.connect()
+    lease = await settle(locks.lock("x", ttl=1.2).acquire())
+    leaving = [
+        asyncio.ensure_future(world.beside(lambda: locks.lock("x", ttl=30).acquire(timeout=0.6)))
+        for _ in range(9)  # the first eight look by themselves
+    ]
+    await world.until_waiters(locks.lock("x"), 9)
+    last = asyncio.ensure_future(world.beside(locks.lock("x", ttl=30).acquire))
+    await world.until_waiters(locks.lock("x"), 10)
+    left = await asyncio.gather(*leaving, return_exceptions=True)
+    assert all(isinstance(error, lualock.NotAcquired) for error in left)
+    got = await asyncio.wait_for(last, 1.2 + 1.0)
+    assert lease.lost
+    await settle(got.release())
+
+
+async def test_priority(world: World) -> None:
+    """A higher priority waits before a lower one; equals in the order of arrival."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    locks = world.connect()
+    waiting = []
+    for count, (name, priority) in enumerate((("a", 0), ("b", 5), ("c", -5), ("d", 5)), start=1):
+        own = locks.lock("x", ttl=30, priority=priority)
+
+        async def turn(name: str = name, own: Any = own) -> None:
+            held = await world.beside(own.acquire)
+            order.append(name)
+            await settle(held.release())
+
+        waiting.append(asyncio.ensure_future(turn()))
+        await world.until_waiters(lock, count)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert order == ["b", "d", "a", "c"]
+
+
+async def test_max_waiters(world: World) -> None:
+    """Who finds the queue full is told at once, and how many wait."""
+    lock = world.connect().lock("x", ttl=30, max_waiters=2)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "ab", order, max_waiters=2)
+    with pytest.raises(lualock.QueueFull, match=r"full \(2 waiting, max_waiters=2\)") as caught:
+        await settle(lock.acquire())
+    assert caught.value.ahead == 2
+    assert caught.value.holder
+    assert world.waiters(lock) == 2
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+
+
+async def test_unfair(world: World) -> None:
+    """Unfair locks go to whoever comes when they are free; each waiter gets its chance."""
+    lock = world.connect().lock("x", ttl=30, fair=False)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abc", order, fair=False)
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert sorted(order) == list("abc")
+    assert not world.client.exists(lock.key + b":waiters")
+
+
+async def test_a_timeout_leaves_the_queue(world: World) -> None:
+    """When the time is over the error says who has the lock and how many were ahead."""
+    lock = world.connect(holder="the holder").lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "ab", order)
+    with pytest.raises(lualock.NotAcquired, match=r"within 0\.1 s: .* 2 waiters are") as caught:
+        await settle(world.connect().lock("x", ttl=30).acquire(timeout=0.1))
+    assert caught.value.holder == "the holder"
+    assert caught.value.ahead == 2
+    assert caught.value.held_s is not None
+    assert caught.value.held_s >= 0.1
+    assert caught.value.remaining_s is not None
+    await world.until_waiters(lock, 2)  # a busy machine leaves it behind the caller's back
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+    assert order == ["a", "b"]
+
+
+async def test_the_lease_of_a_waiter(world: World) -> None:
+    """A lock that was handed over lasts its whole ttl, can be extended, and its fence has grown."""
+    lock = world.connect().lock("x", ttl=60)
+    first = await settle(lock.acquire())
+    waiter = asyncio.ensure_future(world.beside(world.connect().lock("x", ttl=60).acquire))
+    await world.until(lambda: world.waiters(lock) == 1)
+    await settle(first.release())
+    lease = await waiter
+    assert lease.held
+    await world.until(lambda: lease.remaining() > CLAIM_MS / 1000)
+    assert lease.remaining() <= 60
+    assert world.client.pttl(lock.key) > 50_000
+    assert lease.fence > first.fence
+    await settle(lease.extend(90))
+    assert lease.remaining() > 60
+    await settle(lease.release())
+    assert not lease.lost
+
+
+async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Server) -> None:
+    """Who got the lock from another and then blocks its thread, or its event loop, for longer than
+    a grant lasts, has it all the same: the claim was on its way before."""
+    blocked_s = CLAIM_MS / 1000 + 0.3
+
+    def block(lease: Any, client: Any) -> None:
+        give_up = time.monotonic() + blocked_s
+        while time.monotonic() < give_up:  # as code does that knows nothing of us
+            pass
+        assert client.get("lualock:{x}")[17:39] == lease.token.encode()
+
+    with one_server.client() as client, lualock.connect(one_server.url) as theirs:
+        lock = theirs.lock("x", ttl=60)
+
+        def waits() -> bool:
+            return bool(client.exists("lualock:{x}:waiters"))
+
+        with lualock.connect(one_server.url) as locks, ThreadPoolExecutor(1) as thread:
+            first = lock.acquire()
+            waiter = thread.submit(lambda: block(locks.lock("x", ttl=60).acquire(), client))
+            await asyncio.to_thread(wait_until, waits)
+            client.script_flush()
+            first.release()
+            await asyncio.to_thread(waiter.result)
+        client.delete("lualock:{x}")
+        async with aio.connect(one_server.url) as tasks:
+            first = lock.acquire()
+
+            async def wait() -> None:
+                async with tasks.lock("x", ttl=60) as lease:
+                    block(lease, client)
+
+            task = asyncio.create_task(wait())
+            while not waits():  # noqa: ASYNC110 - the server is watched, not a task
+                await asyncio.sleep(0.01)
+            client.script_flush()
+            first.release()
+            await task
+
+
+@few
+async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:
+    """A lease that ends by itself goes to the first who waits, without anybody's help."""
+    lock = world.connect().lock("x", ttl=0.3)
+    lost = await settle(lock.acquire())
+    order: list[str] = []
+    await asyncio.wait_for(asyncio.gather(*await _queue(world, lock, "ab", order)), 10)
+    assert order == ["a", "b"]
+    assert lost.lost
+
+
+async def test_lost_messages(world: World) -> None:
+    """A waiter whose connection for messages broke makes a new one and keeps its place."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "abc", order)
+    for _ in range(3):
+        world.client.client_kill_filter(_type="pubsub")
+        await world.until(lambda: len(world.client.pubsub_channels()) == 1)
+    assert world.waiters(lock) == 3
+    await settle(lease.release())
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert order == ["a", "b", "c"]
+
+
+async def test_a_grant_that_was_told_to_nobody(world: World) -> None:
+    """The place of a waiter that could not be reached is its own again when it is back."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "ab", order)
+    with world.client.pipeline(transaction=True) as both:  # no time to come back between the two
+        both.client_kill_filter(_type="pubsub")
+        script = SCRIPTS["hand_over"]
+        parts = lock.key, lock.key + b":waiters", lease.token.encode(), b"1"
+        proof, words = proof_of(script, parts)
+        both.eval(script.source.decode(), 2, *words)
+        _, outcome = both.execute()
+    assert outcome == proof + b"released"  # nobody was reached
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert sorted(order) == ["a", "b"]
+
+
+async def test_restarted_server(world: World) -> None:
+    """Those who wait when the server goes away wait on when it is back."""
+    name = world.server.name
+    server = Server(name, BINARIES[name])
+    try:
+        lock = world.connect(server.url).lock("x", ttl=30)
+        lease = await settle(lock.acquire())
+        waiter = asyncio.ensure_future(world.beside(world.connect(server.url).lock("x").acquire))
+        with server.client() as client:
+            await world.until(lambda: client.zcard(lock.key + b":waiters") == 1)
+        server.kill()
+        os.unlink(server.socket)
+        server.start()
+        got = await asyncio.wait_for(waiter, 10)  # the server came back without its data
+        assert got.held
+        with pytest.raises(lualock.LockError):
+            await settle(lease.release())
+        await settle(got.release())
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("trouble", ["paused", "gone"])
+async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None:
+    """A timeout holds whatever the server does, from the first try on and while waiting."""
+    world, name = shell, shell.server.name
+    server = Server(name, BINARIES[name])
+    try:
+        lock = world.connect(server.url).lock("x", ttl=30)
+        await settle(lock.acquire())
+        waiter = asyncio.ensure_future(
+            world.beside(lambda: world.connect(server.url).lock("x").acquire(timeout=0.6))
+        )
+        with server.client() as client:
+            await world.until(lambda: client.zcard(lock.key + b":waiters") == 1)
+        assert server.process is not None
+        if trouble == "paused":
+            server.process.send_signal(signal.SIGSTOP)
+        else:
+            server.kill()
+        start = time.monotonic()
+        with pytest.raises(lualock.LockError):
+            await asyncio.wait_for(waiter, 5)
+        with pytest.raises(lualock.LockUnavailable):
+            await settle(world.connect(server.url).lock("x").acquire(timeout=0.3))
+        # Far below the socket's timeout of 5 s; how exactly the time is kept, `bench` measures.
+        assert 0.3 <= time.monotonic() - start < 2
+        if trouble == "paused":
+            server.process.send_signal(signal.SIGCONT)
+    finally:
+        server.close()
+
+
+async def test_a_false_message_gives_nothing(world: World) -> None:
+    """A message is only a hint: what it claims is looked up before the lease is used."""
+    lock = world.connect().lock("x", ttl=30)
+    order: list[str] = []
+    lease = await settle(lock.acquire())
+    waiting = await _queue(world, lock, "a", order)
+    ticket = world.client.zrange(lock.key + b":waiters", 0, 0)[0]
+    token, channel = ticket[:22], ticket.split(b" ")[1]
+    looks = world.calls("evalsha")
+    world.client.publish(channel, token)  # look again
+    await world.until(lambda: world.calls("evalsha") > looks)
+    world.client.publish(channel, token + b"%016d" % (lease.fence - 1))  # an old turn
+    world.client.publish(channel, b"x" * 22 + b"9" * 16)  # somebody else's
+    await asyncio.sleep(0.1)  # the claim is that nothing happens
+    assert order == []
+    assert lease.held
+    await settle(lease.release())
+    await asyncio.gather(*waiting)
+
+
+@few
+async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
+    """Over thousands of hand-overs nobody is overtaken by one who came later."""
+    locks = world.connect()
+    count, rounds = 8, 250
+    taken: list[tuple[int, str]] = []
+
+    async def worker() -> None:
+        lock = locks.lock("x", ttl=30)
+        for _ in range(rounds):
+            lease = await world.beside(lock.acquire)
+            taken.append((lease.fence, lease.token))
+            await settle(lease.release())
+
+    for script in SCRIPTS.values():  # or the first to ask would have to ask again
+        world.client.script_load(script.source)
+    # What the server was asked, in its own order: who came when.
+    with world.server.client() as client, client.monitor() as heard:
+        first = await settle(locks.lock("x", ttl=30).acquire())
+        workers = [asyncio.ensure_future(worker()) for _ in range(count)]
+        await world.until(lambda: world.waiters(locks.lock("x")) == count)
+        await settle(first.release())
+        await asyncio.gather(*workers)
+        world.client.echo("the end")
+        came: dict[str, None] = {}
+        while (command := heard.next_command()["command"]) != "ECHO the end":
+            # Among the words: the queue's key, and right behind it the ticket, if it is a look.
+            _, _, ticket = command.partition("lualock:{x}:waiters ")
+            if command.startswith("EVAL") and " lualock:wake:" in ticket:
+                came.setdefault(ticket[:22])
+    assert len({fence for fence, _ in taken}) == len(taken) == count * rounds
+    in_turn = [token for _, token in sorted(taken)]
+    queued = [token for token in in_turn if token in came]
+    assert len(queued) > len(taken) / 2
+    assert queued == list(came)
+
+
+# Processes of their own.
+
+WAITER = """
+import sys, lualock
+locks = lualock.connect(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+lease = locks.lock("x", ttl=30).acquire()
+print("has", lease.fence, flush=True)
+sys.stdin.readline()
+try:
+    lease.check()
+    lease.release()
+    print("released", flush=True)
+except lualock.LeaseLost:
+    print("lost", flush=True)
+"""
+
+
+class Waiter:
+    """A process that waits for the lock ``x`` when told to."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WAITER, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+each_server = pytest.mark.parametrize(
+    ("server", "resp"),
+    [(name, 2 + number % 2) for number, name in enumerate(BINARIES)],
+    indirect=True,
+)
+"""For a test with processes that mostly waits: every server, with either protocol version."""
+
+
+@pytest.fixture
+def new_waiters(server: Server, resp: int) -> Iterator[Callable[[int], list[Waiter]]]:
+    """Waiters in processes of their own, in the queue in the order of the list."""
+    started: list[Waiter] = []
+
+    def start(count: int) -> list[Waiter]:
+        started.extend(Waiter(f"{server.url}?protocol={resp}") for _ in range(count))
+        with server.client() as client:
+            for number, waiter in enumerate(started, start=1):
+                waiter.go()
+                _until_waiters(client, "x", number)
+        return started
+
+    yield start
+    for waiter in started:
+        waiter.end()
+
+
+def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]) -> None:
+    """The dead in the queue are passed over within the release: the last alive has the lock."""
+    with lualock.connect(server.url) as locks, server.client() as client:
+        lease = locks.lock("x", ttl=30).acquire()
+        *dead, alive = new_waiters(8)
+        for waiter in dead:
+            waiter.process.kill()
+        for waiter in dead:
+            waiter.process.wait()
+        wait_until(lambda: len(client.pubsub_channels()) == 1)
+        lease.release()
+        assert alive.line().startswith("has ")
+        assert not client.exists("lualock:{x}:waiters")
+
+
+@each_server
+def test_a_holder_that_dies_with_those_in_front(
+    server: Server, new_waiters: Callable[[int], list[Waiter]]
+) -> None:
+    """When the first in the queue die too, the first who lives has the lock when the lease ends."""
+    with lualock.connect(server.url) as locks:
+        lease = locks.lock("x", ttl=30).acquire()
+        *dead, alive = new_waiters(4)
+        lease.extend(1.5)
+        start = time.monotonic()
+        for waiter in dead:
+            waiter.process.kill()
+        del lease  # as good as dead: nobody releases it
+        assert alive.line().startswith("has ")
+        assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
+
+
+def test_a_claim_that_comes_late(server: Server) -> None:
+    """The claim waits in the kernel for the next request of its connection, and another connection
+    may overtake it: it must not take away what the lease was extended to since."""
+    with lualock.connect(server.tcp_url) as locks, lualock.connect(server.url) as others:
+        held = others.lock("x", ttl=30).acquire()
+        lock = locks.lock("x", ttl=3)
+        found: list[lualock.Lease] = []
+        waiter = threading.Thread(target=lambda: found.append(lock.acquire()))
+        waiter.start()
+        wait_until(lambda: lock.inspect().waiters == 1)
+        held.release()
+        waiter.join()
+        idle = locks._driver._idle
+        aside = list(idle)  # one of them has it
+        idle.clear()
+        found[0].extend(60)
+        idle.extend(aside)
+        for _ in aside:
+            lock.inspect()
+            idle.rotate()
+        wait_until(lambda: found[0]._state.claim is None)
+        assert (lock.inspect().remaining_s or 0) > 50
+        assert found[0].remaining() > 50
+        found[0].release()
+
+
+@each_server
+def test_who_waits_knows_of_a_sooner_end(
+    server: Server, new_waiters: Callable[[int], list[Waiter]]
+) -> None:
+    """A holder that lets its lease end sooner, and is gone, is replaced when it ends."""
+    with lualock.connect(server.url) as locks:
+        lease = locks.lock("x", ttl=30).acquire()
+        (waiter,) = new_waiters(1)
+        left_s = lease.remaining()
+        wait_until(lambda: lease.remaining() < left_s - 0.3)  # it has looked for the last time
+        lease.extend(0.5)
+        start = time.monotonic()
+        assert waiter.line().startswith("has ")
+        assert time.monotonic() - start < 5
+
+
+CROWD = """
+import asyncio
+from lualock import aio
+
+async def main():
+    async with aio.connect() as locks:
+        await asyncio.gather(*(locks.lock("x", ttl=30).acquire() for _ in range(12)))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
+    """However many die before it, who waits looks soon after the end of a lease, and not only
+    after a minute."""
+    lock = shell.connect().lock("x", ttl=30)
+    lease = await settle(lock.acquire())
+    with program(CROWD, shell.server.url):
+        await shell.until_waiters(lock, 12)
+        await settle(lease.extend(3))
+        start = time.monotonic()
+        alive = asyncio.ensure_future(shell.beside(shell.connect().lock("x", ttl=30).acquire))
+        await shell.until_waiters(lock, 13)
+    got = await asyncio.wait_for(alive, 20)
+    assert time.monotonic() - start < 12  # half a second for each of the dead
+    assert lease.lost
+    await settle(got.release())
+
+
+@each_server
+def test_a_stopped_waiter_is_passed_over(
+    server: Server, new_waiters: Callable[[int], list[Waiter]]
+) -> None:
+    """Who is given the lock and does not claim it loses it, and knows when it goes on."""
+    with lualock.connect(server.url) as locks:
+        lock = locks.lock("x", ttl=30)
+        lease = lock.acquire()
+        stopped, other = new_waiters(2)
+        stopped.process.send_signal(signal.SIGSTOP)
+        lease.release()
+        assert other.line().startswith("has ")
+        fence = lock.inspect().fence
+        stopped.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: lock.inspect().waiters == 1)  # it noticed, and waits again
+        assert lock.inspect().fence == fence
+        other.go()
+        assert other.line() == "released"
+        assert stopped.line().startswith("has ")
+
+
+def test_a_killed_holder(server: Server, new_waiters: Callable[[int], list[Waiter]]) -> None:
+    """A holder killed while others wait is replaced when its lease has ended."""
+    code = """
+        import sys, lualock
+        lease = lualock.connect(sys.argv[1]).lock("x", ttl=1).acquire()
+        print("has", flush=True)
+        sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), server.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "has\n"
+        (waiter,) = new_waiters(1)
+        holder.kill()
+        assert waiter.line().startswith("has ")
+
+
+# Threads.
+
+
+def test_many_threads_on_many_locks(server: Server, resp: int) -> None:
+    """500 threads that wait for 500 locks need no more than 16 connections."""
+    count = 500
+    with lualock.connect(f"{server.url}?protocol={resp}") as locks, server.client() as client:
+        before = len(client.client_list())
+        leases = [locks.lock(f"l{number}", ttl=60).acquire() for number in range(count)]
+        got: list[int] = []
+
+        def wait(number: int) -> None:
+            with locks.lock(f"l{number}", ttl=60):
+                got.append(number)
+
+        threads = [threading.Thread(target=wait, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+
+        def queues() -> int:
+            return len(client.keys("lualock:*:waiters"))
+
+        wait_until(lambda: queues() == count, wait_s=20)
+        assert len(client.client_list()) - before <= 16
+        for lease in leases:
+            lease.release()
+        for thread in threads:
+            thread.join(20)
+        assert sorted(got) == list(range(count))
+        assert queues() == 0
+
+
+def _until_waiters(client: Any, name: str, count: int) -> None:
+    wait_until(lambda: client.zcard(f"lualock:{{{name}}}:waiters") == count)
+
+
+def _until_done(done: list[str], name: str) -> None:
+    wait_until(lambda: name in done)
+
+
+def test_whoever_waits_reads_for_the_others(locks: lualock.Locks, one_client: Any) -> None:
+    """When the thread that reads the messages is done, another one reads on."""
+    names = [f"l{number}" for number in range(6)]
+    leases = [locks.lock(name, ttl=60).acquire() for name in names]
+    done: list[str] = []
+
+    def wait(name: str) -> None:
+        with locks.lock(name, ttl=60):
+            done.append(name)
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in names]
+    for thread, name in zip(threads, names, strict=True):
+        thread.start()
+        _until_waiters(one_client, name, 1)
+    for lease, name in zip(leases, names, strict=True):  # the first reads, and leaves first
+        lease.release()
+        _until_done(done, name)
+    for thread in threads:
+        thread.join(5)
+
+
+def test_a_thread_that_gives_up_lets_another_read(locks: lualock.Locks) -> None:
+    """A reader whose time is over does not take the messages of the others with it."""
+    lease = locks.lock("x", ttl=60).acquire()
+    other = locks.lock("y", ttl=60).acquire()
+    outcome: list[str] = []
+
+    def impatient() -> None:
+        try:
+            locks.lock("x", ttl=60).acquire(timeout=0.3)
+        except lualock.NotAcquired:
+            outcome.append("gave up")
+
+    def patient() -> None:
+        with locks.lock("y", ttl=60):
+            outcome.append("got it")
+
+    first = threading.Thread(target=impatient)
+    first.start()
+    wait_until(lambda: locks.lock("x").inspect().waiters == 1)
+    second = threading.Thread(target=patient)
+    second.start()
+    wait_until(lambda: locks.lock("y").inspect().waiters == 1)
+    first.join(5)
+    other.release()
+    second.join(5)
+    assert outcome == ["gave up", "got it"]
+    assert locks.lock("x").inspect().waiters == 0
+    lease.release()
+
+
+# Coroutines.
+
+
+async def test_many_tasks_share_two_connections(server: Server, resp: int) -> None:
+    """A thousand tasks, half of them waiting, need one connection to ask and one to listen."""
+    async with aio.connect(f"{server.url}?protocol={resp}") as locks:
+        with server.client() as client:
+            before = len(client.client_list())
+            most = 0
+
+            async def use(number: int) -> None:
+                nonlocal most
+                for _ in range(3):
+                    async with locks.lock(f"l{number % 500}", ttl=60):
+                        if number % 100 == 0:
+                            most = max(most, len(client.client_list()))
+
+            await asyncio.gather(*(use(number) for number in range(1000)))
+            assert most - before <= 2
+            assert client.keys("lualock:*:waiters") == []
+
+
+async def test_cancelled_callers_shift_no_replies(server: Server, resp: int) -> None:
+    """Replies that nobody waits for any more are read and dropped; the others get their own."""
+    async with aio.connect(f"{server.url}?protocol={resp}") as locks:
+        held = [await locks.lock(f"l{n}", ttl=60).acquire() for n in range(50)]
+        fences = {lease.name: lease.fence for lease in held}
+
+        async def look(name: str) -> None:
+            assert (await locks.lock(name).inspect()).fence == fences[name]
+
+        for turn in range(20):
+            tasks = [asyncio.create_task(look(name)) for name in fences]
+            for _ in range(turn % 5):
+                await asyncio.sleep(0)
+            for task in tasks[::3]:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(r is None or isinstance(r, asyncio.CancelledError) for r in done)
+
+
+async def test_a_broken_connection_fails_all_calls_under_way(proxy: Proxy) -> None:
+    """Each call that was out when the connection broke is resolved by asking again."""
+    async with aio.connect(proxy.url) as locks:
+        await (await locks.lock("first").acquire()).release()
+        proxy.lose_reply = 1
+        leases = await asyncio.gather(*(locks.lock(f"l{n}", ttl=60).acquire() for n in range(20)))
+        assert all(lease.held for lease in leases)
+        assert len({lease.fence for lease in leases}) == 20
+        await asyncio.gather(*(lease.release() for lease in leases))
+
+
+async def test_a_server_that_reads_nothing() -> None:
+    """Where it does not read what was sent, no more is sent to it, and a timeout is kept; what was
+    sent is answered when it reads again."""
+    name = next(iter(BINARIES))
+    server = Server(name, BINARIES[name])
+    try:
+        async with aio.connect(f"{server.url}?socket_timeout=30") as locks:
+            lock = locks.lock("x", ttl=60)
+            await (await lock.acquire()).release()
+            assert server.process is not None
+            server.process.send_signal(signal.SIGSTOP)
+            asked = [  # three megabytes
+                asyncio.create_task(locks.lock(f"{number:04d}" * 250).locked())
+                for number in range(3000)
+            ]
+            done, _ = await asyncio.wait(asked, timeout=0.1)
+            assert not done
+            start = time.monotonic()
+            with pytest.raises(lualock.LockUnavailable, match="reads no requests") as caught:
+                await lock.acquire(timeout=0.2)
+            assert 0.2 <= time.monotonic() - start < 2
+            assert not caught.value.outcome_unknown  # it was not sent
+            waiter = asyncio.create_task(lock.acquire())
+            server.process.send_signal(signal.SIGCONT)
+            assert not any(await asyncio.gather(*asked))
+            await (await asyncio.wait_for(waiter, 5)).release()
+    finally:
+        server.close()
+
+
+async def test_loops_do_not_share_connections(server: Server, resp: int) -> None:
+    """One Locks used in several loops at once waits and is woken in each."""
+    locks = aio.connect(f"{server.url}?protocol={resp}")
+    got: list[int] = []
+
+    async def use(number: int) -> None:
+        for _ in range(20):
+            async with locks.lock("x", ttl=60):
+                got.append(number)
+
+    threads = [threading.Thread(target=lambda n=n: asyncio.run(use(n))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 20)
+    assert sorted(got) == [n for n in range(4) for _ in range(20)]
+    await locks.aclose()
+
+
+async def test_whoever_waits_while_connections_are_closed_is_woken(one_server: Server) -> None:
+    """Connections that are made anew listen where the waiters of their loop are told."""
+    async with aio.connect(one_server.url) as theirs, aio.connect(one_server.url) as locks:
+        with one_server.client() as client:
+            held = await theirs.lock("x", ttl=60).acquire()
+            waiter = asyncio.create_task(locks.lock("x", ttl=60).acquire())
+
+            def waits() -> bool:
+                return bool(client.exists("lualock:{x}:waiters"))
+
+            await asyncio.to_thread(wait_until, waits)
+            await locks.aclose()
+            channel = b"lualock:wake:*"
+            await asyncio.to_thread(wait_until, lambda: client.pubsub_channels(channel) != [])
+            await held.release()
+            lease = await asyncio.wait_for(waiter, 5)
+            assert lease.held
+            await lease.release()
+
+
+async def test_no_cancellation_is_lost_while_a_connection_is_made(one_server: Server) -> None:
+    """Cancelled at each turn of the loop of its first acquire, a task ends, and holds nothing."""
+    async with aio.connect(one_server.url) as theirs:
+        with one_server.client() as client:
+            held = await theirs.lock("x", ttl=60).acquire()
+            for turns in range(40):
+                async with aio.connect(one_server.url) as locks:
+                    task = asyncio.create_task(locks.lock("x", ttl=60).acquire())
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                    done, _ = await asyncio.wait({task}, timeout=5)
+                    assert done
+                    assert task.cancelled()
+            await held.release()
+            await asyncio.to_thread(wait_until, lambda: not client.exists("lualock:{x}:waiters"))
+            assert (client.get("lualock:{x}") or b"R")[:1] == b"R"
+
+
+def test_a_loop_that_was_just_closed_is_forgotten(one_server: Server) -> None:
+    """Nobody tells that it ends; the next loop finds that it has."""
+    locks = aio.connect(one_server.url)
+
+    async def use() -> None:
+        async with locks.lock("x", ttl=60):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of asyncio, about such a loop
+        for _ in range(3):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(use())
+            loop.close()
+        asyncio.run(use())
+        gc.collect()
+    assert len(locks._driver._loops) == 0
+
+
+def test_who_waits_in_a_loop_that_was_just_closed(
+    monkeypatch: pytest.MonkeyPatch, one_server: Server
+) -> None:
+    """Is destroyed in silence when that loop is forgotten, and the next one has its turn."""
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda broke: raised.append(broke.exc_value))
+    locks = aio.connect(one_server.url)
+
+    def waits() -> bool:
+        loops = list(locks._driver._loops.values())
+        return any(
+            inbox.waiter for each in loops for inbox in list(each.subscriber._inboxes.values())
+        )
+
+    async def use() -> bool:
+        async with locks.lock("x", ttl=60) as lease:
+            return lease.held
+
+    async def wait() -> asyncio.Task[bool]:
+        task = asyncio.ensure_future(use())
+        await asyncio.to_thread(wait_until, waits)
+        return task
+
+    with lualock.connect(one_server.url) as others, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of asyncio, about such a loop
+        held = others.lock("x").acquire()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(wait())
+        loop.close()
+        del loop
+        held.release()
+        assert asyncio.run(use())
+        gc.collect()
+    assert raised == []
+    assert len(locks._driver._loops) == 0
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["connected in it", "connected before it"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_generator_that_closes_all_as_it_ends_with_its_loop(
+    one_server: Server, caplog: pytest.LogCaptureFixture, held: bool, first: bool
+) -> None:
+    """The loop and it may close the same connections at the same time."""
+    kept: list[Any] = []
+    made = aio.connect(one_server.url)
+
+    async def numbers() -> AsyncIterator[int]:
+        async with made:
+            lease = await made.lock("x", ttl=60, renew=True).acquire()
+            if not held:
+                await lease.release()
+            yield 1
+
+    async def main() -> None:
+        if first:
+            await made.lock("y").locked()
+        kept.append(numbers())
+        await anext(kept[0])
+
+    asyncio.run(main())
+    assert caplog.text == ""
+    assert len(made._driver._loops) == 0
+
+
+def test_a_generator_that_ends_with_its_loop_gives_its_lock_back(one_server: Server) -> None:
+    """All generators are ended together when a loop is; the connection is there as long as one
+    needs it, and no other is made."""
+    locks = aio.connect(one_server.url)
+    kept = []
+
+    async def numbers() -> AsyncIterator[int]:
+        async with locks.lock("x", ttl=60):
+            yield 1
+
+    async def main() -> None:
+        kept.append(numbers())
+        await anext(kept[0])
+
+    asyncio.run(main())
+    with one_server.client() as client:
+        assert client.get("lualock:{x}")[:1] == b"R"
+    assert len(locks._driver._loops) == 0

@@ -1,0 +1,76 @@
+"""A job system in a few lines, for tests of what all integrations share: its queue is a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from lualock.jobs import Delivery, bound
+from tests.support.world import World, settle
+
+_ids = count(1)
+
+
+@dataclass
+class Queue:
+    """The queue of one job: what was pushed is (job id, token, args)."""
+
+    world: World
+    job: Any
+    pushed: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.work = bound(self.job)
+
+    def verb(self, name: str) -> Callable[..., Any]:
+        """A verb of enqueueing, as this world's shell has it."""
+        found: Callable[..., Any] = getattr(
+            self.work, f"{name}_async" if self.world.asynchronous else name
+        )
+        return found
+
+    async def put(self, *args: Any, job_id: str | None = None, **more: Any) -> Any:
+        """Enqueue a job with these arguments."""
+        name = job_id or f"put-{next(_ids)}"
+
+        def push(token: str) -> str:
+            self.pushed.append((name, token, args))
+            return f"pushed {name}"
+
+        return await settle(self.verb("enqueue")(push, args, job_id=name, **more))
+
+    async def deliver(self, *, beside: bool = False, **more: Any) -> Any:
+        """Run the first job of the queue."""
+        job_id, token, args = self.pushed.pop(0)
+        return await self.attempt(job_id, token, *args, beside=beside, **more)
+
+    async def attempt(
+        self, job_id: str, token: str | None, *args: Any, beside: bool = False, **more: Any
+    ) -> Any:
+        """Run a job."""
+        delivery = Delivery(job_id, token or None, **more)
+        if beside:
+            return await self.world.beside(lambda: self.work.run(args, {}, delivery))
+        return await settle(self.work.run(args, {}, delivery))
+
+
+def place(lock: Any) -> bytes:
+    """The key of the place beside a lock."""
+    key: bytes = lock.key + b":reservation"
+    return key
+
+
+def held(world: World, key: bytes) -> bool:
+    """Whether a lock's key is held, by the server's own account."""
+    record = world.client.get(key)
+    return record is not None and record[:1] in b"HW"
+
+
+def watched(queue: Queue) -> list[Any]:
+    """The leases that are renewed for a queue's jobs."""
+    locks: Any = queue.work._fitting(queue.work.asynchronous)
+    watch = locks._renewer() if queue.world.asynchronous else locks._renewer
+    found: list[Any] = watch.leases()
+    return found

@@ -1,0 +1,276 @@
+"""What a child has that was forked by C code, which runs none of Python's hooks.
+
+``python -m tests.support.forked CASE URL`` runs one case in a process of its own, and prints what
+was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lualock
+from lualock import aio
+from tests.support.waiting import wait_until
+
+CASES: dict[str, Callable[[str], None]] = {}
+
+
+def case(run: Callable[[str], None]) -> Callable[[str], None]:
+    """One of them."""
+    CASES[run.__name__] = run
+    return run
+
+
+def fork(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Do some work in a child; returns what waits for its answer."""
+    read, write = os.pipe()
+    child = ctypes.PyDLL(None).fork()
+    if not child:
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = repr(error)
+        os.write(write, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(write)
+
+    def answer_of_child() -> Any:
+        with os.fdopen(read) as pipe:
+            answer = json.loads(pipe.read())
+        os.waitpid(child, 0)
+        return answer
+
+    return answer_of_child
+
+
+def _use(locks: lualock.Locks, me: str) -> list[str]:
+    """Lock and look, again and again; what was wrong."""
+    wrong = []
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        with locks.lock(f"of-{me}", ttl=5, metadata=me) as lease:
+            info = locks.lock(f"of-{me}").inspect()
+            if (info.metadata, info.fence) != (me, lease.fence):
+                wrong.append(f"{me} was told {info}")
+    return wrong
+
+
+@case
+def both_use_locks(url: str) -> None:
+    """Parent and child read no reply of the other's."""
+    locks = lualock.connect(url)
+    with locks.lock("warm"):
+        pass
+    child = fork(lambda: _use(locks, "child"))
+    assert _use(locks, "parent") == []
+    assert child() == []
+
+
+@case
+def threads_come_together(url: str) -> None:
+    """The child's first threads start anew together, once."""
+    locks = lualock.connect(url)
+    with locks.lock("warm"):
+        pass
+
+    def work() -> list[str]:
+        wrong: list[str] = []
+        threads = [
+            threading.Thread(target=lambda n=n: wrong.extend(_use(locks, f"thread-{n}")))
+            for n in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return wrong
+
+    assert fork(work)() == []
+
+
+@case
+def leases_are_the_parents(url: str) -> None:
+    """The child has nothing of a lease: it neither extends nor releases it, nor ends its block."""
+    locks = lualock.connect(url)
+    lease = locks.lock("x", ttl=30).acquire()
+
+    def refused(call: Callable[[], Any]) -> bool:
+        try:
+            call()
+        except lualock.LeaseLost:
+            return True
+        return False
+
+    def work() -> list[bool]:
+        return [
+            not lease.held,
+            lease.remaining() == 0,
+            refused(lease.check),
+            refused(lease.release),
+            refused(lambda: lease.extend(5)),
+            refused(lease.handle),
+        ]
+
+    assert fork(work)() == [True] * 6
+    assert lease.held
+    assert locks.lock("x").locked()
+    lease.release()
+
+
+@case
+def a_block_is_left_in_the_child(url: str) -> None:
+    """The child leaves the block that it was forked in, and the parent's lock stays."""
+    locks = lualock.connect(url)
+    with locks.lock("x", ttl=30):
+        child = ctypes.PyDLL(None).fork()
+        if child:
+            os.waitpid(child, 0)
+            assert locks.lock("x").locked()
+    if not child:
+        os._exit(0)
+
+
+@case
+def renewal(url: str) -> None:
+    """The child renews its own leases, the parent goes on with its own."""
+    locks = lualock.connect(url)
+    mine = locks.lock("parent", ttl=1, renew=True).acquire()
+
+    def work() -> list[bool]:
+        lease = locks.lock("child", ttl=1, renew=True).acquire()
+        time.sleep(2.5)  # the time in which it would end
+        return [lease.held, locks.lock("child").locked()]
+
+    assert fork(work)() == [True, True]
+    assert mine.held
+    assert locks.lock("parent").locked()
+    mine.release()
+
+
+@case
+def waiting(url: str) -> None:
+    """Parent and child wait for one lock, each hears of its own turn."""
+    locks = lualock.connect(url)
+    with locks.lock("x"), lualock.connect(url) as other:  # it listens before it forks
+        threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release()).start()
+        wait_until(lambda: other.lock("x").inspect().waiters == 1)
+    wait_until(lambda: not locks.lock("x").locked())
+    with lualock.connect(url) as other:
+        held = other.lock("x", ttl=30).acquire()
+        child = fork(lambda: locks.lock("x").acquire(timeout=5).release())
+        wait_until(lambda: other.lock("x").inspect().waiters == 1)
+        own = threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release())
+        own.start()
+        wait_until(lambda: other.lock("x").inspect().waiters == 2)
+        began = time.monotonic()
+        held.release()
+        assert child() is None
+        own.join()
+        assert time.monotonic() - began < 2
+
+
+@case
+def the_child_closes_first(url: str) -> None:
+    """A child that only closes its locks neither ends nor reads a connection of the parent's."""
+    locks = lualock.connect(url)
+    with lualock.connect(url).lock("x"):
+        waiter = threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release())
+        waiter.start()
+        wait_until(lambda: locks.lock("x").inspect().waiters == 1)
+        ear = locks._driver._subscriber
+        connection, count = ear._connection, ear._generation
+        assert fork(locks.close)() is None
+        with locks.lock("another"):
+            pass
+        assert (ear._connection, ear._generation) == (connection, count)
+        # What the child shut would have ended for the parent, too.
+        assert select.select([ear._socket], [], [], 0.1)[0] == []
+    waiter.join()
+
+
+@case
+def holder_is_named_anew(url: str) -> None:
+    """What others are told of the holder is the child's number."""
+    locks = lualock.connect(url)
+    with locks.lock("warm"):
+        pass
+
+    def work() -> bool:
+        with locks.lock("x"):
+            return f":{os.getpid()}:" in str(locks.lock("x").inspect().holder)
+
+    assert fork(work)() is True
+
+
+@case
+def between_the_reply_and_the_lease(url: str) -> None:
+    """A lease that was won before the fork is the parent's, also where both go on to make it."""
+    locks = lualock.connect(url)
+    run = locks._driver.run
+    child = -1
+
+    def run_and_fork(steps: Any) -> Any:
+        nonlocal child
+        result = run(steps)
+        child = ctypes.PyDLL(None).fork() if child < 0 else child
+        return result
+
+    locks._driver.run = run_and_fork  # type: ignore[method-assign]
+    lease = locks.lock("x", ttl=30).acquire()
+    if not child:
+        os._exit(1 if lease.held else 0)
+    assert os.waitpid(child, 0)[1] == 0, "the child believed that the lease was its own"
+    assert lease.held
+    lease.release()
+
+
+@case
+def event_loops(url: str) -> None:
+    """A child that runs a loop of its own starts anew in asyncio, too."""
+    locks = aio.connect(url)
+
+    async def use(me: str) -> list[str]:
+        wrong = []
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            async with locks.lock(f"of-{me}", ttl=5, metadata=me) as lease:
+                info = await locks.lock(f"of-{me}").inspect()
+                if (info.metadata, info.fence) != (me, lease.fence):
+                    wrong.append(f"{me} was told {info}")
+        async with locks.lock(f"of-{me}", ttl=1, renew=True) as lease:
+            await asyncio.sleep(2.2)
+            if not lease.held:
+                wrong.append(f"{me} was not renewed")
+        return wrong
+
+    async def main() -> None:
+        async with locks.lock("warm"):
+            pass
+        child = fork(lambda: asyncio.new_event_loop().run_until_complete(_apart(use("child"))))
+        assert await use("parent") == []
+        assert child() == []
+        await locks.aclose()
+
+    async def _apart(work: Any) -> Any:
+        return await work
+
+    def in_thread() -> None:
+        asyncio.run(main())
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    CASES[sys.argv[1]](sys.argv[2])
+    sys.stdout.write("ok\n")

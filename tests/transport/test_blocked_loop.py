@@ -1,0 +1,523 @@
+"""Leases of an event loop that is blocked, hangs, or has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import redis.asyncio
+from redis.asyncio.connection import UnixDomainSocketConnection
+
+import lualock
+from lualock import aio
+from lualock._core.lease import LeaseOptions
+from lualock._core.renewal import LeaseRenewer
+from lualock._protocol import ServerClock
+from lualock._transport.asyncio.renewer import HUNG_TTLS
+from tests.support.faults import Fault, FaultProxy
+from tests.support.interleaving import interleaved
+from tests.support.servers import Server
+from tests.support.waiting import wait_until
+
+TTL_S = 0.4
+
+
+@pytest.fixture
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """Threads that run while the loop is blocked."""
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def _watching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lualock-watch"]
+
+
+def _naps(watch: Any) -> bool:
+    left_s: float = watch._wakes_at - watch._clock()
+    return 1 < left_s < math.inf
+
+
+async def _until(condition: Any) -> None:
+    give_up = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.002)
+
+
+# Blocked for a while.
+
+
+async def test_a_loop_that_is_blocked_for_two_ttls(
+    one_server: Server, locks: lualock.Locks, beside: ThreadPoolExecutor
+) -> None:
+    """Holds its lease meanwhile, by its own account and the server's, and afterwards."""
+    async with aio.connect(one_server.url, ttl=1) as mine, mine.lock("x") as lease:
+        other = beside.submit(locks.lock("x").acquire, timeout=1.9)
+        time.sleep(2)  # noqa: ASYNC251 - the loop stands still
+        assert lease.held
+        with pytest.raises(lualock.NotAcquired):
+            other.result(5)
+        assert (await mine.lock("x").inspect()).fence == lease.fence
+        deadline = lease._state.deadline
+        await _until(lambda: lease._state.deadline > deadline)
+    assert not locks.lock("x").locked()
+
+
+async def test_a_loop_that_runs_again_just_before_the_end(
+    one_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keeps its lease, although the last renewal was the last one unless it ran again."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=1, renew=True, on_lost=told.append).acquire()
+        with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+            wait_until(lambda: "the event loop has not run" in caplog.text, wait_s=10)
+        assert lease.held
+        deadline = lease._state.deadline
+        await _until(lambda: lease._state.deadline > deadline + 0.5)
+        assert told == []
+        await lease.release()
+
+
+# Blocked for too long.
+
+
+@pytest.mark.parametrize("max_hold", [None, 2 * TTL_S], ids=["hangs", "max_hold"])
+async def test_a_loop_that_hangs(
+    one_server: Server,
+    locks: lualock.Locks,
+    beside: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+    max_hold: float | None,
+) -> None:
+    """Loses its leases after some ttls, or max_hold, and is told once it runs again, once."""
+    told: list[Any] = []
+    begun = time.monotonic()
+    mine = aio.connect(one_server.url)
+    lock = mine.lock(
+        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=told.append, cancel_on_loss=True
+    )
+    held = []
+    with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
+        async with lock as lease:
+            waiting = asyncio.create_task(lease.wait_lost())
+            await asyncio.sleep(0)
+            # The loop stands still until another has the lock.
+            other = beside.submit(locks.lock("x", 60).acquire, timeout=20).result(20)
+            held.append(time.monotonic() - begun)
+            assert lease.lost
+            assert other.fence > lease.fence
+            assert told == []
+            await asyncio.sleep(5)
+    bound_s = HUNG_TTLS * TTL_S if max_hold is None else max_hold
+    assert bound_s - TTL_S / 2 < held[0] < bound_s + 1
+    assert await waiting
+    await _until(lambda: told)
+    late = await mine.lock("y", 0.1, on_lost=told.append).acquire()
+    await _until(lambda: late in told)  # by then it would have been told again
+    assert told == [lease, late]
+    assert caplog.text.count("the event loop has not run") == (max_hold is None)
+    other.release()
+    await mine.aclose()
+
+
+async def test_what_is_released_before_its_loss_is_told(one_server: Server) -> None:
+    """Is not told of: release() says it."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
+        with one_server.client() as client:
+            wait_until(lambda: lease.lost and not client.exists("lualock:{x}"))
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        with pytest.raises(lualock.LeaseLost):
+            await lease.release()
+        other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
+        await _until(lambda: told)
+        assert told == [other]
+
+
+async def test_what_another_loop_extends_before_its_loss_is_told(
+    one_server: Server, beside: ThreadPoolExecutor
+) -> None:
+    """Is not told of, for the server had it still; but its next loss is."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
+        with one_server.client() as client:
+            client.pexpire("lualock:{x}", 60_000)  # a clock there that is slower than ours
+        wait_until(lambda: lease.lost)
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        beside.submit(asyncio.run, lease.extend(1)).result(5)
+        assert lease.held
+        other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
+        await _until(lambda: told)
+        assert told == [other]
+        await _until(lambda: len(told) == 2)
+        assert told == [other, lease]
+
+
+async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) -> None:
+    """Is told once all goes on, unless it was released meanwhile."""
+    told: list[Any] = []
+    async with aio.connect(one_server.url) as locks:
+        watch = locks._renewer()
+        leases = [
+            await locks.lock(name, TTL_S, on_lost=told.append).acquire() for name in ("x", "y", "z")
+        ]
+        with one_server.client() as client:
+            wait_until(lambda: leases[2].lost and not client.exists("lualock:{x}"))
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        watch.close()
+        with pytest.raises(lualock.LeaseLost):
+            await leases[0].release()
+        assert told == []
+        watch.resume()
+        await _until(lambda: len(told) == 2)
+        late = await locks.lock("late", 0.1, on_lost=told.append).acquire()
+        await _until(lambda: late in told)
+        assert told == [*leases[1:], late]
+
+
+# Other loops.
+
+
+def test_a_blocked_loop_costs_other_loops_nothing(
+    one_server: Server, beside: ThreadPoolExecutor
+) -> None:
+    """Leases of one Locks in several loops, of which one is blocked until its lease is lost."""
+    locks = aio.connect(one_server.url)
+    lost, entered = threading.Event(), threading.Barrier(5)
+
+    async def blocked() -> bool:
+        lease = await locks.lock("blocked", TTL_S, renew=True).acquire()
+        entered.wait(5)
+        wait_until(lambda: lease.lost, wait_s=10)
+        lost.set()
+        return lease.held
+
+    async def runs(number: int) -> bool:
+        leases = [await locks.lock(f"l{number}.{n}", TTL_S, renew=True).acquire() for n in range(5)]
+        entered.wait(5)
+        while not lost.is_set():
+            assert all(lease.held for lease in leases)
+            await asyncio.sleep(0.01)
+        held = all(lease.held for lease in leases)
+        for lease in leases:
+            await lease.release()
+        return held
+
+    loops = [blocked(), *map(runs, range(4))]
+    assert list(beside.map(asyncio.run, loops)) == [False, True, True, True, True]
+    wait_until(lambda: not _watching())
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
+def test_a_loop_that_ended_without_a_word(
+    one_server: Server, caplog: pytest.LogCaptureFixture, closed: bool
+) -> None:
+    """Is not renewed any more if it was closed; if it just runs no more, until it hangs. Where it
+    runs again it is told."""
+    locks = aio.connect(one_server.url)
+    told: list[Any] = []
+    loop = asyncio.new_event_loop()
+    lock = locks.lock("x", TTL_S, renew=True, on_lost=told.append)
+    lease = loop.run_until_complete(lock.acquire())
+    loop.run_until_complete(locks.aclose())  # the lease is watched as before
+    begun = time.monotonic()
+    with one_server.client() as client:
+        if closed:
+            loop.close()
+        wait_until(lambda: not client.exists(lock.key), wait_s=10)
+    took_s = time.monotonic() - begun
+    assert lease.lost
+    if closed:
+        assert took_s < 2 * TTL_S
+        assert caplog.text == ""  # nothing was tried
+    else:
+        assert took_s > (HUNG_TTLS - 1) * TTL_S
+        assert told == []
+        loop.run_until_complete(_until(lambda: told))
+        loop.run_until_complete(locks.aclose())
+        loop.close()
+        assert told == [lease]
+    wait_until(lambda: not _watching())
+
+
+def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
+    """End when another loop begins, not when their leases would be due."""
+    locks = aio.connect(one_server.url)
+    leases = []
+    for number in range(3):
+        loop = asyncio.new_event_loop()
+        leases.append(loop.run_until_complete(locks.lock(f"l{number}").acquire()))
+        wait_until(lambda: len(_watching()) == 1)
+        loop.run_until_complete(locks.aclose())  # the lease is watched as before
+        wait_until(partial(_naps, leases[-1]._renewer))
+        loop.close()
+    asyncio.run(locks.lock("last").acquire())
+    wait_until(lambda: not _watching())
+
+
+# Clients whose connections exist for asyncio only.
+
+
+class _Own(UnixDomainSocketConnection):
+    """A class of the program's own."""
+
+
+class _AsyncOnly(redis.CredentialProvider):
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return "default", "any"  # who may come in without a password may come in with one
+
+
+def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis:
+    """A client that a thread cannot connect like."""
+    if what == "credentials":
+        return redis.asyncio.Redis(unix_socket_path=server.socket, credential_provider=_AsyncOnly())
+    pool = redis.asyncio.ConnectionPool(connection_class=_Own, path=server.socket)
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
+@pytest.mark.parametrize("what", ["class", "credentials"])
+async def test_a_client_for_asyncio_only(
+    one_server: Server, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """Renews by the loop: what it holds is kept while the loop runs, and lost when it is blocked
+    for longer than a ttl."""
+    told: list[Any] = []
+    async with aio.Locks(for_asyncio_only(one_server, what)) as locks:
+        lease = await locks.lock("x", TTL_S, renew=True, on_lost=told.append).acquire()
+        await asyncio.sleep(2 * TTL_S)  # the time in which it must have been renewed
+        assert lease.held
+        time.sleep(TTL_S * 1.5)  # noqa: ASYNC251 - the loop stands still
+        assert lease.lost
+        await _until(lambda: told)
+        assert told == [lease]
+    assert "the event loop is blocked, and in a thread" in caplog.text
+    wait_until(lambda: not _watching())
+
+
+@pytest.mark.parametrize("what", ["url", "class"])
+@pytest.mark.parametrize("how", ["aclose", "end of the loop"])
+def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) -> None:
+    """No connection, no thread and no warning is left when all is closed, or the loop has ended in
+    the middle of it."""
+
+    async def main() -> None:
+        lease = await locks.lock("x", 1, renew=True).acquire()
+        deadline = lease._state.deadline
+        if what == "url":  # while the loop is blocked, for the thread to have a connection
+            wait_until(lambda: lease._state.deadline > deadline)
+        else:
+            await _until(lambda: lease._state.deadline > deadline)
+        if how == "aclose":
+            await lease.release()
+            await locks.aclose()
+            assert len(connected()) <= before
+            await asyncio.sleep(0.1)
+            assert len(connected()) <= before
+        kept.append(lease)
+
+    def connected() -> list[Any]:
+        found: list[Any] = client.client_list()
+        return found
+
+    kept: list[Any] = []
+    with one_server.client() as client:
+        before = len(connected())
+        for _ in range(3):
+            locks: Any = (
+                aio.connect(one_server.url)
+                if what == "url"
+                else aio.Locks(for_asyncio_only(one_server))
+            )
+            asyncio.run(main())
+        wait_until(lambda: len(connected()) <= before)
+        wait_until(lambda: not _watching())
+        wait_until(lambda: (client.get("lualock:{x}") or b"R")[:1] == b"R")
+
+
+# A lease that its holder and the thread change at the same time.
+
+
+async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked(
+    one_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finds the lock free, and that is no loss: the lease was released."""
+    told: list[Any] = []
+    with FaultProxy(one_server.socket) as proxy:
+        async with aio.connect(proxy.url) as locks:
+            lease = await locks.lock("x", ttl=4, renew=True, on_lost=told.append).acquire()
+            await lease.extend(4)  # the server knows how to by now
+            proxy.inject(Fault("delay request", seconds=0.15), "extend")
+            wait_until(lambda: proxy.met)  # by the thread's own connection: the loop is blocked
+            await lease.release()
+            (renewal,) = proxy.met
+            assert not renewal.answered.is_set()
+            await _until(renewal.answered.is_set)
+            assert renewal.reply != b"extended"
+            other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
+            await _until(lambda: told)
+            assert told == [other]
+    assert not lease.lost
+    assert "'x' is lost" not in caplog.text
+
+
+async def test_a_sooner_end_while_the_thread_renews(one_server: Server) -> None:
+    """Of a loop that was blocked until then: the lease ends then, here as on the server."""
+    with FaultProxy(one_server.socket) as proxy:
+        async with aio.connect(proxy.url) as locks:
+            lease = await locks.lock("x", ttl=4, renew=True).acquire()
+            await lease.extend(4)  # the server knows how to by now
+            proxy.inject(Fault("delay reply", seconds=0.15), "extend")
+            wait_until(lambda: proxy.met)
+            await lease.extend(0.3)
+            assert lease.remaining() <= 0.3
+            (renewal,) = proxy.met
+            with one_server.client() as client:
+                while not renewal.answered.is_set():
+                    assert lease.remaining() * 1000 <= client.pttl("lualock:{x}") + 1
+                    await asyncio.sleep(0.002)
+            await lease.release()
+
+
+async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Server) -> None:
+    """Counts, whenever it comes between."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for at in itertools.count(1):
+            lease = await lock.acquire()
+            count = lease._shortenings
+
+            def shorten(lease: aio.Lease = lease) -> None:
+                next(lease._extend(1000))  # up to sending it
+
+            def read(lease: aio.Lease = lease, count: int = count) -> None:
+                lease._confirm_until(lease._clock() + 60, count)
+
+            reached = interleaved(at, "_confirm_until", read, shorten, patience_s=0.02)
+            if reached:
+                assert 0 < lease.remaining() <= 1
+            await lease.release()
+            if not reached:
+                break
+        assert at > 10
+
+
+async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_server: Server) -> None:
+    """Leaves nothing held, whenever it comes between."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for at in itertools.count(1):
+            lease = await lock.acquire()
+            count = lease._shortenings
+
+            def fail(lease: aio.Lease = lease) -> None:
+                steps: Any = lease._release()
+                next(steps)
+                steps.throw(lualock.LockUnavailable("the test says so"))
+
+            def read(lease: aio.Lease = lease, count: int = count) -> None:
+                lease._confirm_until(lease._clock() + 60, count)
+
+            reached = interleaved(at, "_confirm_until", read, fail, patience_s=0.02)
+            if reached:
+                assert not lease.held
+            with contextlib.suppress(lualock.LeaseLost):
+                await lease.release()
+            if not reached:
+                break
+        assert at > 10
+
+
+async def test_a_sooner_end_while_the_answer_to_a_claim_is_read(one_server: Server) -> None:
+    """Counts, whenever it comes between, also where the holder has read the answer as well."""
+    async with aio.connect(one_server.url) as locks:
+        lock = locks.lock("x", ttl=60)
+        for at in itertools.count(1):
+            lease = await lock.acquire()
+            grant = lease._state
+            grant.claim, grant.claimed_deadline = _Claimed(), grant.deadline
+
+            def shorten(lease: aio.Lease = lease) -> None:
+                lease._read_claim()
+                next(lease._extend(1000))
+
+            reached = interleaved(at, "_read_claim", lease._read_claim, shorten, patience_s=0.02)
+            if reached:
+                assert lease.remaining() <= 1
+            await lease.release()
+            if not reached:
+                break
+        assert at > 10
+
+
+class _Claimed:
+    def poll(self) -> bytes:
+        return b"claimed"
+
+
+def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks) -> None:
+    """Is looked at, whenever it comes between."""
+    watch = _Still(locks._driver.server_clock)
+    with locks.lock("x", ttl=60) as lease:
+        for at in itertools.count(1):
+            watched = lualock.Lease(
+                lease._request,
+                replace(lease._state),
+                locks._driver,
+                watch,
+                LeaseOptions(renew=True),
+            )
+            watch.next_check_at()
+
+            def shorten(watched: lualock.Lease = watched) -> None:
+                watched._state.deadline = watched._clock() + 1
+                watched._end_changed()
+
+            def plan(watched: lualock.Lease = watched) -> None:
+                watch._check_again(watched, watch._first_check_at(watched))
+
+            reached = interleaved(at, "_check_again", plan, shorten)
+            if reached:
+                assert watch.next_check_at() < watched._clock() + 1
+            watch.drop(watched)
+            if not reached:
+                break
+        assert at > 10
+
+
+class _Still(LeaseRenewer):
+    """Whose time never comes."""
+
+    def __init__(self, server: ServerClock) -> None:
+        self._start_empty(server)
+
+    def _wake_at(self, look_at: float) -> None:
+        pass
+
+
+async def test_the_thread_wakes_who_waits_for_the_loss(
+    one_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the way that event loops allow, which they check when they debug."""
+    asyncio.get_running_loop().set_debug(True)
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", TTL_S, renew=True).acquire()
+        waiting = asyncio.create_task(lease.wait_lost())
+        with one_server.client() as client:
+            client.delete("lualock:{x}")
+        assert await asyncio.wait_for(waiting, 5)
+    assert "watching leases failed" not in caplog.text

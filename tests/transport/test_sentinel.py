@@ -1,0 +1,73 @@
+"""A real Sentinel: it says where the server is, whoever else has the client or not."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+import lualock
+from lualock import aio
+from tests.support.servers import Server
+from tests.support.waiting import wait_until
+from tests.support.world import World, settle
+
+
+@pytest.fixture
+def sentinel_port(one_server: Server) -> Iterator[int]:
+    """Where a Sentinel listens that knows one server as ``primary``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ls-", dir="/tmp") as folder:
+        config = os.path.join(folder, "sentinel.conf")
+        with open(config, "w") as file:
+            file.write(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
+            file.write(f"sentinel monitor primary 127.0.0.1 {one_server.port} 1\n")
+        with (
+            subprocess.Popen(
+                [one_server.path, config, "--sentinel"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as process,
+            redis.Redis(port=port, protocol=2) as client,
+        ):
+            try:
+                wait_until(lambda: _knows(client), wait_s=10, what="Sentinel knows the server")
+                yield port
+            finally:
+                process.kill()
+
+
+def _knows(client: Any) -> bool:
+    try:
+        return bool(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "primary"))
+    except redis.ConnectionError:
+        return False
+
+
+async def test_a_client_that_nobody_else_has(shell: World, sentinel_port: int) -> None:
+    """``connect(sentinel.master_for(...))`` is enough, also for the connections made later."""
+    kind: Any = redis.asyncio.Sentinel if shell.asynchronous else redis.Sentinel
+    connect: Any = aio.connect if shell.asynchronous else lualock.connect
+    sentinel = kind([("127.0.0.1", sentinel_port)], protocol=2)
+    try:
+        locks = connect(sentinel.master_for("primary"))
+        shell.made.append(locks)
+        for _ in range(2):
+            gc.collect()
+            lease = await settle(locks.lock("x").acquire())
+            assert shell.client.exists("lualock:{x}")
+            await settle(lease.release())
+            shell.client.client_kill_filter(_type="normal", skipme=True)
+    finally:
+        for client in sentinel.sentinels:
+            await settle(client.aclose() if shell.asynchronous else client.close())

@@ -1,0 +1,378 @@
+"""Connections that died without a word, slow servers, and name servers that do not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock._transport.asyncio import subscriber as asyncio_subscriber
+from lualock._transport.threads import subscriber
+from tests.support.faults import Fault, FaultProxy
+from tests.support.servers import Server
+from tests.support.world import World, entered, settle
+
+
+@pytest.fixture
+def swallower(one_server: Server) -> Iterator[FaultProxy]:
+    """A network that can swallow what goes over the connections there are; new ones work."""
+    with FaultProxy(one_server.socket) as proxy:
+        yield proxy
+
+
+async def _within(seconds: float, call: Any) -> Any:
+    began = time.monotonic()
+    result = await settle(call())
+    took = time.monotonic() - began
+    assert took < seconds, f"it took {took:.2f} s"
+    return result
+
+
+def _acquired(proxy: FaultProxy, script: str) -> int:
+    return sum(exchange.script == script for exchange in proxy.seen)
+
+
+VERBS: dict[str, Callable[[Any, Any], Any]] = {
+    "acquire": lambda lock, lease: lock.acquire(timeout=2),
+    "acquire without a timeout": lambda lock, lease: lock.acquire(),
+    "try_acquire": lambda lock, lease: lock.try_acquire(),
+    "inspect": lambda lock, lease: lock.inspect(),
+    "request_release": lambda lock, lease: lock.request_release(),
+    "release": lambda lock, lease: lease.release(),
+    "extend": lambda lock, lease: lease.extend(60),
+    "release_requested": lambda lock, lease: lease.release_requested(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_dead_connection_costs_a_fraction(
+    shell: World, swallower: FaultProxy, verb: str
+) -> None:
+    """Every verb is sent again on a fresh connection while there is time, and carried out once:
+    within a second where it has two, and else within two of the five that a reply may take."""
+    locks = shell.connect(swallower.url)
+    lease = await settle(locks.lock("mine", ttl=30).acquire())
+    swallower.fall_silent()
+    limit_s = 1.0 if verb == "acquire" else 2.0
+    found = await _within(limit_s, lambda: VERBS[verb](locks.lock("free", ttl=30), lease))
+    if "acquire" in verb:
+        assert found.held
+        assert shell.client.get(found._request.key)[17:39] == found.token.encode()
+        await settle(found.release())
+        assert not await settle(locks.lock("free").locked())
+    if verb == "release":
+        assert not await settle(locks.lock("mine").locked())
+    else:
+        await settle(lease.release())
+
+
+async def test_a_hand_over_and_an_adoption_by_dead_connections(
+    shell: World, swallower: FaultProxy
+) -> None:
+    """The verbs that give a lease on are sent again, too, and give it on once."""
+    locks, others = shell.connect(swallower.url), shell.connect()
+    lease = await settle(locks.lock("x", ttl=30).acquire())
+    waiter = asyncio.ensure_future(shell.beside(others.lock("x", ttl=30).acquire))
+    await shell.until_waiters(locks.lock("x"), 1)
+    swallower.fall_silent()
+    await _within(2, lease.release)
+    theirs = await asyncio.wait_for(waiter, 2)
+    handle = theirs.handle()
+    swallower.fall_silent()
+    adopted = await _within(2, lambda: locks.adopt(handle))
+    assert adopted.fence > theirs.fence
+    await settle(adopted.release())
+    assert not await settle(others.lock("x").locked())
+
+
+async def test_renewal_by_dead_connections(shell: World, swallower: FaultProxy) -> None:
+    """A lease that is renewed survives that its connections die, again and again."""
+    lease = await settle(shell.connect(swallower.url).lock("x", ttl=2, renew=True).acquire())
+    for _ in range(3):
+        swallower.fall_silent()
+        await asyncio.sleep(1)  # the time in which it must be renewed
+        assert lease.held
+    assert shell.client.exists(lease._request.key)
+    await settle(lease.release())
+
+
+async def test_a_claim_after_a_long_wait_is_waited_for(
+    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has waited for long does not trust the connection with its claim: the lease lasts."""
+    monkeypatch.setattr(sys.modules["lualock._protocol.wait"], "TRUSTED_S", 0.2)
+    others = shell.connect()
+    held = await settle(others.lock("x", ttl=30).acquire())
+    lock = shell.connect(swallower.url).lock("x", ttl=30)
+    waiter = asyncio.ensure_future(shell.beside(lock.acquire))
+    await shell.until_waiters(lock, 1)
+    await asyncio.sleep(0.4)  # the long wait
+    swallower.inject(Fault("half-open"), "claim")
+    await settle(held.release())
+    lease = await asyncio.wait_for(waiter, 3)
+    assert [exchange.script for exchange in swallower.met] == ["claim"]
+    assert lease.remaining() > 10
+    await settle(lease.release())
+
+
+async def test_a_lonely_waiter_does_not_trust_an_old_connection(
+    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages are heard by a new connection where nothing was heard by the old one for long."""
+    monkeypatch.setattr(subscriber, "DOUBTED_S", 0.2)
+    monkeypatch.setattr(asyncio_subscriber, "DOUBTED_S", 0.2)
+    others, lock = shell.connect(), shell.connect(swallower.url).lock("x", ttl=30)
+    for _ in range(2):
+        held = await settle(others.lock("x", ttl=30).acquire())
+        waiter = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=4)))
+        await shell.until_waiters(lock, 1)
+        await settle(held.release())
+        lease = await asyncio.wait_for(waiter, 2)
+        await settle(lease.release())
+        swallower.fall_silent()
+        await asyncio.sleep(0.4)  # the silence
+
+
+@pytest.mark.parametrize("patience", ["a timeout", "a shorter timeout", "none"])
+async def test_a_waiter_notices_that_it_hears_nothing_any_more(
+    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    """The connection for messages dies while somebody waits: the turn that is not heard of does not
+    pass by."""
+    timeout = {"a timeout": 6.0, "a shorter timeout": 2.0, "none": None}[patience]
+    if timeout is None:
+        monkeypatch.setattr(subscriber, "DOUBTED_S", 0.5)
+    held = await settle(shell.connect().lock("x", ttl=30).acquire())
+    lock = shell.connect(swallower.url).lock("x", ttl=30)
+    waiter = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=timeout)))
+    await shell.until_waiters(shell.connect().lock("x"), 1)
+    await asyncio.sleep(0.3)  # the time after which it does not look again before the lease ends
+    swallower.fall_silent()
+    await settle(held.release())
+    lease = await asyncio.wait_for(waiter, 8)  # far less than the lease that it knows of
+    assert lease.held
+    await settle(lease.release())
+
+
+async def test_a_waiter_that_hears_nothing_for_long_keeps_its_connection(
+    shell: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only nobody has anything to say, it is asked, answers, and is used on."""
+    monkeypatch.setattr(subscriber, "DOUBTED_S", 0.1)
+    held = await settle(shell.connect().lock("x", ttl=30).acquire())
+    lock = shell.connect().lock("x", ttl=30)
+    listening = partial(shell.client.client_list, _type="pubsub")
+    waiters = [
+        asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=9))) for _ in range(3)
+    ]
+    await shell.until_waiters(shell.connect().lock("x"), 3)
+    before = [client["id"] for client in listening()]
+    await asyncio.sleep(1)  # the silence
+    assert [client["id"] for client in listening()] == before
+    assert listening()[0]["cmd"] == "ping"
+    await settle(held.release())
+    for waiter in asyncio.as_completed(waiters):
+        await settle((await asyncio.wait_for(waiter, 3)).release())
+
+
+@pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "nobody there"])
+async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) -> None:
+    """What becomes of a dead connection takes nothing away from an error that came before it."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    lock = shell.connect().lock("x", ttl=30)
+    nowhere = shell.connect("redis://127.0.0.1:1").lock("x", ttl=30)
+
+    async def deal_with_it() -> None:
+        shell.client.client_kill_filter(_type="normal", skipme=True)
+        if met == "nobody there":
+            with pytest.raises(lualock.LockUnavailable):
+                await settle(nowhere.acquire(timeout=0.2))
+        else:
+            await settle((await settle(lock.acquire())).release())
+
+    async def work() -> None:
+        if met == "inside a block":
+            async with entered(lock):
+                shell.client.client_kill_filter(_type="normal", skipme=True)
+                fail()
+        await settle((await settle(lock.acquire())).release())  # so that it is connected
+        try:
+            fail()
+        except ZeroDivisionError:
+            await deal_with_it()
+            raise
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        await work()
+    assert "fail" in [entry.name for entry in raised.traceback]
+    assert not await settle(lock.locked())
+
+
+async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server: Server) -> None:
+    """While there is time a third one is made: two dead ones do not cost the whole timeout."""
+    with FaultProxy(one_server.socket) as proxy:
+        locks = shell.connect(f"{proxy.url}?socket_timeout=1".replace("?protocol", "&protocol"))
+        await settle((await settle(locks.lock("x").acquire())).release())
+        faults = iter([Fault("half-open"), Fault("half-open")])
+        proxy.choose = lambda script: next(faults, None)
+        lease = await _within(4, lambda: locks.lock("x", ttl=30).acquire(timeout=8))
+        await settle(lease.release())
+
+
+async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy) -> None:
+    """A request is sent again once; the first answer counts, also where it is the old one's."""
+    locks = shell.connect(swallower.url)
+    await settle((await settle(locks.lock("x").acquire())).release())  # the scripts are there
+    swallower.seen.clear()
+    faults = iter([Fault("delay reply", seconds=0.8), Fault("delay reply", seconds=9)])
+    swallower.choose = lambda script: next(faults, None) if script == "acquire" else None
+    lease = await _within(1.5, lambda: locks.lock("x", ttl=30).acquire(timeout=2))
+    assert _acquired(swallower, "acquire") == 2
+    assert shell.client.get(lease._request.key)[17:39] == lease.token.encode()
+    await settle(lease.release())
+    assert not await settle(locks.lock("x").locked())
+
+
+async def test_a_copy_that_comes_late_takes_nothing_for_good(
+    shell: World, swallower: FaultProxy
+) -> None:
+    """The first copy arrives when the second has been answered and the lease released."""
+    locks = shell.connect(swallower.url)
+    await settle(locks.lock("warm").locked())
+    swallower.inject(Fault("orphan"), "acquire")
+    lease = await _within(0.9, lambda: locks.lock("x", ttl=30).acquire(timeout=1.2))
+    await settle(lease.release())
+    shell.client.delete(lease._request.key)  # or it would answer as to a repeated request
+    await asyncio.to_thread(swallower.deliver)
+    await shell.until(lambda: shell.client.get(lease._request.key)[:1] not in (b"H", b"W"))
+
+
+async def test_errors_of_a_silent_server_say_how_long(shell: World, one_server: Server) -> None:
+    """A server that answers nothing costs the time that it is given, and not more."""
+    with FaultProxy(one_server.socket) as proxy:
+        locks = shell.connect(proxy.url)
+        await settle(locks.lock("warm").locked())
+        proxy.choose = lambda script: Fault("half-open")
+        began = time.monotonic()
+        with pytest.raises(lualock.LockUnavailable):
+            await settle(locks.lock("x").acquire(timeout=1))
+        assert 0.9 < time.monotonic() - began < 1.6
+        assert _acquired(proxy, "acquire") == 2
+
+
+async def test_an_attempt_that_began_in_a_silence_is_not_waited_for(
+    shell: World, one_server: Server
+) -> None:
+    """While one caller connects to what does not answer, another makes a connection of its own."""
+    with FaultProxy(one_server.socket) as proxy:
+        lock = shell.connect(proxy.url).lock("x", ttl=30)
+        proxy.mute = True
+        first = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=4)))
+        await asyncio.sleep(0.1)  # it connects
+        proxy.mute = False
+        lease = await _within(2, lambda: lock.acquire(timeout=3))
+        await settle(lease.release())
+        with contextlib.suppress(lualock.LockError):
+            await settle((await first).release())
+
+
+@pytest.fixture
+def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """While it is set, the name server does not answer, for as long as the test lasts."""
+    hangs, ended = threading.Event(), threading.Event()
+    resolve = socket.getaddrinfo
+
+    def slow(*names: Any, **how: Any) -> Any:
+        if hangs.is_set():
+            ended.wait(20)
+            raise socket.gaierror("no answer")
+        return resolve(*names, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    yield hangs
+    ended.set()
+
+
+async def test_a_name_server_that_hangs(
+    shell: World, one_server: Server, hanging_names: threading.Event
+) -> None:
+    """timeout= holds, and a loss is told in time, while a name is looked up in vain."""
+    lost = threading.Event()
+    with FaultProxy(one_server.socket) as proxy, socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        threading.Thread(target=_let_in, args=(door, proxy), daemon=True).start()
+        url = f"redis://localhost:{port}"
+        locks = shell.connect(url)
+        lease = await settle(
+            locks.lock("held", ttl=2, renew=True, on_lost=lambda _: lost.set()).acquire()
+        )
+        hanging_names.set()
+        began = time.monotonic()
+        with pytest.raises(lualock.LockUnavailable):
+            await settle(shell.connect(url).lock("x").acquire(timeout=1))
+        assert 0.9 < time.monotonic() - began < 1.6
+        proxy.fall_silent()  # so that the renewal has to connect, too
+        await shell.until(lost.is_set, 3.5)
+        assert not lease.held
+
+
+def _let_in(door: socket.socket, proxy: FaultProxy) -> None:
+    """Lead whoever comes by TCP to the proxy."""
+    while True:
+        try:
+            client, _ = door.accept()
+        except OSError:
+            return
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(proxy.path)
+        for one, other in ((client, server), (server, client)):
+            threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _pump(one: socket.socket, other: socket.socket) -> None:
+    try:
+        while data := one.recv(65536):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+HANGING = """
+    import asyncio, socket, sys, time
+    def hangs(*names, **how):
+        time.sleep(60)
+    socket.getaddrinfo = hangs
+    import lualock
+    from lualock import aio
+    async def main():
+        async with aio.connect("redis://localhost:1") as locks:
+            await locks.lock("x").acquire(timeout=0.5)
+    try:
+        if sys.argv[1] == "asyncio":
+            asyncio.run(main())
+        else:
+            lualock.connect("redis://localhost:1").lock("x").acquire(timeout=0.5)
+    except lualock.LockUnavailable:
+        pass
+"""
+
+
+@pytest.mark.parametrize("api", ["threads", "asyncio"])
+def test_a_program_ends_while_a_name_is_looked_up(api: str) -> None:
+    """Nobody waits for the look-up, also when the program ends."""
+    subprocess.run([sys.executable, "-c", textwrap.dedent(HANGING), api], timeout=20, check=True)
