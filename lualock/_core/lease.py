@@ -47,9 +47,9 @@ class LeaseBase:
     """
 
     __slots__ = (
-        *("__weakref__", "_request", "_beside", "_block", "_options", "_clock", "_driver"),
-        *("_ended", "_state", "_hold_until", "_check_at", "_passed", "_pid", "_renewed"),
-        *("_shortenings", "_ttl_ms", "_renewer", "fence"),
+        *("__weakref__", "_beside", "_block", "_check_at", "_clock", "_driver", "_ended"),
+        *("_hold_until", "_options", "_passed", "_pid", "_renewed", "_renewer", "_request"),
+        *("_shortenings", "_state", "_ttl_ms", "fence"),
     )
 
     fence: int
@@ -260,9 +260,8 @@ class LeaseBase:
             raise self._not_held_error("extend")
         shortens_claim = self._clock() + ttl_ms / 1000 < self._state.claimed_deadline
         while shortens_claim and self._state.claim is not None and self._remaining_s() > 0:
-            yield AwaitMessage(
-                0.001
-            )  # sent on another connection, it may arrive later and undo this
+            # Sent on another connection, the claim may arrive later and undo this.
+            yield AwaitMessage(0.001)
         shortens = protocol.shortens(self._state, self._clock() + ttl_ms / 1000)
         if shortens:
             self._count_shortening()

@@ -20,7 +20,7 @@ from lualock._protocol.request import LeaseState
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
-"""How long a waiter waits for its turn before it reads the answer about its place. The second:
+"""How long a waiter waits for its turn before it reads the answer about its place. The second is
 for locks that had waiters the last time: with 64 processes, most wake-ups only read that answer."""
 
 TRUSTED_S = 1.0

@@ -71,15 +71,15 @@ class Lease(LeaseBase):
         Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the
         time is over.
         """
-        give_up = self._give_up_at(timeout)
+        give_up_at = self._give_up_at(timeout)
         while not self.lost:
-            if (nap_s := self._next_check_s(give_up)) <= 0:
+            if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
             with _making.lock:
                 if self._ended is None:
                     self._ended = threading.Event()
                 ended = self._ended
-            ended.wait(min(nap_s, threading.TIMEOUT_MAX))
+            ended.wait(min(check_in_s, threading.TIMEOUT_MAX))
         return True
 
     def __enter__(self) -> Lease:

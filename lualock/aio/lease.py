@@ -69,16 +69,16 @@ class Lease(LeaseBase):
         Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the
         time is over.
         """
-        give_up = self._give_up_at(timeout)
+        give_up_at = self._give_up_at(timeout)
         while not self.lost:
-            if (nap_s := self._next_check_s(give_up)) <= 0:
+            if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
             if self._ended is None:
                 self._ended = _Event()
             # wait_for loses a cancellation that comes together with the event.
             waiting = asyncio.ensure_future(self._ended.wait())
             try:
-                await asyncio.wait({waiting}, timeout=min(nap_s, LONGEST_NAP_S))
+                await asyncio.wait({waiting}, timeout=min(check_in_s, LONGEST_NAP_S))
             finally:
                 waiting.cancel()
         return True

@@ -116,7 +116,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.abandon",
-        "an interruption cleans up after no orphan",
+        "an interruption does not clean up the orphan",
         "        if orphan is not None:  # first, because it cannot fail\n",
         "        if False:\n",
     ),
@@ -176,7 +176,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.acquire",
-        "the orphan of what was won is not cleaned up",
+        "the orphan of a won lease is not cleaned up",
         "yield schedule_cleanup(request, attempt.orphan)",
         "pass",
     ),
@@ -242,7 +242,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.attempt",
-        "the copy of a check is forgotten",
+        "the copy of a queue request is forgotten",
         "            self.mark_lost()\n        self.in_flight = None\n\n    def possible_orphan",
         "            pass\n        self.in_flight = None\n\n    def possible_orphan",
     ),
