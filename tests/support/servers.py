@@ -95,3 +95,4 @@ TIER = os.environ.get("LUALOCK_TESTS", "test")
 
 _found = [(binary.name, binary.path) for binary in binaries.every()]
 BINARIES = dict(_found if TIER == "all" else _found[:1])
+"""The servers of the tier: all that are installed, or the first."""
