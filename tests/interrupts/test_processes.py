@@ -235,6 +235,7 @@ def test_forked_while_a_thread_makes_what_all_share(one_server: Server) -> None:
     kind of locks of a job, and what several threads may wait for until a lease is lost."""
     code = """
         from lualock import aio, _sync as sync
+        from lualock._sync import lease as sync_lease
 
         @aio.connect().job
         def job():
@@ -249,7 +250,7 @@ def test_forked_while_a_thread_makes_what_all_share(one_server: Server) -> None:
             return make(*how)
 
         def hold():
-            with sync._making.lock:
+            with sync_lease._making.lock:
                 job()
 
         sync.Locks._of = classmethod(make_slowly)
