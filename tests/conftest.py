@@ -118,8 +118,20 @@ def proxy(one_server: Server) -> Iterator[Proxy]:
 _LEFT_OUT = {"quick": {"slow", "full"}, "test": {"full"}, "all": set()}
 
 
+_ROOMS = (
+    *("unit", "server", "transport", "interrupts", "jobs", "embedded", "simulation", "chaos"),
+    *("project", "integrations"),  # job systems set up logging for the whole process
+)
+
+
+def _room(item: pytest.Item) -> int:
+    found = [_ROOMS.index(part) for part in item.path.parts if part in _ROOMS]
+    return found[-1] if found else 0
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the tier does not run."""
+    """Run the rooms in their order; leave out what the tier does not run."""
+    items.sort(key=_room)
     left_out = [
         item for item in items if any(item.get_closest_marker(name) for name in _LEFT_OUT[TIER])
     ]
