@@ -2,7 +2,7 @@
 # Check model/lualock.pml with Spin: as it is, and then without each of its guards.
 #
 # Prints for each run how many states there are, and fails if the model does not hold, or if it
-# holds without a guard. One run may take 4 GB at the most.
+# holds without a guard. One run may take at most 4 GB.
 set -euo pipefail
 
 model=$(cd "$(dirname "$0")" && pwd)/lualock.pml
@@ -45,14 +45,14 @@ holds() {
   fi
 }
 
-missed() { # what is taken away, by which property it must be missed, how its assertion reads, ...
+missed() { # the guard that is removed, the property that must fail, how its assertion reads, ...
   local what=$1 property=$2 text=$3
   shift 3
   explore safety -DCALLERS=2 "$@"
   if grep 'assertion violated' report | grep -qF "$text"; then
     printf 'found (%s)  %-58s %10d states %6.1f s\n' "$property" "$what" "$states" "$seconds"
   else
-    printf 'NOT FOUND  %s, which should be missed by (%s)\n' "$what" "$property"
+    printf 'NOT FOUND  %s, without which (%s) should fail\n' "$what" "$property"
     cat report
     failed=1
   fi
@@ -65,12 +65,12 @@ holds 'three callers, short times; cycles' cycles -DLOST=0 -DKILLED=0 -DGIVE_UP=
 holds 'three callers, short times: one killed' safety -DLOST=0 -DKILLED=1 -DGIVE_UP=0 -DSHORT
 holds 'three callers, short times: one gives up' safety -DLOST=0 -DKILLED=0 -DGIVE_UP=1 -DSHORT
 
-missed 'acquire and enqueue without their deadline' 3 abandoning -DNO_DEADLINE
+missed 'acquire and wait without their deadline' 3 abandoning -DNO_DEADLINE
 missed 'no second abandon when a lost request is late' 3 abandoning -DNO_LATER
 missed 'a resource that does not compare fences' 2 'lease>=greatest' -DNO_FENCE
 missed 'a fence that is not raised above the last one' 2 'f>last' -DNO_RAISE
-missed 'release without looking at the owner' 1 'left>=who' -DNO_OWNER
+missed 'release without an owner check' 1 'left>=who' -DNO_OWNER
 missed 'a lease that is counted from its reply' 1 'left>=who' -DNO_BEFORE
-missed 'waiters that rely on messages' 4 'who[c].gone' -DNO_LOOK
+missed 'waiters that rely on messages' 4 'who[c].gone' -DNO_CHECK
 
 exit $failed
