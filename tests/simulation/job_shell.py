@@ -111,7 +111,7 @@ class Actor(Client):
         except LeaseLost:
             self.note("unplaced", key, since=since)
             raise
-        except verbs.Taken as other:
+        except verbs.AlreadyHeld as other:
             self.note("answered", key)
             if waits:
                 self.note("superseded", key, since=since, other=other.metadata[4:])
