@@ -175,8 +175,8 @@ class JobMaker:
                 key_version=key_version,
                 read_old=read_old,
             )
-        named = hasattr(body, "__qualname__") and hasattr(body, "__module__")
-        if not callable(body) or isinstance(body, type) or not named:
+        has_name = hasattr(body, "__qualname__") and hasattr(body, "__module__")
+        if not callable(body) or isinstance(body, type) or not has_name:
             raise InvalidArgument(
                 f"could not make a job of this {type(body).__name__}: locks.job decorates "
                 "functions. Define a function that calls it"

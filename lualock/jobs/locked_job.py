@@ -109,7 +109,7 @@ class LockedJob:
         old = cls.lock_read_old
         if not (old is None or isinstance(old, str | bytes) or callable(old)):
             check_version(old, f"{cls.__qualname__}.lock_read_old")
-        cls._options()
+        cls._job_options()
         if hasattr(cls, "perform"):
             cls._new_job()  # raises what is wrong with it
 
@@ -143,7 +143,7 @@ class LockedJob:
         return old(*args, **kwargs) if callable(old) else old
 
     @classmethod
-    def _options(cls) -> JobOptions:
+    def _job_options(cls) -> JobOptions:
         return JobOptions(
             cls.lock_policy,
             cls.lock_unique or ("both" if cls.loner else None),
@@ -175,7 +175,7 @@ class LockedJob:
             cls._timeout,
             cls.lock_failed,
             cls.lock_expired_before_release,
-            cls._options(),
+            cls._job_options(),
             None if cls.lock_read_old is None else cls._old_name,
         )
 

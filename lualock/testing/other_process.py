@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from types import TracebackType
+from typing import Any
 
 from lualock.errors import LockError
 
@@ -38,9 +39,9 @@ class OtherProcess:
         self.pid = self._process.pid
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        message = (
-            json.loads(line) if line else {"error": "could not hold the lock: the holder died"}
-        )
+        message: dict[str, Any] = {"error": "could not hold the lock: the process died"}
+        if line:
+            message = json.loads(line)
         if "error" in message:
             self.kill()
             raise LockError(message["error"])
