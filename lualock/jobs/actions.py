@@ -45,7 +45,7 @@ def drive(actions: Actions[T]) -> T:
                 else:
                     raise
     finally:
-        error = None  # the error and this frame would keep each other alive
+        error = None  # otherwise the error and this frame keep each other alive
 
 
 def _never_awaited(action: Any, reply: Any) -> InvalidArgument:

@@ -34,8 +34,8 @@ from lualock.jobs.celery_retries import delay_s, failed, retry_s
 from lualock.jobs.delivery import Delivery, Enqueued, RetryLater
 
 HEADER = "lualock"
-BEGUN = "lualock_begun"
-CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
+_BEGUN = "lualock_begun"
+_CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
 """The options of a task that other tasks wait for. Refusing it makes them wait for ever."""
 
 log = logging.getLogger("lualock.jobs")
@@ -77,7 +77,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
         resent = task_id is not None and (HEADER in headers or task_id == self.request.id)
         if not resent:  # the header is of another task, which passes its headers on
             headers.pop(HEADER, None)
-        in_canvas = any(options.get(key) is not None for key in CANVAS)
+        in_canvas = any(options.get(key) is not None for key in _CANVAS)
         # A task that is sent again has its reservation, or needs none.
         if self.work is None or resent or in_canvas:
             return push(task_id=task_id, headers=headers or None, **options)
@@ -110,7 +110,7 @@ def _locked(adapter: JobAdapter) -> Callable[..., Any]:
         request: Any = task.request if delivered else None
         current = (request.id, request.retries) if delivered else None
         if request is not None:
-            setattr(request, BEGUN, True)
+            setattr(request, _BEGUN, True)
         nested = current == _current_delivery.get()  # a task that calls itself has its request
         reset_token = _current_delivery.set(current or _current_delivery.get())
         if request is not None and not nested:
@@ -149,7 +149,7 @@ def _never_began(sender: Any, **_: Any) -> None:
     adapter, request = getattr(sender, "work", None), getattr(sender, "request", None)
     if not isinstance(adapter, JobAdapter) or request is None or request.id is None:
         return  # the signal came from the main process, and celery_request handles the task
-    if not (request.called_directly or getattr(request, BEGUN, False)):
+    if not (request.called_directly or getattr(request, _BEGUN, False)):
         _release_reservation(adapter, request)
 
 

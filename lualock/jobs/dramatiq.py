@@ -34,7 +34,7 @@ from lualock.jobs.adapter import innermost_adapter
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
 from lualock.jobs.identity import token_of
 
-OPTION = "lualock"
+_OPTION = "lualock"
 
 log = logging.getLogger("lualock.jobs")
 
@@ -74,7 +74,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         message = self.message_with_options(args=args, kwargs=kwargs, **options)
 
         def push(token: str) -> Any:
-            pushed = message.copy(options={OPTION: token}) if token else message
+            pushed = message.copy(options={_OPTION: token}) if token else message
             return self.broker.enqueue(pushed, delay=delay)
 
         job_id, delay_s = message.message_id, max(0, delay or 0) / 1000
@@ -98,7 +98,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         delivery = None
         if message is not None and message.actor_name == self.actor_name:
             will_retry = functools.partial(self._retry_s, message)
-            delivery = Delivery(message.message_id, message.options.get(OPTION), will_retry)
+            delivery = Delivery(message.message_id, message.options.get(_OPTION), will_retry)
         try:
             result = self.work.run(args, kwargs, delivery)
             return _run_coroutine(result) if self.work.asynchronous else result
@@ -188,7 +188,7 @@ class _Messages(Middleware):
             _resent_id.set(None)
             return
         actor = broker.get_actor(message.actor_name)
-        token = message.options.get(OPTION) or token_of(message.message_id)
+        token = message.options.get(_OPTION) or token_of(message.message_id)
         if isinstance(actor, LockedActor):
             try:
                 actor.work.cancel(message.args, message.kwargs, token=token)

@@ -33,8 +33,8 @@ from lualock.jobs.adapter import JobAdapter, innermost_adapter
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater, is_failure
 from lualock.jobs.identity import token_of
 
-BEGUN = "lualock_begun"
-DROPPED = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED
+_BEGUN = "lualock_begun"
+_DROPPED = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED
 
 log = logging.getLogger("lualock.jobs")
 
@@ -62,7 +62,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             func, context = run, True
         super().__init__(huey, func, context, name, **options)
         if self.work is not None:
-            huey.signal(*DROPPED)(self._on_dropped)
+            huey.signal(*_DROPPED)(self._on_dropped)
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Enqueued | Refused:
         """Enqueue the task unless it conflicts with another one; ``result`` is Huey's result."""
@@ -128,7 +128,7 @@ def _locked(adapter: JobAdapter) -> Any:
             task = kwargs.pop("task")
             if "task" in task.kwargs:
                 kwargs["task"] = task.kwargs["task"]
-            setattr(task, BEGUN, True)
+            setattr(task, _BEGUN, True)
             retry_s = functools.partial(_retry_s, task)
             delivery = Delivery(task.id, will_retry=retry_s, failed=_failed)
         try:
@@ -144,7 +144,7 @@ def _locked(adapter: JobAdapter) -> Any:
 
 
 def _begun(task: Any) -> bool:
-    return getattr(task, BEGUN, False)
+    return getattr(task, _BEGUN, False)
 
 
 def _failed(error: BaseException) -> bool:

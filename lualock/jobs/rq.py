@@ -31,8 +31,8 @@ from lualock.jobs.adapter import SYSTEM, JobAdapter, adapter_in, bound, innermos
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
 from lualock.jobs.identity import token_of
 
-META = "lualock"
-SYNC = "sync"
+_META = "lualock"
+_SYNC = "sync"
 """The worker name of a queue with ``is_async=False``, which retries nothing."""
 
 log = logging.getLogger("lualock.jobs")
@@ -58,7 +58,7 @@ def locked(job: Any) -> Any:
         except RetryLater as later:
             if delivered is None or later.job_id != delivered.id:  # of a job that this one calls
                 raise
-            if delivered.worker_name == SYNC:
+            if delivered.worker_name == _SYNC:
                 removed(delivered)
                 raise
             return _uncounted_retry(delivered, later)
@@ -96,7 +96,7 @@ def enqueue_in(
     meta = rq_options.pop("meta", None) or {}
 
     def push(token: str) -> Job:
-        rq_options["meta"] = meta | ({META: token} if token else {})
+        rq_options["meta"] = meta | ({_META: token} if token else {})
         send = functools.partial(queue.enqueue_in, delay) if delay else queue.enqueue
         return send(function, args=args, kwargs=kwargs, job_id=job_id, **rq_options)
 
@@ -105,7 +105,7 @@ def enqueue_in(
 
 def removed(job: Job) -> None:
     """Release the reservation of a job that was cancelled, deleted, or in an emptied queue."""
-    token = job.meta.get(META) or token_of(job.id)  # the token of its lock between two attempts
+    token = job.meta.get(_META) or token_of(job.id)  # the token of its lock between two attempts
     bound(job.func).cancel(job.args, job.kwargs, token=token)
 
 
@@ -114,18 +114,18 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
     try:
         adapter = getattr(job.func, "__lualock__", None)
         if isinstance(adapter, JobAdapter):
-            token = job.meta.get(META)
+            token = job.meta.get(_META)
             adapter.died(job.args, job.kwargs, job_id=job.id, token=token, pid=pid)
     except Exception:  # an error here ends the worker
         log.exception("the lock of killed job %s expires on its own", job.id)
 
 
 def _delivery(job: Job) -> Delivery:
-    if job.worker_name == SYNC:
-        return Delivery(job.id, job.meta.get(META))
+    if job.worker_name == _SYNC:
+        return Delivery(job.id, job.meta.get(_META))
     return Delivery(
         job.id,
-        job.meta.get(META),
+        job.meta.get(_META),
         will_retry=lambda error: job.get_retry_interval() if job.should_retry else None,
         result_retry=functools.partial(_result_retry, job),
     )

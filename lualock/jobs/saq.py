@@ -30,8 +30,8 @@ from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
 from lualock.jobs.identity import token_of
 from lualock.jobs.in_thread import run_in_thread
 
-META = "lualock"
-OWN_DELAY = "lualock_retry"
+_META = "lualock"
+_OWN_DELAY = "lualock_retry"
 
 _context: ContextVar[Any] = ContextVar("lualock_saq_context")
 
@@ -60,7 +60,7 @@ def locked(job: Any) -> Callable[..., Any]:
         except RetryLater as later:
             if delivered is not None and later.job_id == delivered.key:  # not of a job it calls
                 # SAQ takes the delay from the job, and counts every delivery; this must not count.
-                delivered.meta[OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
+                delivered.meta[_OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
                 delivered.retry_delay, delivered.retry_backoff = later.delay_s, False
                 delivered.attempts = min(delivered.attempts, delivered.retries) - 1
             raise
@@ -74,8 +74,8 @@ def locked(job: Any) -> Callable[..., Any]:
 
 
 def _delivery(job: Job, worker: saq.Worker[Any]) -> Delivery:
-    if OWN_DELAY in job.meta:
-        job.retry_delay, job.retry_backoff = job.meta.pop(OWN_DELAY)
+    if _OWN_DELAY in job.meta:
+        job.retry_delay, job.retry_backoff = job.meta.pop(_OWN_DELAY)
 
     def retry_s(error: BaseException) -> float | None:
         """Return in how many seconds SAQ retries a job that raised this, or ``None``."""
@@ -85,7 +85,7 @@ def _delivery(job: Job, worker: saq.Worker[Any]) -> Delivery:
         # A worker that stops puts an interrupted job back, even if it has no retries left.
         return job.next_retry_delay() if not aborted and (stopped or job.retryable) else None
 
-    return Delivery(job.key, job.meta.get(META), retry_s)
+    return Delivery(job.key, job.meta.get(_META), retry_s)
 
 
 class _Exists(Exception):
@@ -107,7 +107,7 @@ async def enqueue(
 
     async def push(token: str) -> Job:
         if token:
-            new_job.meta[META] = token
+            new_job.meta[_META] = token
         pushed = await queue.enqueue(new_job)
         if pushed is None:
             raise _Exists
@@ -125,5 +125,5 @@ async def enqueue(
 async def removed(job: Any, job_of_saq: Job) -> None:
     """Release the reservation of a queued job that was aborted."""
     # Without a token in `meta`, this is the token of its lock between two attempts.
-    token = job_of_saq.meta.get(META) or token_of(job_of_saq.key)
+    token = job_of_saq.meta.get(_META) or token_of(job_of_saq.key)
     await bound(job).cancel_async((), job_of_saq.kwargs or {}, token=token)

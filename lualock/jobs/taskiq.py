@@ -41,7 +41,7 @@ from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
 from lualock.jobs.in_thread import run_in_thread
 from lualock.jobs.taskiq_dependencies import Dependencies
 
-LABEL = "lualock"
+_LABEL = "lualock"
 
 log = logging.getLogger("lualock.jobs")
 
@@ -84,7 +84,7 @@ async def enqueue(task: Any, /, *args: Any, **kwargs: Any) -> Enqueued | Refused
     kicker = kicker.with_task_id(job_id)
 
     def push(token: str) -> Any:
-        return (kicker.with_labels(**{LABEL: token}) if token else kicker).kiq(*args, **kwargs)
+        return (kicker.with_labels(**{_LABEL: token}) if token else kicker).kiq(*args, **kwargs)
 
     return await adapter.enqueue_async(push, args, kwargs, job_id=job_id)
 
@@ -104,7 +104,7 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
         delivery = None
         if message is not None:
             will_retry = functools.partial(_retry_s, broker, message)
-            delivery = Delivery(message.task_id, message.labels.get(LABEL), will_retry)
+            delivery = Delivery(message.task_id, message.labels.get(_LABEL), will_retry)
         try:
             with dependencies.set_aside(kwargs) as arguments:
                 if adapter.asynchronous:
@@ -198,7 +198,7 @@ class _Messages(TaskiqMiddleware):
         function = None if task is None else task.original_func
         if getattr(function, SYSTEM, None) != "taskiq":
             return
-        token = message.labels.get(LABEL)
+        token = message.labels.get(_LABEL)
         try:
             await adapter_in("taskiq", function).cancel_async(
                 message.args, message.kwargs, job_id=message.task_id, token=token
