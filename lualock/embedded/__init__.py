@@ -1,10 +1,11 @@
-"""A real server without set-up: start it, or join it, on a unix socket in a private folder.
+"""Start or join a real server without set-up, on a unix socket in a private folder.
 
-``start()`` gives an ``Embedded`` whose ``url`` any Redis client understands. All processes of one
-user share one server; it ends, and its folder goes, when the last of them is done or dead.
+``start()`` returns an ``Embedded`` whose ``url`` works with any Redis client. All processes of one
+user share one server. The server ends, and its folder is removed, when the last of them is done or
+dead.
 
-LUALOCK_EMBEDDED_DIR chooses the folder (an absolute, short path; it is made and removed, and
-processes share a server by sharing it). LUALOCK_SERVER chooses the server program.
+LUALOCK_EMBEDDED_DIR chooses the folder, an absolute, short path. The server creates and removes it,
+and processes with the same folder share a server. LUALOCK_SERVER chooses the server program.
 """
 
 from __future__ import annotations

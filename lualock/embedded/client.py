@@ -1,8 +1,8 @@
-"""Start or join the one embedded server of this folder, and give it up again.
+"""Start or join the embedded server of this folder, and stop using it.
 
 A process has one connection to the supervisor, shared by all its ``Embedded`` objects. It is kept
-as a bare descriptor, which nobody needs to close: the kernel does when the process ends, and a
-forked child, which inherits it, keeps the server alive for itself.
+as a bare descriptor. The kernel closes it when the process ends. A forked child inherits it, and so
+keeps the server alive for itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lualock.embedded.supervisor import CONTROL, FAILED, LOG, SERVER, START_LIMI
 from lualock.errors import EmbeddedUnavailable
 
 LIMIT_S = 10.0
-MARGIN_S = 2.0  # what the supervisor needs beyond the limit that it keeps itself
+MARGIN_S = 2.0  # for the supervisor, beyond its own time limit
 LOCAL_PEERPID = 2  # macOS, sys/un.h; its level SOL_LOCAL is 0
 
 
 class Embedded:
-    """One use of the embedded server, from ``start()``. Also a context manager that closes it.
+    """One use of the embedded server, from ``start()``; a context manager that closes it.
 
     ``url`` is the server's ``unix://`` URL. The server runs while any process uses it.
     """
@@ -48,14 +48,14 @@ class Embedded:
 
     @property
     def alive(self) -> bool:
-        """Whether this use is open and the server still runs. When not, ``start()`` again."""
+        """Whether this use is open and the server still runs. If not, ``start()`` again."""
         with _guard:
             return not self._closed and self._use.connected()
 
     def close(self) -> None:
-        """Give up this use; the server ends when nobody uses it. A second call does nothing.
+        """End this use; the server ends after its last use. A second call does nothing.
 
-        In a forked child this gives up the child's use; the parent keeps its own.
+        In a forked child this ends the child's use; the parent keeps its own.
         """
         with _guard:
             if not self._closed:
@@ -84,7 +84,7 @@ class _Use:
         self._fd = None
 
     def _owns_fd(self) -> bool:
-        """Whether the descriptor is still ours: a program that becomes a daemon closes them all."""
+        """Return whether the descriptor is still ours: a daemonizing program closes them all."""
         if self._fd is None:
             return False
         try:
@@ -93,8 +93,8 @@ class _Use:
             return False
 
 
-# Reentrant, for a fork inside of a signal handler. Held during every fork, so that a child gets
-# neither a half-done start nor the descriptor of a folder that its parent is locking.
+# Reentrant, for a fork inside a signal handler. Held during every fork, so that a child inherits
+# neither an unfinished start nor the descriptor of a folder that its parent is locking.
 _guard = threading.RLock()
 _current: _Use | None = None
 os.register_at_fork(
@@ -103,11 +103,13 @@ os.register_at_fork(
 
 
 def start() -> Embedded:
-    """Start the embedded server of this user, or join the one that runs. It has answered a PING.
+    """Start the embedded server of this user, or join the one that runs; wait for its PONG.
 
-    Blocks for some ten milliseconds, and for at most about ten seconds. Raises
-    EmbeddedUnavailable when there is no server program, the server does not start or answer, or
-    its folder is not private; InvalidArgument when LUALOCK_EMBEDDED_DIR cannot be used.
+    This blocks for some ten milliseconds, and for about ten seconds at most.
+
+    :raises EmbeddedUnavailable: there is no server program, the server does not start or answer, or
+        its folder is not private.
+    :raises InvalidArgument: LUALOCK_EMBEDDED_DIR is not valid.
     """
     global _current
     path = folder.choose()
@@ -118,16 +120,19 @@ def start() -> Embedded:
                 _current = _join_or_start(path, deadline)
         except TimeoutError as error:
             raise EmbeddedUnavailable(
-                f"the embedded server in {path} does not answer: {error}"
+                f"could not use the embedded server in {path}: it does not answer ({error}). Kill "
+                "it, or set LUALOCK_EMBEDDED_DIR to another folder"
             ) from error
         except OSError as error:
-            raise EmbeddedUnavailable(f"the embedded server in {path}: {error}") from error
+            raise EmbeddedUnavailable(
+                f"could not use the embedded server in {path}: {error}"
+            ) from error
         _current.count += 1
         return Embedded(_current)
 
 
 def _usable(use: _Use, deadline: float) -> bool:
-    """Whether a use is good for one more. A server may die a moment before its supervisor."""
+    """Return whether the server of a use still answers. It may die before its supervisor."""
     return use.connected() and supervisor.ping(
         os.path.join(use.path, SERVER), deadline - time.monotonic()
     )
@@ -135,8 +140,8 @@ def _usable(use: _Use, deadline: float) -> bool:
 
 def _join_or_start(path: str, deadline: float) -> _Use:
     while True:
-        # Once we are connected the server cannot end for want of users, so the lock is held no
-        # longer than it takes to connect, or to start a server.
+        # Our connection keeps the server alive, so the lock is held only while we connect or start
+        # a server.
         folder_fd = folder.lock(path, deadline)
         connection = _join(path, folder_fd)
         if connection is None:
@@ -146,13 +151,13 @@ def _join_or_start(path: str, deadline: float) -> _Use:
                 return _Use(path, connection)
             # The server has died. Its supervisor is about to notice, and ends.
             if not _ended(connection.fileno(), max(deadline - time.monotonic(), 0)):
-                raise TimeoutError("it is dead, and its supervisor does not end")
+                raise TimeoutError("the server is dead, and its supervisor does not end")
         finally:
             connection.close()
 
 
 def _join(path: str, folder_fd: int) -> socket.socket | None:
-    """Connect to the supervisor, and unlock the folder; None, still locked, when there is none."""
+    """Connect to the supervisor and unlock the folder; return None, still locked, without one."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(os.path.join(path, CONTROL))
@@ -168,10 +173,10 @@ def _join(path: str, folder_fd: int) -> socket.socket | None:
 
 
 def _start(path: str, folder_fd: int) -> socket.socket:
-    """Start a supervisor in the locked folder; its first user is the connection returned.
+    """Start a supervisor in the locked folder; return the connection of its first user.
 
-    The supervisor unlocks the folder when the server answers. Until then it holds the lock as
-    well, so nobody meets a half-started server, even if this process dies.
+    The supervisor unlocks the folder when the server answers. Until then it also holds the lock, so
+    no process can join a half-started server, even if this process dies.
     """
     ours, theirs = socket.socketpair()
     try:
@@ -183,8 +188,7 @@ def _start(path: str, folder_fd: int) -> socket.socket:
             ours.settimeout(START_LIMIT_S + MARGIN_S)
             reply = _receive_all(ours)
         finally:
-            # Ended long since, unless something interrupted us: it only gives birth to the
-            # supervisor.
+            # It only forks the supervisor, and has ended unless we were interrupted.
             process.kill()
             process.wait()
         if reply == STARTED:
@@ -193,29 +197,29 @@ def _start(path: str, folder_fd: int) -> socket.socket:
         if reply.startswith(FAILED):
             raise EmbeddedUnavailable(reply[len(FAILED) :].decode(errors="replace"))
         raise EmbeddedUnavailable(
-            "the supervisor of the embedded server died at its start. "
+            "could not start the embedded server: its supervisor died at once. "
             f"Its log ends: {supervisor.tail(folder_fd)}"
         )
     except BaseException:
-        _give_up(path, folder_fd, ours)
+        _clean_up(path, folder_fd, ours)
         raise
 
 
-def _give_up(path: str, folder_fd: int, connection: socket.socket) -> None:
-    """After a start that failed or was interrupted: leave nothing behind."""
+def _clean_up(path: str, folder_fd: int, connection: socket.socket) -> None:
+    """Leave nothing behind after a start that failed or was interrupted."""
     with connection:
         connection.setblocking(False)
         try:
             while connection.recv(4096):
                 pass
         except BlockingIOError:
-            # The supervisor lives, shares the lock, and cleans up when it finds us gone.
+            # The supervisor lives, shares the lock, and cleans up when our connection is closed.
             os.close(folder_fd)
             return
         except OSError:
             pass
-    # It is dead, perhaps before it started. It may have given up the lock, and a successor may
-    # have taken it: then the folder is the successor's.
+    # The supervisor is dead, or never started. If it released the lock and another process took it,
+    # the folder belongs to that process.
     try:
         fcntl.flock(folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -231,8 +235,11 @@ def _give_up(path: str, folder_fd: int, connection: socket.socket) -> None:
 
 def _spawn(path: str, folder_fd: int, user_fd: int) -> subprocess.Popen[bytes]:
     if not sys.executable:
-        raise EmbeddedUnavailable("sys.executable names no Python to run the server's supervisor")
-    # -I and -S: nothing of the user's environment, current directory or site-packages gets in.
+        raise EmbeddedUnavailable(
+            "could not start the embedded server: sys.executable does not name a Python for its "
+            "supervisor. Pass the URL of a running server instead"
+        )
+    # -I and -S: without the user's environment, current directory and site-packages.
     command = (sys.executable, "-I", "-S", supervisor.__file__)
     binary = binaries.find()
     log_fd = os.open(
@@ -252,7 +259,7 @@ def _spawn(path: str, folder_fd: int, user_fd: int) -> subprocess.Popen[bytes]:
 
 
 def _receive_all(connection: socket.socket) -> bytes:
-    """The supervisor's report: STARTED, or what it said before it closed the connection."""
+    """Receive the supervisor's report: STARTED, or what it sent before it closed."""
     reply = b""
     while reply != STARTED:
         piece = connection.recv(4096)
@@ -263,10 +270,10 @@ def _receive_all(connection: socket.socket) -> bytes:
 
 
 def _ended(fd: int | None, limit_s: float) -> bool:
-    """Whether the supervisor closes the connection within the limit: it says nothing, ever."""
+    """Return whether the supervisor disconnects within the limit; it sends nothing else."""
     if fd is None:
         return False
-    # Not by select.poll, which eventlet takes away.
+    # Not with select.poll, which eventlet removes.
     with socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(limit_s)
         try:
@@ -283,8 +290,8 @@ def _end_orphan(path: str) -> None:
         connection.settimeout(LIMIT_S)
         try:
             connection.connect(os.path.join(path, SERVER))
-            # Who listens on a socket in our private folder is our server. Asking the kernel for
-            # its pid, rather than a file, cannot hit a process that got the number later.
+            # A process that listens in our private folder is our server. The kernel knows its pid;
+            # a pid from a file may belong to a later process.
             pid = _peer_pid(connection)
             if pid > 0:
                 os.kill(pid, signal.SIGKILL)
@@ -293,11 +300,11 @@ def _end_orphan(path: str) -> None:
             while connection.recv(4096):
                 pass
         except (FileNotFoundError, ConnectionError, ProcessLookupError):
-            return  # it is dead
+            return  # the server is dead
 
 
 def _peer_pid(connection: socket.socket) -> int:
-    """The pid of the process that listens at the other end; 0 when the system does not say."""
+    """Return the pid of the process at the other end; 0 if the system does not tell it."""
     try:
         if sys.platform == "linux":
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)

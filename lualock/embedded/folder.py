@@ -1,8 +1,8 @@
-"""The private folder of the embedded server: where it is, that it is ours, and its lock.
+"""The private folder of the embedded server: its path, the check that it is private, its lock.
 
-Whoever starts or ends the server holds the lock, a ``flock`` on the folder itself. So there is no
-lock file to leave behind, and the folder can be removed under its own lock: whoever waited for the
-lock sees that the path no longer leads to what it locked, and begins again.
+A process that starts or ends the server holds the lock, a ``flock`` on the folder itself. So there
+is no lock file to leave behind, and the folder can be removed under its own lock. A process that
+waited for the lock then sees that the path leads to another folder, and begins again.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ LOCK_RETRY_S = 0.005
 
 
 def choose() -> str:
-    """The folder's absolute path: LUALOCK_EMBEDDED_DIR, else one for each user in /tmp.
+    """Return the folder's absolute path: LUALOCK_EMBEDDED_DIR, or one for each user in /tmp.
 
-    /tmp comes before TMPDIR, which differs between a login, a cron job and a service of one user:
-    two folders would mean two servers, and locks that do not exclude each other.
+    /tmp comes before TMPDIR, which differs between a login, a cron job and a service of one user.
+    Two folders mean two servers, whose locks do not exclude each other.
 
-    Raises InvalidArgument when LUALOCK_EMBEDDED_DIR cannot be used, EmbeddedUnavailable when
-    there is no folder for temporary files.
+    :raises InvalidArgument: LUALOCK_EMBEDDED_DIR is not valid.
+    :raises EmbeddedUnavailable: there is no folder for temporary files.
     """
     chosen = os.environ.get("LUALOCK_EMBEDDED_DIR")
     if chosen:
         if not os.path.isabs(chosen):
             raise InvalidArgument(
-                f"LUALOCK_EMBEDDED_DIR is {chosen!r}: an absolute path is needed, so that every "
-                "process means the same folder"
+                f"could not use LUALOCK_EMBEDDED_DIR={chosen!r}: it is not an absolute path, so "
+                "processes may disagree about the folder. Set it to an absolute path"
             )
         path = os.path.normpath(chosen)
         if _socket_path_bytes(path) > SOCKET_PATH_LIMIT:
             raise InvalidArgument(
-                f"LUALOCK_EMBEDDED_DIR is too long by {_socket_path_bytes(path)} to "
-                f"{SOCKET_PATH_LIMIT} bytes: the path of a unix socket in it would not fit"
+                "could not use LUALOCK_EMBEDDED_DIR: it is too long for a unix socket in it "
+                f"({_socket_path_bytes(path)} bytes, {SOCKET_PATH_LIMIT} allowed). Set it to a "
+                "shorter path"
             )
         try:
             path.encode()
         except UnicodeEncodeError:
             raise InvalidArgument(
-                f"LUALOCK_EMBEDDED_DIR is {chosen!r}: its name is not UTF-8, and no URL can say it"
+                f"could not use LUALOCK_EMBEDDED_DIR={chosen!r}: it is not UTF-8, and a URL cannot "
+                "contain it. Set it to another path"
             ) from None
         return path
     for parent in ("/tmp", tempfile.gettempdir()):
@@ -57,17 +59,20 @@ def choose() -> str:
         ) and _socket_path_bytes(path) <= SOCKET_PATH_LIMIT:
             return path
     raise EmbeddedUnavailable(
-        "no folder for the embedded server: /tmp cannot be written, and the temporary folder of "
-        "this process is too long for a unix socket; set LUALOCK_EMBEDDED_DIR to a short path"
+        "could not start the embedded server: there is no folder for it (/tmp is not writable, and "
+        "the temporary folder of this process is too long for a unix socket). Set "
+        "LUALOCK_EMBEDDED_DIR to a short path"
     )
 
 
 def lock(path: str, deadline: float) -> int:
-    """Make the folder if need be, check that it is private, and lock it.
+    """Create the folder if needed, check that it is private, and lock it.
 
-    ``deadline`` is in seconds of ``time.monotonic()``. Returns a descriptor of the folder, which
-    is the lock; ``unlock`` it. Raises EmbeddedUnavailable when the folder is not private to this
-    user, cannot be made, or stays locked until the deadline.
+    ``deadline`` is in seconds of ``time.monotonic()``. The result is a descriptor of the folder,
+    which is the lock; ``unlock`` it.
+
+    :raises EmbeddedUnavailable: the folder is not private to this user, cannot be created, or stays
+        locked until the deadline.
     """
     while True:
         fd = _open(path)
@@ -80,13 +85,13 @@ def lock(path: str, deadline: float) -> int:
                 os.close(fd)
         if time.monotonic() >= deadline:
             raise EmbeddedUnavailable(
-                f"the folder {path} of the embedded server stayed locked: a process that starts "
-                "or ends the server seems to be stopped"
+                f"could not start the embedded server: its folder {path} stayed locked. A process "
+                "that starts or ends the server may be suspended: continue or kill it"
             )
 
 
 def unlock(fd: int) -> None:
-    """Release the lock, also when a forked child has inherited the descriptor."""
+    """Release the lock, even if a forked child has inherited the descriptor."""
     fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
 
@@ -96,21 +101,22 @@ def _socket_path_bytes(path: str) -> int:
 
 
 def _open(path: str) -> int | None:
-    """A descriptor of the folder, made if need be; None when somebody has just removed it."""
+    """Open the folder, created if needed; return None if another process just removed it."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
     except OSError as error:
         raise EmbeddedUnavailable(
-            f"the folder {path} of the embedded server cannot be made: {error.strerror}"
+            f"could not start the embedded server: its folder {path} cannot be created "
+            f"({error.strerror}). Set LUALOCK_EMBEDDED_DIR to another path"
         ) from error
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _refusal(path, "is a symlink or no folder, or is closed to this user") from error
+        raise _refusal(path, "is a symlink or not a folder, or is closed to this user") from error
     try:
         found = os.fstat(fd)
         if found.st_uid != os.geteuid():
@@ -123,19 +129,19 @@ def _open(path: str) -> int | None:
     return fd
 
 
-def _refusal(path: str, what: str) -> EmbeddedUnavailable:
+def _refusal(path: str, reason: str) -> EmbeddedUnavailable:
     return EmbeddedUnavailable(
-        f"{path} {what}: the embedded server works only in a folder that is private to this user. "
-        "Remove it, or set LUALOCK_EMBEDDED_DIR to another path"
+        f"could not start the embedded server: its folder {path} {reason}, and must be private to "
+        "this user. Remove it, or set LUALOCK_EMBEDDED_DIR to another path"
     )
 
 
 def _locked(fd: int, deadline: float) -> bool:
-    """Lock the folder; False when the deadline passes first."""
+    """Lock the folder; return False if the deadline passes first."""
     while not _try_lock(fd):
         if time.monotonic() >= deadline:
             return False
-        time.sleep(LOCK_RETRY_S)  # flock knows no time limit, so there is nothing to wait on
+        time.sleep(LOCK_RETRY_S)  # flock has no time limit
     return True
 
 
@@ -146,13 +152,14 @@ def _try_lock(fd: int) -> bool:
         return False
     except OSError as error:
         raise EmbeddedUnavailable(
-            f"the folder of the embedded server cannot be locked: {error.strerror}"
+            f"could not start the embedded server: its folder cannot be locked ({error.strerror}). "
+            "Set LUALOCK_EMBEDDED_DIR to a folder on another file system"
         ) from error
     return True
 
 
 def _leads_to(path: str, fd: int) -> bool:
-    """Whether the path still leads to the folder that was opened, not to a successor of it."""
+    """Return whether the path still leads to the opened folder, and not to a later one."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
     except FileNotFoundError:

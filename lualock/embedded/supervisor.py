@@ -1,13 +1,13 @@
-"""The process that owns the embedded server: starts it, counts its users, ends it.
+"""The process that owns the embedded server: start it, count its users, end it.
 
-It runs as a script of its own, ``python -I -S supervisor.py FOLDER BINARY LOCK_FD USER_FD``, so it
-imports the standard library only. What it shares with the processes that use it is below, too:
-the names of the files in the folder, and the PING.
+It runs as a script, ``python -I -S supervisor.py FOLDER BINARY LOCK_FD USER_FD``, so it imports
+only the standard library. The names of the files in the folder, and the PING, are shared with the
+processes that use the server.
 
-Every user keeps one connection to the supervisor. The kernel closes it when the user dies,
-whatever killed it, so counting connections counts users. When the last is gone, the supervisor
-takes the folder's lock, sees that nobody came meanwhile, ends the server and removes the folder.
-A user connects under the same lock, so it can never join a server that is being ended.
+A user is a process with a connection to the supervisor. The kernel closes the connection when the
+process dies for any reason, so counting connections counts users. After the last one, the
+supervisor takes the folder's lock, checks that no new user came, ends the server and removes the
+folder. A user connects under the same lock, so it never joins a server that is being ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Callable
 CONTROL = "control.sock"
 SERVER = "server.sock"
 LOG = "server.log"
-DUMP = "server.rdb"  # written only when somebody asks the server for it
+DUMP = "server.rdb"  # written only if a client sends SAVE
 
 START_LIMIT_S = 10.0
 RETRY_S = 0.005
@@ -39,9 +39,9 @@ FAILED = b"-"
 
 
 def ping(path: str, limit_s: float) -> bool:
-    """Whether a server answers PONG at a socket; False when nobody is there, or it just died.
+    """Return whether a server answers PONG at a socket; False if there is none, or it just died.
 
-    Raises TimeoutError when somebody is there and does not answer within ``limit_s`` seconds.
+    :raises TimeoutError: a server is there, but does not answer within ``limit_s`` seconds.
     """
     deadline = time.monotonic() + limit_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -61,7 +61,7 @@ def ping(path: str, limit_s: float) -> bool:
                     return True
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"the server answers {answer.decode(errors='replace')!r}")
-                time.sleep(RETRY_S)  # -LOADING, or -BUSY with a script: it does not say until when
+                time.sleep(RETRY_S)  # -LOADING, or -BUSY with a script, for an unknown time
         except (FileNotFoundError, ConnectionError):
             return False
         except BlockingIOError:  # Linux: the server's queue of new connections is full
@@ -69,14 +69,14 @@ def ping(path: str, limit_s: float) -> bool:
 
 
 def clear(folder_fd: int) -> None:
-    """Remove our files from the folder, and only ours: the path is the user's choice."""
+    """Remove our files from the folder, and no others: the user chose the path."""
     for name in (CONTROL, SERVER, LOG, DUMP):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder_fd)
 
 
 def remove(path: str, folder_fd: int) -> None:
-    """Clear the folder and remove it, unless it holds what is not ours. Its lock must be held."""
+    """Clear the folder and remove it, unless it holds other files. Its lock must be held."""
     clear(folder_fd)
     with contextlib.suppress(OSError):
         if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(folder_fd)):
@@ -84,7 +84,7 @@ def remove(path: str, folder_fd: int) -> None:
 
 
 def tail(folder_fd: int) -> str:
-    """The end of the log, for a message; at most TAIL_BYTES bytes of it."""
+    """Return the end of the log for a message, at most TAIL_BYTES bytes."""
     try:
         fd = os.open(LOG, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder_fd)
     except OSError:
@@ -123,7 +123,7 @@ class Supervisor:
         self.terminated = True
 
     def start(self) -> str:
-        """Start the server and listen for users. Returns what went wrong; "" when nothing did."""
+        """Start the server and listen for users; return what went wrong, or ""."""
         self._launch()
         deadline = time.monotonic() + START_LIMIT_S
         try:
@@ -131,7 +131,7 @@ class Supervisor:
                 if not self._server_runs():
                     return f"it ended with status {self.server_status}"
                 if self.terminated:
-                    return "its supervisor was told to end"
+                    return "its supervisor received SIGTERM"
                 if time.monotonic() >= deadline:
                     return f"no answer in {START_LIMIT_S:g} s"
                 self._wait([self.wake_fd], RETRY_S)
@@ -144,7 +144,7 @@ class Supervisor:
         return ""
 
     def run(self) -> None:
-        """Serve until the last user is gone, the server has died, or SIGTERM came; clean up."""
+        """Serve until the last user is gone, the server died, or SIGTERM came; then clean up."""
         locked = False
         try:
             while self._server_runs() and not self.terminated:
@@ -157,14 +157,14 @@ class Supervisor:
                             break
                         fcntl.flock(self.folder_fd, fcntl.LOCK_UN)
                         locked = False
-                    else:  # somebody is about to join, or died doing so: look again soon
+                    else:  # a process is about to join, or died while joining: check again soon
                         limit_s = RETRY_S
                 self._serve(limit_s)
         finally:
             self._end(locked)
 
     def stop_server(self) -> None:
-        """Kill the server and wait until it is gone. There is nothing it should save."""
+        """Kill the server and wait until it is gone; it has nothing to save."""
         if self._server_runs():
             os.kill(self.server_pid, signal.SIGKILL)
             os.waitpid(self.server_pid, 0)
@@ -194,7 +194,7 @@ class Supervisor:
         try:
             if prctl is not None:
                 prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-            # The supervisor may have died before prctl: then nobody will send the signal.
+            # If the supervisor died before prctl, the kernel does not send the signal.
             if os.getppid() == parent_pid:
                 os.execv(self.binary, arguments)
         except BaseException as error:
@@ -210,7 +210,7 @@ class Supervisor:
         return self.server_pid != 0
 
     def _wait(self, fds: list[int], limit_s: float | None) -> list[int]:
-        """Wait for any descriptor, a signal, or the limit; returns what is ready."""
+        """Wait for any descriptor, a signal, or the limit; return the ready descriptors."""
         poll = select.poll()
         for fd in fds:
             poll.register(fd, select.POLLIN)
@@ -221,7 +221,7 @@ class Supervisor:
         return ready
 
     def _serve(self, limit_s: float | None) -> None:
-        """Wait for something to happen, and let users in and out."""
+        """Wait for an event, and accept and remove users."""
         fds = [self.wake_fd, *self.users]
         if not self.full:
             fds.append(self.listener.fileno())
@@ -229,10 +229,10 @@ class Supervisor:
             if fd == self.listener.fileno():
                 self._accept()
             elif fd in self.users:
-                self._hear(fd)
+                self._on_readable(fd)
 
     def _accept(self) -> None:
-        """Let in everybody who has connected. Whom we cannot let in stays connected, and waits."""
+        """Accept all connections. One that cannot be accepted now stays in the backlog."""
         self.full = False
         try:
             while True:
@@ -246,8 +246,8 @@ class Supervisor:
                 raise
             self.full = True
 
-    def _hear(self, fd: int) -> None:
-        """A user's connection is readable: it was closed, for users have nothing to say."""
+    def _on_readable(self, fd: int) -> None:
+        """Remove a user whose connection is readable: users send nothing, so it was closed."""
         try:
             gone = not self.users[fd].recv(4096)
         except BlockingIOError:
@@ -268,9 +268,10 @@ class Supervisor:
     def _end(self, locked: bool) -> None:
         """End the server and remove the folder.
 
-        Without the lock (the server died, or SIGTERM), others may act at the same time. As long
-        as the control socket is there and we listen, nobody takes the folder for abandoned: so it
-        goes last. A control socket found later is a successor's, and so is everything else.
+        Without the lock (the server died, or SIGTERM), other processes may act at the same time.
+        While the control socket exists and we listen, no process takes the folder as abandoned, so
+        the socket is removed last. A control socket that exists after that belongs to a successor,
+        and so does everything else.
         """
         self.stop_server()
         for name in (SERVER, CONTROL):
@@ -280,7 +281,7 @@ class Supervisor:
         for user in self.users.values():
             user.close()
         if not locked:
-            fcntl.flock(self.folder_fd, fcntl.LOCK_EX)  # its holders never wait for us
+            fcntl.flock(self.folder_fd, fcntl.LOCK_EX)  # its holder never waits for us
         try:
             os.stat(CONTROL, dir_fd=self.folder_fd)
         except FileNotFoundError:
@@ -288,9 +289,9 @@ class Supervisor:
 
 
 def _prctl() -> Callable[..., object] | None:
-    """The call by which the server asks to be killed when its supervisor dies. Linux only.
+    """Return the call with which the server is killed when its supervisor dies, on Linux.
 
-    OtherProcess the next process that starts a server kills the one left over.
+    On other systems, the next process that starts a server kills the one left over.
     """
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, OSError, AttributeError):
@@ -302,7 +303,7 @@ def _prctl() -> Callable[..., object] | None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Every user here, and every client of the server, takes one: allow many, if we may."""
+    """Allow many descriptors if permitted: each user, and each client of the server, needs one."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -313,10 +314,10 @@ def _raise_descriptor_limit() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Detach, start the server, tell the starter over USER_FD, and serve until nobody is left."""
+    """Detach, start the server, report over USER_FD, and serve until the last user is gone."""
     path, binary, lock_fd, user_fd = arguments[0], arguments[1], *map(int, arguments[2:])
     if os.fork():
-        os._exit(0)  # the starter waits for this process: so the supervisor is no child of it
+        os._exit(0)  # the starter waits for this process, so the supervisor is not its child
     for fd in (lock_fd, user_fd):
         os.set_inheritable(fd, False)
     os.fchdir(lock_fd)
@@ -327,12 +328,15 @@ def main(arguments: list[str]) -> None:
     problem = supervisor.start()
     message = ""
     if problem:
-        message = f"the server {binary} did not start: {problem}. Its log ends: {tail(lock_fd)}"
+        message = (
+            f"could not start the embedded server {binary}: {problem}. Its log ends: "
+            f"{tail(lock_fd)}"
+        )
         supervisor.stop_server()
         remove(path, lock_fd)
-    # This unlocks for the starter as well, which has the same open file, and only closes it.
+    # This also unlocks for the starter, which has the same open file, and only closes it.
     fcntl.flock(lock_fd, fcntl.LOCK_UN)
-    with contextlib.suppress(OSError):  # the starter may be dead: then it is no user, either
+    with contextlib.suppress(OSError):  # the starter may be dead, and then is not a user
         starter.sendall(FAILED + message.encode() if problem else STARTED)
     if not problem:
         supervisor.run()

@@ -1,24 +1,23 @@
-"""Layer 6, a leaf: only one instance of a job runs at a time.
+"""Run one instance of a job at a time, and enqueue a job only once.
 
-``arguments`` makes a lock's name from a job's arguments, ``job`` is what is known of a job,
-``terms`` what its declaration and a job system say. ``run`` and ``enqueue`` are orders of events
-(one logic for functions and coroutines, carried out by ``actions``), ``taking`` is how a run gets
-its lock, ``policies`` what else may be done when that is held, ``finish`` how it gives it up;
-``places`` is what a queued job has. ``verbs`` and ``scripts/`` are what a lock does not have: to
-take it by way of a place, and the request to stop. ``decorator`` and ``locked_job`` are the two
-ways to declare a job, ``bound`` is what a job system's integration calls. ``rq``, ``celery``,
-``dramatiq``, ``huey``, ``arq``, ``taskiq`` and ``saq`` are these integrations; nothing here imports
-them.
+* ``decorator`` and ``locked_job`` declare a job; ``declaration`` is what both make.
+* ``naming`` derives the lock's name from the job's arguments; ``identity`` is about ids and tokens.
+* ``run`` is the order of events of one run: ``acquire`` takes its lock, ``policies`` say what to do
+  while another holder has that lock, ``finish`` gives it up.
+* ``enqueue`` is the order of events of enqueueing, ``reservation`` what a queued job holds.
+* ``actions`` carries both orders of events out, for functions and for coroutines.
+* ``verbs`` and ``scripts/`` are the protocol of jobs, beyond that of locks.
+* ``adapter`` is what an integration calls; ``delivery`` has what it passes in and gets back.
+
+``rq``, ``celery``, ``dramatiq``, ``huey``, ``arq``, ``taskiq`` and ``saq`` are the integrations.
+Nothing here imports them.
 """
 
+from lualock.jobs.acquire import Attempt, Contention
+from lualock.jobs.adapter import JobAdapter, bound
 from lualock.jobs.as_function import as_function
-from lualock.jobs.bound import JobAdapter, bound
 from lualock.jobs.decorator import JobMaker
-from lualock.jobs.locked_job import LockedJob
-from lualock.jobs.policies import Coalesce, Replace, Retry, Skip, Wait
-from lualock.jobs.run import current_lease
-from lualock.jobs.taking import Attempt, Contention
-from lualock.jobs.terms import (
+from lualock.jobs.delivery import (
     RESERVE_S,
     Delivery,
     Enqueued,
@@ -26,8 +25,11 @@ from lualock.jobs.terms import (
     Reserved,
     RetryLater,
     Superseded,
-    token_of,
 )
+from lualock.jobs.identity import token_of
+from lualock.jobs.locked_job import LockedJob
+from lualock.jobs.policies import Coalesce, Replace, Retry, Skip, Wait
+from lualock.jobs.run import current_lease
 
 __all__ = [
     "RESERVE_S",

@@ -1,7 +1,7 @@
-"""How the orders of events are carried out: in this thread, or in this task.
+"""Trampolines that carry out a job's generator of actions, in this thread or in this task.
 
-They are generators of things to call; what each returns (or, in asyncio, what awaiting it gives) is
-sent back in, what it raises is thrown back in.
+The generators yield things to call. What a call returns (in asyncio, what awaiting it returns) is
+sent back in, and what it raises is thrown back in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Actions = Generator[Action, Any, T]
 
 
 def drive(actions: Actions[T]) -> T:
-    """Carry a run out in this thread."""
+    """Carry out actions in this thread."""
     error: BaseException | None = None
     try:
         while True:
@@ -34,32 +34,33 @@ def drive(actions: Actions[T]) -> T:
                     if inspect.iscoroutine(reply):
                         raise _never_awaited(action, reply)
                     action = actions.send(reply)
-            except BaseException as broke:
-                # What the order of events returned or raised itself ends it; all else, also what
-                # breaks in between two of these lines, is its to deal with.
+            except BaseException as caught:
+                # What the generator itself returned or raised ends it. It handles everything else,
+                # also an interruption between two of these lines.
                 if getgeneratorstate(actions) != GEN_CLOSED:
-                    error = broke
-                elif isinstance(broke, StopIteration):
-                    result: T = broke.value
+                    error = caught
+                elif isinstance(caught, StopIteration):
+                    result: T = caught.value
                     return result
                 else:
                     raise
     finally:
-        error = None  # or it and this frame would keep each other alive
+        error = None  # otherwise the error and this frame keep each other alive
 
 
 def _never_awaited(action: Any, reply: Any) -> InvalidArgument:
-    """What a plain job, or plain code that enqueues one, calls must be done when it returns."""
+    """Return the error for a call in a plain job, or while enqueueing, that made a coroutine."""
     reply.close()
     function = getattr(action, "func", action)
     return InvalidArgument(
-        f"{getattr(function, '__qualname__', function)} returned a coroutine, and nothing here "
-        "awaits it: a job that does is 'async def', and is enqueued by such as enqueue_async()"
+        f"could not call {getattr(function, '__qualname__', function)}: it returned a coroutine, "
+        "and nothing here awaits it. Declare the job as 'async def', and enqueue it with a method "
+        "such as enqueue_async()"
     )
 
 
 async def drive_async(actions: Actions[T]) -> T:
-    """Carry a run out in this task; callbacks may be plain functions or coroutine functions."""
+    """Carry out actions in this task; callbacks may be plain functions or coroutine functions."""
     try:
         action = next(actions)
         while True:
@@ -79,9 +80,9 @@ async def drive_async(actions: Actions[T]) -> T:
 
 
 def quietly(action: Action) -> Actions[Any]:
-    """Do it; a lock's error is logged, and the result then ``None``."""
+    """Carry out an action; log the error of a lock, and return ``None`` then."""
     try:
         return (yield action)
     except LockError as error:
-        log.warning("cleaning up after a job's lock: %s", error)
+        log.warning("could not clean up after a job's lock: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""arq: jobs that have their lock in its workers. ``pip install 'lualock[arq]'``.
+"""arq: run jobs under their locks in arq's workers. ``pip install 'lualock[arq]'``.
 
 ::
 
@@ -11,8 +11,8 @@
 
     await enqueue(pool, rebuild, 7)
 
-The lock is taken by the function: an error in ``on_job_start`` would end the whole worker. A job
-has no room for a token, so its place has one that is made of its id.
+The function itself takes the lock, because an error in ``on_job_start`` ends the whole worker. arq
+cannot carry a token, so the token of a job's reservation is derived from its id.
 """
 
 from __future__ import annotations
@@ -32,79 +32,83 @@ from arq.jobs import Job, JobStatus
 from arq.utils import timestamp_ms
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import JobAdapter, alone, bound
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
+from lualock.jobs.adapter import JobAdapter, bound, innermost_adapter
+from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.identity import token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
 
 
 def context() -> dict[Any, Any]:
-    """In a job: the ``ctx`` of arq, which a locked function does not get as an argument."""
+    """Return the ``ctx`` of arq inside a job; a locked function does not get it as an argument."""
     return _context.get()
 
 
 def locked(job: Any) -> Callable[..., Any]:
-    """What arq is to run: the coroutine function, or the ``LockedJob``, behind its lock."""
-    work = alone(job)
-    if not work.asynchronous:
-        raise InvalidArgument(f"job {work.name} must be a coroutine function, as arq wants it")
+    """Return the function that arq runs: a coroutine function or ``LockedJob``, under its lock."""
+    adapter = innermost_adapter(job)
+    if not adapter.asynchronous:
+        raise InvalidArgument(
+            f"could not make an arq job of {adapter.name}: it is not a coroutine function. Declare "
+            "it as 'async def'"
+        )
 
-    @functools.wraps(work.body)
+    @functools.wraps(adapter.body)
     async def perform(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
         delivery, job_id = None, ctx.get("job_id")
-        # Else this job calls itself, or another one it, with its own ctx; or nothing of arq does.
+        # Otherwise a job calls this one with its own ctx, or the caller is not arq.
         if job_id is not None and _context.get({}).get("job_id") != job_id:
             delivery = Delivery(job_id, will_retry=functools.partial(_retry_s, ctx))
-        before = _context.set(ctx)
+        reset_token = _context.set(ctx)
         try:
-            return await work.run(args, kwargs, delivery)
+            return await adapter.run(args, kwargs, delivery)
         except RetryLater as later:
             if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
-            if not _tries_again(_told(delivery.job_id)):
-                await _leave(work, args, kwargs, delivery)
+            if not _retries_jobs(_worker_state(delivery.job_id)):
+                await _cancel(adapter, args, kwargs, delivery)
                 raise
             try:
-                # arq counts every delivery as a try, and this was none.
+                # arq counts every delivery as a try, but this one did not run the job.
                 await ctx["redis"].decr(retry_key_prefix + ctx["job_id"])
-            except Exception:  # not where it is cancelled: then it comes back
-                await _leave(work, args, kwargs, delivery)
+            except Exception:  # not CancelledError: arq delivers a cancelled job again
+                await _cancel(adapter, args, kwargs, delivery)
                 raise
             raise arq.Retry(defer=later.delay_s) from None
         finally:
-            _context.reset(before)
+            _context.reset(reset_token)
 
     if isinstance(job, type):
         perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
-    perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for bound()
     return perform
 
 
-async def _leave(work: JobAdapter, args: Any, kwargs: Any, delivery: Delivery) -> None:
-    """Give up what is kept for a job that does not come back."""
-    with suppress(LockError):  # it ends by itself then
-        await work.cancel_async(args, kwargs, job_id=delivery.job_id)
+async def _cancel(adapter: JobAdapter, args: Any, kwargs: Any, delivery: Delivery) -> None:
+    """Release what is kept for a job that does not come back."""
+    with suppress(LockError):  # it expires on its own then
+        await adapter.cancel_async(args, kwargs, job_id=delivery.job_id)
 
 
 async def enqueue(
     pool: arq.ArqRedis, job: Any, /, *args: Any, _function: str | None = None, **options: Any
 ) -> Enqueued | Refused:
-    """``pool.enqueue_job(name of the job, ...)`` unless another is in its way.
+    """Call ``pool.enqueue_job(name of the job, ...)`` unless the job conflicts with another one.
 
-    ``result`` is arq's job. Arguments that begin with ``_`` are arq's, but for ``_function``: its
-    name there, if it was given one by ``arq.func``.
+    ``result`` is arq's job. Arguments that begin with ``_`` are arq's, except ``_function``: the
+    job's name in arq, if ``arq.func`` gave it one.
     """
-    work = bound(job)
+    adapter = bound(job)
     kwargs = {name: value for name, value in options.items() if not name.startswith("_")}
     job_id = options.pop("_job_id", None)
     if job_id is not None:
         status = await Job(job_id, pool).status()
-        if status is not JobStatus.not_found:  # arq would not push it
+        if status is not JobStatus.not_found:  # arq does not push a second one
             running = status is JobStatus.in_progress
-            return await _refused(work, args, kwargs, job_id, "running" if running else "queued")
+            return await _refused(adapter, args, kwargs, job_id, "running" if running else "queued")
     job_id = job_id or uuid4().hex
     name = _function or job.__qualname__
-    entry = await work.enqueue_async(
+    entry = await adapter.enqueue_async(
         lambda token: pool.enqueue_job(name, *args, _job_id=job_id, **options),
         args,
         kwargs,
@@ -114,57 +118,63 @@ async def enqueue(
     )
     if not isinstance(entry, Enqueued) or entry.result is not None:
         return entry
-    # Another was pushed with this id meanwhile; of equal arguments, it has the place that we took.
-    there = await Job(job_id, pool).info()
-    same = there is not None and there.function == name
+    # Another job with this id was pushed meanwhile. With equal arguments, this reservation is its.
+    other = await Job(job_id, pool).info()
+    same = other is not None and other.function == name
     status = await Job(job_id, pool).status()
-    begun = status in (JobStatus.in_progress, JobStatus.complete)  # and it had its place before
-    if begun or not same or work.lock(there.args, there.kwargs).key != work.lock(args, kwargs).key:
-        await work.cancel_async(args, kwargs, token=token_of(job_id))
-    return await _refused(work, args, kwargs, job_id, "queued")
+    begun = status in (JobStatus.in_progress, JobStatus.complete)  # its reservation was earlier
+    if (
+        begun
+        or not same
+        or adapter.lock(other.args, other.kwargs).key != adapter.lock(args, kwargs).key
+    ):
+        await adapter.cancel_async(args, kwargs, token=token_of(job_id))
+    return await _refused(adapter, args, kwargs, job_id, "queued")
 
 
-async def _refused(work: JobAdapter, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:
-    """arq has a job of that id."""
-    return await work.refuse_async(args, kwargs, job_id=job_id, state=state)
+async def _refused(adapter: JobAdapter, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:
+    """Report that arq has a job with that id already."""
+    return await adapter.refuse_async(args, kwargs, job_id=job_id, state=state)
 
 
 async def removed(job: Any, job_id: str, /, *args: Any, **kwargs: Any) -> None:
-    """A queued job was aborted or removed: give up its place in the queue."""
+    """Release the reservation of a queued job that was aborted or removed."""
     await bound(job).cancel_async(args, kwargs, token=token_of(job_id))
 
 
 def _retry_s(ctx: dict[Any, Any], error: BaseException) -> float | None:
-    """In how many seconds arq runs a job again that raised this."""
+    """Return in how many seconds arq runs a job again that raised this, or ``None``."""
     job_id = ctx["job_id"]
-    told = _told(job_id)
-    if not _tries_again(told) or ctx["job_try"] >= told.get("max_tries", 5):  # its default
+    state = _worker_state(job_id)
+    if not _retries_jobs(state) or ctx["job_try"] >= state.get("max_tries", 5):  # arq's default
         return None
-    if isinstance(error, asyncio.CancelledError) and told:
-        # For its own end, then; else it was aborted, or took too long.
-        in_time = timestamp_ms() - told["start_ms"] < told["timeout_s"] * 1000
-        return 0.0 if in_time and job_id not in told["self"].aborting_tasks else None
+    if isinstance(error, asyncio.CancelledError) and state:
+        # The worker stops. Otherwise the job was aborted, or took too long.
+        in_time = timestamp_ms() - state["start_ms"] < state["timeout_s"] * 1000
+        return 0.0 if in_time and job_id not in state["self"].aborting_tasks else None
     if not isinstance(error, arq.Retry | arq.worker.RetryJob):
         return None
     return float(getattr(error, "defer_score", None) or 0) / 1000
 
 
-def _tries_again(told: dict[str, Any]) -> bool:
-    """Whether a worker tries anything again."""
-    return not told or bool(told["self"].retry_jobs)
+def _retries_jobs(state: dict[str, Any]) -> bool:
+    """Return whether a worker retries jobs at all."""
+    return not state or bool(state["self"].retry_jobs)
 
 
-def _told(job_id: str) -> dict[str, Any]:
-    """What arq's worker knows of a job that it runs. It tells its functions little of what it was
-    told, or what ``arq.func`` was, so we look at it where it runs the job."""
+def _worker_state(job_id: str) -> dict[str, Any]:
+    """Return the local variables of the worker that runs a job.
+
+    arq passes few of its own settings, and few of those of ``arq.func``, to a job.
+    """
     for task in asyncio.all_tasks():
         running: Any = task.get_coro()
-        while running is not None:  # what else wraps it awaits it
+        while running is not None:  # a wrapper of it awaits it
             frame = getattr(running, "cr_frame", None)
             if frame is not None and frame.f_code.co_name == "run_job":
-                told: dict[str, Any] = dict(frame.f_locals)
-                if told.get("job_id") == job_id and "start_ms" in told:
-                    return told
+                state: dict[str, Any] = dict(frame.f_locals)
+                if state.get("job_id") == job_id and "start_ms" in state:
+                    return state
             running = getattr(running, "cr_await", None)
     return {}
 

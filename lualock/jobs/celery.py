@@ -1,4 +1,4 @@
-"""Celery: tasks that have their lock in its workers. ``pip install 'lualock[celery]'``.
+"""Celery: run tasks under their locks in Celery's workers. ``pip install 'lualock[celery]'``.
 
 ::
 
@@ -6,10 +6,11 @@
     @locks.job(unique="queued", policy=jobs.Retry(delay=10))
     def rebuild(shop_id): ...
 
-    rebuild.delay(7).refused  # None, or who is in its way
+    rebuild.delay(7).refused  # None, or the conflicting task
 
-The token of a queued task travels in its headers. A task that was revoked gives up its place when a
-worker comes to it; ``celery purge`` tells nobody, so places then end with ``queue_ttl``.
+The token of a queued task travels in its headers. A revoked task releases its reservation when a
+worker comes to it. ``celery purge`` notifies no process, so reservations then expire after
+``queue_ttl``.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import JobAdapter, alone
+from lualock.jobs.adapter import JobAdapter, innermost_adapter
 from lualock.jobs.celery_retries import delay_s, failed, retry_s
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater
+from lualock.jobs.delivery import Delivery, Enqueued, RetryLater
 
 HEADER = "lualock"
-BEGUN = "lualock_begun"
-CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
-"""The options of a task that others wait for: if it was refused, they would for ever."""
+_BEGUN = "lualock_begun"
+_CANVAS = "chain", "chord", "group_id", "replaced_task_nesting"
+"""The options of a task that other tasks wait for. Refusing it makes them wait for ever."""
 
 log = logging.getLogger("lualock.jobs")
 
-# The delivery whose run this code is part of: it is of that run alone.
-_taken: ContextVar[Any] = ContextVar("lualock_celery_taken", default=None)
+# The delivery whose run this code is part of. It belongs to that run, not to tasks that it calls.
+_current_delivery: ContextVar[Any] = ContextVar("lualock_celery_delivery", default=None)
 
 
 class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
-    """A task whose function was decorated with ``locks.job``; any other is as without this base.
+    """A task whose function has ``locks.job``; another function makes an ordinary task.
 
-    ``delay`` and ``apply_async`` return the result of the task that is there already where
-    ``unique=`` refuses a new one. Their result's ``refused`` says so.
+    If ``unique=`` refuses a new task, ``delay`` and ``apply_async`` return the result of the task
+    that is already queued or running. The result's ``refused`` is then set.
     """
 
     abstract = True
@@ -62,10 +63,10 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
             return
         if not isinstance(run, staticmethod):
             raise InvalidArgument(
-                f"task {cls.__name__}: with bind=True the task itself would be one of the "
-                "arguments that name its lock; leave it out, and use celery.current_task"
+                f"could not make task {cls.__name__}: with bind=True the task itself would be one "
+                "of the arguments that name its lock. Leave it out, and use celery.current_task"
             )
-        cls.work = alone(function)
+        cls.work = innermost_adapter(function)
         cls.run = staticmethod(_locked(cls.work))
 
     def apply_async(
@@ -73,21 +74,23 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     ) -> Any:
         headers = dict(options.pop("headers", None) or {})
         push = functools.partial(super().apply_async, args, kwargs)
-        again = task_id is not None and (HEADER in headers or task_id == self.request.id)
-        if not again:  # of another task, which hands its headers on
+        resent = task_id is not None and (HEADER in headers or task_id == self.request.id)
+        if not resent:  # the header is of another task, which passes its headers on
             headers.pop(HEADER, None)
-        part = any(options.get(key) is not None for key in CANVAS)
-        # What is sent again has its place, or needs none.
-        if self.work is None or again or part:
+        in_canvas = any(options.get(key) is not None for key in _CANVAS)
+        # A task that is sent again has its reservation, or needs none.
+        if self.work is None or resent or in_canvas:
             return push(task_id=task_id, headers=headers or None, **options)
         task_id = task_id or uuid()
 
-        def enter(token: str) -> Any:
-            # Also an empty one: it tells a task that is sent again from a new one.
+        def push_with_token(token: str) -> Any:
+            # Also an empty token: the header distinguishes a resent task from a new one.
             return push(task_id=task_id, headers=headers | {HEADER: token}, **options)
 
         delay = max(0.0, delay_s(options))
-        entry = self.work.enqueue(enter, args or (), kwargs or {}, job_id=task_id, delay=delay)
+        entry = self.work.enqueue(
+            push_with_token, args or (), kwargs or {}, job_id=task_id, delay=delay
+        )
         if isinstance(entry, Enqueued):
             entry.result.refused = None
             return entry.result
@@ -96,56 +99,58 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
         return result
 
 
-def _locked(work: JobAdapter) -> Callable[..., Any]:
-    """What a worker runs."""
+def _locked(adapter: JobAdapter) -> Callable[..., Any]:
+    """Return the function that a worker runs."""
 
-    @functools.wraps(work.body)
+    @functools.wraps(adapter.body)
     def run(*args: Any, **kwargs: Any) -> Any:
         task, delivery = celery.current_task, None
-        # Else another task calls this one, or it does so itself, or nothing of Celery does.
-        ours = getattr(task, "work", None) is work and not task.request.called_directly
-        request: Any = task.request if ours else None
-        this = (request.id, request.retries) if ours else None
+        # Otherwise a task calls this one, or itself, or the caller is not Celery.
+        delivered = getattr(task, "work", None) is adapter and not task.request.called_directly
+        request: Any = task.request if delivered else None
+        current = (request.id, request.retries) if delivered else None
         if request is not None:
-            setattr(request, BEGUN, True)
-        taken = this == _taken.get()  # the task that calls itself directly has its request
-        before = _taken.set(this or _taken.get())
-        if request is not None and not taken:
-            again_s = functools.partial(retry_s, task)
-            delivery = Delivery(request.id, _token(request), again_s, failed=failed)
+            setattr(request, _BEGUN, True)
+        nested = current == _current_delivery.get()  # a task that calls itself has its request
+        reset_token = _current_delivery.set(current or _current_delivery.get())
+        if request is not None and not nested:
+            will_retry = functools.partial(retry_s, task)
+            delivery = Delivery(request.id, _token(request), will_retry, failed=failed)
         try:
-            result = work.run(args, kwargs, delivery)
-            return asyncio.run(result) if work.asynchronous else result
+            result = adapter.run(args, kwargs, delivery)
+            return asyncio.run(result) if adapter.asynchronous else result
         except RetryLater as later:
             if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
-            again = later
+            retry = later
         finally:
-            _taken.reset(before)
+            _current_delivery.reset(reset_token)
         try:
             if request.is_eager:  # nothing delivers it again
-                raise again
-            # Sent again as it is, and not by task.retry(), which would count it.
-            told = {"countdown": again.delay_s, "retries": request.retries}
-            task.signature_from_request(request, **told).apply_async()
+                raise retry
+            # Sent again as it is. task.retry() counts as a retry, and this delivery must not.
+            options = {"countdown": retry.delay_s, "retries": request.retries}
+            task.signature_from_request(request, **options).apply_async()
         except BaseException:
-            with suppress(LockError):  # its place ends by itself then
-                work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
+            with suppress(LockError):  # its reservation expires on its own then
+                adapter.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
             raise
-        raise Retry(str(again), when=again.delay_s)
+        raise Retry(str(retry), when=retry.delay_s)
 
     return run
 
 
 @signals.task_failure.connect  # type: ignore[untyped-decorator]
 def _never_began(sender: Any, **_: Any) -> None:
-    """In the worker's process: a task failed; if that was before it began (its own ``before_start``
-    raised), nobody else gives its place up."""
-    work, request = getattr(sender, "work", None), getattr(sender, "request", None)
-    if not isinstance(work, JobAdapter) or request is None or request.id is None:
-        return  # (the main process tells of it, which celery_request sees)
-    if not (request.called_directly or getattr(request, BEGUN, False)):
-        _give_up(work, request)
+    """Release the reservation of a task that failed before it began, in the worker's process.
+
+    Its own ``before_start`` raised, and no other code releases its reservation.
+    """
+    adapter, request = getattr(sender, "work", None), getattr(sender, "request", None)
+    if not isinstance(adapter, JobAdapter) or request is None or request.id is None:
+        return  # the signal came from the main process, and celery_request handles the task
+    if not (request.called_directly or getattr(request, _BEGUN, False)):
+        _release_reservation(adapter, request)
 
 
 def _token(request: Any) -> str | None:
@@ -155,15 +160,16 @@ def _token(request: Any) -> str | None:
 
 @signals.task_revoked.connect  # type: ignore[untyped-decorator]
 def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
-    """In the worker's main process: a task will not begin."""
-    work = getattr(sender, "work", None)
-    if not terminated and isinstance(work, JobAdapter):  # what has begun, celery_request sees end
-        _give_up(work, request)
+    """Release the reservation of a task that will not begin, in the worker's main process."""
+    adapter = getattr(sender, "work", None)
+    if terminated:  # it has begun, and celery_request sees its end
+        return
+    if isinstance(adapter, JobAdapter):
+        _release_reservation(adapter, request)
 
 
-def _give_up(work: JobAdapter, request: Any) -> None:
-    """The place of a task that will not begin."""
+def _release_reservation(adapter: JobAdapter, request: Any) -> None:
     try:
-        work.cancel(request.args, request.kwargs, job_id=request.id, token=_token(request))
+        adapter.cancel(request.args, request.kwargs, job_id=request.id, token=_token(request))
     except LockError as error:
-        log.warning("the place of task %s ends by itself: %s", request.id, error)
+        log.warning("the reservation of task %s expires on its own: %s", request.id, error)

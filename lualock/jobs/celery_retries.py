@@ -1,4 +1,4 @@
-"""What Celery does with a task: when it begins, whether it failed, and when it is tried again."""
+"""What Celery will do with a task: when it begins, whether it failed, and when it is retried."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
-from lualock.jobs.terms import is_failure
+from lualock.jobs.delivery import is_failure
 
 
 def delay_s(options: dict[str, Any]) -> float:
-    """For how long a task is not to begin. Workers take a naive time for UTC."""
+    """Return in how many seconds a task may begin. Workers take a naive time as UTC."""
     eta = options.get("eta")
     if isinstance(eta, str):
         eta = datetime.fromisoformat(eta.replace("Z", "+00:00"))
@@ -23,35 +23,35 @@ def delay_s(options: dict[str, Any]) -> float:
 
 
 def failed(error: BaseException) -> bool:
-    """Whether Celery takes for a failure what a task raised, and will not be tried again."""
+    """Return whether Celery counts the error of a task that is not retried as a failure."""
     return is_failure(error) and (
         not isinstance(error, TaskPredicate) or getattr(error, "requeue", None) is False
     )
 
 
 def retry_s(task: Any, error: BaseException) -> float | None:
-    """In how many seconds at most Celery runs a task again that raised this."""
-    if isinstance(error, Reject):  # what was acknowledged before it began cannot be put back
+    """Return in how many seconds at most Celery retries a task that raised this, or ``None``."""
+    if isinstance(error, Reject):  # a task that was acknowledged before it began stays out
         return 0.0 if error.requeue and task.acks_late else None
     if isinstance(error, Ignore):
         return None
     if isinstance(error, Retry):
         if error.sig is not None and _lock_of(task, error.sig) != _lock_of(task, task.request):
-            return None  # with other arguments, for which this run keeps nothing
+            return None  # it has other arguments, and this run keeps nothing for those
         if isinstance(error.when, datetime):
             return max(0.0, delay_s({"eta": error.when}))
         return float(error.when or 0.0)
-    # What add_autoretry_behaviour, which is around this, will do.
-    told = {"max_retries": task.max_retries} | getattr(task, "retry_kwargs", {})
+    # As Celery's add_autoretry_behaviour decides, which wraps this code.
+    settings = {"max_retries": task.max_retries} | getattr(task, "retry_kwargs", {})
     if not isinstance(error, tuple(getattr(task, "autoretry_for", ()))):
         return None
     if isinstance(error, tuple(getattr(task, "dont_autoretry_for", ()))):
         return None
-    if told["max_retries"] is not None and task.request.retries >= told["max_retries"]:
+    if settings["max_retries"] is not None and task.request.retries >= settings["max_retries"]:
         return None
     if getattr(task, "retry_backoff", False):
         return float(getattr(task, "retry_backoff_max", 600))
-    return float(told.get("countdown", task.default_retry_delay))
+    return float(settings.get("countdown", task.default_retry_delay))
 
 
 def _lock_of(task: Any, call: Any) -> bytes:

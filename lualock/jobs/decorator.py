@@ -1,4 +1,4 @@
-"""``@locks.job``: a function of which one call at a time runs."""
+"""``@locks.job``: a decorator that lets one call of a function with the same arguments run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from lualock._core import options
 from lualock.errors import InvalidArgument
-from lualock.jobs import arguments, run
-from lualock.jobs.bound import JobAdapter
-from lualock.jobs.counterpart import fitting
-from lualock.jobs.job import AnyLocks, Job, plain
-from lualock.jobs.terms import QUEUE_TTL_S, Rules
+from lualock.jobs import naming, run
+from lualock.jobs.adapter import JobAdapter
+from lualock.jobs.counterpart import locks_for
+from lualock.jobs.declaration import (
+    QUEUE_TTL_S,
+    AnyLocks,
+    Job,
+    JobOptions,
+    check_plain_function,
+)
 
 if TYPE_CHECKING:
     from lualock import _sync as sync
@@ -24,7 +29,10 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class JobFunction(Protocol[P, R_co]):
-    """A decorated function: called as before, ``None`` (or what ``on_failed`` returns) if held."""
+    """A decorated function.
+
+    A call returns the job's result; if the lock is held, ``None`` or what ``on_failed`` returns.
+    """
 
     __name__: str
     __wrapped__: Callable[..., Any]
@@ -32,13 +40,13 @@ class JobFunction(Protocol[P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co | None: ...
 
     def locked(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Whether a run with these arguments holds the lock now."""
+        """Return whether a run with these arguments holds the lock now."""
 
     def refresh_lock(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """From inside the run: give its lease the whole timeout again. See :func:`run.refresh`."""
+        """Give the lease of this run its whole timeout again. See :func:`run.refresh`."""
 
     def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> sync.Lock:
-        """The lock of a call with these arguments."""
+        """Return the lock of a call with these arguments."""
 
 
 class AsyncJobFunction(Protocol[P, R_co]):
@@ -57,7 +65,7 @@ class AsyncJobFunction(Protocol[P, R_co]):
 
 
 class Decorator(Protocol):
-    """What ``locks.job(...)`` with options returns."""
+    """The decorator that ``locks.job(...)`` with options returns."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a function too
@@ -120,35 +128,35 @@ class JobMaker:
     ) -> Any:
         """Let only one run of a function with the same arguments go on at a time.
 
-        :param timeout: seconds after which a run is given up for dead and the lock is free again,
-            or a function of the job's arguments that says so. Left out, the lease is 30 s and
-            renewed for as long as the run lasts, so that only a crash frees it.
-        :param key: what the lock is called instead of the function's name and arguments: a name,
-            or a function of the job's arguments that returns one (or any plain value, which is
-            then told apart together with the function's name).
-        :param on_failed: called with exactly the job's arguments instead of the job when the lock
-            is held; its result is the call's. A further parameter ``holder`` gets who has it.
-        :param on_expired: called with exactly the job's arguments after the job, when the lease
-            had ended before it was released.
-        :param policy: what to do when the lock is held, before ``on_failed`` is called:
+        :param timeout: seconds after which the lease of a run expires, or a function of the job's
+            arguments that returns them. Left out, the lease lasts 30 s and is renewed while the run
+            lasts, so that it expires only after a crash.
+        :param key: the lock's name, instead of the function's name and arguments: a name, or a
+            function of the job's arguments that returns one. If it returns another plain value,
+            the name consists of that value and the function's name.
+        :param on_failed: called with exactly the job's arguments instead of the job if the lock is
+            held; the call returns its result. A further parameter ``holder`` gets the holder.
+        :param on_expired: called with exactly the job's arguments after the job, if the lease
+            expired before it was released.
+        :param policy: what to do if the lock is held, before ``on_failed`` is called:
             ``jobs.Retry``, ``jobs.Wait``, ``jobs.Replace``, ``jobs.Coalesce``, or a function that
             gets a ``jobs.Contention`` and returns one of them, or ``None`` to give up.
-        :param unique: when a job is not put into a queue by an integration: ``"queued"``, while
-            another with the same lock is in it; ``"running"``, while one runs; or ``"both"``.
-        :param on_enqueue_failed: called with exactly the job's arguments when it was not. A further
-            parameter ``job_id`` gets the id of the other one.
-        :param on_retry: what becomes of the lock while a job that failed waits for its system to
-            try it again: ``"release"``, or ``"hold"``: kept for it.
-        :param on_final_failure: the same for a job that failed and is not tried again: ``"keep"``
-            keeps its lock, for ``queue_ttl``.
-        :param on_unavailable: what to do while the server of the locks cannot be reached:
+        :param unique: when an integration refuses to enqueue a job: ``"queued"``, while another
+            with the same lock is in the queue; ``"running"``, while one runs; or ``"both"``.
+        :param on_enqueue_failed: called with exactly the job's arguments if the job was refused. A
+            further parameter ``job_id`` gets the id of the conflicting job.
+        :param on_retry: what happens to the lock while a job that failed waits for its system's
+            retry: ``"release"``, or ``"hold"``, which keeps it for the job.
+        :param on_final_failure: what happens to the lock of a job that failed and is not tried
+            again: ``"release"``, or ``"keep"``, which keeps it for ``queue_ttl``.
+        :param on_unavailable: what to do while the server of the locks is unreachable:
             ``"raise"``, ``"run"`` without the lock, or ``"skip"``, as if the lock were held.
-        :param queue_ttl: for how many seconds, beyond any delay that was asked for, a job that
-            waits in a queue keeps its place or its lock at the most.
-        :param key_version: raise it when what the name is made of changes its meaning.
-        :param read_old: for the one deploy that changes the lock's name: how it was made before, as
-            for ``key``, or the ``key_version`` before. Both names are then locked.
-        :raises InvalidArgument: one of these cannot be used.
+        :param queue_ttl: for how many seconds at most, beyond any requested delay, a job that waits
+            in a queue keeps its reservation or its lock.
+        :param key_version: raise it when the meaning of the values in the name changes.
+        :param read_old: for the one deploy that changes the lock's name: the previous ``key``, or
+            the previous ``key_version``. Both names are then locked.
+        :raises InvalidArgument: one of these is not valid.
         """
         if body is None:
             return functools.partial(
@@ -167,32 +175,36 @@ class JobMaker:
                 key_version=key_version,
                 read_old=read_old,
             )
-        named = hasattr(body, "__qualname__") and hasattr(body, "__module__")
-        if not callable(body) or isinstance(body, type) or not named:
+        has_name = hasattr(body, "__qualname__") and hasattr(body, "__module__")
+        if not callable(body) or isinstance(body, type) or not has_name:
             raise InvalidArgument(
-                f"locks.job decorates functions, not {type(body).__name__}: define a function "
-                "that calls it"
+                f"could not make a job of this {type(body).__name__}: locks.job decorates "
+                "functions. Define a function that calls it"
             )
         if isinstance(body, staticmethod):
-            raise InvalidArgument("@staticmethod goes above @locks.job, not below it")
+            raise InvalidArgument(
+                "could not make a job of this staticmethod: @staticmethod goes above @locks.job. "
+                "Swap the two"
+            )
         if hasattr(body, "__lualock__"):
             raise InvalidArgument(
-                f"{body.__qualname__} is a job already: the second lock would be the first one's, "
-                "and refuse it"
+                f"could not make a job of {body.__qualname__}: it is a job already, so its own "
+                "lock would refuse it. Use locks.job once"
             )
         if key is None and "<lambda>" in body.__qualname__:
             raise InvalidArgument(
-                "cannot derive a lock name for a lambda: use a named function or pass key="
+                "could not derive a lock name for a lambda: it has no name. Use a named function, "
+                "or pass key="
             )
-        for what, callback in (("on_failed", on_failed), ("on_expired", on_expired)):
+        for name, callback in (("on_failed", on_failed), ("on_expired", on_expired)):
             if callback is not None and not callable(callback):
-                raise InvalidArgument(f"{what} must be a function, not {type(callback).__name__}")
+                raise InvalidArgument(f"{name} must be a function, not {type(callback).__name__}")
         job = Job(
-            arguments.qualified_name(body),
+            naming.qualified_name(body),
             body,
             on_failed=on_failed,
             on_expired=on_expired,
-            rules=Rules(
+            options=JobOptions(
                 policy,
                 unique,
                 on_retry,
@@ -202,45 +214,45 @@ class JobMaker:
                 on_enqueue_failed,
             ),
         )
-        job.lock_name = job.naming(key, key_version)
+        job.lock_name = job.name_function(key, key_version)
         if isinstance(read_old, int):
-            job.old_name = job.naming(key, read_old)
+            job.old_name = job.name_function(key, read_old)
         elif read_old is not None:
-            job.old_name = job.naming(read_old, 0, "read_old")
-        plain("timeout", timeout)
+            job.old_name = job.name_function(read_old, 0, "read_old")
+        check_plain_function("timeout", timeout)
         if callable(timeout):
             job.timeout = timeout
         elif timeout is not None:
             options.ttl_ms(timeout, "timeout")
-            job.timeout = _always(timeout)
-        return _wrapped(job, self._locks)
+            job.timeout = _constant(timeout)
+        return _decorated(job, self._locks)
 
 
-def _always(value: Any) -> Callable[..., Any]:
+def _constant(value: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: value
 
 
-def _wrapped(job: Job, locks: AnyLocks) -> Any:
-    def own() -> AnyLocks:
-        return fitting(locks, asynchronous=job.asynchronous)
+def _decorated(job: Job, locks: AnyLocks) -> Any:
+    def job_locks() -> AnyLocks:
+        return locks_for(locks, asynchronous=job.asynchronous)
 
     if job.asynchronous:
-        # A coroutine function to the eye of every framework that asks.
+        # Frameworks that check for a coroutine function must find one.
         @functools.wraps(job.body)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await run.start(job, own(), args, kwargs)
+            return await run.start(job, job_locks(), args, kwargs)
 
         call: Any = call_async
     else:
 
         @functools.wraps(job.body)
         def call_plain(*args: Any, **kwargs: Any) -> Any:
-            return run.start(job, own(), args, kwargs)
+            return run.start(job, job_locks(), args, kwargs)
 
         call = call_plain
 
     call.__lualock__ = JobAdapter(job, lambda: locks)
-    call.lock_for = lambda *args, **kwargs: job.lock(own(), args, kwargs)
-    call.locked = lambda *args, **kwargs: job.lock(own(), args, kwargs).locked()
-    call.refresh_lock = lambda *args, **kwargs: run.refresh(job, own(), args, kwargs)
+    call.lock_for = lambda *args, **kwargs: job.lock(job_locks(), args, kwargs)
+    call.locked = lambda *args, **kwargs: job.lock(job_locks(), args, kwargs).locked()
+    call.refresh_lock = lambda *args, **kwargs: run.refresh(job, job_locks(), args, kwargs)
     return call

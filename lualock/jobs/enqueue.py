@@ -1,8 +1,9 @@
-"""The order of events when a job is enqueued: reserve, push, confirm. A generator as in ``run``.
+"""The order of events of enqueueing a job: reserve, push, confirm.
 
-The place is there before the job is, so that no two are pushed; it lasts some seconds until it is
-confirmed, so that a crash before the push frees it; and a job that was pushed but not confirmed is
-no worse off than one without a place: its run takes the lock like any other.
+* The reservation exists before the job is pushed, so that no two jobs are pushed.
+* It lasts some seconds until it is confirmed, so that a crash before the push frees it.
+* A job that was pushed but not confirmed is no worse off than one without a reservation: its run
+  acquires the lock as any other.
 """
 
 from __future__ import annotations
@@ -20,24 +21,16 @@ from lualock._protocol import LeaseState
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
-from lualock.jobs.job import AnyLock, AnyLocks, Job
-from lualock.jobs.places import keep, leave, reservation_of
-from lualock.jobs.terms import (
-    RESERVE_S,
-    Delivery,
-    Enqueued,
-    Refused,
-    Reserved,
-    as_token,
-    job_id_of,
-    job_text,
-)
+from lualock.jobs.declaration import AnyLock, AnyLocks, Job
+from lualock.jobs.delivery import RESERVE_S, Delivery, Enqueued, Refused, Reserved
+from lualock.jobs.identity import encode_token, job_id_of, job_metadata
+from lualock.jobs.reservation import extend_reservation, release_reservation, reservation_of
 
 log = logging.getLogger("lualock.jobs")
 
 
 class Entry:
-    """One job on its way into its queue."""
+    """One job on its way into its queue, or out of it."""
 
     def __init__(
         self, job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -48,7 +41,7 @@ class Entry:
     def enqueue(
         self, push: Callable[[str], Any], job_id: str, token: str | None, delay_s: float
     ) -> Actions[Enqueued | Refused]:
-        """Push a job unless another is in its way."""
+        """Push a job unless it conflicts with another one."""
         options.delay_s(delay_s, "delay")
         if not callable(push):
             raise InvalidArgument(f"push must be callable, not {type(push).__name__}")
@@ -67,90 +60,92 @@ class Entry:
         return Enqueued(job_id, reserved.token, result)
 
     def reserve(self, job_id: str, token: str | None) -> Actions[Reserved | Refused]:
-        """Take the job's place, for some seconds."""
-        job, rules = self.job, self.job.rules
-        job_text(job_id)
-        raw = self.locks[0]._request().token if token is None else as_token(token)
+        """Take the job's reservation, for some seconds."""
+        job, declared = self.job, self.job.options
+        job_metadata(job_id)
+        raw = self.locks[0]._request().token if token is None else encode_token(token)
         done: list[AnyLock] = []
         try:
             for lock in self.locks:
-                if rules.unique is not None:
+                if declared.unique is not None:
                     yield from self._reserve(lock, job_id, raw)
                     done.append(lock)
-        except verbs.Taken as other:
+        except verbs.AlreadyHeld as other:
             yield from self._undo(done, raw.decode())
             log.info("job %s was not enqueued: %s", job.name, other)
             state = "running" if other.running else "queued"
             return (yield from self.refuse(job_id_of(other.metadata), state, other.holder))
         except LockUnavailable as error:
             yield from self._undo(done, raw.decode())
-            if rules.on_unavailable == "raise":
+            if declared.on_unavailable == "raise":
                 raise
-            if rules.on_unavailable == "skip":
+            if declared.on_unavailable == "skip":
                 log.warning("job %s was not enqueued: %s", job.name, error)
                 return (yield from self.refuse(None, "unavailable", None))
-            log.warning("job %s is enqueued without a place: %s", job.name, error)
+            log.warning("job %s is enqueued without a reservation: %s", job.name, error)
             return Reserved(job_id, "")
         except GeneratorExit:
             raise
         except BaseException:
             yield from self._undo(done, raw.decode())
             raise
-        return Reserved(job_id, raw.decode() if rules.queues else "")
+        return Reserved(job_id, raw.decode() if declared.reserves else "")
 
     def _reserve(self, lock: AnyLock, job_id: str, token: bytes) -> Actions[None]:
-        if not self.job.rules.queues:
+        if not self.job.options.reserves:
             info = yield lock.inspect
             if info.held:
-                refused = verbs.Taken(f"lock {lock.name!r} is held", holder=info.holder)
+                refused = verbs.AlreadyHeld(f"lock {lock.name!r} is held", holder=info.holder)
                 refused.metadata = info.metadata
                 raise refused
             return
-        place = reservation_of(lock, job_id, RESERVE_S)
-        ask = place._request()
-        ask.token = token
-        alone = self.job.rules.unique == "both"
+        request = reservation_of(lock, job_id, RESERVE_S)._request()
+        request.token = token
+        alone = self.job.options.unique == "both"
         driver: Any = lock._locks._driver
-        steps = verbs.reserve(ask, lock.key, driver.server_clock, alone=alone)
+        steps = verbs.reserve(request, lock.key, driver.server_clock, alone=alone)
         yield partial(driver.run, steps)
 
     def refuse(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
-        """It is not enqueued: tell whoever wants to know."""
-        callback = self.job.rules.on_enqueue_failed
+        """Report a job that is not enqueued, and call ``on_enqueue_failed``."""
+        callback = self.job.options.on_enqueue_failed
         result = None
         if callback is not None:
-            result = yield self.job.telling(callback, self.args, self.kwargs, job_id=job_id)
+            result = yield self.job.bind_callback(callback, self.args, self.kwargs, job_id=job_id)
         return Refused(job_id, state, holder, result)
 
     def confirm(self, token: str, delay_s: float) -> Actions[bool]:
-        """The job is in its queue: it keeps its place; whether that was still there."""
+        """Extend the reservation of a job in its queue; return whether it still existed."""
         options.delay_s(delay_s, "delay")
-        kept = bool(token)
+        existed = bool(token)
         for lock in self.locks if token else ():
-            ttl_s = delay_s + self.job.rules.queue_ttl
-            kept &= yield from keep(lock, as_token(token), ttl_s)
-        return kept
+            ttl_s = delay_s + self.job.options.queue_ttl
+            existed &= yield from extend_reservation(lock, encode_token(token), ttl_s)
+        return existed
 
     def cancel(self, job_id: str | None, token: str | None) -> Actions[None]:
-        """The job will not run: give up its place, and a lock that is kept for its retry."""
+        """Release what a job that will not run has: its reservation, and a lock for its retry."""
         if job_id is not None:
             raw = Delivery(job_id, token).owner
         elif token is None:
-            raise InvalidArgument("say which job is cancelled: its job_id, its token, or both")
+            raise InvalidArgument(
+                "could not cancel a job: nothing says which job is cancelled. Pass its job_id, its "
+                "token, or both"
+            )
         elif token:
-            raw = as_token(token)
-        else:  # it was enqueued without unique=, and nothing is known of it
+            raw = encode_token(token)
+        else:  # it was enqueued without unique=, and nothing is known about it
             return
         for lock in self.locks:
-            yield from leave(lock, raw)
-            ask = lock._request()
-            ask.token = raw
+            yield from release_reservation(lock, raw)
+            request = lock._request()
+            request.token = raw
             driver: Any = lock._locks._driver
             with suppress(LeaseLost):  # it waits for no retry
-                yield partial(driver.run, protocol.release(ask, LeaseState(0, math.inf)))
+                yield partial(driver.run, protocol.release(request, LeaseState(0, math.inf)))
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
-        """The process that ran the job, or waited to, is dead; whether it had the lock."""
+        """Release the lock of a job whose process is dead; return whether it had the lock."""
         owner = Delivery(job_id, token).owner
         found = False
         for lock in self.locks:
@@ -158,15 +153,17 @@ class Entry:
             if pid is not None and lock._locks._settings.holder is None:
                 holder = options.process_holder(pid)
             driver: Any = lock._locks._driver
-            steps = verbs.died(lock._request(), job_text(job_id), owner, holder)
+            steps = verbs.died(lock._request(), job_metadata(job_id), owner, holder)
             found |= yield partial(driver.run, steps)
-            yield from leave(lock, owner)
+            yield from release_reservation(lock, owner)
         return found
 
     def _undo(self, locks: list[AnyLock], token: str) -> Actions[None]:
-        """Give up places; where that fails they end by themselves, in seconds."""
+        """Release reservations; one that cannot be released expires on its own in seconds."""
         for lock in locks if token else ():
             try:
-                yield from leave(lock, as_token(token))
+                yield from release_reservation(lock, encode_token(token))
             except LockError as error:
-                log.warning("the place of job %s ends by itself: %s", self.job.name, error)
+                log.warning(
+                    "the reservation of job %s expires on its own: %s", self.job.name, error
+                )

@@ -1,4 +1,4 @@
-"""Huey: tasks that have their lock in its consumer. ``pip install 'lualock[huey]'``.
+"""Huey: run tasks under their locks in Huey's consumer. ``pip install 'lualock[huey]'``.
 
 ::
 
@@ -11,8 +11,8 @@
 
     rebuild.enqueue(7)  # or rebuild(7)
 
-The lock is taken by the task's function: Huey swallows what its signals and hooks raise. A task has
-no room for a token, so its place has one that is made of its id.
+The task's function takes the lock, because Huey ignores errors of its signals and hooks. A task
+cannot carry a token, so the token of its reservation is derived from its id.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.utils import normalize_time
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.bound import JobAdapter, alone
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, is_failure, token_of
+from lualock.jobs.adapter import JobAdapter, innermost_adapter
+from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater, is_failure
+from lualock.jobs.identity import token_of
 
-BEGUN = "lualock_begun"
-GONE = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED
+_BEGUN = "lualock_begun"
+_DROPPED = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED
 
 log = logging.getLogger("lualock.jobs")
 
 
 class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
-    """What ``@huey.task()`` makes of a function that was decorated with ``locks.job``; any other
-    is as without this class."""
+    """The task that ``@huey.task()`` makes of a function with ``locks.job``.
+
+    Another function makes an ordinary task.
+    """
 
     work: JobAdapter | None = None
 
@@ -48,25 +51,25 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         self, huey: Any, func: Any, context: bool = False, name: str | None = None, **options: Any
     ) -> None:
         if hasattr(func, "__lualock__"):
-            self.work = alone(func)
+            self.work = innermost_adapter(func)
             if context:
                 raise InvalidArgument(
-                    f"task {self.work.name}: with context=True the task would be one of the "
-                    "arguments that name its lock; leave it out"
+                    f"could not make task {self.work.name}: with context=True the task would be "
+                    "one of the arguments that name its lock. Leave it out"
                 )
             run = _locked(self.work)
             run.__name__, run.__module__ = func.__name__, func.__module__  # also of a class
             func, context = run, True
         super().__init__(huey, func, context, name, **options)
         if self.work is not None:
-            huey.signal(*GONE)(self._gone)
+            huey.signal(*_DROPPED)(self._on_dropped)
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Enqueued | Refused:
-        """Call the task, and say what became of it; ``result`` is what Huey returns."""
+        """Enqueue the task unless it conflicts with another one; ``result`` is Huey's result."""
         return self._enqueue(self.s(*args, **kwargs))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As ever; where ``unique=`` refuses the task, the result is of the one that is there."""
+        """Enqueue the task; if it is refused, return the result of the conflicting task."""
         return self._result(self.enqueue(*args, **kwargs))
 
     def schedule(
@@ -77,7 +80,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         delay: Any = None,
         **options: Any,
     ) -> Any:
-        """As ever, in the same terms as a call."""
+        """Schedule the task as Huey does; a refused task is treated as in a call."""
         if eta is None and delay is None:
             eta, delay = (args, None) if isinstance(args, datetime) else (None, args)
             args = None
@@ -102,43 +105,46 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             return entry.result
         return Result(self.huey, Task(id=entry.job_id)) if self.huey.results else None
 
-    def _gone(self, signal: str, task: Any, *_: Any) -> None:
-        """A task was revoked, cancelled by a hook, or came too late: it will not begin. One that
-        has, and then cancels itself, has seen to what it keeps."""
+    def _on_dropped(self, signal: str, task: Any, *_: Any) -> None:
+        """Release the reservation of a task that will not begin.
+
+        It was revoked, was cancelled by a hook, or came too late. A task that has begun, and then
+        cancels itself, has already released what it holds.
+        """
         if self.work is not None and isinstance(task, self.task_class) and not _begun(task):
             try:
                 self.work.cancel(task.args, task.kwargs, token=token_of(task.id))
             except LockError as error:
-                log.warning("the place of task %s ends by itself: %s", task.id, error)
+                log.warning("the reservation of task %s expires on its own: %s", task.id, error)
 
 
-def _locked(work: JobAdapter) -> Any:
-    """What a consumer runs."""
+def _locked(adapter: JobAdapter) -> Any:
+    """Return the function that a consumer runs."""
 
-    @functools.wraps(work.body)
+    @functools.wraps(adapter.body)
     def run(*args: Any, **kwargs: Any) -> Any:
         delivery = None
         if isinstance(kwargs.get("task"), Task):  # Huey's, in place of an argument of that name
             task = kwargs.pop("task")
             if "task" in task.kwargs:
                 kwargs["task"] = task.kwargs["task"]
-            setattr(task, BEGUN, True)
+            setattr(task, _BEGUN, True)
             retry_s = functools.partial(_retry_s, task)
             delivery = Delivery(task.id, will_retry=retry_s, failed=_failed)
         try:
-            result = work.run(args, kwargs, delivery)
-            return asyncio.run(result) if work.asynchronous else result
+            result = adapter.run(args, kwargs, delivery)
+            return asyncio.run(result) if adapter.asynchronous else result
         except RetryLater as later:
             if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
                 raise
             raise RetryTask(str(later), delay=later.delay_s) from None
 
-    run.__lualock__ = work  # type: ignore[attr-defined]  # for who makes a task of a task
+    run.__lualock__ = adapter  # type: ignore[attr-defined]  # for a task of a task
     return run
 
 
 def _begun(task: Any) -> bool:
-    return getattr(task, BEGUN, False)
+    return getattr(task, _BEGUN, False)
 
 
 def _failed(error: BaseException) -> bool:
@@ -146,23 +152,26 @@ def _failed(error: BaseException) -> bool:
 
 
 def _retry_s(task: Any, error: BaseException) -> float | None:
-    """In how many seconds Huey runs a task again that raised this."""
-    if not isinstance(error, Exception):  # it is interrupted, and that is all
+    """Return in how many seconds Huey retries a task that raised this, or ``None``."""
+    if not isinstance(error, Exception):  # Huey does not retry an interrupted task
         return None
-    again, delay_s = task.retries, task.retry_delay
+    retries, delay_s = task.retries, task.retry_delay
     if isinstance(error, RetryTask):
-        if error.eta:  # a naive time of a user's is local
+        if error.eta:  # a naive time from the user is local
             return _delay_s(error.eta, utc=False)
-        again, delay_s = True, delay_s if error.delay is None else error.delay
+        retries, delay_s = True, delay_s if error.delay is None else error.delay
     elif isinstance(error, CancelExecution):
-        again = again if error.retry is None else error.retry
+        retries = retries if error.retry is None else error.retry
     elif isinstance(error, RateLimitExceeded):
-        again, delay_s = again or error.retry, delay_s or error.delay
-    return float(delay_s) if again else None
+        retries, delay_s = retries or error.retry, delay_s or error.delay
+    return float(delay_s) if retries else None
 
 
 def _delay_s(eta: datetime | None, utc: bool = True) -> float:
-    """For how long a task is not to begin. Huey's times are naive, and local with ``utc=False``."""
+    """Return in how many seconds a task may begin.
+
+    Huey's times are naive: in UTC, or local with ``utc=False``.
+    """
     if eta is None:
         return 0.0
     now = datetime.now(eta.tzinfo or (timezone.utc if utc else None))

@@ -1,4 +1,4 @@
-"""A plain job of a system that speaks asyncio, in a thread."""
+"""Run a plain job of an asyncio job system in a thread."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from lualock.jobs.bound import JobAdapter
-from lualock.jobs.terms import Delivery
+from lualock.jobs.adapter import JobAdapter
+from lualock.jobs.delivery import Delivery
 
 
-async def run_in_thread(work: JobAdapter, args: Any, kwargs: Any, delivery: Delivery | None) -> Any:
-    """Run it. Who is cancelled cannot end the thread, but a job that still waits for its lock there
-    does not begin."""
-    gone = threading.Event()
+async def run_in_thread(
+    adapter: JobAdapter, args: Any, kwargs: Any, delivery: Delivery | None
+) -> Any:
+    """Run a plain job in a thread.
+
+    Cancelling this task cannot end the thread, but a job that still waits for its lock there does
+    not begin.
+    """
+    cancelled = threading.Event()
     if delivery is not None:
-        delivery = replace(delivery, ended=gone.is_set)
+        delivery = replace(delivery, ended=cancelled.is_set)
     try:
-        return await asyncio.to_thread(work.run, args, kwargs, delivery)
+        return await asyncio.to_thread(adapter.run, args, kwargs, delivery)
     except asyncio.CancelledError:
-        gone.set()
+        cancelled.set()
         raise

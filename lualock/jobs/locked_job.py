@@ -1,4 +1,4 @@
-"""``LockedJob``: a job as a class, in the manner of Ruby's resque-lock."""
+"""``LockedJob``: declare a job as a class, in the manner of Ruby's resque-lock."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from typing import Any, ClassVar
 
 from lualock._core import options
 from lualock.errors import InvalidArgument
-from lualock.jobs import arguments, run
-from lualock.jobs.bound import JobAdapter
-from lualock.jobs.counterpart import default_locks, fitting
-from lualock.jobs.job import AnyLock, AnyLocks, Job, check_version, plain
-from lualock.jobs.terms import QUEUE_TTL_S, Rules
+from lualock.jobs import naming, run
+from lualock.jobs.adapter import JobAdapter
+from lualock.jobs.counterpart import default_locks, locks_for
+from lualock.jobs.declaration import (
+    QUEUE_TTL_S,
+    AnyLock,
+    AnyLocks,
+    Job,
+    JobOptions,
+    check_plain_function,
+    check_version,
+)
 
-# How the settings of a class begin; others of these names are misspelt.
-_OURS = "lock_", "loner"
+# The names of settings begin so. Another name that does is misspelt.
+_SETTING_PREFIXES = "lock_", "loner"
 
 
 class LockedJob:
-    """A job of which one run with the same arguments goes on at a time.
+    """A job of which only one run with the same arguments goes on at a time.
 
-    A subclass defines ``perform`` as a classmethod (plain or ``async``) and is run with
-    ``Job.run(...)``. Everything else is optional, and inherited::
+    A subclass defines ``perform`` as a classmethod (plain or ``async``); ``Job.run(...)`` runs it.
+    Everything else is optional, and inherited::
 
         class UpdateNetworkGraph(lualock.LockedJob):
             lock_timeout = 3600
@@ -34,21 +41,26 @@ class LockedJob:
             @classmethod
             def perform(cls, repo_id): ...
 
-    ``lock_failed`` and ``lock_expired_before_release``, where a subclass defines them as
-    classmethods, are called with exactly the job's arguments: the first instead of the job when
-    the lock is held (its result is then that of ``run``; a further parameter ``holder`` gets who
-    has it), the second after the job when the lease had ended before it was released.
-    ``loner_enqueue_failed`` is called, likewise, when an integration did not put the job into its
-    queue because of :attr:`loner` or :attr:`lock_unique`; a further parameter ``job_id`` gets the
-    other job's id.
+    A subclass may define three callbacks as classmethods. They get exactly the job's arguments.
+
+    * ``lock_failed`` is called instead of the job if the lock is held, and ``run`` returns its
+      result. A further parameter ``holder`` gets the holder.
+    * ``lock_expired_before_release`` is called after the job if the lease expired before it was
+      released.
+    * ``loner_enqueue_failed`` is called if an integration did not enqueue the job because of
+      :attr:`loner` or :attr:`lock_unique`. A further parameter ``job_id`` gets the id of the
+      conflicting job.
     """
 
     locks: ClassVar[AnyLocks | None] = None
-    """Where the locks are; ``None``: :func:`lualock.connect` with nothing configured."""
+    """The locks to use; ``None``: those of ``lualock.connect()`` with nothing configured."""
 
     lock_timeout: ClassVar[float | Callable[..., float | None] | None] = None
-    """Seconds after which a run is given up for dead, or a classmethod of the job's arguments that
-    says so. ``None``: the lease is 30 s and renewed for as long as the run lasts."""
+    """Seconds after which the lease of a run expires, or a classmethod that returns them.
+
+    The classmethod gets the job's arguments. ``None``: the lease lasts 30 s and is renewed while
+    the run lasts.
+    """
 
     lock_failed: ClassVar[Callable[..., Any] | None] = None
     lock_expired_before_release: ClassVar[Callable[..., Any] | None] = None
@@ -57,10 +69,10 @@ class LockedJob:
     loner: ClassVar[bool] = False
     """Refuse to enqueue a job while one with the same lock is queued or runs, as in resque-lock.
 
-    The same as ``lock_unique = "both"``; a ``lock_unique`` of the class counts instead of it.
+    The same as ``lock_unique = "both"``. If the class also has a ``lock_unique``, only that counts.
     """
 
-    # The same as the parameters of ``locks.job`` of these names.
+    # The same as the parameters of `locks.job` with these names.
     lock_policy: ClassVar[Any] = None
     lock_unique: ClassVar[str | None] = None
     lock_on_retry: ClassVar[str] = "release"
@@ -84,42 +96,44 @@ class LockedJob:
         ):
             if inspect.isfunction(inspect.getattr_static(cls, name, None)):
                 raise InvalidArgument(
-                    f"{cls.__qualname__}.{name} must be a classmethod (or a staticmethod): a job "
-                    "is run without an instance"
+                    f"{cls.__qualname__}.{name} must be a classmethod (or a staticmethod), because "
+                    "a job runs without an instance"
                 )
 
         _check_kinds(cls)
         if cls.lock_timeout is not None and not callable(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
         for name in ("lock", "identifier", "lock_timeout", "lock_read_old"):
-            plain(f"{cls.__qualname__}.{name}", getattr(cls, name))
+            check_plain_function(f"{cls.__qualname__}.{name}", getattr(cls, name))
         check_version(cls.lock_key_version, f"{cls.__qualname__}.lock_key_version")
         old = cls.lock_read_old
         if not (old is None or isinstance(old, str | bytes) or callable(old)):
             check_version(old, f"{cls.__qualname__}.lock_read_old")
-        cls._rules()
+        cls._job_options()
         if hasattr(cls, "perform"):
-            cls._new_job()  # and nothing is wrong with it
+            cls._new_job()  # raises what is wrong with it
 
     perform: ClassVar[Callable[..., Any]]
     """The work. A subclass defines it."""
 
     identifier: ClassVar[Callable[..., Any] | None] = None
-    """A classmethod of the job's arguments: what tells the locks of this class apart, any plain
-    value. ``None``: all arguments."""
+    """A classmethod of the job's arguments that returns what identifies the lock, a plain value.
+
+    ``None``: all arguments identify it.
+    """
 
     @classmethod
     def lock(cls, /, *args: Any, **kwargs: Any) -> str | bytes:
-        """The lock's name. Default: the class's name, :attr:`identifier`, and the version."""
+        """Return the lock's name: the class's name, :attr:`identifier`, and the version."""
         return cls._derived(cls.lock_key_version, *args, **kwargs)
 
     @classmethod
     def _derived(cls, version: int, /, *args: Any, **kwargs: Any) -> str:
         if cls.identifier is None:
-            told = arguments.bind(inspect.signature(cls.perform), args, kwargs)
+            arguments = naming.bind(inspect.signature(cls.perform), args, kwargs)
         else:
-            told = {"(the result of identifier)": cls.identifier(*args, **kwargs)}
-        return arguments.lock_name(arguments.qualified_name(cls), told, version)
+            arguments = {"(the result of identifier)": cls.identifier(*args, **kwargs)}
+        return naming.lock_name(naming.qualified_name(cls), arguments, version)
 
     @classmethod
     def _old_name(cls, /, *args: Any, **kwargs: Any) -> object:
@@ -129,8 +143,8 @@ class LockedJob:
         return old(*args, **kwargs) if callable(old) else old
 
     @classmethod
-    def _rules(cls) -> Rules:
-        return Rules(
+    def _job_options(cls) -> JobOptions:
+        return JobOptions(
             cls.lock_policy,
             cls.lock_unique or ("both" if cls.loner else None),
             cls.lock_on_retry,
@@ -142,27 +156,30 @@ class LockedJob:
 
     @classmethod
     def _job(cls) -> Job:
-        if "_made" not in vars(cls):
+        if "_cached_job" not in vars(cls):
             if not hasattr(cls, "perform"):
-                raise InvalidArgument(f"{cls.__qualname__} has no perform")
-            cls._made = cls._new_job()
-        made: Job = cls._made
-        return made
+                raise InvalidArgument(
+                    f"could not use {cls.__qualname__} as a job: it has no perform. Define it as a "
+                    "classmethod"
+                )
+            cls._cached_job = cls._new_job()
+        job: Job = cls._cached_job
+        return job
 
     @classmethod
     def _new_job(cls) -> Job:
         return Job(
-            arguments.qualified_name(cls),
+            naming.qualified_name(cls),
             cls.perform,
             cls.lock,
             cls._timeout,
             cls.lock_failed,
             cls.lock_expired_before_release,
-            cls._rules(),
+            cls._job_options(),
             None if cls.lock_read_old is None else cls._old_name,
         )
 
-    _made: ClassVar[Job]
+    _cached_job: ClassVar[Job]
 
     @classmethod
     def __lualock__(cls) -> JobAdapter:
@@ -170,58 +187,58 @@ class LockedJob:
 
     @classmethod
     def _timeout(cls, /, *args: Any, **kwargs: Any) -> float | None:
-        told = cls.lock_timeout
-        return told(*args, **kwargs) if callable(told) else told
+        timeout = cls.lock_timeout
+        return timeout(*args, **kwargs) if callable(timeout) else timeout
 
     @classmethod
     def _locks(cls) -> AnyLocks:
-        return fitting(cls.locks or default_locks(), asynchronous=cls._job().asynchronous)
+        return locks_for(cls.locks or default_locks(), asynchronous=cls._job().asynchronous)
 
     @classmethod
     def run(cls, /, *args: Any, **kwargs: Any) -> Any:
         """Run the job with these arguments unless its lock is held; await it if it is ``async``.
 
-        :raises InvalidArgument: no lock's name, or no ttl, can be made of the arguments.
-        :raises LockUnavailable: the server cannot be reached, so it was not run.
+        :raises InvalidArgument: the arguments give no valid lock name, or no valid ttl.
+        :raises LockUnavailable: the server is unreachable, so the job did not run.
         """
         return run.start(cls._job(), cls._locks(), args, kwargs)
 
     @classmethod
     def lock_for(cls, /, *args: Any, **kwargs: Any) -> AnyLock:
-        """The lock of a run with these arguments."""
+        """Return the lock of a run with these arguments."""
         return cls._job().lock(cls._locks(), args, kwargs)
 
     @classmethod
     def locked(cls, /, *args: Any, **kwargs: Any) -> Any:
-        """Whether a run with these arguments holds the lock now; await it if the job is async."""
+        """Return whether a run with these arguments holds the lock; await it if async."""
         return cls.lock_for(*args, **kwargs).locked()
 
     @classmethod
     def refresh_lock(cls, /, *args: Any, **kwargs: Any) -> Any:
-        """From inside the run: give its lease the whole timeout again; await it if async.
+        """Give the lease of this run its whole timeout again; await it if async.
 
-        The run then counts as refreshed: ``lock_expired_before_release`` is about the new end.
+        ``lock_expired_before_release`` is then about the new end of the lease.
 
-        :raises LeaseLost: this code is part of no such run, or its lease has ended.
+        :raises LeaseLost: this code is not part of such a run, or its lease has ended.
         """
         return run.refresh(cls._job(), cls._locks(), args, kwargs)
 
 
 def _check_spelling(cls: type[LockedJob]) -> None:
-    """A setting that is misspelt would be ignored, and the job run as if it were not there."""
-    known = [name for name in dir(LockedJob) if name.startswith(_OURS)]
+    """Refuse a misspelt setting, because Python ignores it and the job runs without it."""
+    known = [name for name in dir(LockedJob) if name.startswith(_SETTING_PREFIXES)]
     for name in vars(cls):
-        if name.startswith(_OURS) and name not in known:
+        if name.startswith(_SETTING_PREFIXES) and name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            meant = f": did you mean {near[0]}?" if near else ""
+            advice = f"Did you mean {near[0]}?" if near else "Choose another name"
             raise InvalidArgument(
-                f"{cls.__qualname__}.{name} is no setting of a LockedJob{meant} (names that begin "
-                f"with {' or '.join(_OURS)} are lualock's)"
+                f"could not use {cls.__qualname__}.{name}: it is not a setting of a LockedJob "
+                f"(names that begin with {' or '.join(_SETTING_PREFIXES)} are). {advice}"
             )
 
 
 def _check_kinds(cls: type[LockedJob]) -> None:
-    """What is of the wrong kind would be found out by the first run, or when it fails."""
+    """Refuse members of the wrong type here, not only in the first run or when it fails."""
     name = cls.__qualname__
     if not callable(cls.lock):
         raise InvalidArgument(

@@ -1,4 +1,4 @@
-"""What is done with a job whose lock is held. The default, ``None``, is to drop it."""
+"""What to do with a job whose lock is held. The default, ``None``, drops the job."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from lualock._core import options
 from lualock._protocol import stop_request
 from lualock.errors import NotAcquired
+from lualock.jobs.acquire import Attempt, release_quietly
 from lualock.jobs.actions import Actions, quietly
-from lualock.jobs.job import AnyLease
-from lualock.jobs.taking import Attempt, release_quietly
-from lualock.jobs.terms import Superseded, check_policy
+from lualock.jobs.declaration import AnyLease, check_policy
+from lualock.jobs.delivery import Superseded
 
-Taking = Actions[AnyLease]
+_Take = Actions[AnyLease]
 
-SLACK_S = 5.0
-"""For how much longer than its asker waits a request to release stands."""
+_SLACK_S = 5.0
+"""How much longer than its sender waits a stop request is valid."""
 
 
 @dataclass(frozen=True)
 class Skip:
     """Drop the job: ``on_failed`` is called instead of it."""
 
-    def take(self, attempt: Attempt) -> Taking:
+    def take(self, attempt: Attempt) -> _Take:
         return attempt.go_on(None)
 
 
@@ -31,7 +31,7 @@ class Skip:
 class Retry:
     """Let the job system deliver the job again in ``delay`` seconds.
 
-    Where no system is involved, :class:`lualock.jobs.RetryLater` comes out of the call.
+    Without a job system, the call raises :class:`lualock.jobs.RetryLater`.
     """
 
     delay: float = 10.0
@@ -39,15 +39,17 @@ class Retry:
     def __post_init__(self) -> None:
         options.delay_s(self.delay, "delay")
 
-    def take(self, attempt: Attempt) -> Taking:
+    def take(self, attempt: Attempt) -> _Take:
         yield from attempt.later(self.delay)
         raise AssertionError("later() raises")
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait in the lock's queue for up to ``wait`` seconds (``None``: without an end), in turn with
-    everybody else who waits; then do what ``then`` says."""
+    """Wait in the lock's queue, first come, first served; then do what ``then`` says.
+
+    :param wait: for how many seconds at most; ``None``: without a limit.
+    """
 
     wait: float | None
     then: Any = None
@@ -56,7 +58,7 @@ class Wait:
         options.wait_s(self.wait, "wait")
         check_policy(self.then)
 
-    def take(self, attempt: Attempt) -> Taking:
+    def take(self, attempt: Attempt) -> _Take:
         try:
             lease: AnyLease = yield from attempt.wait(self.wait)
         except NotAcquired:
@@ -66,11 +68,10 @@ class Wait:
 
 @dataclass(frozen=True)
 class Replace:
-    """Ask whoever has the lock to release it (:meth:`lualock.Lease.release_requested`), and wait
-    for up to ``wait`` seconds; then do what ``then`` says.
+    """Ask the holder to release the lock (:meth:`lualock.Lease.release_requested`), and wait.
 
-    Of several that wait to replace the same run only the last one runs; if it is killed or gives
-    up, the one before it.
+    After ``wait`` seconds without the lock, do what ``then`` says. If several jobs wait to replace
+    the same run, only the last one runs. If that one is killed or gives up, the one before it runs.
     """
 
     wait: float = 60.0
@@ -80,16 +81,16 @@ class Replace:
         options.delay_s(self.wait, "wait")
         check_policy(self.then)
 
-    def take(self, attempt: Attempt) -> Taking:
-        # The request and the wait have one token, so that nobody is asked to stop by itself.
-        ask = attempt.lock._request()
-        withdraw = attempt.call(stop_request.withdraw(ask))
+    def take(self, attempt: Attempt) -> _Take:
+        # The stop request and the wait share a token, so that no job asks itself to stop.
+        request = attempt.lock._request()
+        withdraw = attempt.action(stop_request.withdraw(request))
         try:
-            lasts_s = min(self.wait + SLACK_S, options.MAX_TTL_S)
-            yield attempt.request_release(ask, lasts_s)
-            lease: AnyLease = yield from attempt.wait(self.wait, ask)
+            lasts_s = min(self.wait + _SLACK_S, options.MAX_TTL_S)
+            yield attempt.request_release(request, lasts_s)
+            lease: AnyLease = yield from attempt.wait(self.wait, request)
         except NotAcquired:
-            # Who does not run in its place asks nobody to stop.
+            # A job that does not run leaves no stop request behind.
             yield from quietly(withdraw)
             return (yield from attempt.go_on(self.then))
         except GeneratorExit:
@@ -106,21 +107,22 @@ class Replace:
             raise
         if withdrawn is False:
             yield from release_quietly(lease)
+            name = attempt.lock.name
             raise Superseded(
-                f"lock {attempt.lock.name!r}: a later job asked to replace the one that ran, and "
-                "stands for this one",
-                name=attempt.lock.name,
+                f"could not run the job: a later job asked to replace the same run under lock "
+                f"{name!r}, and covers this one. There is nothing to do",
+                name=name,
             )
         return lease
 
 
 @dataclass(frozen=True)
 class Coalesce:
-    """Run once more after the one that runs, however many ask for it meanwhile.
+    """Run once more after the current run, however many jobs ask for that meanwhile.
 
-    The first who finds the lock held waits for it, for up to ``wait`` seconds (``None``: without an
-    end), and then does what ``then`` says, which is to come back later. The others are dropped: it
-    will begin after they came, and so stands for them.
+    The first job that finds the lock held waits for it. After ``wait`` seconds (``None``: no limit)
+    it does what ``then`` says: by default it comes back later. Further jobs are dropped, because
+    the waiting job begins after they came, and so covers them.
     """
 
     wait: float | None = None
@@ -130,10 +132,10 @@ class Coalesce:
         options.wait_s(self.wait, "wait")
         check_policy(self.then)
 
-    def take(self, attempt: Attempt) -> Taking:
-        # First, for jobs that come while it has the place are dropped for its sake.
+    def take(self, attempt: Attempt) -> _Take:
+        # Before the reservation, because other jobs are dropped while this one holds it.
         attempt.refuse_own_wait(self.wait)
-        yield from attempt.take_place()
+        yield from attempt.reserve()
         if self.wait == 0:  # the first try has just been made
             return (yield from attempt.go_on(self.then))
         return (yield from Wait(self.wait, self.then).take(attempt))

@@ -1,15 +1,13 @@
 """The order of events of one run, the same for functions and coroutines.
 
-Rules that hold here:
-
-* A run that finds the lock held does what the job's policy says, and if that does not get the lock
-  either it does not run: ``on_failed`` is called instead.
-* ``on_expired`` is called when, and only when, the server's reply to the release said that the
-  lease was gone.
-* What the job raised goes on, whatever release and callbacks do: theirs is attached to it as a
-  note. What a callback raises goes on only where the job itself raised nothing.
-* The lock is released before any callback runs, so that no callback leaves it held; or it is kept
-  for the job's own retry, which is given it by ``start``.
+* A run that finds the lock held applies the job's policy. If that does not get the lock either, the
+  job does not run, and ``on_failed`` is called instead.
+* ``on_expired`` is called if, and only if, the server's reply to the release said that the lease
+  was gone.
+* An exception of the job is never replaced: errors of the release and of callbacks are attached to
+  it as notes. An exception of a callback is raised only if the job itself raised nothing.
+* The lock is released before any callback runs, so that no callback keeps it held. Or it is kept
+  for the job's own retry; ``start`` then hands it over.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._protocol import LeaseState
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.jobs.acquire import Attempt, abandon_in_background, release_quietly, restore_ttl
 from lualock.jobs.actions import Actions, drive, drive_async
+from lualock.jobs.declaration import AnyLease, AnyLocks, Job, Run
+from lualock.jobs.delivery import Delivery, RetryLater
 from lualock.jobs.finish import finish
-from lualock.jobs.job import AnyLease, AnyLocks, Job, Run
-from lualock.jobs.taking import Attempt, abandon_quietly, last_for, release_quietly
-from lualock.jobs.terms import Delivery, RetryLater
 
 log = logging.getLogger("lualock.jobs")
 
@@ -35,33 +33,33 @@ log = logging.getLogger("lualock.jobs")
 _current: ContextVar[tuple[tuple[bytes, AnyLease], ...]] = ContextVar("lualock_runs", default=())
 
 
-def run(it: Run) -> Actions[Any]:
-    """One run: the job's result, or what ``on_failed`` returned when the lock was held.
+def execute(run: Run) -> Actions[Any]:
+    """Run a job; return its result, or what ``on_failed`` returned when the lock was held.
 
-    :raises RetryLater: the job is to be delivered again; it did not run.
+    :raises RetryLater: the job should be delivered again; it did not run.
     """
-    before = _current.get()
+    outer_runs = _current.get()
     try:
-        return (yield from _run(it))
+        return (yield from _execute(run))
     except GeneratorExit:
         raise
     except BaseException:
-        # An interruption may come between any two lines: what they would have given up is.
-        _current.set(before)
-        for ask in it.asks:
-            if ask.state is not None and not _is_over(ask.state):
-                yield abandon_quietly(it.locks[0]._locks._driver, ask)
+        # An interruption may come between any two lines: abandon what they did not.
+        _current.set(outer_runs)
+        for request in run.requests:
+            if request.state is not None and not _is_over(request.state):
+                yield abandon_in_background(run.locks[0]._locks._driver, request)
         raise
 
 
-def _is_over(grant: LeaseState) -> bool:
-    return grant.released or grant.lost or protocol.is_release_unknown(grant)
+def _is_over(state: LeaseState) -> bool:
+    return state.released or state.lost or protocol.is_release_unknown(state)
 
 
-def _run(it: Run) -> Actions[Any]:
-    job = it.job
+def _execute(run: Run) -> Actions[Any]:
+    job = run.job
     try:
-        yield from _take_all(it)
+        yield from _acquire_all(run)
     except RetryLater as later:
         log.info("job %s did not run: %s", job.name, later)
         raise
@@ -69,21 +67,25 @@ def _run(it: Run) -> Actions[Any]:
         log.info("job %s did not run: %s", job.name, refused)
         if job.on_failed is None:
             return None
-        return (yield it.call(job.on_failed, holder=refused.holder))
+        return (yield run.bind_callback(job.on_failed, holder=refused.holder))
 
-    # Of two the first last: there who wants to replace this run is refused, and asks it to stop.
-    # But code that knows only one of the names asks there.
-    if it.held:
-        it.held[0][1]._beside = tuple(lease for _, lease in it.held[1:])
-    ours = ((lock.key, lease) for lock, lease in reversed(it.held))
-    before = _current.get()
+    # With two locks, the first-acquired one comes last: a job that wants to replace this run is
+    # refused at that lock, and sends its stop request there. Code that knows only the other name
+    # sends it to the other lock.
+    if run.held:
+        run.held[0][1]._beside = tuple(lease for _, lease in run.held[1:])
+    leases = ((lock.key, lease) for lock, lease in reversed(run.held))
+    outer_runs = _current.get()
     try:
-        _current.set((*before, *ours))
-        if it.delivery is not None and it.delivery.ended():
-            raise LockError(f"job {job.name} got its lock when its system had given it up")
-        blocks = [lock._inside(lease) for lock, lease in it.held]
+        _current.set((*outer_runs, *leases))
+        if run.delivery is not None and run.delivery.ended():
+            raise LockError(
+                f"could not run job {job.name}: its job system gave it up while it waited for its "
+                "lock"
+            )
+        blocks = [lock._inside(lease) for lock, lease in run.held]
         try:
-            result = yield partial(job.body, *it.args, **it.kwargs)
+            result = yield partial(job.body, *run.args, **run.kwargs)
         finally:
             for block in blocks:
                 block.done()
@@ -91,59 +93,63 @@ def _run(it: Run) -> Actions[Any]:
             if isinstance(result, Coroutine | Generator):
                 result.close()
             raise InvalidArgument(
-                f"job {job.name} returned a {type(result).__name__}, which would run without the "
-                "lock: declare the job as 'async def' and await it there, or iterate there"
+                f"could not finish job {job.name}: it returned a {type(result).__name__}, which "
+                "would run without the lock. Declare the job as 'async def' and await the result "
+                "there, or iterate over it there"
             )
     except GeneratorExit:
         raise
     except BaseException as error:
-        _current.set(before)
-        yield from finish(it, error, None)
+        _current.set(outer_runs)
+        yield from finish(run, error, None)
         raise
-    _current.set(before)
-    yield from finish(it, None, result)
+    _current.set(outer_runs)
+    yield from finish(run, None, result)
     return result
 
 
-def _take_all(it: Run) -> Actions[None]:
-    """Take all locks of the run, or none; or go on without, if that is what the job wants while the
-    server is away."""
-    rules = it.job.rules
+def _acquire_all(run: Run) -> Actions[None]:
+    """Acquire all locks of the run, or none.
+
+    With ``on_unavailable="run"`` the run goes on without them while the server is unreachable.
+    """
+    on_unavailable = run.job.options.on_unavailable
     try:
-        yield from _take_each(it)
+        yield from _acquire_each(run)
     except GeneratorExit:
         raise
     except BaseException as error:
-        away = isinstance(error, LockUnavailable)
-        if away and rules.on_unavailable == "run":
-            log.warning("job %s runs without its lock: %s", it.job.name, error)
-            for _, lease in it.held:  # it waits for no other lock any more; see `last_for`
-                lease._renewed = it.locks[-1]._options.renew
+        unavailable = isinstance(error, LockUnavailable)
+        if unavailable and on_unavailable == "run":
+            log.warning("job %s runs without its lock: %s", run.job.name, error)
+            for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
+                lease._renewed = run.locks[-1]._options.renew
             return
-        while it.held:
-            yield from release_quietly(it.held.pop()[1])
-        if away and rules.on_unavailable == "skip":
-            raise NotAcquired(str(error), name=it.locks[-1].name) from error
+        while run.held:
+            yield from release_quietly(run.held.pop()[1])
+        if unavailable and on_unavailable == "skip":
+            raise NotAcquired(str(error), name=run.locks[-1].name) from error
         raise
 
 
-def _take_each(it: Run) -> Actions[None]:
+def _acquire_each(run: Run) -> Actions[None]:
     attempts = [
-        Attempt(it.job, lock, it.args, it.kwargs, it.delivery, it.asks) for lock in it.locks
+        Attempt(run.job, lock, run.args, run.kwargs, run.delivery, run.requests)
+        for lock in run.locks
     ]
     try:
         for attempt in attempts:
             lease = yield from attempt.take()
-            it.held.append((attempt.lock, lease))
-        for _, lease in it.held[:-1]:
-            yield from last_for(lease, it.locks[-1])
+            run.held.append((attempt.lock, lease))
+        for _, lease in run.held[:-1]:
+            yield from restore_ttl(lease, run.locks[-1])
     except GeneratorExit:
         for attempt in attempts:
-            attempt.renew_no_more()
+            attempt.stop_renewal()
         raise
     except BaseException as error:
-        it.without = attempts[len(it.held) :]
-        for attempt in it.without:
+        run.failed_attempts = attempts[len(run.held) :]
+        for attempt in run.failed_attempts:
             yield from attempt.give_up(error)
         raise
 
@@ -155,16 +161,16 @@ def start(
     kwargs: Mapping[str, Any],
     delivery: Delivery | None = None,
 ) -> Any:
-    """Run a job, or for a coroutine function return the coroutine that runs it."""
-    actions = run(Run(job, locks, args, kwargs, delivery))
+    """Run a job; for a coroutine function, return the coroutine that runs it."""
+    actions = execute(Run(job, locks, args, kwargs, delivery))
     return drive_async(actions) if job.asynchronous else drive(actions)
 
 
 def current_lease() -> Any:
-    """The lease of the run that this code is part of, of the innermost one.
+    """Return the lease of the innermost run that this code is part of.
 
-    A :class:`lualock.Lease` in a plain job, a :class:`lualock.aio.Lease` in a coroutine; ``None``
-    outside of any run, and in one that runs without its lock because the server is away.
+    It is a :class:`lualock.Lease` in a plain job, a :class:`lualock.aio.Lease` in a coroutine. It
+    is ``None`` outside of any run, and in a run without a lock because the server is unreachable.
     """
     runs = _current.get()
     return runs[-1][1] if runs else None
@@ -175,16 +181,16 @@ def refresh(job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[st
 
     :raises LeaseLost: this code is part of no run with these arguments, or its lease has ended.
     """
-    wanted = job.locks(locks, args, kwargs)
-    ours = dict(_current.get())  # of two runs of one lock the innermost
-    leases = [ours[lock.key] for lock in wanted if lock.key in ours]
+    job_locks = job.locks(locks, args, kwargs)
+    current = dict(_current.get())  # of two runs of one lock, the innermost
+    leases = [current[lock.key] for lock in job_locks if lock.key in current]
     if not leases:
         lock = job.lock(locks, args, kwargs)
         raise LeaseLost(
-            f"refresh of lock {lock.name!r}: this code is part of no run of job {job.name} with "
-            "these arguments, so it has no lease to refresh (a thread that the job started must "
-            "be started with contextvars.copy_context().run)",
+            f"could not refresh lock {lock.name!r}: this code is part of no run of job {job.name} "
+            "with these arguments. Call it inside the run (start a thread of the job with "
+            "contextvars.copy_context().run)",
             name=lock.name,
         )
-    actions = (partial(lease.extend, wanted[0].ttl) for lease in leases)
+    actions = (partial(lease.extend, job_locks[0].ttl) for lease in leases)
     return drive_async(actions) if job.asynchronous else drive(actions)

@@ -1,4 +1,4 @@
-"""SAQ: jobs that have their lock in its workers. ``pip install 'lualock[saq]'``.
+"""SAQ: run jobs under their locks in SAQ's workers. ``pip install 'lualock[saq]'``.
 
 ::
 
@@ -25,100 +25,105 @@ import saq
 from saq.job import Job
 from saq.utils import now_seconds
 
-from lualock.jobs.bound import alone, bound
+from lualock.jobs.adapter import bound, innermost_adapter
+from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
+from lualock.jobs.identity import token_of
 from lualock.jobs.in_thread import run_in_thread
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater, token_of
 
-META = "lualock"
-OWN_DELAY = "lualock_retry"
+_META = "lualock"
+_OWN_DELAY = "lualock_retry"
 
 _context: ContextVar[Any] = ContextVar("lualock_saq_context")
 
 
 def context() -> Any:
-    """In a job: the ``ctx`` of SAQ, which a locked function does not get as an argument."""
+    """Return the ``ctx`` of SAQ inside a job; a locked function does not get it as an argument."""
     return _context.get()
 
 
 def locked(job: Any) -> Callable[..., Any]:
-    """What SAQ is to run: the function, or the ``LockedJob``, behind its lock."""
-    work = alone(job)
+    """Return the function that SAQ runs: a function or ``LockedJob``, under its lock."""
+    adapter = innermost_adapter(job)
 
-    @functools.wraps(work.body)
+    @functools.wraps(adapter.body)
     async def perform(ctx: Any, **kwargs: Any) -> Any:
         delivered: Job | None = ctx.get("job")
-        # Else this job calls itself, or another one it, with its own ctx; or nothing of SAQ does.
+        # Otherwise a job calls this one with its own ctx, or the caller is not SAQ.
         if _context.get({}).get("job") is delivered:
             delivered = None
         delivery = None if delivered is None else _delivery(delivered, ctx["worker"])
-        before = _context.set(ctx)
+        reset_token = _context.set(ctx)
         try:
-            if work.asynchronous:
-                return await work.run((), kwargs, delivery)
-            return await run_in_thread(work, (), kwargs, delivery)
+            if adapter.asynchronous:
+                return await adapter.run((), kwargs, delivery)
+            return await run_in_thread(adapter, (), kwargs, delivery)
         except RetryLater as later:
             if delivered is not None and later.job_id == delivered.key:  # not of a job it calls
-                # SAQ has no other way to say when, and counts every delivery; this is to be none.
-                delivered.meta[OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
+                # SAQ takes the delay from the job, and counts every delivery; this must not count.
+                delivered.meta[_OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
                 delivered.retry_delay, delivered.retry_backoff = later.delay_s, False
                 delivered.attempts = min(delivered.attempts, delivered.retries) - 1
             raise
         finally:
-            _context.reset(before)
+            _context.reset(reset_token)
 
     if isinstance(job, type):
         perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
-    perform.__lualock__ = work  # type: ignore[attr-defined]  # what bound() looks for
+    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for bound()
     return perform
 
 
 def _delivery(job: Job, worker: saq.Worker[Any]) -> Delivery:
-    if OWN_DELAY in job.meta:
-        job.retry_delay, job.retry_backoff = job.meta.pop(OWN_DELAY)
+    if _OWN_DELAY in job.meta:
+        job.retry_delay, job.retry_backoff = job.meta.pop(_OWN_DELAY)
 
     def retry_s(error: BaseException) -> float | None:
-        """In how many seconds SAQ runs the job again that raised this."""
+        """Return in how many seconds SAQ retries a job that raised this, or ``None``."""
         run = worker.job_task_contexts.get(job)
         aborted = run is not None and run["aborted"] is not None
         stopped = isinstance(error, asyncio.CancelledError) and worker.event.is_set()
-        # What a worker that stops interrupts it puts back, whatever was said of retries.
+        # A worker that stops puts an interrupted job back, even if it has no retries left.
         return job.next_retry_delay() if not aborted and (stopped or job.retryable) else None
 
-    return Delivery(job.key, job.meta.get(META), retry_s)
+    return Delivery(job.key, job.meta.get(_META), retry_s)
 
 
 class _Exists(Exception):
-    """SAQ has a job of that key."""
+    """SAQ has a job with that key already."""
 
 
 async def enqueue(
     queue: saq.Queue, job: Any, /, *, _function: str | None = None, **options: Any
 ) -> Enqueued | Refused:
-    """``queue.enqueue(name of the job, ...)`` unless another is in its way.
+    """Call ``queue.enqueue(name of the job, ...)`` unless the job conflicts with another one.
 
-    ``result`` is SAQ's job. Arguments with the name of a property of SAQ's jobs are SAQ's, as ever.
-    ``_function`` is the job's name there, if it was given one.
+    ``result`` is SAQ's job. As in SAQ, arguments with the name of a property of SAQ's jobs are
+    SAQ's. ``_function`` is the job's name in SAQ, if it has one of its own there.
     """
-    work = bound(job)
-    told = {name: options.pop(name) for name in list(options) if name in Job.__dataclass_fields__}
-    made = Job(_function or job.__qualname__, kwargs=told.pop("kwargs", {}) | options, **told)
+    adapter = bound(job)
+    fields = {name: options.pop(name) for name in list(options) if name in Job.__dataclass_fields__}
+    kwargs = fields.pop("kwargs", {}) | options
+    new_job = Job(_function or job.__qualname__, kwargs=kwargs, **fields)
 
     async def push(token: str) -> Job:
         if token:
-            made.meta[META] = token
-        pushed = await queue.enqueue(made)
+            new_job.meta[_META] = token
+        pushed = await queue.enqueue(new_job)
         if pushed is None:
             raise _Exists
         return pushed
 
-    delay = max(0.0, made.scheduled - now_seconds())
+    delay = max(0.0, new_job.scheduled - now_seconds())
     try:
-        return await work.enqueue_async(push, (), made.kwargs, job_id=made.key, delay=delay)
+        return await adapter.enqueue_async(
+            push, (), new_job.kwargs, job_id=new_job.key, delay=delay
+        )
     except _Exists:
-        return await work.refuse_async((), made.kwargs, job_id=made.key)
+        return await adapter.refuse_async((), new_job.kwargs, job_id=new_job.key)
 
 
 async def removed(job: Any, job_of_saq: Job) -> None:
-    """A queued job was aborted: give up its place in the queue."""
-    token = job_of_saq.meta.get(META) or token_of(job_of_saq.key)  # of its lock between attempts
+    """Release the reservation of a queued job that was aborted."""
+    # Without a token in `meta`, this is the token of its lock between two attempts.
+    token = job_of_saq.meta.get(_META) or token_of(job_of_saq.key)
     await bound(job).cancel_async((), job_of_saq.kwargs or {}, token=token)

@@ -1,4 +1,4 @@
-"""taskiq: tasks that have their lock in its workers. ``pip install 'lualock[taskiq]'``.
+"""taskiq: run tasks under their locks in taskiq's workers. ``pip install 'lualock[taskiq]'``.
 
 ::
 
@@ -8,8 +8,8 @@
 
     await enqueue(rebuild, 7)
 
-The lock is taken by the function: the hook ``pre_execute`` must not raise. The token of a queued
-task travels in its labels.
+The function itself takes the lock, because the hook ``pre_execute`` must not raise. The token of a
+queued task travels in its labels.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
 
 from lualock.errors import LockError
-from lualock.jobs.bound import SYSTEM, alone, bound_in
+from lualock.jobs.adapter import SYSTEM, adapter_in, innermost_adapter
+from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
 from lualock.jobs.in_thread import run_in_thread
 from lualock.jobs.taskiq_dependencies import Dependencies
-from lualock.jobs.terms import Delivery, Enqueued, Refused, RetryLater
 
-LABEL = "lualock"
+_LABEL = "lualock"
 
 log = logging.getLogger("lualock.jobs")
 
@@ -55,16 +55,16 @@ def locked(
     schedule_source: ScheduleSource | None = None,
     **labels: Any,
 ) -> Callable[[Any], AsyncTaskiqDecoratedTask[Any, Any]]:
-    """``broker.task(...)`` for a function decorated with ``locks.job``, or for a ``LockedJob``.
+    """Decorate as ``broker.task(...)`` does, a function with ``locks.job`` or a ``LockedJob``.
 
-    :param schedule_source: where a task that is to be delivered again waits for that (a scheduler
-        must run); without one it waits in its worker, where it counts as one that runs.
+    :param schedule_source: where a task waits for its next delivery (a scheduler must run).
+        Without a source it waits in its worker, and counts as a running task there.
     """
     if not any(isinstance(middleware, _Messages) for middleware in broker.middlewares):
         broker.add_middlewares(_Messages())
 
     def declare(job: Any) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        perform = _locked(Dependencies(alone(job), job), broker, schedule_source)
+        perform = _locked(Dependencies(innermost_adapter(job), job), broker, schedule_source)
         perform.__module__ = job.__module__
         perform.__name__ = job.__name__
         return broker.task(task_name, **labels)(perform)
@@ -73,30 +73,30 @@ def locked(
 
 
 async def enqueue(task: Any, /, *args: Any, **kwargs: Any) -> Enqueued | Refused:
-    """``task.kiq(...)`` unless another task is in its way; ``result`` is what that returns.
+    """Call ``task.kiq(...)`` unless the task conflicts with another one; ``result`` is its result.
 
-    ``task`` may be a kicker, with labels of its own: ``rebuild.kicker().with_labels(...)``.
+    ``task`` may be a kicker with labels of its own: ``rebuild.kicker().with_labels(...)``.
     """
     kicker: AsyncKicker[Any, Any] = task.kicker() if hasattr(task, "kicker") else task
     found = kicker.broker.find_task(kicker.task_name)
-    work = bound_in("taskiq", found.original_func if found else None)
+    adapter = adapter_in("taskiq", found.original_func if found else None)
     job_id = kicker.custom_task_id or kicker.broker.id_generator()
     kicker = kicker.with_task_id(job_id)
 
     def push(token: str) -> Any:
-        return (kicker.with_labels(**{LABEL: token}) if token else kicker).kiq(*args, **kwargs)
+        return (kicker.with_labels(**{_LABEL: token}) if token else kicker).kiq(*args, **kwargs)
 
-    return await work.enqueue_async(push, args, kwargs, job_id=job_id)
+    return await adapter.enqueue_async(push, args, kwargs, job_id=job_id)
 
 
 def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSource | None) -> Any:
-    """What a worker runs."""
+    """Return the function that a worker runs."""
 
     @functools.wraps(dependencies.body)
     async def perform(*args: Any, **kwargs: Any) -> Any:
-        work = dependencies.without()
+        adapter = dependencies.adapter()
         message = _message.get()
-        _message.set(None)  # it is of this run alone, and not of what that calls
+        _message.set(None)  # it belongs to this run, not to tasks that it calls
         if message is not None:
             task = broker.find_task(message.task_name)
             if task is None or task.original_func is not perform:
@@ -104,55 +104,56 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
         delivery = None
         if message is not None:
             will_retry = functools.partial(_retry_s, broker, message)
-            delivery = Delivery(message.task_id, message.labels.get(LABEL), will_retry)
+            delivery = Delivery(message.task_id, message.labels.get(_LABEL), will_retry)
         try:
-            with dependencies.past(kwargs) as own:
-                if work.asynchronous:
-                    return await work.run(args, own, delivery)
-                return await run_in_thread(work, args, own, delivery)
+            with dependencies.set_aside(kwargs) as arguments:
+                if adapter.asynchronous:
+                    return await adapter.run(args, arguments, delivery)
+                return await run_in_thread(adapter, args, arguments, delivery)
         except RetryLater as later:
             if message is None or later.job_id != message.task_id:  # of a job that it calls
                 raise
-            raise _Again(delay_s=later.delay_s, source=source) from None
+            raise _DeliverAgain(delay_s=later.delay_s, source=source) from None
 
-    perform.__lualock__ = dependencies.without  # type: ignore[attr-defined]  # what bound() looks for
+    perform.__lualock__ = dependencies.adapter  # type: ignore[attr-defined]  # for bound()
     setattr(perform, SYSTEM, "taskiq")
     return perform
 
 
-class _Again(NoResultError):
-    """A task did not run, and is to be delivered again."""
+class _DeliverAgain(NoResultError):
+    """A task did not run, and must be delivered again."""
 
-    __template__ = "to be delivered again in {delay_s} s"
+    __template__ = "the task is delivered again in {delay_s} s"
     delay_s: float
     source: ScheduleSource | None
 
 
 def _retry_s(broker: AsyncBroker, message: TaskiqMessage, error: BaseException) -> float | None:
-    """In how many seconds at most taskiq's middleware has a task run again that raised this."""
+    """Return in how many seconds at most taskiq retries a task that raised this, or ``None``."""
     for middleware in broker.middlewares:
         if isinstance(middleware, SimpleRetryMiddleware | SmartRetryMiddleware):
             task = broker.find_task(message.task_name)
             kinds = task.labels.get("types_of_exceptions") if task is not None else None
             if kinds is None:
-                kinds = getattr(
-                    middleware, "types_of_exceptions", None
-                )  # which SimpleRetry has late
-            told = message.labels.get("retry_on_error", middleware.default_retry_label)
-            done = int(message.labels.get("_retries", 0)) + 1
-            most = int(message.labels.get("max_retries", middleware.default_retry_count))
-            if isinstance(error, NoResultError) or str(told).lower() != "true" or done >= most:
+                # SimpleRetryMiddleware has it only in later versions.
+                kinds = getattr(middleware, "types_of_exceptions", None)
+            enabled = message.labels.get("retry_on_error", middleware.default_retry_label)
+            tries = int(message.labels.get("_retries", 0)) + 1
+            max_tries = int(message.labels.get("max_retries", middleware.default_retry_count))
+            if isinstance(error, NoResultError) or str(enabled).lower() != "true":
+                return None
+            if tries >= max_tries:
                 return None
             if kinds is not None and not isinstance(error, tuple(kinds)):
                 return None
             if isinstance(middleware, SmartRetryMiddleware):
-                return middleware.make_delay(message, done) + 1.0  # which is the most of its jitter
+                return middleware.make_delay(message, tries) + 1.0  # its jitter is at most 1 s
             return 0.0
     return None
 
 
 class _Messages(TaskiqMiddleware):
-    """Tells a task which message it works on, and has one that was too early delivered again."""
+    """Tell a task which message it processes, and deliver one that did not run again."""
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         _message.set(message)
@@ -161,9 +162,12 @@ class _Messages(TaskiqMiddleware):
     async def on_error(
         self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException
     ) -> None:
-        """With its id and its labels. Not in the task, whose ``timeout`` would end the waiting;
-        and before the message that it came with is acknowledged."""
-        if not isinstance(exception, _Again):
+        """Deliver a task that did not run again, with its id and its labels.
+
+        This does not happen in the task, whose ``timeout`` limits the wait. It happens before the
+        message of this delivery is acknowledged.
+        """
+        if not isinstance(exception, _DeliverAgain):
             if _message.get() is not None:
                 await self._never_began(message, exception)
             return
@@ -178,26 +182,28 @@ class _Messages(TaskiqMiddleware):
                 await kicker.schedule_by_time(
                     exception.source, when, *message.args, **message.kwargs
                 )
-        except Exception:  # not where it is cancelled: then its message may come back
-            await self._leave(message)
+        except Exception:  # not CancelledError: then its message may come back
+            await self._cancel(message)
             raise
 
     async def _never_began(self, message: TaskiqMessage, error: BaseException) -> None:
-        """What it depends on could not be made, so nobody else gives its place up."""
+        """Release the reservation of a task whose dependencies failed, unless it is retried."""
         _message.set(None)
         if _retry_s(self.broker, message, error) is None:
-            await self._leave(message)
+            await self._cancel(message)
 
-    async def _leave(self, message: TaskiqMessage) -> None:
-        """Give up what is kept for a task that does not come back."""
+    async def _cancel(self, message: TaskiqMessage) -> None:
+        """Release what is kept for a task that does not come back."""
         task = self.broker.find_task(message.task_name)
         function = None if task is None else task.original_func
         if getattr(function, SYSTEM, None) != "taskiq":
             return
-        token = message.labels.get(LABEL)
+        token = message.labels.get(_LABEL)
         try:
-            await bound_in("taskiq", function).cancel_async(
+            await adapter_in("taskiq", function).cancel_async(
                 message.args, message.kwargs, job_id=message.task_id, token=token
             )
         except LockError as problem:
-            log.warning("the place of task %s ends by itself: %s", message.task_id, problem)
+            log.warning(
+                "the reservation of task %s expires on its own: %s", message.task_id, problem
+            )

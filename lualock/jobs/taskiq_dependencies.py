@@ -1,7 +1,7 @@
-"""What taskiq gives a task beside what it was sent with: its dependencies (``TaskiqDepends``).
+"""Keep the dependencies of a taskiq task (``TaskiqDepends``) out of its lock's name.
 
-They are no arguments of the job: who enqueues it has none of them, and a session of a data base
-has no name that is the same in every process. So they go past the lock to the job's body.
+They are not arguments of the job: its producer has none of them, and a session of a database has no
+text that is the same in every process. They are passed to the job's body directly.
 """
 
 from __future__ import annotations
@@ -15,51 +15,53 @@ from typing import Any
 from taskiq_dependencies import DependencyGraph
 
 from lualock.errors import InvalidArgument
-from lualock.jobs.bound import JobAdapter
+from lualock.jobs.adapter import JobAdapter
 
-_given: ContextVar[Mapping[str, Any]] = ContextVar("lualock_taskiq_given")
+_values: ContextVar[Mapping[str, Any]] = ContextVar("lualock_taskiq_dependencies")
 
 
 class Dependencies:
-    """Those of one job."""
+    """The dependencies of one job."""
 
-    def __init__(self, work: JobAdapter, job: Any) -> None:
-        self._with, self._is_class = work, isinstance(job, type)
-        self.body = work.body
+    def __init__(self, adapter: JobAdapter, job: Any) -> None:
+        self._declared, self._is_class = adapter, isinstance(job, type)
+        self.body = adapter.body
 
-    def without(self) -> JobAdapter:
-        """The job without them: for its lock's name, its callbacks, and who enqueues it."""
-        return self._work
+    def adapter(self) -> JobAdapter:
+        """Return the job without dependencies, for its lock's name, callbacks and producers."""
+        return self._adapter
 
     @cached_property
-    def _work(self) -> JobAdapter:
-        # Not when it is declared: what its hints name may be defined after it.
-        work, names = self._with, self._names
+    def _adapter(self) -> JobAdapter:
+        # Not at declaration: the type hints may name what is defined later.
+        adapter, names = self._declared, self._names
         if names and self._is_class:
             raise InvalidArgument(
-                f"job {work.name}: of a class, the dependencies {sorted(names)} would be among "
-                "the arguments that name its lock; make it a function"
+                f"could not make a task of job {adapter.name}: it is a class, so the dependencies "
+                f"{sorted(names)} would be among the arguments that name its lock. Make it a "
+                "function"
             )
         if names:
-            body, job = self.body, work._job
+            body, job = self.body, adapter._job
             own = [value for name, value in job.signature.parameters.items() if name not in names]
             job.signature = job.signature.replace(parameters=own)
-            job.body = lambda *args, **kwargs: body(*args, **kwargs, **_given.get())
-        return work
+            job.body = lambda *args, **kwargs: body(*args, **kwargs, **_values.get())
+        return adapter
 
     @cached_property
     def _names(self) -> frozenset[str]:
         body = self.body
-        found = (each for some in DependencyGraph(body).dependencies.values() for each in some)
+        graph = DependencyGraph(body).dependencies
+        found = (dependency for group in graph.values() for dependency in group)
         return frozenset(
             each.param_name for each in found if each.parent and each.parent.dependency == body
         )
 
     @contextmanager
-    def past(self, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Code in which the body gets them out of these arguments; the others."""
-        before = _given.set({name: kwargs[name] for name in self._names & kwargs.keys()})
+    def set_aside(self, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Set the dependencies among these arguments aside for the body; yield the others."""
+        reset_token = _values.set({name: kwargs[name] for name in self._names & kwargs.keys()})
         try:
             yield {name: value for name, value in kwargs.items() if name not in self._names}
         finally:
-            _given.reset(before)
+            _values.reset(reset_token)

@@ -1,9 +1,8 @@
-"""The verbs of jobs, sans-IO as :mod:`lualock._protocol`: reserve, start, died; and
-request_release, release_requested, withdraw, by which a holder is asked to stop.
+"""The protocol of jobs, sans-IO as :mod:`lualock._protocol`: reserve, start, died.
 
-A queued job has a *place*: a lock of its own beside the one that it has while it runs, and like it
-in everything, so that ``extend``, ``release`` and renewal are there already. What is new is what
-looks at both at once.
+A queued job holds a *reservation*: a lock of its own, separate from the running lock. It is an
+ordinary lock, so ``extend``, ``release`` and renewal work on it. The verbs here look at both locks
+in one step.
 """
 
 from __future__ import annotations
@@ -33,43 +32,45 @@ START = SCRIPTS["start"]
 DIED = SCRIPTS["died"]
 
 
-class Taken(NotAcquired):
-    """A refusal that also says which job has the lock: ``metadata`` is what its holder said."""
+class AlreadyHeld(NotAcquired):
+    """Another holder has the lock or the reservation; ``metadata`` is what that holder stored."""
 
     metadata = ""
     running = True
-    """Whether it is the running lock that is held, and not just the place of a queued job."""
+    """Whether it is the running lock that is held, and not only the reservation of a queued job."""
 
 
-def _taken(request: AcquireRequest, key: bytes, server: ServerClock, reply: Any) -> LockError:
+def _already_held(
+    request: AcquireRequest, key: bytes, server: ServerClock, reply: Any
+) -> LockError:
     if reply[0] not in (b"held", b"queued", b"running"):
         return conflict(key)
     now = server.clock()
-    error = Held(reply[1], reply[2], reply[3], now).refusal(request.name, now, Taken)
-    assert isinstance(error, Taken)
+    error = Held(reply[1], reply[2], reply[3], now).refusal(request.name, now, AlreadyHeld)
+    assert isinstance(error, AlreadyHeld)
     error.metadata = split_holder_info(reply[3])[1]
     error.running = reply[0] != b"queued"
     return error
 
 
 def reservation_key(lock: bytes) -> bytes:
-    """The key of the place for a lock's key."""
+    """Return the key of the reservation that belongs to a lock's key."""
     return lock + b":reservation"
 
 
 def reserve(
     request: AcquireRequest, lock: bytes, server: ServerClock, *, alone: bool
 ) -> Steps[LeaseState]:
-    """Take a place: ``request`` is for that, ``lock`` the key of the lock of those who run.
+    """Take the reservation that ``request`` names; ``lock`` is the key of the running lock.
 
-    :param alone: be refused also while one runs.
-    :raises Taken: another job has it, or one runs.
+    :param alone: refuse also while a job runs.
+    :raises AlreadyHeld: another job holds the reservation, or a job runs.
     """
 
     def make(deadline: bytes) -> RunScript:
         now = server.clock()
         sent = server.deadline(now, now)
-        told = (
+        arguments = (
             request.token,
             b"%d" % request.ttl_ms,
             deadline,
@@ -77,33 +78,39 @@ def reserve(
             b"1" if alone else b"0",
             sent,
         )
-        return RunScript(RESERVE, (lock, request.key, *told))
+        return RunScript(RESERVE, (lock, request.key, *arguments))
 
     return take(
-        request, server, make, lambda reply: _taken(request, lock, server, reply), fresh=False
+        request,
+        server,
+        make,
+        lambda reply: _already_held(request, lock, server, reply),
+        fresh=False,
     )
 
 
 def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
-    """Take the lock for a job, and give up the place that it has under the token ``owner``.
+    """Take the running lock for a job, and release the reservation with the token ``owner``.
 
-    :raises Taken: somebody else has it; the place stays as it is.
+    :raises AlreadyHeld: another holder has the lock; the reservation stays as it is.
     """
 
     def make(deadline: bytes) -> RunScript:
-        place = reservation_key(request.key)
-        keys = request.key, place, request.queue, waiters_key(place)
-        told = request.token, b"%d" % request.ttl_ms, deadline, request.holder_info, owner
-        return RunScript(START, (*keys, *told))
+        reservation = reservation_key(request.key)
+        keys = request.key, reservation, request.queue, waiters_key(reservation)
+        arguments = request.token, b"%d" % request.ttl_ms, deadline, request.holder_info, owner
+        return RunScript(START, (*keys, *arguments))
 
-    return take(request, server, make, lambda reply: _taken(request, request.key, server, reply))
+    return take(
+        request, server, make, lambda reply: _already_held(request, request.key, server, reply)
+    )
 
 
 def died(request: AcquireRequest, job: str, owner: bytes, holder: bytes) -> Steps[bool]:
-    """Release the lock of a run whose process is dead; whether there was such a run.
+    """Release the lock of a run whose process is dead; return whether there was such a run.
 
-    :param job: the metadata of its lease.
-    :param holder: how the holder of its lease begins; empty where that is not known.
+    :param job: the metadata of the run's lease.
+    :param holder: how the holder of that lease begins; empty if unknown.
     :raises LockUnavailable: the server did not answer.
     """
     parts = request.key, request.queue, job.encode(), owner, holder

@@ -1,11 +1,11 @@
-"""For the tests of programs that use lualock: a pytest plugin, which pytest finds by itself.
+"""Test programs that use lualock: a pytest plugin, which pytest finds on its own.
 
-``plugin`` has the fixtures, ``kit`` what a test asks and does, ``elsewhere`` another process
-that holds a lock, and ``holder`` its program. Nothing is simulated: the server is a real
-one (``pip install 'lualock[embedded]'``), and so are the processes.
+``plugin`` has the fixtures, ``kit`` what a test checks and does, ``other_process`` a process that
+holds a lock, and ``holder`` the program of that process. Nothing is simulated: the server is real
+(``pip install 'lualock[embedded]'``), and so are the processes.
 """
 
-from lualock.testing.elsewhere import OtherProcess
 from lualock.testing.kit import LockKit
+from lualock.testing.other_process import OtherProcess
 
 __all__ = ["LockKit", "OtherProcess"]

@@ -1,5 +1,7 @@
-"""The process behind :class:`lualock.testing.OtherProcess`: takes a lock, and keeps it until its
-standard input ends, so that it does not outlive the test that started it."""
+"""The program of :class:`lualock.testing.OtherProcess`: hold a lock until standard input ends.
+
+So the process does not outlive the test that started it.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,25 @@ from lualock._core.keys import waiters_key
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
-    with lualock.connect(prefix=told["prefix"]) as locks:
-        lock = locks.lock(bytes.fromhex(told["name"]), told["ttl"], metadata=told["metadata"])
-        lock._key = bytes.fromhex(told["key"])
+    request = json.loads(sys.argv[1])
+    name, ttl = bytes.fromhex(request["name"]), request["ttl"]
+    with lualock.connect(prefix=request["prefix"]) as locks:
+        lock = locks.lock(name, ttl, metadata=request["metadata"])
+        lock._key = bytes.fromhex(request["key"])
         lock._queue = waiters_key(lock._key)
         try:
             lease = lock.acquire(timeout=0)
         except lualock.LockError as error:
-            _say({"error": str(error)})
+            _send({"error": str(error)})
             return
-        _say({"fence": lease.fence})
+        _send({"fence": lease.fence})
         sys.stdin.read()
-        with contextlib.suppress(lualock.LeaseLost):  # which is what some tests want
+        with contextlib.suppress(lualock.LeaseLost):  # a test may let the lease expire
             lease.release()
 
 
-def _say(what: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
+def _send(message: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
 

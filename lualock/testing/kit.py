@@ -1,4 +1,4 @@
-"""What a test asks about locks, and does to them, from outside of the code that it tests."""
+"""``LockKit``: check, hold and expire locks in a test, from outside of the code under test."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lualock import _sync as sync
 from lualock import aio
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock.errors import InvalidArgument
-from lualock.testing.elsewhere import OtherProcess
+from lualock.testing.other_process import OtherProcess
 
 AnyLock = sync.Lock | aio.Lock
 
-LIMIT_S = 10.0
+_LIMIT_S = 10.0
 
 
 class LockKit:
-    """The locks of one server. Where a lock is asked for, its name does as well.
+    """The locks of one server. Each parameter ``lock`` takes a lock or its name.
 
-    Everything here is plain code also in tests of asyncio.
+    All methods are plain functions, also in tests of asyncio.
     """
 
     def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
@@ -43,25 +43,29 @@ class LockKit:
         self._locks.close()
 
     def lock(self, lock: AnyLock | str | bytes) -> sync.Lock:
-        """The same lock, for this kit."""
+        """Return the same lock, among the locks of this kit."""
         if isinstance(lock, str | bytes):
             return self._locks.lock(lock)
-        if _where(lock) != _where(self._locks.lock("x")):
+        if _server_of(lock) != _server_of(self._locks.lock("x")):
             raise InvalidArgument(
-                f"lock {lock.name!r} is not on the server of this kit: before the program under "
-                "test is imported, the environment must have LUALOCK_URL, or whatever tells it "
-                "its server, set to the URL of the fixture lualock_server; or give the job its "
-                "locks in the test (monkeypatch)"
+                f"could not use lock {lock.name!r}: it is not on the server of this kit. Before "
+                "the program under test is imported, set LUALOCK_URL, or the program's own "
+                "setting, to the URL of the fixture lualock_server; or give the job its locks in "
+                "the test (monkeypatch)"
             )
-        theirs = lock._locks._settings.prefix
-        if theirs != self._locks._settings.prefix:
-            raise InvalidArgument(f"that is a lock of the prefix {theirs!r}: make a LockKit for it")
+        prefix = lock._locks._settings.prefix
+        if prefix != self._locks._settings.prefix:
+            raise InvalidArgument(
+                f"could not use lock {lock.name!r}: it has another prefix, {prefix!r}. Make a "
+                "LockKit with that prefix"
+            )
         same = self._locks.lock(lock._name)
-        same._key, same._queue = lock._key, lock._queue  # those of a queued job's place are its own
+        # The reservation of a queued job has keys of its own.
+        same._key, same._queue = lock._key, lock._queue
         return same
 
     def assert_locked(self, lock: AnyLock | str | bytes, *, metadata: str | None = None) -> None:
-        """Somebody has the lock (and said this about it)."""
+        """Check that the lock is held (with this metadata)."""
         __tracebackhide__ = True
         info = self.lock(lock).inspect()
         assert info.held, f"lock {info.name!r} is not held"
@@ -70,59 +74,60 @@ class LockKit:
         )
 
     def assert_free(self, lock: AnyLock | str | bytes) -> None:
-        """Nobody has the lock."""
+        """Check that the lock is free."""
         __tracebackhide__ = True
         info = self.lock(lock).inspect()
-        assert not info.held, f"not free: {info}"
+        assert not info.held, f"lock {info.name!r} is not free: {info}"
 
     def assert_waiters(self, lock: AnyLock | str | bytes, count: int) -> None:
-        """So many wait for the lock; it may take a moment until they do."""
+        """Check that the lock has ``count`` waiters; wait some seconds until it has."""
         __tracebackhide__ = True
-        give_up = time.monotonic() + LIMIT_S
+        give_up_at = time.monotonic() + _LIMIT_S
         while (waiters := self.lock(lock).inspect().waiters) != count:
-            assert time.monotonic() < give_up, f"{waiters} wait, not {count}"
+            assert time.monotonic() < give_up_at, f"the lock has {waiters} waiters, not {count}"
             time.sleep(0.005)
 
     def held_elsewhere(
         self, lock: AnyLock | str | bytes, *, ttl: float | None = None, metadata: str = ""
     ) -> OtherProcess:
-        """Have another process take the lock; it has it when this returns.
+        """Make another process hold the lock, and return when it does.
 
-        It gives it back at the end of a ``with``, or when told to. :meth:`OtherProcess.kill` is a
-        crash: the lock stays until its lease ends, or until :meth:`expire`.
+        The process releases the lock at the end of a ``with`` block, or with
+        :meth:`OtherProcess.release`. :meth:`OtherProcess.kill` is a crash: the lock stays until its
+        lease expires, or until :meth:`expire`.
 
-        The place of a queued job can be held, too (``jobs.bound(job).place(args)``): who enqueues
-        that job meanwhile is refused. With ``metadata="job 7"`` it is told that job ``7`` is there.
+        It can also hold the reservation of a queued job (``jobs.bound(job).place(args)``).
+        Enqueueing that job is then refused; with ``metadata="job 7"``, because of job ``7``.
 
-        :param ttl: seconds that its lease lasts; left out, it is renewed.
+        :param ttl: seconds that the lease lasts; left out, the lease is renewed.
         """
-        found = self.lock(lock)
-        other = OtherProcess(self._url, self._prefix, found._name, found.key, ttl, metadata)
+        same = self.lock(lock)
+        other = OtherProcess(self._url, self._prefix, same._name, same.key, ttl, metadata)
         self._others.append(other)
         return other
 
     def expire(self, lock: AnyLock | str | bytes) -> None:
-        """End the lease of whoever has the lock, as its time would.
+        """Expire the lease of the lock's holder now.
 
-        Its holder is told as ever: by the next request for that lease. Who waits for the lock does
-        not know, and looks when it expected the lease to end.
+        The holder notices at its next request for that lease. A waiter does not notice, and checks
+        when it expected the lease to expire.
         """
-        found = self.lock(lock)
+        key = self.lock(lock).key
         with self._client() as client:
-            client.pexpire(found.key, 1)
-            _until(lambda: not client.exists(found.key))
+            client.pexpire(key, 1)
+            _wait_until(lambda: not client.exists(key))
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass for all leases of this server: those that had less left end.
+        """Let time pass for all leases on this server; those with less time left expire.
 
-        It is the server's view of them that changes; clocks go on as ever.
+        Only the server's expiry times change. Clocks do not.
 
-        :raises InvalidArgument: time does not go backwards.
+        :raises InvalidArgument: ``seconds`` is negative.
         """
         if not 0 <= seconds < math.inf:
-            raise InvalidArgument(f"seconds must be 0 or more, and not {seconds!r}")
+            raise InvalidArgument(f"seconds must be 0 or more, not {seconds!r}")
         passed_ms = math.ceil(seconds * 1000)
-        ended = []
+        expired = []
         with self._client() as client:
             for key in client.scan_iter(match=f"{self._prefix}:*"):
                 left_ms = client.pttl(key)
@@ -130,8 +135,8 @@ class LockKit:
                     client.pexpire(key, left_ms - passed_ms)
                 elif left_ms >= 0:
                     client.pexpire(key, 1)
-                    ended.append(key)
-            _until(lambda: not any(client.exists(key) for key in ended))
+                    expired.append(key)
+            _wait_until(lambda: not any(client.exists(key) for key in expired))
 
     def _client(self) -> Any:
         import redis
@@ -139,15 +144,15 @@ class LockKit:
         return redis.Redis.from_url(self._url)
 
 
-def _where(lock: AnyLock) -> tuple[object, int]:
-    """Which server and database a lock is on, whether that was said or left to redis-py."""
-    told = lock._locks._endpoint.settings
-    server = told.get("path") or (told.get("host") or "localhost", int(told.get("port") or 6379))
-    return server, int(told.get("db") or 0)
+def _server_of(lock: AnyLock) -> tuple[object, int]:
+    """Return the server and the database of a lock, with the defaults of redis-py."""
+    settings = lock._locks._endpoint.settings
+    host, port = settings.get("host") or "localhost", int(settings.get("port") or 6379)
+    return settings.get("path") or (host, port), int(settings.get("db") or 0)
 
 
-def _until(condition: Any) -> None:
-    give_up = time.monotonic() + LIMIT_S
+def _wait_until(condition: Any) -> None:
+    give_up_at = time.monotonic() + _LIMIT_S
     while not condition():
-        assert time.monotonic() < give_up, "the server does not end a key whose time is over"
+        assert time.monotonic() < give_up_at, "the server does not expire a key whose time is over"
         time.sleep(0.001)

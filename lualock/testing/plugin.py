@@ -1,4 +1,4 @@
-"""The fixtures. A test that asks for none of them starts and imports nothing."""
+"""The pytest fixtures. A test that uses none of them starts and imports nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def lualock_server() -> Iterator[str]:
-    """The URL of a server of this test session's own, which nobody else knows."""
+    """The URL of a private server, started for this test session."""
     from lualock import embedded
 
     with tempfile.TemporaryDirectory(prefix="lualock-", dir="/tmp") as folder:
@@ -29,7 +29,7 @@ def lualock_server() -> Iterator[str]:
 
 @pytest.fixture
 def lualock_url(lualock_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of the server, which is empty; ``lualock.connect()`` finds it by itself."""
+    """The URL of the server, which is empty; ``lualock.connect()`` finds it on its own."""
     import redis
 
     with redis.Redis.from_url(lualock_server) as client:
@@ -49,7 +49,7 @@ def locks(lualock_url: str) -> Iterator[lualock.Locks]:
 
 @pytest.fixture
 def lock_kit(lualock_url: str) -> Iterator[LockKit]:
-    """Ask about locks, hold them from another process, and let their time pass."""
+    """Check locks, hold them from another process, and let their time pass."""
     from lualock.testing.kit import LockKit
 
     with LockKit(lualock_url) as kit:

@@ -873,13 +873,13 @@ def test_failed_start_spares_a_successor(home: Path) -> None:
     (home / supervisor.LOG).touch()
     fd, ours, theirs = failed_start(home)
     theirs.close()
-    client._give_up(str(home), fd, ours)
+    client._clean_up(str(home), fd, ours)
     assert (home / supervisor.LOG).exists()
     folder.unlock(lock)
     with start() as embedded:
         fd, ours, theirs = failed_start(home)
         theirs.close()
-        client._give_up(str(home), fd, ours)
+        client._clean_up(str(home), fd, ours)
         assert serving(embedded)
 
 
@@ -890,7 +890,7 @@ def test_interrupted_start_leaves_the_rest_to_the_supervisor(home: Path) -> None
     (home / supervisor.LOG).touch()
     with theirs:
         theirs.sendall(supervisor.STARTED)
-        client._give_up(str(home), fd, ours)
+        client._clean_up(str(home), fd, ours)
         assert (home / supervisor.LOG).exists()
         other = os.open(home, os.O_RDONLY)
         assert not folder._try_lock(other)
@@ -1000,7 +1000,7 @@ def test_folder_that_is_a_file(home: Path) -> None:
 def test_folder_without_a_parent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that cannot be made is a typed error."""
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(home / "a" / "b"))
-    with pytest.raises(EmbeddedUnavailable, match="cannot be made"):
+    with pytest.raises(EmbeddedUnavailable, match="cannot be created"):
         start()
 
 

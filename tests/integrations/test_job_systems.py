@@ -870,7 +870,7 @@ def test_dramatiq_retries(
     middleware: Any = Retries()
     broker = Sent(Actor())
     message = Failing({"retries": done})
-    expected_s = dramatiq_leaf._by(middleware, told | message.options, error)
+    expected_s = dramatiq_leaf._retry_delay_s(middleware, told | message.options, error)
     middleware.after_process_message(broker, message, exception=error)
     assert bool(broker.delays_ms) == (expected_s is not None)
     assert all(delay_ms / 1000 <= (expected_s or 0) for delay_ms in broker.delays_ms)
@@ -1228,7 +1228,7 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
         def perform(cls, repo_id: int, session: Any = SESSION) -> str:
             return f"graph of {repo_id} with {session}"
 
-    with pytest.raises(lualock.InvalidArgument, match="make it a function"):
+    with pytest.raises(lualock.InvalidArgument, match="Make it a function"):
         await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(Depending), 7)
     await broker.shutdown()
 

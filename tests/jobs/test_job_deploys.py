@@ -81,7 +81,7 @@ async def test_neighbours_exclude_each_other(versions: Versions) -> None:
 
 def _locks(queue: Queue, *args: Any) -> list[Any]:
     work = queue.work
-    return work._job.locks(work._fitting(work.asynchronous), args, {})
+    return work._job.locks(work._locks_for(work.asynchronous), args, {})
 
 
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
@@ -118,7 +118,7 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     world, wait = versions.world, jobs.Wait(5)
     there = versions.queue(key="b", read_old="a", policy=wait)
     back = versions.queue(key="a", read_old="b", policy=wait)
-    a = there.work._fitting(there.work.asynchronous).lock("a")
+    a = there.work._locks_for(there.work.asynchronous).lock("a")
     lease = await settle(a.acquire())
 
     async def queued(count: int) -> None:

@@ -19,7 +19,7 @@ import pytest
 import lualock
 from lualock._transport.asyncio import background as asyncio_background
 from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
-from lualock.jobs.terms import about_job, job_text
+from lualock.jobs.identity import job_holder_info, job_metadata
 from tests.jobs.test_job_policies import ODD
 from tests.jobs.test_jobs import Log, as_job
 from tests.support.delivery import Queue, held, place
@@ -543,7 +543,7 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
         told = await queue.put(7)
     assert told.token == ""
     assert len(queue.pushed) == 1
-    assert "without a place" in caplog.text
+    assert "without a reservation" in caplog.text
 
 
 async def test_what_cannot_be_used(shell: World) -> None:
@@ -561,7 +561,7 @@ async def test_what_cannot_be_used(shell: World) -> None:
         queue_of(shell, queue_ttl=0)
     with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be callable"):
         queue_of(shell, on_enqueue_failed="me")
-    with pytest.raises(lualock.InvalidArgument, match="no job of lualock"):
+    with pytest.raises(lualock.InvalidArgument, match="not a job of lualock"):
         bound(len)
     wrong: tuple[Any, ...] = ("ab", b"ab", 5, {"a": 1}, None)
     for args in wrong:
@@ -610,12 +610,12 @@ async def test_an_id_that_is_no_text(shell: World) -> None:
     """Two of them are two jobs, and each is recognised."""
     queue = queue_of(shell, unique="queued")
     first, second = "a\ud800", "a\ud801"
-    assert job_text(first) != job_text(second) != job_text("a?")
+    assert job_metadata(first) != job_metadata(second) != job_metadata("a?")
     assert await queue.put(1, job_id=first)
     refused = await queue.put(1, job_id=second)
     assert (refused.job_id, refused.state) == (None, "queued")
     lock = queue.work.lock((1,))
-    lock._holder_info = about_job(lock._holder_info, first)
+    lock._holder_info = job_holder_info(lock._holder_info, first)
     lease = await settle(lock.acquire())
     with pytest.raises(RetryLater):
         await queue.deliver()
@@ -634,7 +634,7 @@ async def test_a_long_id(shell: World) -> None:
         assert refused.job_id == told
         assert refused.holder
         assert await queue.deliver() == "rebuilt 1"
-        running = shell.connect().lock(f"job {length}", metadata=job_text("x" * length))
+        running = shell.connect().lock(f"job {length}", metadata=job_metadata("x" * length))
         lease = await settle(running.acquire())
         with pytest.raises(RetryLater):
             await queue.attempt("x" * length, token, 1)
@@ -649,7 +649,7 @@ async def test_a_long_id_beside_a_long_holder(shell: World) -> None:
     refused = await queue.put()
     assert refused.job_id == job_id
     assert refused.holder.startswith("\u00e9" * 61)
-    lease = await settle(shell.connect().lock("x", metadata=job_text(job_id)).acquire())
+    lease = await settle(shell.connect().lock("x", metadata=job_metadata(job_id)).acquire())
     with pytest.raises(RetryLater):
         await queue.attempt(job_id, token)
     await settle(lease.release())

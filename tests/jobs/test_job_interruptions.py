@@ -12,10 +12,10 @@ import pytest
 import lualock
 from lualock import _protocol as protocol
 from lualock import jobs
+from lualock.jobs.declaration import Run
 from lualock.jobs.enqueue import Entry
-from lualock.jobs.finish import _passed_on
-from lualock.jobs.job import Run
-from lualock.jobs.run import run
+from lualock.jobs.finish import _hand_over_steps
+from lualock.jobs.run import execute
 
 Make = Callable[[lualock.Locks], Any]
 
@@ -59,7 +59,7 @@ def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
         if token is not None:
             work.reserve(job_id="a", token=token)
         delivery = jobs.Delivery("a", token, will_retry=lambda error: 5)
-        return run(Run(work._job, locks, (), {}, delivery))
+        return execute(Run(work._job, locks, (), {}, delivery))
 
     return make
 
@@ -133,7 +133,7 @@ def test_who_goes_on_without_a_server_keeps_no_place(
         work = jobs.bound(job)
         work.reserve(job_id="a", token="t" * 22)
         delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
-        actions = run(Run(work._job, locks, (), {}, delivery))
+        actions = execute(Run(work._job, locks, (), {}, delivery))
         assert play(actions, 1, lualock.LockUnavailable("struck"))
     assert _in_use(one_client) == []
 
@@ -146,7 +146,7 @@ def test_who_is_interrupted_after_it_has_replaced_another_keeps_no_lock(
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
         work = jobs.bound(locks.job(key="new", policy=jobs.Replace(10))(_work))
         others.lock("new", ttl=0.1).acquire()
-        actions = run(Run(work._job, locks, (), {}, None))
+        actions = execute(Run(work._job, locks, (), {}, None))
         assert play(actions, 4, Interruption())  # try, request, wait, withdraw
     assert b"lualock:{new}" not in _in_use(one_client)  # (what it asked for asks nobody any more)
 
@@ -161,7 +161,7 @@ def test_who_is_interrupted_on_its_way_back_keeps_no_place(
         work = jobs.bound(job)
         work.reserve(job_id="a", token="t" * 22)
         with others.lock("new"):
-            actions = run(Run(work._job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
+            actions = execute(Run(work._job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
             assert play(actions, 2, Interruption())  # start, keep the place
     assert _in_use(one_client) == []
 
@@ -192,9 +192,9 @@ def test_who_is_not_tried_again_keeps_no_lock_for_it(
             "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
         )
         with pytest.raises(ValueError):  # noqa: PT011 - it is the job's own
-            play(run(Run(job, locks, (), {}, retried)), 0, error)
+            play(execute(Run(job, locks, (), {}, retried)), 0, error)
         assert _in_use(one_client) == [b"lualock:{new}"]
-        assert play(run(Run(job, locks, (), {}, retried)), 1, error)
+        assert play(execute(Run(job, locks, (), {}, retried)), 1, error)
     assert _in_use(one_client) == []
 
 
@@ -222,7 +222,7 @@ def test_an_interruption_while_the_lock_is_kept_for_a_retry(
         adopts = protocol.adopt(ask, lease._request.token, driver.server_clock, "kept")
 
         def interrupted() -> protocol.Steps[None]:
-            steps = _passed_on(lease, adopts)
+            steps = _hand_over_steps(lease, adopts)
             next(steps)  # and so it is never sent
             step = steps.throw(Interruption())
             while True:
@@ -251,7 +251,7 @@ def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
             (5, 3605),
         ):  # start, the job, reserve, keep, release
             with suppress(ValueError):
-                play(run(Run(work._job, locks, (), {}, delivery)), at, Interruption())
+                play(execute(Run(work._job, locks, (), {}, delivery)), at, Interruption())
             left_s = one_client.pttl("lualock:{new}:reservation") / 1000
             assert most_s - 5 < left_s <= most_s
             one_client.flushall()
@@ -273,7 +273,7 @@ def test_who_is_interrupted_when_all_is_kept_for_its_retry_keeps_nothing(
         )
         for at in range(1, 6):  # start, the job, reserve, keep, release; or adopt
             one_client.flushall()
-            actions = run(Run(work._job, locks, (), {}, delivery))
+            actions = execute(Run(work._job, locks, (), {}, delivery))
             try:
                 play(actions, at, Interruption())
             except ValueError:  # there are no more

@@ -392,7 +392,7 @@ async def test_a_policy_of_one_s_own(work: Work) -> None:
     assert (seen[0].job_id, seen[0].args, seen[0].holder is None) == ("b", (2,), False)
     assert seen[0].remaining_s is not None
     assert 0 < seen[0].remaining_s <= 30
-    with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+    with pytest.raises(lualock.InvalidArgument, match="a policy must be one of"):
         await bad.attempt("d", None, 4)
     work.end(1)
     await first
@@ -415,11 +415,11 @@ async def test_a_class_s_policy(work: Work) -> None:
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
     """A policy that is none is refused when the job is declared."""
     for bad in ("wait", jobs.Wait, 5):
-        with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+        with pytest.raises(lualock.InvalidArgument, match="a policy must be one of"):
             locks.job(policy=bad)(test_what_cannot_be_used)
-        with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+        with pytest.raises(lualock.InvalidArgument, match="a policy must be one of"):
             type("Bad", (lualock.LockedJob,), {"lock_policy": bad})
-        with pytest.raises(lualock.InvalidArgument, match="a policy is one of"):
+        with pytest.raises(lualock.InvalidArgument, match="a policy must be one of"):
             jobs.Wait(5, then=bad)
     kinds: list[Any] = [jobs.Replace, jobs.Retry, jobs.Wait, jobs.Coalesce]
     for kind in kinds:

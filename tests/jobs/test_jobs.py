@@ -703,13 +703,15 @@ def test_a_class_refuses(locks: Any) -> None:
         pass
 
     Nothing.locks = locks
-    with pytest.raises(lualock.InvalidArgument, match="Nothing has no perform"):
+    with pytest.raises(lualock.InvalidArgument, match="Nothing as a job: it has no perform"):
         Nothing.run()
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (lualock.LockedJob,), {"perform": lambda self: None})
-    with pytest.raises(lualock.InvalidArgument, match=r"Job\.lock_timout .*mean lock_timeout"):
+    with pytest.raises(lualock.InvalidArgument, match=r"Job\.lock_timout: .*mean lock_timeout"):
         type("Job", (lualock.LockedJob,), {"lock_timout": 5})
-    with pytest.raises(lualock.InvalidArgument, match=r"Job\.loners is no setting of a LockedJob"):
+    with pytest.raises(
+        lualock.InvalidArgument, match=r"Job\.loners: it is not a setting of a LockedJob"
+    ):
         type("Job", (lualock.LockedJob,), {"loners": 5})
     mixin = type("Mixin", (), {"perform": lambda self: None})
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):

@@ -20,6 +20,9 @@ from lualock._core.lease import LeaseBase
 from lualock._protocol import AcquireRequest, LeaseState, ServerClock
 from lualock._transport import codec, errors
 from lualock.embedded import binaries
+from lualock.jobs.acquire import Attempt
+from lualock.jobs.actions import drive
+from lualock.jobs.adapter import adapter_in, innermost_adapter
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
@@ -254,6 +257,92 @@ def _jobs(locks: lualock.Locks) -> Iterator[Message]:
 
     with locks.lock("report"):
         yield Message(_error(job), "lock 'report'", "held by", "tried again in 7 s")
+        yield from _superseded(locks)
+    lost = _error(job.refresh_lock)
+    yield Message(lost, "could not refresh lock 'report'", "part of no run", "inside the run")
+    ended = _error(lambda: jobs.bound(job).run((), {}, jobs.Delivery("7", ended=lambda: True)))
+    yield Message(ended, "could not run job", "its job system gave it up", "while it waited")
+
+
+def _superseded(locks: lualock.Locks) -> Iterator[Message]:
+    """The lock is held, and the reservation is too."""
+    adapter = jobs.bound(locks.job(key="report", unique="queued")(_job))
+    adapter.reserve(job_id="7")
+    attempt = Attempt(adapter._job, adapter.lock(), (), {}, None, [])
+    error = _error(lambda: drive(jobs.Coalesce(1).take(attempt)))
+    cause = r"another one \(job 7\) already waits for lock 'report'"
+    yield Message(error, "could not run the job", cause, "nothing to do")
+
+    free = jobs.bound(locks.job(key="other")(_job))
+    steps = jobs.Replace(5).take(Attempt(free._job, free.lock(), (), {}, None, []))
+    next(steps)  # the stop request
+    lease = steps.send(None)()
+    steps.send(lease)  # withdraws the stop request
+    release = steps.send(False)
+    release()
+    error = _error(lambda: steps.send(None))
+    cause = "a later job asked to replace the same run under lock 'other'"
+    yield Message(error, "could not run the job", cause, "nothing to do")
+
+
+def _job(value: object = None) -> object:
+    """A job that returns its argument."""
+    return value
+
+
+def _generator() -> Iterator[int]:
+    yield 1
+
+
+class _Nothing(lualock.LockedJob):
+    """A job without a body."""
+
+
+def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
+    made: Any = locks.job
+    job = made(_job)
+    adapter = jobs.bound(job)
+
+    def above(value: object) -> None: ...
+
+    above.__lualock__ = adapter  # type: ignore[attr-defined]
+    for call, names, cause, advice in (
+        (lambda: made(5), "this int", "decorates functions", "Define a function"),
+        (lambda: made(staticmethod(_job)), "this staticmethod", "goes above", "Swap"),
+        (lambda: made(job), "job of _job", "a job already", "Use locks.job once"),
+        (lambda: made(_generator), "_generator", "a generator function", "Iterate inside"),
+        (lambda: made(key="x")(max), "max", "what its arguments are", "Wrap it"),
+        (lambda: made(key="x", key_version=1)(_job), "key='x'", "whole name", "Change the name"),
+        (lambda: made(policy=5)(_job), "a policy", "not 5", "must be"),
+        (lambda: made(unique="no")(_job), "unique", "not 'no'", "must be"),
+        (lambda: made(timeout=_coroutine)(_job), "timeout", "nothing awaits it", "must be a plain"),
+        (lambda: job(object()), "argument 'value' of job", "no form", "Pass an id"),
+        (
+            lambda: made(key="x")(_job)(_generator()),
+            "could not finish job",
+            "without the lock",
+            "'async def'",
+        ),
+        (lambda: jobs.bound(5), "use 5", "not a job of lualock", "Decorate"),
+        (lambda: adapter.cancel(), "cancel a job", "nothing says which", "Pass its job_id"),
+        (lambda: jobs.Delivery("7", "no token").owner, "the token", "not a job's", "unchanged"),
+        (lambda: adapter.enqueue(_coroutine, job_id="7"), "_coroutine", "coroutine, ", "async def"),
+        (lambda: innermost_adapter(above), "job .*_job", "never be called", "Put it below"),
+        (
+            lambda: adapter_in("rq", job),
+            "job .*_job",
+            "of this system",
+            r"Decorate it with lualock\.",
+        ),
+        (_Nothing.run, "_Nothing", "no perform", "Define it"),
+        (
+            lambda: type("Misspelt", (lualock.LockedJob,), {"lock_timout": 5}),
+            *("Misspelt.lock_timout", "not a setting", "Did you mean lock_timeout"),
+        ),
+    ):
+        error = _error(call)
+        assert isinstance(error, lualock.InvalidArgument), error
+        yield Message(error, names, cause, advice)
 
 
 def _no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Message]:
@@ -279,6 +368,7 @@ def test_every_message(
         *_jobs(locks),
         *_conflicts(locks, one_client),
         *_bad_arguments(locks, one_client),
+        *_bad_jobs(locks),
         *_no_server(monkeypatch),
     ]
     for message in messages:

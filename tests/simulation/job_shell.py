@@ -1,7 +1,8 @@
 """A third shell, beside ``lualock/_sync.py`` and ``lualock/aio.py``: locks whose methods are steps.
 
-With it the shipped order of events of jobs (``lualock/jobs``: enqueue, run, taking, finish, the
-policies) runs in the simulator as it is, and all that it does to locks and places is written down.
+With it the shipped order of events of jobs (``lualock/jobs``: enqueue, run, acquire, finish,
+the policies) runs in the simulator as it is, and all that it does to locks and reservations is
+written down.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Actor(Client):
         except LeaseLost:
             self.note("unplaced", key, since=since)
             raise
-        except verbs.Taken as other:
+        except verbs.AlreadyHeld as other:
             self.note("answered", key)
             if waits:
                 self.note("superseded", key, since=since, other=other.metadata[4:])

@@ -16,10 +16,11 @@ from typing import Any
 from lualock import jobs
 from lualock._protocol import AwaitMessage, Steps
 from lualock.errors import LockError
+from lualock.jobs.declaration import Job, JobOptions, Run
+from lualock.jobs.delivery import Delivery, Enqueued, RetryLater
 from lualock.jobs.enqueue import Entry
-from lualock.jobs.job import Job, Run
-from lualock.jobs.run import current_lease, run
-from lualock.jobs.terms import Delivery, Enqueued, RetryLater, Rules, as_token
+from lualock.jobs.identity import encode_token
+from lualock.jobs.run import current_lease, execute
 from tests.simulation.clients import Lock, Renewal
 from tests.simulation.job_shell import Actor, Lease, carry_out
 from tests.simulation.network import Interrupted, Process
@@ -88,10 +89,10 @@ class Producer(Actor):
 
     def _enqueue(self, work: Work) -> Steps[None]:
         self.job = work.id
-        self.alone = work.job.rules.unique == "both"
+        self.alone = work.job.options.unique == "both"
         key = work.lock.key
         entry = Entry(work.job, self.locks, (work, None), {})  # type: ignore[arg-type]  # a third shell
-        self.note("enqueue", key, what=work.job.rules.unique or "")
+        self.note("enqueue", key, what=work.job.options.unique or "")
         said: Any = None
         try:
             steps = entry.enqueue(partial(self._push, work), work.id, work.owner, work.delay_s)
@@ -138,8 +139,8 @@ class Worker(Actor):
         counts = True
         work.ended = ""
         try:
-            it = Run(work.job, self.locks, (work, self), {}, delivery)  # type: ignore[arg-type]
-            yield from carry_out(run(it))
+            run = Run(work.job, self.locks, (work, self), {}, delivery)  # type: ignore[arg-type]
+            yield from carry_out(execute(run))
         except RetryLater as later:
             delay_s, counts = later.delay_s, False
         except (LockError, Failed, Interrupted) as error:
@@ -160,7 +161,7 @@ class Worker(Actor):
             if lease is not None:
                 lease.holding.work()
             yield AwaitMessage(work.hold_s / 3)
-            if work.listens and lease is not None and work.job.rules.policy is not None:
+            if work.listens and lease is not None and work.job.options.policy is not None:
                 try:
                     if (yield from lease._release_requested()):
                         yield from lease.release()
@@ -268,7 +269,7 @@ class Queue:
         what = work.ended if work.deliveries < MOST_DELIVERIES else ""
         where = {"lock": work.lock.name, "who": process.name, "id": work.id}
         self.world.record("done", what=what, **where)
-        if work.job.rules.on_final_failure == "release" and work.deliveries < MOST_DELIVERIES:
+        if work.job.options.on_final_failure == "release" and work.deliveries < MOST_DELIVERIES:
             self.forget(work, process)
 
     def forget(self, work: Work, process: Process, *, purged: bool = False) -> None:
@@ -276,7 +277,7 @@ class Queue:
         work.over = True
         if not purged:
             token = Delivery(work.id, work.token or None).owner if work.pushed else None
-            token = token or as_token(work.owner)
+            token = token or encode_token(work.owner)
             self.world.asked[token] = process.name, self.world.t
             self.world.disowned[token] = self.world.ended[token] = self.world.now
 
@@ -296,7 +297,7 @@ def _declare(draw: Callable[[], float], choice: Callable[[Any], Any], body: Any)
             jobs.Coalesce(choice((None, 0, 1.0)), retry),
         )
     )
-    rules = Rules(
+    options = JobOptions(
         policy=policy,
         unique=unique,
         on_retry=choice(("release", "hold")),
@@ -305,7 +306,7 @@ def _declare(draw: Callable[[], float], choice: Callable[[Any], Any], body: Any)
         queue_ttl=choice((3.0, 20.0, 60.0)),
     )
     ttl_s = choice((None, None, 0.3 + draw(), 3.0))
-    return Job("job", body, lambda work, _: work.lock.name, lambda *_: ttl_s, rules=rules)
+    return Job("job", body, lambda work, _: work.lock.name, lambda *_: ttl_s, options=options)
 
 
 def cast(

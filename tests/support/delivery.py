@@ -70,7 +70,7 @@ def held(world: World, key: bytes) -> bool:
 
 def watched(queue: Queue) -> list[Any]:
     """The leases that are renewed for a queue's jobs."""
-    locks: Any = queue.work._fitting(queue.work.asynchronous)
+    locks: Any = queue.work._locks_for(queue.work.asynchronous)
     watch = locks._renewer() if queue.world.asynchronous else locks._renewer
     found: list[Any] = watch.leases()
     return found

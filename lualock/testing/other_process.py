@@ -1,4 +1,4 @@
-"""Another process, which has a lock."""
+"""Another process that holds a lock, for a test to release, kill and pause."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from types import TracebackType
+from typing import Any
 
 from lualock.errors import LockError
 
 
 class OtherProcess:
-    """A process that took a lock when this was made, and has it until it is told to release it."""
+    """A process that holds a lock from the creation of this object until ``release()``."""
 
     def __init__(
         self,
@@ -25,23 +26,26 @@ class OtherProcess:
         metadata: str,
     ) -> None:
         raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-        told = {"prefix": prefix, "name": raw.hex(), "ttl": ttl, "metadata": metadata}
-        told["key"] = key.hex()  # that of a queued job's place is not its name's
+        request = {"prefix": prefix, "name": raw.hex(), "ttl": ttl, "metadata": metadata}
+        request["key"] = key.hex()  # a queued job's reservation has another key than its name's
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lualock.testing.holder", json.dumps(told)],
+            [sys.executable, "-m", "lualock.testing.holder", json.dumps(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # It must find lualock where this process did.
+            # The process must import the same lualock.
             env=os.environ | {"LUALOCK_URL": url, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self.pid = self._process.pid
         assert self._process.stdout is not None
-        said = json.loads(self._process.stdout.readline() or '{"error": "the holder died"}')
-        if "error" in said:
+        line = self._process.stdout.readline()
+        message: dict[str, Any] = {"error": "could not hold the lock: the process died"}
+        if line:
+            message = json.loads(line)
+        if "error" in message:
             self.kill()
-            raise LockError(said["error"])
-        self.fence: int = said["fence"]
+            raise LockError(message["error"])
+        self.fence: int = message["fence"]
 
     def __enter__(self) -> OtherProcess:
         return self
@@ -55,21 +59,21 @@ class OtherProcess:
         self.release()
 
     def release(self) -> None:
-        """Have it give the lock back, and end. Does nothing if it is dead."""
+        """Make the process release the lock and end. Do nothing if it is dead."""
         self.resume()
         self._end()
 
     def kill(self) -> None:
-        """SIGKILL: the lock stays until its lease ends."""
+        """Kill the process with SIGKILL: the lock stays until its lease expires."""
         self._process.kill()
         self._end()
 
     def pause(self) -> None:
-        """SIGSTOP: it renews nothing, and does not know that its lease ends."""
+        """Stop the process with SIGSTOP: it renews nothing, and does not notice a loss."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT: it goes on."""
+        """Continue the process with SIGCONT."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -77,4 +81,4 @@ class OtherProcess:
             self._process.send_signal(number)
 
     def _end(self) -> None:
-        self._process.communicate()  # it ends when there is nothing more to read
+        self._process.communicate()  # the process ends when its standard input is closed

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lualock
-from lualock.jobs.arguments import bind, canonical, lock_name
+from lualock.jobs.naming import bind, canonical, lock_name
 
 PLAIN = st.recursive(
     st.none()
@@ -157,7 +157,7 @@ def test_names_are_readable_or_digests() -> None:
 )
 def test_unserialisable_arguments(value: Any) -> None:
     """What has no form of its own is refused, with the argument's name and what to do."""
-    with pytest.raises(lualock.InvalidArgument, match=r"argument 'repo' of job m\.job .*key="):
+    with pytest.raises(lualock.InvalidArgument, match=r"argument 'repo' of job m\.job: .*key="):
         lock_name("m.job", {"id": 1, "repo": value})
 
 
@@ -172,7 +172,7 @@ def test_values_that_contain_themselves() -> None:
 def test_another_process_makes_the_same_name() -> None:
     """Neither hash seeds nor addresses get in."""
     code = (
-        "from lualock.jobs.arguments import lock_name; import uuid, decimal\n"
+        "from lualock.jobs.naming import lock_name; import uuid, decimal\n"
         "print(lock_name('m.job', {'a': {'x', 'y', 'z'}, 'b': {'k': [1.5, None, b'1']},"
         " 'c': uuid.UUID(int=5), 'd': decimal.Decimal('2.50')}))"
     )

@@ -1,14 +1,15 @@
-"""From a job's arguments to its lock's name: one name for equal arguments, never two.
+"""Derive a lock's name from a job's arguments: equal arguments always give the same name.
 
 * Arguments are bound to the signature and defaults applied, so ``f(1)``, ``f(x=1)`` and, with a
   default of 1, ``f()`` are the same job.
 * The text is type-tagged: ``1`` is not ``"1"``, ``1.0`` or ``True``. The order of a dict or a set
-  is nothing. A list and a tuple are the same, because a job queue turns one into the other; and
-  so are, for a queue that speaks JSON, a member of an enumeration of ``str``, ``int`` or ``float``
-  and its value, and a dict's keys ``1``, ``True``, ``None`` and ``"1"``, ``"true"``, ``"null"``.
-  Who enqueues a job and who runs it must come to one name.
-* Nothing depends on ``repr``, ``hash`` or an address: another process gets the same name.
-* Short, plain arguments stay readable for whoever looks at the server; others become a digest.
+  does not matter.
+* The producer and the worker must derive one name, so values that a job queue turns into each
+  other are the same: a list and a tuple. For a queue that uses JSON these are also a member of an
+  enumeration of ``str``, ``int`` or ``float`` and its value, and a dict's keys ``1``, ``True``,
+  ``None`` and ``"1"``, ``"true"``, ``"null"``.
+* Nothing depends on ``repr``, ``hash`` or an address: another process derives the same name.
+* Short, plain arguments stay readable on the server; others become a digest.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from typing import Any
 
 from lualock.errors import InvalidArgument
 
-VERSION = "v1"
-MAX_READABLE = 64
-MAX_DEPTH = 50
+_VERSION = "v1"
+_MAX_READABLE = 64
+_MAX_DEPTH = 50
 
 
 class _Unserialisable(Exception):
-    """Raised inside :func:`canonical`; the caller knows the argument's name."""
+    """A value has no stable text. :func:`lock_name` adds the name of the argument."""
 
 
 def canonical(value: Any, depth: int = 0) -> str:
-    """A text that is the same for equal values of a kind, in every process."""
-    if depth > MAX_DEPTH:
-        raise _Unserialisable(f"is nested more than {MAX_DEPTH} deep (or contains itself)")
+    """Return a text that is the same for equal values of one type, in every process."""
+    if depth > _MAX_DEPTH:
+        raise _Unserialisable(f"is nested more than {_MAX_DEPTH} deep (or contains itself)")
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -51,9 +52,9 @@ def canonical(value: Any, depth: int = 0) -> str:
     if isinstance(value, float):
         return "0.0" if value == 0 else float.__repr__(value)  # -0.0 equals 0.0
     if isinstance(value, str):
-        return json.dumps(str.__str__(value))  # its text, whatever a subclass prints
+        return json.dumps(str.__str__(value))  # a subclass may print another text
     if isinstance(value, enum.Enum):
-        # Flags together have no name in Python 3.10, unknown bits in none; all have a number.
+        # Combined flags have no name in Python 3.10, unknown bits in no version; all have a number.
         known = value.name in type(value).__members__
         name = value.name if known else value.value
         return f"enum({json.dumps(f'{type(value).__qualname__}.{name}')})"
@@ -78,18 +79,18 @@ def _key(key: Any, depth: int) -> str:
 
 def _datetime(value: dt.datetime) -> str:
     if value.tzinfo is not None and value.utcoffset() is not None:
-        value = value.astimezone(dt.timezone.utc)  # the same instant, wherever it was written
+        value = value.astimezone(dt.timezone.utc)  # one text for one instant, in any time zone
     return f"datetime({value.isoformat()})"
 
 
 def _decimal(value: decimal.Decimal) -> str:
-    # 1.5 and 1.50 are equal: as a fraction they are also the same text.
+    # 1.5 and 1.50 are equal; as fractions they also have the same text.
     return f"decimal({fractions.Fraction(value) if value.is_finite() else value})"
 
 
 _TAGGED: dict[type | tuple[type, ...], Callable[[Any], str]] = {
     (bytes, bytearray, memoryview): lambda value: f"bytes({bytes(value).hex()})",
-    dt.datetime: _datetime,  # before date, of which it is a kind
+    dt.datetime: _datetime,  # before date, its base class
     dt.date: lambda value: f"date({value.isoformat()})",
     dt.time: lambda value: f"time({value.isoformat()})",
     dt.timedelta: lambda value: f"timedelta({value // dt.timedelta(microseconds=1)})",
@@ -103,7 +104,10 @@ _TAGGED: dict[type | tuple[type, ...], Callable[[Any], str]] = {
 def bind(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments by parameter, with defaults; ``TypeError`` as a call would raise it."""
+    """Return the arguments by parameter, with defaults.
+
+    :raises TypeError: as a call with these arguments does.
+    """
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
@@ -112,13 +116,13 @@ def bind(
 def _text(value: Any) -> str:
     try:
         return canonical(value)
-    except (ValueError, OverflowError) as error:  # more digits than Python writes, or a time that
-        # has no equal in UTC
-        raise _Unserialisable(f"cannot be written down ({error})") from None
+    # More digits than Python prints, or a time that UTC cannot express.
+    except (ValueError, OverflowError) as error:
+        raise _Unserialisable(f"cannot be written as text ({error})") from None
 
 
 def lock_name(job: str, arguments: Mapping[str, Any], version: int = 0) -> str:
-    """The default name of a job's lock; ``version`` is the user's, of what it is made of.
+    """Return the default name of a job's lock; ``version`` is the user's ``key_version``.
 
     :raises InvalidArgument: an argument has no text that is the same in every process.
     """
@@ -126,24 +130,25 @@ def lock_name(job: str, arguments: Mapping[str, Any], version: int = 0) -> str:
     for parameter, value in arguments.items():
         try:
             texts.append(_text(value))
-        except _Unserialisable as why:
+        except _Unserialisable as reason:
             raise InvalidArgument(
-                f"argument {parameter!r} of job {job} {why}, and has no form that is the same in "
-                "every process: pass an id instead, or say what the lock's name is made of (key= "
-                "of the decorator, lock() or identifier() of the class)"
+                f"could not derive a lock name from argument {parameter!r} of job {job}: the "
+                f"argument {reason}, and has no form that is the same in every process. Pass an id "
+                "instead, or name the lock (key= of the decorator, lock() or identifier() of the "
+                "class)"
             ) from None
-    return named(f"{job}@{version}" if version else job, ",".join(texts))
+    return _format_name(f"{job}@{version}" if version else job, ",".join(texts))
 
 
-def named(job: str, text: str) -> str:
-    """A job's name and what tells its locks apart, as a name of bounded length."""
-    if len(text) > MAX_READABLE or not text.isprintable() or "[" in text or "{" in text:
+def _format_name(job: str, text: str) -> str:
+    """Combine a job's name and the text of its arguments into a name of bounded length."""
+    if len(text) > _MAX_READABLE or not text.isprintable() or "[" in text or "{" in text:
         text = "#" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
-    return f"job:{VERSION}:{job}({text})"
+    return f"job:{_VERSION}:{job}({text})"
 
 
 def qualified_name(thing: Any) -> str:
-    """``module.name`` of a class or function, and the same when its module runs as a program."""
+    """Return ``module.name`` of a class or function, the same if its module runs as a program."""
     module = thing.__module__
     if module == "__main__":
         main = sys.modules["__main__"]

@@ -1,0 +1,292 @@
+"""What ``locks.job`` and ``LockedJob`` declare: a job, its options and its locks; and its runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lualock._core import options
+from lualock._core.lease import LeaseBase
+from lualock._core.lock import LockBase, LocksBase
+from lualock._protocol import AcquireRequest
+from lualock.errors import InvalidArgument
+from lualock.jobs import naming
+from lualock.jobs.delivery import Delivery
+from lualock.jobs.identity import job_holder_info
+
+if TYPE_CHECKING:
+    from lualock import _sync, aio
+
+    AnyLocks = _sync.Locks | aio.Locks
+    AnyLease = _sync.Lease | aio.Lease
+    AnyLock = _sync.Lock | aio.Lock
+else:  # both APIs are above this layer, and load it on first use
+    AnyLocks, AnyLease, AnyLock = LocksBase, LeaseBase, LockBase
+
+QUEUE_TTL_S = 3600.0
+"""How long a queued job keeps its reservation or its lock, unless its declaration says more."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """The options of ``locks.job`` beyond the lock's name, its ttl and the callbacks of a run."""
+
+    policy: Any = None
+    unique: str | None = None
+    on_retry: str = "release"
+    on_final_failure: str = "release"
+    on_unavailable: str = "raise"
+    queue_ttl: float = QUEUE_TTL_S
+    on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_choice("unique", self.unique, None, "queued", "running", "both")
+        _check_choice("on_retry", self.on_retry, "release", "hold")
+        _check_choice("on_final_failure", self.on_final_failure, "release", "keep")
+        _check_choice("on_unavailable", self.on_unavailable, "raise", "run", "skip")
+        options.ttl_ms(self.queue_ttl, "queue_ttl")
+        options.callback(self.on_enqueue_failed, "on_enqueue_failed")
+        check_policy(self.policy)
+
+    @property
+    def reserves(self) -> bool:
+        """Whether a queued job holds a reservation."""
+        return self.unique in ("queued", "both")
+
+
+def _check_choice(name: str, value: object, *choices: object) -> None:
+    if value not in choices:
+        raise InvalidArgument(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_policy(policy: Any) -> None:
+    """Check that a value is a policy.
+
+    :raises InvalidArgument: it is not.
+    """
+    possible = hasattr(policy, "take") or callable(policy) or policy is None
+    if inspect.iscoroutine(policy):  # of a callable that does not look like a coroutine function
+        policy.close()
+    if not possible or isinstance(policy, type) or inspect.iscoroutinefunction(policy):
+        raise InvalidArgument(
+            "a policy must be one of lualock.jobs, such as jobs.Wait(5), or a plain function that "
+            f"returns one, not {policy!r}"
+        )
+
+
+def check_version(version: object, name: str) -> None:
+    """Check a version of a lock's name.
+
+    :raises InvalidArgument: it is not an int, or is negative.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise InvalidArgument(f"{name} must be an int of at least 0, not {version!r}")
+
+
+def check_plain_function(name: str, function: object, reason: str = "nothing awaits it") -> None:
+    """Check that a value is not a coroutine function.
+
+    :raises InvalidArgument: it is one.
+    """
+    if _is_kind(inspect.iscoroutinefunction, function):
+        raise InvalidArgument(
+            f"{name} must be a plain function, not a coroutine function: {reason}"
+        )
+
+
+def _is_kind(test: Callable[[object], bool], function: Any) -> bool:
+    """Return whether a function, or a partial or object that is called like one, is of a kind."""
+    while isinstance(function, partial):
+        function = function.func
+    return test(function) or (callable(function) and test(type(function).__call__))
+
+
+def _no_ttl(*args: Any, **kwargs: Any) -> None:
+    """Default of ``timeout``: the lease has no fixed ttl."""
+
+
+def _no_name(*args: Any, **kwargs: Any) -> str:
+    raise NotImplementedError
+
+
+@dataclass
+class Job:
+    """A declared job: how to run it, what its lock is called, and its callbacks.
+
+    ``old_name`` makes the lock's name of the previous version, while both versions are deployed.
+    """
+
+    name: str
+    body: Callable[..., Any]
+    lock_name: Callable[..., object] = _no_name
+    timeout: Callable[..., float | None] = _no_ttl
+    on_failed: Callable[..., Any] | None = None
+    on_expired: Callable[..., Any] | None = None
+    options: JobOptions = field(default_factory=JobOptions)
+    old_name: Callable[..., object] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self.signature = inspect.signature(self.body)
+        except ValueError:  # of some builtins
+            raise InvalidArgument(
+                f"could not make a job of {self.name}: it does not say what its arguments are. "
+                "Wrap it in a function of your own"
+            ) from None
+        self.asynchronous = _is_kind(inspect.iscoroutinefunction, self.body)
+        if not self.asynchronous:
+            reason = f"job {self.name} is a plain function"
+            check_plain_function("on_failed (of a class: lock_failed)", self.on_failed, reason)
+            check_plain_function(
+                "on_expired (of a class: lock_expired_before_release)", self.on_expired, reason
+            )
+        if _is_kind(inspect.isgeneratorfunction, self.body) or _is_kind(
+            inspect.isasyncgenfunction, self.body
+        ):
+            raise InvalidArgument(
+                f"could not make a job of {self.name}: it is a generator function, and a call only "
+                "makes a generator, so the lock would be released before the body runs. Iterate "
+                "inside the job"
+            )
+
+    def lock(self, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AnyLock:
+        """Return the lock of one call.
+
+        :raises TypeError: the arguments do not fit the job's signature.
+        :raises InvalidArgument: they give no valid lock name, or no valid ttl.
+        """
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:  # this text does not name the job
+            raise TypeError(f"job {self.name}: {error}") from None
+        return self._lock_named(locks, self.lock_name, args, kwargs)
+
+    def locks(
+        self,
+        locks: AnyLocks,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        job_id: str | None = None,
+    ) -> list[AnyLock]:
+        """Return the locks of one call, including that of the old name, in acquisition order.
+
+        All jobs acquire them in the order of their keys, so no two wait for each other. That also
+        holds if one job's new name is another's old name, when a deploy is rolled back.
+
+        Any two versions that are deployed together share a name. Only looking at the old name is
+        not enough: code of the old version may acquire that lock the next moment.
+        """
+        result = [self.lock(locks, args, kwargs)]
+        if self.old_name is not None:
+            old = self._lock_named(locks, self.old_name, args, kwargs)
+            if old.key != result[0].key:
+                result.append(old)
+        if job_id is not None:
+            for lock in result:
+                lock._holder_info = job_holder_info(lock._holder_info, job_id)
+        result.sort(key=lambda lock: lock.key)
+        for lock in result[:-1]:  # while the run waits for the next lock; see `restore_ttl`
+            lock._options = replace(lock._options, renew=True)
+        return result
+
+    def _lock_named(
+        self,
+        locks: AnyLocks,
+        name: Callable[..., object],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> AnyLock:
+        timeout = self.timeout(*args, **kwargs)
+        if timeout is not None:
+            options.ttl_ms(timeout, "timeout")
+        return locks.lock(self._check_name(name(*args, **kwargs)), timeout)
+
+    def _check_name(self, name: object) -> str | bytes:
+        if isinstance(name, str | bytes):
+            return name
+        raise InvalidArgument(
+            f"the lock's name of job {self.name} must be str or bytes, not {type(name).__name__}"
+        )
+
+    def name_function(
+        self, key: Any, version: int, parameter: str = "key"
+    ) -> Callable[..., str | bytes]:
+        """Return the function that makes the lock's name, from the parameters of ``locks.job``.
+
+        :raises InvalidArgument: they do not say how to make a name.
+        """
+        check_version(version, "a key's version")
+        if key is None:
+            return lambda *args, **kwargs: naming.lock_name(
+                self.name, naming.bind(self.signature, args, kwargs), version
+            )
+        if isinstance(key, str | bytes):
+            if version:
+                raise InvalidArgument(
+                    f"could not use a version of {parameter}={key!r}: it is the whole name of the "
+                    "lock. Change the name"
+                )
+            return lambda *args, **kwargs: key
+        if not callable(key):
+            raise InvalidArgument(
+                f"{parameter} must be a name or a function of the job's arguments, not "
+                f"{type(key).__name__}"
+            )
+
+        check_plain_function(parameter, key)
+
+        def call_key(*args: Any, **kwargs: Any) -> str | bytes:
+            value = key(*args, **kwargs)
+            if isinstance(value, str | bytes):
+                return value
+            return naming.lock_name(self.name, {"(the result of key=)": value}, version)
+
+        return call_key
+
+    def bind_callback(
+        self, callback: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], **extra: Any
+    ) -> Callable[[], Any]:
+        """Return a call of a callback with exactly the job's arguments.
+
+        ``extra`` holds further values. The callback gets those that it has a parameter for.
+        """
+        keywords = dict(kwargs)
+        for name, value in extra.items():
+            if name in self.signature.parameters:
+                continue  # the job's own argument of that name goes to the callback
+            try:
+                signature = inspect.signature(callback)
+                signature.bind(*args, **(keywords | {name: value}))
+            except (TypeError, ValueError):  # no room for it, or no signature, as some builtins
+                continue
+            if name in signature.parameters and name not in kwargs:
+                keywords[name] = value
+        return partial(callback, *args, **keywords)
+
+
+class Run:
+    """One run of a job: its arguments, its locks, and the leases that it holds."""
+
+    def __init__(
+        self,
+        job: Job,
+        locks: AnyLocks,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        delivery: Delivery | None,
+    ) -> None:
+        self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
+        self.job_id = None if delivery is None else delivery.job_id
+        self.locks = job.locks(locks, args, kwargs, self.job_id)
+        self.held: list[tuple[AnyLock, AnyLease]] = []
+        # Attempts that did not get their lock, although the job may run without it.
+        self.failed_attempts: list[Any] = []
+        # All requests for a lease, also those whose result an interruption discarded.
+        self.requests: list[AcquireRequest] = []
+
+    def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
+        """Return a call of a callback; see :meth:`Job.bind_callback`."""
+        return self.job.bind_callback(callback, self.args, self.kwargs, **extra)

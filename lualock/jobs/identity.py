@@ -1,0 +1,69 @@
+"""How the id and the token of a job are written, sent and stored."""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import urlsafe_b64encode
+
+from lualock._core import options
+from lualock.errors import InvalidArgument
+
+_MAX_ID_BYTES = 128
+"""A longer job id is stored as a digest, because the text beside a lock is limited."""
+
+
+def token_of(job_id: str) -> str:
+    """Derive a token from a job's id, for systems that cannot carry a token of their own.
+
+    Any process that knows the id can derive the token. Two jobs with one id count as one job:
+    enqueueing the second returns the reservation of the first.
+    """
+    digest = hashlib.sha256(b"lualock job " + job_id.encode("utf-8", "surrogatepass")).digest()
+    return urlsafe_b64encode(digest[:16])[:22].decode()
+
+
+def encode_token(token: object) -> bytes:
+    """Return a job's token as it is sent.
+
+    :raises InvalidArgument: it is not a token.
+    """
+    raw = token.encode("ascii", "replace") if isinstance(token, str) else b""
+    if len(raw) != 22 or not raw.replace(b"-", b"a").replace(b"_", b"a").isalnum():
+        raise InvalidArgument(
+            "could not use the token: it is not a job's token. Pass the token from enqueueing, "
+            "unchanged"
+        )
+    return raw
+
+
+def job_metadata(job_id: str) -> str:
+    """Return the metadata that is stored beside the locks of a job.
+
+    A digest replaces a very long id, and one that is not valid text for a server (a lone
+    surrogate), so that different ids stay different.
+
+    :raises InvalidArgument: the id is not a str, or is empty.
+    """
+    if not isinstance(job_id, str) or not job_id:
+        raise InvalidArgument("a job's id must be a str, and must not be empty")
+    raw = job_id.encode("utf-8", "surrogatepass")
+    if len(raw) > _MAX_ID_BYTES or raw != job_id.encode("utf-8", "replace"):
+        return f"long job {hashlib.sha256(raw).hexdigest()[:40]}"
+    return f"job {job_id}"
+
+
+def job_holder_info(holder_info: options.HolderInfo, job_id: str) -> options.HolderInfo:
+    """Return the holder info for a lease of a job: the holder, and the job as metadata.
+
+    If both do not fit, the holder is shortened: only people read it, but code reads the id.
+    """
+    metadata = b"\n" + job_metadata(job_id).encode("utf-8", "replace")
+    holder = holder_info.holder
+    if holder is not None:
+        holder = holder[: options.MAX_HOLDER_INFO_BYTES - len(metadata)]
+    return options.HolderInfo(holder, metadata)
+
+
+def job_id_of(metadata: str) -> str | None:
+    """Return the job's id from metadata, or ``None`` if it names no job or only has a digest."""
+    return metadata[4:] if metadata.startswith("job ") else None
