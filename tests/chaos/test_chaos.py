@@ -17,6 +17,7 @@ FIRST = next(iter(BINARIES))
 ACTS = {"kills", "stops", "pauses", "flushes", "server stops", "restarts"}
 
 
+@pytest.mark.full
 def test_chaos_in_short() -> None:
     """Whatever is done to processes and server, nothing is wrong with what they had."""
     outcome = play(Plan(FIRST, seconds=8, seed=1, processes=10))
@@ -27,6 +28,7 @@ def test_chaos_in_short() -> None:
     assert not outcome.folder.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fault", ["delete", "deaf"])
 def test_a_planted_fault_is_found(
     fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

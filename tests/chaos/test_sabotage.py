@@ -159,6 +159,7 @@ CASES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "sabotage", "config"), CASES)
 def test_sabotage(name: str, sabotage: str, config: tuple[str, ...]) -> None:
     """Whatever is done to the server meanwhile, no lock has two holders and nobody is stuck."""

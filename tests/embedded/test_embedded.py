@@ -313,6 +313,7 @@ def test_threads_share_one_connection(home: Path) -> None:
     uses[0].close()
 
 
+@pytest.mark.full
 def test_twenty_at_once_get_one_server(new_user: Callable[[], User], home: Path) -> None:
     """Twenty processes that start while the last user leaves get one server, and no error."""
     leaving = new_user()

@@ -1488,6 +1488,7 @@ async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
 # arq and SAQ, which have a folder of their own
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "case",
     [

@@ -138,6 +138,7 @@ def test_a_server_that_is_away(fleet: Fleet, system: str) -> None:
     assert not fleet.diary.count("cautious", system, "start")
 
 
+@pytest.mark.full
 @every_system
 def test_a_deploy_that_changes_the_name(fleet: Fleet, system: str) -> None:
     """Of versions that are deployed together no two run at a time, and all have their turn."""
@@ -154,6 +155,7 @@ def test_a_deploy_that_changes_the_name(fleet: Fleet, system: str) -> None:
         assert overlaps(runs[old] + runs[new]) == []
 
 
+@pytest.mark.full
 @every_system
 def test_a_job_that_comes_back_later(fleet: Fleet, system: str) -> None:
     """All jobs run, one after the other, with the system's own way to try again."""
@@ -166,6 +168,7 @@ def test_a_job_that_comes_back_later(fleet: Fleet, system: str) -> None:
     assert not [entry for entry in entries if entry.event == "failed"]
 
 
+@pytest.mark.full
 @every_system
 def test_coming_back_is_no_attempt(fleet: Fleet, system: str) -> None:
     """A job that came back more often than it may be tried has all its attempts yet."""
@@ -180,6 +183,7 @@ def test_coming_back_is_no_attempt(fleet: Fleet, system: str) -> None:
     assert fleet.diary.count("stubborn", system, "start") == 2
 
 
+@pytest.mark.full
 @every_system
 @pytest.mark.parametrize("job", ["holding", "freeing"])
 def test_the_lock_between_two_attempts(fleet: Fleet, system: str, job: str) -> None:
@@ -207,6 +211,7 @@ def test_a_lock_that_was_held_for_attempts_in_vain(fleet: Fleet, system: str) ->
     assert fleet.diary.count("hopeless", system, "start") == 2
 
 
+@pytest.mark.full
 @every_system
 def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
     """Of fifty that enqueue together one does, and the others are told which job is there."""
@@ -223,6 +228,7 @@ def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
     assert sorted(told) == sorted(each)
 
 
+@pytest.mark.full
 @every_system
 def test_one_trailing_run(fleet: Fleet, system: str) -> None:
     """However many come while one runs, one more runs after it."""
@@ -252,6 +258,7 @@ def test_a_run_that_is_replaced(fleet: Fleet, system: str) -> None:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("system", REMOVABLE)
 def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
     """Another may be enqueued then, and the removed one does not run."""
@@ -319,6 +326,7 @@ def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
         fleet.until_count("struck", system, 1, "end")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("job", ["limited", "terminated"])
 def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
     """For its hard time limit, or because it was revoked: its lock is free once it is dead."""
@@ -372,6 +380,7 @@ def test_celery_lets_what_it_told_to_end_keep_its_lock(fleet: Fleet) -> None:
         assert fleet.diary.count("lingering", "celery", "end") == 1
 
 
+@pytest.mark.full
 def test_no_key_is_left(fleet: Fleet) -> None:
     """When all has ended nothing of lualock is on the server."""
     with fleet.server.client() as client:

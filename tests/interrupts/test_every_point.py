@@ -264,6 +264,7 @@ def test_every_line_of_a_free_lock(one_server: Server, resp: int) -> None:
     assert count > 50
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("connected", [True, False])
 def test_every_line_of_a_waiter(one_server: Server, resp: int, connected: bool) -> None:
     """Struck at each line of a waiter that is handed the lock, nothing is left."""
@@ -290,6 +291,7 @@ def test_every_line_of_a_waiter(one_server: Server, resp: int, connected: bool) 
     assert _struck_at_every_line(one_server, resp, scenario) > 100
 
 
+@pytest.mark.full
 def test_every_line_of_one_that_gives_up(one_server: Server, resp: int) -> None:
     """Struck at each line of a waiter whose time is over, nothing is left."""
 
@@ -332,6 +334,7 @@ class Waits(Lines):
         return self._trace
 
 
+@pytest.mark.full
 def test_a_signal_handler_that_waits(one_server: Server) -> None:
     """At each line of a waiter, the same thread can wait for another lock in between."""
     locks = lualock.connect(one_server.url)  # one that hangs cannot be closed

@@ -97,6 +97,7 @@ STOPPED = """
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("renewed", ["renewed", "not renewed"])
 async def test_stopped_past_the_end_of_its_lease(shell: World, renewed: str) -> None:
     """A holder that was stopped learns at its first check that it lost the lock, and what it does
@@ -450,6 +451,7 @@ def _until_waiters(client: Any, count: int) -> None:
     wait_until(lambda: waiting() == count)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("silent", [False, True], ids=["", "silent server"])
 @pytest.mark.parametrize(
     ("code", "waiters", "status"),

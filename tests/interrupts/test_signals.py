@@ -533,6 +533,7 @@ def test_an_event_loop(one_server: Server, one_client: Any) -> None:
         assert process.wait(10) == 0  # redis-py's connections, struck, may have complained
 
 
+@pytest.mark.full
 def test_a_signal_anywhere_in_a_busy_loop(one_server: Server) -> None:
     """A handler that raises at any point of an event loop leaves no lock taken for its ttl."""
     command = [sys.executable, "-m", "tests.support.busy_loop", one_server.url, "150", "1"]

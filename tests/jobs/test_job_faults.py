@@ -96,6 +96,7 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     rivals.close()
 
 
+@pytest.mark.full
 async def test_faults(shell: World) -> None:
     """Side by side, for they mostly wait for a socket's timeout or for the end of a lease."""
     for script in (SCRIPTS | verbs.SCRIPTS).values():

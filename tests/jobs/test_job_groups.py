@@ -7,6 +7,7 @@ from typing import Any
 import celery
 import celery.contrib.testing.tasks  # the worker below looks for its task
 import dramatiq
+import pytest
 from celery.contrib.testing.worker import start_worker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.results import Results
@@ -30,6 +31,7 @@ def shown(*told: Any) -> str:
     return f"shown {told}"
 
 
+@pytest.mark.full
 def test_celery(locks: lualock.Locks) -> None:
     """No member is refused, though another job has its place. One that was dropped when it came to
     run counts, and its result is None; one that comes back later holds up what comes after it."""

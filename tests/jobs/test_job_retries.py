@@ -438,6 +438,7 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     await shell.until(lambda: not held(shell, queue.work.lock().key))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["raise", "run", "skip"])
 async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str) -> None:
     """The place of a job that will not come again is free when the server is back; one that will

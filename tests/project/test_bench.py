@@ -80,6 +80,7 @@ def test_what_the_workers_wrote(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.full
 def test_the_races_find_the_known_faults(one_server: Server) -> None:
     """A rival without an owner check is caught; lualock in the same race is not."""
     rows = [races.race(one_server.url, kind, "expiry", 1.0) for kind in ("SetNxPx", "Lualock")]
@@ -509,6 +510,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(SECONDS, name, (1.0, 0.01))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("small")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole command runs, prints a table a scenario, and keeps JSON, Markdown and plots."""

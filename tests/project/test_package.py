@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import lualock
 from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS
@@ -16,6 +18,7 @@ from tests.support.servers import Server
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.full
 def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path, one_server: Server) -> None:
     """Nothing of the checkout is needed: scripts and py.typed are in the wheel."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]

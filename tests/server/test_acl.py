@@ -26,6 +26,8 @@ from tests.support.delivery import Queue
 from tests.support.servers import Server
 from tests.support.world import World, few, settle
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = [word for word in acl_rule().split() if word.startswith("+")]
 QUIET = {"+publish", "+pubsub|numsub", "+ping", "+getrange", "+del"}
 """Of these only the server's log tells that they are missing: turns are later than they should be,
@@ -198,6 +200,7 @@ async def test_everything_may_be_done(world: World, user: User) -> None:
         assert user.refused() == set()
 
 
+@pytest.mark.full
 @few
 async def test_no_command_is_too_much(world: World, user: User) -> None:
     """Without any one of its commands something is refused."""

@@ -19,6 +19,8 @@ from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, settle
 
+pytestmark = pytest.mark.slow
+
 LOST = Fault("drop reply", times=2)
 """The first reply and that to asking again."""
 

@@ -25,6 +25,8 @@ from tests.support.servers import BINARIES, Server
 from tests.support.waiting import threads_fail, wait_until
 from tests.support.world import World, entered, few, settle
 
+pytestmark = pytest.mark.slow
+
 
 @few
 async def test_on_lost_when_the_time_is_over(world: World) -> None:
@@ -203,6 +205,7 @@ async def test_bad_options(shell: World, options: dict[str, Any], said: str) -> 
 # Renewal.
 
 
+@pytest.mark.full
 async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: Proxy) -> None:
     """What falls due together is sent together, and everything stays held."""
     locks = shell.connect(proxy.url)
@@ -214,6 +217,7 @@ async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: P
     assert proxy.packets < len(sent) / 4
 
 
+@pytest.mark.full
 async def test_renewal_survives_lost_replies_and_forgotten_scripts(
     shell: World, proxy: Proxy
 ) -> None:

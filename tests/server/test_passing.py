@@ -17,6 +17,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.world import World, entered, settle
 
+pytestmark = pytest.mark.slow
+
 
 async def test_adopt(world: World) -> None:
     """Whoever adopts has it, with a new token and a greater fence; the first has nothing."""
@@ -78,6 +80,7 @@ async def test_taking_it_back(shell: World) -> None:
         await settle(locks.adopt(handle))
 
 
+@pytest.mark.full
 async def test_renewed_in_trust(shell: World) -> None:
     """Until it is adopted the first goes on renewing it; then whoever adopted it does."""
     locks = shell.connect()

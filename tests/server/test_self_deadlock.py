@@ -32,6 +32,8 @@ from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, entered, settle
 
+pytestmark = pytest.mark.slow
+
 TTL = 2.0
 
 
@@ -142,6 +144,7 @@ async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
         assert end == "lost"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("way", WAYS)
 async def test_nothing_stays_behind(

@@ -25,6 +25,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import BINARIES, Server
 from tests.support.world import World, on_one, settle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["hash", "list", "text", "short text", "no fence", "no state"])
 async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None:
@@ -354,6 +356,7 @@ async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
         await patient
 
 
+@pytest.mark.full
 @on_one
 @pytest.mark.parametrize("connected", [False, True], ids=["new", "connected"])
 @pytest.mark.parametrize("reply_s", [0.03, 0.15])

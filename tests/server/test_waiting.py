@@ -29,6 +29,8 @@ from tests.support.servers import BINARIES, Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, few, settle
 
+pytestmark = pytest.mark.slow
+
 
 async def _queue(
     world: World, lock: Any, names: str, order: list[str], **options: Any
@@ -229,6 +231,7 @@ async def test_the_lease_of_a_waiter(world: World) -> None:
     assert not lease.lost
 
 
+@pytest.mark.full
 async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Server) -> None:
     """Who got the lock from another and then blocks its thread, or its event loop, for longer than
     a grant lasts, has it all the same: the claim was on its way before."""
@@ -584,6 +587,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.full
 async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
     """However many die before it, who waits looks soon after the end of a lease, and not only
     after a minute."""

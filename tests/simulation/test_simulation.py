@@ -70,6 +70,7 @@ def test_a_planted_bug_is_found(name: str) -> None:
     assert found is not None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", planted.DRIVER)
 def test_a_planted_bug_of_a_driver_is_found(name: str) -> None:
     """A driver that believes a reply without its proof is given a held lock within 1,000 seeds; one
@@ -113,6 +114,7 @@ def test_the_command_replays_a_seed() -> None:
     assert "0 failing" in done.stdout
 
 
+@pytest.mark.full
 def test_probes_notice_every_guard_of_the_scripts() -> None:
     """Each ``if`` and each write of the Lua is removed, one at a time, and some probe notices; but
     for those few that make no difference, each of which has a reason."""
@@ -122,6 +124,7 @@ def test_probes_notice_every_guard_of_the_scripts() -> None:
     assert [str(one) for one in unseen if not mutants.reason(one)] == []
 
 
+@pytest.mark.full
 def test_seeds_notice_steps_of_the_protocol() -> None:
     """One step of the protocol in four is removed, and a seed notices (all of them, by ``python -m
     tests.simulation mutants``). Which ones is decided by what they are, so that one step more does

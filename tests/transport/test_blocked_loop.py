@@ -75,6 +75,7 @@ async def test_a_loop_that_is_blocked_for_two_ttls(
     assert not locks.lock("x").locked()
 
 
+@pytest.mark.full
 async def test_a_loop_that_runs_again_just_before_the_end(
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,6 +194,7 @@ async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) 
 # Other loops.
 
 
+@pytest.mark.full
 def test_a_blocked_loop_costs_other_loops_nothing(
     one_server: Server, beside: ThreadPoolExecutor
 ) -> None:
@@ -223,6 +225,7 @@ def test_a_blocked_loop_costs_other_loops_nothing(
     wait_until(lambda: not _watching())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
 def test_a_loop_that_ended_without_a_word(
     one_server: Server, caplog: pytest.LogCaptureFixture, closed: bool
@@ -255,6 +258,7 @@ def test_a_loop_that_ended_without_a_word(
     wait_until(lambda: not _watching())
 
 
+@pytest.mark.full
 def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
     """End when another loop begins, not when their leases would be due."""
     locks = aio.connect(one_server.url)
@@ -309,6 +313,7 @@ async def test_a_client_for_asyncio_only(
     wait_until(lambda: not _watching())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["url", "class"])
 @pytest.mark.parametrize("how", ["aclose", "end of the loop"])
 def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) -> None:

@@ -456,6 +456,7 @@ def outcomes(request: pytest.FixtureRequest) -> dict[str, BaseException | None]:
     return ended
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("script", "step"), STEPS)
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
@@ -562,6 +563,7 @@ async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: 
         assert await lock.locked() == lives
 
 
+@pytest.mark.full
 async def test_a_claim_that_never_arrives(shell: World) -> None:
     """A holder whose claim is lost without its noticing stops being one before the claim window
     ends, and the lock goes to the next."""
@@ -598,6 +600,7 @@ class Chance:
         return Fault(kind, seconds=self._random.uniform(0, SOCKET_TIMEOUT * 2))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None:
     """Six who contend, a tenth of all requests meeting some fault, orphans coming at any time."""

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 each_library = pytest.mark.parametrize("library", ["gevent", "eventlet"])
 
 
+@pytest.mark.full
 @each_library
 def test_core_tests_under_green_threads(library: str) -> None:
     """Waiting, loss and faults are as with threads (``python -m tests.transport.green``)."""

@@ -77,6 +77,7 @@ async def test_a_dead_connection_costs_a_fraction(
         await settle(lease.release())
 
 
+@pytest.mark.full
 async def test_a_hand_over_and_an_adoption_by_dead_connections(
     shell: World, swallower: FaultProxy
 ) -> None:
@@ -96,6 +97,7 @@ async def test_a_hand_over_and_an_adoption_by_dead_connections(
     assert not await settle(others.lock("x").locked())
 
 
+@pytest.mark.full
 async def test_renewal_by_dead_connections(shell: World, swallower: FaultProxy) -> None:
     """A lease that is renewed survives that its connections die, again and again."""
     lease = await settle(shell.connect(swallower.url).lock("x", ttl=2, renew=True).acquire())
@@ -274,6 +276,7 @@ async def test_errors_of_a_silent_server_say_how_long(shell: World, one_server: 
         assert _acquired(proxy, "acquire") == 2
 
 
+@pytest.mark.full
 async def test_an_attempt_that_began_in_a_silence_is_not_waited_for(
     shell: World, one_server: Server
 ) -> None:
