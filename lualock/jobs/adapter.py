@@ -286,7 +286,7 @@ def adapter_in(system: str, function: Any) -> JobAdapter:
     adapter = bound(function)
     if getattr(function, SYSTEM, None) != system:
         raise InvalidArgument(
-            f"could not enqueue job {adapter.name}: it is not a job of this system. Decorate it "
+            f"could not enqueue job {adapter.name}: it was not made for this system. Decorate it "
             f"with lualock.jobs.{system}.locked, above locks.job"
         )
     return adapter

@@ -993,7 +993,7 @@ def test_folder_that_is_a_symlink(home: Path) -> None:
 def test_folder_that_is_a_file(home: Path) -> None:
     """A file in place of the folder is refused."""
     home.write_text("")
-    with pytest.raises(EmbeddedUnavailable, match="no folder"):
+    with pytest.raises(EmbeddedUnavailable, match="not a folder"):
         start()
     home.unlink()
 

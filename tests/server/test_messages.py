@@ -331,7 +331,7 @@ def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
         (
             lambda: adapter_in("rq", job),
             "job .*_job",
-            "of this system",
+            "for this system",
             r"Decorate it with lualock\.",
         ),
         (_Nothing.run, "_Nothing", "no perform", "Define it"),
