@@ -138,7 +138,6 @@ class Subscriber:
         inbox = self._inboxes[token]
         began_at = self._clock()
         end, left_s = began_at + seconds, seconds
-        silence_s = ping_after_s(seconds)
         try:
             while True:
                 with self._lock:
@@ -161,13 +160,14 @@ class Subscriber:
                         self._sleeping[token] = inbox
                 wait_s = left_s
                 if left_s > sockets.SILENCE_MIN_S:
-                    wait_s = min(left_s, self._alive_for_s(began_at, silence_s, left_s))
+                    wait_s = min(left_s, self._alive_for_s(began_at, seconds, left_s))
                 if reader is inbox:
                     message = self._read(inbox, wait_s)
                     if message is not None:
                         return message
                 else:
-                    wait_s = left_s if silence_s == DOUBTED_S else wait_s
+                    if ping_after_s(seconds) == DOUBTED_S:
+                        wait_s = left_s  # the reader checks often enough
                     event.wait(min(wait_s, threading.TIMEOUT_MAX))
                 left_s = end - self._clock()
         except BaseException:
@@ -233,7 +233,7 @@ class Subscriber:
                 connection.disconnect()
         return None
 
-    def _alive_for_s(self, since: float, silence_s: float, left_s: float) -> float:
+    def _alive_for_s(self, since: float, seconds: float, left_s: float) -> float:
         """Return how long a waiter may wait before it checks the connection. If the check is due,
         this sends a PING, or closes the connection if the last PING was not answered."""
         now = self._clock()
@@ -241,7 +241,7 @@ class Subscriber:
         if self._pinged_at > self._received_at:
             due = max(self._pinged_at, since) + patience_s  # before ``since`` no waiter may read
         else:
-            due = max(self._received_at, since) + silence_s
+            due = max(self._received_at, since) + ping_after_s(seconds)
         if due > now:
             return due - now
         return patience_s if self._check_alive(now, patience_s) else 0.0
