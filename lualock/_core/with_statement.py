@@ -36,10 +36,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
+    # What few blocks have stands in the dictionary, which the others do not make.
     __slots__ = (
-        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "of", "ref"),
-        *("task", "thread", "token", "within"),
+        *("__dict__", "__weakref__", "blocks", "guard", "key", "lease", "of"),
+        *("task", "thread", "token"),
     )
+
+    listed = False  # whether its server's blocks list it
+    ref: weakref.ref[Block] | None = None  # if no statement owns it
+    entered: list[Block] | None = None  # then also: the blocks of its lock object
 
     key: bytes
     thread: threading.Thread
@@ -57,9 +62,6 @@ class Block:
         self.guard: weakref.ref[Any] | None = None  # to the guard
         self.blocks: Blocks | None = None  # that contain it, once it has begun
         self.token: Token[_Chain] | None = None  # takes it out of its context
-        self.listed = False  # whether its server's blocks list it
-        self.ref: weakref.ref[Block] | None = None  # if no statement owns it
-        self.entered: list[Block] | None = None  # then also: the blocks of its lock object
 
     def gone(self, _: object) -> None:
         """Release the lease, because the guard was dropped before the end of the block."""
@@ -79,7 +81,7 @@ class Block:
             except ValueError:
                 pass  # it began in another context
             self.token = None
-        if self.blocks is not None:
+        if self.listed and self.blocks is not None:
             self.blocks.forget(self)
         if self.entered is not None:
             self.entered.remove(self)
@@ -170,10 +172,9 @@ class Blocks:
                 here.remove(entry)  # another thread has just removed the empty list
 
     def forget(self, block: Block) -> None:
-        """Remove a block that has ended."""
-        if block.listed:
-            block.listed = False
-            self._unlist(block.key, block.ref or block)
+        """Remove a listed block that has ended."""
+        block.listed = False
+        self._unlist(block.key, block.ref or block)
 
     def _unlist(self, key: bytes, entry: _Entry) -> None:
         try:
