@@ -160,7 +160,8 @@ class Ear:
                     if message is not None:
                         return message
                 else:
-                    bell.wait(left_s if asks_after_s == DOUBTED_S else wait_s)
+                    wait_s = left_s if asks_after_s == DOUBTED_S else wait_s
+                    bell.wait(min(wait_s, threading.TIMEOUT_MAX))
                 left_s = give_up - self._clock()
         except BaseException:
             with self._lock:
