@@ -53,8 +53,10 @@ def problems(events: list[Event], lease_s: float, results: Path) -> dict[str, li
         "two runs of one repository overlapped only where a lease had ended": list(
             _overlaps(told, lease_s)
         ),
-        "who outlived its lease was told so, and nobody else": list(_expiry(told, lease_s)),
-        "every refused job names somebody who had the lock": list(_holders(events, told, lease_s)),
+        "a worker that outlived its lease was told so, and no other worker": list(
+            _expiry(told, lease_s)
+        ),
+        "every refused job names a worker that had the lock": list(_holders(events, told, lease_s)),
         "the killed worker's lock was free after its lease, and not before": list(
             _crash(events, told, lease_s)
         ),

@@ -95,7 +95,7 @@ class Story:
         self._report()
         self._say(
             f"  the lock of the dead {started.who} was free {freed.at - killed.at:.2f} s after the "
-            "kill, without anybody's help"
+            "kill, on its own"
         )
         self._push(9, work_s=0.2)
         self._until(lambda: len(self._ended()) == self._jobs, "the job is run again")

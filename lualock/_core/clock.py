@@ -13,6 +13,9 @@ from collections.abc import Callable
 now: Callable[[], float]
 """Seconds since boot, counting the time the machine was suspended."""
 
+MAX_TIMER_S = 86_400.0
+"""The longest time of an event loop's timer: a wait without an end wakes up once a day."""
+
 if hasattr(time, "CLOCK_BOOTTIME"):
     now = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:  # pragma: no cover - macOS: the monotonic clock stops during sleep; no better one exists

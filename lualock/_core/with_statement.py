@@ -54,7 +54,7 @@ class Block:
     """The task that began it; ``None``: no task, or a block of the API for threads."""
 
     within: asyncio.Task[Any] | None
-    """Which task did, of a block of the plain shell, too; only where it is listed."""
+    """The task that began it, also with the API for threads. Only a listed block has it."""
 
     def __init__(self, of: Any) -> None:
         self.of = of

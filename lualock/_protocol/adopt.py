@@ -74,9 +74,7 @@ def take(
     if not server.known:
         yield Connect()
     step: RunScript | None = None
-    orphan: RunScript | None = (
-        None  # a request whose reply was lost, and which may still be in flight
-    )
+    orphan: RunScript | None = None  # its reply was lost, and it may still be in flight
     unknown: LockUnavailable | None = None
     try:
         late = 0

@@ -36,7 +36,7 @@ CHECK_AT_END, CHECK_LEAST_S, CHECK_BEHIND_S = 8, 1.0, 0.5
 """The first CHECK_AT_END waiters check when the lease ends: two of them always, the others at most
 every CHECK_LEAST_S. Those behind check at most every CHECK_BEHIND_S times the waiters ahead."""
 
-GRACE_S = 0.08
+YOUNG_S = 0.08
 """When a new waiter checks once more; after 60 ms (in Lua) a message tells it when it is first."""
 
 CHECK_LATE_S = 0.005
@@ -57,7 +57,7 @@ class Attempt:
     queued = False
     answered_at = 0.0
     began_at = 0.0  # when the first request for the queue was sent
-    grace_until = 0.0  # until then no message tells it that it is first
+    young_until = 0.0  # until then no message tells it that it is first
     since = 0.0  # when the oldest request without an answer was sent
     reply: list[Any] | None = None  # the last one that names the holder
     ticket = b""
@@ -169,7 +169,7 @@ class Attempt:
         if reply[0] == b"queued":
             now = self.clock()
             if not self.queued:
-                self.queued, self.grace_until = True, now + GRACE_S
+                self.queued, self.young_until = True, now + YOUNG_S
             self.reply, self.answered_at = reply, now
             self.seen_fence, self.place = reply[4], reply[6]
             return None
@@ -257,9 +257,9 @@ class Attempt:
             # A message tells the waiter that becomes first, but it can be lost, or that waiter can
             # die: every waiter checks, rarely, so that many waiters cost little.
             next_check_s = min(next_check_s, CLAIM_MS / 1000 * 2 ** min(max(1, ahead - 1), 8))
-        if (grace_s := self.grace_until - self.clock()) > 0:
+        if (young_s := self.young_until - self.clock()) > 0:
             # Also the first waiter: one with a higher priority may have come and gone.
-            next_check_s = min(next_check_s, grace_s)
+            next_check_s = min(next_check_s, young_s)
         # Spread the checks of waiters that came together.
         next_check_s = min(next_check_s, CHECK_MAX_S * (1 - ahead % 8 / 32))
         return min(next_check_s, self.left_s())
@@ -300,9 +300,8 @@ class Attempt:
         unknown: LockUnavailable | None = None
         while True:
             if not isinstance(error, LockUnavailable):
-                self.outstanding = (
-                    outstanding_before  # a definite answer: the request had no effect
-                )
+                # A definite answer: the request had no effect.
+                self.outstanding = outstanding_before
                 raise error
             now = self.clock()
             # A broken connection says nothing about the next one: repeat at once.

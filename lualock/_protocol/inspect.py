@@ -5,9 +5,8 @@ from __future__ import annotations
 from lualock._core.keys import display_name
 from lualock._core.options import split_holder_info
 from lualock._protocol.effects import RunScript, Steps
-from lualock._protocol.exchange import resend
+from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import LockInfo, conflict, seconds
-from lualock.errors import LockUnavailable
 from lualock.scripts import SCRIPTS
 
 INSPECT = SCRIPTS["inspect"]
@@ -15,11 +14,7 @@ INSPECT = SCRIPTS["inspect"]
 
 def inspect(name: str | bytes, key: bytes, queue: bytes) -> Steps[LockInfo]:
     """Return the state of the lock."""
-    step = RunScript(INSPECT, (key, queue))
-    try:
-        reply = yield step
-    except LockUnavailable as error:
-        reply = yield from resend(step, error)
+    reply = yield from ask_again(RunScript(INSPECT, (key, queue)))
     shown = display_name(name)
     if reply[0] == b"free":
         return LockInfo(shown, held=False, waiters=reply[1])

@@ -12,8 +12,6 @@ from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
 RELEASE = SCRIPTS["release"]
-
-
 HAND_OVER = SCRIPTS["hand_over"]
 
 

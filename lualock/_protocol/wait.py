@@ -31,15 +31,15 @@ have died silently since."""
 def wait(attempt: Attempt) -> Steps[LeaseState]:
     """Take a place in the queue, and wait for the turn."""
     token = attempt.request.token
-    listen, wait = Subscribe(token, attempt.until), AwaitMessage(0.0, token)
+    subscribe, await_message = Subscribe(token, attempt.until), AwaitMessage(0.0, token)
     reply_s = CROWDED_REPLY_S if attempt.request.crowded else REPLY_S
     while True:
         try:
-            channel = yield listen
+            channel = yield subscribe
         except LockError as error:
             attempt.mark_lost()  # a request whose reply was not awaited
-            channel = yield from attempt.retry_until_deadline(lambda: listen, error)
-        message, listen.anew = None, False
+            channel = yield from attempt.retry_until_deadline(lambda: subscribe, error)
+        message, subscribe.anew = None, False
         check_queue = partial(attempt.check_queue, channel)
         try:
             step = check_queue()
@@ -47,8 +47,8 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
             if type(step) is SendScript:
                 # If the lock changes hands fast, it is this waiter's turn soon. Not waking up for
                 # the answer leaves that time to the holder.
-                wait.seconds = min(reply_s, attempt.left_s())
-                message = yield wait
+                await_message.seconds = min(reply_s, attempt.left_s())
+                message = yield await_message
                 if message is not None and message[:1] == b"=":
                     message = b""  # the answer says it more exactly
                 if not message:
@@ -65,12 +65,12 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
                 return state
             if message is not None:
                 continue  # the message says: check again
-            wait.seconds = attempt.next_check_s()
-            message = yield wait
+            await_message.seconds = attempt.next_check_s()
+            message = yield await_message
             while message is not None and message[:1] == b"=":
                 attempt.mark_first(int(message[1:]))
-                wait.seconds = attempt.next_check_s()
-                message = yield wait
+                await_message.seconds = attempt.next_check_s()
+                message = yield await_message
         if message is None:
             attempt.check_time()
         # A fence that is not greater than the lock's at the last check is an old message: that turn
@@ -81,7 +81,7 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
                 return state
             # The message may come from a server that is no longer the primary, and repeats those of
             # the new one, where this client is not subscribed.
-            listen.anew = True
+            subscribe.anew = True
 
 
 def _answer_to(check_queue: PendingReply) -> Any:

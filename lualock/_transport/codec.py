@@ -28,7 +28,6 @@ PING = b"*1\r\n$4\r\nPING\r\n"
 _NEEDS = "lualock needs Redis 6.2, Valkey 7.2 or later"
 _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 
-
 # The header of a word of each size, made in advance: formatting a number costs as much as all the
 # rest of packing a command.
 _SMALL = 256

@@ -19,10 +19,8 @@ from lualock.errors import AccessDenied, LockError, LockUnavailable, Unsupported
 # What a broken connection raises.
 CONNECTION_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
 
-
 # What redis-py raises if the replies to its handshake are malformed.
 HANDSHAKE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
 
 # The error codes of a server that cannot serve now: the cause, and what to do. The script wrote
 # nothing: the server refuses it as a whole, or at its first write.
@@ -40,7 +38,6 @@ _REFUSALS = {
     "CROSSSLOT": _CLUSTER,
     "TRYAGAIN": ("the slot of the lock is being moved to another node", "Try again later"),
 }
-
 
 _WORDS = re.compile("[A-Z]{3,}")  # the error codes are among them
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import fork, options
+from lualock._core.clock import MAX_TIMER_S
 from lualock._core.lease import LeaseBase
 from lualock._core.with_statement import begin, block_end, end_async
 from lualock._transport.asyncio.driver import AsyncDriver
-from lualock._transport.asyncio.renewer import LONGEST_NAP_S, LoopRenewer
+from lualock._transport.asyncio.renewer import LoopRenewer
 
 
 class Lease(LeaseBase):
@@ -78,7 +79,7 @@ class Lease(LeaseBase):
             # wait_for loses a cancellation that comes together with the event.
             waiting = asyncio.ensure_future(self._ended.wait())
             try:
-                await asyncio.wait({waiting}, timeout=min(check_in_s, LONGEST_NAP_S))
+                await asyncio.wait({waiting}, timeout=min(check_in_s, MAX_TIMER_S))
             finally:
                 waiting.cancel()
         return True

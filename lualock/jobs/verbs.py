@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lualock import scripts as script
 from lualock._core.keys import waiters_key
 from lualock._core.options import split_holder_info
 from lualock._protocol import (
@@ -25,8 +24,9 @@ from lualock._protocol import (
 from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import Held
 from lualock.errors import LockError, NotAcquired
+from lualock.scripts import FOLDER, load
 
-SCRIPTS = script.load(Path(__file__).with_name("scripts"), include_from=script.FOLDER)
+SCRIPTS = load(Path(__file__).with_name("scripts"), include_from=FOLDER)
 RESERVE = SCRIPTS["reserve"]
 START = SCRIPTS["start"]
 DIED = SCRIPTS["died"]

@@ -1,4 +1,4 @@
-"""Layer 1: the Lua scripts, loaded, checked and hashed once at import.
+"""Load, check and hash the Lua scripts, once at import.
 
 A script is one file, one verb. Its header is the contract, in comment lines at the top::
 

@@ -25,15 +25,13 @@ from lualock._protocol import (
     Steps,
     Subscribe,
 )
+from lualock._transport.threads.background import GRACE_S, PATIENCE_S
 from lualock.errors import LockError, LockUnavailable
 from tests.simulation.asking import Asked, Owed, OwedByLine, OwedInLoop, Way, answer
 from tests.simulation.ear import Ear
 from tests.simulation.lines import TIMEOUT_S, Done, Line, Opening, Sender
 from tests.simulation.orphans import lock_of
 from tests.simulation.world import US, World
-
-GRACE_S = 0.02
-PATIENCE_S = 60.0
 
 
 class Interrupted(BaseException):

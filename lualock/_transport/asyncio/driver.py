@@ -33,10 +33,8 @@ from lualock._transport.asyncio.connection import PipelinedConnection, ReplyOver
 from lualock._transport.asyncio.loop import LoopConnections, drop_closed
 from lualock._transport.asyncio.pending import SentReply, consume_exception, discard, latest
 from lualock._transport.endpoint import Endpoint
+from lualock._transport.threads.background import GRACE_S
 from lualock.errors import LockError, LockUnavailable
-
-GRACE_S = 0.02
-"""How long a caller waits for its own clean-up: from its cancellation, or the end of its time."""
 
 
 class AsyncDriver:
@@ -291,9 +289,7 @@ class AsyncDriver:
                 )
                 if not done:
                     break
-                for attempt in attempts:
-                    if attempt[1][-1] in done:
-                        break
+                attempt = next(one for one in attempts if one[1][-1] in done)
                 first, sent = attempt
                 error = sent[-1].exception()
                 if error is None:

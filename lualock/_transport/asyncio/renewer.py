@@ -20,7 +20,6 @@ from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import RenewalThread
 from lualock.errors import InvalidArgument, LockUnavailable
 
-LONGEST_NAP_S = 86_400.0
 HUNG_TTLS = 5
 """An event loop that has not run for this many ttls of a lease counts as hung: the lease ends then.
 """

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from lualock._core.clock import MAX_TIMER_S
 from lualock._protocol import CHECK_LATE_S, Subscribe
 from lualock._transport import codec, sockets
 from lualock._transport.asyncio import opening
@@ -15,8 +16,6 @@ from lualock._transport.threads.subscriber import DOUBTED_S, PING_AFTER_S, ping_
 
 if TYPE_CHECKING:
     from lualock._transport.asyncio.driver import AsyncDriver
-
-_MAX_TIMER_S = 86_400.0  # a waiter wakes up after a day even without a message
 
 
 class _Inbox:
@@ -106,7 +105,7 @@ class Subscriber:
             return b""
         loop = self._loop
         inbox.waiter = loop.create_future()
-        inbox.timer = loop.call_later(min(seconds, _MAX_TIMER_S), inbox.wake, None)
+        inbox.timer = loop.call_later(min(seconds, MAX_TIMER_S), inbox.wake, None)
         if seconds > sockets.SILENCE_MIN_S:
             self._check_by(loop.time() + ping_after_s(seconds))
         try:

@@ -17,6 +17,9 @@ from lualock.errors import LockError, LockUnavailable
 
 log = logging.getLogger("lualock")
 
+GRACE_S = 0.02
+"""How long a caller waits for its own clean-up: from its interruption, or the end of its time."""
+
 PATIENCE_S = 60.0
 """How long a call is tried again."""
 

@@ -32,7 +32,7 @@ from lualock._protocol import (
 from lualock._transport import codec, errors, sockets
 from lualock._transport.connecting import connect_in_time
 from lualock._transport.endpoint import Endpoint
-from lualock._transport.threads.background import BackgroundCleanup
+from lualock._transport.threads.background import GRACE_S, BackgroundCleanup
 from lualock._transport.threads.connection import Connection, first_to_answer
 from lualock._transport.threads.pending import SentReply
 from lualock._transport.threads.permit import Permit
@@ -44,9 +44,6 @@ MAX_CONNECTIONS = 12
 
 OVERTAKEN_S = 0.1
 """After how long a call that was sent without waiting has most probably arrived."""
-
-GRACE_S = 0.02
-"""How long a caller waits for its own clean-up: from its interruption, or the end of its time."""
 
 
 class BlockingDriver:

@@ -1,4 +1,4 @@
--- reserve: reserve a place in the job queue for a job that is about to be queued
+-- reserve: give a job that is about to be queued its reservation, unless another job has it
 -- KEYS[1] lock         the key of the lock that is held while the job runs
 -- KEYS[2] reservation  the key of the lock that the queued job holds
 -- ARGV[1] token        of the reservation: 22 characters, one for each time that a job is queued
