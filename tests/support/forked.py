@@ -30,10 +30,25 @@ def case(run: Callable[[str], None]) -> Callable[[str], None]:
     return run
 
 
+def fork_in_c() -> int:
+    """Fork without Python's hooks, while no other thread asks for the interpreter's lock.
+
+    CPython copies such a request to the child, where no thread is left to answer it: the child's
+    main thread hands the lock over and waits for ever, in whatever code it is.
+    """
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        time.sleep(4 * interval_s)  # a request under way is answered, and none comes after it
+        return ctypes.PyDLL(None).fork()
+    finally:
+        sys.setswitchinterval(interval_s)
+
+
 def fork(work: Callable[[], Any]) -> Callable[[], Any]:
     """Do some work in a child; returns what waits for its answer."""
     read, write = os.pipe()
-    child = ctypes.PyDLL(None).fork()
+    child = fork_in_c()
     if not child:
         try:
             answer = work()
@@ -131,7 +146,7 @@ def a_block_is_left_in_the_child(url: str) -> None:
     """The child leaves the block that it was forked in, and the parent's lock stays."""
     locks = lualock.connect(url)
     with locks.lock("x", ttl=30):
-        child = ctypes.PyDLL(None).fork()
+        child = fork_in_c()
         if child:
             os.waitpid(child, 0)
             assert locks.lock("x").locked()
@@ -221,7 +236,7 @@ def between_the_reply_and_the_lease(url: str) -> None:
     def run_and_fork(steps: Any) -> Any:
         nonlocal child
         result = run(steps)
-        child = ctypes.PyDLL(None).fork() if child < 0 else child
+        child = fork_in_c() if child < 0 else child
         return result
 
     locks._driver.run = run_and_fork  # type: ignore[method-assign]
