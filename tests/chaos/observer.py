@@ -1,5 +1,7 @@
-"""Looks at the server while the workers contend: who stands in which queue, and which leases end by
-themselves. Nobody else can tell: the library does not say when an acquisition has a place."""
+"""Read the server while the workers contend: which waiters are queued, and which leases expire.
+
+The workers cannot record that: the library does not report when an acquisition has a place.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +12,33 @@ import redis
 
 from lualock._core import keys
 from lualock._core.clock import now
-from tests.chaos.diary import Diary
+from tests.chaos.event_log import EventLog
 from tests.chaos.turns import LOCKS
 from tests.support.servers import Server
 
 CONFIG = ("--notify-keyspace-events", "Ex")
-"""What the server must be told, so that it says which keys expired."""
+"""The server's configuration, so that it reports expired keys."""
 
-EVERY_S = 0.025
+INTERVAL_S = 0.025
 LATE_S = 0.25
-"""By how much later than it should the observer itself must run before others may be late too."""
+"""If the observer itself is that late, other processes may be late too."""
 
 PREFIX = keys.DEFAULT_PREFIX.encode()
 KEYS = {keys.lock_key(PREFIX, name): name for name in LOCKS}
 
 
 class Observer:
-    """A thread with connections of its own, which are cut and paused like all others."""
+    """Two threads with their own connections, which are cut and paused like all others."""
 
-    def __init__(self, server: Server, diary: Diary) -> None:
+    def __init__(self, server: Server, log: EventLog) -> None:
         self._server = server
-        self._diary = diary
+        self._log = log
         self._stop = threading.Event()
         self._seen: set[bytes] = set()  # tokens
         self.queued = 0
         self._threads = [
-            threading.Thread(target=look, args=(self._client(),))
-            for look in (self._look_at_queues, self._listen)
+            threading.Thread(target=target, args=(self._client(),))
+            for target in (self._read_queues, self._listen)
         ]
 
     def _client(self) -> Any:
@@ -52,33 +54,33 @@ class Observer:
         for thread in self._threads:
             thread.join()
 
-    def _look_at_queues(self, client: Any) -> None:
+    def _read_queues(self, client: Any) -> None:
         due = now()
         while not self._stop.wait(max(0.0, due - now())):
             if (at := now()) > due + LATE_S:
-                # There was no processor for us, and so perhaps for nobody.
-                self._diary.tell("cause", due, what="slow", until=at)
+                # This process had no processor, and so perhaps no other process had one.
+                self._log.record("cause", due, what="slow", until=at)
             try:
                 with client.pipeline(transaction=False) as pipeline:
                     for key in KEYS:
                         pipeline.zrange(keys.waiters_key(key), 0, -1)
                     queues = pipeline.execute()
             except redis.RedisError:
-                queues = []  # the server was sabotaged
-            at = now()  # who had a place at some time before has had it by now
-            due = at + EVERY_S
+                queues = []  # a fault of the server
+            at = now()  # a ticket that was read had its place by now
+            due = at + INTERVAL_S
             for name, tickets in zip(KEYS.values(), queues, strict=False):
                 for ticket in tickets:
-                    self._saw(at, name, ticket)
+                    self._note_ticket(at, name, ticket)
         client.close()
 
-    def _saw(self, at: float, name: str, ticket: bytes) -> None:
+    def _note_ticket(self, at: float, name: str, ticket: bytes) -> None:
         token, (_, _, id) = ticket[:22], ticket.partition(b"\n")
         if id and token not in self._seen:
             self._seen.add(token)
             self.queued += 1
-            who, _, _ = id.decode().partition(".")
-            self._diary.tell("queued", at, lock=name, who=who, id=id.decode())
+            process, _, _ = id.decode().partition(".")
+            self._log.record("queued", at, lock=name, process=process, id=id.decode())
 
     def _listen(self, client: Any) -> None:
         while not self._stop.is_set():
@@ -86,10 +88,10 @@ class Observer:
                 with client.pubsub(ignore_subscribe_messages=True) as expired:
                     expired.psubscribe("__keyevent@*__:expired")
                     while not self._stop.is_set():
-                        said = expired.get_message(timeout=0.2)
-                        if said and said["data"] in KEYS:
-                            lock = KEYS[said["data"]]
-                            self._diary.tell("cause", lock=lock, what="expired")
+                        message = expired.get_message(timeout=0.2)
+                        if message and message["data"] in KEYS:
+                            lock = KEYS[message["data"]]
+                            self._log.record("cause", lock=lock, what="expired")
             except (redis.RedisError, OSError):
                 self._stop.wait(0.05)
         client.close()

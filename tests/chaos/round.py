@@ -1,4 +1,4 @@
-"""One round of chaos: a server, its workers, the sabotage, the calm after it, and the verdict."""
+"""One round of chaos: a server, its workers, the faults, the calm after them, and the verdict."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 from random import Random
 
 from lualock._core.clock import now
-from tests.chaos.crew import Crew
-from tests.chaos.diary import SUFFIX, Diary, read_all
+from tests.chaos.event_log import SUFFIX, EventLog, read_all
+from tests.chaos.injector import FaultInjector
 from tests.chaos.observer import CONFIG, Observer
-from tests.chaos.saboteur import Saboteur
 from tests.chaos.worker import CALM, KINDS, Task
+from tests.chaos.workers import Workers
 from tests.simulation.checker import Limits, Verdict, Violation, check
 from tests.support.servers import BINARIES, Server
 
 LIMITS = Limits(prompt_s=2.0, takeover_s=2.0, late_s=1.0)
-"""Dozens of processes share the cores: what is stuck is late by far more than that."""
+"""Dozens of processes share the cores; a stuck process is late by far more than that."""
 
 START_S = 60.0
-"""How long starting all workers may take."""
+"""Within what time all workers must start."""
 
 CALM_S = 15.0
-"""How long finishing in the calm may take. Leases of the dead end within 3 s, and a lock that was
-given to one of them is free within 2.5; whoever waits longer was forgotten."""
+"""Within what time all workers must finish in the calm. A dead worker's lease ends within 3 s, and
+a lock that was granted to it is free within 2.5; a waiter that waits longer was forgotten."""
 
 LEFT_S = 12.0
-"""After how long no key may be left: a tombstone lives 5 s, the longest of short leases 3."""
+"""After what time no key may be left: a tombstone lives for 5 s, the longest short lease for 3."""
 
 
 @dataclass
 class Outcome:
-    """What came of a round."""
+    """The result of a round."""
 
     folder: Path
     acts: Counter[str] = field(default_factory=Counter)
@@ -45,12 +45,12 @@ class Outcome:
     attributed: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     calm_s: float = 0.0
-    """How long it took until all had finished."""
+    """How long after the last fault all workers had finished."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a round is to be."""
+    """The parameters of a round."""
 
     server: str
     seconds: float
@@ -61,7 +61,7 @@ class Plan:
 
 
 def play(plan: Plan) -> Outcome:
-    """Play a round; its diaries are kept in a folder if something is wrong."""
+    """Play a round; keep the event logs if there is a violation."""
     folder = Path(tempfile.mkdtemp(prefix="lualock-chaos-"))
     found = Outcome(folder)
     steady = Server("steady", BINARIES[plan.server])
@@ -82,20 +82,20 @@ def play(plan: Plan) -> Outcome:
 
 
 def judge(folder: Path) -> Outcome:
-    """What the checker says of the diaries in a folder."""
+    """Return the checker's verdict on the event logs in a folder."""
     events = list(read_all(folder))
     verdict: Verdict = check(events, LIMITS)
     queued = {event.id for event in events if event.kind == "queued"}
     handed_over = sum(event.kind == "got" and event.id in queued for event in events)
-    told = verdict.attributed, verdict.violations
-    return Outcome(folder, Counter(), verdict.held, handed_over, *told)
+    attributed, violations = verdict.attributed, verdict.violations
+    return Outcome(folder, Counter(), verdict.held, handed_over, attributed, violations)
 
 
 def _contend(plan: Plan, found: Outcome, server: Server, steady: Server) -> None:
     folder = found.folder
-    diary = Diary(folder, "saboteur")
+    log = EventLog(folder, "injector")
     task = Task(
-        who="",
+        name="",
         folder=str(folder),
         url="",
         steady_url=f"{steady.url}?socket_timeout=30",
@@ -106,38 +106,38 @@ def _contend(plan: Plan, found: Outcome, server: Server, steady: Server) -> None
     )
     chance = Random(plan.seed)
     urls = f"{server.url}?socket_timeout=1", f"{server.tcp_url}?socket_timeout=1&protocol=3"
-    crew = Crew(folder, diary, urls, task, chance, plan.kinds)
+    workers = Workers(folder, log, urls, task, chance, plan.kinds)
     try:
         for _ in range(plan.processes):
-            crew.start()
-        _until(lambda: _diaries(folder) > plan.processes, START_S)
-        with Observer(server, diary):
-            saboteur = Saboteur(server, crew, diary, chance, found.acts)
-            saboteur.sabotage(plan.seconds)
+            workers.start()
+        _until(lambda: _count_logs(folder) > plan.processes, START_S)
+        with Observer(server, log):
+            injector = FaultInjector(server, workers, log, chance, found.acts)
+            injector.run(plan.seconds)
             (folder / CALM).touch()
             began = now()
-            _until(crew.finished, CALM_S)
-            diary.tell("end")
+            _until(workers.finished, CALM_S)
+            log.record("end")
             found.calm_s = now() - began
     finally:
-        crew.end()
-    found.violations += [Violation("process", now(), text) for text in crew.wrong]
+        workers.end()
+    found.violations += [Violation("process", now(), text) for text in workers.failures]
     with server.client() as client:
         _until(lambda: not client.dbsize(), LEFT_S)
         for key in client.scan_iter():
-            diary.tell(
+            log.record(
                 "left", what=f"the key {key!r} ({client.type(key)!r}, {client.pttl(key)} ms)"
             )
-    diary.close()
+    log.close()
 
 
-def _diaries(folder: Path) -> int:
-    """How many have begun to write, the saboteur among them."""
+def _count_logs(folder: Path) -> int:
+    """Return how many event logs there are, the injector's included."""
     return len(list(folder.glob("*" + SUFFIX)))
 
 
 def _until(condition: Callable[[], object], wait_s: float) -> bool:
-    """Wait for a condition, but not for ever: what did not come is judged later."""
+    """Wait for a condition, but not for ever: its absence is judged later."""
     give_up = now() + wait_s
     while not condition():
         if now() > give_up:

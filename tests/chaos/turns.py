@@ -1,4 +1,4 @@
-"""What workers do: which locks there are, and what one acquisition of them is like."""
+"""What workers do: the locks, and how an acquisition of one is drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNFAIR = ("unfair", "rough")
 LOCKS = FAIR + UNFAIR
 MAX_WAITERS = {"e": 6}
 DEFAULT_TTL_S = 2.0
-"""Of leases that do not say: short, for a lock of a killed process is held until its ttl ends."""
+"""The default ttl: short, because a killed process holds its lock until its ttl ends."""
 
 ENDINGS = ("release",) * 9 + ("with",) * 5 + ("extend",) * 2 + ("pass", "forget")
 
@@ -28,8 +28,9 @@ class Turn:
     hold_s: float
     ending: str
     new: bool
-    """With a lock object of its own, which carries the acquisition's id, so that the observer knows
-    it in the queue; else with one that was used before, and remembers whether it had to wait."""
+    """Whether it has its own lock object, with the acquisition's id as metadata, so that the
+    observer recognises it in the queue. If not, it uses a shared one, which remembers whether it
+    waited."""
 
     @property
     def renewed(self) -> bool:
@@ -37,7 +38,7 @@ class Turn:
 
 
 def draw(chance: Random) -> Turn:
-    """Any of them."""
+    """Draw a turn."""
     lock = chance.choice(LOCKS)
     ttl_s, renew = chance.choice(
         (
@@ -52,10 +53,10 @@ def draw(chance: Random) -> Turn:
     )
     hold_s = chance.choice((0.0, 0.01, 0.02, 0.05, 0.1)) * chance.random() * 2
     if chance.random() < 0.05:
-        hold_s = 0.7  # longer than some ttls: renewed, or found lost
+        hold_s = 0.7  # longer than some ttls: renewed, or lost
     ending = chance.choice(ENDINGS)
     if ending == "forget" and (ttl_s is None or renew):
-        ending = "release"  # when the lease ends by itself nobody could tell
+        ending = "release"  # no process could record when such a lease ends
     return Turn(
         lock=lock,
         ttl_s=ttl_s,
@@ -70,5 +71,5 @@ def draw(chance: Random) -> Turn:
 
 
 def calm(lock: str) -> Turn:
-    """What every worker does at the end, when nothing excuses anything any more."""
+    """Return the turn of every worker in the calm, when nothing is excused."""
     return Turn(lock, 10.0, True, None, 0, 0.0, 0.001, "release", new=True)

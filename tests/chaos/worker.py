@@ -1,7 +1,7 @@
-"""A process that takes locks until it is killed or the calm begins, and writes down what it had.
+"""A process that takes locks until it is killed or the calm begins, and records what it had.
 
-``python -m tests.chaos.worker '{"who": ..., ...}'``. It believes only what its leases say, and it
-looks at them before each step of its work; each step also writes through a fence.
+``python -m tests.chaos.worker '{"name": ..., ...}'``. Before each step of its work a worker checks
+its lease, and records what that says; each step also makes a fenced write.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from lualock import aio, fencing
 from lualock._core.clock import now
 from lualock.errors import StaleFence
 from lualock.fencing import aio as aio_fencing
-from tests.chaos.diary import Diary
+from tests.chaos.event_log import EventLog
 from tests.chaos.turns import DEFAULT_TTL_S, FAIR, LOCKS, MAX_WAITERS, Turn, calm, draw
 from tests.support.world import entered, settle
 
 CALM = "calm"
-"""The file that says that the calm has begun."""
+"""The file that shows that the calm has begun."""
 
 
-FAULTS = ("", "delete", "deaf", "barge")
-"""Planted on purpose: ``delete`` releases without asking who the owner is, ``deaf`` trusts in a
-lease beyond its end, ``barge`` frees a fair lock for whoever comes."""
+FAULTS = ("", "delete", "overstay", "barge")
+"""Planted on purpose: ``delete`` releases without checking the owner, ``overstay`` relies on a
+lease beyond its end, ``barge`` frees a fair lock for any caller."""
 
 KINDS = ("threads", "asyncio", "gevent")
-"""What the workers of a process are; with gevent they are threads that it made greenlets of."""
+"""What the workers of a process are; with gevent they are threads that are greenlets."""
 
 LATE = 0.3
-"""How often a worker with a fault works for longer than its lease lasts: then the fault shows."""
+"""How often a worker with a fault works for longer than its lease lasts, which shows the fault."""
 
 
 @dataclass
 class Task:
-    """What a process is to do."""
+    """The parameters of a worker process."""
 
-    who: str
+    name: str
     folder: str
     url: str
     steady_url: str
-    """Of the server that is not sabotaged: it has the resource, and leases that are passed on."""
+    """The server without faults: it has the resource, and the handles of leases in trust."""
     seed: int
     workers: int
     kind: str
@@ -66,20 +66,22 @@ class Task:
 
 
 LATE_S = 0.25
-"""How late an acquisition must be for this to look into the kernel's accounts."""
+"""An acquisition that is later than this may be excused by the kernel's accounts."""
 
 
 def not_run_s() -> float:
-    """For how long this thread, ready to run, was kept waiting for a processor, in all its life."""
+    """Return for how long this thread has waited for a processor, in all its life."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except OSError:  # not Linux: then nothing is excused
+    except OSError:  # not Linux: nothing is excused
         return 0.0
 
 
-def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never suspends: the shell for threads blocks within it. (Greenlets that
-    each run a loop of asyncio's would be in each other's way.)"""
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never suspends, because the API for threads blocks inside it.
+
+    Greenlets cannot each run an event loop of asyncio.
+    """
     try:
         coroutine.send(None)
     except StopIteration:
@@ -92,9 +94,9 @@ class Process:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.diary = Diary(Path(task.folder), task.who)
+        self.log = EventLog(Path(task.folder), task.name)
         self.calm = Path(task.folder) / CALM
-        self.ids = (f"{task.who}.{number}" for number in itertools.count(1))
+        self.ids = (f"{task.name}.{number}" for number in itertools.count(1))
 
     def run(self) -> None:
         threading.Thread(target=self._end_with_parent, daemon=True).start()
@@ -107,7 +109,7 @@ class Process:
 
         def work(number: int, locks: lualock.Locks) -> None:
             try:
-                _finish(Worker(self, number, locks, steady).work())
+                _run(Worker(self, number, locks, steady).work())
             except BaseException as error:
                 broken.append(error)
                 raise
@@ -125,7 +127,7 @@ class Process:
             sys.exit(1)
 
     def _end_with_parent(self) -> None:
-        """Who is left alone ends."""
+        """End this process when its parent has ended."""
         parent = os.getppid()
         while os.getppid() == parent:
             time.sleep(1)
@@ -148,7 +150,7 @@ class Worker:
         self.steady = steady
         self._asynchronous = process.task.kind == "asyncio"
         self.fenced_set: Any = (aio_fencing if self._asynchronous else fencing).fenced_set
-        self._chance = Random(f"{process.task.seed} {process.task.who} {number}")
+        self._chance = Random(f"{process.task.seed} {process.task.name} {number}")
         self._made: dict[tuple[Any, ...], Any] = {}
 
     async def sleep(self, seconds: float) -> None:
@@ -159,7 +161,7 @@ class Worker:
             time.sleep(seconds)  # noqa: ASYNC251 - no loop waits for a thread
 
     async def work(self) -> None:
-        """Until the calm, and then every lock once more."""
+        """Do turns until the calm, then take every lock once more."""
         while not self.process.calm.exists():
             try:
                 if self._chance.random() < 0.2 and await self._adopt():
@@ -170,17 +172,17 @@ class Worker:
                 await self._turn(turn)
             except lualock.LockUnavailable:
                 await self.sleep(0.02)
-        # From here on nothing goes wrong: what does ends the process.
+        # In the calm any error ends the process.
         for name in self._chance.sample(LOCKS, len(LOCKS)):
             await self._turn(calm(name))
 
     async def _turn(self, turn: Turn) -> None:
         await self.sleep(turn.idle_s)
         id = next(self.process.ids)
-        who: dict[str, Any] = {"lock": turn.lock, "who": self.task.who, "id": id}
-        tell, lock = self.process.diary.tell, self._lock(turn, id)
+        identity: dict[str, Any] = {"lock": turn.lock, "process": self.task.name, "id": id}
+        record, lock = self.process.log.record, self._lock(turn, id)
         fair = turn.lock in FAIR
-        tell("ask", wait_s=turn.wait_s, fair=fair, priority=turn.priority, **who)
+        record("acquire", wait_s=turn.wait_s, fair=fair, priority=turn.priority, **identity)
         why, lease = "unavailable", None
         began, kept_s = now(), not_run_s()
         try:
@@ -196,12 +198,12 @@ class Worker:
         finally:
             late_s = now() - began - (turn.wait_s or math.inf)
             if late_s > LATE_S and not_run_s() - kept_s > late_s / 2:
-                # Not the library's doing: this thread stood still for want of a processor.
-                tell("cause", began, what="pause", who=self.task.who, until=now())
+                # The library is not the cause: this thread had no processor.
+                record("cause", began, what="pause", process=self.task.name, until=now())
             if lease is None:
-                tell("gave_up", what=why, **who)
+                record("gave_up", what=why, **identity)
         if lease is not None:
-            await Holding(self, turn, lease, who).hold()
+            await Holding(self, turn, lease, identity).hold()
 
     def _lock(self, turn: Turn, id: str) -> Any:
         shape: dict[str, Any] = {"ttl": turn.ttl_s, "renew": turn.renew}
@@ -217,15 +219,15 @@ class Worker:
         return self._made[key]
 
     async def _adopt(self) -> bool:
-        """Take over a lease that somebody passes on, if there is one."""
+        """Adopt a lease in trust, if there is one."""
         passed = await settle(self.steady.rpop("passed"))
         if passed is None:
             return False
         name, handle = json.loads(passed)
         id = next(self.process.ids)
-        who: dict[str, Any] = {"lock": name, "who": self.task.who, "id": id}
-        tell = self.process.diary.tell
-        tell("ask", what="adopt", fair=name in FAIR, **who)
+        identity: dict[str, Any] = {"lock": name, "process": self.task.name, "id": id}
+        record = self.process.log.record
+        record("acquire", what="adopt", fair=name in FAIR, **identity)
         why, lease = "unavailable", None
         try:
             lease = await settle(self.locks.adopt(handle, metadata=id))
@@ -233,26 +235,26 @@ class Worker:
             why = "lost"
         finally:
             if lease is None:
-                tell("gave_up", what=why, **who)
+                record("gave_up", what=why, **identity)
         if lease is not None:
             turn = Turn(name, None, None, None, 0, 0, 0.01, "release", new=True)
-            await Holding(self, turn, lease, who).hold()
+            await Holding(self, turn, lease, identity).hold()
         return True
 
 
 class Holding:
     """A lease, and what is done while it lasts."""
 
-    def __init__(self, worker: Worker, turn: Turn, lease: Any, who: Any) -> None:
+    def __init__(self, worker: Worker, turn: Turn, lease: Any, identity: Any) -> None:
         self._worker, self._turn, self._lease = worker, turn, lease
-        self._tell, self._who = worker.process.diary.tell, who
+        self._record, self._identity = worker.process.log.record, identity
         self._fault = worker.task.fault
         self._over = False
         at = now()
-        self._tell("got", at, fence=lease.fence, until=at + lease.remaining(), **who)
+        self._record("got", at, fence=lease.fence, until=at + lease.remaining(), **identity)
 
     async def hold(self) -> None:
-        """Work, and let go, in one of the ways there are."""
+        """Work, then end the lease as the turn says."""
         ending, lease, outcome = self._turn.ending, self._lease, "unknown"
         try:
             if ending == "with":
@@ -269,15 +271,15 @@ class Holding:
             outcome = "lost"
         finally:
             self._let_go()
-            self._tell("released", what=outcome, **self._who)
+            self._record("released", what=outcome, **self._identity)
 
     async def _end(self, ending: str) -> str:
         lease, worker = self._lease, self._worker
         if ending == "forget":
-            self._look()
-            self._over = True  # it claims the lock to its end
+            self._check()
+            self._over = True  # it relies on the lock until the end of the lease
             return "unknown"
-        if ending == "extend" and self._look():
+        if ending == "extend" and self._check():
             await settle(lease.extend((self._turn.ttl_s or DEFAULT_TTL_S) * 1.5))
             await self._steps()
         self._let_go()
@@ -293,23 +295,23 @@ class Holding:
         return "released"
 
     async def _steps(self) -> None:
-        """Three steps of work, each of which looks first whether the lock is ours still."""
+        """Do three steps of work, each after a check that the lease is held."""
         for _ in range(3):
-            if not self._look():
+            if not self._check():
                 return
             await self._write()
             await self._worker.sleep(self._turn.hold_s / 3)
-        self._look()
+        self._check()
 
-    def _look(self) -> bool:
-        """Whether the lease says that it is held, and until when."""
-        # The time first: who says later that it is held says so for this moment too.
+    def _check(self) -> bool:
+        """Record until when the lease is held; return whether it is."""
+        # Read the time first: a lease that is held later is held at this time, too.
         at = now()
         left_s = self._lease.remaining()
-        if self._fault == "deaf":
+        if self._fault == "overstay":
             left_s = 1.0
         if left_s > 0:
-            self._tell("until", at, until=at + left_s, **self._who)
+            self._record("until", at, until=at + left_s, **self._identity)
             return True
         self._let_go()
         return False
@@ -317,7 +319,7 @@ class Holding:
     def _let_go(self) -> None:
         if not self._over:
             self._over = True
-            self._tell("let_go", **self._who)
+            self._record("let_go", **self._identity)
 
     async def _write(self) -> None:
         lease, name, at = self._lease, self._turn.lock, now()
@@ -325,16 +327,16 @@ class Holding:
         try:
             await settle(
                 self._worker.fenced_set(
-                    self._worker.steady, f"resource:{name}", self._who["id"], fence=lease.fence
+                    self._worker.steady, f"resource:{name}", self._identity["id"], fence=lease.fence
                 )
             )
         except StaleFence:
             what = "refused"
-        self._tell("wrote", at, what=what, fence=lease.fence, until=now(), **self._who)
+        self._record("wrote", at, what=what, fence=lease.fence, until=now(), **self._identity)
 
 
 def main() -> None:
-    faulthandler.register(signal.SIGUSR1)  # who is stuck says where
+    faulthandler.register(signal.SIGUSR1)  # prints the stack of a stuck process
     Process(Task(**json.loads(sys.argv[1]))).run()
 
 

@@ -283,7 +283,7 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
     assert not lease.lost
 
 
-async def test_only_what_is_to_shorten_a_lease_may(shell: World, proxy: Proxy) -> None:
+async def test_only_a_shortening_extension_shortens(shell: World, proxy: Proxy) -> None:
     """An extension says whether the lease may end sooner by it, for it may arrive late."""
     lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
     for ttl, shortens in ((60, b"0"), (5, b"1"), (9, b"0"), (9, b"0")):
@@ -292,7 +292,7 @@ async def test_only_what_is_to_shorten_a_lease_may(shell: World, proxy: Proxy) -
     await settle(lease.release())
 
 
-async def test_a_sooner_end_that_was_not_heard_of(shell: World, proxy: Proxy) -> None:
+async def test_a_sooner_end_without_an_answer(shell: World, proxy: Proxy) -> None:
     """A request to end a lease sooner whose reply was lost may have been carried out, or may be
     yet: from then on the lease promises no more than that would leave of it."""
     lock = shell.connect(proxy.url).lock("x", ttl=30)

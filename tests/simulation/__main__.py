@@ -14,7 +14,7 @@ from tests.simulation.world import Server
 
 
 def replay(seed: int, around_s: float) -> int:
-    """Show one seed: all of it, or what happened shortly before the first violation."""
+    """Print the trace of one seed: all of it, or the seconds before the first violation."""
     result = play(seed, Server(), trace=True)
     at = result.failing[0][1][0].t if result.failing and around_s else None
     for line in result.trace:
@@ -29,7 +29,7 @@ def replay(seed: int, around_s: float) -> int:
 
 
 def simulate(first: int, count: int, workers: int, most: int) -> int:
-    """Run seeds and print what came of them."""
+    """Run seeds and print the results."""
     start = time.monotonic()
     total = Result()
     for part in run_many(first, count, workers):
@@ -53,7 +53,7 @@ def simulate(first: int, count: int, workers: int, most: int) -> int:
 
 
 def find_planted(most: int) -> int:
-    """Print of each planted bug which seed finds it first, and by which rule."""
+    """Print for each planted bug which seed finds it first, and by which rule."""
     missed = 0
     for name in (*planted.PLANTED, *planted.DRIVER):
         found = planted.find(name, most)
@@ -63,14 +63,16 @@ def find_planted(most: int) -> int:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, help="replay this one, with its trace")
-    parser.add_argument("--around", type=float, default=0, help="only the seconds before it failed")
-    parser.add_argument("--seeds", type=int, default=5000, help="how many to run")
-    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="replay this seed, with its trace")
+    parser.add_argument(
+        "--around", type=float, default=0, help="print only so many seconds before the failure"
+    )
+    parser.add_argument("--seeds", type=int, default=5000, help="how many seeds to run")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--most", type=int, default=20, help="stop after so many failing seeds")
+    parser.add_argument("--most", type=int, default=20, help="stop after this many failing seeds")
     parser.add_argument("what", nargs="?", choices=["seeds", "mutants", "planted"], default="seeds")
     options = parser.parse_args()
     if options.what == "mutants":

@@ -1,12 +1,12 @@
-"""A few clients, much time, and now and then one accident, with nothing else near it.
+"""A few clients, much time, and rarely one accident, with no other fault near it.
 
-Where many faults come together each excuses much of what the others do, and few requests meet one
-just when it matters. Here a single request is late, or lost, or its reply is, often while its
-caller gives up, or messages stand still; whatever is left of that must be mended with no excuse.
+If many faults come together, each excuses much of what the others do, and few requests meet a fault
+at the moment that matters. Here one request is late or lost, or its reply is, or messages are
+delayed; often the caller gives up meanwhile. Nothing excuses what an accident leaves behind.
 
-In runs of *silence* several requests, each some seconds after the one before, meet a connection
-that is dead without a word, or slow: they are sent on another one, and their first copy may arrive
-when its caller has long gone on.
+In runs of *silence* several requests, each some seconds after the previous one, meet a connection
+that is silently dead, or slow. They are sent again on another connection, and their first copy may
+arrive long after the caller has its reply.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from tests.simulation.jobs import Queue
 from tests.simulation.network import Process
 from tests.simulation.world import US, World
 
-FATES = ("slow", "slow", "slow", "deaf", "deaf", "deaf", "mute", "late", "lost", "unheard")
-SILENCE = ("slow", "deaf")
+FATES = (
+    *("slow", "slow", "slow", "no_reply", "no_reply", "no_reply"),
+    *("silent", "late", "lost", "reply_lost"),
+)
+"""What may become of a request: see ``connections.Link.carry``."""
+
+SILENCE = ("slow", "no_reply")
 
 
 class Accidents:
-    """What happens to the requests of one world."""
+    """Causes the accidents of one world."""
 
     def __init__(
         self, world: World, clients: Sequence[Client], lasts_s: float, *, silence: bool
@@ -36,14 +41,17 @@ class Accidents:
             world.at(int(chance.random() * lasts_s * US), self._strike)
 
     def _strike(self) -> None:
-        """The next request of anybody has bad luck, or for a time the messages to somebody have,
-        or both."""
-        chance, ear = self._world.random, self._world.random.choice(self._clients).process.ear
+        """Let the next request of any client meet a fault, or delay one client's messages, or
+        both."""
+        chance, subscriber = (
+            self._world.random,
+            self._world.random.choice(self._clients).process.subscriber,
+        )
         which = 0.0 if self._silence else chance.random()
-        if which < 0.8 or ear.line is None:
+        if which < 0.8 or subscriber.connection is None:
             self._world.flaky = 1.0
-        if which > 0.5 and ear.line is not None:
-            ear.line.stalls(int(chance.random() * 8 * US))
+        if which > 0.5 and subscriber.connection is not None:
+            subscriber.connection.stall(int(chance.random() * 8 * US))
 
     def _fate(self) -> str:
         world = self._world
@@ -54,21 +62,21 @@ class Accidents:
         return chance.choice(SILENCE if self._silence else FATES)
 
     def _interrupt(self) -> None:
-        """Who still asks is interrupted: it took too long."""
-        asking = [client for client in self._clients if client.task and client.task.asks]
-        if asking:
+        """Interrupt a client that still waits for a reply."""
+        waiting = [client for client in self._clients if client.task and client.task.awaits_reply]
+        if waiting:
             self._world.faults["interrupt"] += 1
-            self._world.random.choice(asking).interrupt()
+            self._world.random.choice(waiting).interrupt()
 
 
-def cast(world: World, *, silence: bool) -> tuple[list[Lock], list[Client], Queue | None]:
-    """Who takes part, and what they do: take one lock, or run jobs."""
+def draw_accidents(world: World, *, silence: bool) -> tuple[list[Lock], list[Client], Queue | None]:
+    """Draw the clients of a run, and what they do: they take one lock, or run jobs."""
     draw = world.random.random
     lock = Lock("a", True, b"0")
     processes = [Process(world, name, threads=draw() < 0.7) for name in ("p1", "p2", "p3")]
     renewals = [(process, Renewal(process)) for process in processes]
     if draw() < 0.3:
-        producers, queue = jobs.cast(world, [lock], renewals, 0.0)
+        producers, queue = jobs.draw_jobs(world, [lock], renewals, 0.0)
         Accidents(world, [*producers, *queue.workers], 5.0, silence=silence)
         return [lock], [*producers], queue
     lock.fair = draw() < 0.85
@@ -81,7 +89,7 @@ def cast(world: World, *, silence: bool) -> tuple[list[Lock], list[Client], Queu
     if silence:
         hold_s = choice((0.02, 0.3, 1.0))
     for client in clients:
-        client.heirs = clients
+        client.adopters = clients
         client.turns += [
             Turn(
                 lock=lock,

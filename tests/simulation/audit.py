@@ -1,9 +1,9 @@
-"""What only somebody who sees the server and the clients at once can tell.
+"""Judge what only the server's data and the clients together can show.
 
-The checker judges what the clients say; this looks at the server's own data after each script:
+The checker judges what the clients record; this checks the server's own data after each script:
 
-orphan     a lock is held under a token whose owner is done with it (released, gave up)
-contract   a script did not do what its header says, or said what is not so (``contract.py``)
+orphan     a lock is held under a token whose owner has released it or given up
+contract   a script did not do what its header says, or its reply is wrong (``contract.py``)
 """
 
 from __future__ import annotations
@@ -16,61 +16,61 @@ from lualock.jobs import RESERVE_S
 from tests.simulation import job_contract
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken
-from tests.simulation.job_rules import PLACE
+from tests.simulation.job_rules import RESERVATION
 from tests.simulation.orphans import lock_of, name_at
 from tests.simulation.world import US, World
 
 GRACE_US = 120_000
-"""How long after its owner is done with it a token may still have the lock in a calm network."""
+"""How long after the end of its owner a token may still have the lock in a calm network."""
 
 
 class Audit:
-    """Watches one server during one run."""
+    """Checks one server during one run."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._owner: dict[str, tuple[bytes, int]] = {}
         self._orphans: list[tuple[str, bytes, int, int, int]] = []
-        world.server.before, world.server.watch = self._before, self._watch
+        world.server.before_script, world.server.after_script = self._before, self._after
         world.server.store.lost = self._lost
 
     def _before(self, call: RunScript) -> None:
         store, lock = self._world.server.store, call.parts[0]
         if call.script.name in job_contract.NAMES:
-            self._around = job_contract.Around.look(store, call)
+            self._around = job_contract.Around.read(store, call)
         else:
-            self._seen = Seen.look(store, lock, waiters_key(lock))
+            self._seen = Seen.read(store, lock, waiters_key(lock))
 
-    def _watch(self, call: RunScript, reply: Any) -> None:
+    def _after(self, call: RunScript, reply: Any) -> None:
         if call.script.name in job_contract.NAMES:
-            self._watch_jobs(call, reply)
+            self._after_jobs(call, reply)
             return
         store, lock = self._world.server.store, call.parts[0]
-        after = Seen.look(store, lock, waiters_key(lock))
+        after = Seen.read(store, lock, waiters_key(lock))
         self._change(lock_of(call), after.owner)
-        told = self._world.server.told
-        for what in broken(Run(call, self._seen, after, reply, told, store)):
+        messages = self._world.server.messages
+        for what in broken(Run(call, self._seen, after, reply, messages, store)):
             self._world.wrong("contract", f"{call.script.name} {what}")
 
-    def _watch_jobs(self, call: RunScript, reply: Any) -> None:
+    def _after_jobs(self, call: RunScript, reply: Any) -> None:
         server = self._world.server
-        after = job_contract.Around.look(server.store, call)
+        after = job_contract.Around.read(server.store, call)
         lock = lock_of(call).removesuffix(":stop_requests")
         self._change(lock, after.lock.owner)
         self._change(f"{lock}:reservation", after.reservation.owner)
-        run = job_contract.JobRun(call, self._around, after, reply, server.told, server.store)
+        run = job_contract.JobRun(call, self._around, after, reply, server.messages, server.store)
         for what in job_contract.broken(run):
             self._world.wrong("contract", f"{call.script.name} {what}")
 
     def _lost(self, key: bytes, value: Any, end_ms: int | None) -> None:
-        """A key is gone."""
+        """Note that a key is gone."""
         if type(value) is not bytes or not key.endswith((b"}", b"}:reservation")):
             return
         lock, world = name_at(key), self._world
         world.history.append(Event(world.t, "cause", lock=lock, what="forgot"))
         if value[:1] in (b"H", b"W") and end_ms is not None:
             if value[17:39] not in world.known:
-                # Nobody said that he has it, so nobody else can tell that its lease ended.
+                # Its owner does not know of it, so no client records the end of this lease.
                 world.record("cause", lock=lock, what="expired")
             since_ms = (world.server.store.now_us // 1000 - end_ms) * 1000
             self._change(lock, b"", world.now - since_ms)
@@ -81,10 +81,10 @@ class Audit:
             now = self._world.now
             self._owner[lock] = owner, now
             if self._world.ended.get(owner, now) < now - GRACE_US:
-                # Judged as an orphan below; who waits behind it is not to blame.
+                # Judged as an orphan below; the waiters behind it are not to blame.
                 event = Event(now / US, "cause", lock=lock, what="revived", until=now / US + 3)
                 self._world.history.append(event)
-            if before in self._world.ended:  # it forgot its lease, or passed it on
+            if before in self._world.ended:  # the client forgot its lease, or passed it on
                 self._world.disowned.setdefault(before, now if at is None else at)
             done = self._world.disowned.get(before)
             if before and done is not None:
@@ -93,7 +93,7 @@ class Audit:
                     self._orphans.append((lock, before, since, start, end))
 
     def finish(self, settle_s: float) -> None:
-        """Judge what was seen: an orphan is excused by what befell anybody just before."""
+        """Judge the orphans: faults just before excuse one."""
         world = self._world
         for lock, (owner, _) in list(self._owner.items()):
             if owner:
@@ -102,37 +102,39 @@ class Audit:
         causes = Causes(
             [one for one in world.history if one.kind == "cause" and one.what not in none]
         )
-        gone = {event.who: event.t for event in world.history if event.kind == "gone"}
+        gone = {event.process: event.t for event in world.history if event.kind == "gone"}
         orphans = {(one.lock, round(one.t * US)) for one in world.history if one.what == "orphan"}
         for lock, token, taken, start, end in self._orphans:
-            who, asked = world.asked[token]
-            if gone.get(who, end / US) < end / US:
-                continue  # its process died before it could make up for anything
-            if causes.first_of(LOSSES, lock, asked, end / US):
-                continue  # brought back from the dead
-            of_job = lock.endswith(PLACE) and (lock.removesuffix(PLACE), taken) in orphans
+            process, requested_at = world.requested_by[token]
+            if gone.get(process, end / US) < end / US:
+                continue  # its process died before it could clean up
+            if causes.first_of(LOSSES, lock, requested_at, end / US):
+                continue  # a replica without the last writes brought it back
+            of_job = (
+                lock.endswith(RESERVATION) and (lock.removesuffix(RESERVATION), taken) in orphans
+            )
             if of_job and end - taken <= (RESERVE_S + 1) * US:
-                # A reservation that was lost came when the job had run already. Nobody lays it, for
-                # by then its token may have another place; so it ends by itself, soon.
+                # The request for a reservation arrived after the job had run. It is not cleaned up,
+                # for its token may have another reservation by then; it expires soon.
                 continue
-            if token in world.let_in:  # and that once, for one lease
+            if token in world.let_in:  # excused once, for one lease
                 again = causes.first_of(("clock_back",), lock, start / US, end / US)
                 if again or (end - start - GRACE_US) / US <= world.let_in[token]:
                     continue
-            # A orphan may have taken it; it is laid when it has expired.
-            since = max(start / US, world.ghost_until.get(token, 0.0))
+            # An orphaned request may have taken it; that is cleaned up when it has expired.
+            since = max(start / US, world.orphans_until.get(token, 0.0))
             if end / US < since + GRACE_US / US:
                 continue
             grace_s = GRACE_US / US
-            excused = causes.excuses(lock, since - settle_s, since + grace_s, who)
+            excused = causes.excuses(lock, since - settle_s, since + grace_s, process)
             while excused and token in world.known and since + grace_s < end / US:
-                # Its release is made up for when what kept it from the server has passed. (What is
-                # kept for a job's retry, under the job's token, ends by itself.)
+                # Its release is repeated when the server can be reached again. (A lock that is kept
+                # for a job's retry, under the job's token, expires.)
                 since += 0.5
-                excused = causes.excuses(lock, since - settle_s, since + grace_s, who)
+                excused = causes.excuses(lock, since - settle_s, since + grace_s, process)
             if not excused and since + grace_s < end / US:
                 text = (
                     f"{lock} was held for {token.rstrip(b'.').decode()} from {start / US:.6f} to "
-                    f"{end / US:.6f}, and nobody knew"
+                    f"{end / US:.6f}, and no client knew"
                 )
                 world.wrong("orphan", text)

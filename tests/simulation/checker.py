@@ -1,48 +1,49 @@
-"""Judges a recorded history: what several processes did with locks, and what was done to them.
+"""Judge a recorded history: what several processes did with locks, and what was done to them.
 
-It knows nothing of the simulator, the library or a server: it reads events, one JSON object a line,
-in one common clock (the simulator's, or CLOCK_BOOTTIME of one machine), in any order. In all,
-O(n log n) of the number of events.
+The checker knows nothing of the simulator, the library or a server. It reads events, one JSON
+object a line, in any order, with times of one common clock (the simulator's, or CLOCK_BOOTTIME of
+one machine). It takes O(n log n) of the number of events.
 
 =========  =======================================================================================
-kind       meaning, and the fields beside ``t`` (when), ``lock``, ``who`` (process), ``id`` (one
-           acquisition, unique: a token's digest)
+kind       meaning, and the fields beside ``t`` (when), ``lock``, ``process``, ``id`` (of one
+           acquisition, unique)
 =========  =======================================================================================
-ask        an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``fair``, ``priority``;
-           ``what``: adopt where it takes over the lease of another
+acquire    an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``fair``, ``priority``;
+           ``what``: adopt if it takes over the lease of another acquisition
 queued     it surely has a place in the queue from now on; optional, FIFO and promptness need it
 got        it has the lock, certainly in [t, until): ``fence``, ``until`` (its deadline)
-until      the deadline moved to ``until`` (renewed, claimed, or asked to be sooner). ``what``:
-           answered, where the server has said so, and did not have to
-let_go     its release begins, or it found its lease lost: from now on it claims nothing
-released   how that ended, ``what``: released, lost (it had ended before), passed (to who adopts
-           it), unknown
-leave      it was cancelled: from now on it does not wait, but it may not have ended yet
-gave_up    the acquisition ended without the lock, ``what``: timeout, full, unavailable, interrupted
+until      its deadline is now ``until``: renewed, claimed, or made sooner. ``what``: answered if
+           the server has confirmed it
+let_go     its release begins, or its lease is known to be lost: it no longer relies on the lock
+released   the result of the release, ``what``: released, lost (the lease had ended before), passed
+           (to another process, which adopts it), unknown
+leave      it was cancelled: it does not wait any more, but it may not have ended yet
+gave_up    it ended without the lock, ``what``: timeout, full, unavailable, interrupted
 wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused.
            ``until``: when the answer came, if not at once; the write was at a moment in between
-gone       the process ``who`` died: none of what it has in hand goes on
-cause      something was done to the world that may excuse what follows. ``what``, from ``t`` to
-           ``until``; with ``who`` or ``lock`` it concerns only these. See :data:`CAUSES`
-left       a key (``what``) is still there after everything ended and every ttl passed
-(jobs)     what is said of jobs and their places is judged by ``job_rules.py``, and told there
+gone       the process died, and so ended all its acquisitions
+cause      a fault that may excuse what follows: ``what``, from ``t`` to ``until``; with
+           ``process`` or ``lock`` it concerns only these. See :data:`CAUSES`
+left       a key (``what``) still exists after everything ended and every ttl passed
+(jobs)     events of jobs and their reservations: see ``job_rules.py``, which judges them
 end        the history is over; every wait must have ended
 =========  =======================================================================================
 
 The rules, each with the name by which a violation is reported:
 
-overlap    no two acquisitions are certain of one lock at the same time. Where that is possible by
-           nature (:data:`OVERLAPS`) the overlap is attributed to its cause and counted.
-fence      of two that had a lock one after the other the later has the greater fence, and no two
-           have the same. Only a clock that stepped back after the lock was forgotten excuses it.
-resource   what checks fences never takes two acquisitions for one, and never refuses the only
-           holder. This holds through every cause of an overlap: it is what fences are for.
-fifo       who surely had a place before another asked gets the lock first, unless it was cut off,
-           or the queue was lost, or a lease ended by itself (a free lock is for whoever comes).
-prompt     a lock that is free while somebody reachable waits is taken within ``prompt_s``.
+overlap    no two acquisitions are certain of one lock at the same time. If a cause makes that
+           possible by nature (:data:`OVERLAPS`), the overlap is counted as its effect.
+fence      fences increase from holder to holder, and no two acquisitions have the same. Only a
+           clock that stepped back, together with a forgotten lock, excuses a violation.
+resource   a resource that checks fences never takes two acquisitions for one, and never refuses
+           the only holder. This holds even during overlaps: it is the purpose of fences.
+fifo       a waiter that surely had a place before another acquisition began gets the lock first,
+           unless it was cut off, the queue was lost, or a lease expired (then the lock is free for
+           any caller).
+prompt     a free lock is taken within ``prompt_s`` if a waiter can be reached.
 ends       every wait ends, a timeout neither early nor more than ``late_s`` late.
-release    "released" is never said of a lease that had ended, nor "lost" of one that had not.
-left       nothing stays behind.
+release    no release reports "released" for a lease that had ended, or "lost" for one that had not.
+left       no key stays behind.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ from typing import Any
 
 CAUSES = {
     "failover": "another server took over, without the last writes",
-    "data_loss": "the server lost its data, or somebody deleted the key",
+    "data_loss": "the server lost its data, or the key was deleted",
     "clock_forward": "the server's clock stepped forward: leases end early",
-    "astray": "somebody listened at a server that was the primary before, and repeats what is said",
+    "astray": "a process listened to an earlier primary, which repeats the messages",
     "clock_back": "the server's clock stepped back: leases last longer, fences may repeat",
     "forgot": "the lock's key was gone for a moment, and its fence with it",
-    "expired": "a lease ended by itself at the server",
+    "expired": "a lease expired at the server",
     "restart": "the server was away; nothing was lost",
     "stall": "the server did not answer",
     "oom": "the server was out of memory",
@@ -72,29 +73,18 @@ CAUSES = {
     "read_only": "the server took no writes",
     "cut": "the process could not be reached",
     "slow": "messages of the process took long",
-    "pause": "the process stood still",
+    "pause": "the process was paused",
     "crash": "the process died; until the server noticed",
-    "unknowing": "who waits could not know that something had changed before it looked again",
-    "revived": "the queue or the lock was given back a token that was done with",
+    "unknowing": "a waiter could not know of a change before it checked again",
+    "revived": "a token got the lock or a place again after its owner had given up",
     "orphan": "a request ran at the server after its sender had given it up",
-    "let_in": "one ran that was too late, and only a clock that was put back let it in",
+    "let_in": "a late request took effect, because the server's clock was put back",
 }
-"""What may excuse something. Only :data:`OVERLAPS` explain two holders."""
+"""What may excuse a violation. Only :data:`OVERLAPS` explain two holders."""
 
 JOBS = (
-    *(
-        "enqueue",
-        "reserve",
-        "answered",
-        "keeping",
-        "placed",
-        "unplaced",
-        "taking",
-        "untaken",
-        "pushed",
-        "enqueued",
-    ),
-    *("refused", "superseded", "began", "done"),
+    *("enqueue", "reserve", "answered", "keeping", "reserved", "not_reserved", "freeing", "freed"),
+    *("pushed", "enqueued", "refused", "superseded", "began", "done"),
 )
 """The kinds of events of jobs: see ``job_rules.py``."""
 
@@ -102,17 +92,17 @@ OVERLAPS = ("failover", "data_loss", "clock_forward", "astray")
 LOSSES = ("failover", "data_loss")
 SETTLE_S = 10.0
 UNDERWAY_S = 5.0
-"""How long a request may be under way and still begin a lease, or let one last: its deadline."""
+"""How long a request may be under way and still begin or extend a lease: its deadline."""
 
 
 @dataclass(slots=True)
 class Event:
-    """One thing that happened. The module's docstring says which fields a kind has."""
+    """One event. The module's docstring says which fields a kind has."""
 
     t: float
     kind: str
     lock: str = ""
-    who: str = ""
+    process: str = ""
     id: str = ""
     what: str = ""
     fence: int = 0
@@ -124,19 +114,19 @@ class Event:
     other: str = ""
 
     def line(self) -> str:
-        """As a line of JSON, without what is as usual."""
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        """Return it as a line of JSON, without default values."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         return json.dumps(
             {
                 name: value
-                for name, value in given.items()
+                for name, value in values.items()
                 if name in ("t", "kind") or value != _USUAL[name]
             }
         )
 
     @classmethod
     def parse(cls, line: str) -> Event:
-        """The event of a line."""
+        """Read an event from its line."""
         return cls(**json.loads(line))
 
 
@@ -144,25 +134,25 @@ _USUAL = {one.name: one.default for one in fields(Event)}
 
 
 def read(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a file."""
+    """Read the events of a file."""
     return (Event.parse(line) for line in lines if line.strip())
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a history is measured by; as good as the machine that it comes from."""
+    """The tolerances of the rules; they depend on the machine of the history."""
 
     prompt_s: float = 0.1
     takeover_s: float = 0.1
-    """As ``prompt_s``, after a lease that ended by itself."""
+    """As ``prompt_s``, after a lease that expired."""
     late_s: float = 0.1
     settle_s: float = SETTLE_S
-    """How long after a cause has ended the queue may still be finding itself."""
+    """How long after its end a cause still excuses what happens in the queue."""
 
 
 @dataclass(slots=True)
 class Violation:
-    """A rule that was broken, when, and by which acquisitions."""
+    """A broken rule, when, and by which acquisitions."""
 
     rule: str
     t: float
@@ -175,7 +165,7 @@ class Violation:
 
 @dataclass(slots=True)
 class Verdict:
-    """What the checker found."""
+    """The result of the checker."""
 
     violations: list[Violation] = field(default_factory=list)
     attributed: Counter[str] = field(default_factory=Counter)  # overlaps, by cause
@@ -188,9 +178,9 @@ class Attempt:
     """One acquisition, from its first request to its end."""
 
     lock: str
-    who: str
+    process: str
     id: str
-    asked: float
+    requested_at: float
     wait_s: float | None = None
     fair: bool = True
     priority: int = 0
@@ -198,15 +188,14 @@ class Attempt:
     queued: float = math.inf
     got: float = math.inf
     fence: int = 0
-    deadline: float = -math.inf  # what it was last told of its lease
-    furthest: float = -math.inf  # and the latest of all
-    lasts: float = (
-        -math.inf
-    )  # until when it may last at the server, which hears of a sooner end late
+    deadline: float = -math.inf  # the last one that it knows
+    furthest: float = -math.inf  # the latest that it knew
+    lasts: float = -math.inf
+    """Until when it may last at the server, which learns late of a sooner end."""
     let_go: float = math.inf
     released: float = math.inf
     outcome: str = ""
-    ended: float = math.inf  # the wait: got it, gave up, or died
+    ended: float = math.inf  # the wait: got the lock, gave up, or died
     left: float = math.inf  # when it stopped waiting, whether or not it had ended
     why: str = ""
     gone: float = math.inf
@@ -218,14 +207,14 @@ class Attempt:
 
     @property
     def free(self) -> float:
-        """When the lock was free for the next, as far as this one can know."""
+        """When the lock was free for the next, as far as this acquisition can know."""
         if self.outcome == "passed":
             return math.inf
         return self.released if self.outcome == "released" else self.lasts
 
 
 class _Spans:
-    """The times of one kind of cause, to be asked whether one falls into an interval."""
+    """The times of one kind of cause, which can be searched for an interval."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         spans = sorted(
@@ -237,56 +226,58 @@ class _Spans:
             self._reach.append(max(end, self._reach[-1]) if self._reach else end)
 
     def between(self, start: float, end: float) -> bool:
-        """Whether one touches [start, end]."""
+        """Whether one of the times touches [start, end]."""
         before = bisect_right(self._starts, end)
         return before > 0 and self._reach[before - 1] >= start
 
     def last(self, end: float) -> float:
-        """How far those reach that began until ``end``."""
+        """Return the latest end of those that began until ``end``."""
         before = bisect_right(self._starts, end)
         return self._reach[before - 1] if before else -math.inf
 
 
 class Causes:
-    """The causes, sorted by whom they concern."""
+    """The causes, by what they concern: all, a lock, or a process."""
 
     def __init__(self, causes: list[Event]) -> None:
         grouped: defaultdict[tuple[str, str, str], list[Event]] = defaultdict(list)
         for event in causes:
-            grouped[event.what, event.lock, event.who].append(event)
+            grouped[event.what, event.lock, event.process].append(event)
             if event.what != "forgot":
-                grouped["any", event.lock, event.who].append(event)
-            if event.who:
-                grouped["anybody", "", ""].append(event)
+                grouped["any", event.lock, event.process].append(event)
+            if event.process:
+                grouped["any process", "", ""].append(event)
         self._by = {key: _Spans(events) for key, events in grouped.items()}
 
-    def _of(self, what: str, lock: str = "", who: str = "") -> _Spans:
-        return self._by.get((what, lock, who), _NONE)
+    def _spans(self, what: str, lock: str = "", process: str = "") -> _Spans:
+        return self._by.get((what, lock, process), _NONE)
 
     def first_of(self, what: Iterable[str], lock: str, start: float, end: float) -> str:
-        """Which of these causes touched this lock between the two times; '' if none did."""
+        """Return which of these causes touched this lock between the two times, or ''."""
         for one in what:
-            if self._of(one).between(start, end) or self._of(one, lock).between(start, end):
+            if self._spans(one).between(start, end) or self._spans(one, lock).between(start, end):
                 return one
         return ""
 
-    def excuses(self, lock: str, start: float, end: float, who: str | None = None) -> bool:
-        """Whether anything happened to the server, this lock, or ``who`` (default: anybody)."""
+    def excuses(self, lock: str, start: float, end: float, process: str | None = None) -> bool:
+        """Whether a cause concerns the server, this lock, or the process (default: any)."""
         return (
-            self._of("any").between(start, end)
-            or self._of("any", lock).between(start, end)
-            or (self._of("anybody") if who is None else self._of("any", "", who)).between(
-                start, end
-            )
+            self._spans("any").between(start, end)
+            or self._spans("any", lock).between(start, end)
+            or (
+                self._spans("any process") if process is None else self._spans("any", "", process)
+            ).between(start, end)
         )
 
-    def cut_off(self, who: str, start: float, end: float) -> bool:
-        """Whether what ``who`` sent may have come late."""
-        return self._of("any").between(start, end) or self._of("any", "", who).between(start, end)
+    def cut_off(self, process: str, start: float, end: float) -> bool:
+        """Whether requests of a process may have arrived late."""
+        return self._spans("any").between(start, end) or self._spans("any", "", process).between(
+            start, end
+        )
 
     def last(self, lock: str, end: float) -> float:
-        """How far what happened to the server or this lock until ``end`` reaches."""
-        return max(self._of("any").last(end), self._of("any", lock).last(end))
+        """Return the latest end of the causes at the server or this lock until ``end``."""
+        return max(self._spans("any").last(end), self._spans("any", lock).last(end))
 
 
 _NONE = _Spans(())
@@ -323,21 +314,21 @@ def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
 def assemble(
     history: list[Event], verdict: Verdict
 ) -> tuple[dict[str, Attempt], defaultdict[str, list[Event]], bool]:
-    """The acquisitions out of their events."""
+    """Build the acquisitions from their events."""
     attempts: dict[str, Attempt] = {}
     wrote: defaultdict[str, list[Event]] = defaultdict(list)
-    of: defaultdict[str, list[Attempt]] = defaultdict(list)  # what each process has in hand
+    of: defaultdict[str, list[Attempt]] = defaultdict(list)  # the acquisitions of each process
     ended = False
     for event in history:
         kind = event.kind
         if kind in JOBS:
             continue
-        if kind == "ask":
+        if kind == "acquire":
             one = attempts[event.id] = Attempt(
-                *(event.lock, event.who, event.id, event.t),
+                *(event.lock, event.process, event.id, event.t),
                 *(event.wait_s, event.fair, event.priority, event.what == "adopt"),
             )
-            of[event.who].append(one)
+            of[event.process].append(one)
             if event.wait_s is not None:
                 one.left = event.t + event.wait_s
             continue
@@ -347,7 +338,7 @@ def assemble(
             elif kind == "left":
                 verdict.violations.append(Violation("left", event.t, f"{event.what} stayed behind"))
             elif kind == "gone":
-                for one in of.pop(event.who, ()):
+                for one in of.pop(event.process, ()):
                     one.gone = event.t
                     if one.ended == math.inf:
                         one.ended, one.why = event.t, "gone"
@@ -385,16 +376,16 @@ def assemble(
 
 
 def _implied(history: list[Event], attempts: Collection[Attempt]) -> Iterator[Event]:
-    """Causes that the acquisitions themselves tell of: who dies is not reachable, and a lease
-    that nobody released ends by itself."""
+    """Yield causes that follow from the acquisitions: a dead process cannot be reached, and a
+    lease without a release expires."""
     for event in history:
         if event.kind == "gone":
-            yield Event(event.t, "cause", who=event.who, what="crash")
-    heirs = [one for one in attempts if one.adopts and one.got < math.inf]
+            yield Event(event.t, "cause", process=event.process, what="crash")
+    adoptions = [one for one in attempts if one.adopts and one.got < math.inf]
     for one in attempts:
         if one.outcome == "passed" and any(
-            heir.lock == one.lock and heir.fence > one.fence and heir.got < one.deadline
-            for heir in heirs
+            adoption.lock == one.lock and adoption.fence > one.fence and adoption.got < one.deadline
+            for adoption in adoptions
         ):
             continue
         if one.got < math.inf and one.outcome != "released":
@@ -402,33 +393,35 @@ def _implied(history: list[Event], attempts: Collection[Attempt]) -> Iterator[Ev
 
 
 def _check_ends(one: Attempt, ended: bool, world: Causes, limits: Limits, verdict: Verdict) -> None:
-    """ends: the wait is over, and when it should be."""
+    """ends: the wait is over, and at the right time."""
     if one.ended == math.inf:
         if ended:
             text = f"the wait of {one.id} for {one.lock} never ended"
-            verdict.violations.append(Violation("ends", one.asked, text, (one.id,)))
+            verdict.violations.append(Violation("ends", one.requested_at, text, (one.id,)))
         return
     if not one.wait_s or one.why in ("gone", "interrupted"):
         return
-    due = one.asked + one.wait_s
+    due = one.requested_at + one.wait_s
     if one.why == "timeout" and one.ended < due - 0.001:
         text = f"{one.id} gave up {due - one.ended:.6f} s before its time was over"
         verdict.violations.append(Violation("ends", one.ended, text, (one.id,)))
-    paused = world._of("pause", "", one.who).between(one.asked, one.ended)
+    paused = world._spans("pause", "", one.process).between(one.requested_at, one.ended)
     if one.ended > due + limits.late_s and not paused:
         text = f"the wait of {one.id} ended ({one.why}) {one.ended - due:.6f} s late"
         verdict.violations.append(Violation("ends", one.ended, text, (one.id,)))
 
 
 def _check_overlap(lock: str, holds: list[Attempt], world: Causes, verdict: Verdict) -> set[str]:
-    """overlap: one after the other. Returns those that overlap for a reason."""
+    """overlap: one holder at a time. Returns the acquisitions whose overlap has a cause."""
     shared: set[str] = set()
-    last: Attempt | None = None  # whose certainty reaches furthest
+    last: Attempt | None = None  # the one that is certain for longest so far
     for one in holds:
         if one.until <= one.got:
-            continue  # it was too late when it heard of it
+            continue  # the lease had ended when its holder learned of it
         if last is not None and one.got < last.until:
-            cause = world.first_of(OVERLAPS, lock, min(last.asked, one.asked), one.got)
+            cause = world.first_of(
+                OVERLAPS, lock, min(last.requested_at, one.requested_at), one.got
+            )
             if cause:
                 verdict.attributed[cause] += 1
                 shared |= {one.id, last.id}
@@ -448,9 +441,9 @@ def _check_fences(lock: str, holds: list[Attempt], world: Causes, verdict: Verdi
     seen: dict[int, Attempt] = {}
     top: Attempt | None = None
     for one in holds:
-        twin = seen.get(one.fence)
+        same_fence = seen.get(one.fence)
         certain = one.until > one.got
-        worse = twin
+        worse = same_fence
         if worse is None and top is not None and certain and one.fence < top.fence:
             worse = top
         if worse is not None and not _fence_excused(lock, worse, one, world):
@@ -462,36 +455,39 @@ def _check_fences(lock: str, holds: list[Attempt], world: Causes, verdict: Verdi
 
 
 def _fence_excused(lock: str, before: Attempt, after: Attempt, world: Causes) -> bool:
-    start, end = min(before.asked, after.asked), after.got
+    start, end = min(before.requested_at, after.requested_at), after.got
     stepped = world.first_of(("clock_back",), lock, -math.inf, end)
     return bool(stepped and world.first_of((*LOSSES, "forgot"), lock, start, end)) or (
-        # The later to hear of it may have been given it first: two histories of one lock.
-        before.fence != after.fence and bool(world.first_of(OVERLAPS, lock, after.asked, end))
+        # With two histories of one lock, the first holder may learn of its lease last.
+        before.fence != after.fence
+        and bool(world.first_of(OVERLAPS, lock, after.requested_at, end))
     )
 
 
 def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verdict) -> None:
-    """release: what is said of it is true."""
-    following: Attempt | None = None  # who had it next
+    """release: its reported result is true."""
+    following: Attempt | None = None  # the next holder
     for one in reversed(holds):
-        wrong, since = "", one.asked
-        # By its fence, too: who had it first may hear of it last.
+        wrong, since = "", one.requested_at
+        # Its fence counts too: the first holder may learn of its lease last.
         if (
             following is not None
             and one.outcome == "released"
             and following.got < one.let_go
             and following.fence > one.fence
         ):
-            wrong = f"{one.id} was told that it released {lock}, which {following.id} had by then"
-            since = min(one.asked, following.asked)  # who had it first may have been paused since
+            wrong = f"{one.id} reported {lock} as released, which {following.id} had by then"
+            since = min(
+                one.requested_at, following.requested_at
+            )  # who had it first may have been paused since
         elif one.outcome == "lost" and one.released < one.deadline:
             wrong = (
-                f"{one.id} was told that its lease of {lock} had ended, "
-                f"{one.deadline - one.released:.6f} s before it does"
+                f"{one.id} reported its lease of {lock} as lost, "
+                f"{one.deadline - one.released:.6f} s before its end"
             )
         if wrong and not (
             world.first_of(OVERLAPS, lock, since, one.released)
-            # A orphan of its own may have taken the lock again, which it then did release.
+            # An orphaned request of its own may have taken the lock again, and that was released.
             or world.first_of(("orphan",), lock, one.got, one.released)
         ):
             verdict.violations.append(Violation("release", one.released, wrong, (one.id,)))
@@ -507,10 +503,12 @@ def _check_resource(
     world: Causes,
     verdict: Verdict,
 ) -> None:
-    """resource: whoever checks fences is safe."""
+    """resource: a resource that checks fences is safe."""
     owner: dict[int, str] = {}
-    top = -1  # of the writes that surely came before
-    answered: list[tuple[float, int]] = []  # those that may not have: when they surely had
+    top = -1  # of the writes that surely came earlier
+    answered: list[
+        tuple[float, int]
+    ] = []  # of the other writes: when they are surely done, and their fences
     for event in wrote:
         one = attempts[event.id]
         until = event.t if event.until is None else event.until
@@ -527,7 +525,7 @@ def _check_resource(
             heappush(answered, (until, event.fence))
         elif one.got <= event.t and until < one.until and one.id not in shared:
             other = attempts[owner[top]] if top in owner else one
-            parted = other is not one and world.first_of(OVERLAPS, lock, one.asked, event.t)
+            parted = other is not one and world.first_of(OVERLAPS, lock, one.requested_at, event.t)
             if not parted and not _fence_excused(lock, other, one, world):
                 text = f"{lock}: the resource refused {event.id}, which had the lock"
                 verdict.violations.append(Violation("resource", event.t, text, (one.id,)))
@@ -536,36 +534,38 @@ def _check_resource(
 def _check_fifo(
     lock: str, here: list[Attempt], holds: list[Attempt], world: Causes, verdict: Verdict
 ) -> None:
-    """fifo: in turn."""
-    waiting: defaultdict[int, list[Attempt]] = defaultdict(list)  # by priority, then by place
+    """fifo: first come, first served."""
+    waiting: defaultdict[int, list[Attempt]] = defaultdict(
+        list
+    )  # by priority, in order of their places
     for one in sorted((one for one in here if one.queued < math.inf), key=lambda one: one.queued):
         waiting[one.priority].append(one)
     firsts = dict.fromkeys(waiting, 0)
     for taken in sorted(holds, key=lambda one: one.fence):
         if taken.adopts:
-            continue  # it was not free at all
-        for priority, line in waiting.items():
+            continue  # the lock was not free
+        for priority, queue in waiting.items():
             if priority < taken.priority:
                 continue
             at = firsts[priority]
-            while at < len(line):
-                first = line[at]
+            while at < len(queue):
+                first = queue[at]
                 before = first.got < math.inf and first.fence <= taken.fence
-                if not before and first.left > taken.got and first.queued < taken.asked:
+                if not before and first.left > taken.got and first.queued < taken.requested_at:
                     start = first.queued - SETTLE_S
                     if not (
                         world.last(lock, taken.got) >= first.queued
-                        or world.excuses(lock, start, taken.got, first.who)
+                        or world.excuses(lock, start, taken.got, first.process)
                     ):
                         text = (
-                            f"{lock} went to {taken.id}, which asked at {taken.asked:.6f}, before "
-                            f"{first.id}, which waited since {first.queued:.6f}"
+                            f"{lock} went to {taken.id}, which began at {taken.requested_at:.6f}, "
+                            f"before {first.id}, which waited since {first.queued:.6f}"
                         )
                         found = Violation("fifo", taken.got, text, (first.id, taken.id))
                         verdict.violations.append(found)
                 elif not before and first.left > taken.got:
-                    break  # the first of those who wait came after this one asked: so did the rest
-                at += 1  # served, given up, or excused once and for all
+                    break  # this waiter came after the acquisition began, and so did all later ones
+                at += 1  # served, given up, or excused
             firsts[priority] = at
 
 
@@ -577,11 +577,11 @@ def _check_prompt(
     limits: Limits,
     verdict: Verdict,
 ) -> None:
-    """prompt: no lock is free while somebody waits for it."""
-    line = sorted((one for one in here if one.queued < math.inf), key=lambda one: one.queued)
-    places = [one.queued for one in line]
-    longest: list[Attempt] = []  # of those until here, who waits longest
-    for one in line:
+    """prompt: no lock stays free while a caller waits for it."""
+    queue = sorted((one for one in here if one.queued < math.inf), key=lambda one: one.queued)
+    places = [one.queued for one in queue]
+    longest: list[Attempt] = []  # of the waiters until here, the one that waits longest
+    for one in queue:
         longest.append(one if not longest or one.left > longest[-1].left else longest[-1])
     starts = [one.got for one in holds]
     for one in holds:
@@ -589,10 +589,12 @@ def _check_prompt(
         if free == math.inf:
             continue
         limit_s = limits.prompt_s if one.outcome == "released" else limits.takeover_s
-        if one.outcome != "released" and world.cut_off(one.who, one.asked, one.lasts - 1e-9):
-            free += UNDERWAY_S  # at the server the lease may have begun that much later
+        if one.outcome != "released" and world.cut_off(
+            one.process, one.requested_at, one.lasts - 1e-9
+        ):
+            free += UNDERWAY_S  # the lease may have begun that much later at the server
         asleep = free + limit_s
-        # Who was in line before the lock became free, and still is long after.
+        # The waiter that was queued before the lock became free, and still waits long after.
         at = bisect_left(places, min(free, one.let_go)) - 1
         if at < 0 or longest[at].left <= asleep:
             continue
@@ -600,7 +602,7 @@ def _check_prompt(
         if after < len(starts) and starts[after] <= asleep:
             continue
         if world.excuses(lock, free - limits.settle_s, asleep):
-            expired = one.outcome != "released"  # a lease's own end excuses nobody but itself
+            expired = one.outcome != "released"  # its own expiry is no excuse
             if not expired or not _only_its_own(one, world, lock, free - limits.settle_s, asleep):
                 continue
         text = (
@@ -611,16 +613,16 @@ def _check_prompt(
 
 
 def _only_its_own(one: Attempt, world: Causes, lock: str, start: float, end: float) -> bool:
-    if world._of("any").between(start, end) or world._of("anybody").between(start, end):
+    if world._spans("any").between(start, end) or world._spans("any process").between(start, end):
         return False
-    mine = world._of("any", lock)
+    mine = world._spans("any", lock)
     return not mine.between(start, one.deadline - 1e-9) and not mine.between(
         one.deadline + 1e-9, end
     )
 
 
 def main(paths: list[str]) -> int:
-    """Check files of events; print what is wrong with them."""
+    """Check files of events, and print their violations."""
     events: list[Any] = []
     for path in paths:
         with open(path) as file:

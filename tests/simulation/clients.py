@@ -1,7 +1,7 @@
 """What the clients of a run do: the glue between the world and the shipped protocol.
 
-Everything that knows how the library is called is here: what an acquisition asks for, and how a
-lease is renewed and released. The shells (``lualock/_sync.py``) do the same with real drivers.
+Only this module knows how the library is called: how a lock is acquired, and how a lease is renewed
+and released. The APIs (``lualock/_sync``, ``lualock/aio``) do the same with real drivers.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from lualock._protocol import (
 from lualock._protocol.attempt import CLAIM_MS
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
 from lualock.jobs.verbs import reservation_key
-from tests.simulation.lines import Sender
+from tests.simulation.connections import Sender
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US
 
 REFUSED_S = 1.0
-"""How old may be what a refusal says, in a calm network."""
+"""How old the holder named by a refusal may be, in a calm network."""
 
 
 @dataclass(slots=True)
 class Lock:
-    """A lock of this run, and the resource behind it."""
+    """A lock of this run, and the resource that it protects."""
 
     name: str
     fair: bool
@@ -51,12 +51,12 @@ class Lock:
     key: bytes = b""
     queue: bytes = b""
 
-    def place(self) -> Lock:
-        """The lock that a queued job has beside it."""
-        place = Lock(f"{self.name}:reservation", self.fair, self.max_waiters)
-        place.key = reservation_key(self.key)
-        place.queue = keys.waiters_key(place.key)
-        return place
+    def reservation(self) -> Lock:
+        """Return the reservation of this lock's jobs: a lock of its own."""
+        reservation = Lock(f"{self.name}:reservation", self.fair, self.max_waiters)
+        reservation.key = reservation_key(self.key)
+        reservation.queue = keys.waiters_key(reservation.key)
+        return reservation
 
 
 @dataclass(slots=True)
@@ -70,30 +70,30 @@ class Turn:
     hold_s: float
     priority: int
     renew: bool
-    careful: bool  # looks whether it has the lease before it writes
+    careful: bool  # checks before each write that its lease is held
     ending: str  # release, forget, extend, undo, pass
 
 
 class Renewal(LeaseRenewer):
-    """What the shells' renewal thread and timer are in the simulator: one for each process."""
+    """The renewal thread or timer of a process."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self.holdings: list[Holding] = []  # of leases that somebody may look at meanwhile
+        self.holdings: list[Holding] = []  # whose ends are recorded after each round
         self.busy = False
         self._start_empty(process.server_clock)
 
-    def _wake_at(self, look_at: float) -> None:
-        self._wakes_at = look_at
-        late_s = max(0.0, look_at - self._process.clock())
-        self._process.soon(int(late_s * US) + 1, self._wake, look_at)
+    def _wake_at(self, check_at: float) -> None:
+        self._wakes_at = check_at
+        late_s = max(0.0, check_at - self._process.clock())
+        self._process.soon(int(late_s * US) + 1, self._wake, check_at)
 
-    def _wake(self, look_at: float) -> None:
-        if not self.busy and look_at == self._wakes_at:
+    def _wake(self, check_at: float) -> None:
+        if not self.busy and check_at == self._wakes_at:
             self.busy = True
-            self._process.start(self.round(), self._looked)
+            self._process.start(self.round(), self._round_done)
 
-    def _looked(self, lost: Any, error: BaseException | None) -> None:
+    def _round_done(self, lost: Any, error: BaseException | None) -> None:
         self.busy, self._wakes_at = False, math.inf
         for holding in self.holdings:
             holding.note_end()
@@ -111,7 +111,7 @@ class Client:
     def __init__(self, process: Process, name: str, renewal: Renewal) -> None:
         self.process = process
         self.renewal = renewal
-        self.heirs: list[Client] = []  # who may be passed a lease
+        self.adopters: list[Client] = []  # the clients that a lease may be passed to
         self.world = process.world
         self.name = name
         self.turns: list[Turn] = []
@@ -124,7 +124,7 @@ class Client:
         self._crowded: dict[str, bool] = {}
 
     def life(self) -> Steps[None]:
-        """All turns."""
+        """Do all turns."""
         for turn in (*self.turns, *self.calm_turns):
             try:
                 while turn in self.calm_turns and self.world.t < self.calm_at_s:
@@ -145,7 +145,7 @@ class Client:
             self.world,
         )
         token = name.ljust(22, ".").encode()
-        ask = AcquireRequest(
+        request = AcquireRequest(
             name=lock.name,
             key=lock.key,
             queue=lock.queue,
@@ -157,20 +157,20 @@ class Client:
             fair=b"1" if lock.fair else b"0",
             crowded=self._crowded.get(lock.name, False),
         )
-        who = {"lock": lock.name, "who": process.name, "id": name}
-        asked = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
-        world.record("ask", what="adopt" if adopts else "", **who, **asked)
+        identity = {"lock": lock.name, "process": process.name, "id": name}
+        terms = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
+        world.record("acquire", what="adopt" if adopts else "", **identity, **terms)
         why = "unavailable"
-        world.asked[token] = process.name, world.t
-        self.waits = who
+        world.requested_by[token] = process.name, world.t
+        self.waits = identity
         try:
             if adopts:
-                grant = yield from adopt(ask, adopts, process.server_clock)
+                state = yield from adopt(request, adopts, process.server_clock)
             else:
-                grant = yield from acquire(ask, process.server_clock, turn.wait_s)
-            if turn.ending == "undo":  # interrupted just before anybody heard of it
-                world.record("leave", **who)
-                yield from undo(ask)
+                state = yield from acquire(request, process.server_clock, turn.wait_s)
+            if turn.ending == "undo":  # interrupted before the caller has the lease
+                world.record("leave", **identity)
+                yield from undo(request)
                 raise Interrupted
             why = ""
         except QueueFull:
@@ -178,12 +178,12 @@ class Client:
         except NotAcquired as refused:
             why = "timeout"
             if refused.holder == name:
-                world.wrong("refusal", f"{name} was refused for its own sake")
+                world.wrong("refusal", f"{name} was refused because of itself")
             self._check_refusal(lock, refused)
         except KeyConflict:
             why = "conflict"
             if not world.faults["overwrite"]:
-                world.wrong("conflict", f"{name} was told of a conflict, and there is none")
+                world.wrong("conflict", f"{name} got a KeyConflict without a conflict")
         except Interrupted:
             why = "interrupted"
             raise
@@ -191,24 +191,26 @@ class Client:
             pass
         finally:
             self.waits = {}
-            process.ear.forget(token)
+            process.subscriber.forget(token)
             if why and not process.dead:
-                world.record("gave_up", what=why, **who)
+                world.record("gave_up", what=why, **identity)
                 world.disowned[token] = world.ended[token] = world.now
         if why:
             return
-        self._crowded[lock.name] = grant.waited
+        self._crowded[lock.name] = state.waited
         world.known.add(token)
-        care = LeaseOptions(turn.renew)
-        lease = LeaseBase(ask, grant, process, self.renewal if turn.renew else None, care)
-        holding = Holding(self, turn, ask, lease, who)
-        world.record("got", fence=grant.fence, until=holding.until(), **who)
+        lease_options = LeaseOptions(turn.renew)
+        lease = LeaseBase(
+            request, state, process, self.renewal if turn.renew else None, lease_options
+        )
+        holding = Holding(self, turn, request, lease, identity)
+        world.record("got", fence=state.fence, until=holding.until(), **identity)
         world.server.check_deadline(lock.key, token, holding.until())
         holding.check_certain()
         yield from holding.hold()
 
     def _check_refusal(self, lock: Lock, refused: NotAcquired) -> None:
-        """Who is refused is told who has the lock now, not who had it once."""
+        """Report a violation if a refusal names a holder that no longer has the lock."""
         world, server = self.world, self.world.server
         record = server.store.data.get(lock.key)
         if type(record) is not bytes or record[:1] not in (b"H", b"W") or not refused.holder:
@@ -224,12 +226,12 @@ class Client:
             world.wrong("refusal", text)
 
     def adopt(self, turn: Turn, token: bytes) -> None:
-        """Take over somebody's lease, beside whatever else is being done."""
+        """Adopt a lease, beside the turns of this client."""
         other = Client(self.process, f"{self.name}x{self._count}", self.renewal)
         self._count += 1
-        other.heirs = self.heirs
+        other.adopters = self.adopters
         other.done = True  # it has no turns of its own
-        self.heirs.append(other)
+        self.adopters.append(other)
         other.task = self.process.start(other._adopts(turn, token))
         if self.world.faults["interrupt"] and self.world.random.random() < 0.5:
             soon = int(self.world.random.random() * self.world.latency_us * 8)
@@ -240,14 +242,14 @@ class Client:
             yield from self._turn(turn, token)
 
     def writes(self, process: Process, sender: Sender) -> bool:
-        """Whether it is this one's request that is being written; or its loop's, where an
-        interruption strikes them all."""
+        """Whether a request of this client is being written; in a loop, any request of it, since
+        an interruption strikes the whole loop."""
         if process is not self.process or self.task is None:
             return False
         return not process.threads or self.task.writes(sender)
 
     def interrupt(self) -> None:
-        """Cancel it, wherever it is."""
+        """Cancel the task, whatever its step."""
         if self.waits:
             self.world.record("leave", **self.waits)
         if self.task is not None:
@@ -258,31 +260,37 @@ class Holding:
     """A lease, and what is done while it lasts."""
 
     def __init__(
-        self, client: Client, turn: Turn, ask: AcquireRequest, lease: LeaseBase, who: dict[str, str]
+        self,
+        client: Client,
+        turn: Turn,
+        request: AcquireRequest,
+        lease: LeaseBase,
+        identity: dict[str, str],
     ) -> None:
         self._client = client
         self.process, self.world = client.process, client.world
-        self._turn, self._request, self._lease, self.who = turn, ask, lease, who
-        self._told = self.until()
+        self._turn, self._request, self._lease, self.identity = turn, request, lease, identity
+        self._recorded_until = self.until()
         self._over = self._forgets = False
 
     def until(self) -> float:
-        """Its deadline, on the common clock."""
+        """Return its deadline, on the common clock."""
         return self._lease._state.deadline - self.process.offset_s
 
     def check_certain(self) -> None:
-        """A lease is begun before its claim is answered only where much of its time is left."""
+        """Report a violation if a lease is used with little time left, before its claim is
+        answered."""
         claim: Any = self._lease._state.claim
-        given_s = min(self._turn.ttl_ms, CLAIM_MS) / 1000
+        granted_s = min(self._turn.ttl_ms, CLAIM_MS) / 1000
         if claim is None:
             return
         left_s = self._lease._state.deadline - claim.posted
-        if left_s <= given_s / 2:
-            text = f"it was begun with {left_s:.6f} s left, of {given_s:g} s until it is claimed"
+        if left_s <= granted_s / 2:
+            text = f"used before its claim, with {left_s:.6f} s of {granted_s:g} s left"
             self.world.wrong("claim", text)
 
     def hold(self) -> Steps[None]:
-        """Work, and let go."""
+        """Work, then end the lease as the turn says."""
         turn, process = self._turn, self.process
         outcome = "unknown"
         broke = failed = 0
@@ -295,13 +303,13 @@ class Holding:
                 if turn.ending == "extend":
                     yield from self._extend()
                 if turn.ending == "pass":
-                    with suppress(LeaseLost):  # then the shell's `with` releases it
+                    with suppress(LeaseLost):  # then ``with`` releases it
                         outcome = self._pass()
                         return
                 if turn.ending == "forget":
                     self.drop()
                     self._over = True
-                    # What was sent before it was forgotten still counts: its claim, its renewal.
+                    # Its claim and its renewal, if sent before, still count.
                     while self._client.renewal.busy or self._claiming():
                         yield AwaitMessage(0.05)
                     self._forgets = True
@@ -318,7 +326,7 @@ class Holding:
         except LeaseLost:
             outcome = "lost"
         except Interrupted:
-            # The shell's `with` releases, whatever interrupted the body.
+            # ``with`` releases, whatever interrupted the body.
             if not self._lease._state.released:
                 self.drop()
                 process.start(self._last_release())
@@ -328,10 +336,12 @@ class Holding:
             one_lost = process.lost_replies - broke == 1 and process.failures == failed
             answered = isinstance(error, KeyConflict) or "could not confirm" in str(error)
             if one_lost and not answered:
-                self.world.wrong("repeat", f"a lost reply was not asked for again: {error}")
+                self.world.wrong(
+                    "repeat", f"a request whose reply was lost was not repeated: {error}"
+                )
         finally:
             if outcome and not process.dead:
-                self.world.record("released", what=outcome, **self.who)
+                self.world.record("released", what=outcome, **self.identity)
 
     def _claiming(self) -> bool:
         return self._lease._state.claim is not None and self._lease.held
@@ -341,34 +351,36 @@ class Holding:
             self._client.renewal.drop(self._lease)
 
     def _pass(self) -> str:
-        """Pass the lease on to somebody else."""
-        self._look()
+        """Pass the lease on to another client."""
+        self._check()
         self._lease.handle()
         self._forgets = True
-        self.world.record("let_go", **self.who)
-        heir = self.world.random.choice(self._client.heirs)
-        if heir.process.dead:
-            if self._turn.renew:  # a program would drop the lease, which ends its renewal
+        self.world.record("let_go", **self.identity)
+        adopter = self.world.random.choice(self._client.adopters)
+        if adopter.process.dead:
+            if self._turn.renew:  # a program drops the lease, which ends its renewal
                 self._client.renewal.drop(self._lease)
             return "unknown"
         turn = replace(self._turn, ending="release", wait_s=None)
         # A message brings the handle.
-        heir.process.soon(self.world.latency_us, heir.adopt, turn, self._request.token)
+        adopter.process.soon(self.world.latency_us, adopter.adopt, turn, self._request.token)
         if self.world.random.random() < 0.2:
-            self.process.soon(0, self._take_back)  # it wants it back, if it was not adopted yet
+            self.process.soon(
+                0, self._release_again
+            )  # its first holder ends it, unless it was adopted
         return "passed"
 
-    def _take_back(self) -> None:
+    def _release_again(self) -> None:
         steps = self._lease._release()
         if steps is not None:
             self.process.start(steps)
 
     def let_go(self) -> None:
-        self._look()
+        self._check()
         self.world.ended[self._request.token] = self.world.now
         if not self._forgets:
             self._over = True
-            self.world.record("let_go", **self.who)
+            self.world.record("let_go", **self.identity)
             self.world.disowned[self._request.token] = self.world.now
 
     def _last_release(self) -> Steps[None]:
@@ -382,48 +394,48 @@ class Holding:
             outcome = "lost"
         except LockError:
             pass
-        self.world.record("released", what=outcome, **self.who)
+        self.world.record("released", what=outcome, **self.identity)
 
-    def _look(self) -> None:
-        """What the lease says of itself now."""
+    def _check(self) -> None:
+        """Read the lease's state, and record what changed."""
         lease = self._lease
         claim: Any = lease._state.claim
         lease.remaining()  # reads the reply to the claim
         settled = claim is not None and lease._state.claim is None
         refused = settled and isinstance(claim.reply, (bytes, list)) and claim.reply != b"claimed"
         if refused and lease.held:
-            self.world.wrong("claim", f"the claim was refused: {claim.reply}, and it is held")
+            self.world.wrong("claim", f"refused ({claim.reply}), and the lease is held")
         self.note_end()
         if lease._state.lost and not self._over:
             self._over = True
-            self.world.record("let_go", **self.who)
+            self.world.record("let_go", **self.identity)
 
     def note_end(self, *, answered: bool = False) -> None:
-        """Write down when it ends, as far as it knows, where that has changed."""
+        """Record the lease's deadline if it has changed."""
         until = self.until()
-        if until != self._told or answered:
-            self._told = until
+        if until != self._recorded_until or answered:
+            self._recorded_until = until
             what = "answered" if answered else ""
-            self.world.record("until", until=until, what=what, **self.who)
+            self.world.record("until", until=until, what=what, **self.identity)
             self.world.server.check_deadline(self._request.key, self._request.token, until)
 
     def work(self) -> None:
-        self._look()
+        self._check()
         lock, fence = self._turn.lock, self._lease.fence
         if self._lease.held or not self._turn.careful:
             accepted = fence >= lock.top
             lock.top = max(lock.top, fence)
             what = "accepted" if accepted else "refused"
-            self.world.record("wrote", fence=fence, what=what, **self.who)
+            self.world.record("wrote", fence=fence, what=what, **self.identity)
 
     def _extend(self) -> Steps[None]:
-        # For as long as before, longer or shorter. What comes late must not take that away.
-        # (No lease is longer than what a clock that was set excuses.)
+        # For the same time, longer, or shorter. A late copy must not undo it. No lease outlasts
+        # the excuse of a stepped clock.
         times = (1, max(1, min(4, 30_000 / self._turn.ttl_ms)), 0.5)[self._client._count % 3]
         with suppress(LockError):
-            yield from watched(self._lease._extend(int(self._turn.ttl_ms * times)), self._look)
+            yield from watched(self._lease._extend(int(self._turn.ttl_ms * times)), self._check)
             self.note_end(answered=True)
-        self._look()
+        self._check()
         if times != 1:
             holdings = self._client.renewal.holdings
             holdings.append(self)
@@ -435,7 +447,7 @@ class Holding:
 
 
 def observe(world_locks: list[Lock], process: Process, times: int) -> Steps[None]:
-    """Somebody who looks who has a lock, now and then."""
+    """Inspect the locks from time to time."""
     chance = process.world.random
     for _ in range(times):
         yield AwaitMessage(chance.random() * 2)

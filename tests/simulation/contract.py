@@ -1,6 +1,6 @@
 """Check after each run of a script what its header promises.
 
-This is not a second implementation: it says only what must hold between the data before, the data
+This is not a second implementation: it states only what must hold between the data before, the data
 after, and the reply. Times and fences are the server's.
 """
 
@@ -16,8 +16,8 @@ from tests.simulation.store import Refused, SortedSet, Store
 TURN = 22 + 16 + 16  # a message that grants the lock: token, fence, time
 YOUNG_TICKS = 600  # of 0.1 ms
 
-TICKET, PLACE, MAX_WAITERS, FAIR, DEADLINE = 2, 3, 4, 5, 6  # in the parts of wait
-TTL_EXTEND, SHORTEN = 3, 4  # in those of extend
+TICKET, PLACE, MAX_WAITERS, FAIR, DEADLINE = 2, 3, 4, 5, 6  # positions in the parts of ``wait``
+TTL_EXTEND, SHORTEN = 3, 4  # and of ``extend``
 
 
 @dataclass(slots=True)
@@ -26,13 +26,13 @@ class Seen:
 
     record: Any
     end_ms: int | None
-    queue: Any  # the tickets in order; what lualock did not write; or None
+    queue: Any  # the tickets in order; a foreign value; or None
     queue_end_ms: int | None
-    foreign: bool  # something is there that lualock did not write
-    owner: bytes  # the token that has the lock; empty: none
+    foreign: bool  # whether the lock's key has a foreign value
+    owner: bytes  # the token that has the lock, or empty
 
     @classmethod
-    def look(cls, store: Store, lock: bytes, queue: bytes) -> Seen:
+    def read(cls, store: Store, lock: bytes, queue: bytes) -> Seen:
         """Read the keys as they are now."""
         line = store.find(queue)
         tickets = [*line.order] if type(line) is SortedSet else line
@@ -67,7 +67,7 @@ class Seen:
         return bool(self.owner) and self.names(lease)
 
     def remembers(self, lease: bytes) -> bool:
-        """Whether the record still knows that this lease released the lock."""
+        """Whether the record still shows that this lease released the lock."""
         if self.record is None or self.foreign:
             return False
         return bool(self.record[39:61] == lease[-22:]) or (not self.owner and self.names(lease))
@@ -93,7 +93,7 @@ class Run:
         return b"%016d" % self.store.now_us
 
     def left_ms(self, seen: Seen) -> int:
-        """What PTTL says."""
+        """Return what PTTL answers."""
         if seen.record is None:
             return -2
         if seen.end_ms is None:
@@ -101,18 +101,18 @@ class Run:
         return max(0, seen.end_ms - self.store.now_us // 1000)
 
     def reachable(self, ticket: bytes) -> bool:
-        """Whether a process listens for it."""
+        """Whether a process is subscribed for this ticket."""
         return self.store.numsub(ticket[22:].split(b" ")[1]) > 0
 
 
 def broken(run: Run) -> Iterator[str]:
-    """Yield what of its contract a run did not keep."""
+    """Yield each way in which a run broke its contract."""
     call, before, after, reply = run.call, run.before, run.after, run.reply
     verb, parts = call.script.name, call.parts
     foreign = before.foreign or not isinstance(before.queue, (list, type(None)))
     if isinstance(reply, Refused):
         if after != before:
-            yield f"was refused ({reply}), and changed something"
+            yield f"was refused ({reply}), and changed data"
         yield from refused(run.store, reply, verb, foreign)
         return
     if foreign:
@@ -120,9 +120,9 @@ def broken(run: Run) -> Iterator[str]:
         return
     word = reply if type(reply) is bytes else reply[0]
     if word == b"conflict":
-        yield "says that the keys are not lualock's, and they are"
+        yield "answers conflict, and the keys are lualock's"
         return
-    yield from _keeps_others(run)
+    yield from _keeps_other_leases(run)
     if after.record is not None and after.end_ms is None:
         yield "left a lock without an expiry"
     if after.tickets and after.queue_end_ms is None:
@@ -140,7 +140,7 @@ def broken(run: Run) -> Iterator[str]:
 
 
 def _notifies_head(run: Run, token: bytes) -> Iterator[str]:
-    """A waiter that becomes the head is told, unless it is young, or is the caller."""
+    """A waiter that becomes the head gets a message, unless it is young, or is the caller."""
     before, after = run.before.queue or [], run.after.queue or []
     if not after or not before or after[0][1] == before[0][1] or run.store.silent:
         return
@@ -149,43 +149,43 @@ def _notifies_head(run: Run, token: bytes) -> Iterator[str]:
         return
     if after[0] not in before:
         return  # a newcomer of a higher priority, and so the caller
-    heard = [text for text, count in run.messages if count]
-    said = [text for text in heard if text[:23] == first[:22] + b"="]
-    if not run.after.owner and any(len(text) == 22 for text in heard):
-        return  # one was told that the lock is free; if it comes too late, it is the head again
-    if not said:
-        yield f"made {first[:22]!r} the head, and did not tell it"
-    elif run.after.owner and int(said[-1][23:]) != run.left_ms(run.after):
-        yield f"told the head {said[-1][23:]!r} ms, and it is {run.left_ms(run.after)}"
+    received = [text for text, count in run.messages if count]
+    notices = [text for text in received if text[:23] == first[:22] + b"="]
+    if not run.after.owner and any(len(text) == 22 for text in received):
+        return  # a waiter got "the lock is free"; if it is late, it is the head again
+    if not notices:
+        yield f"made {first[:22]!r} the head, and sent it no message"
+    elif run.after.owner and int(notices[-1][23:]) != run.left_ms(run.after):
+        yield f"sent the head {notices[-1][23:]!r} ms, and it is {run.left_ms(run.after)}"
 
 
 def _repeats_nothing(run: Run) -> Iterator[str]:
     """A waiter that was the head before, behind the same lease, gets no message."""
     before, after = run.before, run.after
     if run.call.script.name == "extend":
-        return  # it may be shortened to what was left of it
+        return  # it may be shortened to the very time that was left
     same = (before.fence, before.end_ms) == (after.fence, after.end_ms)
     if not before.owner or not same or not before.tickets:
         return
     if any(ticket[:22] == before.owner for ticket in before.tickets):
-        return  # a request that was taken for lost took the lock just now, and sent no message
+        return  # a request that counted as lost took the lock just now, and sent no message
     first = before.tickets[0]
     if after.tickets[:1] == [first] and any(text[:22] == first[:22] for text, _ in run.messages):
-        yield "woke the head, and there is nothing new"
+        yield "woke the head without news"
 
 
 def young(run: Run, score: int) -> bool:
-    """Whether the waiter at this place came just before, and so checks on its own."""
+    """Whether the waiter at this place came just before, and so checks the queue on its own."""
     ticks = (run.store.now_us - 1_735_689_600_000_000) // 100
     return bool(ticks - score % 2**44 < YOUNG_TICKS)
 
 
 GIVES_BACK = frozenset(("release", "hand_over", "abandon", "extend", "claim", "died"))
-"""What must work for a holder also where the server has no memory."""
+"""The verbs that must work for a holder even if the server has no memory."""
 
 
 def refused(store: Store, error: Refused, verb: str, foreign: bool) -> Iterator[str]:
-    """Yield an error of the server that has no reason."""
+    """Yield the error if the server has no reason for it."""
     kind = str(error).split()[0]
     reason = {
         "WRONGTYPE": foreign,
@@ -197,17 +197,17 @@ def refused(store: Store, error: Refused, verb: str, foreign: bool) -> Iterator[
 
 
 def _leaves_alone(run: Run) -> Iterator[str]:
-    """What lualock did not write stays; after the reply 'conflict', so does all else."""
+    """A foreign value stays; after the reply 'conflict', so does all else."""
     reply, before, after = run.reply, run.before, run.after
     said = isinstance(reply, list) and reply[0] == b"conflict"
-    said = said or (run.call.script.name == "claim" and reply == b"missing")  # it looks at no more
+    said = said or (run.call.script.name == "claim" and reply == b"missing")  # it reads no more
     if after != before and (said or before.foreign or after.queue != before.queue):
-        yield "changed what lualock did not write"
+        yield "changed a foreign value"
     if before.foreign and not said:
-        yield f"did not see that the record is not lualock's, and said {reply}"
+        yield f"did not see that the record is foreign, and answered {reply}"
 
 
-def _keeps_others(run: Run) -> Iterator[str]:
+def _keeps_other_leases(run: Run) -> Iterator[str]:
     """A caller that does not have the lock changes neither its owner nor its end."""
     before, after, parts = run.before, run.after, run.call.parts
     owner = before.owner
@@ -231,31 +231,31 @@ def _keeps_others(run: Run) -> Iterator[str]:
 def _won(run: Run, token: bytes, ttl_ms: bytes, deadline: bytes) -> Iterator[str]:
     before, after = run.before, run.after
     if after.owner != token or after.fence != run.reply:
-        yield "says that the caller has it, and it does not"
+        yield "answers that the caller has the lock, and it does not"
     if before.owner:
-        yield "gave a lock that was held"
+        yield "granted a lock that was held"
     if run.left_ms(after) != int(ttl_ms):
-        yield f"gave it for {run.left_ms(after)} ms in place of {int(ttl_ms)}"
+        yield f"granted it for {run.left_ms(after)} ms instead of {int(ttl_ms)}"
     if run.now > deadline:
-        yield "gave the lock to a caller that has given up"
+        yield "granted the lock to a caller that has given up"
     if before.record is not None and after.record[39:61] != before.record[17:39]:
         yield "forgot the previous token"
 
 
 def late(run: Run, deadline: bytes) -> Iterator[str]:
     if run.now <= deadline:
-        yield "says that it is late, and it is not"
+        yield "answers late, and is not"
     if run.after != run.before:
-        yield "was late, and changed something"
+        yield "was late, and changed data"
     if run.reply != [b"late", run.now]:
-        yield "says a wrong time"
+        yield "answers a wrong time"
 
 
 def owned(run: Run, token: bytes) -> Iterator[str]:
     if run.before.owner != token or run.after.owner != token:
-        yield "says that the caller has it already, and it does not"
+        yield "answers that the caller has the lock already, and it does not"
     elif run.reply != [b"owned", run.left_ms(run.after), run.after.fence]:
-        yield f"says {run.reply} of a lease of {run.left_ms(run.after)} ms"
+        yield f"answers {run.reply} for a lease of {run.left_ms(run.after)} ms"
 
 
 def held(run: Run, said: list[Any]) -> Iterator[str]:
@@ -263,9 +263,9 @@ def held(run: Run, said: list[Any]) -> Iterator[str]:
     after = run.after
     held_ms = (run.store.now_us - int(after.fence)) // 1000 if after.fence else 0
     if said[0] != run.left_ms(after) or said[2] != after.holder_info:
-        yield f"says {said}, and it is {run.left_ms(after)} ms, {after.holder_info!r}"
+        yield f"answers {said}, and it is {run.left_ms(after)} ms, {after.holder_info!r}"
     elif said[1] != held_ms and run.store.now_us >= int(after.fence):
-        yield f"says that it is held for {said[1]} ms, and it is for {held_ms}"
+        yield f"answers that it is held for {said[1]} ms, and it is for {held_ms}"
 
 
 def _acquire(run: Run, token: bytes, word: bytes) -> Iterator[str]:
@@ -274,18 +274,18 @@ def _acquire(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if type(run.reply) is bytes:
         yield from _won(run, token, ttl_ms, deadline)
         if after.state != (b"W" if before.state == b"F" else b"H"):
-            yield "forgot that there are waiters, or made it up"
+            yield "has a wrong state: waiters or none"
     elif word == b"owned":
         yield from owned(run, token)
     elif word == b"late":
         yield from late(run, deadline)
     else:
         if not before.owner or before.owner == token:
-            yield "says that another token has it, and none has"
+            yield "answers that another token has the lock, and none has"
         else:
             yield from held(run, run.reply[1:])
     if type(run.reply) is not bytes and after != before:
-        yield "gave nothing, and changed something"
+        yield "granted nothing, and changed data"
 
 
 def _wait(run: Run, token: bytes, word: bytes) -> Iterator[str]:
@@ -303,7 +303,7 @@ def _wait(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if fair == b"1" and any(run.reachable(one) for one in after.tickets[: _rank(run, ticket)]):
             yield "went past waiters"
         if fair == b"0" and after.state != (b"W" if others else b"H"):
-            yield "forgot that there are waiters, or made it up"
+            yield "has a wrong state: waiters or none"
     elif word == b"owned":
         yield from _lasts(run, ttl_ms)
         if ticket in after.tickets:
@@ -315,9 +315,9 @@ def _wait(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         most = int(parts[MAX_WAITERS])
         alive = [one for one in before.tickets if run.reachable(one)]
         if not most or len(alive) < most or ticket in before.tickets or ticket in after.tickets:
-            yield "says that too many wait, and they do not"
+            yield "answers full, and is not"
         if reply[4] != len(after.tickets):
-            yield "says a wrong number of waiters"
+            yield "answers a wrong number of waiters"
         if after.owner:
             yield from held(run, reply[1:4])
     else:
@@ -338,16 +338,16 @@ def _queued(
     parts, before, after, reply = run.call.parts, run.before, run.after, run.reply
     most = int(parts[MAX_WAITERS])
     if ticket not in after.tickets:
-        yield "says that it waits, and it does not"
+        yield "answers queued, and is not"
         return
     if before.owner == token:
-        yield "waits for what it has"
+        yield "waits for the lock that it has"
     at, place = after.tickets.index(ticket), int(parts[PLACE])
     band, comes_back = place // 2**44, place % 2**44 != 0
     new = ticket not in before.tickets
-    # A waiter that comes back to a place may have another by now, from an orphan: either is right.
+    # A waiter that comes back may by now have another place, from an orphan: both are right.
     if reply[5] != at or int(reply[6]) not in (after.queue[at][0], comes_back and place):
-        yield f"says that its place is {reply[5:]}, and it is {at}, {after.queue[at][0]}"
+        yield f"answers the place {reply[5:]}, and it is {at}, {after.queue[at][0]}"
     if ticket in before.tickets and after.queue[at] not in before.queue:
         yield "changed its place"
     if new and comes_back and place != after.queue[at][0]:
@@ -377,33 +377,33 @@ def _queued(
         yield "took a place for a caller that has given up"
     if after.owner:
         if after.state != b"W":
-            yield "waits, and the lock does not know"
+            yield "waits, and the lock's state does not say so"
         if reply[4] != after.fence:
-            yield "says a wrong fence"
+            yield "answers a wrong fence"
         yield from held(run, reply[1:4])
     if after.owner != before.owner:
         yield from _passed(run, token)
 
 
 def _passed(run: Run, token: bytes) -> Iterator[str]:
-    """The lock went to the first waiter that can be reached, and that one was told."""
+    """The lock went to the first waiter that can be reached, with a message."""
     before, after = run.before, run.after
     waited = [one for one in before.tickets if one[:22] != token]
-    if run.store.silent:  # no waiter can be told, so none gets the lock, or is dropped
+    if run.store.silent:  # no message can be sent, so no waiter gets the lock, or is dropped
         if after.owner not in (b"", before.owner, token):
-            yield "was granted to a waiter that could not be told"
+            yield "was granted to a waiter that could not get a message"
         if not set(waited) <= set(after.tickets):
             yield "dropped a waiter"
         return
     first = next((one for one in waited if run.reachable(one)), None)
     if after.owner:
         if first is None or first[:22] != after.owner:
-            yield "went to another than the first waiter that can be reached"
+            yield "was not granted to the first waiter that can be reached"
             return
         if not any(
-            text[:38] == after.owner + after.fence and heard for text, heard in run.messages
+            text[:38] == after.owner + after.fence and received for text, received in run.messages
         ):
-            yield "was granted to a waiter that was not told"
+            yield "was granted to a waiter that got no message"
         if first in after.tickets:
             yield "was granted to a waiter that is still queued"
         lasts_ms = int(first[22:].split(b" ")[0])
@@ -414,7 +414,7 @@ def _passed(run: Run, token: bytes) -> Iterator[str]:
         if after.holder_info != first.split(b" ", 2)[2]:
             yield "has a wrong holder_info"
         if after.state != b"W":
-            yield "forgot that there are waiters"
+            yield "has a state without waiters"
     elif first is not None:
         yield "is free, and a waiter can be reached"
 
@@ -423,7 +423,7 @@ def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
     """The caller had the lock, and released it."""
     before, after = run.before, run.after
     if not before.owns(token) or after.owner == (token := token[-22:]):
-        yield "says that it released the lock, and it did not"
+        yield "answers that it released the lock, and did not"
         return
     if fair == b"1":
         yield from _passed(run, token)
@@ -434,22 +434,24 @@ def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
         first = next((one for one in waits if run.reachable(one)), None)
         notified = any(text == first[:22] and n for text, n in run.messages) if first else True
         if not notified and not run.store.silent:
-            yield "freed the lock, and told no waiter"
+            yield "freed the lock, and sent no waiter a message"
         if notified and first in after.tickets:
-            yield "told a waiter, and left it at the head"
-        if sum(len(text) == 22 and heard > 0 for text, heard in run.messages) > 1:
-            yield "told more than one that the lock is free"
+            yield "sent a waiter the message, and left it at the head"
+        if sum(len(text) == 22 and received > 0 for text, received in run.messages) > 1:
+            yield "sent more than one waiter the message that the lock is free"
     if not after.owner and after.record is None:
         if not run.store.oom:
             yield "left no tombstone"
     elif not after.owner:
         if after.state != (b"F" if after.tickets and fair else b"R"):
-            yield "forgot that there are waiters, or made it up"
+            yield "has a wrong state: waiters or none"
         if not after.remembers(token):
             yield "forgot the token"
-        # A waiter that was not reached here may hear the message elsewhere.
-        unheard = [text[22:38] for text, heard in run.messages if len(text) == TURN and not heard]
-        if after.fence <= max(unheard) if unheard else after.fence != before.fence:
+        # A waiter without a receiver here may receive the message at a replica.
+        missed = [
+            text[22:38] for text, received in run.messages if len(text) == TURN and not received
+        ]
+        if after.fence <= max(missed) if missed else after.fence != before.fence:
             yield "forgot a fence that a waiter may have"
         if run.left_ms(after) != 5000:
             yield "left a tombstone for another time"
@@ -458,28 +460,28 @@ def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
 def _not_owner(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after = run.before, run.after
     if before.owns(token):
-        yield f"says {word!r} of the lease that has the lock"
+        yield f"answers {word!r} for the lease that has the lock"
     if after != before:
-        yield "did not have the lock, and changed something"
+        yield "did not have the lock, and changed data"
     known = before.remembers(token)
     if (word == b"already") != known:
-        yield f"says {word!r}, and the record remembers otherwise"
+        yield f"answers {word!r}, and the record shows otherwise"
     elif word == b"held" and (not before.owner or run.reply != [b"held", before.holder_info]):
-        yield f"says {run.reply}, and it is {before.holder_info!r}"
+        yield f"answers {run.reply}, and it is {before.holder_info!r}"
     elif word == b"missing" and before.owner:
-        yield "says that the lock is free"
+        yield "answers that the lock is free"
 
 
 def _release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after = run.before, run.after
     if word == b"":
-        # It looks at one key only: the state says whether there are waiters.
+        # It reads one key only: the state shows whether there are waiters.
         yield from given_up(run, token, fair=b"")
         if before.state == b"W":
             yield "freed a lock that has waiters"
     elif word == b"waited":
         if not before.owns(token) or before.state != b"W" or after != before:
-            yield "says that its lock has waiters, and it has none"
+            yield "answers that its lock has waiters, and it has none"
     else:
         yield from _not_owner(run, token, word)
 
@@ -488,7 +490,7 @@ def _hand_over(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if word in (b"released", b"handed_over"):
         yield from given_up(run, token, run.call.parts[3])
         if (word == b"handed_over") != bool(run.after.owner):
-            yield "says that it was handed over, or not, and it is otherwise"
+            yield f"answers {word!r}, and it is otherwise"
     else:
         yield from _not_owner(run, token, word)
 
@@ -506,7 +508,7 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if before.owner == token and not (kept and before.owns(kept)):
         yield "kept the lock"
     if before.record != after.record:
-        yield "changed a lock that is not its own"
+        yield "changed a lock that it does not own"
     others = [one for one in before.tickets if one != ticket]
     gone = others[: len(others) - len(after.tickets)]
     if others[len(gone) :] != after.tickets or any(map(run.reachable, gone)):
@@ -515,11 +517,11 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield "dropped a waiter, and it was not the head that left"
     if len(run.reply) == 1:
         if before.owner:
-            yield "says that the lock is free"
+            yield "answers that the lock is free"
         return
     ahead = before.tickets.index(ticket) if ticket in before.tickets else -1
     if run.reply[4] != ahead or not before.owner:
-        yield f"says that {run.reply[4]} were ahead, and they were {ahead}"
+        yield f"answers that {run.reply[4]} were ahead, and it is {ahead}"
     yield from held(run, run.reply[1:4])
 
 
@@ -531,18 +533,20 @@ def _extend(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     else:
         yield from _lasts(run, run.call.parts[TTL_EXTEND], run.call.parts[SHORTEN])
         if run.call.parts[SHORTEN] == b"1":
-            yield from _tells_of_its_end(run)
+            yield from _notifies_of_its_end(run)
 
 
-def _tells_of_its_end(run: Run) -> Iterator[str]:
+def _notifies_of_its_end(run: Run) -> Iterator[str]:
     """The head planned to check when the lease would have ended."""
     after = run.after
     if after.state != b"W" or not after.queue or run.store.silent:
         return
     score, first = after.queue[0]
     wanted = first[:22] + b"=%d" % run.left_ms(after)
-    if not young(run, score) and not any(text == wanted and heard for text, heard in run.messages):
-        yield "shortened it, and did not tell the head"
+    if not young(run, score) and not any(
+        text == wanted and received for text, received in run.messages
+    ):
+        yield "shortened it, and sent the head no message"
 
 
 def _lasts(run: Run, ttl_ms: bytes, shorten: bytes = b"0") -> Iterator[str]:
@@ -557,9 +561,9 @@ def _lasts(run: Run, ttl_ms: bytes, shorten: bytes = b"0") -> Iterator[str]:
 def _claim(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     owns = run.before.owns(token) and run.before.state == b"W"
     if (word == b"claimed") != owns:
-        yield f"says {word!r}, and it is otherwise"
+        yield f"answers {word!r}, and it is otherwise"
     if run.after.record != run.before.record or (not owns and run.after != run.before):
-        yield "changed what is not its own"
+        yield "changed a lock that it does not own"
     elif owns:
         yield from _lasts(run, run.call.parts[2])
 
@@ -569,9 +573,9 @@ def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     token, next_holder, ttl_ms, deadline = run.call.parts[1:5]
     if type(run.reply) is bytes and run.reply.isdigit():
         if before.owner != token or after.owner != next_holder or after.fence != run.reply:
-            yield "says that the caller has it, and it does not"
+            yield "answers that the caller has the lock, and it does not"
         elif after.record[39:61] != token or after.state != before.state:
-            yield "forgot the previous token, or that there are waiters"
+            yield "forgot the previous token, or the waiters"
         if run.left_ms(after) != int(ttl_ms) or run.now > deadline:
             yield "took it for another time, or too late"
     elif word == b"owned":
@@ -579,7 +583,7 @@ def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     elif word == b"late":
         yield from late(run, deadline)
     elif before.owner == next_holder:
-        yield "has it already, and says otherwise"
+        yield "has the lock already, and answers otherwise"
     else:
         yield from _not_owner(run, token, word)
 
@@ -592,9 +596,9 @@ def _inspects(run: Run) -> Iterator[str]:
         wanted = [b"held", run.left_ms(before), held_ms, before.fence, before.holder_info]
         wanted.append(len(before.tickets))
     if run.reply != wanted:
-        yield f"said {run.reply}, and it is {wanted}"
+        yield f"answers {run.reply}, and it is {wanted}"
     if run.after != before:
-        yield "changed something"
+        yield "changed data"
 
 
 _CHECKS = {

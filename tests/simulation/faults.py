@@ -1,14 +1,17 @@
-"""What is done to a run, and when. Each seed draws its own mix (swarm testing): with every fault in
-every run, some would hide what others need to show themselves."""
+"""The faults of a run, and when they strike.
+
+Each seed draws its own mix (swarm testing): if every run had every fault, some faults would hide
+the bugs that others reveal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from tests.simulation.clients import Client, Lock
-from tests.simulation.ear import EarLine
 from tests.simulation.network import Process
 from tests.simulation.store import SortedSet, Value
+from tests.simulation.subscriber import SubscriberConnection
 from tests.simulation.world import US, World
 
 JUNK: tuple[bytes, ...] = (
@@ -20,13 +23,13 @@ JUNK: tuple[bytes, ...] = (
 )
 
 
-LOOK_US = 65 * US
-"""Who waits far back in a queue looks that rarely. When a lease ends early, a queue is deleted, or
-those before it die together with the holder, it cannot know before."""
+CHECK_US = 65 * US
+"""A waiter far back in a queue checks that rarely. It cannot know earlier that a lease ended early,
+that the queue was deleted, or that the waiters ahead died together with the holder."""
 
 
 class Faults:
-    """Does things to one world until its calm begins."""
+    """Causes faults in one world until its calm begins."""
 
     def __init__(
         self, world: World, processes: list[Process], clients: list[Client], locks: list[Lock]
@@ -36,14 +39,16 @@ class Faults:
         self.clients = clients
         self.locks = locks
         self.calm = 0
-        self._junk: set[bytes] = set()  # the keys that hold something of others now,
+        self._junk: set[bytes] = set()  # the keys that hold foreign values now,
         self._ever: set[bytes] = set()  # and those that ever did
-        self._losses = 0  # how often data were taken away or written over
+        self._losses = 0  # how often data were deleted or overwritten
 
     def plan(self, calm: int, *, deaths: bool, astray: bool) -> None:
-        """Draw a mix, and when each of its faults strikes; none lasts beyond ``calm``. ``deaths``:
-        where it matters who of those in line is dead, somebody dies. ``astray``: a server that is
-        no primary any more keeps connections."""
+        """Draw a mix of faults, and when each strikes; none lasts beyond ``calm``.
+
+        ``deaths``: a process dies, because the run counts live waiters. ``astray``: an earlier
+        primary keeps its connections after a fail-over.
+        """
         self.calm, self._astray = calm, astray
         chance = self.world.random
         kinds = list(_KINDS)
@@ -57,8 +62,10 @@ class Faults:
                 self.world.at(int(chance.random() * calm * 0.9), _KINDS[kind], self)
 
     def plan_streams(self, calm: int, forked: Callable[[Process], None]) -> None:
-        """The same for streams that lose their order, and for what they are shared with.
-        ``forked``: puts a child to work."""
+        """The same for streams that lose their order, and for processes that are forked.
+
+        ``forked`` starts the clients of a child.
+        """
         self.calm, self._forked = calm, forked
         chance = self.world.random
         kinds: list[Callable[[], None]] = [self._cross, self._tear, self._fork]
@@ -68,8 +75,7 @@ class Faults:
                 self.world.at(int(chance.random() * calm * 0.9), kind)
 
     def _cross(self) -> None:
-        """Between server and processes something loses replies, doubles or swaps them, or adds an
-        error; the connection goes on."""
+        """Let a broken proxy drop, double or swap replies, or add errors; connections stay open."""
         world = self.world
         if "straight" in world.server.bugs:
             return
@@ -81,7 +87,7 @@ class Faults:
         self.world.crossing = 0.0
 
     def _tear(self) -> None:
-        """A signal handler raises while the next request of some client is being written."""
+        """Raise in a signal handler while a client writes its next request."""
         world = self.world
         running = [client for client in self.clients if client.task in client.process.tasks]
         if running and world.torn is None:
@@ -90,7 +96,7 @@ class Faults:
             world.after(int(world.random.random() * 300_000) + 1, self._tear)
 
     def _fork(self) -> None:
-        """C code forks a process: no hook runs, and the child has its parent's connections."""
+        """Fork a process in C: no hook runs, and the child has its parent's connections."""
         process = self._alive()
         if process is not None and not process.idle and self.world.now < self.calm * 0.9:
             self.world.after(int(self.world.random.random() * 50_000) + 1, self._fork)
@@ -100,123 +106,125 @@ class Faults:
             self.processes.append(child)
             self._forked(child)
 
-    def _lasts(self, most_s: float) -> int:
-        wanted = int(self.world.random.random() ** 2 * most_s * US) + 1000
-        return max(1, min(wanted, self.calm - self.world.now))
+    def _lasts(self, max_s: float) -> int:
+        duration = int(self.world.random.random() ** 2 * max_s * US) + 1000
+        return max(1, min(duration, self.calm - self.world.now))
 
     def _alive(self) -> Process | None:
         alive = [process for process in self.processes if not process.dead]
         return self.world.random.choice(alive) if alive else None
 
     def _unknowing(self, us: int = 0) -> None:
-        """From now on, and after so much time, those who wait may not know how things stand."""
-        until = (self.world.now + us + LOOK_US) / US
+        """Record that waiters may not know of a change until they check again."""
+        until = (self.world.now + us + CHECK_US) / US
         self.world.record("cause", what="unknowing", until=until)
 
     def flaky(self) -> None:
-        """Connections break under requests."""
+        """Break connections under requests."""
         world, lasts = self.world, self._lasts(5)
         world.faults["flaky"] += 1
         world.flaky = 0.05 + world.random.random() * 0.3
         world.after(lasts, self._not_flaky)
         if world.random.random() < 0.5:
-            self.slow()  # then others have time while one asks again
+            self.slow()  # so that other clients act while one repeats its request
 
     def _not_flaky(self) -> None:
         self.world.flaky = 0.0
 
     def slow(self) -> None:
-        """Messages of a process take long, and each another time."""
+        """Delay the messages of a process, each by another time."""
         process = self._alive()
         if process is not None:
             lasts = self._lasts(5)
             process.slow_us = int(self.world.random.random() * 400_000)
             # What was sent last may arrive last.
-            self.world.fault("slow", lasts + 2 * process.slow_us, who=process.name)
+            self.world.fault("slow", lasts + 2 * process.slow_us, process=process.name)
             self.world.after(lasts, self._not_slow, process)
 
     def _not_slow(self, process: Process) -> None:
         process.slow_us = 0
 
     def cut(self) -> None:
-        """A process can neither send nor hear; what is under way arrives later."""
+        """Cut a process off; messages under way arrive later."""
         process = self._alive()
         if process is not None:
             lasts = self._lasts(8)
             process.cut_until = max(process.cut_until, self.world.now + lasts)
-            self.world.fault("cut", lasts + US, who=process.name)
+            self.world.fault("cut", lasts + US, process=process.name)
 
     def reset(self) -> None:
-        """A process loses a connection for messages. It may notice only later."""
+        """End a process's connection for messages. The process may notice late."""
         process = self._alive()
-        if process is not None and process.ear.line is not None:
+        if process is not None and process.subscriber.connection is not None:
             late = self._lasts(6) if self.world.random.random() < 0.5 else 150
-            self.world.fault("cut", late + US, who=process.name)
-            process.ear.line.broken(late)
+            self.world.fault("cut", late + US, process=process.name)
+            process.subscriber.connection.broken(late)
 
     def half_open(self) -> None:
-        """A process has lost the connection for messages, and the server does not know."""
+        """End a process's connection for messages. The server notices late."""
         process = self._alive()
-        if process is not None and (line := process.ear.line) is not None:
+        if process is not None and (connection := process.subscriber.connection) is not None:
             late = self._lasts(6)
-            self.world.fault("cut", late + US, who=process.name)
-            line.close()
-            self.world.after(late, line.broken)
+            self.world.fault("cut", late + US, process=process.name)
+            connection.close()
+            self.world.after(late, connection.broken)
 
     def pause(self) -> None:
-        """SIGSTOP, and later SIGCONT."""
+        """Pause a process (SIGSTOP, later SIGCONT)."""
         process = self._alive()
         if process is not None:
             lasts = self._lasts(8)
             process.paused_until = max(process.paused_until, self.world.now + lasts)
-            self.world.fault("pause", lasts, who=process.name)
+            self.world.fault("pause", lasts, process=process.name)
 
     def crash(self) -> None:
-        """SIGKILL. Where the machine is gone too, the server notices only later."""
+        """Kill a process (SIGKILL). If its machine is gone too, the server notices late."""
         process = self._alive()
         if process is not None:
             late = self._lasts(6) if self.world.random.random() < 0.3 else 300
             self.world.faults["crash"] += 1
-            self.world.record("gone", who=process.name)
+            self.world.record("gone", process=process.name)
             self.world.record(
-                "cause", what="crash", who=process.name, until=(self.world.now + late) / US
+                "cause", what="crash", process=process.name, until=(self.world.now + late) / US
             )
             process.crash()
             self._unknowing(late)
-            if process.ear.line is not None:
-                self.world.after(late, process.ear.line.broken)
+            if process.subscriber.connection is not None:
+                self.world.after(late, process.subscriber.connection.broken)
 
     def interrupt(self) -> None:
-        """A task is cancelled, or a thread gets a KeyboardInterrupt."""
+        """Cancel a task, or raise KeyboardInterrupt in a thread."""
         running = [
             client
             for client in self.clients
             if client.task in client.process.tasks and self.world.now >= client.process.paused_until
         ]
-        asking = [client for client in running if client.task is not None and client.task.asks]
-        if asking or (running and self.world.random.random() < 0.02):
+        waiting = [
+            client for client in running if client.task is not None and client.task.awaits_reply
+        ]
+        if waiting or (running and self.world.random.random() < 0.02):
             self.world.faults["interrupt"] += 1
-            self.world.random.choice(asking or running).interrupt()
+            self.world.random.choice(waiting or running).interrupt()
             if self.world.random.random() < 0.8 and self.world.now < self.calm * 0.9:
                 self.world.after(int(self.world.random.random() * 500_000), self.interrupt)
         elif running and self.world.now < self.calm * 0.9:
-            # While a request is under way is when it hurts most.
+            # Most bugs need an interruption while a request is under way.
             self.world.after(int(self.world.random.random() * 20_000) + 1, self.interrupt)
 
     def stall(self) -> None:
-        """The server stands still."""
+        """Pause the server."""
         lasts = self._lasts(4)
         server = self.world.server
         server.stalled_until = max(server.stalled_until, self.world.now + lasts)
         self.world.fault("stall", lasts)
 
     def flush(self) -> None:
-        """The server forgets its scripts."""
+        """Make the server forget its scripts."""
         self.world.faults["flush"] += 1
         self.world.server.known = set()
 
     def oom(self) -> None:
-        """The server is out of memory."""
+        """Let the server run out of memory."""
         lasts = self._lasts(3)
         self.world.server.store.oom = True
         self.world.fault("oom", lasts)
@@ -226,7 +234,7 @@ class Faults:
         self.world.server.store.oom = False
 
     def read_only(self) -> None:
-        """The server takes no writes."""
+        """Make the server refuse writes."""
         lasts = self._lasts(2)
         self.world.server.store.read_only = True
         self.world.fault("read_only", lasts)
@@ -236,7 +244,7 @@ class Faults:
         self.world.server.store.read_only = False
 
     def forbid(self) -> None:
-        """The server's rules forbid messages."""
+        """Let the server's rules forbid messages."""
         lasts = self._lasts(3)
         self.world.server.store.silent = True
         self.world.fault("forbidden", lasts)
@@ -247,29 +255,29 @@ class Faults:
         self.world.server.store.silent = False
 
     def restart(self) -> None:
-        """The server is away, and comes back with its data."""
+        """Restart the server with its data."""
         self._down("restart")
 
     def wipe(self) -> None:
-        """The server is away, and comes back empty."""
+        """Restart the server without its data."""
         server = self.world.server
         self._losses += 1
         server.store.data.clear()
         server.store.ends.clear()
         self._down("data_loss")
 
-    def _down(self, what: str, spare: Callable[[EarLine], bool] | None = None) -> None:
+    def _down(self, what: str, spare: Callable[[SubscriberConnection], bool] | None = None) -> None:
         server, lasts = self.world.server, self._lasts(3)
         self.world.fault(what, lasts)
         server.down = True
-        server.break_all(spare or (lambda ear: False))
+        server.break_all(spare or (lambda subscriber: False))
         self.world.after(lasts, self._up)
 
     def _up(self) -> None:
         self.world.server.down = False
 
     def failover(self) -> None:
-        """A replica, which lacks the last writes, takes over."""
+        """Let a replica take over that lacks the last writes."""
         self.world.server.tick()
         kept = self.world.server.store.snapshot()
         self.world.after(self._lasts(1), self._take_over, kept)
@@ -278,21 +286,21 @@ class Faults:
         self._losses += 1
         store = self.world.server.store
         store.restore(kept)
-        for key in self._ever:  # or it would be there for ever
+        for key in self._ever:  # otherwise it would stay for ever
             if key in store.data and not _ours(store.data[key]):
                 del store.data[key]
                 store.ends.pop(key, None)
-        self._unknowing()  # what is back may be a lease of long ago, and a queue of the dead
-        self._down("failover", self._goes_astray if self._astray else None)
+        self._unknowing()  # an old lease may be back, and a queue of dead waiters
+        self._down("failover", self._stays_connected if self._astray else None)
 
-    def _goes_astray(self, ear: EarLine) -> bool:
+    def _stays_connected(self, subscriber: SubscriberConnection) -> bool:
         stays = self.world.random.random() < 0.7
         if stays:
-            ear.goes_astray(self._lasts(6))
+            subscriber.go_astray(self._lasts(6))
         return stays
 
     def step(self) -> None:
-        """The server's clock steps."""
+        """Step the server's clock."""
         world = self.world
         size = int(10 ** (3 + world.random.random() * 4.3))
         server = world.server
@@ -302,14 +310,14 @@ class Faults:
             self._unknowing()
             server.offset_us += size
         else:
-            # Until the clock is where it was, what it says has been said before.
+            # Until the clock has caught up, its times repeat.
             world.fault("clock_back")
-            self._unknowing()  # what is held now lasts longer than its holder and its waiters know
+            self._unknowing()  # leases last longer than their holders and waiters know
             server.offset_us -= size
         server.tick()
 
     def evict(self) -> None:
-        """A key is deleted: by hand, or because it had an expiry and memory was short."""
+        """Delete a key, as a user does, or an eviction policy."""
         world, store = self.world, self.world.server.store
         lock = world.random.choice(self.locks)
         key = world.random.choice((lock.key, lock.queue))
@@ -320,7 +328,7 @@ class Faults:
             store.delete(key)
 
     def overwrite(self) -> None:
-        """Somebody writes something else to the lock's key, and later removes it."""
+        """Write a foreign value to a lock's key, and remove it later."""
         world, store = self.world, self.world.server.store
         lock = world.random.choice(self.locks)
         key = world.random.choice((lock.key, lock.key, lock.queue))
@@ -346,11 +354,11 @@ class Faults:
         store = self.world.server.store
         self._junk.discard(key)
         if key not in store.data:
-            return  # another fault took it
+            return  # another fault deleted it
         if store.data[key] is junk:
             del store.data[key]
         elif self._losses == losses:
-            self.world.wrong("foreign", f"what lualock did not write at {key!r} was changed")
+            self.world.wrong("foreign", f"the foreign value at {key!r} was changed")
 
 
 def _ours(value: Value) -> bool:

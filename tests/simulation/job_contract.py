@@ -27,31 +27,31 @@ class Around:
     stop_requests_end_ms: int | None
 
     @classmethod
-    def look(cls, store: Store, call: RunScript) -> Around:
+    def read(cls, store: Store, call: RunScript) -> Around:
         """Read the keys as they are now."""
         lock = call.parts[0].removesuffix(stop_requests_key(b""))
         reservation, stop_requests = reservation_key(lock), stop_requests_key(lock)
         return cls(
-            Seen.look(store, lock, waiters_key(lock)),
-            Seen.look(store, reservation, waiters_key(reservation)),
+            Seen.read(store, lock, waiters_key(lock)),
+            Seen.read(store, reservation, waiters_key(reservation)),
             store.find(stop_requests),
             store.ends.get(stop_requests),
         )
 
     def foreign(self, verb: str) -> bool:
-        """Whether lualock did not write what a script looks at in any case."""
-        asks = verb == "release_requested" or (
+        """Whether a value that the script always reads is foreign."""
+        reads_requests = verb == "release_requested" or (
             verb == "request_release" and self.lock.record is not None
         )
         return (
             (verb in ("reserve", "start", "died", "request_release") and self.lock.foreign)
             or (verb in ("reserve", "start") and self.reservation.foreign)
-            or (asks and not self.stop_requests_sound)
+            or (reads_requests and not self.stop_requests_sound)
         )
 
     @property
     def odd(self) -> bool:
-        """Whether there is anything at all that lualock did not write."""
+        """Whether any value at these keys is foreign."""
         queues = self.lock.queue, self.reservation.queue
         return (
             self.lock.foreign
@@ -101,31 +101,31 @@ class JobRun:
 
 
 def broken(run: JobRun) -> Iterator[str]:
-    """What of its contract a run did not keep."""
+    """Yield each way in which a run broke its contract."""
     before, after, reply, verb = run.before, run.after, run.reply, run.call.script.name
     if isinstance(reply, Refused):
         if after != before:
-            yield f"was refused ({reply}), and changed something"
+            yield f"was refused ({reply}), and changed data"
         yield from refused(run.store, reply, verb, before.odd)
         return
     word = reply if type(reply) is bytes else reply[0]
     conflict = type(reply) is list and word == b"conflict"
     if before.foreign(verb):
         if after != before:
-            yield "changed what lualock did not write"
+            yield "changed a foreign value"
         if not conflict:
-            yield f"did not see that a key is not lualock's, and said {reply}"
+            yield f"did not see that a value is foreign, and answered {reply}"
         return
     if conflict:
-        yield "says that the keys are not lualock's, and they are"
+        yield "answers conflict, and the keys are lualock's"
         return
     if before.odd:
         for was, now in ((before.lock, after.lock), (before.reservation, after.reservation)):
             sound = isinstance(was.queue, (list, type(None)))
             if (was.foreign and now != was) or (not sound and now.queue != was.queue):
-                yield "changed what lualock did not write"
+                yield "changed a foreign value"
         if not before.stop_requests_sound and after.stop_requests != before.stop_requests:
-            yield "changed what lualock did not write"
+            yield "changed a foreign value"
         return
     if verb not in ("start", "died") and after.lock != before.lock:
         yield "changed the lock"
@@ -140,7 +140,7 @@ def _taken(run: Run, fence: bytes, token: bytes, ttl_ms: bytes, deadline: bytes)
     """The caller has it from now on."""
     before, after = run.before, run.after
     if after.owner != token or after.fence != fence:
-        yield "says that the caller has it, and it does not"
+        yield "answers that the caller has it, and it does not"
     if (before.fence and fence <= before.fence) or fence < run.now:
         yield f"gave the fence {fence!r} after {before.fence!r}"
     if run.left_ms(after) != int(ttl_ms) or run.now > deadline:
@@ -151,7 +151,7 @@ def _taken(run: Run, fence: bytes, token: bytes, ttl_ms: bytes, deadline: bytes)
 
 def _nothing(run: JobRun) -> Iterator[str]:
     if run.after != run.before:
-        yield f"says {run.reply}, and changed something"
+        yield f"answers {run.reply}, and changed data"
 
 
 def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
@@ -168,13 +168,13 @@ def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
         if reservation.owner:
             yield "took the reservation of another job"
         if copied:
-            yield "took again what its job had given up since it was sent"
+            yield "took again the reservation that its job gave up after the request was sent"
         if alone == b"1" and lock.owner not in (b"", token):
             yield "made a reservation beside a job that runs"
         if run.after.reservation.holder_info != holder_info:
-            yield "does not say which job it is"
+            yield "has a wrong holder_info"
         if run.after.reservation.state != (b"W" if reservation.state == b"F" else b"H"):
-            yield "forgot that the reservation has waiters, or made it up"
+            yield "has a wrong state of the reservation: waiters or none"
         if run.after.reservation.queue != reservation.queue:
             yield "changed the queue"
         return
@@ -186,10 +186,10 @@ def _reserve(run: JobRun, word: bytes) -> Iterator[str]:
         yield from owned(run.at_reservation, token)
     elif word == b"queued":
         if reservation.owner in (b"", token):
-            yield "says that another job is queued, and none is"
+            yield "answers that another job is queued, and none is"
         yield from held(run.at_reservation, run.reply[1:])
     elif reservation.owner or alone != b"1" or lock.owner in (b"", token):
-        yield f"says {word!r}, and nothing is in its way"
+        yield f"answers {word!r}, and no job is in its way"
     else:
         yield from held(run.at_lock, run.reply[1:])
 
@@ -201,9 +201,9 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
     if type(run.reply) is bytes:
         yield from _taken(run.at_lock, run.reply, token, ttl_ms, deadline)
         if lock.owner not in (b"", reservation_token):
-            yield "took the lock of another"
+            yield "took the lock of another token"
         if after.lock.state != (b"W" if lock.state in (b"W", b"F") else b"H"):
-            yield "forgot that there are waiters, or made it up"
+            yield "has a wrong state: waiters or none"
         if after.lock.holder_info != holder_info:
             yield "has a wrong holder_info"
         yield from _notifies_head(run.at_lock, int(ttl_ms))
@@ -211,12 +211,12 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
         if reserved and after.reservation.owner:
             yield "runs, and kept its reservation"
         if reserved and not after.reservation.remembers(reservation_token):
-            yield "forgot which job had the reservation"
+            yield "forgot the token of the reservation"
         if reserved:
             yield from _notifies_head(run.at_reservation, 0)
             waited = before.reservation.state == b"W" and before.reservation.tickets
             if after.reservation.state != (b"F" if waited else b"R"):
-                yield "forgot that the reservation has waiters, or made it up"
+                yield "has a wrong state of the reservation: waiters or none"
             if run.at_reservation.left_ms(after.reservation) != 5000:
                 yield "left a tombstone for another time"
         elif after.reservation.queue != before.reservation.queue:
@@ -230,14 +230,14 @@ def _start(run: JobRun, word: bytes) -> Iterator[str]:
     elif word == b"owned":
         yield from owned(run.at_lock, token)
     elif lock.owner in (b"", token, reservation_token):
-        yield "says that another token has it, and none has"
+        yield "answers that another token has the lock, and none has"
     else:
         yield from held(run.at_lock, run.reply[1:])
 
 
 def _notifies_head(run: Run, left_ms: int) -> Iterator[str]:
-    """The head is told for how long it is held from now on, if the state said that there are
-    waiters, unless it is young; the waiters before it are gone."""
+    """The head gets a message with the new lease's length, if the state shows waiters and the
+    head is not young; the waiters ahead of it are gone."""
     before, after = run.before.queue or [], run.after.queue or []
     gone = before[: len(before) - len(after)]
     if before[len(gone) :] != after or any(run.reachable(ticket) for _, ticket in gone):
@@ -245,9 +245,9 @@ def _notifies_head(run: Run, left_ms: int) -> Iterator[str]:
     if not after or run.before.state not in (b"W", b"F") or run.store.silent:
         return
     score, first = after[0]
-    heard = [text for text, count in run.messages if count]
-    if not young(run, score) and first[:22] + b"=%d" % left_ms not in heard:
-        yield f"did not tell {first[:22]!r} that it is held for {left_ms} ms"
+    received = [text for text, count in run.messages if count]
+    if not young(run, score) and first[:22] + b"=%d" % left_ms not in received:
+        yield f"sent {first[:22]!r} no message that it is held for {left_ms} ms"
 
 
 def _died(run: JobRun, word: bytes) -> Iterator[str]:
@@ -257,11 +257,11 @@ def _died(run: JobRun, word: bytes) -> Iterator[str]:
     same = bool(lock.owner) and which == job and info.startswith(holder)
     if word in (b"released", b"handed_over"):
         if not same or lock.owner == reservation_token:
-            yield "released the lock of another"
+            yield "released the lock of another token"
             return
         yield from given_up(run.at_lock, lock.owner, b"1")
         if (word == b"handed_over") != bool(run.after.lock.owner):
-            yield "says that it was handed over, or not, and it is otherwise"
+            yield f"answers {word!r}, and it is otherwise"
         return
     yield from _nothing(run)
     wanted = (
@@ -272,11 +272,11 @@ def _died(run: JobRun, word: bytes) -> Iterator[str]:
         else b"another"
     )
     if word != wanted or (same and lock.owner != reservation_token):
-        yield f"says {word!r}, and it is {wanted!r}"
+        yield f"answers {word!r}, and it is {wanted!r}"
 
 
 def _requests(entries: bytes | None) -> list[tuple[bytes, bytes]]:
-    """The stop requests, the latest first: a time, and a token."""
+    """Return the stop requests, the latest first: a time and a token."""
     text = entries or b""
     return [(text[at : at + 16], text[at + 16 : at + 38]) for at in range(0, len(text), 38)]
 
@@ -288,15 +288,15 @@ def _request_release(run: JobRun, word: bytes) -> Iterator[str]:
     now_ms = run.store.now_us // 1000
     if word == b"free":
         if before.lock.owner:
-            yield "says that the lock is free, and it is held"
+            yield "answers that the lock is free, and it is held"
         yield from _nothing(run)
     elif word == b"late":
         yield from late(run.at_lock, deadline)
         yield from _nothing(run)
     elif not before.lock.owner:
-        yield "asked no holder"
+        yield "requested without a holder"
     elif run.reply != [b"asked", before.lock.holder_info]:
-        yield f"says that it asked {run.reply}"
+        yield f"answers a wrong holder: {run.reply}"
     elif any(requester == token for _, requester in requests):
         yield from _nothing(run)
     else:
@@ -307,11 +307,11 @@ def _request_release(run: JobRun, word: bytes) -> Iterator[str]:
         if stand:
             wanted_ms = max(wanted_ms, (before.stop_requests_end_ms or 0) - now_ms)
         if requester != token or left_ms != wanted_ms or run.at_lock.now > deadline:
-            yield "did not ask, or too late, or for another time"
+            yield "left no request, or too late, or for another time"
         if rest != stand:
             yield "forgot an earlier request, or kept one for another holder"
         if time <= max([before.lock.fence, *(time for time, _ in requests)]):
-            yield "asked with a time that is not later than what was before"
+            yield "requested with a time that is not later than the earlier ones"
 
 
 def _release_requested(run: JobRun, word: bytes) -> Iterator[str]:
@@ -321,7 +321,7 @@ def _release_requested(run: JobRun, word: bytes) -> Iterator[str]:
         for time, requester in _requests(run.before.stop_requests)
     )
     if (word == b"requested") != requested:
-        yield f"says {word!r}, and it is otherwise"
+        yield f"answers {word!r}, and it is otherwise"
     yield from _nothing(run)
 
 
@@ -336,10 +336,10 @@ def _withdraw(run: JobRun, word: bytes) -> Iterator[str]:
     if any(run.at_lock.reachable(one) for one in tickets):
         wanted = b"superseded"
     if word != wanted:
-        yield f"says {word!r}, and it is {wanted!r}"
+        yield f"answers {word!r}, and it is {wanted!r}"
     stand = [one for one in requests if one[1] != token]
     if _requests(after.stop_requests) != stand:
-        yield "left its request, or took back another's"
+        yield "left its own request, or withdrew another"
     if not stand and after.stop_requests is not None:
         yield "left a key without a request"
     now_ms = run.store.now_us // 1000

@@ -1,36 +1,37 @@
-"""The checker's rules for jobs: judges what is said of queued jobs, and of their places.
+"""The checker's rules for jobs: judge a history of queued jobs and their reservations.
 
-As ``checker``, it knows only a history. In it a *place* is what the lock
-``<name>:reservation`` is to a job that is queued for the lock ``<name>``. In all O(n log n). ``id``
-is the job's, but for ``ask``, whose ``other`` is the job for which the lock is taken.
+As ``checker``, this knows only a history. The *reservation* of a job that is queued for the lock
+``<name>`` is the lock ``<name>:reservation``. It takes O(n log n). ``id`` is the job's, except in
+``acquire``: its ``other`` is the job that the lock is taken for.
 
-===========  =====================================================================================
-enqueue      somebody begins to enqueue the job; ``what``: its ``unique``
-reserve      somebody asks for a place for it; who is interrupted then may give up what it has
-answered     and is told, one way or the other
-keeping      somebody asks that its place, if it has one, last until ``until`` or a little longer
-placed       it had the place when that was asked for at ``since`` (or later), and has it until
-             ``until``; ``what``: alone where that was to be refused also while one runs
-unplaced     it was told, having asked at ``since``, that it has no place (any more)
-taking       from now on its place may be taken away: its run begins, or it gives it up
-untaken      how that ended, ``what``: gone, or stays (if it says nothing: not known)
-pushed       it is in its queue
-enqueued     its producer is told so
-refused      its producer is told that it was not enqueued; ``what``: queued, running, unavailable;
-             ``other``: the job that is in its way
-superseded   it was dropped, having asked at ``since``, because ``other`` waits, and will run
-began        its run begins; ``what``: unlocked, for the server is away, and so its place may stay
-done         it will not be delivered any more; ``what``: ok if its last run ended well
-===========  =====================================================================================
+============  ====================================================================================
+enqueue       a producer begins to enqueue the job; ``what``: its ``unique``
+reserve       a reservation for it is requested; an interruption may give up the one that it has
+answered      that request was answered, with or without a reservation
+keeping       its reservation, if it has one, is renewed until ``until`` or a little longer
+reserved      it got the reservation at ``since`` (the time of the request) or later, and has it
+              until ``until``; ``what``: alone if a running job also refuses it
+not_reserved  a request of ``since`` was answered: it has no reservation (any more)
+freeing       from now on its reservation may be ended: its run begins, or it gives it up
+freed         the result of that, ``what``: gone, or stays (empty: not known)
+pushed        it is in its queue
+enqueued      its producer has the result "enqueued"
+refused       its producer has a refusal; ``what``: queued, running, unavailable; ``other``: the job
+              that is in its way
+superseded    it began to wait at ``since``, and was dropped because ``other`` waits and will run
+began         its run begins; ``what``: unlocked if the server is away, so its reservation may stay
+done          it will not be delivered any more; ``what``: ok if its last run ended well
+============  ====================================================================================
 
-queued      no two jobs are certain of one place at the same time.
-alone       no job that wants to be alone gets a place while another job is queued or runs, nor
-            between the two: there is no moment in which a job that starts has neither.
-place       nobody but the job itself takes its place away before it ends.
-refused     who is refused was in somebody's way.
-told        who is told that it was enqueued was, and who is told that it was not, was not.
-superseded  the job that stands for those that were dropped begins after they came, unless it runs
-            without its lock: then nobody could take its place away.
+queued       no two jobs are certain of one reservation at the same time.
+alone        no job with ``unique="both"`` gets a reservation while another job is queued, starts
+             or runs.
+reservation  only the job itself ends its reservation early.
+refused      each refusal names a job that was in the way.
+enqueued     "enqueued" is reported only of a job that was pushed, a refusal only of a job that
+             was not.
+superseded   the job that replaces dropped ones begins after they came, unless it runs without its
+             lock: then its reservation cannot be ended.
 """
 
 from __future__ import annotations
@@ -53,21 +54,21 @@ from tests.simulation.checker import (
     assemble,
 )
 
-PLACE = ":reservation"
+RESERVATION = ":reservation"
 
 
 @dataclass(slots=True)
 class _Span:
-    """A time in which something is certain of something, which may have begun before."""
+    """A time in which a job or an acquisition is certain; it may have begun before."""
 
     start: float
     end: float
     id: str
-    asked: float
+    requested_at: float
 
 
 class _Furthest:
-    """Spans, to be asked for the one that reaches furthest of those that began until some time."""
+    """Spans; finds, of those that began until some time, the one that ends last."""
 
     def __init__(self, spans: Iterable[_Span]) -> None:
         ordered = sorted(spans, key=lambda one: one.start)
@@ -78,46 +79,49 @@ class _Furthest:
             self._best.append(one if further else self._best[-1])
 
     def until(self, t: float) -> _Span | None:
-        """That one; ``None``: none began."""
+        """Return that span; None if none began."""
         at = bisect_right(self._starts, t)
         return self._best[at - 1] if at else None
 
 
 @dataclass(slots=True)
 class _Job:
-    """A job at its place, as its events are read."""
+    """The state of a job and its reservation while events are read."""
 
     lock: str
     id: str
     open: float | None = None  # since when it is certain
     until: float = -math.inf
-    placed: float = math.inf  # since when it may have the place that it has now
-    answered: float = -math.inf  # when it heard of its place last
-    trying: int = 0  # how many ask for a place now
-    taking: float = -math.inf  # when somebody began to take it away last
-    takers: list[float] = field(default_factory=list)  # when those began who are not done yet
-    lost: float = -math.inf  # when it was surely taken away last
+    reserved_at: float = math.inf  # since when it may have its present reservation
+    answered: float = -math.inf  # when a reservation was last confirmed
+    requests: int = 0  # how many requests for a reservation are under way
+    freeing_at: float = -math.inf  # when the last attempt to end it began
+    freeing: list[float] = field(default_factory=list)  # when the attempts began that are under way
+    freed_at: float = -math.inf  # when it was surely ended last
     spans: list[_Span] = field(default_factory=list)
-    asked: list[float] = field(default_factory=list)  # when it asked for a place,
-    heard: dict[float, float] = field(default_factory=dict)  # and, by that, when it had it
-    gone: list[float] = field(default_factory=list)  # when it was surely taken away,
-    began_to_go: list[float] = field(default_factory=list)  # and when that began
+    requested_at: list[float] = field(default_factory=list)  # when reservations were requested,
+    confirmed_at: dict[float, float] = field(
+        default_factory=dict
+    )  # and by that time, when each was confirmed
+    freed: list[float] = field(default_factory=list)  # when it was surely ended,
+    freeing_since: list[float] = field(default_factory=list)  # and when that began
     began: list[float] = field(default_factory=list)
-    unlocked: bool = False  # the last of these was
+    unlocked: bool = False  # whether the last run had no lock
     ended: float = math.inf
     well: bool = False
     pushed: bool = False
-    takes: dict[float, float] = field(default_factory=dict)  # when it was taken: until when it was
+    until_at_freeing: dict[float, float] = field(default_factory=dict)
+    """For each time when freeing began: until when the reservation was certain then."""
 
     def close(self, t: float) -> None:
-        """From now on it is not certain."""
+        """Note that from now on it is not certain."""
         if self.open is not None and min(t, self.until) > self.open:
-            self.spans.append(_Span(self.open, min(t, self.until), self.id, self.placed))
+            self.spans.append(_Span(self.open, min(t, self.until), self.id, self.reserved_at))
         self.open = None
 
     def reopen(self, t: float) -> None:
-        """What made it uncertain has ended, and changed nothing."""
-        if not self.takers and not self.trying and self.until > t:
+        """Note that it is certain again, because nothing had changed."""
+        if not self.freeing and not self.requests and self.until > t:
             self.open = t
 
 
@@ -127,9 +131,9 @@ def check_jobs(history: Iterable[Event]) -> list[Violation]:
     attempts, _, _ = assemble(ordered, Verdict())
     causes = Causes([event for event in ordered if event.kind == "cause"])
     rules = _Rules(causes)
-    runs: dict[str, str] = {}  # which job an acquisition is of
+    runs: dict[str, str] = {}  # the job of each acquisition
     for event in ordered:
-        if event.kind == "ask" and event.other:
+        if event.kind == "acquire" and event.other:
             runs[event.id] = event.other
         elif event.kind in JOBS:
             rules.read(event)
@@ -151,17 +155,17 @@ class _Rules:
         self.found.append(Violation(rule, t, text, ids))
 
     def _job(self, event: Event) -> _Job:
-        lock = event.lock.removesuffix(PLACE)
+        lock = event.lock.removesuffix(RESERVATION)
         job = self._jobs.get((lock, event.id))
         if job is None:
             job = self._jobs[lock, event.id] = _Job(lock, event.id)
         return job
 
     def _parted(self, lock: str, start: float, end: float) -> bool:
-        """Whether two may have had it, or the place beside it, by nature."""
+        """Whether the lock or its reservation may by nature have had two holders."""
         return bool(
             self._causes.first_of(OVERLAPS, lock, start, end)
-            or self._causes.first_of((*OVERLAPS, "orphan"), lock + PLACE, start, end)
+            or self._causes.first_of((*OVERLAPS, "orphan"), lock + RESERVATION, start, end)
         )
 
     def _unless_parted(
@@ -171,54 +175,56 @@ class _Rules:
             self._wrong(rule, t, text, *ids)
 
     def read(self, event: Event) -> None:
-        """What one event says."""
+        """Take one event in."""
         kind, t, job = event.kind, event.t, self._job(event)
         if kind == "reserve":
-            job.asked.append(t)
-            job.placed = min(job.placed, t)
+            job.requested_at.append(t)
+            job.reserved_at = min(job.reserved_at, t)
             job.close(t)
-            job.trying += 1
+            job.requests += 1
         elif kind == "answered":
-            job.trying -= 1
+            job.requests -= 1
             job.reopen(t)
         elif kind == "keeping":
             assert event.until is not None
             job.until = min(job.until, event.until)
-        elif kind == "placed":
-            self._placed(event, job)
-        elif kind == "taking":
-            job.takes[t] = job.until if job.open is not None else -math.inf
+        elif kind == "reserved":
+            self._reserved(event, job)
+        elif kind == "freeing":
+            job.until_at_freeing[t] = job.until if job.open is not None else -math.inf
             job.close(t)
-            job.takers.append(t)
-            job.taking = t
-        elif kind == "untaken":
-            began = job.takers.pop(0)
+            job.freeing.append(t)
+            job.freeing_at = t
+        elif kind == "freed":
+            began = job.freeing.pop(0)
             if event.what == "gone":
-                job.began_to_go.append(began)
-                job.gone.append(t)
-                job.lost = t
-                job.until, job.placed = -math.inf, math.inf
+                job.freeing_since.append(began)
+                job.freed.append(t)
+                job.freed_at = t
+                job.until, job.reserved_at = -math.inf, math.inf
             else:
                 job.reopen(t)
-        elif kind == "unplaced":
+        elif kind == "not_reserved":
             assert event.since is not None
-            # Who was certain before that was asked, for the answer tells of no later time.
+            # Only a reservation from before the request: the answer is about no later time.
             certain = job.open is not None and job.open < event.since and t < job.until
-            if certain and job.taking < event.since:
-                text = f"{job.id} lost its place {job.until - t:.6f} s before its end"
-                self._unless_parted("place", job.lock, job.placed, t, text, job.id)
+            if certain and job.freeing_at < event.since:
+                text = f"{job.id} lost its reservation {job.until - t:.6f} s before its end"
+                self._unless_parted("reservation", job.lock, job.reserved_at, t, text, job.id)
             job.close(t)
-            job.until, job.placed = -math.inf, math.inf
+            job.until, job.reserved_at = -math.inf, math.inf
         elif kind == "enqueue":
             self._enqueue[job.id] = t
         elif kind == "pushed":
             job.pushed = True
         elif kind == "enqueued" and not job.pushed:
-            self._wrong("told", t, f"{job.id} was not enqueued, and that is what is said", job.id)
+            self._wrong("enqueued", t, f"{job.id} is reported as enqueued, and was not", job.id)
         elif kind == "refused":
             self._refused.append(event)
             if job.pushed:
-                self._wrong("told", t, f"{job.id} was enqueued, and refused", job.id)
+                self._wrong(
+                    "enqueued", t, f"{job.id} is reported as refused, and was enqueued", job.id
+                )
         elif kind == "superseded":
             self._superseded.append(event)
         elif kind == "began":
@@ -227,15 +233,15 @@ class _Rules:
         elif kind == "done":
             job.ended, job.well = t, event.what == "ok"
 
-    def _placed(self, event: Event, job: _Job) -> None:
+    def _reserved(self, event: Event, job: _Job) -> None:
         assert event.since is not None
         assert event.until is not None
         if event.what:
             self._alone.append(event)
-        job.heard[event.since] = event.t
-        job.placed = min(job.placed, event.since)
-        if job.takers or job.trying or max(job.taking, job.lost) >= event.since:
-            return  # it may have been taken away before this was said
+        job.confirmed_at[event.since] = event.t
+        job.reserved_at = min(job.reserved_at, event.since)
+        if job.freeing or job.requests or max(job.freeing_at, job.freed_at) >= event.since:
+            return  # it may have been ended before this answer
         if job.open is None:
             job.open = event.t
         elif job.until <= event.t:
@@ -246,15 +252,15 @@ class _Rules:
         job.answered = event.t
 
     def judge(self, attempts: Iterable[Attempt], runs: dict[str, str]) -> None:
-        """What only the whole tells."""
-        places: defaultdict[str, list[_Span]] = defaultdict(list)
+        """Judge what needs the whole history."""
+        reservations: defaultdict[str, list[_Span]] = defaultdict(list)
         for job in self._jobs.values():
             job.close(math.inf)
-            places[job.lock] += job.spans
+            reservations[job.lock] += job.spans
         by_lock: defaultdict[str, list[Attempt]] = defaultdict(list)
         for one in attempts:
             by_lock[one.lock].append(one)
-        for lock, spans in places.items():
+        for lock, spans in reservations.items():
             self._check_queued(lock, spans)
             busy = [*spans, *self._running(lock, by_lock[lock], runs)]
             self._check_alone(lock, _Furthest(busy))
@@ -266,69 +272,76 @@ class _Rules:
         for one in sorted(spans, key=lambda span: span.start):
             if last is not None and one.id != last.id and one.start < last.end:
                 text = f"{one.id} is queued for {lock}, and {last.id} is until {last.end:.6f}"
-                since = min(last.asked, one.asked)
+                since = min(last.requested_at, one.requested_at)
                 self._unless_parted("queued", lock, since, one.start, text, last.id, one.id)
             if last is None or one.end > last.end:
                 last = one
 
     def _running(self, lock: str, attempts: list[Attempt], runs: dict[str, str]) -> Iterator[_Span]:
-        """Those who have the lock; a job that started with a place has it since it was placed,
-        unless another delivery of it had started since with that place."""
+        """Yield the spans of the lock's holders.
+
+        The span of a job that started with a reservation begins with that, unless another delivery
+        of the job has used that reservation since.
+        """
         gots: defaultdict[str, list[float]] = defaultdict(list)
         for one in attempts:
             gots[runs.get(one.id, one.id)].append(one.got)
         for one in attempts:
             if one.until <= one.got:
                 continue
-            start, asked, name = one.got, one.asked, runs.get(one.id, one.id)
+            start, requested_at, name = one.got, one.requested_at, runs.get(one.id, one.id)
             job = self._jobs.get((lock, name))
-            if job is not None and job.takes.get(one.asked, -math.inf) >= one.got:
-                for place in job.spans:
-                    other = any(place.end <= got < one.got for got in gots[name])
-                    if place.end == one.asked and not other:
-                        start, asked = place.start, place.asked
-            yield _Span(start, one.until, name, asked)
+            if job is not None and job.until_at_freeing.get(one.requested_at, -math.inf) >= one.got:
+                for span in job.spans:
+                    other = any(span.end <= got < one.got for got in gots[name])
+                    if span.end == one.requested_at and not other:
+                        start, requested_at = span.start, span.requested_at
+            yield _Span(start, one.until, name, requested_at)
 
     def _check_alone(self, lock: str, busy: _Furthest) -> None:
         for event in self._alone:
-            if event.lock != lock + PLACE:
+            if event.lock != lock + RESERVATION:
                 continue
             assert event.since is not None
             other = busy.until(event.since)
             if other is None or other.end < event.t or other.id == event.id:
                 continue
             text = (
-                f"{event.id} got a place for {lock} between {event.since:.6f} and {event.t:.6f}, "
-                f"and {other.id} was queued or ran from {other.start:.6f} to {other.end:.6f}"
+                f"{event.id} got a reservation for {lock} between {event.since:.6f} and "
+                f"{event.t:.6f}, and {other.id} was queued or ran from {other.start:.6f} to "
+                f"{other.end:.6f}"
             )
             ids = other.id, event.id
-            self._unless_parted("alone", lock, other.asked, event.t, text, *ids)
+            self._unless_parted("alone", lock, other.requested_at, event.t, text, *ids)
 
     def _check_refused(self, lock: str, attempts: list[Attempt], runs: dict[str, str]) -> None:
         possible = _Furthest(
-            _Span(one.asked, _surely_free(one), one.id, one.asked) for one in attempts
+            _Span(one.requested_at, _surely_free(one), one.id, one.requested_at) for one in attempts
         )
         for event in self._refused:
             if event.lock != lock or event.what == "unavailable":
                 continue
-            asked, t = self._enqueue[event.id], event.t
+            requested_at, t = self._enqueue[event.id], event.t
             if event.what == "running":
                 holder = possible.until(t)
-                wrong = holder is None or holder.end < asked
+                wrong = holder is None or holder.end < requested_at
             else:
                 other = self._jobs.get((lock, event.other))
-                wrong = bool(event.other) and (other is None or not _may_be_queued(other, asked, t))
-            orphaned = self._causes.first_of(("orphan", *OVERLAPS), lock, -math.inf, t)
-            orphaned = orphaned or self._causes.first_of(("orphan",), lock + PLACE, -math.inf, t)
-            if wrong and not orphaned:
-                text = (
-                    f"{event.id} was refused, for {event.other or 'one'} was {event.what}: not so"
+                wrong = bool(event.other) and (
+                    other is None or not _may_be_queued(other, requested_at, t)
                 )
+            orphaned = self._causes.first_of(("orphan", *OVERLAPS), lock, -math.inf, t)
+            orphaned = orphaned or self._causes.first_of(
+                ("orphan",), lock + RESERVATION, -math.inf, t
+            )
+            if wrong and not orphaned:
+                cause = f"{event.other or 'a job'} was {event.what}"
+                text = f"{event.id} was refused because {cause}, which is wrong"
                 self._wrong("refused", t, text, event.id)
 
     def _check_superseded(self) -> None:
         for event in self._superseded:
-            lock = event.lock.removesuffix(PLACE)
+            lock = event.lock.removesuffix(RESERVATION)
             other = self._jobs.get((lock, event.other))
             assert event.since is not None
             if other is None or not other.well or other.ended == math.inf or not other.began:
@@ -344,7 +357,7 @@ class _Rules:
 
 
 def _surely_free(one: Attempt) -> float:
-    """When whoever asked for a lock surely had it no more."""
+    """Return when an acquisition surely had no lock any more."""
     if one.outcome == "released":
         return one.released
     if one.outcome == "passed" or one.gone < math.inf:
@@ -354,9 +367,9 @@ def _surely_free(one: Attempt) -> float:
     return one.ended + UNDERWAY_S
 
 
-def _may_be_queued(job: _Job, asked: float, t: float) -> bool:
-    """Whether it may have had a place at any time between the two."""
-    before = job.began_to_go[: bisect_right(job.gone, asked)]
-    gone = max(before, default=-math.inf)  # what it had by then was taken away
-    asks = job.asked[: bisect_right(job.asked, t)]
-    return any(job.heard.get(one, math.inf) > gone for one in asks)
+def _may_be_queued(job: _Job, requested_at: float, t: float) -> bool:
+    """Whether it may have had a reservation at any time between the two."""
+    before = job.freeing_since[: bisect_right(job.freed, requested_at)]
+    freed = max(before, default=-math.inf)  # what it had by then was ended
+    asks = job.requested_at[: bisect_right(job.requested_at, t)]
+    return any(job.confirmed_at.get(one, math.inf) > freed for one in asks)

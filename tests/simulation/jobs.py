@@ -1,7 +1,7 @@
-"""Jobs: who enqueues them, a queue that delivers them at least once, and workers that run them.
+"""Jobs: producers, a queue that delivers at least once, and workers.
 
-The order of events is the shipped one (``lualock.jobs``): what an integration does for a job system
-is done here for a queue that loses replies, delivers twice, and notices late that a worker is dead.
+The actions are the shipped ones (``lualock.jobs``). This module is to them what an integration is,
+for a queue that loses replies, delivers twice, and notices late that a worker is dead.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from lualock.jobs.enqueue import Entry
 from lualock.jobs.identity import encode_token
 from lualock.jobs.run import current_lease, execute
 from tests.simulation.clients import Lock, Renewal
-from tests.simulation.job_shell import Actor, Lease, carry_out
+from tests.simulation.job_api import Actor, Lease, carry_out
 from tests.simulation.network import Interrupted, Process
 from tests.simulation.world import US, World
 
-MOST_DELIVERIES = 12
-"""Then a job system puts a job aside."""
+MAX_DELIVERIES = 12
+"""After so many deliveries the queue gives a job up."""
 
 
 class Failed(Exception):
-    """A job, or the queue that it was to be put into, failed."""
+    """A job failed, or the queue could not take it."""
 
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One job: what is done with it, and what has become of it."""
+    """One job, as drawn, and its state."""
 
     id: str
     lock: Lock
@@ -44,19 +44,19 @@ class Work:
     idle_s: float  # before it is enqueued
     delay_s: float  # before it is delivered
     hold_s: float
-    fails: int  # how many of its runs
-    tries: int  # of the queue, if they fail
+    fails: int  # how many of its runs fail
+    tries: int  # how often the queue tries a job that fails
     retry_s: float
-    listens: bool  # stops when it is asked to
-    push: str  # what goes wrong when it is pushed: before, after, lost, or nothing
+    stops_on_request: bool  # whether it obeys stop requests
+    push: str  # the fault of its push: before, after, lost, or none
     token: str = ""
     pushed: bool = False
     deliveries: int = 0
     attempts: int = 0
     in_hand: int = 0  # how many deliveries are under way
-    ready: int = 0  # how many are to come
+    ready: int = 0  # how many deliveries are planned
     over: bool = False
-    ended: str = ""  # how the last run did
+    ended: str = ""  # "ok" if the last run ended well
 
     @property
     def owner(self) -> str:
@@ -64,7 +64,7 @@ class Work:
         return self.id.ljust(22, "_")
 
     def again_s(self, error: BaseException) -> float | None:
-        """When the queue tries it again after an error."""
+        """Return after what time the queue tries it again; None: never."""
         return self.retry_s if self.attempts < self.tries else None
 
 
@@ -76,7 +76,7 @@ class Producer(Actor):
     queue: Queue
 
     def life(self) -> Steps[None]:
-        """All of them."""
+        """Enqueue all jobs."""
         for work in (*self.works, *self.calm_works):
             try:
                 while work in self.calm_works and self.world.t < self.calm_at_s:
@@ -91,23 +91,23 @@ class Producer(Actor):
         self.job = work.id
         self.alone = work.job.options.unique == "both"
         key = work.lock.key
-        entry = Entry(work.job, self.locks, (work, None), {})  # type: ignore[arg-type]  # a third shell
+        entry = Entry(work.job, self.locks, (work, None), {})  # type: ignore[arg-type]  # a third API
         self.note("enqueue", key, what=work.job.options.unique or "")
-        said: Any = None
+        result: Any = None
         try:
             steps = entry.enqueue(partial(self._push, work), work.id, work.owner, work.delay_s)
-            said = yield from carry_out(steps)
+            result = yield from carry_out(steps)
         except (LockError, Failed):
             pass
         finally:
             if not self.process.dead and not work.pushed:
                 self.queue.forget(work, self.process)
-        if isinstance(said, Enqueued):
+        if isinstance(result, Enqueued):
             self.note("enqueued", key)
-        elif said is not None:
-            self.note("refused", key, what=said.state, other=said.job_id or "")
-            if said.job_id == work.id:
-                self.world.wrong("refusal", f"{work.id} was refused for its own sake")
+        elif result is not None:
+            self.note("refused", key, what=result.state, other=result.job_id or "")
+            if result.job_id == work.id:
+                self.world.wrong("refusal", f"{work.id} was refused because of itself")
 
     def _push(self, work: Work, token: str) -> Steps[None]:
         yield AwaitMessage(self.world.latency_us / US)
@@ -131,9 +131,9 @@ class Worker(Actor):
     delivery: tuple[Work, int] | None = None  # the one in hand
 
     def deliver(self, work: Work) -> Steps[None]:
-        """One delivery of a job."""
+        """Run one delivery of a job."""
         self.job, self.lease = work.id, None
-        self.careful = work.listens
+        self.careful = work.stops_on_request
         delivery = Delivery(work.id, work.token or None, work.again_s)
         delay_s: float | None = None
         counts = True
@@ -150,7 +150,7 @@ class Worker(Actor):
                 self.queue.settled(self, work, delay_s, counts=counts)
 
     def body(self, work: Work) -> Steps[None]:
-        """What the job does."""
+        """Do the work of a job."""
         lease = current_lease()
         assert lease is None or isinstance(lease, Lease)
         return self._works(work, lease)
@@ -161,7 +161,7 @@ class Worker(Actor):
             if lease is not None:
                 lease.holding.work()
             yield AwaitMessage(work.hold_s / 3)
-            if work.listens and lease is not None and work.job.options.policy is not None:
+            if work.stops_on_request and lease is not None and work.job.options.policy is not None:
                 try:
                     if (yield from lease._release_requested()):
                         yield from lease.release()
@@ -176,54 +176,54 @@ class Worker(Actor):
 
 @dataclass(eq=False)
 class Queue:
-    """What delivers jobs to workers, at least once."""
+    """Delivers jobs to workers, at least once."""
 
     world: World
     workers: list[Worker]
-    patience_s: float  # after so long a delivery that is not settled may be made again
-    twice: bool  # also if its worker is alive
-    tells: bool  # whether it says that a worker has died
-    lines: deque[Work] = field(default_factory=deque)
+    patience_s: float  # after this time an unfinished delivery may be repeated
+    twice: bool  # repeats it even if its worker is alive
+    reports_deaths: bool  # whether a worker's death is reported
+    waiting: deque[Work] = field(default_factory=deque)
 
     def put(self, work: Work, delay_s: float) -> None:
-        """Deliver it after that time."""
+        """Deliver a job after that time."""
         work.ready += 1
         self.world.after(int(delay_s * US) + 1, self._ready, work)
 
     def _ready(self, work: Work) -> None:
-        self.lines.append(work)
+        self.waiting.append(work)
         self._dispatch()
 
     def _dispatch(self) -> None:
-        while self.lines:
+        while self.waiting:
             idle = [one for one in self.workers if one.delivery is None and not one.process.dead]
             if not idle:
                 return
-            worker, work = self.world.random.choice(idle), self.lines.popleft()
+            worker, work = self.world.random.choice(idle), self.waiting.popleft()
             work.ready -= 1
-            if work.over or work.deliveries >= MOST_DELIVERIES:
+            if work.over or work.deliveries >= MAX_DELIVERIES:
                 self._check(work, worker.process)
                 continue
             work.deliveries += 1
             work.in_hand += 1
             worker.delivery = delivery = work, work.deliveries
             worker.process.soon(self.world.latency_us, self._begin, worker, work)
-            self.world.after(int(self.patience_s * US), self._look, worker, *delivery)
+            self.world.after(int(self.patience_s * US), self._check_settled, worker, *delivery)
 
     def _begin(self, worker: Worker, work: Work) -> None:
         worker.task = worker.process.start(worker.deliver(work))
 
     def unfinished(self) -> Iterator[str]:
-        """What is not done when it should be."""
+        """Yield what should be done and is not."""
         alive = [worker for worker in self.workers if not worker.process.dead]
         for worker in alive:
             if worker.delivery is not None:
                 yield f"{worker.name} never finished {worker.delivery[0].id}"
-        for work in self.lines if alive else ():
+        for work in self.waiting if alive else ():
             yield f"{work.id} was never delivered"
 
-    def _look(self, worker: Worker, work: Work, delivery: int) -> None:
-        """Is that delivery settled?"""
+    def _check_settled(self, worker: Worker, work: Work, delivery: int) -> None:
+        """Deliver again if that delivery is unfinished."""
         if worker.delivery != (work, delivery):
             return
         if worker.process.dead:
@@ -231,29 +231,29 @@ class Queue:
             work.in_hand -= 1
             work.ended = ""
             alive = [one for one in self.workers if not one.process.dead]
-            if self.tells and alive:
-                teller = self.world.random.choice(alive)
+            if self.reports_deaths and alive:
+                reporter = self.world.random.choice(alive)
                 late = int(self.world.random.random() ** 2 * 3 * US)
-                teller.process.soon(late, self._notice, teller, worker, work)
+                reporter.process.soon(late, self._notice, reporter, worker, work)
             self.put(work, 0.0)
-        elif self.twice and work.deliveries < MOST_DELIVERIES:
+        elif self.twice and work.deliveries < MAX_DELIVERIES:
             self.put(work, 0.0)
         else:
-            self.world.after(int(self.patience_s * US), self._look, worker, work, delivery)
+            self.world.after(int(self.patience_s * US), self._check_settled, worker, work, delivery)
 
-    def _notice(self, teller: Worker, dead: Worker, work: Work) -> None:
-        teller.process.start(self._tell(teller, dead, work))
+    def _notice(self, reporter: Worker, dead: Worker, work: Work) -> None:
+        reporter.process.start(self._report_death(reporter, dead, work))
 
-    def _tell(self, teller: Worker, dead: Worker, work: Work) -> Steps[None]:
-        """Somebody who cares for workers frees what a dead one had."""
-        actor = Actor(teller.process, f"{teller.name}s{work.deliveries}", teller.renewal, [])
+    def _report_death(self, reporter: Worker, dead: Worker, work: Work) -> Steps[None]:
+        """Release the lock of a dead worker, as its main process does."""
+        actor = Actor(reporter.process, f"{reporter.name}s{work.deliveries}", reporter.renewal, [])
         actor.job = work.id
         entry = Entry(work.job, actor.locks, (work, None), {})  # type: ignore[arg-type]
         with suppress(LockError, Interrupted):
             yield from carry_out(entry.died(work.id, work.token or None, dead.pid))
 
     def settled(self, worker: Worker, work: Work, delay_s: float | None, *, counts: bool) -> None:
-        """A delivery has ended."""
+        """Note that a delivery has ended."""
         worker.delivery = None
         work.in_hand -= 1
         work.attempts += counts
@@ -266,24 +266,24 @@ class Queue:
         if work.ready or work.in_hand or work.over:
             return
         work.over = True
-        what = work.ended if work.deliveries < MOST_DELIVERIES else ""
-        where = {"lock": work.lock.name, "who": process.name, "id": work.id}
+        what = work.ended if work.deliveries < MAX_DELIVERIES else ""
+        where = {"lock": work.lock.name, "process": process.name, "id": work.id}
         self.world.record("done", what=what, **where)
-        if work.job.options.on_final_failure == "release" and work.deliveries < MOST_DELIVERIES:
+        if work.job.options.on_final_failure == "release" and work.deliveries < MAX_DELIVERIES:
             self.forget(work, process)
 
     def forget(self, work: Work, process: Process, *, purged: bool = False) -> None:
-        """Nobody will ever do anything for this job again, so it should have nothing."""
+        """Note that this job is over, so no lock or reservation may be left."""
         work.over = True
         if not purged:
             token = Delivery(work.id, work.token or None).owner if work.pushed else None
             token = token or encode_token(work.owner)
-            self.world.asked[token] = process.name, self.world.t
+            self.world.requested_by[token] = process.name, self.world.t
             self.world.disowned[token] = self.world.ended[token] = self.world.now
 
 
 def _declare(draw: Callable[[], float], choice: Callable[[Any], Any], body: Any) -> Job:
-    """A declaration, as ``locks.job`` makes it."""
+    """Draw a declaration, as ``locks.job`` makes it."""
     retry = jobs.Retry(choice((0.05, 0.5, 2.0)))
     unique = choice((None, "queued", "queued", "running", "both", "both"))
     policy = choice(
@@ -309,13 +309,13 @@ def _declare(draw: Callable[[], float], choice: Callable[[Any], Any], body: Any)
     return Job("job", body, lambda work, _: work.lock.name, lambda *_: ttl_s, options=options)
 
 
-def cast(
+def draw_jobs(
     world: World,
     locks: list[Lock],
     renewals: list[tuple[Process, Renewal]],
     calm_at_s: float,
 ) -> tuple[list[Producer], Queue]:
-    """Who enqueues and runs jobs in this run."""
+    """Draw the producers, the queue and the workers of a run."""
     draw, choice = world.random.random, world.random.choice
     workers: list[Worker] = []
     for number in range(1, choice((3, 4, 5))):
@@ -346,7 +346,7 @@ def cast(
             fails=choice((0, 0, 0, 1, 2)),
             tries=choice((1, 2, 3)),
             retry_s=draw() * choice((0.01, 1.0)),
-            listens=draw() < 0.5,
+            stops_on_request=draw() < 0.5,
             push=choice(("", "", "", "", "", "", "before", "after", "lost")),
         )
 

@@ -1,4 +1,4 @@
-"""Many seeds, on several cores."""
+"""Run many seeds, on several cores."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _here: tuple[Server, Bench] | None = None
 
 
 def run_many(first: int, count: int, workers: int) -> Iterable[Result]:
-    """Run many seeds on several cores, and tell of each chunk."""
+    """Run many seeds on several cores; yield the result of each chunk."""
     ends = range(first, first + count, CHUNK)
     chunks = [range(start, min(start + CHUNK, first + count)) for start in ends]
     return in_parallel(run_chunk, chunks, workers)
 
 
 def in_parallel(work: Callable[[A], B], jobs: list[A], workers: int) -> Iterable[B]:
-    """Do work in several processes; the results come in order."""
+    """Do work in several processes; yield the results in order."""
     if workers == 1:
         yield from map(work, jobs)
         return
@@ -60,12 +60,15 @@ def hunt(
     bugs: frozenset[str] = frozenset(),
     rule: str = "",
 ) -> tuple[int, str] | None:
-    """The first seed that fails on changed scripts, and by which rule; None: none of ``most`` that
-    could. ``only``: of which seeds. ``bugs``: of the simulated driver. ``rule``: by this one."""
+    """Return the first seed that fails on changed scripts, and by which rule; None if none of
+    ``most`` does.
+
+    ``only``: chooses the seeds. ``bugs``: of the simulated driver. ``rule``: only this one counts.
+    """
     server = Server()
     server.sources, server.bugs = changed, bugs
     if only is None and changed and all(source in _JOBS for source in changed):
-        only = has_jobs  # the others cannot notice
+        only = has_jobs  # other seeds do not run these scripts
     seeds: Iterable[int] = filter(only, itertools.count()) if only else itertools.count()
     for seed in itertools.islice(seeds, most):
         for _, violations in play(seed, server).failing:

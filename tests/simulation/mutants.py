@@ -1,9 +1,9 @@
-"""Remove each guard, one at a time, and see whether the simulator notices.
+"""Remove each guard, one at a time, and check whether the simulator notices.
 
 *Lua*: each condition of an ``if`` or ``elseif`` becomes true, and false; each write is left out.
 *Protocol*: each compensating step, each repeated request and each doubt about a reply is left out
-(:data:`PROTOCOL`). A mutant that no seed kills *survives*: it makes no difference that a user could
-see, and :data:`REASONS` says why, or a rule is missing.
+(:data:`PROTOCOL`). A mutant that no seed kills *survives*. Then either it makes no difference to a
+user, and :data:`REASONS` explains that, or a rule is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.simulation.many import hunt, in_parallel
 from tests.simulation.run import has_accidents, has_silence, has_streams
 
 PROBES = 4000
-"""How many are tried before any seed: they take a second."""
+"""How many probes are tried before any seed: they take a second."""
 
 FOLDER = Path(lualock.__file__).parent
 
@@ -38,20 +38,20 @@ _WRITE = re.compile(
 
 @dataclass(frozen=True)
 class Mutant:
-    """One guard that was removed: in a script or an include, or in a module of Python."""
+    """A removed guard: in a script, an include, or a module of Python."""
 
     file: str
     line: int
     what: str
-    shipped: str  # the whole text of the file before
-    changed: str  # and after
+    shipped: str  # the whole text of the file
+    changed: str  # and the same without the guard
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.what}"
 
 
 def lua_mutants() -> Iterator[Mutant]:
-    """Of every file of Lua, includes too."""
+    """Yield the mutants of every Lua file, includes too."""
     for name, text in _files().items():
         for found in _IF.finditer(text):
             line = text.count("\n", 0, found.start()) + 1
@@ -71,7 +71,7 @@ _NOTHING = "(function() return {ok = 'OK', n = 0} end)()"
 
 
 def _files() -> dict[str, str]:
-    """All texts of Lua, by the names by which mutants call them."""
+    """Return the text of every Lua file, by the name that mutants use."""
     core, job = FOLDER / "scripts", FOLDER / "jobs/scripts"
     found = {path.name: path.read_text("utf-8") for path in sorted(core.glob("lock/*.lua"))}
     parts = sorted(core.glob("include/*.lua"))
@@ -80,7 +80,7 @@ def _files() -> dict[str, str]:
 
 
 def _call(text: str, start: int) -> tuple[int, int]:
-    """Where a call begins and its parentheses end."""
+    """Return where a call begins and its parentheses end."""
     depth = 0
     for at in range(text.index("(", start), len(text)):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
@@ -104,7 +104,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.release",
-        "a release that could not be made is not made up for",
+        "a failed release is not cleaned up",
         'if state.fence:\n            yield from give_back(request, b"", None)',
         "pass",
     ),
@@ -134,7 +134,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.release",
-        "a release for which others wait is taken for done",
+        "a release that has waiters is taken for done",
         'if reply == b"waited":',
         "if False:",
     ),
@@ -146,7 +146,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.extend",
-        "a sooner end that is not heard of is no end",
+        "a sooner end without an answer is ignored",
         "        state.claim, state.deadline = None, min(previous_deadline, deadline)\n",
         "",
     ),
@@ -188,7 +188,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.acquire",
-        "what was won is not undone",
+        "a lease that was won is not undone",
         'yield from give_back(request, b"", None)',
         "yield from ()",
     ),
@@ -206,7 +206,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.wait",
-        "a turn of any age is taken for certain",
+        "a late hand-over is taken for certain",
         "if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
         "if True:",
     ),
@@ -224,7 +224,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.adopt",
-        "the orphan of what was taken is not cleaned up",
+        "the orphan of an adoption is not cleaned up",
         "yield schedule_cleanup(request, orphan)",
         "pass",
     ),
@@ -248,7 +248,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.adopt",
-        "the copy of what takes is forgotten",
+        "the copy of an adoption is forgotten",
         "if step.doubled:",
         "if False:",
     ),
@@ -290,7 +290,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_core.lease",
-        "a refused claim tells nothing",
+        "a refused claim does not mark the lease lost",
         "state.lost = True",
         "pass",
     ),
@@ -298,7 +298,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
 
 
 def protocol_mutants() -> Iterator[Mutant]:
-    """Of the Python that is under test."""
+    """Yield the mutants of the Python under test."""
     for name, what, shipped, changed in PROTOCOL:
         path = FOLDER / (name.replace(".", "/") + ".py")
         text = path.read_text()
@@ -309,12 +309,12 @@ def protocol_mutants() -> Iterator[Mutant]:
 
 
 def every() -> list[Mutant]:
-    """All mutants, in order."""
+    """Return all mutants, in order."""
     return [*lua_mutants(), *protocol_mutants()]
 
 
 def _scripts(mutant: Mutant) -> dict[bytes, bytes]:
-    """The scripts that a mutant of Lua changes."""
+    """Return the scripts that a mutant of Lua changes."""
     texts = _files()
     texts[mutant.file] = mutant.changed
     include = {
@@ -343,7 +343,7 @@ def _functions(names: dict[str, Any], module: str) -> Iterator[tuple[str, Functi
 
 @contextmanager
 def _patched(module: ModuleType, text: str) -> Iterator[None]:
-    """The module's functions run the changed text, wherever they have been imported to."""
+    """Let a module's functions run the changed text, wherever they have been imported to."""
     names: dict[str, Any] = {"__name__": module.__name__, "__file__": module.__file__}
     exec(compile(text, str(module.__file__), "exec"), names)
     changed = dict(_functions(names, module.__name__))
@@ -360,14 +360,16 @@ def _patched(module: ModuleType, text: str) -> Iterator[None]:
 
 
 def probe(mutant: Mutant) -> str:
-    """The first probe that notices a mutant of Lua, and by which rule; empty: it survives."""
+    """Return the first probe that notices a mutant of Lua, and by which rule; '' if it survives."""
     found = probes.find(_scripts(mutant), range(PROBES))
     return "" if found is None else f"probe {found[0]:<5} {found[1].partition(':')[0]:<8}"
 
 
 def kill(mutant: Mutant, seeds: int, only: Callable[[int], bool] | None = None) -> str:
-    """What noticed first, a probe or a seed, and by which rule; empty: it survives. ``only``: of
-    which seeds; else of all, and then of those with accidents."""
+    """Return the first probe or seed that notices a mutant, and by which rule; '' if it survives.
+
+    ``only``: chooses the seeds. Without it all seeds are tried, then those with accidents.
+    """
     if mutant.file.endswith(".lua"):
         if by_probe := probe(mutant):
             return by_probe
@@ -387,29 +389,29 @@ def _try(job: tuple[int, int]) -> tuple[int, str]:
 
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
-    ("wait.lua", "true: other_waiters > 0"): "equivalent: there is no waiter to tell",
+    ("wait.lua", "true: other_waiters > 0"): "equivalent: there is no waiter to notify",
     ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("wait.lua", "true: last_score and last_score >= first_place + BAND"): (
-        "equivalent but for the cost: asks once more for what the first question answered"
+        "equivalent but for the cost: reads again what the first command answered"
     ),
-    ("lualock._protocol.extend", "a sooner end that is not heard of is no end"): (
+    ("lualock._protocol.extend", "a sooner end without an answer is ignored"): (
         "needs both replies to one extension lost, and another holder between the "
-        "two ends; ``test_a_sooner_end_that_was_not_heard_of`` notices it"
+        "two ends; ``test_a_sooner_end_without_an_answer`` notices it"
     ),
     ("lualock._protocol.extend", "any extension may shorten"): (
         "needs an extension that arrives after a longer one, and another holder between the two "
-        "ends; ``test_only_what_is_to_shorten_a_lease_may`` notices it"
+        "ends; ``test_only_a_shortening_extension_shortens`` notices it"
     ),
     ("lualock._protocol.extend", "the copy of an extension is forgotten"): (
         "needs a sooner end that was sent twice, an extension after it, and then the other copy; "
         "``test_a_sooner_end_that_was_sent_twice`` notices it"
     ),
     ("lualock._protocol.wait", "an error is believed that may answer another request"): (
-        "needs a stray error for the posted look of a waiter without a timeout, rarely drawn; "
+        "needs a stray error for the queue check of a waiter without a timeout, rarely drawn; "
         "``test_an_error_is_believed_where_it_is_proved`` notices it"
     ),
     ("lualock._protocol.acquire", "the lease of a late try is counted from the last of them"): (
-        "needs a request that is late, and its reply doubled; "
+        "needs a late request whose reply is doubled; "
         "``test_a_late_try_counts_from_its_first`` notices it"
     ),
     ("lualock._protocol.wait", "a claim is posted on a connection that may be dead"): (
@@ -417,20 +419,20 @@ REASONS: dict[tuple[str, str], str] = {
         "knows"
     ),
     ("lualock._core.lease", "a refused claim is taken for a lease"): (
-        "rules are there (claim, overlap), but a claim is refused only when it is 2.5 s late while "
-        "its holder works on, and claims, which follow a message at once, hardly ever meet a fault"
+        "the rules exist (claim, overlap), but a claim is refused only if it is 2.5 s late while "
+        "its holder works on, and claims, sent right after a message, rarely meet a fault"
     ),
 }
 """Why a mutant may survive, by its file and what it does."""
 
 
 def reason(mutant: Mutant) -> str:
-    """Why it may survive; empty: it may not."""
+    """Return why a mutant may survive; '' if it may not."""
     return REASONS.get((mutant.file, mutant.what), "")
 
 
 def main(seeds: int, workers: int, first: int = 0) -> int:
-    """Try them all, or those from ``first`` on; print the survivors."""
+    """Try all mutants, or those from ``first`` on; print the survivors."""
     mutants = every()
     killed, survivors = 0, []
     jobs = [(number, seeds) for number in range(first, len(mutants))]
@@ -445,5 +447,5 @@ def main(seeds: int, workers: int, first: int = 0) -> int:
     share = killed / len(jobs)
     print(f"\n{len(jobs)} mutants, {killed} killed ({share:.1%}); the survivors:")
     for mutant in survivors:
-        print(f"  {mutant}\n      {reason(mutant) or 'NO REASON GIVEN'}")
+        print(f"  {mutant}\n      {reason(mutant) or 'NO REASON'}")
     return 0 if share >= 0.95 else 1

@@ -1,8 +1,8 @@
 """Processes: the simulator's driver.
 
-It does for the protocol's steps what ``lualock/_transport`` does with sockets. Both kinds are here:
-*threads* have a connection for each call under way and keep it for the next, a *loop* has one for
-all its calls. Each connection keeps its order; between two there is none.
+It carries out the protocol's steps, as ``lualock/_transport`` does with sockets. It has both kinds:
+*threads* have a connection for each call under way and keep it for the next call, a *loop* has one
+for all its calls. Each connection keeps its order; two connections have no common order.
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ from lualock._protocol import (
 )
 from lualock._transport.threads.background import GRACE_S, PATIENCE_S
 from lualock.errors import LockError, LockUnavailable
-from tests.simulation.asking import Asked, Owed, OwedByLine, OwedInLoop, Way, answer
-from tests.simulation.ear import Ear
-from tests.simulation.lines import TIMEOUT_S, Done, Line, Opening, Sender
+from tests.simulation.connections import TIMEOUT_S, Connection, Done, Opening, Sender
 from tests.simulation.orphans import lock_of
+from tests.simulation.requests import (
+    LoopSentReply,
+    Request,
+    SentCopy,
+    SentReply,
+    ThreadSentReply,
+    answer,
+)
+from tests.simulation.subscriber import Subscriber
 from tests.simulation.world import US, World
 
 
 class Interrupted(BaseException):
-    """What a cancellation or a KeyboardInterrupt is in the simulator."""
+    """A cancellation or a KeyboardInterrupt in the simulator."""
 
 
 class Process:
-    """A program on some machine: its clock, its connections, and what it has under way."""
+    """A program on some machine: its clock, its connections, and its tasks."""
 
     def __init__(self, world: World, name: str, *, threads: bool) -> None:
         self.world = world
@@ -47,24 +54,24 @@ class Process:
         self.threads = threads
         self.dead = False
         self.paused_until = 0
-        self.cut_until = 0  # nothing comes in or goes out until then
+        self.cut_until = 0  # no message enters or leaves until then
         self.slow_us = 0
         self.offset_s = world.random.random() * 1e5
         self.tasks: set[Task] = set()
         self.lost_replies = 0  # how often a connection broke under a request
-        self.failures = 0  # whatever else went wrong with requests
-        self._idle: list[Line] = []  # a loop has only one, the one that it uses
-        self._beside: Line | None = None  # a loop's other one, while that is silent
-        self.forked = False  # by C code, so that no hook told of it
+        self.failures = 0  # how many requests failed otherwise
+        self._idle: list[Connection] = []  # a loop has only one, and uses it
+        self._beside: Connection | None = None  # a loop's second one, while the first is silent
+        self.forked = False  # by C code, which runs no hook
         self.server_clock = ServerClock(self.clock, TIMEOUT_S)
-        self.ear = Ear(self)
+        self.subscriber = Subscriber(self)
 
     def clock(self) -> float:
-        """The local clock, which is nobody else's."""
+        """The clock of this process, which no other shares."""
         return self.world.now / US + self.offset_s
 
     def soon(self, us: int, act: Callable[..., None], *args: Any) -> None:
-        """Let this process do something after that time, unless it is dead by then."""
+        """Call ``act`` in this process after that time, unless it is dead by then."""
         self.world.after(us, self._act, act, args)
 
     def _act(self, act: Callable[..., None], args: tuple[Any, ...]) -> None:
@@ -76,7 +83,7 @@ class Process:
         act(*args)
 
     def arrival(self, earliest: int) -> int:
-        """When a message that leaves now, to or from this process, arrives."""
+        """Return when a message that leaves now, to or from this process, arrives."""
         world = self.world
         took = world.latency_us
         if self.slow_us:
@@ -85,32 +92,32 @@ class Process:
             took = int(took * (0.5 + world.random.random()))
         now = world.now
         if now < self.cut_until:
-            # The kernel sends it again and again, and in the end it arrives.
+            # The kernel sends it repeatedly until it arrives.
             now = self.cut_until + int(world.random.random() * 50_000)
         return max(earliest, now + took)
 
     def start(self, steps: Steps[Any], done: Done | None = None) -> Task:
-        """Carry a protocol out."""
+        """Start a task that carries a protocol out."""
         task = Task(self, steps, done)
         self.tasks.add(task)
         task.go(None, None)
         return task
 
-    def in_line(self, call: RunScript) -> None:
-        """A reply says that somebody has a place in the queue."""
-        who = call.parts[2][:22].rstrip(b"._").decode()
-        self.world.record("queued", lock=lock_of(call), who=self.name, id=who)
+    def note_queued(self, call: RunScript) -> None:
+        """Record that a reply says that a caller has a place in the queue."""
+        attempt = call.parts[2][:22].rstrip(b"._").decode()
+        self.world.record("queued", lock=lock_of(call), process=self.name, id=attempt)
 
     def resubscribe(self) -> None:
-        """See the drivers."""
-        if self.ear.line is not None:
-            self.ear.line.broken(0)
+        """Connect again: see the drivers."""
+        if self.subscriber.connection is not None:
+            self.subscriber.connection.broken(0)
 
     def crash(self) -> None:
-        """SIGKILL."""
+        """Kill the process."""
         self.dead = True
         for task in self.tasks:
-            task.steps.close()  # Python's way to say that nobody finishes it
+            task.steps.close()  # as Python does for a generator that is not finished
         self.tasks.clear()
 
     # connections for calls
@@ -121,22 +128,24 @@ class Process:
         return bool(self._idle)
 
     def fork(self, name: str) -> Process:
-        """A child that C code forked: what it has of connections is its parent's."""
+        """Return a child that C code forked: it has its parent's connections."""
         child = Process(self.world, name, threads=self.threads)
         child.offset_s = self.offset_s
         child.server_clock = copy(self.server_clock)
         child.forked = True
         if self.threads:  # (a child has none of its parent's loops)
-            child._idle = [line.shared_with(child) for line in self._idle]
+            child._idle = [connection.shared_with(child) for connection in self._idle]
         return child
 
     def _start_anew(self) -> None:
         self.forked = False
         if "forked" not in self.world.server.bugs:
-            for line in list(self._idle):
-                line.close()
+            for connection in list(self._idle):
+                connection.close()
 
-    def _with_line(self, until: float | None, use: Callable[[Line], None], done: Done) -> None:
+    def _with_connection(
+        self, until: float | None, use: Callable[[Connection], None], done: Done
+    ) -> None:
         if self.forked:
             self._start_anew()
         if self._idle:
@@ -147,20 +156,20 @@ class Process:
     def connect(
         self, until: float | None, ready: Callable[[], None], failed: Done, *, calls: bool
     ) -> None:
-        """Open a connection. One for calls asks for the server's time before anything else."""
+        """Open a connection. One for calls reads the server's time first."""
         Opening(self, until, ready, failed, calls)
 
-    def _connected(self, use: Callable[[Line], None]) -> None:
+    def _connected(self, use: Callable[[Connection], None]) -> None:
         if not self.threads and not self._idle:
-            self._idle.append(Line(self))
-        use(Line(self) if self.threads else self._idle[-1])
+            self._idle.append(Connection(self))
+        use(Connection(self) if self.threads else self._idle[-1])
 
     def beside(
-        self, silent: Line, until: float, ready: Callable[[Line], None], failed: Done
+        self, silent: Connection, until: float, ready: Callable[[Connection], None], failed: Done
     ) -> None:
-        """Another line than this one, which is silent."""
+        """Find another connection than this silent one."""
         if self.threads:
-            self.connect(until, lambda: ready(Line(self)), failed, calls=True)
+            self.connect(until, lambda: ready(Connection(self)), failed, calls=True)
         elif self._idle and self._idle[-1] is not silent:
             ready(self._idle[-1])
         elif self._beside is not None:
@@ -168,18 +177,18 @@ class Process:
         else:
             self.connect(until, partial(self._is_beside, ready), failed, calls=True)
 
-    def _is_beside(self, ready: Callable[[Line], None]) -> None:
+    def _is_beside(self, ready: Callable[[Connection], None]) -> None:
         if self._beside is None:
-            self._beside = Line(self)
+            self._beside = Connection(self)
         ready(self._beside)
 
-    def not_needed(self, line: Line) -> None:
-        """The caller that wanted another line needs none any more."""
+    def not_needed(self, connection: Connection) -> None:
+        """Give back another connection that its caller no longer needs."""
         if self.threads:
-            line.close()
+            connection.close()
 
-    def answered(self, first: Line, silent: Line, other: Line) -> None:
-        """Of two lines this was the first to answer; the other one is closed."""
+    def answered(self, first: Connection, silent: Connection, other: Connection) -> None:
+        """Keep the connection that answered first, and close the other one."""
         if self.threads:
             if first is silent:
                 other.close()
@@ -195,8 +204,8 @@ class Process:
         elif self._beside is not None:
             self._beside.close()
 
-    def call(self, call: RunScript, done: Done) -> Asked:
-        """Run a script and hear its reply."""
+    def call(self, call: RunScript, done: Done) -> Request:
+        """Run a script and pass its reply on."""
 
         def answered(replies: Any, error: LockError | None = None) -> None:
             reply = None if error is not None else answer(replies[0], call)
@@ -205,9 +214,9 @@ class Process:
             self._count(error)
             done(reply, error)
 
-        asked = Asked(self, [call], call.until, answered)
-        self._with_line(call.until, asked.ask, asked.finish)
-        return asked
+        request = Request(self, [call], call.until, answered)
+        self._with_connection(call.until, request.send, request.finish)
+        return request
 
     def _count(self, error: LockError | None) -> None:
         if getattr(error, "outcome_unknown", False):
@@ -216,29 +225,29 @@ class Process:
             self.failures += 1
 
     def post(self, call: SendScript, done: Done) -> None:
-        """Send a call whose reply is looked at later."""
+        """Send a call whose reply is read later."""
         posted = self.clock()
 
-        def use(line: Line) -> None:
+        def use(connection: Connection) -> None:
             if not self.threads:
-                done(OwedInLoop(line, call, posted))
+                done(LoopSentReply(connection, call, posted))
                 return
             held = call.lazy and self.world.random.random() < 0.5
-            owed = OwedByLine(line, call, posted, hold=held)
-            self.put_back(line)
-            if not owed.over:  # else its thread was interrupted while it wrote
+            owed = ThreadSentReply(connection, call, posted, hold=held)
+            self.put_back(connection)
+            if not owed.over:  # otherwise its thread was interrupted while it wrote
                 done(owed)
 
-        self._with_line(call.until, use, done)
+        self._with_connection(call.until, use, done)
 
     def reach(self, step: Connect, done: Done) -> None:
-        """See to it that there is a connection."""
+        """Make sure that there is a connection."""
 
-        def use(line: Line) -> None:
-            self.put_back(line)
+        def use(connection: Connection) -> None:
+            self.put_back(connection)
             done(None)
 
-        self._with_line(step.until, use, done)
+        self._with_connection(step.until, use, done)
 
     def batch(self, batch: Pipeline, done: Done) -> None:
         """Run many scripts in one round trip."""
@@ -250,67 +259,67 @@ class Process:
             else:
                 done([answer(*pair) for pair in zip(replies, batch.calls, strict=True)])
 
-        asked = Asked(self, batch.calls, batch.until, answered)
-        self._with_line(batch.until, asked.ask, asked.finish)
+        request = Request(self, batch.calls, batch.until, answered)
+        self._with_connection(batch.until, request.send, request.finish)
 
     def later(self, step: CleanupLater) -> None:
-        """Make a call when its orphan has expired, unless the order of a connection makes sure."""
+        """Make a call when its orphan has expired, unless it is known to have run."""
         via = step.orphan.via
-        if self.threads and isinstance(via, Owed) and via.answered:
+        if self.threads and isinstance(via, SentReply) and via.answered:
             return
         late_s = max(0.0, step.orphan.expires - self.clock())
-        if self.threads or not (isinstance(via, Line) and via.open):
-            self._will_be_laid(step, self.world.now / US + late_s)
+        if self.threads or not (isinstance(via, Connection) and via.open):
+            self._expect_cleanup(step, self.world.now / US + late_s)
         self.soon(int(late_s * US), self._cleanup_now, step)
 
-    def _will_be_laid(self, step: CleanupLater, at: float) -> None:
-        until, token = self.world.ghost_until, step.call.parts[2]
+    def _expect_cleanup(self, step: CleanupLater, at: float) -> None:
+        until, token = self.world.orphans_until, step.call.parts[2]
         until[token] = max(until.get(token, 0.0), at)
 
     def _cleanup_now(self, step: CleanupLater) -> None:
         via = step.orphan.via
         if not self.threads:
-            if isinstance(via, Line) and via.open:
+            if isinstance(via, Connection) and via.open:
                 return  # it has lived until now
-            self._will_be_laid(step, self.world.now / US)
+            self._expect_cleanup(step, self.world.now / US)
         self.start(clean(self, replace(step.call)))
 
-    def put_back(self, line: Line) -> None:
-        """The line is free for the next."""
-        if self.threads and line.open and line not in self._idle:
-            self._idle.append(line)
+    def put_back(self, connection: Connection) -> None:
+        """Keep the connection for the next call."""
+        if self.threads and connection.open and connection not in self._idle:
+            self._idle.append(connection)
 
-    def drop(self, line: Line) -> None:
-        """The line is no more; in threads, those beside it probably went the same way."""
-        for other in [line, *(self._idle if self.threads else ())]:
+    def drop(self, connection: Connection) -> None:
+        """Close the connection; in threads also the idle ones, which have probably ended too."""
+        for other in [connection, *(self._idle if self.threads else ())]:
             other.close()
 
-    def forget_line(self, line: Line) -> None:
-        """The line turned out to be closed."""
-        if line in self._idle:
-            self._idle.remove(line)
-        if line is self._beside:
+    def forget_connection(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if connection is self._beside:
             self._beside = None
 
 
 class Task:
-    """One protocol that is carried out."""
+    """Carries one protocol out."""
 
     def __init__(self, process: Process, steps: Steps[Any], done: Done | None) -> None:
         self.process = process
         self.steps = steps
         self._done = done
-        self._at = 0  # which step it is at, so that a late answer to another is not taken for it
-        self._asked: Asked | None = None
+        self._at = 0  # the number of the step: a late answer to another step is ignored
+        self._request: Request | None = None
         self._cleans: RunScript | None = None
-        self._now: list[tuple[Any, BaseException | None]] = []  # the answer, if it came at once
+        self._now: list[tuple[Any, BaseException | None]] = []  # the answer, if it came immediately
         self._performs = False
 
     def go(self, value: Any, error: BaseException | None) -> None:
-        """Send a reply in, or throw what went wrong in; perform what it wants then."""
+        """Send a reply or throw an error into the protocol, and perform its next step."""
         while True:
             self._at += 1
-            self._asked = self._cleans = None
+            self._request = self._cleans = None
             try:
                 step = self.steps.send(value) if error is None else self.steps.throw(error)
             except StopIteration as end:
@@ -322,7 +331,7 @@ class Task:
             except Exception as broke:
                 if "unproved" not in self.process.world.server.bugs:
                     raise
-                self._end(None, broke)  # it believed what was no answer to it
+                self._end(None, broke)  # it believed the reply to another request
                 return
             self._performs = True
             self._perform(step, partial(self._answer, self._at))
@@ -345,25 +354,25 @@ class Task:
             self.go(value, error)
 
     @property
-    def asks(self) -> bool:
+    def awaits_reply(self) -> bool:
         """Whether it waits for a reply."""
-        return self._asked is not None or self._cleans is not None
+        return self._request is not None or self._cleans is not None
 
     def interrupt(self) -> None:
-        """Throw an interruption in, wherever it is."""
+        """Throw an interruption into the protocol, whatever its step."""
         if self not in self.process.tasks:
             return
-        if self._asked is not None:
-            self._asked.interrupt()
+        if self._request is not None:
+            self._request.interrupt()
         if self._cleans is not None and self.process.threads:
             self.process.start(clean(self.process, self._cleans))
         self._answer(self._at, None, Interrupted())
 
     def writes(self, sender: Sender) -> bool:
-        """Whether it is this one's request that is being written."""
+        """Whether a request of this task is being written."""
         if self not in self.process.tasks:
             return False
-        return self._performs or (isinstance(sender, Way) and sender.asked is self._asked)
+        return self._performs or (isinstance(sender, SentCopy) and sender.request is self._request)
 
     def _perform(self, step: Effect, done: Done) -> None:
         process = self.process
@@ -371,12 +380,12 @@ class Task:
         if kind is AwaitMessage:
             assert isinstance(step, AwaitMessage)
             if step.token is not None:
-                process.ear.wait(step, done)
+                process.subscriber.wait(step, done)
             else:
                 process.soon(int(step.seconds * US) + 1, done, None)
         elif kind is Subscribe:
             assert isinstance(step, Subscribe)
-            process.ear.listen(step, done)
+            process.subscriber.listen(step, done)
         elif kind is CleanupLater:
             assert isinstance(step, CleanupLater)
             process.later(step)
@@ -395,7 +404,7 @@ class Task:
             if step.compensating:
                 self._compensate(step, done)
             else:
-                self._asked = process.call(step, done)
+                self._request = process.call(step, done)
 
     def _compensate(self, step: RunScript, done: Done) -> None:
         process = self.process
@@ -410,7 +419,7 @@ class Task:
                     process.start(clean(process, call))
                 done(reply, error)
 
-            self._asked = process.call(replace(call, until=until), tried)
+            self._request = process.call(replace(call, until=until), tried)
         else:
             process.start(clean(process, call), done)
             late = LockUnavailable("the server does not answer; the clean-up goes on")
@@ -418,7 +427,7 @@ class Task:
 
 
 def clean(process: Process, call: RunScript) -> Steps[Any]:
-    """What goes on behind a caller's back until it is done."""
+    """Repeat a call in the background until it is done."""
     give_up, pause_s = process.clock() + PATIENCE_S, 0.05
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Requests that run when their caller waits no more: what they may do, and what is left."""
+"""Requests that run after their caller has stopped waiting: what they may do and leave behind."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from tests.simulation.world import US
 if TYPE_CHECKING:
     from tests.simulation.network import Process
 
-LAID_S = 3.0  # the longest pause of a clean-up, and a little
+CLEANUP_S = 3.0  # a little more than the longest pause of a clean-up
 
 
 def token_of(call: RunScript) -> bytes:
-    """For whom a request that has a deadline takes something."""
-    at = max(2, len(call.script.keys))  # (of an adoption: the heir)
+    """Return the token that a request with a deadline acts for."""
+    at = max(2, len(call.script.keys))  # (of an adoption: the next holder)
     token: bytes = call.parts[at][:22] if len(call.parts) > 5 else call.parts[1]
     return token
 
 
 def lock_of(call: RunScript) -> str:
-    """The name of the lock that a call is about."""
+    """Return the name of the lock that a call is about."""
     key: bytes = call.parts[0]
     return name_at(key)
 
 
 def name_at(key: bytes) -> str:
-    """The name of a lock, or of a job's place beside it, by its key."""
+    """Return the name of a lock or a reservation by its key."""
     return key.decode().partition("{")[2].replace("}", "")
 
 
-def runs(process: Process, call: RunScript) -> None:
-    """A request is about to run whose caller is gone."""
+def about_to_run(process: Process, call: RunScript) -> None:
+    """Note that an orphaned request is about to run."""
     world = process.world
     world.fault("orphan", lock=lock_of(call))
     expires = call.expires - process.offset_s
     world.orphans(call, expires)
     if world.t < expires < 1e6 and not process.dead:
-        world.at(int((expires + LAID_S) * US), _is_laid, process, call)
+        world.at(int((expires + CLEANUP_S) * US), _check_cleaned_up, process, call)
 
 
-def ran(process: Process, call: RunScript, reply: Any) -> None:
-    """It ran. When it has expired it takes nothing any more, unless the server's clock was put back
-    meanwhile."""
+def has_run(process: Process, call: RunScript, reply: Any) -> None:
+    """Note that it ran, and check that it took nothing after its deadline, unless the server's
+    clock was put back."""
     took = type(reply) is bytes and reply.isdigit()
     queued = type(reply) is list and reply[0] == b"queued" and call.script is WAIT
     world, expires = process.world, call.expires - process.offset_s
     if took and call.script.name == "start":
-        # The job's place goes with it, which by now may be that of its retry.
+        # It ends the job's reservation, which by now may be that of its retry.
         world.record("cause", what="orphan", lock=f"{lock_of(call)}:reservation")
     if not (took or queued) or world.t <= expires:
         return
@@ -65,20 +65,22 @@ def ran(process: Process, call: RunScript, reply: Any) -> None:
         world.wrong("late", f"{call.script.name} of {token!r} ran after its deadline")
 
 
-def _is_laid(process: Process, call: RunScript) -> None:
-    """A orphan has expired, and its owner was done with it before: it has nothing any more."""
+def _check_cleaned_up(process: Process, call: RunScript) -> None:
+    """Check that nothing is left of an expired orphan whose owner gave up earlier."""
     world = process.world
     token = token_of(call)
     ended = world.disowned.get(token)
-    if process.dead or ended is None or ended > world.now - LAID_S * US:
+    if process.dead or ended is None or ended > world.now - CLEANUP_S * US:
         return
     if token in world.let_in:
-        return  # by another of its requests, and a clock that was put back
-    if world.ghost_until.get(token, 0.0) > world.t - LAID_S:
-        return  # another of its requests expires later, and is judged then
-    if world.excused(process.name, LAID_S):
+        return  # another request of its owner took it, because the clock was put back
+    if world.orphans_until.get(token, 0.0) > world.t - CLEANUP_S:
+        return  # another request of its owner expires later, and is judged then
+    if world.excused(process.name, CLEANUP_S):
         return
     store, lock = world.server.store, call.parts[0]
-    seen = Seen.look(store, lock, waiters_key(lock))
+    seen = Seen.read(store, lock, waiters_key(lock))
     if seen.owner == token or any(ticket[:22] == token for ticket in seen.tickets):
-        world.wrong("orphan", f"what {token.decode().rstrip('.')} once asked for was not laid")
+        world.wrong(
+            "orphan", f"what an orphan took for {token.decode().rstrip('.')} was not cleaned up"
+        )

@@ -1,35 +1,34 @@
 """Bugs that are planted on purpose: each must be found within 1,000 seeds.
 
-no owner check in release    ``release`` and ``hand_over`` free a lock of any token: the end of a
-                             lease that had expired ends that of another holder (*overlap*).
-no look after subscribing    ``wait`` takes its place in the queue, and does not check whether the
-                             lock has become free since the first try: no release will hand it
-                             over, and the waiter waits (*prompt*, *ends*).
-no new fence on hand-over    the next holder gets the fence of the one before: what the lock
-                             protects takes the two for one (*fence*, *resource*).
-no new fence for the next    a waiter that could not be told of its lock leaves the fence to
-                             the next one; but it may hear of it on a replica (*fence*).
-start takes any place        a job that begins to run ends the reservation beside its lock, of any
-                             job: a second one is queued beside one that is (*queued*, *place*).
-start tells nobody           the head of the queue of a lock kept for a retry does not hear
-                             that its lease ends earlier now (*contract*).
-start leaves no trace        the reservation of a job that begins is deleted, and does not say any
-                             more which request had it: a late copy takes it again (*contract*).
-withdraw asks nobody         a caller that does not run in the place of another takes back the stop
-                             request of any caller (*contract*).
-no look at who runs          ``reserve`` gives a job that wants to be alone its reservation beside
-                             one that runs (*alone*).
+no owner check in release    ``release`` and ``hand_over`` free a lock of any token: a release after
+                             the end of its lease frees the lock of another holder (*overlap*).
+no check after subscribing   ``wait`` queues without checking whether the lock has become free since
+                             the first try: no release follows, and the waiter waits (*prompt*,
+                             *ends*).
+no new fence on hand-over    the next holder gets the fence of the previous one: a resource takes
+                             the two for one (*fence*, *resource*).
+no new fence for the next    a waiter that got no message leaves its fence to the next one; but it
+                             may get the message from a replica (*fence*).
+start ends any reservation   a job that begins ends the reservation of its lock, whichever job has
+                             it: a second job can then be queued (*queued*, *reservation*).
+start notifies no waiter     the head of the queue of a lock kept for a retry gets no message that
+                             the lease now ends earlier (*contract*).
+start leaves no tombstone    the reservation of a job that begins is deleted without a tombstone: a
+                             late copy of the request takes it again (*contract*).
+withdraw checks no token     a caller that gives up its stop request withdraws those of all callers
+                             (*contract*).
+reserve ignores the runner   ``reserve`` gives a job with ``unique="both"`` a reservation while
+                             another one runs (*alone*).
 
-And those of the simulated driver (:data:`DRIVER`):
+Bugs of the simulated driver (:data:`DRIVER`):
 
-a reply is believed          a driver takes a reply for what its oldest request is owed, and does
-                             not check its proof: two holders (*overlap*).
-a torn write is no end       an interruption comes while a request is written, and the connection is
-                             used on: proofs protect, but the order is lost (*order*).
-a child does not notice      a process that C code forked uses its parent's connections (*order*).
-a torn write, and believed   both together, and no broken proxy: only proofs protected (*overlap*).
-a child, and believed        the same.
-silence is waited for        no request is sent again where no reply comes (*silence*).
+a reply is believed          a driver does not check the proof of a reply: two holders (*overlap*).
+a torn write is ignored      the connection stays in use after an interruption during a write:
+                             proofs protect, but the order is lost (*order*).
+a fork is ignored            a process that C code forked uses its parent's connections (*order*).
+a torn write, and believed   a torn write without proofs, and without a broken proxy (*overlap*).
+a fork, and believed         the same with a fork (*overlap*).
+silence is ignored           no request is sent again if no reply comes (*silence*).
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS
 from tests.simulation.many import hunt
 
-Replacement = tuple[str, str, str]  # a verb, what stands there, what stands there instead
+Replacement = tuple[str, str, str]  # a verb, the shipped text, the planted text
 
 PLANTED: dict[str, tuple[Replacement, ...]] = {
     "no owner check in release": tuple(
         (verb, "if string.sub(record, 40 - #lease, 39) == lease then", "if true then")
         for verb in ("release", "hand_over")
     ),
-    "no look after subscribing": (
+    "no check after subscribing": (
         ("wait", "if not held then\n  local other_waiters", "if false then\n  local other_waiters"),
         (
             "wait",
@@ -62,36 +61,36 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         (verb, "fence = string.format('%016.0f', tonumber(fence) + 1)", "")
         for verb in ("abandon", "wait", "hand_over", "died")
     ),
-    "start takes any place": (
+    "start ends any reservation": (
         ("start", "queued and string.sub(queued, 18, 39) == reservation_token", "queued"),
     ),
-    "start tells nobody": (("start", "if has_waiters then", "if false then"),),
-    "start leaves no trace": (
+    "start notifies no waiter": (("start", "if has_waiters then", "if false then"),),
+    "start leaves no tombstone": (
         (
             "start",
             "redis.call('SET', reservation, tombstone, 'PX', TOMBSTONE_MS)",
             "redis.call('DEL', reservation)",
         ),
     ),
-    "withdraw asks nobody": (("withdraw", "if requester == token then", "if true then"),),
-    "no look at who runs": (
+    "withdraw checks no token": (("withdraw", "if requester == token then", "if true then"),),
+    "reserve ignores the runner": (
         ("reserve", "elseif alone == '1' and is_running", "elseif false and is_running"),
     ),
 }
 
 DRIVER: dict[str, tuple[frozenset[str], str]] = {
     "a reply is believed": (frozenset({"unproved"}), "overlap"),
-    "a torn write is no end": (frozenset({"torn"}), "order"),
-    "a child does not notice": (frozenset({"forked"}), "order"),
+    "a torn write is ignored": (frozenset({"torn"}), "order"),
+    "a fork is ignored": (frozenset({"forked"}), "order"),
     "a torn write, and believed": (frozenset({"torn", "unproved", "straight"}), "overlap"),
-    "a child, and believed": (frozenset({"forked", "unproved", "straight"}), "overlap"),
-    "silence is waited for": (frozenset({"patient"}), "silence"),
+    "a fork, and believed": (frozenset({"forked", "unproved", "straight"}), "overlap"),
+    "silence is ignored": (frozenset({"patient"}), "silence"),
 }
-"""Each with the rule that it breaks."""
+"""Each with the bugs of the driver and the rule that they break."""
 
 
 def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
-    """The changed scripts, by the shipped ones."""
+    """Return the changed scripts, by the shipped ones."""
     changed: dict[bytes, bytes] = {}
     for verb, shipped, planted in replacements:
         source = (SCRIPTS | verbs.SCRIPTS)[verb].source
@@ -103,7 +102,8 @@ def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
 
 
 def find(name: str, most: int = 1000) -> tuple[int, str] | None:
-    """The first seed that finds a planted bug, and by which rule; None: none of ``most`` did."""
+    """Return the first seed that finds a planted bug, and by which rule; None if none of ``most``
+    does."""
     if name in DRIVER:
         bugs, rule = DRIVER[name]
         return hunt({}, most, bugs=bugs, rule=rule)

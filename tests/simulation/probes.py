@@ -1,10 +1,10 @@
 """Make random calls of the scripts on random data, and judge each by its contract.
 
-A seed plays whole lives, and meets rare data rarely: what another program wrote at a key, a server
-without memory, a request that is late by a microsecond. A *probe* is one small draw: what stands at
-the keys of one lock, which channels have a subscriber, what the server allows, and some calls, one
-after the other, with arguments that often fit. It says nothing of protocols; some thousands take a
-second. Its number decides a probe.
+A seed runs whole clients, and so meets rare data rarely: a foreign value at a key, a server without
+memory, a request that is late by a microsecond. A *probe* is one small draw: the values at the keys
+of one lock, the channels with a subscriber, what the server allows, and some calls, one after the
+other, with arguments that often fit. Probes do not test the protocol; some thousands take a second.
+The number of a probe decides its draw.
 
 :func:`random_call` also makes the calls of ``test_conformance``.
 """
@@ -29,7 +29,7 @@ from tests.support.proving import proof_of
 
 ALL = [*SCRIPTS.values(), *verbs.SCRIPTS.values()]
 CALLS = 4
-"""In one probe."""
+"""How many calls a probe makes."""
 
 BAND = 2**44
 LOCK = b"{k}"
@@ -41,24 +41,24 @@ KEYS = {
     "reservation": RESERVATION,
     "reservation_waiters": waiters_key(RESERVATION),
 }
-CHANNEL, NOBODY_HEARS = b"{k}channel", b"{k}nobody"
+CHANNEL, NO_RECEIVER = b"{k}channel", b"{k}nobody"
 JOBS = (b"", b"who", b"who\njob a", b"who\njob b", b"another\njob a")
 
 
 @dataclass(frozen=True)
 class Words:
-    """What the arguments of random calls are drawn from."""
+    """The values that the arguments of random calls are drawn from."""
 
-    tickets: Sequence[bytes]  # each begins with the token that waits by it
+    tickets: Sequence[bytes]  # each begins with the token of its waiter
     fences: Sequence[bytes]  # of leases and requests
     deadlines: Sequence[bytes]
     places: Sequence[bytes]
     ttls_ms: Sequence[bytes]
-    whole: bool = True  # whether a lease may be called by its fence too
+    whole: bool = True  # whether a lease may be named with its fence
 
 
 def random_call(chance: Random, script: Script, words: Words) -> RunScript:
-    """Draw a call of a script, with arguments that often fit what is there."""
+    """Draw a call of a script, with arguments that often fit the data."""
     choice = chance.choice
     ticket, other = choice(words.tickets), choice(words.tickets)
     token, ttl_ms = ticket[:22], choice(words.ttls_ms)
@@ -91,7 +91,7 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         and "waiters" not in script.keys
         and chance.random() < 0.3
     ):
-        keys = {"lock": RESERVATION}  # a lock like any other
+        keys = {"lock": RESERVATION}  # a reservation is a lock like any other
     parts = [keys[key] for key in script.keys] + [
         values[arg] for arg in script.args if arg != "proof"
     ]
@@ -99,20 +99,20 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
 
 
 class Bench:
-    """A store with the scripts, as shipped or changed, and the calls that are made there."""
+    """A store with the scripts, shipped or changed, on which calls are made."""
 
     def __init__(self, changed: dict[bytes, bytes] | None = None) -> None:
         self.store = Store()
         self._lua = Interpreter(self.store)
         self._changed = changed or {}
         self._messages: list[tuple[bytes, int]] = []
-        self._heard: dict[bytes, int] = {}
+        self._receivers: dict[bytes, int] = {}
         self.store.publish, self.store.numsub = self._publish, self._numsub
-        # A script that is not changed cannot be told apart.
+        # Unchanged scripts cannot show a difference.
         self._scripts = [one for one in ALL if not changed or one.source in changed]
 
     def probe(self, number: int) -> Iterator[str]:
-        """Draw some data and make some calls; yield what they break of their contracts."""
+        """Draw some data and make some calls; yield how they break their contracts."""
         chance, store = Random(number), self.store
         store.reset()
         store.now_us = EPOCH_US + chance.randrange(1000 * US)
@@ -128,10 +128,10 @@ class Bench:
         store, choice, draw = self.store, chance.choice, chance.random
         now_us = store.now_us
         fences = [b"%016d" % (now_us + by) for by in (-20 * US, -90_000, choice((-1, 0, 1, US)))]
-        self._heard = {CHANNEL: choice((0, 1, 1, 2))}
+        self._receivers = {CHANNEL: choice((0, 1, 1, 2))}
         tickets = [
             b"%022d%b %b %b"
-            % (at, choice((b"300", b"9000")), choice((CHANNEL, NOBODY_HEARS)), choice(JOBS))
+            % (at, choice((b"300", b"9000")), choice((CHANNEL, NO_RECEIVER)), choice(JOBS))
             for at in range(4)
         ]
         for lock in (LOCK, RESERVATION):
@@ -139,8 +139,8 @@ class Bench:
             self._put(chance, waiters_key(lock), _queue(chance, now_us, tickets), b"x")
         self._put(chance, STOP_REQUESTS, _requests(chance, tickets, fences), b"x")
         store.oom, store.read_only, store.silent = draw() < 0.1, draw() < 0.05, draw() < 0.1
-        line = store.data.get(KEYS["waiters"])
-        taken = [int(score) for score, _ in line.order] if type(line) is SortedSet else []
+        waiters = store.data.get(KEYS["waiters"])
+        taken = [int(score) for score, _ in waiters.order] if type(waiters) is SortedSet else []
         return Words(
             tickets,
             fences,
@@ -150,7 +150,7 @@ class Bench:
         )
 
     def _put(self, chance: Random, key: bytes, value: Any, foreign: Any) -> None:
-        """Store a value for some time; or, rarely, what another program put there."""
+        """Store a value for some time, or rarely a foreign one."""
         if chance.random() < 0.05:
             value = foreign
         if value is not None:
@@ -159,19 +159,19 @@ class Bench:
             self.store.ends[key] = self.store.now_us // 1000 + left_ms
 
     def _outside(self, call: RunScript) -> bool:
-        """Whether no caller makes this call: a holder that is still in the queue checks that first
-        (``wait``), or leaves the queue as well."""
+        """Whether no caller makes this call: a holder that is still queued first calls ``wait``, or
+        leaves the queue as well."""
         if call.script.name not in ("hand_over", "died", "abandon"):
             return False
-        seen = _look(self.store, call)
+        seen = _read(self.store, call)
         return any(one[:22] == seen.owner and one not in call.parts for one in seen.tickets)
 
     def _judged(self, call: RunScript) -> list[str]:
-        """Make a call; return what it broke."""
+        """Make a call; return how it broke its contract."""
         store, script, self._messages = self.store, call.script, []
         jobs = script.name in job_contract.NAMES
-        look = job_contract.Around.look if jobs else _look
-        before: Any = look(store, call)
+        read = job_contract.Around.read if jobs else _read
+        before: Any = read(store, call)
         reply: Any
         try:
             source = self._changed.get(script.source, script.source)
@@ -181,7 +181,7 @@ class Bench:
             reply = error
         except (Broke, errors.CrossedReply) as error:
             return [f"script: {script.name} {error}"]
-        after: Any = look(store, call)
+        after: Any = read(store, call)
         if jobs:
             found = job_contract.broken(
                 job_contract.JobRun(call, before, after, reply, self._messages, store)
@@ -192,16 +192,16 @@ class Bench:
         return [f"contract: {script.name}{call.parts} -> {reply}: {text}; {seen}" for text in found]
 
     def _publish(self, channel: bytes, message: bytes) -> int:
-        heard = self._numsub(channel)
-        self._messages.append((message, heard))
-        return heard
+        receivers = self._numsub(channel)
+        self._messages.append((message, receivers))
+        return receivers
 
     def _numsub(self, channel: bytes) -> int:
-        return self._heard.get(channel, 0)
+        return self._receivers.get(channel, 0)
 
 
-def _look(store: Store, call: RunScript) -> contract.Seen:
-    return contract.Seen.look(store, call.parts[0], waiters_key(call.parts[0]))
+def _read(store: Store, call: RunScript) -> contract.Seen:
+    return contract.Seen.read(store, call.parts[0], waiters_key(call.parts[0]))
 
 
 def _record(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:
@@ -247,7 +247,7 @@ def _set(*pairs: tuple[float, bytes]) -> SortedSet:
 
 
 def find(changed: dict[bytes, bytes] | None, numbers: Iterable[int]) -> tuple[int, str] | None:
-    """Return the first probe that finds something, and what; None: none does."""
+    """Return the first probe that finds a violation, and its text; None if none does."""
     bench = Bench(changed)
     for number in numbers:
         for text in bench.probe(number):

@@ -1,4 +1,4 @@
-"""One seed, from its drawing to its verdict."""
+"""Run one seed, from its drawing to its verdict."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tests.simulation.checker import LOSSES, Event, Limits, Violation, check
 from tests.simulation.clients import Client, Lock, Renewal, Turn, observe
 from tests.simulation.faults import Faults
 from tests.simulation.job_rules import check_jobs
-from tests.simulation.jobs import Queue, cast
+from tests.simulation.jobs import Queue, draw_jobs
 from tests.simulation.network import Process
 from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
-ORPHAN_S = 3.0  # the longest pause of who cleans up, and a little
+ORPHAN_S = 3.0  # a little more than the longest pause of a clean-up
 HORIZON_S, COLLECT_S = 3600, 200
 ENDINGS = ("forget", "extend", "undo", "pass", "pass")
-# A lease lasts longer on the server than its holder knows, by the time that its request took.
+# A lease lasts longer on the server than its holder knows: by the time that its request took.
 LIMITS = Limits(prompt_s=0.1, takeover_s=1.0, late_s=0.1, settle_s=SETTLE_S)
 
 
 @dataclass
 class Result:
-    """What came of a seed, or of many."""
+    """The result of a seed, or of many."""
 
     seeds: int = 0
     scripts: int = 0
@@ -40,11 +40,11 @@ class Result:
     faults: Counter[str] = field(default_factory=Counter)
     attributed: Counter[str] = field(default_factory=Counter)
     failing: list[tuple[int, list[Violation]]] = field(default_factory=list)
-    probed: list[str] = field(default_factory=list)  # what probes found
+    probed: list[str] = field(default_factory=list)  # the violations that probes found
     trace: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
-        """Count another in."""
+        """Add another result."""
         self.seeds += other.seeds
         self.scripts += other.scripts
         self.acquired += other.acquired
@@ -57,7 +57,7 @@ class Result:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What goes wrong in a run is meant to."""
+    """Turn logging off: errors are expected in a run."""
     logs = [logging.getLogger(name) for name in ("lualock", "lualock.watch", "lualock.jobs")]
     before = [log.disabled for log in logs]
     for log in logs:
@@ -70,40 +70,43 @@ def _quiet() -> Iterator[None]:
 
 
 def has_jobs(seed: int) -> bool:
-    """Whether there are jobs in a run: in one seed of five. (Those that end so are none of the
-    seeds that found something before there were jobs, which therefore still mean what they did.)"""
+    """Whether a run has jobs: one seed in five.
+
+    The seeds in ``REGRESSIONS`` that are older than a kind of run are not of that kind, so that
+    they still draw the same. This holds for the kinds below, too.
+    """
     return seed % 10 in (2, 3)
 
 
 def has_accidents(seed: int) -> bool:
-    """Whether a run is one of ``accidents``: one in twenty, which had found nothing before."""
+    """Whether a run is one of ``accidents``: one seed in twenty."""
     return seed % 20 == 18
 
 
 def has_silence(seed: int) -> bool:
-    """Whether all accidents of a run are silent connections: one in twenty, as above."""
+    """Whether all accidents of a run are silent connections: one seed in twenty."""
     return seed % 20 == 8
 
 
 def has_astray(seed: int) -> bool:
-    """Whether who listens at a failed-over server may go on to: one in twenty, as above."""
+    """Whether subscribers may stay with an earlier primary: one seed in twenty."""
     return seed % 20 == 14
 
 
 def has_streams(seed: int) -> bool:
-    """Whether streams lose their order in a run, writes are torn, processes forked by C code: one
-    in four, as above."""
+    """Whether replies are crossed, writes torn, and processes forked by C code: one seed in
+    four."""
     return seed % 20 in (1, 2, 5, 7, 10)
 
 
 def play(seed: int, server: Server, *, trace: bool = False) -> Result:
-    """Run one seed on a server that may have run others."""
+    """Run one seed on a server that may have run other seeds."""
     world = World(seed, server, trace=trace)
     before = server.lua.runs
     if has_accidents(seed) or has_silence(seed):
-        locks, clients, queue = accidents.cast(world, silence=has_silence(seed))
+        locks, clients, queue = accidents.draw_accidents(world, silence=has_silence(seed))
     else:
-        locks, clients, queue = _cast(
+        locks, clients, queue = _draw_run(
             world, jobs=has_jobs(seed), astray=has_astray(seed), streams=has_streams(seed)
         )
     audit = Audit(world)
@@ -113,9 +116,9 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
         try:
             world.run(COLLECT_S * US)
             if not world.still:
-                gc.collect()  # a lease that was dropped in a cycle is renewed until then
+                gc.collect()  # a lease in a reference cycle is renewed until it is collected
                 world.run(HORIZON_S * US)
-        except Exception as error:  # whatever a protocol raises that it should not
+        except Exception as error:  # a protocol must not raise any other error
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
             world.wrong("error", text)
@@ -138,10 +141,10 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     )
 
 
-def _cast(
+def _draw_run(
     world: World, *, jobs: bool, astray: bool, streams: bool
 ) -> tuple[list[Lock], list[Client], Queue | None]:
-    """Who takes part, what they do, and what is done to them."""
+    """Draw the clients of a run, what they do, and its faults."""
     chance = world.random
     draw, choice = chance.random, chance.choice
     fair = draw() < 0.85 or jobs  # a job's lock is fair
@@ -157,19 +160,21 @@ def _cast(
         process, renewal = choice(renewals)
         clients.append(Client(process, f"c{number}", renewal))
     for client in clients:
-        client.heirs = clients
+        client.adopters = clients
     calm = 0
     if draw() < 0.8:
         calm = int((2 + draw() * 10) * US)
     queue = None
-    everybody, struck, harmed = clients, clients, locks
+    all_clients, targets, targeted_locks = clients, clients, locks
     if jobs:
-        producers, queue = cast(world, locks, renewals, calm / US + SETTLE_S + 1 if calm else 0)
-        everybody = [*clients, *producers]
-        struck = [*everybody, *queue.workers]
-        harmed = [*locks, *(lock.place() for lock in locks)]
+        producers, queue = draw_jobs(
+            world, locks, renewals, calm / US + SETTLE_S + 1 if calm else 0
+        )
+        all_clients = [*clients, *producers]
+        targets = [*all_clients, *queue.workers]
+        targeted_locks = [*locks, *(lock.reservation() for lock in locks)]
     if calm:
-        faults = Faults(world, processes, struck, harmed)
+        faults = Faults(world, processes, targets, targeted_locks)
         faults.plan(calm, deaths=limit != b"0", astray=astray)
     world.latency_us = choice((1, 50, 150, 1000))
     if draw() < 0.1 and calm == 0:
@@ -177,7 +182,7 @@ def _cast(
     priorities = (0, 0, 1) if draw() < 0.25 else (0,)
     hold_s = choice((0.0, 0.01, 0.1, 0.5, 1.0))
     ttls = choice(((300, 1000), (1000, 5000), (3000, 10000), (50, 30000)))
-    rude = choice((0.0, 0.0, 0.1, 0.5))  # how many do not release, or let go in other ways
+    rude = choice((0.0, 0.0, 0.1, 0.5))  # the share of turns that do not end with a plain release
 
     def drawn() -> Turn:
         return Turn(
@@ -196,17 +201,17 @@ def _cast(
         renewal = Renewal(child)
         for number in range(choice((1, 2, 3))):
             client = Client(child, f"{child.name}c{number}", renewal)
-            client.heirs = clients
+            client.adopters = clients
             client.turns = [drawn() for _ in range(choice((2, 3, 4)))]
             client.turns[0].idle_s = 0.0
             clients.append(client)
-            if everybody is not clients:
-                everybody.append(client)
+            if all_clients is not clients:
+                all_clients.append(client)
             client.task = child.start(client.life())
 
     for client in clients:
         client.turns += [drawn() for _ in range(choice((1, 2, 3, 4)))]
-        # When everything has settled, once more: now nothing is excused.
+        # The same once more in the calm, when nothing is excused.
         if calm:
             client.calm_at_s = calm / US + SETTLE_S + 1
             client.calm_turns = [
@@ -223,15 +228,15 @@ def _cast(
         faults.plan_streams(calm, forked)
     if draw() < 0.3:
         processes[0].start(observe(locks, processes[0], 4))
-    return locks, everybody, queue
+    return locks, all_clients, queue
 
 
 def _after(world: World, locks: list[Lock], clients: list[Client], queue: Queue | None) -> None:
-    """When nobody does anything any more: is anything left?"""
+    """Check after the end of all clients that nothing is left."""
     server = world.server
     world.record("end")
     if not world.still:
-        world.wrong("ends", f"after {HORIZON_S} s there is still something going on")
+        world.wrong("ends", f"after {HORIZON_S} s the run has not ended")
     for client in clients:
         if not client.done and not client.process.dead:
             world.wrong("ends", f"{client.name} never finished")
@@ -246,11 +251,11 @@ def _after(world: World, locks: list[Lock], clients: list[Client], queue: Queue 
     losses = {event.lock for event in world.history if event.what in LOSSES}
     for lock in locks:
         if losses & {"", lock.name}:
-            continue  # what came back from the dead may have nobody to clear it away
+            continue  # a replica may bring back entries that no client cleans up
         queue = server.store.data.get(lock.queue)
         for ticket in queue.scores if queue is not None and not isinstance(queue, bytes) else ():
             if ticket[:22] in world.let_in:
-                continue  # what is told of it first drops it
+                continue  # the first message to it drops it
             if re.split("[.-]", ticket[:22].decode())[0] in alive:
                 world.history.append(Event(world.t, "left", what=f"the ticket {ticket!r}"))
     world.now += 3600 * US

@@ -1,7 +1,7 @@
-"""Runs the shipped Lua, byte for byte, in Lua 5.1 over a :class:`Store`.
+"""Run the shipped Lua, byte for byte, in Lua 5.1 over a :class:`Store`.
 
-One runtime a process: a script is compiled once, and each run gets fresh KEYS and ARGV, as in the
-real server. As there, a script can neither read nor make a global variable.
+Each process has one runtime: a script is compiled once, and each run gets fresh KEYS and ARGV. As
+in the real server, a script can neither read nor create a global variable.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ return run, loadstring
 
 
 class Broke(Exception):
-    """A script ended with an error of its own: a bug, whatever the server would answer."""
+    """A script failed with a Lua error: a bug, whatever a server answers then."""
 
 
 class Interpreter:
-    """What runs scripts over one store."""
+    """Runs scripts over one store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -94,7 +94,7 @@ class Interpreter:
     def run(self, source: bytes, keys: int, words: tuple[bytes, ...]) -> Reply:
         """Run one script on its keys and arguments.
 
-        :raises Refused: what the server answers is an error.
+        :raises Refused: the server answers an error.
         """
         chunk = self._chunks.get(source)
         if chunk is None:

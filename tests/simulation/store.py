@@ -1,7 +1,7 @@
-"""A server's data in memory: just the commands that the scripts use, on a clock of the caller's.
+"""A server's data in memory: only the commands that the scripts use, with the caller's clock.
 
-To add a command, write a method with ``@_command``. What is not here fails loudly. That it answers
-as real servers do is tested in ``tests/transport/test_conformance.py``.
+To add a command, write a method with ``@_command``. A missing command or option raises
+:class:`NotBuilt`. ``tests/transport/test_conformance.py`` compares the answers with real servers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ Reply = Any  # bytes, int, OK, None, or a list of these
 
 
 class Refused(Exception):
-    """An error that the server answers. The text begins with its code word."""
+    """An error reply of the server. The text begins with its code word."""
 
 
 class NotBuilt(BaseException):
-    """A script uses what this store does not have: build it, rather than let anything hide it."""
+    """A script uses a command or option that this store lacks.
+
+    It is not an ``Exception``, so that no code hides it.
+    """
 
 
 OK = type("Status", (), {"__repr__": lambda self: "OK"})()
@@ -54,16 +57,16 @@ class SortedSet:
         return True
 
     def copy(self) -> SortedSet:
-        twin = SortedSet()
-        twin.scores, twin.order = dict(self.scores), list(self.order)
-        return twin
+        duplicate = SortedSet()
+        duplicate.scores, duplicate.order = dict(self.scores), list(self.order)
+        return duplicate
 
 
 @dataclass(frozen=True, slots=True)
 class _Command:
     run: Callable[..., Reply]
     writes: bool
-    grows: bool  # needs memory: refused when there is none
+    grows: bool  # needs memory, and is refused if there is none
 
 
 COMMANDS: dict[bytes, _Command] = {}
@@ -80,7 +83,7 @@ def _command(
 
 
 def _text(word: bytes | float) -> bytes:
-    """An argument as Redis gets it from Lua."""
+    """Return an argument as Redis gets it from Lua."""
     if isinstance(word, bytes):
         return word
     return b"%d" % word if isinstance(word, int) else b"%.17g" % word
@@ -98,20 +101,20 @@ class Store:
         self.data: dict[bytes, Value] = {}
         self.ends: dict[bytes, int] = {}  # ms since 1970
         self.oom = self.read_only = self.silent = False
-        self.wrote = False  # whether the script that runs has written
+        self.wrote = False  # whether the running script has written
         self.publish: Callable[[bytes, bytes], int] = lambda channel, message: 0
         self.numsub: Callable[[bytes], int] = lambda channel: 0
         self.lost: Callable[[bytes, Value, int | None], None] = lambda key, value, end_ms: None
         """Called for a key that is deleted, or that expired at ``end_ms``."""
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Delete all data."""
         self.data.clear()
         self.ends.clear()
         self.oom = self.read_only = self.silent = False
 
     def snapshot(self) -> tuple[dict[bytes, Value], dict[bytes, int]]:
-        """The data as they are now."""
+        """Return a copy of the data."""
         kept = {
             key: value.copy() if isinstance(value, SortedSet) else value
             for key, value in self.data.items()
@@ -119,15 +122,15 @@ class Store:
         return kept, dict(self.ends)
 
     def restore(self, kept: tuple[dict[bytes, Value], dict[bytes, int]]) -> None:
-        """Put a snapshot back; it is used up."""
+        """Replace the data by a snapshot, which must not be used again."""
         self.data, self.ends = kept
 
     def call(self, *words: bytes | int | float) -> Reply:
-        """What ``redis.call`` does: run one command."""
+        """Run one command, as ``redis.call`` does."""
         command = COMMANDS.get(words[0])  # type: ignore[arg-type]  # a name is never a number
         if command is None:
             raise NotBuilt(f"the simulated server has no command {words[0]!r}")
-        # As the real one: only what comes before the first write of a script can be refused.
+        # As in the real server, only commands before the first write of a script can be refused.
         if command.writes:
             if self.read_only:
                 raise Refused(READ_ONLY)
@@ -137,12 +140,12 @@ class Store:
         return command.run(self, *map(_text, words[1:]))
 
     def expire(self) -> None:
-        """Drop what has ended."""
+        """Delete all keys that have expired."""
         for key in list(self.ends):
             self.find(key)
 
     def find(self, key: bytes) -> Value:
-        """What is at a key now; None: nothing, or it has ended."""
+        """Return the value at a key; None if there is none, or it has expired."""
         end_ms = self.ends.get(key)
         if end_ms is not None and self.now_us // 1000 > end_ms:
             del self.ends[key]
@@ -163,7 +166,7 @@ class Store:
         return value
 
     def delete(self, key: bytes) -> None:
-        """Take a key away."""
+        """Delete a key."""
         self.ends.pop(key, None)
         self.lost(key, self.data.pop(key), None)
 
@@ -201,7 +204,7 @@ class Store:
 
     @_command("GETRANGE")
     def _getrange(self, key: bytes, start: bytes, end: bytes) -> Reply:
-        """For what is written here: not from the end."""
+        """Return a part; offsets from the end are not supported."""
         return (self._string(key) or b"")[_integer(start) : _integer(end) + 1]
 
     @_command("DEL", writes=True)

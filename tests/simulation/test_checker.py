@@ -14,16 +14,20 @@ from tests.simulation import checker
 from tests.simulation.checker import Event, Limits, check
 
 
-def turn(id: str, asked: float, got: float, over: float, fence: int, **more: Any) -> list[Event]:
-    """A whole turn: asks, has it, lets go at ``over``, and is told that it released."""
-    who = {"lock": "a", "who": more.get("who", f"process of {id}"), "id": id}
-    events = [Event(asked, "ask", wait_s=more.get("wait_s"), **who)]
+def turn(
+    id: str, requested_at: float, got: float, over: float, fence: int, **more: Any
+) -> list[Event]:
+    """Make the events of an acquisition that has the lock from ``got`` to ``over``."""
+    process = {"lock": "a", "process": more.get("process", f"process of {id}"), "id": id}
+    events = [Event(requested_at, "acquire", wait_s=more.get("wait_s"), **process)]
     if "queued" in more:
-        events.append(Event(more["queued"], "queued", **who))
-    events.append(Event(got, "got", fence=fence, until=more.get("until", got + 100), **who))
+        events.append(Event(more["queued"], "queued", **process))
+    events.append(Event(got, "got", fence=fence, until=more.get("until", got + 100), **process))
     if "outcome" not in more or more["outcome"]:
-        events.append(Event(over, "let_go", **who))
-        events.append(Event(over + 0.001, "released", what=more.get("outcome", "released"), **who))
+        events.append(Event(over, "let_go", **process))
+        events.append(
+            Event(over + 0.001, "released", what=more.get("outcome", "released"), **process)
+        )
     return events
 
 
@@ -36,13 +40,13 @@ GOOD = turn("x", 0, 1, 5, 10) + turn("y", 2, 5.002, 7, 11, queued=2.1) + END
 
 
 def rules(*parts: Iterable[Event]) -> set[str]:
-    """Which rules a history breaks."""
+    """Return the rules that a history breaks."""
     events = [event for part in parts for event in part]
     return {violation.rule for violation in check(events).violations}
 
 
 def test_a_good_history_breaks_nothing() -> None:
-    """One after the other, in turn, with growing fences."""
+    """A history with one holder at a time, in turn, with increasing fences, breaks no rule."""
     assert rules(GOOD) == set()
 
 
@@ -60,7 +64,7 @@ def test_a_good_history_breaks_nothing() -> None:
             + turn("z", 2, 5.1, 8, 11, queued=2.1),
         ),
         ("prompt", turn("x", 0, 1, 5, 10) + turn("y", 2, 5.5, 7, 11, queued=2.1)),
-        ("ends", [Event(0.0, "ask", "a", "p", "x")]),
+        ("ends", [Event(0.0, "acquire", "a", "p", "x")]),
         ("release", turn("x", 0, 1, 5, 10, outcome="lost")),
         (
             "release",
@@ -70,14 +74,14 @@ def test_a_good_history_breaks_nothing() -> None:
         (
             "ends",
             [
-                Event(0.0, "ask", "a", "p", "x", wait_s=2.0),
+                Event(0.0, "acquire", "a", "p", "x", wait_s=2.0),
                 Event(1.0, "gave_up", "a", "p", "x", what="timeout"),
             ],
         ),
         (
             "ends",
             [
-                Event(0.0, "ask", "a", "p", "x", wait_s=2.0),
+                Event(0.0, "acquire", "a", "p", "x", wait_s=2.0),
                 Event(2.5, "gave_up", "a", "p", "x", what="timeout"),
             ],
         ),
@@ -100,13 +104,13 @@ def test_a_good_history_breaks_nothing() -> None:
     ],
 )
 def test_a_broken_rule_is_named(rule: str, events: list[Event]) -> None:
-    """Each rule, broken once."""
+    """A history that breaks a rule is reported by the name of that rule."""
     assert rule in rules(events, END)
 
 
 @pytest.mark.parametrize("what", ["failover", "data_loss", "clock_forward"])
 def test_two_holders_are_attributed_to_their_cause(what: str) -> None:
-    """Where it is possible by nature, the overlap is counted and no violation."""
+    """An overlap that its cause makes possible is counted, and is no violation."""
     events = turn("x", 0, 1, 5, 10) + turn("y", 3, 4, 7, 11) + cause(what, 2, 2) + END
     verdict = check(events)
     assert verdict.violations == []
@@ -115,46 +119,48 @@ def test_two_holders_are_attributed_to_their_cause(what: str) -> None:
 
 @pytest.mark.parametrize("what", ["restart", "pause", "cut", "oom", "clock_back", "crash"])
 def test_other_causes_excuse_no_overlap(what: str) -> None:
-    """Nothing else makes two holders."""
+    """Causes that cannot make two holders excuse no overlap."""
     events = turn("x", 0, 1, 5, 10) + turn("y", 3, 4, 7, 11)
     assert "overlap" in rules(events, cause(what, 2, 2), END)
 
 
 def test_a_cause_after_or_before_does_not_excuse() -> None:
-    """Only what happened while the first had the lock, and before the second got it."""
+    """A cause before the first holder or after the second one excuses no overlap."""
     events = turn("x", 1, 1.5, 5, 10) + turn("y", 3, 4, 7, 11)
     assert "overlap" in rules(events, cause("failover", 0.5, 0.9), END)
     assert "overlap" in rules(events, cause("failover", 4.5, 4.5), END)
 
 
-def test_who_was_cut_off_loses_its_turn_and_others_do_not() -> None:
-    """A cause with a process excuses what befell that process."""
-    first = turn("y", 1, 8, 9, 12, queued=1.1, who="p")
+def test_only_the_process_that_was_cut_off_may_lose_its_turn() -> None:
+    """A cause of one process excuses a lost turn of that process only."""
+    first = turn("y", 1, 8, 9, 12, queued=1.1, process="p")
     others = turn("x", 0, 1, 5, 10) + turn("z", 2, 5.1, 8, 11, queued=2.1)
-    assert "fifo" in rules(first, others, cause("cut", 3, 4, who="q"), END)
-    assert "fifo" not in rules(first, others, cause("cut", 3, 4, who="p"), END)
+    assert "fifo" in rules(first, others, cause("cut", 3, 4, process="q"), END)
+    assert "fifo" not in rules(first, others, cause("cut", 3, 4, process="p"), END)
 
 
-def test_who_had_the_lock_first_may_hear_of_it_last() -> None:
-    """A release is judged by the fences: a greater one came later, whatever was heard."""
-    deaf = turn("x", 0, 3, 99, 10, outcome="", until=4) + cause("data_loss", 1, 1)
-    assert rules(deaf, turn("y", 1, 1.5, 3.5, 11), END) == set()
+def test_the_first_holder_may_learn_of_its_lease_last() -> None:
+    """A release is judged by the fences, which show the order of the holders."""
+    first = turn("x", 0, 3, 99, 10, outcome="", until=4) + cause("data_loss", 1, 1)
+    assert rules(first, turn("y", 1, 1.5, 3.5, 11), END) == set()
     assert "release" in rules(turn("x", 0, 3, 99, 12, outcome=""), turn("y", 1, 1.5, 3.5, 11), END)
 
 
 @pytest.mark.parametrize(("got", "clean"), [(34, True), (37, False)])
 def test_a_lease_that_began_late_ends_late(got: float, clean: bool) -> None:
-    """What the holder sent may have been under way for a while; but not for longer than it says."""
+    """A lease may begin later than its request by the time that a request may be under way."""
     dead = turn("x", 0, 1, 99, 10, outcome="", until=30)
     waits = turn("y", 2, got, 50, 11, queued=2.1)
-    own, another = (cause("cut", 0, 0.5, who=who) for who in ("process of x", "another"))
+    own, another = (
+        cause("cut", 0, 0.5, process=process) for process in ("process of x", "another")
+    )
     assert ("prompt" not in rules(dead, waits, own, END)) == clean
     assert "prompt" in rules(dead, waits, another, END)
 
 
 @pytest.mark.parametrize(("outcome", "clean"), [("passed", True), ("released", False)])
-def test_a_lease_that_nobody_adopts_ends_by_itself(outcome: str, clean: bool) -> None:
-    """Then the lock is free, and whoever comes may have it."""
+def test_a_lease_that_is_never_adopted_expires(outcome: str, clean: bool) -> None:
+    """After a lease in trust has expired, any caller may take the lock before the waiters."""
     first = turn("x", 0, 1, 2, 10, outcome=outcome, until=6)
     waits = turn("y", 5, 8, 9, 12, queued=6.01)
     newcomer = turn("z", 6.02, 6.03, 7.99, 11)
@@ -162,7 +168,7 @@ def test_a_lease_that_nobody_adopts_ends_by_itself(outcome: str, clean: bool) ->
 
 
 def test_a_fence_may_repeat_only_after_the_clock_stepped_back_and_the_lock_was_forgotten() -> None:
-    """Both are needed."""
+    """A repeated fence is excused only if the clock stepped back and the lock was forgotten."""
     events = turn("x", 0, 1, 5, 10) + turn("y", 20, 21, 22, 9)
     back, forgot = cause("clock_back", 6, 6), cause("forgot", 10, 10, lock="a")
     assert "fence" in rules(events, back, END)
@@ -174,7 +180,7 @@ def test_a_fence_may_repeat_only_after_the_clock_stepped_back_and_the_lock_was_f
 def test_a_write_that_took_a_while_may_have_been_made_at_any_moment_of_it(
     until: float, clean: bool
 ) -> None:
-    """Of two writes at the same time either may have come first; else their order is known."""
+    """Of two writes at the same time either may have come first."""
     events = turn("x", 0, 1, 4, 10) + turn("y", 4, 5, 7, 11)
     events += [
         Event(5.5, "wrote", "a", "q", "y", what="accepted", fence=11, until=until),
@@ -184,7 +190,7 @@ def test_a_write_that_took_a_while_may_have_been_made_at_any_moment_of_it(
 
 
 def test_a_write_is_refused_rightly_when_the_lease_ended_before_the_answer() -> None:
-    """It stood still on its way."""
+    """A refused write is no violation if the lease may have ended before the answer."""
     lease = turn("x", 0, 1, 99, 10, outcome="", until=3) + turn("y", 0, 3.5, 7, 11)
     refused = Event(2.0, "wrote", "a", "p", "x", what="refused", fence=10, until=4.0)
     assert rules(lease, [refused], END) == set()
@@ -193,18 +199,18 @@ def test_a_write_is_refused_rightly_when_the_lease_ended_before_the_answer() -> 
 
 
 def test_lines_are_read_as_they_were_written(tmp_path: Any) -> None:
-    """An event survives its line of JSON; the program reads files of them."""
+    """An event survives its line of JSON, and the program reads files of lines."""
     path = tmp_path / "history"
     path.write_text("\n".join(event.line() for event in GOOD))
     assert list(checker.read(path.read_text().splitlines())) == GOOD
-    assert json.loads(GOOD[0].line())["kind"] == "ask"
+    assert json.loads(GOOD[0].line())["kind"] == "acquire"
     assert checker.main([str(path)]) == 0
     bad = turn("x", 0, 1, 5, 10) + turn("y", 2, 4, 7, 11)
     path.write_text("\n".join(event.line() for event in bad))
     assert checker.main([str(path)]) == 1
 
 
-def test_it_takes_as_long_as_sorting() -> None:
+def test_the_checker_takes_as_long_as_sorting() -> None:
     """Eight times the events take far less than sixty-four times as long."""
 
     def took_s(count: int) -> float:

@@ -1,4 +1,4 @@
-"""The simulator: the shipped Lua and the shipped protocol under thousands of drawn misfortunes."""
+"""The simulator: the shipped Lua and the shipped protocol under thousands of drawn faults."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.support.servers import TIER
 SEEDS = 5000 if TIER == "all" else 1000
 
 
-def said(result: Result) -> str:
-    """What is wrong, and how to see it."""
+def explain(result: Result) -> str:
+    """Return the first violation of each failing seed, and how to replay it."""
     return "\n".join(
         f"python -m tests.simulation --seed {seed}\n    {violations[0]}"
         for seed, violations in result.failing
     )
 
 
-def test_no_seed_finds_anything() -> None:
-    """Thousands of seeds, on all cores: no rule is broken, and every kind of fault was met."""
+def test_no_seed_finds_a_violation() -> None:
+    """Thousands of seeds break no rule, and meet every kind of fault."""
     total = Result()
     for part in run_many(0, SEEDS, os.cpu_count() or 1):
         total.add(part)
-    assert not total.failing, said(total)
+    assert not total.failing, explain(total)
     assert not total.probed, total.probed[0]
     assert total.seeds == SEEDS
     assert min(total.faults.values()) > SEEDS / 50, total.faults
@@ -48,14 +48,14 @@ def test_no_seed_finds_anything() -> None:
 
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
-def test_seeds_that_found_something(seed: int) -> None:
-    """What was found once is not there any more."""
+def test_seeds_that_have_found_a_bug(seed: int) -> None:
+    """A seed that has found a bug does not find it any more."""
     result = play(seed, Server())
-    assert not result.failing, (REGRESSIONS[seed], said(result))
+    assert not result.failing, (REGRESSIONS[seed], explain(result))
 
 
 def test_a_seed_is_the_same_run_each_time() -> None:
-    """Whatever ran before on the same server: the same events at the same times."""
+    """A seed gives the same events at the same times, whatever ran before on the same server."""
     server = Server()
     first = [play(seed, server, trace=True).trace for seed in range(30)]
     again = [play(seed, Server(), trace=True).trace for seed in reversed(range(30))]
@@ -65,7 +65,7 @@ def test_a_seed_is_the_same_run_each_time() -> None:
 
 @pytest.mark.parametrize("name", planted.PLANTED)
 def test_a_planted_bug_is_found(name: str) -> None:
-    """Each bug of a script is found within 1,000 seeds, by the rule that it breaks."""
+    """Each planted bug of a script is found within 1,000 seeds."""
     found = planted.find(name, 1000)
     assert found is not None
 
@@ -73,8 +73,7 @@ def test_a_planted_bug_is_found(name: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", planted.DRIVER)
 def test_a_planted_bug_of_a_driver_is_found(name: str) -> None:
-    """A driver that believes a reply without its proof is given a held lock within 1,000 seeds; one
-    that misses a torn write, a fork or a silence breaks the rule for that."""
+    """Each planted bug of a driver breaks its rule within 1,000 seeds."""
     found = planted.find(name, 1000)
     assert found is not None
 
@@ -85,14 +84,13 @@ def test_a_planted_bug_of_a_driver_is_found(name: str) -> None:
     ids=lambda one: one.what,
 )
 def test_a_forgotten_copy_is_found(mutant: mutants.Mutant) -> None:
-    """A request that was sent on two connections leaves a copy, which may arrive at any time: each
-    place where the protocol reckons with it is needed."""
+    """Each line of the protocol that allows for a late copy of a request is needed."""
     if not mutants.reason(mutant):
         assert mutants.kill(mutant, 500, has_silence)
 
 
 def test_a_failing_seed_shows_itself() -> None:
-    """The trace of a failing seed tells what happened, and what was wrong, in its order."""
+    """The trace of a failing seed shows its events and its violations in order."""
     server = Server()
     server.sources = planted.sources(planted.PLANTED["no owner check in release"])
     seed, _ = planted.find("no owner check in release") or (0, "")
@@ -101,7 +99,7 @@ def test_a_failing_seed_shows_itself() -> None:
     assert failed[0] == seed
     text = "\n".join(result.trace)
     assert "server release(" in text
-    assert "ASK" in text
+    assert "ACQUIRE" in text
     assert "!!!" in text
 
 
@@ -110,14 +108,14 @@ def test_the_command_replays_a_seed() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ASK" in done.stdout
+    assert "ACQUIRE" in done.stdout
     assert "0 failing" in done.stdout
 
 
 @pytest.mark.full
 def test_probes_notice_every_guard_of_the_scripts() -> None:
-    """Each ``if`` and each write of the Lua is removed, one at a time, and some probe notices; but
-    for those few that make no difference, each of which has a reason."""
+    """A probe notices the removal of each ``if`` and each write of the Lua, except where a reason
+    says that it makes no difference."""
     scripts = [one for one in mutants.every() if one.file.endswith(".lua")]
     assert len(scripts) > 250
     unseen = [one for one in scripts if not mutants.probe(one)]
@@ -126,9 +124,11 @@ def test_probes_notice_every_guard_of_the_scripts() -> None:
 
 @pytest.mark.full
 def test_seeds_notice_steps_of_the_protocol() -> None:
-    """One step of the protocol in four is removed, and a seed notices (all of them, by ``python -m
-    tests.simulation mutants``). Which ones is decided by what they are, so that one step more does
-    not choose others in all."""
+    """A seed notices the removal of each of a quarter of the protocol's steps.
+
+    ``python -m tests.simulation mutants`` tries all. The texts of the steps choose the quarter, so
+    that a new step does not change the choice of the others.
+    """
     every = [*mutants.protocol_mutants()]
     some = [one for one in every if crc32(one.what.encode()) % 4 == 0]
     some = [one for one in some if not mutants.reason(one)]

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from lualock._transport import codec
-from tests.simulation.probes import ALL, CHANNEL, NOBODY_HEARS, Words, random_call
+from tests.simulation.probes import ALL, CHANNEL, NO_RECEIVER, Words, random_call
 from tests.simulation.scripting import Interpreter
 from tests.simulation.store import COMMANDS, Refused, SortedSet, Store
 from tests.support.proving import proof_of
@@ -213,7 +213,7 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
         tickets=[
             b"%022d%d %b who" % (number, TTL_MS, channel)
             for number in range(4)
-            for channel in (CHANNEL, NOBODY_HEARS)
+            for channel in (CHANNEL, NO_RECEIVER)
         ],
         fences=(b"9" * 16, b"0" * 16),  # the true ones differ by microseconds
         deadlines=(b"9" * 16, b"9" * 16, b"9" * 16, b"0" * 16),

@@ -1,4 +1,4 @@
-"""What a process writes down of what it does. It may be killed at any moment."""
+"""The event log of a process that may be killed at any moment."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.simulation.checker import Event, read
 SUFFIX = ".jsonl"
 
 
-class Diary:
+class EventLog:
     """The events of one process, in a file of its own.
 
-    Each is one write to the end of the file, so it is there whole or not at all, and whoever writes
-    it need not be alive when it is read.
+    Each event is one write to the end of the file, so it is there whole or not at all, and the
+    process need not be alive when the file is read.
     """
 
-    def __init__(self, folder: Path, who: str) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._file = os.open(folder / (who + SUFFIX), flags, 0o600)
-        self.who = who
+        self._file = os.open(folder / (name + SUFFIX), flags, 0o600)
+        self.name = name
 
-    def tell(self, kind: str, t: float | None = None, **fields: Any) -> None:
-        """Write down what happened, at ``t`` (default: now)."""
+    def record(self, kind: str, t: float | None = None, **fields: Any) -> None:
+        """Record an event at ``t`` (default: now)."""
         event = Event(now() if t is None else t, kind, **fields)
         os.write(self._file, event.line().encode() + b"\n")
 
@@ -35,7 +35,7 @@ class Diary:
 
 
 def read_all(folder: Path) -> Iterator[Event]:
-    """The events of all diaries."""
+    """Read the events of all logs."""
     for path in sorted(folder.glob("*" + SUFFIX)):
         with path.open() as file:
             yield from read(file)

@@ -1,8 +1,7 @@
-"""A third shell, beside ``lualock/_sync.py`` and ``lualock/aio.py``: locks whose methods are steps.
+"""A third API, beside ``lualock/_sync`` and ``lualock/aio``: the methods of its locks are steps.
 
-With it the shipped order of events of jobs (``lualock/jobs``: enqueue, run, acquire, finish,
-the policies) runs in the simulator as it is, and all that it does to locks and reservations is
-written down.
+With it the shipped actions of jobs (``lualock/jobs``: enqueue, run, acquire, finish, the policies)
+run in the simulator unchanged, and all that they do to locks and reservations is recorded.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from tests.simulation.clients import Client, Holding, Renewal, Turn
 from tests.simulation.network import Process, clean
 from tests.simulation.orphans import name_at
 
-PLACE = verbs.reservation_key(b"")
+RESERVATION = verbs.reservation_key(b"")
 
 
 def carry_out(actions: Actions[T]) -> Steps[T]:
-    """Carry an order of events out: what ``lualock.jobs.actions.drive`` is to threads."""
+    """Carry actions out, as ``lualock.jobs.actions.drive`` does in threads."""
     context = copy_context()  # as each thread and each task has its own
     try:
         action = context.run(next, actions)
@@ -54,63 +53,65 @@ def carry_out(actions: Actions[T]) -> Steps[T]:
 
 
 def verb_of(steps: Any) -> str:
-    """Which generator it is."""
+    """Return the name of the verb whose generator this is."""
     return str(steps.__name__)
 
 
 class Actor(Client):
-    """Who does something with jobs: a producer, a worker."""
+    """A client that handles jobs: a producer or a worker."""
 
     def __init__(self, process: Process, name: str, renewal: Renewal, locks: list[clients.Lock]):
         super().__init__(process, name, renewal)
         self.locks = Locks(self)
         self.resources = {lock.key: lock for lock in locks}
-        self.job = ""  # the id of the one in hand
+        self.job = ""  # the id of the job in hand
         self.lease: Lease | None = None
         self.careful = True
-        self.alone = False  # whether what it reserves is to be refused also while one runs
+        self.alone = False  # whether a running job also refuses its reservation
         self.pid = int(process.name[1:])
 
-    def fresh(self) -> str:
-        """An id that nobody had before."""
+    def new_id(self) -> str:
+        """Return a new id."""
         self._count += 1
         return f"{self.name}-{self._count}"
 
     def note(self, kind: str, key: bytes, **fields: Any) -> None:
-        """Write down what is done with the job in hand, and its place beside this lock."""
-        where = {"lock": name_at(key), "who": self.process.name, "id": self.job}
+        """Record an event of the job in hand, at a lock or its reservation."""
+        where = {"lock": name_at(key), "process": self.process.name, "id": self.job}
         self.world.record(kind, **where, **fields)
 
-    def asks(self, token: bytes) -> None:
-        """A token is used."""
-        self.world.asked[token] = self.process.name, self.world.t
+    def uses(self, token: bytes) -> None:
+        """Note that this process uses a token."""
+        self.world.requested_by[token] = self.process.name, self.world.t
 
     def until(self, deadline: float) -> float:
-        """A time of this process on the common clock."""
+        """Return a local time of this process on the common clock."""
         return deadline - self.process.offset_s
 
-    def at_place(
-        self, verb: str, ask: AcquireRequest, steps: Steps[Any], *, waits: bool
+    def at_reservation(
+        self, verb: str, request: AcquireRequest, steps: Steps[Any], *, waits: bool
     ) -> Steps[Any]:
-        """Do something to the place of the job in hand, and write down what is certain then.
-        ``waits``: it takes it to wait for the lock there, and who is refused it is dropped."""
-        since, key = self.world.t, ask.key
-        self.asks(ask.token)
+        """Carry out a verb at the reservation of the job in hand, and record the result.
+
+        ``waits``: the job takes the reservation to wait for its lock, and is dropped if refused.
+        """
+        since, key = self.world.t, request.key
+        self.uses(request.token)
         if verb == "release":
-            self.note("taking", key)
+            self.note("freeing", key)
             with suppress(LeaseLost):
                 yield from steps
-            self.note("untaken", key, what="gone")
+            self.note("freed", key, what="gone")
             return None
         if verb == "take":
             self.note("reserve", key)
         else:
-            told = getgeneratorlocals(steps)
-            self.note("keeping", key, until=since + told["ttl_ms"] / 1000)
+            variables = getgeneratorlocals(steps)
+            self.note("keeping", key, until=since + variables["ttl_ms"] / 1000)
         try:
             found = yield from steps
         except LeaseLost:
-            self.note("unplaced", key, since=since)
+            self.note("not_reserved", key, since=since)
             raise
         except verbs.AlreadyHeld as other:
             self.note("answered", key)
@@ -121,51 +122,55 @@ class Actor(Client):
             self.note("answered", key)
         until = self.until(found if verb == "extend" else found.deadline)
         what = "alone" if verb == "take" and self.alone else ""
-        self.note("placed", key, since=since, until=until, what=what)
+        self.note("reserved", key, since=since, until=until, what=what)
         return found
 
-    def keeps(self, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[LeaseState]:
-        """The lock goes over to the job's token, for its retry."""
+    def keep_for_retry(
+        self, request: AcquireRequest, steps: Steps[LeaseState]
+    ) -> Steps[LeaseState]:
+        """Pass the lock on to the job's token, for its retry."""
         lease = self.lease
-        self.asks(ask.token)
+        self.uses(request.token)
         if lease is None or lease.over:
             return (yield from steps)
         lease.begin_end()
         self.world.kept.add(self.job)
         outcome = "unknown"
         try:
-            grant = yield from steps
+            state = yield from steps
             outcome = "passed"
-            return grant
+            return state
         except LeaseLost:
             outcome = "lost"
             raise
         finally:
             lease.end(outcome)
 
-    def acquires(self, lock: Lock, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[Lease]:
+    def take_lock(
+        self, lock: Lock, request: AcquireRequest, steps: Steps[LeaseState]
+    ) -> Steps[Lease]:
         """Take the lock of a run."""
-        world, process, key = self.world, self.process, ask.key
+        world, process, key = self.world, self.process, request.key
         starts = verb_of(steps) == "take"
         wait_s = 0 if starts else getgeneratorlocals(steps)["wait_s"]
-        ident = ask.token.decode().rstrip("_")
-        who = {"lock": name_at(key), "who": process.name, "id": ident}
+        ident = request.token.decode().rstrip("_")
+        identity = {"lock": name_at(key), "process": process.name, "id": ident}
         what = "adopt" if starts and self.job in world.kept else ""
-        world.record("ask", wait_s=wait_s, what=what, other=self.job, **who)
-        self.asks(ask.token)
-        place, lost = verbs.reservation_key(key), process.lost_replies
+        world.record("acquire", wait_s=wait_s, what=what, other=self.job, **identity)
+        self.uses(request.token)
+        reservation, lost = verbs.reservation_key(key), process.lost_replies
         if starts:
-            self.note("taking", place)
+            self.note("freeing", reservation)
         why, stays = "unavailable", False
-        self.waits = who
+        self.waits = identity
         try:
-            grant = yield from steps
+            state = yield from steps
             why = ""
         except (NotAcquired, KeyConflict) as refused:
             stays = True
             why = "timeout" if not isinstance(refused, KeyConflict) else "conflict"
             if why == "conflict" and not world.faults["overwrite"]:
-                world.wrong("conflict", f"{ident} was told of a conflict, and there is none")
+                world.wrong("conflict", f"{ident} got a KeyConflict without a conflict")
             raise
         except LockUnavailable as error:
             stays = not error.outcome_unknown
@@ -178,37 +183,37 @@ class Actor(Client):
         finally:
             self.waits = {}
             if not process.dead:
-                process.ear.forget(ask.token)
+                process.subscriber.forget(request.token)
                 if why:
-                    world.record("gave_up", what=why, **who)
-                    world.disowned[ask.token] = world.ended[ask.token] = world.now
+                    world.record("gave_up", what=why, **identity)
+                    world.disowned[request.token] = world.ended[request.token] = world.now
                 if starts and (not why or (stays and process.lost_replies == lost)):
-                    self.note("untaken", place, what="stays" if why else "gone")
-        return self._has(lock, ask, grant, who)
+                    self.note("freed", reservation, what="stays" if why else "gone")
+        return self._hold_lease(lock, request, state, identity)
 
-    def _has(
-        self, lock: Lock, ask: AcquireRequest, grant: LeaseState, who: dict[str, str]
+    def _hold_lease(
+        self, lock: Lock, request: AcquireRequest, state: LeaseState, identity: dict[str, str]
     ) -> Lease:
         world = self.world
-        lock._crowded = grant.waited
-        world.known.add(ask.token)
-        care = lock._options
-        watch = self.renewal if care.needed else None
-        lease = Lease(ask, grant, self.locks._driver, watch, care)
+        lock._crowded = state.waited
+        world.known.add(request.token)
+        lease_options = lock._options
+        renewer = self.renewal if lease_options.needed else None
+        lease = Lease(request, state, self.locks._driver, renewer, lease_options)
         turn = Turn(
-            *(self.resources[ask.key], 0.0, None, ask.ttl_ms, 0.0, 0),
-            *(care.renew, self.careful, "release"),
+            *(self.resources[request.key], 0.0, None, request.ttl_ms, 0.0, 0),
+            *(lease_options.renew, self.careful, "release"),
         )
-        lease.holding = holding = Holding(self, turn, ask, lease, who)
+        lease.holding = holding = Holding(self, turn, request, lease, identity)
         lease.over = False
-        world.record("got", fence=grant.fence, until=holding.until(), **who)
-        world.server.check_deadline(ask.key, ask.token, holding.until())
+        world.record("got", fence=state.fence, until=holding.until(), **identity)
+        world.server.check_deadline(request.key, request.token, holding.until())
         self.lease = lease
         return lease
 
 
 class Driver:
-    """What hands a protocol on to whoever carries the order of events out."""
+    """Passes a protocol on to the caller that carries the actions out."""
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
@@ -216,17 +221,19 @@ class Driver:
         self.server_clock = actor.process.server_clock
 
     def run(self, steps: Steps[Any]) -> Steps[Any]:
-        """The steps, which write down what they do."""
-        told, verb = getgeneratorlocals(steps), verb_of(steps)
-        ask: AcquireRequest | None = told.get("request")
-        if ask is not None and ask.key.endswith(PLACE):
-            return self._actor.at_place(verb, ask, steps, waits=False)
-        if "lease" in told:
-            return self._actor.keeps(getgeneratorlocals(told["steps"])["request"], steps)
+        """Return the steps, which then record what they do."""
+        variables, verb = getgeneratorlocals(steps), verb_of(steps)
+        request: AcquireRequest | None = variables.get("request")
+        if request is not None and request.key.endswith(RESERVATION):
+            return self._actor.at_reservation(verb, request, steps, waits=False)
+        if "lease" in variables:
+            return self._actor.keep_for_retry(
+                getgeneratorlocals(variables["steps"])["request"], steps
+            )
         return steps
 
     def resubscribe(self) -> None:
-        """See the drivers."""
+        """Connect again: see the drivers."""
         self._actor.process.resubscribe()
 
     def later(self, step: protocol.CleanupLater) -> None:
@@ -234,21 +241,21 @@ class Driver:
         self._actor.process.later(step)
 
     def cleanup_in_background(self, call: protocol.RunScript) -> None:
-        """Give back what nobody has in hand any more."""
+        """Release what no caller has any more."""
         lease = self._actor.lease
         if lease is not None and not lease.over and call.parts[0] == lease._request.key:
             lease.begin_end()
         self._actor.process.start(self._abandon(call, self._actor.job))
 
     def _abandon(self, call: protocol.RunScript, job: str) -> Steps[None]:
-        """``job``: it may have another in hand by the time that this is done."""
-        actor, at_place = self._actor, call.parts[0].endswith(PLACE)
-        where = {"lock": name_at(call.parts[0]), "who": actor.process.name, "id": job}
-        if at_place:
-            actor.world.record("taking", **where)
+        """Make the call, for ``job``: the actor may have another one in hand by then."""
+        actor, at_reservation = self._actor, call.parts[0].endswith(RESERVATION)
+        where = {"lock": name_at(call.parts[0]), "process": actor.process.name, "id": job}
+        if at_reservation:
+            actor.world.record("freeing", **where)
         yield from clean(actor.process, replace(call))
-        if at_place:
-            actor.world.record("untaken", what="gone", **where)
+        if at_reservation:
+            actor.world.record("freed", what="gone", **where)
 
 
 class Lease(LeaseBase):
@@ -259,15 +266,15 @@ class Lease(LeaseBase):
     over: bool
 
     def begin_end(self) -> None:
-        """From now on it claims nothing."""
+        """Note that from now on it does not rely on its lock."""
         self.over = True
         self.holding.let_go()
         self.holding.drop()
 
     def end(self, outcome: str) -> None:
-        """It is over."""
+        """Record the result of the release."""
         if not self.holding.process.dead:
-            self.holding.world.record("released", what=outcome, **self.holding.who)
+            self.holding.world.record("released", what=outcome, **self.holding.identity)
 
     def release(self) -> Steps[None]:
         """See :class:`lualock.Lease`."""
@@ -287,14 +294,14 @@ class Lease(LeaseBase):
 
 
 class _Blocks(Blocks):
-    """All actors share a thread, so a thread says nothing about which of them is inside a lock."""
+    """All actors share a thread, so a thread does not identify the actor inside a block."""
 
     def refuse_own_wait(self, key: bytes, task: Any = None) -> None:
         """Refuse nothing."""
 
 
 class Lock(LockBase):
-    """A wish for a lock."""
+    """A reusable lock object."""
 
     __slots__ = ()
     _locks: Locks
@@ -306,25 +313,25 @@ class Lock(LockBase):
 
     def _request(self) -> AcquireRequest:
         actor = self._locks.actor
-        about = options.process_holder(actor.pid) + self._holder_info.metadata
-        token = actor.fresh().ljust(22, "_").encode()
+        holder_info = options.process_holder(actor.pid) + self._holder_info.metadata
+        token = actor.new_id().ljust(22, "_").encode()
         return AcquireRequest(
-            *(self._name, self._key, self._queue, token, self._ttl_ms, about),
+            *(self._name, self._key, self._queue, token, self._ttl_ms, holder_info),
             *(self._priority_base, self._max_waiters, self._fair, self._crowded),
         )
 
     def acquire(self, timeout: float | None = None) -> Steps[Lease]:
         """See :class:`lualock.Lock`."""
-        ask, server = self._request(), self._locks._driver.server_clock
-        return self._hold(ask, protocol.acquire(ask, server, options.wait_s(timeout)))
+        request, server = self._request(), self._locks._driver.server_clock
+        return self._hold(request, protocol.acquire(request, server, options.wait_s(timeout)))
 
-    def _hold(self, ask: AcquireRequest, steps: Steps[LeaseState]) -> Steps[Lease]:
+    def _hold(self, request: AcquireRequest, steps: Steps[LeaseState]) -> Steps[Lease]:
         actor = self._locks.actor
-        if not ask.key.endswith(PLACE):
-            return (yield from actor.acquires(self, ask, steps))
-        grant = yield from actor.at_place("take", ask, steps, waits=True)
-        watch = actor.renewal if self._options.needed else None
-        return Lease(ask, grant, self._locks._driver, watch, self._options)
+        if not request.key.endswith(RESERVATION):
+            return (yield from actor.take_lock(self, request, steps))
+        state = yield from actor.at_reservation("take", request, steps, waits=True)
+        renewer = actor.renewal if self._options.needed else None
+        return Lease(request, state, self._locks._driver, renewer, self._options)
 
     def inspect(self) -> Steps[LockInfo]:
         """See :class:`lualock.Lock`."""
@@ -332,7 +339,7 @@ class Lock(LockBase):
 
 
 class Locks:
-    """The locks of a server, for one who does something with jobs."""
+    """The locks of a server, for one actor."""
 
     def __init__(self, actor: Actor, ttl: float = 3.0) -> None:
         self.actor = actor

@@ -1,5 +1,5 @@
-"""Thousands of acquisitions in several processes, threads and tasks, while the server is
-sabotaged: one holder at a time, fences in order, and everybody finishes."""
+"""Thousands of acquisitions in several processes, threads and tasks, while the server has faults:
+one holder at a time, fences in order, and each worker finishes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TURNS = 200  # a worker, at least
 
 
 @dataclass
-class Saboteur:
-    """Does something to the server every now and then until it is told to stop."""
+class FaultInjector:
+    """Injects faults into the server until its event ``stop`` is set."""
 
     server: Server
     client: Any
@@ -39,7 +39,7 @@ class Saboteur:
     acts: list[float] = field(default_factory=list)  # when
 
     def every(self, seconds: float, *acts: Callable[[], Any]) -> None:
-        """Do these in turn."""
+        """Inject these faults in turn, one in so many seconds."""
         while True:
             for act in acts:
                 if self.stop.wait(seconds):
@@ -81,8 +81,8 @@ class Saboteur:
         self.every(0.5, act)
 
 
-def run_contenders(task: Task, saboteur: Saboteur, sabotage: Callable[[], None]) -> list[Turn]:
-    """Let all of them contend during the sabotage; returns their turns."""
+def run_contenders(task: Task, injector: FaultInjector, fault: Callable[[], None]) -> list[Turn]:
+    """Let the processes contend while faults are injected; return their turns."""
     processes = []
     try:
         for workers, asynchronous in PROCESSES:
@@ -106,20 +106,20 @@ def run_contenders(task: Task, saboteur: Saboteur, sabotage: Callable[[], None])
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        thread = threading.Thread(target=sabotage)
+        thread = threading.Thread(target=fault)
         thread.start()
         try:
             with ThreadPoolExecutor(len(processes)) as pool:
-                said = list(pool.map(lambda p: p.communicate("go\n", timeout=60), processes))
+                outputs = list(pool.map(lambda p: p.communicate("go\n", timeout=60), processes))
         finally:
-            saboteur.stop.set()
+            injector.stop.set()
             thread.join(10)
     finally:
         for process in processes:
             process.kill()
             process.communicate()
     turns: list[Turn] = []
-    for process, (out, err) in zip(processes, said, strict=True):
+    for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, (process.args, err)
         assert "Traceback" not in err, err
         had, errors = json.loads(out)
@@ -129,7 +129,8 @@ def run_contenders(task: Task, saboteur: Saboteur, sabotage: Callable[[], None])
 
 
 def check_turns(turns: list[Turn], restarts: list[float]) -> None:
-    """One holder at a time but for restarts, which lose what the server knew; fences in order."""
+    """Check that there is one holder at a time, except after a restart without data, and that the
+    fences increase."""
 
     def restarted(since: float, until: float) -> bool:
         # A reply may have been on its way already when the server was killed.
@@ -137,9 +138,9 @@ def check_turns(turns: list[Turn], restarts: list[float]) -> None:
 
     for name in NAMES:
         had = sorted((turn for turn in turns if turn.name == name), key=lambda turn: turn.start)
-        last = had[0]  # who has it for longest so far
-        for before, turn in itertools.pairwise(had):
-            assert turn.fence > before.fence, f"a fence that did not grow: {before}, {turn}"
+        last = had[0]  # the one that has it for longest so far
+        for previous, turn in itertools.pairwise(had):
+            assert turn.fence > previous.fence, f"a fence that did not grow: {previous}, {turn}"
             if turn.start < last.end:
                 assert restarted(last.start, turn.start), f"two holders: {last}, {turn}"
             if turn.end > last.end:
@@ -151,7 +152,11 @@ def check_turns(turns: list[Turn], restarts: list[float]) -> None:
 
 CASES = [
     (FIRST, "flush_scripts", ()),
-    (FIRST, "pause_clients", ("--hz", "100")),  # how often it looks whether a pause is over
+    (
+        FIRST,
+        "pause_clients",
+        ("--hz", "100"),
+    ),  # how often the server checks whether a pause is over
     (FIRST, "kill_connections", ()),
     (FIRST, "stall", ("--enable-debug-command", "yes")),
     (FIRST, "crash", ()),
@@ -160,18 +165,18 @@ CASES = [
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "sabotage", "config"), CASES)
-def test_sabotage(name: str, sabotage: str, config: tuple[str, ...]) -> None:
-    """Whatever is done to the server meanwhile, no lock has two holders and nobody is stuck."""
+@pytest.mark.parametrize(("name", "fault", "config"), CASES)
+def test_injected_faults(name: str, fault: str, config: tuple[str, ...]) -> None:
+    """No fault of the server gives a lock two holders or leaves a worker stuck."""
     server = Server(name, BINARIES[name], config)
     try:
         with server.client() as client:
-            saboteur = Saboteur(server, client)
+            injector = FaultInjector(server, client)
             task = Task(f"{server.url}?socket_timeout=0.5", NAMES, TTL, TURNS, SECONDS, 0, False)
-            turns = run_contenders(task, saboteur, getattr(saboteur, sabotage))
+            turns = run_contenders(task, injector, getattr(injector, fault))
             assert len(turns) >= TURNS * 10 * 0.9
-            assert len(saboteur.acts) >= 3
-            check_turns(turns, saboteur.acts if sabotage == "crash" else [])
+            assert len(injector.acts) >= 3
+            check_turns(turns, injector.acts if fault == "crash" else [])
             for each in NAMES:
                 with lualock.connect(server.url) as locks:
                     lock = locks.lock(each, ttl=TTL)

@@ -1,7 +1,7 @@
-"""Connections for calls: two streams that keep their order, and the ends that processes have.
+"""Connections for calls: two streams that keep their order, and the ends of the processes.
 
-A reply has no address. An end takes it for what is owed to its oldest request, and checks its
-proof, as the real drivers do.
+A reply has no address. An end takes it for the reply to its oldest request, and checks its proof,
+as the real drivers do.
 """
 
 from __future__ import annotations
@@ -24,48 +24,50 @@ if TYPE_CHECKING:
     from tests.simulation.network import Process
 
 TIMEOUT_S = 5.0
-LAZY_US = 200_000
+HOLD_US = 200_000
+"""How long the kernel holds back a request that was sent with ``MSG_MORE``."""
+
 PING_AFTER_S = 2.0
-"""How long a connection that is dead without a word may excuse anything: until its silence is
-noticed (``sockets.silence_s``), and another connection is made."""
+"""How long a silently dead connection may excuse anything: until the silence is noticed
+(``sockets.silence_s``) and another connection is open."""
 
 STRAY_ERROR = "LOADING"
-"""What a broken proxy answers to another request than it was. (NOSCRIPT would be believed: a driver
-sends the script at once, and does not make sure first that it was meant.)"""
+"""The error that a broken proxy adds. (Not NOSCRIPT: a driver believes that without a proof, and
+sends the script again.)"""
 
 Done = Callable[..., None]  # (reply, error=None)
 
 
 class Sender(Protocol):
-    """What sends a request, and is told what becomes of it."""
+    """The sender of a request, which gets the reply or the error."""
 
     @property
     def over(self) -> bool:
-        """Whether the caller waits for the reply no more."""
+        """Whether the caller has stopped waiting for the reply."""
 
     def forget(self) -> None:
-        """The caller was interrupted."""
+        """Note that the caller was interrupted."""
 
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:
-        """The line has a reply, or has broken."""
+        """Take a reply of the connection, or its end."""
 
 
 class NoCaller:
-    """The sender of what is owed to another process, whose line was copied."""
+    """The sender, in a forked child, of the requests of its parent."""
 
     over = True
 
     def forget(self) -> None:
-        """There is no caller."""
+        """Do nothing: there is no caller."""
 
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:
-        """There is no caller to tell."""
+        """Do nothing: there is no caller."""
 
 
 class Sending:
-    """A request as it was written once, and the proof that its reply begins with.
+    """A request as it was written once, and the proof with which its reply begins.
 
-    ``call``: ``None`` for an echo, which proves that the replies before it were in order.
+    ``call``: ``None`` for an echo, which proves that the earlier replies were in order.
     """
 
     __slots__ = ("call", "proof", "sender", "whole", "words")
@@ -80,7 +82,7 @@ class Sending:
             self.proof, self.words = proof_of(call.script, call.parts)
 
 
-Answer = tuple[Any, bytes]  # the reply as the server sent it, and the proof that it began with
+Answer = tuple[Any, bytes]  # a reply as the server sent it, and the proof with which it began
 
 
 class Opening:
@@ -105,10 +107,10 @@ class Opening:
     def _knock(self) -> None:
         process, world = self._process, self._process.world
         if world.server.down:
-            refused = ConnectionRefusedError("nobody listens")
+            refused = ConnectionRefusedError("refused")
             process.soon(world.latency_us, self._fail, refused)
         elif world.now < world.server.stalled_until:
-            # The kernel accepts connections, but nobody answers on them.
+            # The kernel accepts connections, but the server does not answer on them.
             world.at(world.server.stalled_until, self._knock)
         else:
             world.at(process.arrival(0), process._act, self._shaken, ())
@@ -118,22 +120,22 @@ class Opening:
         if self._over:
             return
         if self._calls:
-            process.world.at(process.arrival(0), self._asked_time, process.clock())
+            process.world.at(process.arrival(0), self._time_requested, process.clock())
         else:
             self._open()
 
-    def _asked_time(self, sent: float) -> None:
+    def _time_requested(self, sent: float) -> None:
         process, world = self._process, self._process.world
         server = world.server
         if server.down:
             process.soon(world.latency_us, self._fail, ConnectionResetError("reset"))
         elif world.now < server.stalled_until:
-            world.at(server.stalled_until, self._asked_time, sent)
+            world.at(server.stalled_until, self._time_requested, sent)
         else:
-            told = sent, server.clock_us()
-            world.at(process.arrival(0), process._act, self._told_time, told)
+            answer = sent, server.clock_us()
+            world.at(process.arrival(0), process._act, self._time_received, answer)
 
-    def _told_time(self, sent: float, server_us: int) -> None:
+    def _time_received(self, sent: float, server_us: int) -> None:
         if not self._over:
             self._process.server_clock.compare(sent, self._process.clock(), server_us)
             self._open()
@@ -151,40 +153,40 @@ class Opening:
             self._failed(None, errors.connect_error(why, "sim"))
 
 
-class Line:
-    """An end of a connection: what its process has sent there, and what it is owed."""
+class Connection:
+    """A process's end of a connection, with the requests that have no reply yet."""
 
-    __slots__ = ("_held", "_unread", "link", "open", "owed", "process")
+    __slots__ = ("_held", "_unread", "link", "open", "process", "unanswered")
 
     def __init__(self, process: Process, link: Link | None = None) -> None:
         self.process = process
         self.link = link or Link(process)
         self.link.ends.append(self)
         self.open = True
-        self.owed: deque[Sending] = deque()
+        self.unanswered: deque[Sending] = deque()
         self._held: list[Sending] = []
-        self._unread: list[Answer] = []  # a thread reads only while it is owed something
+        self._unread: list[Answer] = []  # a thread reads only while it waits for a reply
 
-    def shared_with(self, child: Process) -> Line:
-        """The same end in a forked child. The parent's callers are not there."""
-        line = Line(child, self.link)
-        for sending in self.owed:
+    def shared_with(self, child: Process) -> Connection:
+        """Return the same end in a forked child, where the parent's callers do not exist."""
+        connection = Connection(child, self.link)
+        for sending in self.unanswered:
             theirs = copy(sending)
             theirs.sender = NoCaller()
-            line.owed.append(theirs)
-        return line
+            connection.unanswered.append(theirs)
+        return connection
 
     def send(
         self, sender: Sender, call: RunScript | None, *, whole: bool = False, hold: bool = False
     ) -> None:
-        """Send a request; ``hold``: the kernel may keep it back for a moment."""
+        """Send a request. ``hold``: the kernel may hold it back for a moment."""
         sending = Sending(sender, call, whole=whole)
-        self.owed.append(sending)
+        self.unanswered.append(sending)
         if not self.process.threads:
             self.process.soon(int(TIMEOUT_S * US), self._silent, sending)
         if hold:
             self._held.append(sending)
-            self.process.world.after(LAZY_US, self.flush)
+            self.process.world.after(HOLD_US, self.flush)
             return
         self.flush()
         self._write(sending)
@@ -192,11 +194,11 @@ class Line:
             self.process.soon(0, self._read)
 
     def _silent(self, sending: Sending) -> None:
-        if sending in self.owed:
+        if sending in self.unanswered:
             self.close()
 
     def flush(self) -> None:
-        """What was kept back leaves."""
+        """Send what was held back."""
         if self._held:
             held, self._held = self._held, []
             for sending in held:
@@ -210,18 +212,18 @@ class Line:
             self.link.carry(self.process, sending)
 
     def _tear(self, sending: Sending) -> None:
-        """An interruption comes in the middle of a write: how much of it left is not known. In a
-        loop it strikes the loop, not a task."""
+        """Interrupt a write: it is not known how much of the request left. In a loop this
+        interrupts the loop, not a task."""
         process, world = self.process, self.process.world
         torn, world.torn = world.torn, None
-        world.fault("torn", who=process.name, lasts_us=US)
+        world.fault("torn", process=process.name, lasts_us=US)
         whole = world.random.random() < 0.5
         if whole:
             self.link.carry(process, sending)
         if "torn" in world.server.bugs:
-            self.link.goes_on(process, sending, whole)
+            self.link.write_again(process, sending, whole)
             if process.threads:
-                self.owed.remove(sending)
+                self.unanswered.remove(sending)
                 process.put_back(self)
         else:
             self.close(but=sending if process.threads else None)
@@ -231,16 +233,16 @@ class Line:
             torn.interrupt()
 
     def received(self, reply: Any, began: bytes) -> None:
-        """The next reply has come: it is taken for what the oldest request is owed."""
+        """Take the next reply as the reply to the oldest request."""
         if not self.open:
             return
-        if not self.owed:
+        if not self.unanswered:
             if self.process.threads:
                 self._unread.append((reply, began))
             else:
                 self._crossed()
             return
-        sending = self.owed[0]
+        sending = self.unanswered[0]
         if not isinstance(reply, Refused):  # an error proves nothing
             proof = began if "unproved" in self.process.world.server.bugs else sending.proof
             try:
@@ -248,114 +250,117 @@ class Line:
             except errors.CrossedReply:
                 self._crossed()
                 return
-        self.owed.popleft()
+        self.unanswered.popleft()
         call = sending.call
         if type(reply) is list and reply[0] == b"queued" and call and call.script is WAIT:
-            self.process.in_line(call)
+            self.process.note_queued(call)
         sending.sender.settle(sending, reply, None)
 
     def _read(self) -> None:
-        while self._unread and self.owed and self.open:
+        while self._unread and self.unanswered and self.open:
             self.received(*self._unread.pop(0))
 
     def _crossed(self) -> None:
-        """A reply that answers another request. Without a fault that did that it is a bug, though
-        one that the proof made harmless."""
+        """Close: a reply answers another request. If no fault crossed the replies, this is a bug
+        that the proof made harmless."""
         world = self.process.world
         if not self.link.crossed:
             world.wrong("order", f"{self.process.name} lost the order of a connection's replies")
-        world.fault("cut", who=self.process.name, lasts_us=US)
+        world.fault("cut", process=self.process.name, lasts_us=US)
         self.close()
 
     def close(self, *, but: Sending | None = None) -> None:
-        """Its process has closed it, or sees that it is closed. What it sent may still arrive.
-        ``but``: whose sender knows it already."""
+        """Close this end; what was sent may still arrive. ``but``: a request whose sender knows it
+        already."""
         if not self.open:
             return
         self.flush()
         self.open = False
         self.link.ends.remove(self)
-        self.process.forget_line(self)
-        owed, self.owed = self.owed, deque()
+        self.process.forget_connection(self)
+        unanswered, self.unanswered = self.unanswered, deque()
         why = errors.lost_reply_error(ConnectionResetError("reset"), "sim")
-        for sending in owed:
+        for sending in unanswered:
             if sending is not but:
                 sending.sender.settle(sending, None, why)
 
 
 class Link:
-    """A connection for calls, between its ends and the server. Both streams keep their order,
-    unless a broken proxy crosses them."""
+    """The two streams between the ends of a connection and the server. Each keeps its order,
+    unless a broken proxy crosses it."""
 
     __slots__ = (
         *("_kept", "_replies", "_replies_at", "_requests", "_requests_at", "_silenced"),
-        *("_cut", "_swallows", "_world", "alive", "crossed", "ends"),
+        *("_cut", "_loses_next", "_world", "alive", "crossed", "ends"),
     )
 
     def __init__(self, process: Process) -> None:
         self._world = process.world
-        self.ends: list[Line] = []
-        self.alive = True  # what is sent arrives
-        self.crossed = False  # a fault changed the order of its replies
-        self._silenced = False  # no reply arrives, and its process does not know
-        self._cut = False  # what is sent from now on is lost, and its process learns that
-        self._swallows = False
+        self.ends: list[Connection] = []
+        self.alive = True  # whether what is sent arrives
+        self.crossed = False  # whether a fault changed the order of its replies
+        self._silenced = False  # whether no reply arrives, and its process does not know
+        self._cut = False  # whether later requests are lost, and its process notices
+        self._loses_next = False
         self._requests: deque[tuple[Process, Sending]] = deque()
         self._replies: deque[Answer] = deque()
-        self._kept: list[Answer] = []  # they come behind the next one
+        self._kept: list[Answer] = []  # replies that are sent after the next one
         self._requests_at = self._replies_at = 0
         self._world.server.links.append(self)
 
     def carry(self, process: Process, sending: Sending) -> None:
-        """A request leaves."""
+        """Send a request to the server, unless a fault decides otherwise."""
         world = self._world
-        if self._swallows or self._cut:
-            self._swallows = False
+        if self._loses_next or self._cut:
+            self._loses_next = False
             return
         at = self._requests_at = process.arrival(self._requests_at)
         fate = world.fate() if world.flaky else ""
         if self._silenced:
-            world.fault("silent", who=process.name, lasts_us=int(PING_AFTER_S * US))
+            world.fault("silent", process=process.name, lasts_us=int(PING_AFTER_S * US))
         if fate == "late":
-            # It takes its time on a connection that its process sees closed at once.
-            world.fault("cut", who=process.name, lasts_us=US)
+            # It is slow on a connection that its process sees closed at once.
+            world.fault("cut", process=process.name, lasts_us=US)
             self._cut = True
             world.after(world.latency_us, self.broken, False)
             late = at + int(world.random.random() * 8 * US)
             world.at(late, self._arrive_late, process, sending)
         elif fate == "lost":
-            world.fault("cut", who=process.name, lasts_us=US)
+            world.fault("cut", process=process.name, lasts_us=US)
             self._cut = True
             world.after(world.latency_us, self.broken)
-        elif fate == "mute":
-            world.fault("silent", who=process.name, lasts_us=int(PING_AFTER_S * US))
-            # No request arrives any more, and its process learns nothing.
+        elif fate == "silent":
+            world.fault("silent", process=process.name, lasts_us=int(PING_AFTER_S * US))
+            # No later request arrives, and its process does not notice.
             self.alive, self._silenced = False, True
         elif fate == "slow":
             self._requests_at = at = at + int(world.random.random() * 4 * US)
-            world.fault("slow", who=process.name, lasts_us=at - world.now)
+            world.fault("slow", process=process.name, lasts_us=at - world.now)
             self._arrives(at, process, sending)
-        elif fate == "deaf":
+        elif fate == "no_reply":
             at += int(max(0.0, world.random.random() * 2 - 1) * 4 * US)
-            world.fault("silent", who=process.name, lasts_us=int(PING_AFTER_S * US))
-            self.alive, self._silenced = False, True  # it does arrive, and nothing else does
+            world.fault("silent", process=process.name, lasts_us=int(PING_AFTER_S * US))
+            self.alive, self._silenced = (
+                False,
+                True,
+            )  # this request arrives, but no other request and no reply
             world.at(at, self._arrive_late, process, sending)
         else:
             self._arrives(at, process, sending)
-            if fate == "unheard":
-                world.fault("cut", who=process.name, lasts_us=US)
+            if fate == "reply_lost":
+                world.fault("cut", process=process.name, lasts_us=US)
                 world.at(at, self.broken)
 
-    def goes_on(self, process: Process, sending: Sending, whole: bool) -> None:
-        """After a write that was interrupted: it is written once more; or a part of it has left,
-        and takes what is sent next for its rest."""
+    def write_again(self, process: Process, sending: Sending, whole: bool) -> None:
+        """Use the connection after an interrupted write (a planted bug): the request is written
+        twice; or a part of it has left, and the next request is taken for the rest."""
         if whole:
             self.carry(process, sending)
         else:
-            self._swallows = True
+            self._loses_next = True
 
     def _arrives(self, at: int, process: Process, sending: Sending) -> None:
-        # Whatever moves these moments, the stream keeps its order: each takes what is next.
+        # The stream keeps its order whatever the times: each arrival takes the next request.
         self._requests.append((process, sending))
         self._world.at(at, self._arrive)
 
@@ -372,7 +377,7 @@ class Link:
             self._run(process, sending)
 
     def _arrive_late(self, process: Process, sending: Sending) -> None:
-        """What was sent on a connection that is none any more arrives."""
+        """Run a request that was sent on a connection which has ended since."""
         server = self._world.server
         if self._world.now < server.stalled_until and not server.down:
             at = server.stalled_until + int(self._world.random.random() * 50)
@@ -386,14 +391,16 @@ class Link:
             self._reply(process, sending.proof, sending.proof)
             return
         if sender.over or process.dead:
-            orphans.runs(process, call)
-        reply, said = self._world.server.execute(call, sending.whole, sending.proof, sending.words)
+            orphans.about_to_run(process, call)
+        reply, answer = self._world.server.execute(
+            call, sending.whole, sending.proof, sending.words
+        )
         if sender.over or process.dead:
-            orphans.ran(process, call, said)
+            orphans.has_run(process, call, answer)
         self._reply(process, reply, sending.proof)
 
     def _reply(self, process: Process, reply: Any, proof: bytes) -> None:
-        """A reply leaves, or what a broken proxy makes of it."""
+        """Send a reply, or what a broken proxy makes of it."""
         if not self.alive:
             return
         world = self._world
@@ -409,14 +416,14 @@ class Link:
             world.at(at, self._deliver)
 
     def _cross(self, process: Process, reply: Any, proof: bytes) -> list[Answer]:
-        """One reply is dropped, doubled, comes behind the next one, or behind a stray error.
+        """Drop a reply, double it, send it after the next one, or send a stray error before it.
 
-        An error proves nothing. So one that is doubled, where another reply was dropped, is
-        believed (seed 260305: a NOSCRIPT, and the request runs twice): a limit, and left out.
+        An error proves nothing. If one is doubled and another reply was dropped, the driver
+        believes the copy: a NOSCRIPT makes a request run twice. This known limit is left out.
         """
         world = self._world
         self.crossed = True
-        world.fault("crossed", who=process.name, lasts_us=int(PING_AFTER_S * US))
+        world.fault("crossed", process=process.name, lasts_us=int(PING_AFTER_S * US))
         how = world.random.choice(("drops", "doubles", "swaps", "strays"))
         if how == "drops":
             return []
@@ -429,9 +436,9 @@ class Link:
 
     def _deliver(self) -> None:
         ends, world = self.ends, self._world
-        if len(ends) > 1:  # whichever reads first; a child that has done nothing yet does not
+        if len(ends) > 1:  # any of them may read first, but not a child that has done nothing yet
             ends = [end for end in ends if not end.process.forked]
-            ends = [end for end in ends if end.owed] or ends
+            ends = [end for end in ends if end.unanswered] or ends
             ends = [world.random.choice(ends)]
         for end in ends:
             if world.now < end.process.paused_until and not end.process.dead:
@@ -442,7 +449,7 @@ class Link:
             end.process._act(end.received, answer)
 
     def broken(self, both: bool = True) -> None:
-        """The connection is cut; its processes notice a moment later."""
+        """Cut the connection; its processes notice a moment later."""
         if both:
             self.alive = False
         for end in self.ends:
