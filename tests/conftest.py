@@ -1,4 +1,4 @@
-"""Fixtures: the server matrix, and both shells over both protocols."""
+"""Fixtures: the server matrix, and both APIs over both protocols."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _running: dict[str, Server] = {}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run coroutine tests, each in a loop of its own."""
+    """Run coroutine tests, each in its own loop."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    wanted = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    parameters = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in parameters}))
     return True
 
 
 def pytest_report_header() -> str:
-    """Say which servers the tests run on."""
+    """Report which servers the tests run on."""
     return f"lualock servers: {', '.join(BINARIES) or 'none'}"
 
 
@@ -39,7 +39,7 @@ def pytest_sessionfinish() -> None:
 
 
 def server_named(name: str) -> Server:
-    """The session's server of that name, without data."""
+    """Return the session's server of that name, without data."""
     if name not in _running:
         _running[name] = Server(name, BINARIES[name])
     server = _running[name]
@@ -51,28 +51,28 @@ def server_named(name: str) -> Server:
 
 @pytest.fixture(params=list(BINARIES))
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each server of the matrix in turn, empty."""
+    """Return each server of the matrix in turn, empty."""
     return server_named(request.param)
 
 
 @pytest.fixture
 def one_server() -> Server:
-    """Just one server, for what does not depend on it."""
+    """Return one server, for tests that do not depend on its kind."""
     return server_named(next(iter(BINARIES)))
 
 
 @pytest.fixture(params=[2, 3], ids=["resp2", "resp3"])
 def resp(request: pytest.FixtureRequest) -> int:
-    """Each protocol version."""
+    """Return each protocol version in turn."""
     version: int = request.param
     return version
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "asyncio"])
 def asynchronous(request: pytest.FixtureRequest) -> bool:
-    """Each shell."""
-    shell: bool = request.param
-    return shell
+    """Return whether the API is that for asyncio, each in turn."""
+    is_asyncio: bool = request.param
+    return is_asyncio
 
 
 def _world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
@@ -84,33 +84,33 @@ def _world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
 
 @pytest.fixture
 def world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
-    """Every shell, protocol version and server."""
+    """Yield a world for every API, protocol version and server."""
     yield from _world(server, asynchronous, resp)
 
 
 @pytest.fixture
 def shell(one_server: Server, asynchronous: bool) -> Iterator[World]:
-    """Both shells on one server, for what does not depend on it."""
+    """Yield a world for both APIs on one server, for tests that do not depend on its kind."""
     yield from _world(one_server, asynchronous, 3)
 
 
 @pytest.fixture
 def locks(one_server: Server) -> Iterator[lualock.Locks]:
-    """The plain shell on one server."""
+    """Yield the API for threads on one server."""
     with lualock.connect(one_server.url) as locks:
         yield locks
 
 
 @pytest.fixture
 def one_client(one_server: Server) -> Iterator[Any]:
-    """A plain client of one server."""
+    """Yield a plain client of one server."""
     with one_server.client() as client:
         yield client
 
 
 @pytest.fixture
 def proxy(one_server: Server) -> Iterator[Proxy]:
-    """A proxy before one server."""
+    """Yield a proxy before one server."""
     with Proxy(one_server.socket) as proxy:
         yield proxy
 
@@ -130,7 +130,7 @@ def _room(item: pytest.Item) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the rooms in their order; leave out what the tier does not run."""
+    """Run the rooms in order; leave out tests that the tier does not run."""
     items.sort(key=_room)
     left_out = [
         item for item in items if any(item.get_closest_marker(name) for name in _LEFT_OUT[TIER])

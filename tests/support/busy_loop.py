@@ -1,8 +1,8 @@
-"""Signals whose handler raises, each at any point of a busy event loop that goes on after it.
+"""Signals whose handler raises, each at any point of a busy event loop that runs on after it.
 
-``python -m tests.support.busy_loop URL TRIALS SEED`` prints how many locks stayed taken, as JSON. A
-task that asyncio itself never wakes again (the handler raised just as the loop was about to) is not
-counted with what it has: nothing of ours runs there any more.
+``python -m tests.support.busy_loop URL TRIALS SEED`` prints how many locks stayed held, as JSON. A
+trial does not count if asyncio never wakes a task again, because the handler raised just as the
+loop was about to: then no code of lualock runs in that task.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _raise(*_: object) -> None:
     raise TimeLimit
 
 
-async def _lock_again_and_again(locks: aio.Locks, name: str, end: float, names: list[str]) -> None:
+async def _lock_repeatedly(locks: aio.Locks, name: str, end: float, names: list[str]) -> None:
     number = 0
     while time.monotonic() < end:
         number += 1
@@ -46,12 +46,12 @@ async def _busy(url: str, prefix: str, end: float, names: list[str]) -> None:
     async with aio.connect(url, prefix=prefix) as locks:
         await locks.lock("warm").locked()
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.03))
-        tasks = (_lock_again_and_again(locks, str(n), end, names) for n in range(8))
+        tasks = (_lock_repeatedly(locks, str(n), end, names) for n in range(8))
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _trial(url: str, prefix: str, names: list[str]) -> bool:
-    """One loop with one signal; whether asyncio left a task asleep."""
+    """Run one loop with one signal; return whether asyncio left a task asleep."""
     loop = asyncio.new_event_loop()
     task = loop.create_task(_busy(url, prefix, time.monotonic() + 0.04, names))
     give_up = time.monotonic() + 0.7
@@ -88,7 +88,7 @@ def main(url: str, trials: int, seed: int) -> None:
         left += len(names)
     json.dump({"left": left, "awake": awake}, sys.stdout)
     sys.stdout.flush()
-    os._exit(0)  # tasks that sleep for ever are in the way of an orderly end
+    os._exit(0)  # tasks that sleep for ever prevent an orderly end
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A process that takes locks and gives them back, and says at its end what it had, and when.
+"""A process that takes and releases locks, and at its end reports which it had, and when.
 
-``python -m tests.support.contender '{"url": ..., ...}'`` prints "ready", begins when it is sent a
+``python -m tests.support.contender '{"url": ..., ...}'`` prints "ready", begins when it reads a
 line, and prints its :class:`Turn` s as JSON. Times are on the monotonic clock of the system, which
-is the same for all processes.
+all processes share.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.support.world import settle
 
 @dataclass
 class Turn:
-    """One lease, from ``start`` to ``end``: as long as its holder relied on it, and had reason to.
+    """One lease, from ``start`` to ``end``: the time in which its holder relied on it with reason.
 
-    ``false_loss``: its release said that it had been lost, though it had been promised for longer.
+    ``false_loss``: its release reported a loss before the promised end.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Turn:
 
 @dataclass
 class Task:
-    """What such a process does: at least so many turns a worker, and for at least so long."""
+    """What the process does: how many turns a worker has, and how long it runs, at least."""
 
     url: str
     names: list[str]
@@ -63,7 +63,7 @@ class Contender:
             asyncio.run(self._tasks())
             return
         with lualock.connect(self._task.url) as locks:
-            # A coroutine that never suspends: the shell for threads blocks within it.
+            # A coroutine that never suspends: the API for threads blocks inside it.
             work = lambda: asyncio.run(self._work(locks))  # noqa: E731
             threads = [threading.Thread(target=work) for _ in range(self._task.workers)]
             for thread in threads:
@@ -78,7 +78,7 @@ class Contender:
     async def _work(self, locks: Any) -> None:
         end, done = time.monotonic() + self._task.seconds, 0
         while done < self._task.turns or time.monotonic() < end:
-            # Some try without a place in the queue, some with; some are renewed.
+            # Some leases are renewed.
             lock = locks.lock(
                 random.choice(self._task.names), ttl=self._task.ttl, renew=random.random() < 0.5
             )
@@ -113,7 +113,7 @@ class Contender:
 
 def main() -> None:
     contender = Contender(Task(**json.loads(sys.argv[1])))
-    faulthandler.dump_traceback_later(30, exit=True)  # who is stuck says where
+    faulthandler.dump_traceback_later(30, exit=True)  # a stuck process prints its stacks
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()

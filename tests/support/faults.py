@@ -1,8 +1,7 @@
-"""A proxy that puts one fault between lualock and a real server, at the request it is told to.
+"""A proxy that puts one fault between lualock and a real server, at a chosen request.
 
-It takes the stream apart into requests and replies, so that it can lose, delay or hold back just
-one of them. What the server answered it knows also where the client never saw it, which makes it
-the witness of what really happened.
+It splits the stream into requests and replies, so that it can lose, delay or hold back just one of
+them. It also knows the replies that the client never gets, and so what really happened.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ _BY_SOURCE = {script.source: name for name, script in _ALL.items()}
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a script request, and to as many of its like after it as ``times`` says.
+    """What happens to a script request, and to the next ones like it: to ``times`` in all.
 
     ============= ====================================================================
-    kind          what becomes of it
+    kind          effect
     ============= ====================================================================
-    drop request  never sent on; the connection is closed
+    drop request  never forwarded; the connection is closed
     drop reply    carried out; the reply is lost with the connection
-    delay request sent on after ``seconds``, even if the client has hung up by then
+    delay request forwarded after ``seconds``, even if the client has hung up by then
     delay reply   carried out at once; the reply comes after ``seconds``
-    half-open     swallowed, as all is from here on, both ways; the connection stays open
-    half-reply    the same from the reply on, so that the request was carried out
-    deaf          half-open, and so are all other connections there are
-    orphan         as half-open, and sent on when :meth:`FaultProxy.deliver` says so
-    stray         as a orphan, but its connection is closed at once
+    half-open     swallowed, as is all later traffic, both ways; the connection stays open
+    half-reply    the same from the reply on, so that the request is carried out
+    deaf          half-open, as are all other connections at this time
+    orphan        as half-open, but forwarded when :meth:`FaultProxy.deliver` is called
+    stray         as an orphan, but its connection is closed at once
     ============= ====================================================================
     """
 
@@ -52,7 +51,7 @@ class Fault:
 
 @dataclass(eq=False)
 class Exchange:
-    """One script request, and what the server answered, also where that got lost."""
+    """A script request, and the server's reply, even if that was lost."""
 
     script: str
     parts: list[bytes]
@@ -62,9 +61,9 @@ class Exchange:
 
 
 class FaultProxy(Proxy):
-    """Forwards to a server, and lets ``choose`` say what happens to each script request.
+    """Forwards to a server; ``choose`` decides the fault of each script request.
 
-    ``seen`` are the exchanges so far, ``met`` those that a fault befell.
+    ``seen`` are the exchanges so far, ``met`` those with a fault.
     """
 
     def __init__(self, target: str) -> None:
@@ -73,8 +72,8 @@ class FaultProxy(Proxy):
         self.met: list[Exchange] = []
         self.ended = threading.Event()
         self.pipes: list[_Pipe] = []
-        self._ghosts: list[tuple[_Pipe, Exchange, list[bytes]]] = []
-        self._one = threading.Lock()  # decides at a time
+        self._orphans: list[tuple[_Pipe, Exchange, list[bytes]]] = []
+        self._deciding = threading.Lock()  # only one request is decided at a time
         super().__init__(target)
 
     def __exit__(self, *error: Any) -> None:
@@ -82,34 +81,34 @@ class FaultProxy(Proxy):
         super().__exit__(*error)
 
     def inject(self, fault: Fault, script: str | None = None, nth: int = 1) -> None:
-        """Let the fault befall the ``nth`` request from now on, or the nth of that script."""
+        """Inject the fault at the ``nth`` request from now on, or the nth of that script."""
         left = iter([None] * (nth - 1) + [fault] * fault.times)
         self.choose = lambda name: next(left, None) if script in (None, name) else None
 
     def fall_silent(self) -> None:
-        """Swallow all from here on, both ways, on every connection there is."""
+        """Swallow all traffic from now on, both ways, on every present connection."""
         for pipe in self.pipes:
             pipe.swallows = True
 
     def deliver(self) -> list[Any]:
-        """Send the orphans on; returns what the server answers."""
-        orphans, self._ghosts = self._ghosts, []
+        """Forward the orphans; return the server's replies."""
+        orphans, self._orphans = self._orphans, []
         for pipe, exchange, command in orphans:
-            pipe.pass_on(exchange, command)
+            pipe.forward(exchange, command)
             assert exchange.answered.wait(5)
         return [exchange.reply for _, exchange, _ in orphans]
 
     def hold(self, pipe: _Pipe, exchange: Exchange, command: list[bytes]) -> None:
-        """Keep a orphan."""
-        self._ghosts.append((pipe, exchange, command))
+        """Hold back an orphan."""
+        self._orphans.append((pipe, exchange, command))
 
     def exchange(self, command: list[bytes]) -> Exchange | None:
-        """Note a request; ``None`` if it runs no script of ours."""
+        """Note a request; return None if it runs no script of lualock."""
         verb = command[0]
         if verb not in (b"EVALSHA", b"EVAL"):
             return None
         script = (_BY_SHA if verb == b"EVALSHA" else _BY_SOURCE)[command[1]]
-        with self._one:
+        with self._deciding:
             made = Exchange(script, command[3:], self.choose(script))
             self.seen.append(made)
             if made.fault is not None:
@@ -130,29 +129,29 @@ class _Pipe:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._expected: deque[Exchange | None] = deque()  # whose replies are still to come
+        self._expected: deque[Exchange | None] = deque()  # the requests that have no reply yet
         self.swallows = False
 
-    def pass_on(self, exchange: Exchange | None, command: list[bytes]) -> None:
-        """Send a request to the server."""
+    def forward(self, exchange: Exchange | None, command: list[bytes]) -> None:
+        """Forward a request to the server."""
         self._expected.append(exchange)
         packed: Any = tuple(command)  # its type hints know tuples of one element only
         send(self._server, hiredis.pack_command(packed))
 
     def requests(self) -> None:
-        """What a thread does: forward until the client hangs up."""
+        """Forward requests until the client hangs up; a thread runs this."""
         reader = hiredis.Reader()
         while data := receive(self._client):
             reader.feed(data)
             while (command := reader.gets()) is not False:
                 if not self.swallows and not self._request(command):
                     return self._cut()
-        if not self.swallows:  # else nobody hears of it
+        if not self.swallows:
             shut(self._server)
         return None
 
     def replies(self) -> None:
-        """What a thread does: forward until the server hangs up."""
+        """Forward replies until the server hangs up; a thread runs this."""
         buffer = b""
         while data := receive(self._server):
             buffer, at = buffer + data, 0
@@ -170,7 +169,7 @@ class _Pipe:
         shut(self._server)
 
     def _request(self, command: list[bytes]) -> bool:
-        """One request; false if it ends the connection."""
+        """Handle one request; return False if it ends the connection."""
         exchange = self._proxy.exchange(command)
         fault = exchange.fault if exchange is not None else None
         if exchange is not None and fault is not None:
@@ -187,11 +186,11 @@ class _Pipe:
                 return True
             if fault.kind == "delay request":
                 self._proxy.ended.wait(fault.seconds)
-        self.pass_on(exchange, command)
+        self.forward(exchange, command)
         return True
 
     def _reply(self, frame: bytes) -> bool:
-        """One reply, or message; false if it ends the connection."""
+        """Handle one reply or message; return False if it ends the connection."""
         if not frame.startswith(b">") and self._expected:
             exchange = self._expected.popleft()
             if exchange is not None:
@@ -215,7 +214,7 @@ class _Pipe:
 
 
 def _frame_end(data: bytes, at: int) -> int:
-    """Where the reply that begins at ``at`` ends; -1 if it is not complete."""
+    """Return where the reply that begins at ``at`` ends; -1 if it is not complete."""
     line_end = data.find(b"\r\n", at)
     if line_end < 0:
         return -1

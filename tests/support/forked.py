@@ -1,7 +1,7 @@
-"""What a child has that was forked by C code, which runs none of Python's hooks.
+"""Cases of a child that C code forks, which runs none of Python's hooks.
 
-``python -m tests.support.forked CASE URL`` runs one case in a process of its own, and prints what
-was wrong.
+``python -m tests.support.forked CASE URL`` runs one case in its own process; a failure prints its
+traceback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CASES: dict[str, Callable[[str], None]] = {}
 
 
 def case(run: Callable[[str], None]) -> Callable[[str], None]:
-    """One of them."""
+    """Register a case by its name."""
     CASES[run.__name__] = run
     return run
 
@@ -47,7 +47,7 @@ def fork_in_c() -> int:
 
 
 def fork(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Do some work in a child; returns what waits for its answer."""
+    """Do some work in a child; return a function that waits for its result."""
     read, write = os.pipe()
     child = fork_in_c()
     if not child:
@@ -68,21 +68,21 @@ def fork(work: Callable[[], Any]) -> Callable[[], Any]:
     return answer_of_child
 
 
-def _use(locks: lualock.Locks, me: str) -> list[str]:
-    """Lock and look, again and again; what was wrong."""
+def _use(locks: lualock.Locks, name: str) -> list[str]:
+    """Lock and inspect repeatedly; return what was wrong."""
     wrong = []
     end = time.monotonic() + 1
     while time.monotonic() < end:
-        with locks.lock(f"of-{me}", ttl=5, metadata=me) as lease:
-            info = locks.lock(f"of-{me}").inspect()
-            if (info.metadata, info.fence) != (me, lease.fence):
-                wrong.append(f"{me} was told {info}")
+        with locks.lock(f"of-{name}", ttl=5, metadata=name) as lease:
+            info = locks.lock(f"of-{name}").inspect()
+            if (info.metadata, info.fence) != (name, lease.fence):
+                wrong.append(f"{name} read {info}")
     return wrong
 
 
 @case
 def both_use_locks(url: str) -> None:
-    """Parent and child read no reply of the other's."""
+    """Parent and child never read each other's replies."""
     locks = lualock.connect(url)
     with locks.lock("warm"):
         pass
@@ -92,8 +92,8 @@ def both_use_locks(url: str) -> None:
 
 
 @case
-def threads_come_together(url: str) -> None:
-    """The child's first threads start anew together, once."""
+def threads_begin_together(url: str) -> None:
+    """The child's first threads, which begin together, replace its connections once."""
     locks = lualock.connect(url)
     with locks.lock("warm"):
         pass
@@ -115,7 +115,7 @@ def threads_come_together(url: str) -> None:
 
 @case
 def leases_are_the_parents(url: str) -> None:
-    """The child has nothing of a lease: it neither extends nor releases it, nor ends its block."""
+    """The child can neither use, extend nor release its parent's lease."""
     locks = lualock.connect(url)
     lease = locks.lock("x", ttl=30).acquire()
 
@@ -144,7 +144,7 @@ def leases_are_the_parents(url: str) -> None:
 
 @case
 def a_block_is_left_in_the_child(url: str) -> None:
-    """The child leaves the block that it was forked in, and the parent's lock stays."""
+    """The parent's lock stays when the child leaves the ``with`` block."""
     locks = lualock.connect(url)
     with locks.lock("x", ttl=30):
         child = fork_in_c()
@@ -157,13 +157,13 @@ def a_block_is_left_in_the_child(url: str) -> None:
 
 @case
 def renewal(url: str) -> None:
-    """The child renews its own leases, the parent goes on with its own."""
+    """Parent and child each renew their own leases."""
     locks = lualock.connect(url)
     mine = locks.lock("parent", ttl=1, renew=True).acquire()
 
     def work() -> list[bool]:
         lease = locks.lock("child", ttl=1, renew=True).acquire()
-        time.sleep(2.5)  # the time in which it would end
+        time.sleep(2.5)  # longer than the ttl
         return [lease.held, locks.lock("child").locked()]
 
     assert fork(work)() == [True, True]
@@ -174,9 +174,9 @@ def renewal(url: str) -> None:
 
 @case
 def waiting(url: str) -> None:
-    """Parent and child wait for one lock, each hears of its own turn."""
+    """Parent and child wait for one lock, and each gets its own message."""
     locks = lualock.connect(url)
-    with locks.lock("x"), lualock.connect(url) as other:  # it listens before it forks
+    with locks.lock("x"), lualock.connect(url) as other:  # the parent is subscribed before it forks
         threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release()).start()
         wait_until(lambda: other.lock("x").inspect().waiters == 1)
     wait_until(lambda: not locks.lock("x").locked())
@@ -196,26 +196,26 @@ def waiting(url: str) -> None:
 
 @case
 def the_child_closes_first(url: str) -> None:
-    """A child that only closes its locks neither ends nor reads a connection of the parent's."""
+    """A child that only closes its locks neither ends nor reads a connection of the parent."""
     locks = lualock.connect(url)
     with lualock.connect(url).lock("x"):
         waiter = threading.Thread(target=lambda: locks.lock("x").acquire(timeout=5).release())
         waiter.start()
         wait_until(lambda: locks.lock("x").inspect().waiters == 1)
-        ear = locks._driver._subscriber
-        connection, count = ear._connection, ear._generation
+        subscriber = locks._driver._subscriber
+        connection, count = subscriber._connection, subscriber._generation
         assert fork(locks.close)() is None
         with locks.lock("another"):
             pass
-        assert (ear._connection, ear._generation) == (connection, count)
-        # What the child shut would have ended for the parent, too.
-        assert select.select([ear._socket], [], [], 0.1)[0] == []
+        assert (subscriber._connection, subscriber._generation) == (connection, count)
+        # A shutdown by the child ends the connection for the parent, too.
+        assert select.select([subscriber._socket], [], [], 0.1)[0] == []
     waiter.join()
 
 
 @case
-def holder_is_named_anew(url: str) -> None:
-    """What others are told of the holder is the child's number."""
+def holder_has_the_childs_pid(url: str) -> None:
+    """The holder's name has the child's process id."""
     locks = lualock.connect(url)
     with locks.lock("warm"):
         pass
@@ -229,7 +229,7 @@ def holder_is_named_anew(url: str) -> None:
 
 @case
 def between_the_reply_and_the_lease(url: str) -> None:
-    """A lease that was won before the fork is the parent's, also where both go on to make it."""
+    """A lease that was acquired before the fork is the parent's, even if both build it."""
     locks = lualock.connect(url)
     run = locks._driver.run
     child = -1
@@ -244,39 +244,41 @@ def between_the_reply_and_the_lease(url: str) -> None:
     lease = locks.lock("x", ttl=30).acquire()
     if not child:
         os._exit(1 if lease.held else 0)
-    assert os.waitpid(child, 0)[1] == 0, "the child believed that the lease was its own"
+    assert os.waitpid(child, 0)[1] == 0, "the child believes that the lease is its own"
     assert lease.held
     lease.release()
 
 
 @case
 def event_loops(url: str) -> None:
-    """A child that runs a loop of its own starts anew in asyncio, too."""
+    """A child that runs its own event loop replaces its connections."""
     locks = aio.connect(url)
 
-    async def use(me: str) -> list[str]:
+    async def use(name: str) -> list[str]:
         wrong = []
         end = time.monotonic() + 1
         while time.monotonic() < end:
-            async with locks.lock(f"of-{me}", ttl=5, metadata=me) as lease:
-                info = await locks.lock(f"of-{me}").inspect()
-                if (info.metadata, info.fence) != (me, lease.fence):
-                    wrong.append(f"{me} was told {info}")
-        async with locks.lock(f"of-{me}", ttl=1, renew=True) as lease:
+            async with locks.lock(f"of-{name}", ttl=5, metadata=name) as lease:
+                info = await locks.lock(f"of-{name}").inspect()
+                if (info.metadata, info.fence) != (name, lease.fence):
+                    wrong.append(f"{name} read {info}")
+        async with locks.lock(f"of-{name}", ttl=1, renew=True) as lease:
             await asyncio.sleep(2.2)
             if not lease.held:
-                wrong.append(f"{me} was not renewed")
+                wrong.append(f"{name} was not renewed")
         return wrong
 
     async def main() -> None:
         async with locks.lock("warm"):
             pass
-        child = fork(lambda: asyncio.new_event_loop().run_until_complete(_apart(use("child"))))
+        child = fork(
+            lambda: asyncio.new_event_loop().run_until_complete(_run_coroutine(use("child")))
+        )
         assert await use("parent") == []
         assert child() == []
         await locks.aclose()
 
-    async def _apart(work: Any) -> Any:
+    async def _run_coroutine(work: Any) -> Any:
         return await work
 
     def in_thread() -> None:

@@ -1,4 +1,4 @@
-"""Another thread's work between any two instructions of a function."""
+"""Run another thread's work between any two instructions of a function."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def interleaved(
     patience_s: float = 5.0,
 ) -> bool:
     """Do ``work``, and ``other`` in another thread just before the ``at``-th instruction of the
-    function ``where``; whether there are so many. If ``other`` takes longer than ``patience_s``, as
-    it does where it waits for what ``where`` has, it goes on beside that."""
+    function ``where``; return whether there are so many.
+
+    If ``other`` takes longer than ``patience_s``, because it waits for ``where``, both go on.
+    """
     left, thread = at, threading.Thread(target=other)
 
     def trace(frame: types.FrameType, event: str, _: object) -> Any:
@@ -34,12 +36,12 @@ def interleaved(
                 thread.join(patience_s)
         return trace
 
-    before = sys.gettrace()
+    previous_trace = sys.gettrace()
     sys.settrace(trace)
     try:
         work()
     finally:
-        sys.settrace(before)
+        sys.settrace(previous_trace)
     if left <= 0:
         thread.join(5)
         assert not thread.is_alive()

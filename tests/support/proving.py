@@ -1,4 +1,4 @@
-"""Scripts run by themselves: what they answer, behind the proof of which request that is."""
+"""Run scripts without lualock's drivers, and check the proof of each reply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lualock.scripts import Script
 
 
 def proof_of(script: Script, parts: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The proof for one sending of a script, and its keys and arguments with that."""
+    """Return the proof for one run of a script, and its keys and arguments with the proof."""
     if script.proof_at is not None:
         return parts[script.proof_at], tuple(parts)
     number = os.urandom(4).hex().encode()
@@ -21,7 +21,7 @@ def proof_of(script: Script, parts: Sequence[Any]) -> tuple[Any, tuple[Any, ...]
 def run(evaluate: Callable[..., Any], script: Script, *parts: Any) -> Any:
     """Run a script by ``evaluate(source, number of keys, *keys and arguments)``.
 
-    :raises errors.CrossedReply: the reply does not prove itself.
+    :raises errors.CrossedReply: the reply has not this proof.
     """
     proof, words = proof_of(script, parts)
     return codec.strip_proof(evaluate(script.source.decode(), len(script.keys), *words), proof)

@@ -1,4 +1,4 @@
-"""A proxy between lualock and a real server: counts commands, and loses what it is told to."""
+"""A proxy between lualock and a real server: counts commands, and loses chosen replies."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HANDSHAKE = (b"HELLO", b"TIME", b"PING", b"CLIENT", b"SELECT", b"AUTH")
 class Proxy:
     """Listens on a unix socket and forwards to another.
 
-    ``commands`` are the requests seen, as lists of bytes. ``lose_reply`` names how many of the
-    next replies are swallowed, each closing its connection: the request was carried out, and the
-    client does not know. ``rewrite`` may change what the server says. While ``silent``, requests
-    go nowhere and the connection stays open; while ``mute``, new connections are never answered.
-    ``packets`` counts what was received at once.
+    ``commands`` are the requests so far, as lists of bytes. ``lose_reply`` is how many of the next
+    replies are swallowed, each closing its connection: the request is carried out, and the client
+    does not know it. ``rewrite`` may change the server's data. While ``silent``, requests are not
+    forwarded and connections stay open; while ``mute``, new connections are not answered.
+    ``packets`` counts the reads of the clients' data.
     """
 
     def __init__(self, target: str) -> None:
@@ -49,8 +49,8 @@ class Proxy:
         return f"unix://{self.path}"
 
     def lead_to(self, target: str) -> None:
-        """Forward whoever connects from now on to another server, as a name that was moved does;
-        the connections that there are stay where they are."""
+        """Forward later connections to another server, as a name that was moved does; present
+        connections stay with their server."""
         self._target = target
 
     def scripts(self) -> list[bytes]:

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 @dataclass
 class Server:
-    """A running server of our own. ``url`` is its unix socket, ``tcp_url`` the same over TCP."""
+    """A server that the tests start. ``url`` is its unix socket, ``tcp_url`` its TCP port."""
 
     name: str
     path: str
@@ -50,7 +50,7 @@ class Server:
             raise
 
     def kill(self) -> None:
-        """SIGKILL, as the machine would."""
+        """Kill the process (SIGKILL)."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -73,13 +73,13 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self) -> Any:
-        """A plain client, to look at the server behind lualock's back."""
-        # RESP2, because the server below the floor knows no other.
+        """Return a plain client, which reads the server without lualock."""
+        # RESP2, because the server below the floor has no other.
         return redis.Redis(unix_socket_path=self.socket, password=self.password, protocol=2)
 
 
 def _answers(path: str) -> bool:
-    """Whether a server that has loaded its data listens there (with a password: refuses)."""
+    """Whether a server that has loaded its data answers there (with a password: refuses)."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:

@@ -1,4 +1,4 @@
-"""A proxy that puts the replies of a connection out of order, as a bug or a broken proxy does."""
+"""A proxy that puts the replies of a connection out of order, as a broken proxy does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Spoil = Callable[[list[bytes]], list[bytes]]
 
 
 class Crossed(Proxy):
-    """Forwards to a server; ``spoil`` may change which replies come next on every connection.
+    """Forwards to a server; ``spoil`` may change the replies of every connection.
 
-    It is given the replies that are there and returns those to send now; it may keep some.
+    It gets the replies that have come and returns those to send now; it may keep some.
     """
 
     def __init__(self, target: str) -> None:
         self.spoil: Spoil = lambda replies: replies
-        self._one = threading.Lock()
+        self._lock = threading.Lock()
         super().__init__(target)
 
     def _replies(self, client: socket.socket, server: socket.socket) -> None:
@@ -31,7 +31,7 @@ class Crossed(Proxy):
                 frames.append(buffer[at:end])
                 at = end
             buffer = buffer[at:]
-            with self._one:
+            with self._lock:
                 for frame in self.spoil(frames):
                     send(client, frame)
         shut(client)

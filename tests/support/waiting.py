@@ -1,4 +1,4 @@
-"""Waiting on conditions, for tests: never a bare sleep; and threads that cannot be started."""
+"""Wait on conditions instead of bare sleeps; make threads fail to start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def wait_until(condition: Callable[[], object], *, wait_s: float = 5, what: str = "") -> None:
-    """Return once ``condition()`` is true; fail when it is not within ``wait_s`` seconds."""
+    """Return once ``condition()`` is true; fail after ``wait_s`` seconds."""
     give_up = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < give_up, f"not within {wait_s} s: {what or condition}"
@@ -18,8 +18,10 @@ def wait_until(condition: Callable[[], object], *, wait_s: float = 5, what: str 
 
 
 def threads_fail(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 2) -> list[str]:
-    """The next threads of that name cannot be started, as at a limit of the system; returns the
-    names of those that could not."""
+    """Let the next threads of that name fail to start, as at a limit of the system.
+
+    Returns a list, which gets the names of the threads that failed.
+    """
     failed: list[str] = []
     start = threading.Thread.start
 

@@ -1,4 +1,4 @@
-"""A witness for tests: every contender tells it what it has, and it finds what must not be."""
+"""A witness for tests: contenders report their leases to it, and it finds violations."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from typing import Any
 
 
 class Witness:
-    """Sees two holders inside reported validity, and fences that do not grow."""
+    """Finds two holders at one time, and fences that do not increase."""
 
     def __init__(self) -> None:
         self.leases: list[Any] = []
         self.fences: list[int] = []
-        self._given: list[Any] = []
+        self._released: list[Any] = []
 
-    def look(self) -> None:
-        """At most one lease says that it is held."""
+    def check(self) -> None:
+        """Check that at most one lease is held."""
         held = [lease for lease in self.leases if lease.held]
         assert len(held) <= 1, f"two holders: {held}"
 
-    def took(self, lease: Any) -> None:
-        """Somebody has just acquired this lease."""
+    def acquired(self, lease: Any) -> None:
+        """Note a lease that was just acquired."""
         self.leases.append(lease)
-        self.look()
-        if lease.held:  # else it came too late, and perhaps after its successor
-            assert not self.fences or lease.fence > self.fences[-1], "the fence did not grow"
+        self.check()
+        if lease.held:  # otherwise it came late, perhaps after its successor
+            assert not self.fences or lease.fence > self.fences[-1], "the fence did not increase"
             self.fences.append(lease.fence)
         else:
             assert lease.fence not in self.fences, "a fence came twice"
 
-    def gives(self, lease: Any) -> None:
-        """The lease is about to be given back: another may have it before it says so."""
+    def releasing(self, lease: Any) -> None:
+        """Note that a lease is about to be released: the next holder may report first."""
         self.leases.remove(lease)
-        self._given.append(lease)
+        self._released.append(lease)
 
-    def passed_on_since(self, lease: Any) -> bool:
-        """Whether somebody had the lock after this lease, and gave it back."""
-        return any(later.fence > lease.fence for later in self._given)
+    def released_since(self, lease: Any) -> bool:
+        """Whether a later lease of the lock was released."""
+        return any(later.fence > lease.fence for later in self._released)
 
-    def gave(self, lease: Any) -> None:
-        """Giving it back has ended, well or not: what it says of itself counts again."""
+    def release_ended(self, lease: Any) -> None:
+        """Note that the release has ended, with or without success: the lease counts again."""
         self.leases.append(lease)
-        self.look()
+        self.check()

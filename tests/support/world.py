@@ -1,7 +1,7 @@
-"""One way to write a test for both shells.
+"""Write one test for both APIs.
 
-A test is a coroutine function that awaits :func:`settle` of whatever a shell returns: the plain
-shell's results pass through, the asyncio shell's are awaited.
+A test is a coroutine function that awaits :func:`settle` of each result: results of the API for
+threads pass through, those of the asyncio API are awaited.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _FEW = [
     )
 ]
 few = pytest.mark.parametrize(("server", "asynchronous", "resp"), _FEW, indirect=True)
-"""For a test of ``world`` that mostly waits: every server, and every shell over every protocol
-version, but not each with each. Quicker tests have them all."""
+"""For a slow test of ``world``: every server, and every API over every protocol version, but not
+all combinations. Quicker tests run with all."""
 
 on_one = pytest.mark.parametrize("server", [next(iter(BINARIES), "none")], indirect=True)
-"""For a test with fixtures of ``server`` that mostly waits for a clock of the client's, or for
-rules that other tests see kept by every server."""
+"""For a slow test with fixtures of ``server`` that depends on the client's clock, or on rules that
+other tests check on every server."""
 
 
 async def settle(result: Any) -> Any:
-    """The result itself, whichever shell it comes from."""
+    """Return the result, whichever API it comes from."""
     return await result if inspect.isawaitable(result) else result
 
 
 @asynccontextmanager
 async def entered(manager: Any) -> Any:
-    """``with`` or ``async with``, whichever the shell's object is."""
+    """Enter ``with`` or ``async with``, as the API's object needs."""
     if hasattr(manager, "__aenter__"):
         async with manager as value:
             yield value
@@ -58,16 +58,16 @@ async def entered(manager: Any) -> Any:
 
 @dataclass
 class World:
-    """A shell, a protocol version and a server."""
+    """An API, a protocol version and a server."""
 
     server: Server
     asynchronous: bool
     resp: int
-    client: Any  # a plain redis.Redis, to look at the server behind lualock's back
+    client: Any  # a plain redis.Redis, which reads the server without lualock
     made: list[Any] = field(default_factory=list)
 
     def close(self) -> None:
-        """Close what was connected; asyncio's close with their loop."""
+        """Close the ``Locks`` objects for threads; those for asyncio close with their loop."""
         for locks in self.made:
             if not self.asynchronous:
                 locks.close()
@@ -77,34 +77,34 @@ class World:
         return f"{plain}{'&' if '?' in plain else '?'}protocol={self.resp}"
 
     def connect(self, url: str | None = None, **options: Any) -> Any:
-        """A new ``Locks`` of this world's shell."""
+        """Return a new ``Locks`` of this world's API."""
         connect: Callable[..., Any] = aio.connect if self.asynchronous else lualock.connect
         made = connect(self.url(url), **options)
         self.made.append(made)
         return made
 
     def waiters(self, lock: Any) -> int:
-        """How many wait for a lock, by the server's own account."""
+        """Return how many waiters a lock has, as the server has it."""
         count: int = self.client.zcard(lock.key + b":waiters")
         return count
 
     def calls(self, command: str) -> int:
-        """How often the server has been sent a command since its statistics were reset."""
+        """Return how often the server got a command since its statistics were reset."""
         found: int = self.client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0)
         return found
 
     async def until_waiters(self, lock: Any, count: int) -> None:
-        """Return once so many wait for a lock."""
+        """Return once a lock has so many waiters."""
         await self.until(lambda: self.waiters(lock) == count)
 
     async def beside(self, call: Callable[[], Any]) -> Any:
-        """Run a call of the shell beside the test: in a thread, or as a task."""
+        """Run a call of the API beside the test: in a thread, or as a task."""
         if self.asynchronous:
             return await call()
         return await asyncio.get_running_loop().run_in_executor(_threads, call)
 
     async def until(self, condition: Callable[[], Any], wait_s: float = 5) -> None:
-        """Return once ``condition()`` is true, letting tasks run meanwhile."""
+        """Return once ``condition()`` is true; tasks run meanwhile."""
         give_up = time.monotonic() + wait_s
         while not condition():
             assert time.monotonic() < give_up, f"not within {wait_s} s"

@@ -99,7 +99,7 @@ class Case:
                 raise
             return None
         if lease is not None:
-            self.witness.took(lease)
+            self.witness.acquired(lease)
             self.promises_no_more(lease)
         return lease
 
@@ -130,7 +130,7 @@ class Case:
         """Release, and see that what is reported is what happened."""
         if lease is None:
             return
-        self.witness.gives(lease)
+        self.witness.releasing(lease)
         try:
             await self.world.beside(lease.release)
             assert not self._has(lease.token), "released, it said, and still holds the lock"
@@ -138,26 +138,26 @@ class Case:
             assert not self._did_release(lease.token), "lost, it said, and had released it"
         except lualock.LockUnavailable as error:
             # The server remembers who gave the lock to its holder, and no more than that.
-            overtaken = self.witness.passed_on_since(lease) or self._too_slow(error)
+            overtaken = self.witness.released_since(lease) or self._too_slow(error)
             if self.mild and not overtaken:
                 raise
             unknown = error.outcome_unknown
             assert unknown or not self._did_release(lease.token), error  # noqa: PT017 - most cases do not raise
-        self.witness.gave(lease)
+        self.witness.release_ended(lease)
 
     async def watch(self, seconds: float) -> None:
         """Look at everybody for so long."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while loop.time() < end:
-            self.witness.look()
+            self.witness.check()
             await asyncio.sleep(0.01)
 
     async def end(self) -> None:
         """Whatever was lost: within one lease the lock can be had, and nothing else is left."""
         assert self.proxy.met, "the fault befell nothing"
         await asyncio.to_thread(self.proxy.deliver)
-        self.witness.look()
+        self.witness.check()
         lock = self.rival()
         lease = await self.take(lock, timeout=self._longest + SLACK)
         assert lease is not None, "nobody has the lock, and it is not free"
@@ -297,7 +297,7 @@ async def _extend(case: Case) -> None:
         await case.watch(TTL / 2)
     except lualock.LeaseLost:
         assert not lease.held
-    case.witness.look()
+    case.witness.check()
     await case.give(lease)
     await case.give(await other)
 
@@ -395,9 +395,9 @@ if "adopt" in SCRIPTS:
         lease = await case.take(case.rival())
         handle = lease.handle()
         case.arm()
-        case.witness.gives(lease)
+        case.witness.releasing(lease)
         adopted = await case.have(lambda: case.adopt(handle))
-        case.witness.gave(lease)
+        case.witness.release_ended(lease)
         await case.give(adopted)
         await case.give(lease)
 
@@ -577,7 +577,7 @@ async def test_a_claim_that_never_arrives(shell: World) -> None:
         lease = await waiter
         assert lease.held
         while not other.done():
-            case.witness.look()
+            case.witness.check()
             await asyncio.sleep(0.005)
         assert lease.lost
         await case.give(await other)
@@ -619,7 +619,7 @@ async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None
                 if lease is not None:
                     turns += 1
                     await asyncio.sleep(0.001)
-                    case.witness.look()
+                    case.witness.check()
                     await case.give(lease)
 
         async def haunt() -> None:
