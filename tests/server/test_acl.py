@@ -1,4 +1,4 @@
-"""The rule for a user of the server's who is for locks only: enough, and nothing too much."""
+"""The ACL rule for a user who only takes locks: it is sufficient and minimal."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = [word for word in acl_rule().split() if word.startswith("+")]
 QUIET = {"+publish", "+pubsub|numsub", "+ping", "+getrange", "+del"}
-"""Of these only the server's log tells that they are missing: turns are later than they should be,
-a lease that was handed over may end early, and a request to stop stays until it ends."""
+"""If one of these is missing, only the server's log shows it: hand-overs are late, a granted lease
+may end early, and a stop request stays until it expires."""
 
 
 class User:
-    """A user of a server's, of whom the server says what it refused."""
+    """A user of a server, and what the server refuses it."""
 
     def __init__(self, server: Server, client: Any) -> None:
         self.url = server.tcp_url.replace("redis://", "redis://locker:pw@")
         self._client = client
 
     def may(self, *rule: str) -> None:
-        """Have exactly this rule, on a server that knows nothing yet."""
+        """Give the user exactly this rule, on a server without data and scripts."""
         self._client.flushall()
         self._client.script_flush()
         self._client.execute_command("ACL", "SETUSER", "locker", "reset", "on", ">pw", *rule)
         self._client.execute_command("ACL", "LOG", "RESET")
 
     def refused(self) -> set[str]:
-        """The commands, keys and channels that the server refused since then. (redis-py says its
-        name to the server, and does not mind.)"""
+        """Return the commands, keys and channels that the server has refused since then. (redis-py
+        sends its name to the server, and ignores a refusal.)"""
         entries = self._client.execute_command("ACL", "LOG")
         found = {dict(zip(e[::2], e[1::2], strict=True))[b"object"].decode() for e in entries}
         return found - {"client", "client|setinfo"}
@@ -58,7 +58,7 @@ class User:
 
 @pytest.fixture
 def user(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
-    """A user; who listens for messages is quick to ask whether the connection lives."""
+    """Return a user; its connections for messages are checked quickly."""
     monkeypatch.setattr(subscriber, "PING_AFTER_S", 0.0)
     monkeypatch.setattr(asyncio_subscriber, "PING_AFTER_S", 0.0)
     with server.client() as client:
@@ -67,18 +67,18 @@ def user(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
 
 
 def _nothing() -> None:
-    """A job's body."""
+    """Do nothing: the body of a job."""
 
 
 class Everything:
-    """All that can be done with locks and jobs."""
+    """Does all that can be done with locks and jobs."""
 
     def __init__(self, world: World, locks: Any, *, refused: bool = False) -> None:
         self.world, self.locks, self.refused = world, locks, refused
         self.tasks: list[asyncio.Task[Any]] = []
 
     async def do(self) -> lualock.LockError | None:
-        """Do it, up to what fails; returns how."""
+        """Do it until something fails; return how it ended."""
         try:
             await self.one()
             await self.several(fair=True)
@@ -94,19 +94,19 @@ class Everything:
         return None
 
     async def waits(self, lock: Any, count: int = 1) -> asyncio.Task[Any]:
-        """One that waits for a lock, which so many do then."""
+        """Start a waiter for a lock, and return when the lock has so many."""
         task = asyncio.ensure_future(self.world.beside(partial(lock.acquire, timeout=3)))
         self.tasks.append(task)
         await self.world.until(lambda: task.done() or self.world.waiters(lock) == count)
         if self.refused:
-            # A first look may fail after it has a place: it is told when it has looked again.
+            # A first check may fail after it has a place: the error comes with the second check.
             await asyncio.wait({task}, timeout=0.05)
         if task.done():
             task.result()
         return task
 
     async def one(self) -> None:
-        """Acquire, extend, look, pass on, release."""
+        """Acquire, extend, inspect, pass on, release."""
         lock = self.locks.lock("one", ttl=5)
         lease = await settle(lock.acquire())
         await settle(lease.extend(5))
@@ -117,7 +117,7 @@ class Everything:
         await settle(adopted.release())
 
     async def several(self, *, fair: bool) -> None:
-        """Wait, in vain and in turn, by priority, and have it handed over."""
+        """Wait until a timeout, and by priority until a hand-over."""
         lock = partial(self.locks.lock, f"several {fair}", ttl=1, fair=fair)
         lease = await settle(lock().acquire())
         first = await self.waits(lock())
@@ -138,7 +138,7 @@ class Everything:
             await settle(lease.release())
 
     async def full(self) -> None:
-        """Be refused by a full queue."""
+        """Meet a full queue."""
         lock = self.locks.lock("full", ttl=1, max_waiters=1)
         lease = await settle(lock.acquire())
         task = await self.waits(lock)
@@ -149,7 +149,7 @@ class Everything:
         await settle((await task).release())
 
     async def jobs(self) -> None:
-        """Be queued, refused, run, asked to stop, replaced."""
+        """Queue, refuse, run, stop and replace jobs."""
         begun: list[int] = []
         give_up = time.monotonic() + 3
 
@@ -183,7 +183,7 @@ class Everything:
         await settle(queue.verb("cancel")((2,), token=queue.pushed[0][1]))
 
     async def dead(self) -> None:
-        """Free the lock of a worker that died."""
+        """Release the lock of a dead worker."""
         queue = Queue(self.world, self.locks.job(key="dead")(as_job(self.world, _nothing)))
         lock = self.locks.lock("dead", ttl=5, metadata="job a")
         await settle(lock.acquire())
@@ -191,18 +191,18 @@ class Everything:
 
 
 async def test_everything_may_be_done(world: World, user: User) -> None:
-    """With that rule nothing is refused; nor under a prefix that looks like a pattern."""
+    """With that rule nothing is refused, even under a prefix that looks like a pattern."""
     for prefix in ("lualock", "my [locks]*"):
         user.may(*acl_rule(prefix).split())
         failed = await Everything(world, world.connect(user.url, prefix=prefix)).do()
         assert failed is None, failed
-        await asyncio.sleep(0.3)  # the time in which clean-ups may be sent once more
+        await asyncio.sleep(0.3)  # the time in which clean-ups may be repeated
         assert user.refused() == set()
 
 
 @pytest.mark.full
 @few
-async def test_no_command_is_too_much(world: World, user: User) -> None:
+async def test_every_command_is_needed(world: World, user: User) -> None:
     """Without any one of its commands something is refused."""
     for command in COMMANDS:
         user.may(*(word for word in acl_rule().split() if word != command))
@@ -212,8 +212,8 @@ async def test_no_command_is_too_much(world: World, user: User) -> None:
         assert isinstance(failed, lualock.AccessDenied) == (command not in QUIET), command
 
 
-async def test_other_prefixes_are_not_his(world: World, user: User) -> None:
-    """However much alike."""
+async def test_other_prefixes_are_forbidden(world: World, user: User) -> None:
+    """The rule allows no other prefix, however similar."""
     user.may(*acl_rule("l*k").split())
     await settle(world.connect(user.url, prefix="l*k").lock("x").acquire())
     for other in ("l", "lk", "look", "l*k:x", "L*k"):
@@ -227,7 +227,7 @@ async def test_other_prefixes_are_not_his(world: World, user: User) -> None:
 async def test_what_a_connection_may_need_besides(
     world: World, user: User, right: str, option: str
 ) -> None:
-    """A database or a name that the URL asks for is a right of its own."""
+    """A database or a client name in the URL needs a right of its own."""
     url = f"{user.url}?{option}"
     user.may(*acl_rule().split())
     with pytest.raises(lualock.AccessDenied):
@@ -237,7 +237,7 @@ async def test_what_a_connection_may_need_besides(
 
 
 def test_a_user_for_fenced_writes(server: Server, user: User) -> None:
-    """The README's rule for the user of the data is enough, and no command of it too much."""
+    """The README's rule for the user of the data is sufficient and minimal."""
     (quoted,) = re.findall(r"`(\+get [^`]*)`", README.read_text("utf-8"))
     for missing in ("", *quoted.split()):
         user.may("~stock:*", "~{stock:*", *(word for word in quoted.split() if word != missing))
@@ -250,7 +250,7 @@ def test_a_user_for_fenced_writes(server: Server, user: User) -> None:
 
 
 def test_every_call_of_the_scripts_is_read() -> None:
-    """None has its command in a variable, where it would not be found."""
+    """Each call of the scripts names its command literally, so that the rule contains it."""
     for script in (*SCRIPTS.values(), *verbs.SCRIPTS.values()):
         calls = re.findall(rb"\bp?call\b", script.source)
         assert len(calls) == len(re.findall(rb"redis\.p?call\('[A-Z]+'[,)]", script.source))

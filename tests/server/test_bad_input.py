@@ -1,4 +1,4 @@
-"""Bad input: a typed error that says what was wrong, before anything is sent."""
+"""Bad input raises a typed error that names the mistake, before any request is sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAD_TTLS += ["30", None, True, Decimal(3), [30], b"30"]  # type: ignore[list-ite
 
 @pytest.fixture
 def nothing_written(shell: World) -> Any:
-    """Check at the end that the server was not even asked to write."""
+    """Check at the end that the server got no write."""
     yield
     assert shell.client.keys("*") == []
 
@@ -30,7 +30,7 @@ def nothing_written(shell: World) -> Any:
 @pytest.mark.usefixtures("nothing_written")
 @pytest.mark.parametrize("ttl", [ttl for ttl in BAD_TTLS if ttl is not None], ids=repr)
 def test_ttl_of_a_lock(shell: World, ttl: Any) -> None:
-    """A ttl that is no number of seconds from 1 ms to 366 days is refused."""
+    """A ttl that is not a number of seconds from 1 ms to 366 days is refused."""
     with pytest.raises(lualock.InvalidArgument, match="ttl must be"):
         shell.connect().lock("x", ttl=ttl)
     with pytest.raises(ValueError, match="ttl must be"):
@@ -40,15 +40,15 @@ def test_ttl_of_a_lock(shell: World, ttl: Any) -> None:
 @pytest.mark.parametrize(
     ("ttl", "shown"), [(31_622_400.5, "31622400.5"), (31_622_401, "31622401"), (1e-5, "1e-05")]
 )
-def test_a_number_is_shown_as_it_was_given(ttl: float, shown: str) -> None:
-    """And not rounded to one that would do."""
+def test_a_number_is_shown_unrounded(ttl: float, shown: str) -> None:
+    """The error shows a refused number without rounding it to a valid one."""
     with pytest.raises(lualock.InvalidArgument, match=f"to 31622400 .* not {shown};"):
         lualock.connect("redis://h").lock("x", ttl=ttl)
 
 
 @pytest.mark.parametrize("ttl", BAD_TTLS, ids=repr)
 async def test_ttl_of_extend(shell: World, ttl: Any) -> None:
-    """Extending by a bad ttl is refused, and leaves the lease as it was (0 does not free it)."""
+    """A bad ttl of ``extend()`` is refused and leaves the lease unchanged; 0 does not end it."""
     lock = shell.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
     with pytest.raises(lualock.InvalidArgument, match="ttl must be"):
@@ -79,14 +79,14 @@ async def test_timeout(shell: World, timeout: Any) -> None:
     ids=lambda value: repr(value)[:20],
 )
 def test_name(shell: World, name: Any, said: str) -> None:
-    """An empty or over-long name, or one that is no text, is refused."""
+    """A name that is empty, too long, or neither text nor bytes is refused."""
     with pytest.raises(lualock.InvalidArgument, match=said):
         shell.connect().lock(name)
 
 
 @pytest.mark.parametrize("prefix", ["", "a{b", "a}", "x" * 129, None, 3], ids=repr)
 def test_prefix(shell: World, prefix: Any) -> None:
-    """A prefix that would break the hash tag, or is none, is refused."""
+    """A prefix that is not text, or breaks the hash tag, is refused."""
     with pytest.raises(lualock.InvalidArgument, match="prefix"):
         shell.connect(prefix=prefix)
 
@@ -100,20 +100,21 @@ def test_prefix(shell: World, prefix: Any) -> None:
     ],
 )
 def test_other_options(shell: World, use: Callable[[Any], Any]) -> None:
-    """Every option is checked when the lock is made, not when it is acquired."""
+    """Every option is checked when the lock object is created, not when it is acquired."""
     with pytest.raises(lualock.InvalidArgument):
         use(shell.connect())
 
 
 @pytest.mark.parametrize("holder", [7, "", "two\nlines", "x" * 257], ids=repr)
 def test_holder(shell: World, holder: Any) -> None:
-    """A holder's description is one line of at most 256 bytes."""
+    """A holder's description must be one line of at most 256 bytes."""
     with pytest.raises(lualock.InvalidArgument, match="holder"):
         shell.connect(holder=holder)
 
 
 def test_the_wrong_kind_of_client() -> None:
-    """A client of the other world, a cluster's or none at all: the error says what to pass."""
+    """A client of the other API, of a cluster or of no kind is refused, with the right one
+    named."""
     plain, coroutine = redis.Redis(), redis.asyncio.Redis()
     wrong: list[tuple[Callable[..., Any], Any, str]] = [
         (lualock.Locks, coroutine, "use lualock.aio"),
@@ -136,8 +137,8 @@ def test_the_wrong_kind_of_client() -> None:
             make(client)
 
 
-def test_a_client_s_settings_are_used_and_nothing_else_of_it(one_server: Any) -> None:
-    """Address and login come from the client; its retries, decoding and pool do not."""
+def test_only_the_settings_of_a_client_are_used(one_server: Any) -> None:
+    """Address and login come from the client; its retries, decoding and pool are not used."""
     client = redis.Redis(
         unix_socket_path=one_server.socket, decode_responses=True, max_connections=1, db=3
     )
@@ -147,7 +148,7 @@ def test_a_client_s_settings_are_used_and_nothing_else_of_it(one_server: Any) ->
 
 
 def test_errors_survive_pickling() -> None:
-    """Job systems send exceptions between processes: what they tell must arrive."""
+    """An error keeps its facts when it is pickled, as job systems do."""
     import pickle
 
     error = lualock.NotAcquired("held", name="x", holder="me", held_s=1.5, remaining_s=2.5)
@@ -159,7 +160,7 @@ def test_errors_survive_pickling() -> None:
 
 
 async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
-    """Locks and leases say why they cannot go to another process."""
+    """Locks and leases refuse to be pickled, and give the reason."""
     locks = shell.connect()
     lock = locks.lock("x", ttl=5)
     lease = await settle(lock.acquire())
@@ -205,15 +206,15 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
         ("redis://h#1", "a # has no meaning in it"),
         ("unix://tmp/redis.sock", "comes a path that begins with /"),
         ("unix://", "comes a path that begins with /"),
-        # Whatever stands where it cannot be told from a password:
+        # Text that may be a password:
         ("redis://:12?s3cret=x@h", "URL. It begins"),
         ("redis://:12#s3cret@h", "URL. It begins"),
         ("redis://h?password=a&s3cret=b", "URL. It begins"),
     ],
     ids=lambda value: value[:40],
 )
-def test_a_url_of_which_not_all_means_something(connect: Any, url: str, said: str) -> None:
-    """It is refused at once, with what to write instead, and no password is repeated."""
+def test_a_url_with_a_meaningless_part(connect: Any, url: str, said: str) -> None:
+    """A URL with a part without meaning is refused, with a correction and without its password."""
     with pytest.raises(lualock.InvalidArgument, match=f"^not a server's .*{said}") as caught:
         connect(url)
     assert "s3cret" not in str(caught.value)
@@ -231,15 +232,15 @@ def test_a_url_of_which_not_all_means_something(connect: Any, url: str, said: st
         "unix://me:pw@/tmp/redis.sock?db=3",
     ],
 )
-def test_a_url_of_which_all_means_something(connect: Any, url: str) -> None:
-    """It is taken, with what is for clients of redis-py's only."""
+def test_a_url_without_a_meaningless_part(connect: Any, url: str) -> None:
+    """A URL with options of redis-py is accepted, even those without effect here."""
     assert connect(url)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf, "5"])
 @pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout"])
 def test_a_client_s_timeouts(name: str, timeout: Any) -> None:
-    """A client whose timeouts are none is refused, and not found out by the first call."""
+    """A client's invalid timeout is refused by ``connect()``, not by the first call."""
     with pytest.raises(lualock.InvalidArgument, match=f"{name} must be"):
         lualock.connect(redis.Redis(**{name: timeout}))
     with pytest.raises(lualock.InvalidArgument, match=f"{name} must be"):
@@ -252,7 +253,7 @@ def test_a_client_s_timeouts(name: str, timeout: Any) -> None:
 def test_a_password_that_breaks_its_url(
     monkeypatch: pytest.MonkeyPatch, connect: Any, password: str, configured: bool
 ) -> None:
-    """It is not repeated; the error says how to write it, and where the URL was from."""
+    """A password that breaks its URL is not repeated; the error shows how to write it."""
     url = f"redis://:{password}@localhost:6379/0"
     monkeypatch.setenv("LUALOCK_URL", url)
     with pytest.raises(lualock.InvalidArgument, match="is written as %2F") as caught:

@@ -1,4 +1,4 @@
-"""Connections that are closed, or break, while others use them, or make them."""
+"""Connections that are closed, or break, while other callers use or open them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.world import World, settle
 
 
 def test_two_threads_that_close(locks: lualock.Locks) -> None:
-    """Whenever another comes between, each connection is closed by one of them."""
+    """Each connection is closed by one thread, at whatever point two threads that close meet."""
     driver = locks._driver
     for at in itertools.count(1):
         lines = [driver._connect(None) for _ in range(2)]
@@ -40,10 +40,10 @@ def test_two_threads_that_close(locks: lualock.Locks) -> None:
     assert at > 10
 
 
-def test_what_a_signal_handler_raises_while_connections_are_closed(
+def test_a_signal_handler_that_raises_while_connections_are_closed(
     monkeypatch: pytest.MonkeyPatch, locks: lualock.Locks
 ) -> None:
-    """Reaches the program, whatever it is."""
+    """A signal handler's error during ``close()`` reaches the program."""
 
     def handler(*_: object) -> None:
         raise TimeoutError("the program's own")
@@ -61,11 +61,10 @@ def test_what_a_signal_handler_raises_while_connections_are_closed(
 
 
 async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tuple[Any, Any]:
-    """``Locks``, and a lease for which they waited: the reply to its claim has come, and nobody has
-    looked at it."""
+    """Return ``Locks`` and a waited-for lease: the reply to its claim has come and was not read."""
     locks = shell.connect(proxy.url)
     first = await settle(shell.connect().lock("x", ttl=60).acquire())
-    if not shell.asynchronous:  # two connections, so that one may break and the other has it
+    if not shell.asynchronous:  # two connections: one breaks, the other has the reply
         locks._driver._idle.extend(locks._driver._connect(None) for _ in range(2))
     waiter = asyncio.ensure_future(
         shell.beside(partial(locks.lock("x", ttl=60, **options).acquire, timeout=10))
@@ -87,8 +86,8 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
     return locks, lease
 
 
-async def test_closing_keeps_what_has_come_of_a_claim(shell: World, proxy: Proxy) -> None:
-    """A lease that was waited for lasts its whole time also when its connection is closed."""
+async def test_closing_keeps_the_reply_to_a_claim(shell: World, proxy: Proxy) -> None:
+    """A lease whose claim was answered lasts its whole ttl after its connection is closed."""
     told: list[Any] = []
     locks, lease = await _with_a_claim_unread(shell, proxy, on_lost=told.append)
     await settle(locks.aclose() if shell.asynchronous else locks.close())
@@ -97,11 +96,11 @@ async def test_closing_keeps_what_has_come_of_a_claim(shell: World, proxy: Proxy
     assert told == []
 
 
-async def test_what_has_come_of_a_claim_when_another_connection_breaks(
+async def test_a_broken_connection_keeps_the_reply_to_a_claim_on_another(
     one_server: Server, proxy: Proxy
 ) -> None:
-    """Threads have several connections: where one breaks the others are closed, and nothing that
-    they had received is lost."""
+    """When one connection of a thread breaks and the others are closed, received replies are
+    kept."""
     with one_server.client() as client:
         shell = World(one_server, asynchronous=False, resp=3, client=client)
         locks, lease = await _with_a_claim_unread(shell, proxy)
@@ -118,7 +117,7 @@ async def test_what_has_come_of_a_claim_when_another_connection_breaks(
 
 @pytest.mark.parametrize("how", ["itself", "in a task"])
 async def test_a_coroutine_as_callback_that_closes_all(one_server: Server, how: str) -> None:
-    """It does not wait for itself, nor is it cancelled."""
+    """A coroutine callback may call ``aclose()``: it neither waits for itself nor is cancelled."""
     locks = aio.connect(one_server.url)
     outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -147,7 +146,7 @@ def _connected(client: Any) -> set[str]:
 
 @pytest.mark.parametrize("ended", ["by asyncio.run", "just closed"])
 def test_loops_that_ended_are_not_kept(one_server: Server, ended: str) -> None:
-    """``Locks`` that live as long as the program keep no loop alive but the last that used them."""
+    """Long-lived ``Locks`` keep no ended event loop alive, except the last one."""
     locks = aio.connect(one_server.url)
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
@@ -172,10 +171,11 @@ def test_loops_that_ended_are_not_kept(one_server: Server, ended: str) -> None:
 
 
 @pytest.mark.parametrize("what", [b"HELLO", b"TIME", b"SUBSCRIBE"])
-async def test_a_connection_that_is_being_made_while_all_are_closed(
+async def test_a_connection_that_is_opened_while_all_are_closed(
     one_server: Server, proxy: Proxy, what: bytes
 ) -> None:
-    """Is closed too; who needs it gets another, which the next ``aclose`` closes."""
+    """A connection that is opened during ``aclose()`` is closed too; its caller gets another
+    one."""
     goes_on = threading.Event()
 
     def hold(data: bytes) -> bytes:
@@ -204,7 +204,8 @@ async def test_a_connection_that_is_being_made_while_all_are_closed(
 
 
 def test_a_generator_that_ends_with_its_loop_after_the_connection_broke(one_server: Server) -> None:
-    """Gives its lock back over a new connection, which is closed with the loop."""
+    """A generator that ends with its loop releases its lock over a new connection, which is
+    closed."""
     locks = aio.connect(one_server.url)
     kept: list[Any] = []
 

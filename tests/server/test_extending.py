@@ -1,4 +1,4 @@
-"""``extend()`` while other things happen: no answer comes, others extend, all is closed."""
+"""``extend()`` without an answer, beside other extensions, and during a close."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tests.support.world import World, settle
 pytestmark = pytest.mark.slow
 
 LOST = Fault("drop reply", times=2)
-"""The first reply and that to asking again."""
+"""The first reply and that to the repeated request."""
 
 
 @pytest.fixture
 def faulty(one_server: Server) -> Iterator[FaultProxy]:
-    """A proxy that loses or delays one request."""
+    """Return a proxy that can lose or delay one request."""
     with FaultProxy(one_server.socket) as proxy:
         yield proxy
 
 
 async def _held(world: World, proxy: FaultProxy, **options: Any) -> Any:
-    """A lease, on a server that knows by now how to extend it."""
+    """Return a lease, on a server that has the script of ``extend``."""
     lease = await settle(world.connect(proxy.url).lock("x", **options).acquire())
     await settle(lease.extend(options["ttl"]))
     return lease
 
 
 async def _extending(world: World, lease: Any, ttl: float, proxy: FaultProxy) -> Any:
-    """An extend() beside the test, whose request meets a fault."""
+    """Call ``extend()`` beside the test, with a fault at its request."""
     met = len(proxy.met)
     extending = asyncio.ensure_future(world.beside(lambda: lease.extend(ttl)))
     await world.until(lambda: len(proxy.met) > met)
@@ -52,30 +52,30 @@ async def _until_renewed(world: World, lease: Any) -> None:
     await world.until(lambda: time.monotonic() + lease.remaining() > end + 0.1)
 
 
-# A sooner end counts from when it is asked for.
+# A sooner end counts from its request.
 
 
 @pytest.mark.parametrize("fault", [LOST, Fault("delay reply", seconds=2)], ids=["lost", "late"])
 async def test_the_loss_at_a_sooner_end_that_is_not_answered(
     shell: World, faulty: FaultProxy, fault: Fault
 ) -> None:
-    """Is told when that end has come, once, and not when the lease would have ended before."""
-    told: list[Any] = []
-    lease = await _held(shell, faulty, ttl=30, on_lost=told.append)
+    """``on_lost`` is called once at the sooner end, although the request had no answer."""
+    losses: list[Any] = []
+    lease = await _held(shell, faulty, ttl=30, on_lost=losses.append)
     waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
     await shell.until(lambda: lease._ended)
     faulty.inject(fault, "extend")
     extending = await _extending(shell, lease, 0.4, faulty)
-    await shell.until(lambda: told and waiting.done(), wait_s=1.5)
+    await shell.until(lambda: losses and waiting.done(), wait_s=1.5)
     assert waiting.result()
     assert extending.done() == (fault is LOST)
     await asyncio.gather(extending, return_exceptions=True)
-    await _told_of_another(shell, told)
-    assert told[:-1] == [lease]
+    await _until_another_loss(shell, losses)
+    assert losses[:-1] == [lease]
 
 
 async def test_the_loss_at_a_sooner_end_whose_request_was_cancelled(one_server: Server) -> None:
-    """Is told when that end has come, as where a timeout ended the wait for the answer."""
+    """``on_lost`` is called at the sooner end, although the request was cancelled."""
     async with aio.connect(one_server.url) as locks:
 
         async def body() -> None:
@@ -94,23 +94,24 @@ async def test_the_loss_at_a_sooner_end_whose_request_was_cancelled(one_server: 
 async def test_a_sooner_end_that_is_not_answered_is_renewed(
     shell: World, faulty: FaultProxy
 ) -> None:
-    """A renewed lease is renewed before its new end, and not when it would have been before."""
-    told: list[Any] = []
-    lease = await _held(shell, faulty, ttl=30, renew=True, on_lost=told.append)
+    """A renewed lease is renewed before its sooner end, although the request had no answer."""
+    losses: list[Any] = []
+    lease = await _held(shell, faulty, ttl=30, renew=True, on_lost=losses.append)
     faulty.inject(LOST, "extend")
     with pytest.raises(lualock.LockUnavailable):
         await settle(lease.extend(0.6))
     assert 0 < lease.remaining() <= 0.6
     await _until_renewed(shell, lease)
     await _until_renewed(shell, lease)
-    assert told == []
+    assert losses == []
     await settle(lease.release())
 
 
 async def test_a_sooner_end_is_renewed_while_its_answer_is_out(
     shell: World, faulty: FaultProxy
 ) -> None:
-    """By another connection, where there is one; and in any case once the answer has come."""
+    """A lease is renewed while ``extend()`` waits for its answer, if there is another
+    connection."""
     lease = await _held(shell, faulty, ttl=30, renew=True)
     faulty.inject(Fault("delay reply", seconds=0.6), "extend")
     extending = await _extending(shell, lease, 0.9, faulty)
@@ -127,7 +128,7 @@ async def test_a_sooner_end_is_renewed_while_its_answer_is_out(
 async def test_a_sooner_end_and_a_late_answer_to_a_later_one(
     shell: World, faulty: FaultProxy
 ) -> None:
-    """Which came second is not known, so the lease ends with the sooner one, as the server says."""
+    """Of two extensions in unknown order the lease keeps the sooner end, as on the server."""
     lease = await _held(shell, faulty, ttl=10)
     faulty.inject(Fault("delay reply", seconds=0.3), "extend")
     later = await _extending(shell, lease, 60, faulty)
@@ -139,7 +140,7 @@ async def test_a_sooner_end_and_a_late_answer_to_a_later_one(
 
 
 async def test_two_later_ends_at_the_same_time(shell: World, faulty: FaultProxy) -> None:
-    """Neither takes anything away from the other: nothing but a sooner end does."""
+    """Of two later ends at one time neither shortens the lease."""
     lease = await _held(shell, faulty, ttl=10)
     faulty.inject(Fault("delay reply", times=2, seconds=0.2), "extend")
     both = [await _extending(shell, lease, ttl, faulty) for ttl in (60, 50)]
@@ -151,7 +152,7 @@ async def test_two_later_ends_at_the_same_time(shell: World, faulty: FaultProxy)
 async def test_a_late_answer_to_a_lease_whose_release_failed(
     shell: World, faulty: FaultProxy
 ) -> None:
-    """Does not make it held again: it is given back sooner or later."""
+    """A late answer to ``extend()`` does not make a lease held again after a failed release."""
     lease = await _held(shell, faulty, ttl=30)
     faulty.choose = {"extend": Fault("delay reply", seconds=0.4), "release": LOST}.get
     extending = await _extending(shell, lease, 60, faulty)
@@ -161,37 +162,37 @@ async def test_a_late_answer_to_a_lease_whose_release_failed(
     assert not lease.held
 
 
-# The loss is told once.
+# The loss is reported once.
 
 
-async def _told_of_another(world: World, told: list[Any]) -> None:
-    """Return once another loss was told: what had to be told before was told by then."""
-    other = await settle(world.connect().lock("other", ttl=0.1, on_lost=told.append).acquire())
-    await world.until(lambda: other in told)
+async def _until_another_loss(world: World, losses: list[Any]) -> None:
+    """Return once a second loss was reported, and so every earlier one."""
+    other = await settle(world.connect().lock("other", ttl=0.1, on_lost=losses.append).acquire())
+    await world.until(lambda: other in losses)
 
 
-async def test_what_was_told_is_not_told_by_extend(shell: World) -> None:
-    """However often it is tried to extend a lease that is lost."""
-    told: list[Any] = []
+async def test_extend_does_not_report_a_loss_again(shell: World) -> None:
+    """Repeated calls of ``extend()`` on a lost lease report its loss only once."""
+    losses: list[Any] = []
     locks = shell.connect()
-    ended = await settle(locks.lock("x", ttl=0.2, on_lost=told.append).acquire())
-    await shell.until(lambda: told and not shell.client.exists("lualock:{x}"))
-    gone = await settle(locks.lock("y", ttl=30, on_lost=told.append).acquire())
+    ended = await settle(locks.lock("x", ttl=0.2, on_lost=losses.append).acquire())
+    await shell.until(lambda: losses and not shell.client.exists("lualock:{x}"))
+    gone = await settle(locks.lock("y", ttl=30, on_lost=losses.append).acquire())
     shell.client.delete("lualock:{y}")
     for lease, ttl in [(ended, 1), (ended, 30), (gone, 60), (gone, 1), (gone, 60)]:
         with pytest.raises(lualock.LeaseLost):
             await settle(lease.extend(ttl))
-    await _told_of_another(shell, told)
-    assert told[:-1] == [ended, gone]
+    await _until_another_loss(shell, losses)
+    assert losses[:-1] == [ended, gone]
 
 
 @pytest.mark.parametrize(("first", "seconds"), [("renewal", 0.3), ("extend", 1.2)])
 async def test_extend_and_a_renewal_find_the_loss_at_once(
     shell: World, faulty: FaultProxy, first: str, seconds: float
 ) -> None:
-    """Whichever was sent first, and whichever is answered first, it is told once."""
-    told: list[Any] = []
-    lease = await _held(shell, faulty, ttl=3, renew=True, on_lost=told.append)
+    """A loss that ``extend()`` and a renewal both find is reported once, whatever their order."""
+    losses: list[Any] = []
+    lease = await _held(shell, faulty, ttl=3, renew=True, on_lost=losses.append)
     shell.client.delete("lualock:{x}")
     faulty.inject(Fault("delay reply", seconds=seconds), "extend")
     sent = len(faulty.seen)
@@ -202,23 +203,23 @@ async def test_extend_and_a_renewal_find_the_loss_at_once(
     with pytest.raises(lualock.LeaseLost):
         await extending
     assert faulty.seen[sent].answered.is_set()
-    await _told_of_another(shell, told)
-    assert told[:-1] == [lease]
+    await _until_another_loss(shell, losses)
+    assert losses[:-1] == [lease]
 
 
 @pytest.mark.parametrize("answered", [True, False], ids=["released", "being released"])
 def test_a_renewal_that_comes_after_the_release(
     one_server: Server, faulty: FaultProxy, caplog: pytest.LogCaptureFixture, answered: bool
 ) -> None:
-    """Finds others with the lock, and that is no loss: the lease was released."""
-    told: list[Any] = []
+    """A renewal that arrives after the release finds another holder, and reports no loss."""
+    losses: list[Any] = []
     with (
         lualock.connect(faulty.url) as locks,
         lualock.connect(one_server.url) as others,
         ThreadPoolExecutor() as beside,
     ):
-        others.lock("x").acquire().release()  # the server knows how to by now
-        lease = locks.lock("x", ttl=3, renew=True, on_lost=told.append).acquire()
+        others.lock("x").acquire().release()  # now the server has the script
+        lease = locks.lock("x", ttl=3, renew=True, on_lost=losses.append).acquire()
         lease.extend(3)
         waiting = beside.submit(lease.wait_lost)
         late = Fault("delay reply", seconds=0.0 if answered else 1.0)
@@ -232,9 +233,9 @@ def test_a_renewal_that_comes_after_the_release(
         renewal = faulty.met[0]
         assert renewal.answered.wait(5)
         assert renewal.reply != b"extended"
-        other = locks.lock("y", ttl=0.1, on_lost=told.append).acquire()
-        wait_until(lambda: told)
-        assert told == [other]
+        other = locks.lock("y", ttl=0.1, on_lost=losses.append).acquire()
+        wait_until(lambda: losses)
+        assert losses == [other]
         assert releasing.done() == answered
         releasing.result()
         assert not waiting.result(5)
@@ -246,26 +247,26 @@ def test_a_renewal_that_comes_after_the_release(
 
 
 async def test_what_is_extended_while_all_is_closed(one_server: Server, faulty: FaultProxy) -> None:
-    """Is renewed as before, and its loss is told; also where who watches from then on has looked
-    at others before the answer comes."""
-    told: list[Any] = []
+    """A lease that is extended during ``aclose()`` is renewed, and its loss is reported, even if
+    the new renewer has made its round before the answer comes."""
+    losses: list[Any] = []
     locks = aio.connect(faulty.url)
-    lease = await locks.lock("x", ttl=3, renew=True, on_lost=told.append).acquire()
+    lease = await locks.lock("x", ttl=3, renew=True, on_lost=losses.append).acquire()
     await lease.extend(3)
-    other = await locks.lock("y", ttl=0.2, on_lost=told.append).acquire()
+    other = await locks.lock("y", ttl=0.2, on_lost=losses.append).acquire()
     faulty.inject(Fault("delay reply", times=2, seconds=0.5), "extend")
     extending = asyncio.create_task(lease.extend(3))
     await _until(lambda: faulty.met)
     await locks.aclose()
     assert not extending.done()
     await extending
-    assert told == [other]
+    assert losses == [other]
     end = time.monotonic() + lease.remaining()
     await _until(lambda: time.monotonic() + lease.remaining() > end + 0.5)
     with one_server.client() as client:
         client.delete("lualock:{x}")
-    await _until(lambda: len(told) == 2)
-    assert told == [other, lease]
+    await _until(lambda: len(losses) == 2)
+    assert losses == [other, lease]
     await locks.aclose()
 
 
@@ -273,13 +274,13 @@ async def test_what_is_extended_while_all_is_closed(one_server: Server, faulty: 
 async def test_renewal_goes_on_while_closing_takes_its_time(
     faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:
-    """Of what was held before, and of what is acquired meanwhile; and afterwards, also of what was
-    just being renewed."""
+    """During a slow ``aclose()`` and after it, old and new leases are renewed, even one whose
+    renewal was under way."""
     monkeypatch.setattr("lualock._transport.asyncio.background.CLOSING_S", 10.0)
     locks = aio.connect(faulty.url)
     leases = [await locks.lock("x", ttl=0.9, renew=True).acquire()]
     cleaned = asyncio.Event()
-    locks._driver.background.spawn(cleaned.wait())  # what closing waits for
+    locks._driver.background.spawn(cleaned.wait())  # ``aclose()`` waits for this
     closing = asyncio.create_task(locks.aclose())
     await asyncio.sleep(0)
     leases.append(await locks.lock("y", ttl=0.9, renew=True).acquire())
@@ -306,16 +307,16 @@ async def test_renewal_goes_on_while_closing_takes_its_time(
 
 
 def test_a_lease_that_another_loop_extends(one_server: Server) -> None:
-    """Its own loop, which has nothing else to do, tells its loss at the new end."""
+    """When another loop shortens a lease, its own idle loop reports the loss at the new end."""
     locks = aio.connect(one_server.url)
     leases: list[aio.Lease] = []
-    told: list[aio.Lease] = []
+    losses: list[aio.Lease] = []
 
     async def watch() -> None:
         lost = asyncio.Event()
 
         def on_lost(lease: aio.Lease) -> None:
-            told.append(lease)
+            losses.append(lease)
             lost.set()
 
         leases.append(await locks.lock("x", ttl=30, renew=False, on_lost=on_lost).acquire())
@@ -328,12 +329,13 @@ def test_a_lease_that_another_loop_extends(one_server: Server) -> None:
     start = time.monotonic()
     asyncio.run(leases[0].extend(0.4))
     watching.join()
-    assert told == leases
+    assert losses == leases
     assert time.monotonic() - start < 3
 
 
 def test_a_lease_of_a_loop_that_is_closed(one_server: Server) -> None:
-    """Can be extended, to a sooner end too, and released: nobody is left who watches it."""
+    """A lease of a closed loop can be extended, shortened and released, although it is not
+    watched."""
     locks = aio.connect(one_server.url)
     loop = asyncio.new_event_loop()
     lease = loop.run_until_complete(locks.lock("x", ttl=30, renew=True).acquire())

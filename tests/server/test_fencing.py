@@ -1,4 +1,4 @@
-"""Guards that make a fence useful: in Redis, and in a database."""
+"""Guards that check a fence: in Redis, and in a database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.servers import Server
 
 
 def test_a_smaller_fence_is_refused(server: Server) -> None:
-    """Who has the greatest fence may write again and again; who has a smaller one, never."""
+    """The holder of the greatest fence may write repeatedly; a smaller fence is always refused."""
     with server.client() as client:
         fenced_set(client, "k", "one", fence=10)
         fenced_set(client, "k", b"two", fence=10)
@@ -37,7 +37,7 @@ def test_a_smaller_fence_is_refused(server: Server) -> None:
 
 
 def test_fences_of_real_size_are_compared_exactly(one_client: Any) -> None:
-    """Neighbours among numbers of sixteen digits are told apart."""
+    """Neighbouring numbers of sixteen digits are different fences."""
     fence = 1_795_468_272_410_195
     fenced_set(one_client, "k", "new", fence=fence)
     with pytest.raises(lualock.StaleFence):
@@ -46,7 +46,7 @@ def test_fences_of_real_size_are_compared_exactly(one_client: Any) -> None:
 
 
 def test_asyncio(one_server: Server) -> None:
-    """The same for an asyncio client."""
+    """The guard works with an asyncio client."""
 
     async def main() -> None:
         async with redis.asyncio.Redis(unix_socket_path=one_server.socket) as client:
@@ -59,7 +59,7 @@ def test_asyncio(one_server: Server) -> None:
 
 
 def test_what_is_no_client(one_client: Any, one_server: Server) -> None:
-    """The wrong kind of client, a pipeline, or none: refused before anything is sent."""
+    """A wrong client, a pipeline or none is refused before any request is sent."""
     other = redis.asyncio.Redis(unix_socket_path=one_server.socket)
     for wrong in (other, one_client.pipeline(), None, "redis://localhost"):
         with pytest.raises(lualock.InvalidArgument, match=r"must be a redis|lualock\.fencing"):
@@ -71,7 +71,7 @@ def test_what_is_no_client(one_client: Any, one_server: Server) -> None:
 
 
 def test_what_is_no_fence_is_left_alone(server: Server) -> None:
-    """A stranger's value where the fence is kept is said to be one, and nothing is changed."""
+    """A foreign value at the key of the fence is reported and stays unchanged."""
     with server.client() as client:
         client.set("{k}:fence", "a stranger's")
         with pytest.raises(lualock.KeyConflict, match="does not hold a fence"):
@@ -81,7 +81,7 @@ def test_what_is_no_fence_is_left_alone(server: Server) -> None:
 
 
 def test_out_of_memory_nothing_is_written(server: Server) -> None:
-    """When the memory is full neither the value nor the fence is changed."""
+    """Without memory neither the value nor the fence is changed."""
     with server.client() as client:
         fenced_set(client, "k", "before", fence=1)
         client.config_set("maxmemory", "1")
@@ -104,7 +104,7 @@ def test_out_of_memory_nothing_is_written(server: Server) -> None:
     ],
 )
 def test_the_fence_is_kept_in_the_key_s_slot(key: bytes, beside: bytes) -> None:
-    """On a cluster both keys must be in one slot, or no script may use them."""
+    """The fence is in the slot of the key, as a cluster requires of a script."""
     from redis.crc import key_slot
 
     assert fence_key(key) == beside
@@ -129,14 +129,14 @@ def test_the_fence_is_kept_in_the_key_s_slot(key: bytes, beside: bytes) -> None:
     ],
 )
 def test_bad_arguments(one_client: Any, change: dict[str, Any], said: str) -> None:
-    """What cannot be used is refused before anything is sent."""
+    """Bad arguments are refused before any request is sent."""
     with pytest.raises(lualock.InvalidArgument, match=said):
         fenced_set(one_client, **{"key": "k", "value": "v", "fence": 5, **change})
     assert one_client.keys() == []
 
 
 def test_a_holder_that_slept_is_refused(one_server: Server, one_client: Any) -> None:
-    """A process stopped past its lease wakes, writes, and is refused, in Redis and in SQL."""
+    """A process that was stopped past its lease is refused when it writes, in Redis and in SQL."""
     code = """
         import sys, lualock, redis
         from lualock.fencing import fenced_set

@@ -1,4 +1,4 @@
-"""What a lock and a lease do, on every server, over RESP2 and RESP3, in both shells."""
+"""What a lock and a lease do, on every server, over RESP2 and RESP3, in both APIs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOMBSTONE_MS = 5000
 
 
 async def test_acquire_and_release(world: World) -> None:
-    """A free lock is acquired at once, is held meanwhile, and is free after its release."""
+    """A free lock is acquired at once, is held, and is free after its release."""
     locks = world.connect()
     lock = locks.lock("invoice:42", ttl=30)
     assert not await settle(lock.locked())
@@ -38,7 +38,7 @@ async def test_acquire_and_release(world: World) -> None:
 
 
 async def test_one_holder_at_a_time(world: World) -> None:
-    """Whoever comes second gets nothing, and is told who has the lock."""
+    """A second caller gets no lease, and its error names the holder."""
     locks = world.connect(holder="worker 7")
     lock = locks.lock("x", ttl=20)
     lease = await settle(lock.acquire())
@@ -55,7 +55,7 @@ async def test_one_holder_at_a_time(world: World) -> None:
 
 
 async def test_a_waiter_gets_the_lock_after_its_release(world: World) -> None:
-    """A waiter acquires once the holder releases, long before the holder's ttl."""
+    """A waiter acquires the lock when the holder releases it, long before the holder's ttl ends."""
     locks = world.connect()
     lock = locks.lock("x", ttl=60)
     lease = await settle(lock.acquire())
@@ -68,7 +68,7 @@ async def test_a_waiter_gets_the_lock_after_its_release(world: World) -> None:
 
 
 async def test_a_waiter_gets_the_lock_when_the_lease_ends(world: World) -> None:
-    """A holder that never releases is replaced when its ttl is over."""
+    """A waiter acquires the lock when the ttl of a holder that never releases has ended."""
     locks = world.connect()
     lock = locks.lock("x", ttl=0.05)
     dead = await settle(lock.acquire())
@@ -81,7 +81,7 @@ async def test_a_waiter_gets_the_lock_when_the_lease_ends(world: World) -> None:
 
 
 async def test_release_after_the_end_changes_nothing(world: World) -> None:
-    """Releasing a lease that ended raises, and leaves the new holder's lock alone."""
+    """The release of an ended lease raises, and leaves the new holder's lease unchanged."""
     locks = world.connect(holder="the new one")
     lock = locks.lock("x", ttl=0.05)
     dead = await settle(lock.acquire())
@@ -104,7 +104,7 @@ async def test_release_after_the_end_changes_nothing(world: World) -> None:
 
 
 async def test_releasing_twice_is_releasing_once(world: World) -> None:
-    """A second release does nothing, also where somebody else has the lock by then."""
+    """A second release does nothing, even if the lock has another holder by then."""
     lock = world.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
     await settle(lease.release())
@@ -116,7 +116,7 @@ async def test_releasing_twice_is_releasing_once(world: World) -> None:
 
 
 async def test_extend(world: World) -> None:
-    """Extending lets the lease last the given time from now on, longer or shorter."""
+    """An extended lease lasts for the given time from now on, longer or shorter."""
     lock = world.connect().lock("x", ttl=5)
     lease = await settle(lock.acquire())
     await settle(lease.extend(60))
@@ -128,7 +128,8 @@ async def test_extend(world: World) -> None:
 
 
 async def test_fence_grows(world: World) -> None:
-    """Each acquisition has a greater fence than the one before, also after expiry and flush."""
+    """Each acquisition has a greater fence than the previous one, even after an expiry or a
+    flush."""
     lock = world.connect().lock("x", ttl=30)
     fences = []
     for step in range(50):
@@ -142,7 +143,7 @@ async def test_fence_grows(world: World) -> None:
 
 
 async def test_fence_grows_when_the_clock_steps_back(world: World) -> None:
-    """A tombstone from the future raises the next fence above its own."""
+    """A tombstone with a fence of the future makes the next fence greater than that."""
     lock = world.connect().lock("x", ttl=30)
     future = 9_000_000_000_000_000
     world.client.set(lock.key, f"R{future}{'t' * 22}", px=TOMBSTONE_MS)
@@ -154,7 +155,7 @@ async def test_fence_grows_when_the_clock_steps_back(world: World) -> None:
 
 
 async def test_one_key_while_held_and_soon_none(world: World) -> None:
-    """A held lock is one key; a released one is a tombstone that goes away by itself."""
+    """A held lock is one key; a released one is a tombstone that expires."""
     lock = world.connect().lock("x", ttl=30)
     async with entered(lock):
         assert world.client.keys("*") == [lock.key]
@@ -164,7 +165,8 @@ async def test_one_key_while_held_and_soon_none(world: World) -> None:
 
 
 async def test_inspect(world: World) -> None:
-    """Inspect says who has the lock, since when, for how long, why; and that a free one is free."""
+    """``inspect()`` returns the holder, since when, for how long and the metadata, or that the lock
+    is free."""
     lock = world.connect(holder="me").lock("x", ttl=30, metadata="deploy of build 7")
     assert await settle(lock.inspect()) == lualock.LockInfo("x", held=False)
     async with entered(lock) as lease:
@@ -179,7 +181,7 @@ async def test_inspect(world: World) -> None:
 
 
 async def test_the_holder_is_named_by_default(shell: World) -> None:
-    """Without a holder of one's own, host, process and thread are shown."""
+    """The default holder is host, process and thread."""
     import os
 
     lock = shell.connect().lock("x")
@@ -189,7 +191,7 @@ async def test_the_holder_is_named_by_default(shell: World) -> None:
 
 
 async def test_the_body_s_error_survives_a_lost_lease(world: World) -> None:
-    """A lease that ended is attached to what the body raised, and does not replace it."""
+    """A lost lease is attached to the body's error, and does not replace it."""
     lock = world.connect().lock("x", ttl=30)
     with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 - a `with` block is the subject
         async with entered(lock):
@@ -199,7 +201,7 @@ async def test_the_body_s_error_survives_a_lost_lease(world: World) -> None:
 
 
 async def test_a_lost_lease_is_raised_when_the_body_succeeded(world: World) -> None:
-    """Nobody leaves a `with` block believing that it was alone when it was not."""
+    """A ``with`` block whose lease was lost raises ``LeaseLost`` if its body succeeded."""
     lock = world.connect().lock("x", ttl=30)
     with pytest.raises(lualock.LeaseLost):
         async with entered(lock):
@@ -207,7 +209,7 @@ async def test_a_lost_lease_is_raised_when_the_body_succeeded(world: World) -> N
 
 
 async def test_a_lease_is_a_context_manager(shell: World) -> None:
-    """`with lock.acquire(timeout=5)` releases at the end, also after an error."""
+    """``with lock.acquire(timeout=5)`` releases at its end, even after an error."""
     lock = shell.connect().lock("x")
     with pytest.raises(KeyError):
         async with entered(await settle(lock.acquire(timeout=5))) as lease:
@@ -218,7 +220,7 @@ async def test_a_lease_is_a_context_manager(shell: World) -> None:
 
 
 async def test_one_lock_object_in_many_threads_or_tasks(shell: World) -> None:
-    """A lock object is shared freely: each `with` block releases its own lease."""
+    """A lock object can be shared: each ``with`` block releases its own lease."""
     lock = shell.connect().lock("x", ttl=30)
     inside = 0
     most = 0
@@ -246,7 +248,7 @@ async def test_one_lock_object_in_many_threads_or_tasks(shell: World) -> None:
 
 @pytest.mark.parametrize("end", ["released", "passed on", "expired"])
 async def test_a_lease_that_is_over_cannot_be_entered(shell: World, end: str) -> None:
-    """A block on a lease that was released, passed on or lost does not run without the lock."""
+    """``with`` on a released, passed on or lost lease raises before its body."""
     lease = await settle(shell.connect().lock("x", ttl=0.05 if end == "expired" else 30).acquire())
     match end:
         case "released":
@@ -261,7 +263,7 @@ async def test_a_lease_that_is_over_cannot_be_entered(shell: World, end: str) ->
 
 
 async def test_overlapping_blocks_release_their_own_lease(shell: World) -> None:
-    """When a block outlives its lease, the next one's lease is not released in its place."""
+    """A block that outlives its lease does not release the lease of the next block."""
     lock = shell.connect().lock("x", ttl=0.05)
 
     async def next_block() -> Any:
@@ -280,8 +282,8 @@ async def test_overlapping_blocks_release_their_own_lease(shell: World) -> None:
     assert (await settle(lock.inspect())).fence == second.fence
 
 
-async def test_the_server_s_word_counts_before_the_deadline(world: World) -> None:
-    """A lease that the server no longer knows is lost at once, though its time is not over."""
+async def test_a_forgotten_lease_is_lost_before_its_deadline(world: World) -> None:
+    """A lease that the server has forgotten is lost at once, before its deadline."""
     lock = world.connect().lock("x", ttl=30)
     for verb in ("release", "extend"):
         lease = await settle(lock.acquire())
@@ -294,7 +296,7 @@ async def test_the_server_s_word_counts_before_the_deadline(world: World) -> Non
 
 
 async def test_a_released_lease_is_not_renewed(shell: World) -> None:
-    """After its release a lease is not among the renewals any more."""
+    """After its release a lease is not renewed any more."""
     locks = shell.connect()
     lease = await settle(locks.lock("x").acquire())
     watch = locks._renewer() if shell.asynchronous else locks._renewer
@@ -303,7 +305,7 @@ async def test_a_released_lease_is_not_renewed(shell: World) -> None:
     assert watch.leases() == []
 
 
-async def test_names_are_apart(world: World) -> None:
+async def test_different_names_are_different_locks(world: World) -> None:
     """Names that differ in any byte are different locks; text and its UTF-8 bytes are one."""
     locks = world.connect()
     names = ["a", "A", "a ", "{a}", "}a", "a}", "a%7D", "a\x00", "a\n", "ä", b"\xff", "\ud800"]
@@ -314,8 +316,8 @@ async def test_names_are_apart(world: World) -> None:
     assert len({lease.fence for lease in leases}) == len(names)
 
 
-async def test_prefixes_are_apart(shell: World) -> None:
-    """Programs under different prefixes do not see each other's locks."""
+async def test_different_prefixes_are_different_locks(shell: World) -> None:
+    """Programs with different prefixes do not see each other's locks."""
     one, two = shell.connect(prefix="one"), shell.connect(prefix="two")
     assert await settle(one.lock("x").try_acquire()) is not None
     assert await settle(two.lock("x").try_acquire()) is not None
@@ -324,7 +326,7 @@ async def test_prefixes_are_apart(shell: World) -> None:
 
 @few
 async def test_renewed_by_default(world: World) -> None:
-    """Without a ttl of its own a lease is renewed for as long as it is held, and no longer."""
+    """A lease without a ttl of its own is renewed for as long as it is held, and no longer."""
     locks = world.connect(ttl=0.3)
     lock = locks.lock("x")
     lease = await settle(lock.acquire())
@@ -336,8 +338,8 @@ async def test_renewed_by_default(world: World) -> None:
     assert lease.remaining() == 0
 
 
-async def test_an_explicit_ttl_is_not_renewed_unless_asked(world: World) -> None:
-    """A given ttl is an end; with renew=True it is only a rhythm."""
+async def test_an_explicit_ttl_is_renewed_only_on_request(world: World) -> None:
+    """A lease with a ttl of its own is renewed only with ``renew=True``."""
     locks = world.connect()
     ends = await settle(locks.lock("ends", ttl=0.15).acquire())
     stays = await settle(locks.lock("stays", ttl=0.15, renew=True).acquire())
@@ -350,16 +352,14 @@ async def test_an_explicit_ttl_is_not_renewed_unless_asked(world: World) -> None
 
 @few
 async def test_a_dropped_lease_is_not_renewed(world: World) -> None:
-    """A lease that the program forgot ends with its ttl."""
+    """A lease without references expires at the end of its ttl."""
     locks = world.connect(ttl=0.2)
     await settle(locks.lock("x").acquire())
     assert (await settle(locks.lock("x", ttl=5).acquire(timeout=5))).held
 
 
-async def test_renewal_that_comes_too_late_says_so(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A renewed lease whose key vanished is lost, and the log has it."""
+async def test_a_late_renewal_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A renewed lease whose key has vanished is lost, and the log shows it."""
     locks = world.connect(ttl=0.3)
     with caplog.at_level(logging.ERROR, logger="lualock.watch"):
         lease = await settle(locks.lock("x").acquire())
@@ -370,9 +370,9 @@ async def test_renewal_that_comes_too_late_says_so(
         lease.check()
 
 
-async def test_blocks_that_no_statement_has(shell: World) -> None:
-    """An exit stack, and methods called by name, release what they acquired; so does a block that
-    begins after somebody only looked at ``__exit__``."""
+async def test_blocks_without_a_with_statement(shell: World) -> None:
+    """Exit stacks and methods that are called by name release what they acquired; so does a block
+    that begins after a mere access to ``__exit__``."""
     lock = shell.connect().lock("x", ttl=30)
     end = "__aexit__" if shell.asynchronous else "__exit__"
     begin = end.replace("exit", "enter")
@@ -396,8 +396,8 @@ async def test_blocks_that_no_statement_has(shell: World) -> None:
 
 
 async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
-    """Inside a block whose lease nobody named the lock stays held; where the block goes without
-    having ended, it is given back."""
+    """A block keeps its lock held even if the lease has no name, and a block that is dropped
+    releases it."""
     lock = shell.connect().lock("x", ttl=30)
     method = "__aexit__" if shell.asynchronous else "__exit__"
     block = getattr(lock, method)
@@ -413,7 +413,7 @@ async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
 
 
 async def test_methods_that_are_kept_and_called_again(shell: World) -> None:
-    """``__enter__`` and ``__exit__``, kept and called by name, end the block that is meant."""
+    """``__enter__`` and ``__exit__`` that are kept and called by name end the right block."""
     lock = shell.connect().lock("x", ttl=30)
     end = "__aexit__" if shell.asynchronous else "__exit__"
     enter, leave = getattr(lock, end.replace("exit", "enter")), getattr(lock, end)
@@ -427,9 +427,9 @@ async def test_methods_that_are_kept_and_called_again(shell: World) -> None:
         await settle(leave(None, None, None))
 
 
-async def test_a_block_that_ends_elsewhere_takes_nobody_s_lease(shell: World) -> None:
-    """A stack that is closed by another thread or task, after its lease was lost, is told so; and
-    whoever has the lock by then keeps it."""
+async def test_a_block_that_ends_in_another_thread_releases_no_other_lease(shell: World) -> None:
+    """A stack that another thread or task closes after the loss of its lease raises, and the new
+    holder keeps the lock."""
     lock = shell.connect().lock("x", ttl=0.2)
     end = "__aexit__" if shell.asynchronous else "__exit__"
 
@@ -449,7 +449,8 @@ async def test_a_block_that_ends_elsewhere_takes_nobody_s_lease(shell: World) ->
 
 
 async def test_a_block_whose_release_was_cancelled_is_over(one_server: Server) -> None:
-    """A later block, which begins in one task and ends in another, is not taken for it."""
+    """A block whose release was cancelled is not confused with a later block that ends in another
+    task."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=30)
 
@@ -471,13 +472,13 @@ async def test_a_block_whose_release_was_cancelled_is_over(one_server: Server) -
         assert not await lock.locked()
 
 
-async def test_a_lease_s_own_block_is_given_back_too(shell: World) -> None:
-    """``with lock.acquire():`` has the same protection from where its body begins."""
+async def test_the_block_of_a_lease_is_released_too(shell: World) -> None:
+    """``with lock.acquire():`` has the same protection as soon as its body begins."""
     lock = shell.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
     end = "__aexit__" if shell.asynchronous else "__exit__"
     assert hasattr(lease, end)
-    assert lease.held  # to look is not to begin
+    assert lease.held  # an access does not begin the block
     statement = getattr(lease, end)
     await settle(getattr(lease, end.replace("exit", "enter"))())
     assert callable(statement)

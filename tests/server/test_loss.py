@@ -1,4 +1,4 @@
-"""Leases that are lost: known at once, told to whoever wants to know, and never kept too long."""
+"""Lost leases: the loss is known at once, reported, and ends the lease in time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @few
 async def test_on_lost_when_the_time_is_over(world: World) -> None:
-    """The callback is called once, with the lease, which is lost by then."""
+    """At the end of the lease ``on_lost`` is called once, with the lease, which is lost by then."""
     told: list[Any] = []
     lock = world.connect().lock("x", ttl=0.3, on_lost=lambda lost: told.append((lost, lost.lost)))
     lease = await settle(lock.acquire())
@@ -46,7 +46,7 @@ async def test_on_lost_when_the_time_is_over(world: World) -> None:
 async def test_on_lost_when_a_renewal_finds_it_gone(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A renewed lease that somebody deleted is noticed with the next renewal, and logged."""
+    """A renewed lease whose key was deleted is lost at its next renewal, and the log shows it."""
     told: list[Any] = []
     lock = world.connect().lock("x", ttl=0.6, renew=True, on_lost=told.append)
     with caplog.at_level(logging.ERROR, logger="lualock.watch"):
@@ -59,8 +59,9 @@ async def test_on_lost_when_a_renewal_finds_it_gone(
 
 
 @few
-async def test_on_lost_is_not_called_for_what_was_released(world: World) -> None:
-    """Neither after a release in time, nor when the release itself says that it was lost."""
+async def test_on_lost_is_not_called_after_a_release(world: World) -> None:
+    """``on_lost`` is not called after a release, even if the release itself finds the lease
+    lost."""
     told: list[Any] = []
     locks = world.connect()
     lease = await settle(locks.lock("x", ttl=0.2, on_lost=told.append).acquire())
@@ -70,12 +71,12 @@ async def test_on_lost_is_not_called_for_what_was_released(world: World) -> None
     with pytest.raises(lualock.LeaseLost):
         await settle(late.release())
     other = await settle(locks.lock("z", ttl=0.3, on_lost=told.append).acquire())
-    await world.until(lambda: told)  # by then the first would have been told of, too
+    await world.until(lambda: told)  # by then the first loss would be reported, too
     assert told == [other]
 
 
 async def test_on_lost_when_extend_finds_it_gone(shell: World) -> None:
-    """What extend() raises is told to the callback, too."""
+    """``on_lost`` is called when ``extend()`` raises ``LeaseLost``."""
     told: list[Any] = []
     lock = shell.connect().lock("x", ttl=30, on_lost=told.append)
     lease = await settle(lock.acquire())
@@ -86,8 +87,8 @@ async def test_on_lost_when_extend_finds_it_gone(shell: World) -> None:
     assert told == [lease]
 
 
-async def test_a_longer_or_shorter_end_is_watched(shell: World) -> None:
-    """After extend() the loss is told when the new end has come, be it later or sooner."""
+async def test_the_loss_is_reported_at_the_extended_end(shell: World) -> None:
+    """After ``extend()`` the loss is reported at the new end, sooner or later."""
     told: list[str] = []
     locks = shell.connect()
     longer = await settle(locks.lock("a", ttl=0.3, on_lost=lambda _: told.append("a")).acquire())
@@ -101,7 +102,8 @@ async def test_a_longer_or_shorter_end_is_watched(shell: World) -> None:
 async def test_a_callback_that_raises_or_hangs(
     shell: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a callback does, the other leases go on being renewed; what it raises is logged."""
+    """A callback that raises or hangs does not stop the renewal of other leases; its error is
+    logged."""
     hang = threading.Event()
 
     def bad(lease: Any) -> None:
@@ -112,7 +114,7 @@ async def test_a_callback_that_raises_or_hangs(
     locks = shell.connect()
     renewed = await settle(locks.lock("renewed", ttl=0.3, renew=True).acquire())
     lost = await settle(locks.lock("x", ttl=0.1, on_lost=bad).acquire())
-    await asyncio.sleep(1)  # the time in which the other lease must have been renewed
+    await asyncio.sleep(1)  # long enough for a renewal of the other lease
     assert renewed.held
     assert lost.lost
     hang.set()
@@ -122,7 +124,7 @@ async def test_a_callback_that_raises_or_hangs(
 
 @few
 async def test_wait_lost(world: World) -> None:
-    """Waiting for the loss ends with it, with the release, or when the time is over."""
+    """``wait_lost()`` ends with the loss, with the release, or after its timeout."""
     locks = world.connect()
     lease = await settle(locks.lock("x", ttl=0.3).acquire())
     assert not await world.beside(lambda: lease.wait_lost(0.05))
@@ -131,7 +133,7 @@ async def test_wait_lost(world: World) -> None:
 
     kept = await settle(locks.lock("y", ttl=30).acquire())
     waiting = asyncio.ensure_future(world.beside(kept.wait_lost))
-    await asyncio.sleep(0.05)  # so that it probably waits by now; it must end either way
+    await asyncio.sleep(0.05)  # so that it probably waits by now; it ends in both cases
     await settle(kept.release())
     assert not await asyncio.wait_for(waiting, 5)
     with pytest.raises(lualock.InvalidArgument):
@@ -139,7 +141,7 @@ async def test_wait_lost(world: World) -> None:
 
 
 async def test_wait_lost_that_begins_while_the_lease_is_released(shell: World) -> None:
-    """Ends as soon as the lease is released, not when it would have ended."""
+    """``wait_lost()`` that begins during a release ends with the release, not with the ttl."""
     with FaultProxy(shell.server.socket) as proxy:
         lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
         proxy.inject(Fault("delay reply", seconds=0.3), "release")
@@ -155,7 +157,7 @@ async def test_wait_lost_that_begins_while_the_lease_is_released(shell: World) -
 
 @few
 async def test_wait_lost_of_a_lease_that_is_found_gone(world: World) -> None:
-    """Who waits for the loss of a renewed lease is woken by the renewal that finds it gone."""
+    """The renewal that finds a lease gone ends ``wait_lost()``."""
     lock = world.connect().lock("x", ttl=0.6, renew=True)
     lease = await settle(lock.acquire())
     waiting = asyncio.ensure_future(world.beside(lease.wait_lost))
@@ -165,7 +167,7 @@ async def test_wait_lost_of_a_lease_that_is_found_gone(world: World) -> None:
 
 @few
 async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A lease is renewed up to max_hold and then lost, on the server as here."""
+    """A lease is renewed until ``max_hold`` and then lost, at the server as in the client."""
     told: list[Any] = []
     lock = world.connect().lock("x", ttl=0.4, renew=True, max_hold=0.9, on_lost=told.append)
     start = time.monotonic()
@@ -179,7 +181,7 @@ async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
-    """The lease ends with max_hold, whatever its ttl."""
+    """A lease ends with ``max_hold`` even if its ttl is longer."""
     lock = shell.connect().lock("x", max_hold=0.3)
     lease = await settle(lock.acquire())
     assert 0 < lease.remaining() <= 0.3
@@ -197,7 +199,7 @@ async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
     ],
 )
 async def test_bad_options(shell: World, options: dict[str, Any], said: str) -> None:
-    """What cannot be is refused when the lock is made."""
+    """Options that cannot be combined are refused when the lock object is created."""
     with pytest.raises(lualock.InvalidArgument, match=said):
         shell.connect().lock("x", **options)
 
@@ -207,10 +209,10 @@ async def test_bad_options(shell: World, options: dict[str, Any], said: str) -> 
 
 @pytest.mark.full
 async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: Proxy) -> None:
-    """What falls due together is sent together, and everything stays held."""
+    """Leases that are due together are renewed in one round trip, and all stay held."""
     locks = shell.connect(proxy.url)
     leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(300)]
-    await asyncio.sleep(3)  # the time in which each falls due at least twice
+    await asyncio.sleep(3)  # long enough for two renewals of each lease
     assert all(lease.held for lease in leases)
     sent = [command for command in proxy.commands if command[-3:-1] == [b"1500", b"0"]]
     assert len(sent) >= 2 * 300  # each was extended some times
@@ -221,21 +223,21 @@ async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: P
 async def test_renewal_survives_lost_replies_and_forgotten_scripts(
     shell: World, proxy: Proxy
 ) -> None:
-    """A batch whose reply is lost, or whose script is unknown, is made good in time."""
+    """A batch whose reply is lost, or whose script is unknown, is repeated in time."""
     locks = shell.connect(proxy.url)
     leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(20)]
     for _ in range(6):
         proxy.lose_reply = 1
         shell.client.script_flush()
-        await asyncio.sleep(0.5)  # the time in which renewals must come, whatever is lost
+        await asyncio.sleep(0.5)  # long enough for renewals, whatever is lost
         assert all(lease.held for lease in leases)
     assert all(shell.client.exists(f"lualock:{{l{n}}}") for n in range(20))
 
 
-async def test_renewal_says_what_it_cannot_do(
+async def test_a_failing_renewal_is_logged(
     shell: World, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the server is silent that is logged and tried again; at last the lease is lost."""
+    """While the server is silent, renewal is logged and repeated; then the lease is lost."""
     told: list[Any] = []
     lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=told.append)
     with caplog.at_level(logging.WARNING, logger="lualock.watch"):
@@ -247,8 +249,8 @@ async def test_renewal_says_what_it_cannot_do(
     assert lease.lost
 
 
-class _Whims(redis.CredentialProvider):
-    """Raises once, when told to."""
+class _RaisingProvider(redis.CredentialProvider):
+    """A credential provider that raises once, on request."""
 
     def __init__(self) -> None:
         self.raises = False
@@ -257,17 +259,17 @@ class _Whims(redis.CredentialProvider):
         if self.raises:
             self.raises = False
             raise RuntimeError("too many requests")
-        return "default", "any"  # who may come in without a password may come in with one
+        return "default", "any"  # a server without passwords accepts any
 
     async def get_credentials_async(self) -> tuple[str, str]:
         return self.get_credentials()
 
 
-async def test_renewal_goes_on_after_an_error_that_is_not_ours(
+async def test_renewal_goes_on_after_an_error_of_the_program(
     shell: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A credential provider that raises while leases are renewed costs none of them."""
-    whims = _Whims()
+    """A credential provider that raises during a renewal costs no lease."""
+    whims = _RaisingProvider()
     client: Any = redis.asyncio.Redis if shell.asynchronous else redis.Redis
     make: Any = aio.Locks if shell.asynchronous else lualock.Locks
     locks = make(client(unix_socket_path=shell.server.socket, credential_provider=whims))
@@ -287,7 +289,7 @@ async def test_renewal_goes_on_after_an_error_that_is_not_ours(
 
 @pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
 async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, begun: bool) -> None:
-    """Who cancels all tasks of a loop that goes on cancels a renewal too, and it comes again."""
+    """If all tasks of a loop are cancelled, renewal begins again."""
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", ttl=0.6, renew=True).acquire()
         me, give_up = asyncio.current_task(), time.monotonic() + 5
@@ -309,10 +311,11 @@ async def test_renewal_goes_on_after_its_task_is_cancelled(one_server: Server, b
 
 
 @pytest.mark.parametrize("found", ["by the renewal", "by extend"])
-def test_a_loss_is_told_once_a_thread_can_be_started(
+def test_a_loss_is_reported_once_a_thread_can_be_started(
     locks: lualock.Locks, one_client: Any, monkeypatch: pytest.MonkeyPatch, found: str
 ) -> None:
-    """Where no thread can be started for on_lost that is tried again, and others are renewed."""
+    """If no thread can be started for ``on_lost``, it is tried again, and other leases are
+    renewed."""
     monkeypatch.setattr(watch, "RETRY_S", 0.1)
     told: list[Any] = []
     gone = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
@@ -335,8 +338,8 @@ def test_a_loss_is_told_once_a_thread_can_be_started(
 async def test_leases_are_watched_once_a_thread_can_be_started(
     shell: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the thread that renews cannot be started the lock is not taken; the next one is, and
-    is renewed."""
+    """If the renewing thread cannot be started the lock is not taken; the next acquisition is
+    renewed."""
     failed = threads_fail(monkeypatch, "lualock-watch", 1)
     lock = shell.connect().lock("x", ttl=0.6, renew=True)
     with pytest.raises(RuntimeError, match="start"):
@@ -350,9 +353,9 @@ async def test_leases_are_watched_once_a_thread_can_be_started(
 
 
 @pytest.mark.parametrize("when", ["acquired", "renewed"])
-async def test_trouble_keeps_no_lease_alive(shell: World, proxy: Proxy, when: str) -> None:
-    """A lease that the program drops goes at once, not when the collector comes: until then it is
-    renewed. So the errors that were met on its way, and their frames, do not keep it."""
+async def test_errors_keep_no_lease_alive(shell: World, proxy: Proxy, when: str) -> None:
+    """A dropped lease is freed at once, without the collector: no error with its frames keeps it
+    alive and renewed."""
     gc.collect()
     gc.disable()
     try:
@@ -363,7 +366,7 @@ async def test_trouble_keeps_no_lease_alive(shell: World, proxy: Proxy, when: st
             proxy.lose_reply = 3
             await shell.until(lambda: not proxy.lose_reply)
             proxy.commands.clear()
-            await shell.until(lambda: proxy.commands)  # and again, in vain or not
+            await shell.until(lambda: proxy.commands)  # and again, with or without success
         seen = weakref.ref(lease)
         del lease
         await shell.until(lambda: seen() is None)
@@ -372,8 +375,8 @@ async def test_trouble_keeps_no_lease_alive(shell: World, proxy: Proxy, when: st
 
 
 async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
-    """Where the lease was made to end sooner while it was renewed, nobody knows which came second,
-    so it does end sooner. Nothing else takes anything away."""
+    """A lease that is shortened during its renewal ends sooner, since their order is unknown; a
+    longer end stays."""
     lease = await settle(shell.connect().lock("x", ttl=30, renew=True).acquire())
     count = lease._shortenings
     await settle(lease.extend(90))
@@ -403,8 +406,8 @@ async def test_a_handed_over_lease_is_watched(shell: World) -> None:
 # asyncio: the body.
 
 
-async def test_what_is_held_when_all_is_closed(shell: World) -> None:
-    """Is renewed as before, and its loss is told."""
+async def test_a_lease_that_is_held_when_all_is_closed(shell: World) -> None:
+    """A held lease is renewed after ``aclose()``, and its loss is reported."""
     told: list[Any] = []
     locks = shell.connect()
     lock = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
@@ -421,12 +424,12 @@ async def test_what_is_held_when_all_is_closed(shell: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["twice at once", "and acquired meanwhile", "and cancelled"])
-async def test_what_is_held_when_closing_is_disturbed(one_server: Server, how: str) -> None:
-    """Is renewed as before all the same."""
+async def test_a_lease_that_is_held_when_closing_fails(one_server: Server, how: str) -> None:
+    """A held lease is renewed after an ``aclose()`` that is cancelled or fails."""
     locks = aio.connect(one_server.url)
     options: dict[str, Any] = {"ttl": 0.6, "renew": True}
     leases = [await locks.lock("x", **options).acquire()]
-    cleaning = locks._driver.background.spawn(asyncio.sleep(0.01))  # what closing waits for
+    cleaning = locks._driver.background.spawn(asyncio.sleep(0.01))  # ``aclose()`` waits for this
     closing = asyncio.create_task(locks.aclose())
     await asyncio.sleep(0)
     if how == "twice at once":
@@ -448,11 +451,11 @@ async def test_what_is_held_when_closing_is_disturbed(one_server: Server, how: s
     await locks.aclose()
 
 
-def test_nothing_keeps_what_was_waited_for_while_the_server_was_away(
+def test_an_outage_keeps_no_dropped_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No error that was met on the way has the program's frames, and with them a lease that was
-    dropped, which would be renewed until the collector comes."""
+    """No error of an outage keeps the frames of the program, and with them a dropped lease that is
+    renewed until the collector runs."""
     name, path = next(iter(BINARIES.items()))
     server = Server(name, path)
     real, failed = errors.connect_error, threading.Semaphore(0)
@@ -488,15 +491,15 @@ def test_nothing_keeps_what_was_waited_for_while_the_server_was_away(
             gc.enable()
 
 
-async def test_what_is_extended_after_its_loss_when_all_was_closed(one_server: Server) -> None:
-    """Is watched again: its renewal, and its loss."""
+async def test_a_lost_lease_that_is_extended_after_all_was_closed(one_server: Server) -> None:
+    """A lost lease that is extended after ``aclose()`` is renewed, and its loss is reported."""
     told: list[Any] = []
     locks = aio.connect(one_server.url)
     lock = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
     lease = await lock.acquire()
     with one_server.client() as client:
-        client.pexpire(lock.key, 60_000)  # as if its clock went slower
-        lease._state.deadline = lease._clock()  # and nothing had been heard of a renewal
+        client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
+        lease._state.deadline = lease._clock()  # and no renewal had been answered
         assert lease._renewer is not None
         lease._renewer.lose(lease, "the test says so")
         await locks.aclose()
@@ -515,7 +518,7 @@ async def test_what_is_extended_after_its_loss_when_all_was_closed(one_server: S
 
 
 async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -> None:
-    """Its lease is watched as before."""
+    """The lease of a body is watched after ``aclose()``."""
     locks = aio.connect(one_server.url)
     cancelled: list[bool] = []
 
@@ -537,7 +540,7 @@ async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["at once", "later"])
 def test_a_loop_that_ends_after_aclose(one_server: Server, renewed: bool) -> None:
-    """Nothing is left of it, also where leases were held to its end."""
+    """Nothing of a loop is left after ``aclose()`` and its end, even if leases were held."""
     locks = aio.connect(one_server.url)
     kept: list[Any] = []
 
@@ -555,7 +558,7 @@ def test_a_loop_that_ends_after_aclose(one_server: Server, renewed: bool) -> Non
     assert asyncio.all_tasks(loop) == set()
     assert len(locks._driver._loops) == 0
     with one_server.client() as client:
-        wait_until(lambda: not client.exists("lualock:{x}"))  # it is renewed no more
+        wait_until(lambda: not client.exists("lualock:{x}"))  # it is no longer renewed
 
 
 async def _body_with(server: Server, **options: Any) -> tuple[aio.Locks, aio.Lock]:
@@ -564,7 +567,7 @@ async def _body_with(server: Server, **options: Any) -> tuple[aio.Locks, aio.Loc
 
 
 async def test_the_body_is_cancelled(one_server: Server) -> None:
-    """When the lease is lost its body is cancelled, and what comes out is LeaseLost."""
+    """When the lease is lost its body is cancelled, and the block raises ``LeaseLost``."""
     locks, lock = await _body_with(one_server)
     reached = False
     with pytest.raises(lualock.LeaseLost, match="so its body was cancelled"):  # noqa: PT012 - the body
@@ -579,8 +582,8 @@ async def test_the_body_is_cancelled(one_server: Server) -> None:
     await locks.aclose()
 
 
-async def test_a_cancellation_from_elsewhere_goes_on(one_server: Server) -> None:
-    """A task that somebody else cancels too ends as cancelled."""
+async def test_a_cancellation_by_the_program_goes_on(one_server: Server) -> None:
+    """A task that is also cancelled by its program ends as cancelled."""
     locks, lock = await _body_with(one_server)
 
     async def work(both: bool) -> None:
@@ -589,7 +592,7 @@ async def test_a_cancellation_from_elsewhere_goes_on(one_server: Server) -> None
             try:
                 await asyncio.sleep(5)
             finally:
-                if both:  # by now our own cancellation has come; here is the other
+                if both:  # lualock's cancellation has come; this is the program's
                     assert lease.lost
                     own.cancel()
 
@@ -604,8 +607,8 @@ async def test_a_cancellation_from_elsewhere_goes_on(one_server: Server) -> None
     await locks.aclose()
 
 
-async def test_what_the_body_raises_survives_its_cancellation(one_server: Server) -> None:
-    """A body that answers the cancellation with an error of its own is not overruled."""
+async def test_the_error_of_a_cancelled_body_is_kept(one_server: Server) -> None:
+    """The body's own error during its cancellation is not replaced."""
     locks, lock = await _body_with(one_server)
     with pytest.raises(RuntimeError, match="own"):  # noqa: PT012 - its body is what is tested
         async with lock:
@@ -618,7 +621,8 @@ async def test_what_the_body_raises_survives_its_cancellation(one_server: Server
 
 
 async def test_a_body_that_swallows_its_cancellation(one_server: Server) -> None:
-    """What it did after the loss it did without the lock: that is said."""
+    """A body that swallows its cancellation worked without the lock, so the block raises
+    ``LeaseLost``."""
     locks, lock = await _body_with(one_server)
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
         async with lock:
@@ -629,12 +633,13 @@ async def test_a_body_that_swallows_its_cancellation(one_server: Server) -> None
 
 
 async def test_a_body_that_extends_its_lease_after_the_loss(one_server: Server) -> None:
-    """The server had it still, so it is given back; but the body had been cut short."""
+    """A body that extends its lease during its cancellation is cut short, and the lease is
+    released."""
     locks, lock = await _body_with(one_server)
     with one_server.client() as client:
         with pytest.raises(lualock.LeaseLost, match="cancelled"):  # noqa: PT012 - the body
             async with lock as lease:
-                client.pexpire(lock.key, 60_000)  # a clock there that is slower than ours
+                client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
                 try:
                     await asyncio.sleep(5)
                 except asyncio.CancelledError:
@@ -647,7 +652,7 @@ async def test_a_body_that_extends_its_lease_after_the_loss(one_server: Server) 
 
 
 async def test_a_body_that_ends_in_time_is_left_alone(one_server: Server) -> None:
-    """Nothing is cancelled after the body, whatever the lease does then."""
+    """The task is not cancelled after the end of the body."""
     locks, lock = await _body_with(one_server, renew=True)
     async with lock as lease:
         await asyncio.sleep(0.5)  # renewed meanwhile
@@ -657,7 +662,7 @@ async def test_a_body_that_ends_in_time_is_left_alone(one_server: Server) -> Non
 
 
 async def test_a_coroutine_as_callback(one_server: Server) -> None:
-    """on_lost may be a coroutine function."""
+    """``on_lost`` may be a coroutine function."""
     told: list[Any] = []
 
     async def on_lost(lease: aio.Lease) -> None:
@@ -672,7 +677,7 @@ async def test_a_coroutine_as_callback(one_server: Server) -> None:
 
 
 async def test_entered_leases_are_watched_too(shell: World) -> None:
-    """A with block on a lease whose time runs out says so at its end, if its body succeeded."""
+    """A ``with`` block on a lease that ends in it raises at its end if its body succeeded."""
     told: list[Any] = []
     lock = shell.connect().lock("x", ttl=0.2, on_lost=told.append)
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
@@ -682,12 +687,13 @@ async def test_entered_leases_are_watched_too(shell: World) -> None:
             assert lease.lost
 
 
-async def test_a_lease_that_was_over_here_but_not_there(shell: World) -> None:
-    """What the server extends was never another's: the lease goes on, and is watched again."""
+async def test_a_lease_that_ended_in_the_client_only(shell: World) -> None:
+    """A lease that the server still has can be extended after its local end, and is watched
+    again."""
     told: list[Any] = []
     lock = shell.connect().lock("x", ttl=0.3, on_lost=told.append)
     lease = await settle(lock.acquire())
-    shell.client.pexpire(lock.key, 60_000)  # a clock there that is slower than ours
+    shell.client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
     await shell.until(lambda: told)
     assert lease.lost
     await settle(lease.extend(0.4))
@@ -697,7 +703,7 @@ async def test_a_lease_that_was_over_here_but_not_there(shell: World) -> None:
 
 
 async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Server) -> None:
-    """What extend() raises comes out of the block, and the task is not cancelled besides."""
+    """``LeaseLost`` of ``extend()`` leaves the block, and the task is not cancelled as well."""
     async with aio.connect(one_server.url) as locks:
         client = one_server.client()
         with pytest.raises(lualock.LeaseLost, match="extended"):  # noqa: PT012 - the body
@@ -710,7 +716,7 @@ async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Se
         await asyncio.sleep(0.01)  # a cancellation would come here
 
 
-async def test_a_lease_that_is_left_is_not_told_of(one_server: Server) -> None:
+async def test_a_body_that_has_ended_is_not_cancelled(one_server: Server) -> None:
     """A body that has ended is never cancelled, however late its loss is noticed."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=0.1, cancel_on_loss=True)
@@ -724,16 +730,16 @@ async def test_a_lease_that_is_left_is_not_told_of(one_server: Server) -> None:
 
 @few
 async def test_wait_lost_of_a_lease_that_is_made_shorter(world: World) -> None:
-    """Who waits for the loss is told at the new end."""
+    """``wait_lost()`` ends at the new end of a shortened lease."""
     lease = await settle(world.connect().lock("x", ttl=60).acquire())
     waiting = asyncio.ensure_future(world.beside(lease.wait_lost))
-    await asyncio.sleep(0.1)  # so that it probably waits by now; it must end either way
+    await asyncio.sleep(0.1)  # so that it probably waits by now; it ends in both cases
     await settle(lease.extend(0.2))
     assert await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_loss_is_told_while_others_are_being_renewed(shell: World, proxy: Proxy) -> None:
-    """A server that hangs does not keep back what needs no server."""
+async def test_a_loss_is_reported_during_a_slow_renewal(shell: World, proxy: Proxy) -> None:
+    """A loss is reported on time while a renewal waits for a silent server."""
     told: list[Any] = []
     locks = shell.connect(proxy.url)
     renewed = await settle(locks.lock("renewed", ttl=0.9, renew=True).acquire())
@@ -744,8 +750,8 @@ async def test_a_loss_is_told_while_others_are_being_renewed(shell: World, proxy
     assert renewed.name == "renewed"
 
 
-def test_a_coroutine_function_is_no_callback_of_a_plain_lock(locks: lualock.Locks) -> None:
-    """It would never be awaited."""
+def test_a_lock_for_threads_refuses_a_coroutine_as_callback(locks: lualock.Locks) -> None:
+    """A lock for threads refuses a coroutine function as callback, which it could not await."""
 
     async def on_lost(lease: Any) -> None: ...
 

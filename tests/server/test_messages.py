@@ -1,4 +1,4 @@
-"""Every message that a user can meet: it names the object, the cause, and what to do.
+"""Every message of an error: it names the object, the cause, and what to do.
 
 ``pytest -s tests/server/test_messages.py`` prints them all.
 """
@@ -28,15 +28,15 @@ from tests.support.servers import Server
 
 
 class Message(NamedTuple):
-    """One message, and what it must say."""
+    """One error, and what its text must contain."""
 
     error: BaseException
     names: str  # the object
     cause: str
     advice: str
 
-    def is_said_by(self, text: str) -> bool:
-        """Whether a text says what this message must say."""
+    def is_in(self, text: str) -> bool:
+        """Return whether a text contains all of it."""
         return all(re.search(part, text) for part in self[1:])
 
 
@@ -55,7 +55,7 @@ def _request() -> AcquireRequest:
 
 
 def _answered(steps: protocol.Steps[Any], *replies: Any) -> BaseException:
-    """The error of a protocol that gets these replies; an exception is thrown in."""
+    """Return the error of a protocol that gets these replies; an exception is thrown in."""
     next(steps)
 
     def answer() -> None:
@@ -265,7 +265,7 @@ def _jobs(locks: lualock.Locks) -> Iterator[Message]:
 
 
 def _superseded(locks: lualock.Locks) -> Iterator[Message]:
-    """The lock is held, and the reservation is too."""
+    """The lock is held, and so is the reservation."""
     adapter = jobs.bound(locks.job(key="report", unique="queued")(_job))
     adapter.reserve(job_id="7")
     attempt = Attempt(adapter._job, adapter.lock(), (), {}, None, [])
@@ -360,7 +360,8 @@ def test_every_message(
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each says what it must, and none says what an error of another class must say."""
+    """Each text contains what its error class requires, and nothing that belongs to another
+    class."""
     messages = [
         *_refusals(locks),
         *_losses(locks, one_client),
@@ -385,9 +386,9 @@ def test_every_message(
 
 
 def test_each_class_has_a_text_of_its_own(locks: lualock.Locks) -> None:
-    """A refusal says by its first words whether the time was over or the queue was full."""
+    """The first words of a refusal show whether the time was over or the queue was full."""
     refusals = [*_refusals(locks)]
     for one in refusals:
         for other in refusals:
             if type(one.error) is not type(other.error):
-                assert not one.is_said_by(str(other.error))
+                assert not one.is_in(str(other.error))

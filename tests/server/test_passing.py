@@ -1,4 +1,4 @@
-"""Leases that are passed on: one process takes the lock, another one has it."""
+"""Leases that are passed on from one process to another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_adopt(world: World) -> None:
-    """Whoever adopts has it, with a new token and a greater fence; the first has nothing."""
+    """The adopting process has a new token and a greater fence; the first process has no lease."""
     locks = world.connect()
     first = await settle(locks.lock("x", ttl=30, metadata="why").acquire())
     handle = first.handle()
@@ -38,7 +38,7 @@ async def test_adopt(world: World) -> None:
     assert 29 < second.remaining() <= 30
     info = await settle(locks.lock("x").inspect())
     assert (info.holder, info.metadata, info.fence) == ("the other", "because", second.fence)
-    await settle(first.release())  # nothing of its own is left to release
+    await settle(first.release())  # it has no lease to release
     assert second.held
     assert (await settle(locks.lock("x").inspect())).fence == second.fence
     with pytest.raises(lualock.LeaseLost, match="released or passed on before") as caught:
@@ -48,8 +48,8 @@ async def test_adopt(world: World) -> None:
     assert not await settle(locks.lock("x").locked())
 
 
-async def test_the_first_owns_nothing_once_it_is_passed_on(shell: World) -> None:
-    """From handle() on it can neither be checked, extended nor handed on as held."""
+async def test_a_lease_that_was_passed_on_is_over(shell: World) -> None:
+    """After ``handle()`` the first lease can be neither checked nor extended nor entered."""
     lease = await settle(shell.connect().lock("x", ttl=30).acquire())
     lease.handle()
     for use in (lease.check, lambda: lease.extend(5)):
@@ -59,8 +59,8 @@ async def test_the_first_owns_nothing_once_it_is_passed_on(shell: World) -> None
     assert "passed on" in repr(lease)
 
 
-async def test_a_with_block_does_not_release_what_was_passed_on(shell: World) -> None:
-    """At its end the lock waits for whoever adopts it."""
+async def test_a_with_block_does_not_release_a_lease_in_trust(shell: World) -> None:
+    """The end of a ``with`` block does not release a lease that was passed on."""
     locks = shell.connect()
     async with entered(locks.lock("x", ttl=30)) as lease:
         handle = lease.handle()
@@ -69,8 +69,8 @@ async def test_a_with_block_does_not_release_what_was_passed_on(shell: World) ->
     await settle(adopted.release())
 
 
-async def test_taking_it_back(shell: World) -> None:
-    """release() frees what was passed on, unless it has been adopted."""
+async def test_releasing_a_lease_in_trust(shell: World) -> None:
+    """``release()`` frees a lease in trust, unless it has been adopted."""
     locks = shell.connect()
     lease = await settle(locks.lock("x", ttl=30).acquire())
     handle = lease.handle()
@@ -82,7 +82,7 @@ async def test_taking_it_back(shell: World) -> None:
 
 @pytest.mark.full
 async def test_renewed_in_trust(shell: World) -> None:
-    """Until it is adopted the first goes on renewing it; then whoever adopted it does."""
+    """The first process renews a lease until it is adopted; then the adopting one does."""
     locks = shell.connect()
     lease = await settle(locks.lock("x", ttl=0.4, renew=True).acquire())
     handle = lease.handle()
@@ -91,14 +91,14 @@ async def test_renewed_in_trust(shell: World) -> None:
     await asyncio.sleep(1)  # longer than its ttl
     assert second.held
     watch = locks._renewer() if shell.asynchronous else locks._renewer
-    assert watch.leases() == []  # the first noticed, and is not lost
+    assert watch.leases() == []  # the first process noticed, and reports no loss
     assert not lease.lost
     third = await settle(shell.connect().adopt(second.handle(), renew=False))
     await shell.until(lambda: third.lost)
 
 
 async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(shell: World) -> None:
-    """What has ended is gone, on either side."""
+    """A lease that has ended can be neither passed on nor adopted."""
     locks = shell.connect()
     lease = await settle(locks.lock("x", ttl=0.2).acquire())
     handle = lease.handle()
@@ -116,7 +116,7 @@ async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(shell: World) -
 
 
 async def test_waiters_stay_in_line(world: World) -> None:
-    """Who waits for the lock gets it from whoever adopted it."""
+    """Waiters keep their places during an adoption, and get the lock from the new holder."""
     locks = world.connect()
     lease = await settle(locks.lock("x", ttl=30).acquire())
     waiter = asyncio.ensure_future(world.beside(locks.lock("x", ttl=30).acquire))
@@ -130,7 +130,7 @@ async def test_waiters_stay_in_line(world: World) -> None:
 
 
 async def test_a_lost_reply(shell: World, proxy: Proxy) -> None:
-    """An adoption whose reply is lost is asked for again, and is the same."""
+    """An adoption whose reply is lost is repeated, with the same result."""
     locks = shell.connect(proxy.url)
     lease = await settle(locks.lock("x", ttl=30).acquire())
     proxy.lose_reply = 1
@@ -140,7 +140,7 @@ async def test_a_lost_reply(shell: World, proxy: Proxy) -> None:
 
 
 async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
-    """If it stays unknown whether it was adopted, nobody keeps the lock in vain."""
+    """If the outcome of an adoption stays unknown, no process keeps the lock."""
     locks = shell.connect(proxy.url)
     shell.client.script_load(SCRIPTS["adopt"].source)
     lease = await settle(locks.lock("x", ttl=30).acquire())
@@ -163,15 +163,15 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
         ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7fX0=", "is damaged"),
     ],
 )
-async def test_what_is_no_handle(shell: World, handle: Any, said: str) -> None:
-    """It is refused before anything is sent, and not repeated in the error."""
+async def test_an_invalid_handle(shell: World, handle: Any, said: str) -> None:
+    """A text that is not a handle is refused without a request, and not repeated in the error."""
     with pytest.raises(lualock.InvalidArgument, match=said) as caught:
         await settle(shell.connect().adopt(handle))
     assert "ttttt" not in str(caught.value)
 
 
 async def test_odd_names(shell: World) -> None:
-    """Whatever the lock is called, its handle finds it."""
+    """A handle works for any name of a lock."""
     locks = shell.connect()
     for name in ("a}b%7D{c", b"\x00\xff\n", "\u00e4" * 100, " "):
         lease = await settle(locks.lock(name, ttl=30).acquire())
@@ -181,7 +181,7 @@ async def test_odd_names(shell: World) -> None:
 
 
 def test_another_process(one_server: Server) -> None:
-    """A handle is text: it goes to another process by whatever way."""
+    """A handle is text that can travel to another process in any way."""
     code = """
         import sys, lualock
         lease = lualock.connect(sys.argv[1]).adopt(sys.stdin.read())
@@ -203,8 +203,8 @@ def test_another_process(one_server: Server) -> None:
         assert not locks.lock("x").locked()
 
 
-def test_an_adoption_that_may_have_happened_says_so() -> None:
-    """A second request that could not even be sent does not make the first one's outcome known."""
+def test_an_adoption_with_an_unknown_outcome() -> None:
+    """A repeated request that could not be sent leaves the first one's outcome unknown."""
     server = ServerClock(lambda: 0.0, 5.0)
     server.compare(0.0, 0.0, 0)
     ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
@@ -219,9 +219,9 @@ def test_an_adoption_that_may_have_happened_says_so() -> None:
     assert told.value.outcome_unknown
 
 
-def test_what_was_kept_for_a_retry_may_have_been_taken_over() -> None:
-    """The first request was carried out, its reply lost, and the job's next delivery, which has the
-    token, took the lock over: its loss is not certain, and nobody is to be told of it."""
+def test_a_lock_kept_for_a_retry_may_have_been_taken_over() -> None:
+    """After a lost reply, a lock that was kept for a retry may have been taken over by it: its loss
+    is not certain, so it is not reported."""
     server = ServerClock(lambda: 0.0, 5.0)
     server.compare(0.0, 0.0, 0)
     ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)

@@ -1,4 +1,4 @@
-"""Get every reply of every script that its header documents, straight from each server."""
+"""Every documented reply of every script, from each server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALWAYS = b"9" * 16  # a deadline
 
 
 class Raw:
-    """Run the scripts of one server directly."""
+    """Runs the scripts of one server directly."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -39,28 +39,28 @@ class Raw:
         fair: int = 1,
         deadline: bytes = ALWAYS,
     ) -> Any:
-        """Ask for a place; the ticket is as the protocol makes it."""
+        """Request a place; the ticket is as the protocol makes it."""
         return self("wait", ticket(token), place, most, fair, deadline)
 
     def waiters(self) -> list[bytes]:
-        """The tokens in the queue, first in line first."""
+        """Return the tokens in the queue, the first in line first."""
         return [member[:22] for member in self.client.zrange(QUEUE, 0, -1)]
 
 
 def ticket(token: bytes) -> bytes:
-    """Make a ticket as it stands in the queue."""
+    """Return a ticket as it stands in the queue."""
     return token + b"30000 " + CHANNEL + b" about " + token[:1]
 
 
 @pytest.fixture
 def raw(server: Server) -> Any:
-    """The scripts on an empty server."""
+    """Return the scripts on an empty server."""
     with server.client() as client:
         yield Raw(client)
 
 
 def test_acquire(raw: Raw) -> None:
-    """Acquired, owned, held: and only the first writes."""
+    """``acquire`` answers the fence, owned or held, and writes only the first time."""
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert fence.isdigit()
     assert len(fence) == 16
@@ -78,7 +78,7 @@ def test_acquire(raw: Raw) -> None:
 
 
 def test_late(raw: Raw, listening: Any) -> None:
-    """A request that arrives after its deadline takes nothing, and answers the time."""
+    """A request after its deadline takes nothing, and answers the server's time."""
     past = b"%016d" % (time.time_ns() // 1000 - 1000)
     late = raw("acquire", MINE, 30_000, past, b"me")
     assert late[0] == b"late"
@@ -97,7 +97,7 @@ def test_late(raw: Raw, listening: Any) -> None:
 
 
 def test_release(raw: Raw) -> None:
-    """Released, already, missing, held: and only the first writes."""
+    """``release`` answers "", already, missing or held, and writes only the first time."""
     assert raw("release", MINE) == b"missing"
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert raw("release", OTHERS) == [b"held", b"me"]
@@ -108,7 +108,7 @@ def test_release(raw: Raw) -> None:
     assert raw("release", OTHERS) == b"missing"
     assert raw.client.pttl(KEY) <= 100  # a repeat does not keep the tombstone alive
     raw("acquire", OTHERS, 30_000, ALWAYS, b"other")
-    assert raw("release", MINE) == b"already"  # remembered while the next one has it
+    assert raw("release", MINE) == b"already"  # remembered while the next holder has it
     assert raw("hand_over", MINE, 1) == b"already"
     raw("release", OTHERS)
     raw("acquire", b"n" * 22, 30_000, ALWAYS, b"next")
@@ -116,7 +116,7 @@ def test_release(raw: Raw) -> None:
 
 
 def test_extend(raw: Raw) -> None:
-    """Extended, already, missing, held: and only the first writes."""
+    """``extend`` answers extended, already, missing or held, and writes only the first time."""
     assert raw("extend", MINE, 9000, 0) == b"missing"
     raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert raw("extend", OTHERS, 90_000, 0) == [b"held", b"me"]
@@ -131,9 +131,9 @@ def test_extend(raw: Raw) -> None:
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
 
 
-def test_what_comes_late_shortens_nothing(raw: Raw, listening: Any) -> None:
-    """Of two requests for the same lease the one with the shorter ttl may come last: a claim, a
-    renewal, a check by the holder. Only an explicit `shorten` ends the lease sooner."""
+def test_a_late_request_does_not_shorten_a_lease(raw: Raw, listening: Any) -> None:
+    """A late claim, renewal or queue check does not shorten a lease; only an explicit ``shorten``
+    does."""
     take(raw, listening)
     raw.wait(A)
     raw("hand_over", MINE, 1)
@@ -148,14 +148,14 @@ def test_what_comes_late_shortens_nothing(raw: Raw, listening: Any) -> None:
     assert raw.client.pttl(KEY) <= 5000
 
 
-def test_who_is_first_is_told_of_a_sooner_end(raw: Raw, listening: Any) -> None:
-    """The head plans to check when the lease ends; its holder may let it end sooner."""
+def test_the_head_gets_a_message_about_a_sooner_end(raw: Raw, listening: Any) -> None:
+    """The head gets a message about a sooner end, because it plans its check for the old one."""
     take(raw, listening)
     raw.wait(A, _old(1))
     assert raw("extend", MINE, 60_000, 0) == b"extended"
-    assert said(listening) is None
+    assert next_message(listening) is None
     assert raw("extend", MINE, 700, 1) == b"extended"
-    assert said(listening) == A + b"=700"
+    assert next_message(listening) == A + b"=700"
 
 
 def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
 
 
 def test_claim(raw: Raw, listening: Any) -> None:
-    """Claimed, by the token that was granted it; missing, by others: and only the first writes."""
+    """``claim`` answers claimed to the token that was granted the lock, and missing to others."""
     fence = take(raw, listening)
     assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not granted from the queue
     raw.wait(A)
@@ -204,7 +204,8 @@ def test_claim(raw: Raw, listening: Any) -> None:
 
 
 def test_adopt(raw: Raw) -> None:
-    """Adopted, owned, late, already, missing, held: and only the first writes."""
+    """``adopt`` answers the fence, owned, late, already, missing or held, and writes only the first
+    time."""
     assert raw("adopt", MINE, A, 9000, ALWAYS, b"heir") == b"missing"
     before = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     assert raw("adopt", OTHERS, A, 9000, ALWAYS, b"heir") == [b"held", b"me"]
@@ -232,7 +233,7 @@ def test_adopt(raw: Raw) -> None:
 
 
 def test_inspect(raw: Raw) -> None:
-    """Free, held: nothing is written, and the token stays secret."""
+    """``inspect`` answers free or held, writes nothing, and keeps the token secret."""
     assert raw("inspect") == [b"free", 0]
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     held = raw("inspect")
@@ -251,7 +252,7 @@ def test_inspect(raw: Raw) -> None:
 
 @pytest.mark.parametrize("value", [b"H1", b"X" + b"1" * 80, b"H" + b"x" * 80])
 def test_conflict(raw: Raw, value: bytes) -> None:
-    """A value that is not a record is a conflict for every verb, and stays."""
+    """A value that is not a record is a conflict for every verb, and stays unchanged."""
     raw.client.set(KEY, value)
     for verb, *args in (
         ("acquire", MINE, 30_000, ALWAYS, b"me"),
@@ -270,7 +271,7 @@ def test_conflict(raw: Raw, value: bytes) -> None:
 
 @pytest.fixture
 def listening(raw: Raw) -> Any:
-    """A subscriber of the channel."""
+    """Return a subscriber of the channel."""
     heard = raw.client.pubsub()
     heard.subscribe(CHANNEL)
     assert heard.get_message(timeout=5)["type"] == "subscribe"
@@ -278,16 +279,16 @@ def listening(raw: Raw) -> Any:
     heard.close()
 
 
-def said(listening: Any) -> bytes | None:
-    """The next message, if one is there."""
+def next_message(listening: Any) -> bytes | None:
+    """Return the next message, if there is one."""
     message = listening.get_message(timeout=0.2)
     return None if message is None else message["data"]
 
 
 def take(raw: Raw, listening: Any) -> bytes:
-    """Take the free lock by `wait`, which says so by a message too: there is nothing to claim."""
+    """Take the free lock by ``wait``, which also sends a message."""
     fence: bytes = raw.wait(MINE)
-    assert said(listening) == MINE + fence + b"+"
+    assert next_message(listening) == MINE + fence + b"+"
     return fence
 
 
@@ -295,13 +296,14 @@ A, B, C = b"a" * 22, b"b" * 22, b"c" * 22
 
 
 def test_wait(raw: Raw) -> None:
-    """Taken, owned, queued: with the holder, the fence, the rank, and a place to return to."""
+    """``wait`` answers the fence, owned or queued, with the holder, the fence, the rank and the
+    place."""
     fence = raw.wait(MINE)
     assert fence.isdigit()
     assert raw.client.get(KEY)[:1] == b"H"
     raw.client.pexpire(KEY, 1000)
     assert raw.wait(MINE) == [b"owned", 30_000, fence]
-    assert raw.client.pttl(KEY) > 1000  # asking again is a claim
+    assert raw.client.pttl(KEY) > 1000  # a repeated request is a claim
 
     first, second = raw.wait(A), raw.wait(B)
     assert raw.client.get(KEY)[:1] == b"W"
@@ -311,7 +313,7 @@ def test_wait(raw: Raw) -> None:
     assert first[3:6] == [b"about m", fence, 0]
     assert second[5] == 1
     assert int(second[6]) > int(first[6]) > int(BAND)
-    assert raw.wait(A)[5:] == first[5:]  # the same place, also without saying which
+    assert raw.wait(A)[5:] == first[5:]  # the same place, even without its number
     assert raw.waiters() == [A, B]
     assert 60_000 < raw.client.pttl(QUEUE) <= 180_000
     raw.client.zrem(QUEUE, ticket(A))
@@ -320,7 +322,7 @@ def test_wait(raw: Raw) -> None:
 
 
 def test_a_clock_that_steps_back_changes_no_order(raw: Raw) -> None:
-    """A later waiter is behind, whatever the server's clock said when the earlier ones came."""
+    """A later waiter is behind the earlier ones, even if the server's clock has stepped back."""
     raw.wait(MINE)
     ahead = b"%d" % (int(BAND) + 2**43)
     raw.wait(A, ahead)
@@ -331,7 +333,8 @@ def test_a_clock_that_steps_back_changes_no_order(raw: Raw) -> None:
 
 
 def test_full(raw: Raw, listening: Any) -> None:
-    """A full queue refuses newcomers, lets its waiters check again, and does not count the dead."""
+    """A full queue refuses newcomers, lets its waiters check again, and does not count dead
+    ones."""
     raw.wait(MINE)
     raw.wait(A, most=1)
     assert raw.wait(A, most=1)[0] == b"queued"
@@ -345,7 +348,8 @@ def test_full(raw: Raw, listening: Any) -> None:
 
 
 def test_hand_over(raw: Raw, listening: Any) -> None:
-    """The first waiter that can be reached has the lock, for the claim window, and its fence."""
+    """The first waiter that can be reached gets the lock, with a new fence, for the claim
+    window."""
     assert raw("hand_over", MINE, 1) == b"missing"
     before = take(raw, listening)
     assert raw("release", OTHERS) == [b"held", b"about m"]
@@ -358,7 +362,7 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     assert (record[:1], record[17:39], record[61:]) == (b"W", A, b"about a")
     assert record[1:17] > before
     assert raw("hand_over", MINE, 1) == b"already"
-    message = said(listening)
+    message = next_message(listening)
     assert message is not None
     assert message[:38] == A + record[1:17]
     assert message[38:] == record[1:17]  # the server's time: the fence, unless that was raised
@@ -369,7 +373,7 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     listening.close()  # no subscriber: B is gone, and the lock is free
     assert raw("hand_over", A, 1) == b"released"
     assert raw.waiters() == []
-    # B may hear elsewhere of its turn, so the next fence is greater than that one's.
+    # B may get its message at a replica, so the next fence is greater than B's.
     tombstone = raw.client.get(KEY)
     assert (tombstone[:1], tombstone[17:]) == (b"R", A + A)
     assert tombstone[1:17] > record[1:17]
@@ -379,57 +383,57 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
 
 
 def _old(number: int) -> bytes:
-    """The place of a waiter that has waited for long."""
+    """Return the place of a waiter that has waited for long."""
     return b"%d" % (int(BAND) + number)
 
 
-def test_who_is_first_is_told(raw: Raw, listening: Any) -> None:
-    """A call that makes a waiter the head tells it, and for how long the lock is held."""
+def test_a_new_head_gets_a_message(raw: Raw, listening: Any) -> None:
+    """A call that makes a waiter the head sends it a message with the length of the lease."""
     take(raw, listening)
     for number, token in enumerate((A, B, C), start=1):
         raw.wait(token, _old(number))
     assert raw("hand_over", MINE, 1) == b"handed_over"
-    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
-    assert said(listening) == B + b"=2500"
+    assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening) == B + b"=2500"
     raw("extend", A, 9000, 0)
     raw("abandon", C, ticket(C), 1, b"")  # it was not first
-    assert said(listening) is None
+    assert next_message(listening) is None
     raw.wait(C, _old(3))
     raw("abandon", B, ticket(B), 1, b"")
-    message = said(listening)
+    message = next_message(listening)
     assert message is not None
     assert message[:23] == C + b"="
     assert 0 < int(message[23:]) <= 9000
     raw.wait(B, _old(4))
     raw.client.delete(KEY)
     assert raw.wait(OTHERS, _old(6))[0] == b"queued"  # the lease ended, and it is C's turn
-    assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
-    assert said(listening) == B + b"=2500"
+    assert next_message(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening) == B + b"=2500"
     raw.wait(A, _old(5), fair=0)
     raw.client.delete(KEY)
     assert raw.wait(MINE, fair=0).isdigit()  # unfair: it takes the lock before those
-    assert said(listening)[:22] == MINE  # type: ignore[index]  # None would fail, and should
-    assert said(listening) == B + b"=30000"
+    assert next_message(listening)[:22] == MINE  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening) == B + b"=30000"
 
 
-def test_a_newcomer_is_not_told(raw: Raw, listening: Any) -> None:
-    """A young waiter checks on its own; an older one is told."""
+def test_a_young_head_gets_no_message(raw: Raw, listening: Any) -> None:
+    """A young waiter that becomes the head gets no message, since it checks on its own."""
     take(raw, listening)
     raw.wait(A)
     raw.wait(B)
     raw("hand_over", MINE, 1)
-    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
-    assert said(listening) is None
+    assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening) is None
     time.sleep(0.25)  # 60 ms make it old, by the server's clock
     raw.wait(C)
     raw("hand_over", A, 1)
-    assert said(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
-    assert said(listening) is None
+    assert next_message(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening) is None
     raw("abandon", B, ticket(B), 1, b"")
-    assert said(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
 
 
-def test_who_asks_is_not_gone(raw: Raw, listening: Any) -> None:
+def test_a_caller_that_becomes_the_head_is_not_dropped(raw: Raw, listening: Any) -> None:
     """A caller that becomes the head by its own call keeps its place without a message."""
     take(raw, listening)
     deaf = ticket(B).replace(CHANNEL, b"nobody-hears-this")
@@ -441,19 +445,19 @@ def test_who_asks_is_not_gone(raw: Raw, listening: Any) -> None:
     assert raw.waiters() == [B]
 
 
-def test_a_first_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
-    """A head that cannot be told makes way for a waiter that can."""
+def test_a_head_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
+    """A head that no message reaches is dropped for one that can be reached."""
     take(raw, listening)
     raw.wait(A, _old(1))
     raw("wait", B + b"30000 nobody about b", _old(2), 0, 1, ALWAYS)
     raw.wait(C, _old(3))
     raw("hand_over", MINE, 1)
-    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
-    assert said(listening) == C + b"=2500"
+    assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening) == C + b"=2500"
     assert raw.waiters() == [C]
 
 
-def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
+def test_a_waiter_that_checks_is_not_dropped(raw: Raw, listening: Any) -> None:
     """A waiter that checks while no message reaches it keeps its place, and learns its rank."""
     take(raw, listening)
     raw.wait(A, _old(1))
@@ -467,18 +471,19 @@ def test_who_asks_is_not_dropped(raw: Raw, listening: Any) -> None:
 
 
 def test_unfair(raw: Raw, listening: Any) -> None:
-    """Unfair, the lock is free for any caller; the first waiter that can be reached is told."""
+    """An unfair lock is free for any caller; the first waiter that can be reached gets a
+    message."""
     take(raw, listening)
     place = raw.wait(A, fair=0)[6]
     raw.wait(B, fair=0)
     assert raw("hand_over", MINE, 0) == b"released"
-    assert said(listening) == A
-    assert said(listening) is None
+    assert next_message(listening) == A
+    assert next_message(listening) is None
     assert raw.client.get(KEY)[:1] == b"F"
-    assert raw.waiters() == [B]  # a waiter that does not react is not told again
+    assert raw.waiters() == [B]  # a waiter that does not react gets no second message
     assert raw("acquire", OTHERS, 30_000, ALWAYS, b"barger").isdigit()
     assert raw.client.get(KEY)[:1] == b"W"
-    # It has its place back, also where no more may wait.
+    # It gets its place back, even if the queue is full.
     assert raw.wait(A, place, fair=0, most=1)[5:] == [0, place]
     raw("hand_over", OTHERS, 0)
     assert raw.wait(A, place, fair=0).isdigit()
@@ -489,20 +494,21 @@ def test_unfair(raw: Raw, listening: Any) -> None:
     assert raw.waiters() == []
 
 
-def test_unfair_and_told_in_vain(raw: Raw, listening: Any) -> None:
-    """A waiter that leaves after it was told that the lock is free lets the next one know."""
+def test_unfair_and_the_message_is_passed_on(raw: Raw, listening: Any) -> None:
+    """A waiter that leaves after the message that the lock is free passes the message on."""
     take(raw, listening)
     raw.wait(A, fair=0)
     raw.wait(B, _old(1), fair=0)
     raw("hand_over", MINE, 0)
-    assert said(listening) == B
+    assert next_message(listening) == B
     raw.client.zadd(QUEUE, {ticket(A): int(_old(2))})
     assert raw("abandon", B, ticket(B), 0, b"") == [b"left"]
-    assert said(listening) == A + b"=0"
+    assert next_message(listening) == A + b"=0"
 
 
 def test_abandon(raw: Raw, listening: Any) -> None:
-    """Left, with the holder; or released and handed on, if the caller was granted it meanwhile."""
+    """``abandon`` leaves the queue; or releases and hands over, if the caller was granted the
+    lock."""
     assert raw("abandon", A, ticket(A), 1, b"") == [b"left"]
     take(raw, listening)
     raw.wait(A)
@@ -517,12 +523,12 @@ def test_abandon(raw: Raw, listening: Any) -> None:
     raw("hand_over", MINE, 1)
     assert raw("abandon", A, ticket(A), 1, b"") == b"released"
     assert raw.client.get(KEY)[17:39] == B
-    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
-    assert said(listening)[:22] == B  # type: ignore[index]  # as above
+    assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening)[:22] == B  # type: ignore[index]  # as above
 
 
 def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
-    """The kept lease stays as it is, and its place goes; any other lease of that token ends."""
+    """``abandon`` keeps the named lease, and ends its place and any other lease of that token."""
     fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
     raw.client.zadd(QUEUE, {ticket(MINE): 1})
     raw.wait(A)
@@ -537,7 +543,7 @@ def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
 
 
 def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
-    """The first check after a lease ended grants the lock to the head."""
+    """The first check after the end of a lease grants the lock to the head."""
     take(raw, listening)
     raw.wait(A)
     raw.wait(B)
@@ -545,14 +551,14 @@ def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
     state, lease_left_ms, ahead, about, *_ = raw.wait(B)
     assert (state, ahead, about) == (b"queued", 0, b"about a")
     assert 0 < lease_left_ms <= 2500
-    assert said(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
+    assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     raw.client.delete(KEY)
     assert raw.wait(B).isdigit()
     assert raw.waiters() == []
 
 
 def test_a_lease_shorter_than_the_claim_window(raw: Raw, listening: Any) -> None:
-    """A lock that is handed over lasts no longer than the ttl of its waiter."""
+    """A granted lock lasts no longer than its waiter's ttl."""
     raw.wait(MINE)
     raw("wait", A + b"700 " + CHANNEL + b" me", BAND, 0, 1, ALWAYS)
     assert raw("hand_over", MINE, 1) == b"handed_over"

@@ -1,4 +1,4 @@
-"""The Lua files: header, body and Python declaration hold together; a broken file cannot load."""
+"""The Lua files: header, body and Python declaration agree, and a broken file does not load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.servers import Server
 
 FOLDER = Path(lualock.__file__).with_name("scripts")
 INCLUDE = {path.stem: path.read_text() for path in (FOLDER / "include").glob("*.lua")}
-# Where scripts are, what was made of them, and where their generators are.
+# A folder of scripts, the loaded scripts, and the module of their generators.
 FAMILIES = {
     "locks": (FOLDER / "lock", SCRIPTS, protocol),
     "jobs": (FOLDER.parent / "jobs" / "scripts", verbs.SCRIPTS, verbs),
@@ -33,7 +33,7 @@ OTHER = "local function say(proved, word)\n  return 'done'\nend\n"
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_verb_has_one_word_everywhere(family: str) -> None:
-    """The Lua file, its generator and its constant share their name."""
+    """The Lua file, its generator and its constant have the same name."""
     folder, scripts, module = FAMILIES[family]
     assert set(scripts) == {path.stem for path in folder.glob("*.lua")}
     for verb, script in scripts.items():
@@ -42,7 +42,7 @@ def test_every_verb_has_one_word_everywhere(family: str) -> None:
 
 
 def test_the_digest_is_the_server_s(server: Server) -> None:
-    """SCRIPT LOAD answers the digest that was computed at import: every server takes the source."""
+    """SCRIPT LOAD answers the digest that was computed at import, on every server."""
     with server.client() as client:
         for script in EVERY:
             assert client.script_load(script.source.decode()) == script.sha
@@ -51,7 +51,7 @@ def test_the_digest_is_the_server_s(server: Server) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replies_are_the_documented_ones(family: str) -> None:
-    """Every word that a body returns stands in its header, and the other way round."""
+    """The words that a body returns are exactly those in its header."""
     folder, scripts, _ = FAMILIES[family]
     for verb in scripts:
         text = (folder / f"{verb}.lua").read_text()
@@ -65,7 +65,7 @@ def test_replies_are_the_documented_ones(family: str) -> None:
 
 
 def test_no_script_reads_the_client_s_time_or_randomness() -> None:
-    """Time comes from the server, and scripts are deterministic beside it."""
+    """Scripts read no time but the server's, and are deterministic otherwise."""
     for script in EVERY:
         assert not re.search(rb"math\.random|os\.(time|clock|date)", script.source)
 
@@ -95,7 +95,7 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
     ],
 )
 def test_a_file_against_the_rules_does_not_load(text: str, said: str) -> None:
-    """Each rule of the loader is there: a file that breaks it fails, with the reason."""
+    """A file that breaks a rule of the loader is refused, with the reason."""
     assert parse("verb", GOOD, {}).keys == ("lock",)
     assert parse("verb", GOOD + REPLY + OTHER + "return reply(proof, say(1))\n", {}).proof_at == 1
     with pytest.raises(ScriptError, match=re.escape(said)):
@@ -113,7 +113,7 @@ def test_includes_are_pasted() -> None:
 
 
 def test_loading_a_folder(tmp_path: Path) -> None:
-    """A folder's verbs are its .lua files; the includes are no verbs."""
+    """The verbs of a folder are its .lua files; includes are not verbs."""
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "part.lua").write_text("local a = 1\n")
     (tmp_path / "verb.lua").write_text(GOOD + "--@include part\n")

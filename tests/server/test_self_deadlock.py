@@ -1,7 +1,7 @@
-"""A wait without an end for a lock that its own thread, task or job is inside is refused at once.
+"""A wait without a timeout for a lock that its own thread, task or job holds is refused at once.
 
-The leases here last two seconds and are not renewed, so a wait that is not refused fails its test
-and does not hang it.
+The leases here last two seconds and are not renewed, so that a wait that is not refused fails its
+test instead of hanging it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TTL = 2.0
 
 
 def lock_of(world: World, locks: Any = None) -> Any:
-    """A lock object of that name."""
+    """Return a lock object of that name."""
     return (locks or world.connect()).lock("x", TTL)
 
 
 @contextlib.asynccontextmanager
 async def by_stack(manager: Any) -> Any:
-    """Entered by an exit stack, which finds ``__exit__`` in the class."""
+    """Enter by an exit stack, which finds ``__exit__`` in the class."""
     if hasattr(manager, "__aenter__"):
         async with contextlib.AsyncExitStack() as stack:
             yield await stack.enter_async_context(manager)
@@ -55,7 +55,7 @@ async def by_stack(manager: Any) -> Any:
 
 @contextlib.asynccontextmanager
 async def of_lease(lock: Any, enter: Callable[..., Any] = entered) -> Any:
-    """The block of a lease that was acquired before."""
+    """Enter the block of a lease that was acquired before."""
     async with enter(await settle(lock.acquire(timeout=5))) as lease:
         yield lease
 
@@ -69,20 +69,20 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 
 
 async def enter_and_leave(lock: Any) -> None:
-    """A whole block."""
+    """Enter and leave a whole block."""
     async with entered(lock):
         pass
 
 
 async def acquire(lock: Any) -> Any:
-    """A lease by name."""
+    """Acquire a lease by name."""
     return await settle(lock.acquire())
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_inside_its_own_block(shell: World, way: str) -> None:
-    """The same lock object, another one, and one of another ``Locks``: refused before anything is
-    sent; the block goes on, and after it the lock is free."""
+    """A second lock object of the name, even of other ``Locks``, is refused without a request; the
+    block goes on, and its end frees the lock."""
     lock = lock_of(shell)
     others = [lock, lock_of(shell, lock._locks), lock_of(shell)]
     for wait in (acquire, enter_and_leave):
@@ -104,7 +104,7 @@ async def test_inside_its_own_block(shell: World, way: str) -> None:
 
 
 async def test_with_a_timeout(shell: World) -> None:
-    """A wait that ends is as ever: refused by the server when its time is over."""
+    """A wait with a timeout is not refused: the server refuses it when the time is over."""
     lock = lock_of(shell)
     async with entered(lock):
         for timeout in (0, 0.05):
@@ -127,7 +127,7 @@ async def test_another_lock(shell: World) -> None:
 @pytest.mark.parametrize("end", ["released", "passed on", "lost"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
-    """Its block goes on, and is in no waiter's way."""
+    """A block whose lease has ended goes on, and refuses no waiter."""
     lock = lock_of(shell)
     try:
         async with WAYS[way](lock) as lease:
@@ -150,8 +150,7 @@ async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
 async def test_nothing_stays_behind(
     shell: World, way: str, error: type[BaseException] | None
 ) -> None:
-    """After a block that ended in any way the lock can be waited for, and nothing is kept of it
-    when its objects are gone."""
+    """After any end of a block its lock can be waited for, and nothing is kept of its objects."""
     lock = lock_of(shell)
     server, key = lock._locks._endpoint.server, lock.key
     with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt):
@@ -169,8 +168,8 @@ async def test_nothing_stays_behind(
     assert key not in blocks_on(server).listed
 
 
-async def test_what_was_entered_by_name_and_dropped(shell: World) -> None:
-    """A lock object that was entered by name and dropped is not renewed for ever."""
+async def test_a_lock_entered_by_name_and_dropped(shell: World) -> None:
+    """A lock object that was entered by name and dropped is not renewed."""
     lock = lock_of(shell)
     lease = await settle((lock.__aenter__ if shell.asynchronous else lock.__enter__)())
     seen = weakref.ref(lease)
@@ -180,7 +179,7 @@ async def test_what_was_entered_by_name_and_dropped(shell: World) -> None:
 
 
 async def test_methods_by_name_of_two_lock_objects(shell: World) -> None:
-    """Each ends the block that began on its own object."""
+    """``__exit__`` by name ends the block that began on its own object."""
     first, second = lock_of(shell), lock_of(shell)
     begin, end = ("__aenter__", "__aexit__") if shell.asynchronous else ("__enter__", "__exit__")
     lost = await settle(getattr(first, begin)())
@@ -195,7 +194,8 @@ async def test_methods_by_name_of_two_lock_objects(shell: World) -> None:
 
 
 async def test_another_thread_or_task(shell: World) -> None:
-    """It waits, and gets the lock when the block has ended: a child task is another task."""
+    """Another thread or task, even a child task, waits and gets the lock when the block has
+    ended."""
     lock = lock_of(shell)
     async with entered(lock):
         waiting = asyncio.ensure_future(shell.beside(lambda: lock_of(shell).acquire()))
@@ -204,7 +204,7 @@ async def test_another_thread_or_task(shell: World) -> None:
 
 
 def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
-    """It is another thread, and waits for what the dead one entered."""
+    """A thread with the ident of a dead one may wait for the lock that the dead one entered."""
     lock = shell_plain.connect().lock("x", 30)
     begins = threading.Thread(target=lock.__enter__)
     begins.start()
@@ -219,7 +219,7 @@ def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
         except lualock.LockError as error:
             told.append(error)
 
-    for _ in range(1000):  # the dead one's stack is free for another soon after it was joined
+    for _ in range(1000):  # a new thread gets the stack, and so the ident, of a joined one
         waits = threading.Thread(target=wait)
         waits.start()
         if waits.ident == begins.ident:
@@ -236,7 +236,7 @@ def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
 
 @pytest.fixture
 def shell_plain(one_server: Server) -> Iterator[World]:
-    """The plain shell alone."""
+    """Return the world of the API for threads."""
     with one_server.client() as client:
         world = World(one_server, asynchronous=False, resp=3, client=client)
         yield world
@@ -244,7 +244,8 @@ def shell_plain(one_server: Server) -> Iterator[World]:
 
 
 async def test_the_plain_lock_in_two_coroutines(shell_plain: World) -> None:
-    """The second stops the thread, and so the loop that the first needs to leave its block."""
+    """A blocking wait in a second coroutine is refused: it would stop the loop that the first one
+    needs."""
     lock = lock_of(shell_plain)
     inside, leave = asyncio.Event(), asyncio.Event()
 
@@ -263,8 +264,8 @@ async def test_the_plain_lock_in_two_coroutines(shell_plain: World) -> None:
 
 
 async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None:
-    """Both shells know of each other's blocks: a plain wait stops the tasks of its thread, but a
-    task that has ended is inside nothing."""
+    """A blocking wait is refused if a task of its thread is in a block of the lock; an ended task
+    does not count."""
     plain = lock_of(shell_plain)
     async with aio.connect(shell_plain.server.url) as locks:
         lock = lock_of(shell_plain, locks)
@@ -283,8 +284,8 @@ async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None
 
 
 async def test_a_task_that_waits_inside_its_plain_block(shell_plain: World) -> None:
-    """A wait of asyncio's in the same task is refused; one in a task that was begun inside gets the
-    lock when the block has ended."""
+    """An asyncio wait in the task of a blocking block is refused; a task that began inside it gets
+    the lock after the block."""
     lock = lock_of(shell_plain)
     async with aio.connect(shell_plain.server.url) as locks:
         other = locks.lock("x", TTL)
@@ -298,7 +299,8 @@ async def test_a_task_that_waits_inside_its_plain_block(shell_plain: World) -> N
 
 
 def test_a_forked_child(shell_plain: World) -> None:
-    """It is not inside what its parent has entered: it waits, and gets the lock after it."""
+    """A forked child does not count as inside the blocks of its parent: it waits and gets the
+    lock."""
     lock = lock_of(shell_plain)
     with lock:
         if not (child := os.fork()):
@@ -359,7 +361,7 @@ class Nested:
 
 @pytest.mark.parametrize("policy", ENDLESS)
 async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> None:
-    """It is told at once; the job goes on, and keeps no place in its queue."""
+    """A job that would wait for itself is refused at once, and goes on without a reservation."""
     nested = Nested(shell, policy=ENDLESS[policy])
     assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
@@ -368,8 +370,8 @@ async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> No
     assert nested.lock.key not in nested.lock._locks._blocks.listed
 
 
-async def test_coalesce_looks_first(shell: World) -> None:
-    """It takes no place in between, for whose sake another job would be dropped."""
+async def test_coalesce_checks_first(shell: World) -> None:
+    """A refused ``Coalesce`` takes no reservation, which would drop another job."""
 
     def call() -> Any:
         shell.client.config_resetstat()
@@ -384,7 +386,7 @@ async def test_coalesce_looks_first(shell: World) -> None:
 
 @pytest.mark.parametrize("policy", DEFINITE)
 async def test_a_job_that_calls_itself(shell: World, policy: str) -> None:
-    """A policy that ends gives its usual answer."""
+    """A policy that does not wait for ever gives its usual answer to a job that calls itself."""
     chosen, answer = DEFINITE[policy]
     nested = Nested(shell, policy=chosen)
     assert await settle(nested.job()) == "ran"
@@ -392,7 +394,7 @@ async def test_a_job_that_calls_itself(shell: World, policy: str) -> None:
 
 
 async def test_a_job_that_takes_its_lock_by_name(shell: World) -> None:
-    """The run counts as a block of its lock, and ends as one."""
+    """A run counts as a block of its lock, and ends as one."""
     nested = Nested(shell, lambda: lock_of(shell).acquire())
     for _ in range(2):
         assert await settle(nested.job()) == "ran"
@@ -401,7 +403,7 @@ async def test_a_job_that_takes_its_lock_by_name(shell: World) -> None:
 
 
 async def test_a_job_that_calls_another(shell: World) -> None:
-    """Another key is another lock, and the other job may wait as long as it likes."""
+    """A job may wait for another job with another key."""
     locks = shell.connect()
     other: Any = locks.job(key="y", policy=jobs.Wait(None))(as_job(shell, lambda: "the other"))
     nested = Nested(shell, other, policy=jobs.Wait(None))
@@ -410,7 +412,7 @@ async def test_a_job_that_calls_another(shell: World) -> None:
 
 
 async def test_two_runs_beside_each_other(shell: World) -> None:
-    """The second, in another thread or task, waits for the first and runs after it."""
+    """A second run in another thread or task waits for the first and runs after it."""
     begun, ends = threading.Event(), threading.Event()
 
     async def coroutine(number: int) -> int:
@@ -434,14 +436,14 @@ async def test_two_runs_beside_each_other(shell: World) -> None:
 
 
 async def test_a_plain_job_in_a_thread(shell_plain: World) -> None:
-    """As SAQ and taskiq run it: the thread of the body is inside, the loop's is not."""
+    """A job that runs in a worker thread is inside its lock there; the loop's thread is not."""
     nested = Nested(shell_plain, policy=jobs.Wait(None))
     assert await run_in_thread(jobs.bound(nested.job), (), {}, None) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
 
 
 async def test_a_delivery_that_would_wait_for_itself(shell: World) -> None:
-    """The place of a queued job is left to it when what it calls is refused."""
+    """A refused call leaves the reservation of a queued job in place."""
     nested = Nested(shell, unique="both", policy=jobs.Coalesce())
     queue = Queue(shell, nested.job)
     assert await queue.put()
@@ -450,9 +452,9 @@ async def test_a_delivery_that_would_wait_for_itself(shell: World) -> None:
     assert await queue.put()
 
 
-def test_what_is_one_server() -> None:
-    """The address and the database, however they were said; of Sentinel the service and where its
-    sentinels are."""
+def test_addresses_of_one_server() -> None:
+    """One server is one address and database, however written; with Sentinel, one service and its
+    sentinels."""
     import redis
 
     def server(named: Any) -> str:
@@ -476,20 +478,21 @@ def test_what_is_one_server() -> None:
 
 @contextlib.contextmanager
 def guarded(lock: Any) -> Iterator[None]:
-    """What enters a lock for its caller."""
+    """Enter a lock for the caller."""
     with lock:
         yield
 
 
 def test_a_block_in_a_context_manager_of_the_program(shell_plain: World) -> None:
-    """Whoever is inside a generator's block is inside it, too."""
+    """The caller of a generator's block is inside the block."""
     lock = lock_of(shell_plain)
     with guarded(lock), pytest.raises(lualock.SelfDeadlock):
         lock.acquire()
 
 
 def test_a_block_that_a_call_left_open_in_a_thread_of_a_pool(shell_plain: World) -> None:
-    """The next call on that thread has a context of its own, and waits (FastAPI's dependencies)."""
+    """A call with a context of its own may wait for a block that an earlier call left open on its
+    thread."""
     lock = lock_of(shell_plain)
     first, second = guarded(lock), guarded(lock)
     with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:

@@ -1,4 +1,4 @@
-"""From arguments to names: equal arguments one name, different arguments different names."""
+"""Names of jobs: equal arguments give one name, different arguments give different names."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class Colour(enum.Enum):
 
 
 class Number(enum.IntEnum):
-    """One whose members are also integers."""
+    """An enumeration whose members are also integers."""
 
     ONE = 1
 
 
 class Shade(str, enum.Enum):
-    """One whose members are also texts."""
+    """An enumeration whose members are also texts."""
 
     LIGHT = "light"
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Equality that also wants the same kinds, all the way down."""
+    """Return whether two values are equal and of the same kinds, at every depth."""
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         return len(one) == len(two) and all(map(_same, one, two))
     if type(one) is not type(two):
@@ -68,21 +68,21 @@ def _same(one: Any, two: Any) -> bool:
 
 @given(PLAIN, PLAIN)
 def test_one_text_exactly_for_equal_values(one: Any, two: Any) -> None:
-    """Two values have one text exactly when they are equal and of one kind."""
+    """Two values have one text exactly if they are equal and of one kind."""
     assert (canonical(one) == canonical(two)) == _same(one, two)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=6), st.randoms())
-def test_order_is_nothing(values: dict[str, int], random: Any) -> None:
-    """The order of a dict, and of a set, is nothing."""
+def test_order_does_not_matter(values: dict[str, int], random: Any) -> None:
+    """The order of a dict or a set does not change its text."""
     items = list(values.items())
     random.shuffle(items)
     assert canonical(dict(items)) == canonical(values)
     assert canonical({k for k, _ in items}) == canonical(set(values))
 
 
-def test_kinds_are_apart() -> None:
-    """Values that print alike but are of different kinds have different texts."""
+def test_different_kinds_have_different_texts() -> None:
+    """Values of different kinds that print alike have different texts."""
     values: list[Any] = [1, "1", 1.0, True, b"1", None, "null", "None", [1], {1}, {"1": 1}, {2: 1}]
     values += [decimal.Decimal(1), Fraction(1), Colour.RED, "Colour.RED", dt.date(2026, 1, 1)]
     values += ["2026-01-01", dt.datetime(2026, 1, 1), uuid.UUID(int=1), PurePosixPath("1"), []]
@@ -90,8 +90,8 @@ def test_kinds_are_apart() -> None:
     assert len({canonical(value) for value in values}) == len(values)
 
 
-def test_equal_values_are_one() -> None:
-    """Values that are equal though written differently have one text."""
+def test_equal_values_have_one_text() -> None:
+    """Equal values that are written differently have one text."""
     assert canonical(0.0) == canonical(-0.0)
     assert canonical((1, 2)) == canonical([1, 2])
     assert canonical(decimal.Decimal("1.50")) == canonical(decimal.Decimal("1.5"))
@@ -110,13 +110,13 @@ def test_equal_values_are_one() -> None:
         {Number.ONE: 1, float("inf"): -0.0},
     ],
 )
-def test_what_json_makes_of_it_is_the_same(value: Any) -> None:
-    """A worker whose queue speaks JSON comes to the name that who enqueued the job came to."""
+def test_a_round_trip_through_json_keeps_the_text(value: Any) -> None:
+    """A value has the same text after it has passed through JSON."""
     assert canonical(json.loads(json.dumps(value))) == canonical(value)
 
 
 def test_positional_keyword_and_default_agree() -> None:
-    """However an argument is passed, the job is the same."""
+    """The name does not depend on how an argument is passed."""
 
     def job(repo_id: int, depth: int = 3, *more: int, full: bool = False, **rest: int) -> None: ...
 
@@ -132,13 +132,13 @@ def test_positional_keyword_and_default_agree() -> None:
 
 
 def test_the_ancestor_s_collision() -> None:
-    """resque-lock gave ("a-b") and ("a", "b") one key; here they are two."""
+    """("a-b") and ("a", "b") have different keys, which was not so in resque-lock."""
     assert lock_name("job", {"a": "a-b"}) != lock_name("job", {"a": "a", "b": "b"})
     assert lock_name("job", {"a": 'a","b'}) != lock_name("job", {"a": "a", "b": "b"})
 
 
 def test_names_are_readable_or_digests() -> None:
-    """Short plain arguments can be read on the server; long and structured ones do not leak."""
+    """Short plain arguments are readable on the server; long and structured ones are digests."""
     assert lock_name("m.job", {"a": 7, "b": "x"}) == 'job:v1:m.job(7,"x")'
     for secret in ({"password": "hunter2"}, ["hunter2"], "hunter2" * 30):
         name = lock_name("m.job", {"a": secret})
@@ -156,13 +156,13 @@ def test_names_are_readable_or_digests() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_unserialisable_arguments(value: Any) -> None:
-    """What has no form of its own is refused, with the argument's name and what to do."""
+    """An argument without a canonical form is refused, with its name and a remedy."""
     with pytest.raises(lualock.InvalidArgument, match=r"argument 'repo' of job m\.job: .*key="):
         lock_name("m.job", {"id": 1, "repo": value})
 
 
 def test_values_that_contain_themselves() -> None:
-    """A list inside itself is refused, not recursed into for ever."""
+    """A list that contains itself is refused without endless recursion."""
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(lualock.InvalidArgument, match="contains itself"):
@@ -170,7 +170,7 @@ def test_values_that_contain_themselves() -> None:
 
 
 def test_another_process_makes_the_same_name() -> None:
-    """Neither hash seeds nor addresses get in."""
+    """A name depends on neither hash seeds nor addresses."""
     code = (
         "from lualock.jobs.naming import lock_name; import uuid, decimal\n"
         "print(lock_name('m.job', {'a': {'x', 'y', 'z'}, 'b': {'k': [1.5, None, b'1']},"
@@ -190,7 +190,7 @@ def test_another_process_makes_the_same_name() -> None:
 
 
 def test_the_version_pins_the_names() -> None:
-    """These texts are stored on servers: changing one needs a new version."""
+    """These texts are stored on servers, so a change needs a new version."""
     value = {"a": [1, 1.5, "x", None, True, b"\x01"], "b": {3, 1, 2}}
     assert canonical(value) == '{"a":[1,1.5,"x",null,true,bytes(01)],"b":set[1,2,3]}'
     assert canonical(Colour.RED) == 'enum("Colour.RED")'
@@ -199,8 +199,8 @@ def test_the_version_pins_the_names() -> None:
     assert lock_name("m.job", {"a": value}) == f"job:v1:m.job({digest})"
 
 
-def test_flags_together_are_apart() -> None:
-    """Python 3.10 has no name for them, nor have others for bits that are unknown."""
+def test_combined_flags_have_different_texts() -> None:
+    """Combined flags have different texts, even if Python has no name for them."""
 
     class May(enum.Flag):
         READ, WRITE, RUN = 1, 2, 4

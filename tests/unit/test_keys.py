@@ -1,4 +1,4 @@
-"""Names to keys: one to one, and one hash tag."""
+"""Names and their keys: one to one, with one hash tag."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _hash_tag(key: bytes) -> bytes:
 @example("a}", "a%7D")
 @example("{a}", "a")
 def test_one_to_one(one: str | bytes, two: str | bytes) -> None:
-    """Two names have one key exactly when they are the same bytes."""
+    """Two names have one key exactly if they have the same bytes."""
     assert (lock_key(b"p", one) == lock_key(b"p", two)) == (_raw(one) == _raw(two))
 
 
@@ -38,7 +38,7 @@ def test_one_to_one(one: str | bytes, two: str | bytes) -> None:
 @example("{}")
 @example("a}b{c")
 def test_the_whole_name_is_the_hash_tag(name: str | bytes) -> None:
-    """Whatever is in the name, the tag is not empty and ends at the key's end."""
+    """For any name, the hash tag is not empty and ends at the end of the key."""
     key = lock_key(b"p", name)
     tag = _hash_tag(key)
     assert tag

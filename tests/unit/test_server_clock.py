@@ -1,4 +1,4 @@
-"""What is known of the server's clock, and what a request that arrives late does."""
+"""The estimate of the server's clock, and what follows from it for late requests."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ SERVER_US = 1_700_000_000_000_000
 
 def _server(now: float = 10.0) -> ServerClock:
     server = ServerClock(lambda: now, 5.0)
-    # Sent at 10.0, received at 10.2: in between the server said that it was SERVER_US.
+    # Sent at 10.0, received at 10.2: between these the server's clock was at SERVER_US.
     server.compare(10.0, 10.2, SERVER_US)
     return server
 
 
 def test_a_deadline_is_never_late() -> None:
-    """Whenever between request and reply the server looked at its clock, the deadline it is given
-    has passed there when it has passed here."""
+    """When a deadline has passed here, it has passed at the server, at whatever moment the server
+    read its clock."""
     server = _server()
     for looked in (10.0, 10.1, 10.2):
         offset_us = SERVER_US - looked * 1e6
         until_us = int(server.deadline(12.0, 10.2))
         assert until_us <= 12.0 * 1e6 + offset_us
         assert until_us > 11.7 * 1e6 + offset_us
-    # Clocks drift apart: the longer ago they were compared, the earlier.
+    # Clocks drift apart: the older the comparison, the earlier the deadline.
     assert int(server.deadline(1012.0, 1010.2)) <= SERVER_US + 1001.8e6 - 1000 * DRIFT * 1e6
     assert len(server.deadline(12.0, 10.2)) == 16
 
 
 def test_one_deadline_serves_for_a_while() -> None:
-    """A deadline that is used again is earlier than it need be, never later, and not for long."""
+    """A deadline that is used again is earlier than necessary, never later, and not for long."""
     server = _server()
     first = server.usual(11.0)
     assert first == (16.0, server.deadline(16.0, 11.0))
@@ -45,8 +45,8 @@ def test_one_deadline_serves_for_a_while() -> None:
     assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))  # by the new comparison
 
 
-def test_what_has_passed_is_never_too_young() -> None:
-    """A moment of the server's is put no later than it can have been here."""
+def test_a_server_time_is_never_placed_too_late() -> None:
+    """The local time of a server's time is never later than the true one."""
     server = _server()
     for looked in (10.0, 10.1, 10.2):
         passed = server.passed(SERVER_US + 1_000_000, 12.0)
@@ -56,7 +56,7 @@ def test_what_has_passed_is_never_too_young() -> None:
 
 
 def test_a_better_comparison_is_taken() -> None:
-    """Learnt in passing, a comparison counts only if it is tighter than what is known."""
+    """A new comparison of the clocks counts only if it is tighter than the present one."""
     server = _server()
     before = server.deadline(20.0, 11.0)
     server.refine(10.0, 11.0, SERVER_US)  # no better
@@ -81,8 +81,8 @@ def _times(*times: float) -> ServerClock:
     return server
 
 
-def test_the_first_acquisition_learns_the_time_first() -> None:
-    """A request cannot be given a deadline before the server's time is known."""
+def test_the_first_acquisition_reads_the_time_first() -> None:
+    """The first acquisition reads the server's time before its request, which needs a deadline."""
     server = ServerClock(lambda: 0.0, 5.0)
     steps = acquire(_request(), server, None)
     assert isinstance(next(steps), Connect)
@@ -94,7 +94,7 @@ def test_the_first_acquisition_learns_the_time_first() -> None:
 
 
 def test_a_deadline_is_the_caller_s_if_that_is_sooner() -> None:
-    """A request expires when its caller gives up, however long replies may take."""
+    """A request expires when its caller gives up, if that is sooner."""
     call = next(acquire(_request(), _times(0.0, 0.0), 2.0))
     assert isinstance(call, RunScript)
     assert call.expires == 2.0
@@ -108,7 +108,8 @@ def _late(steps: Steps[object]) -> RunScript:
 
 
 def test_late_by_the_clock_alone() -> None:
-    """A server whose clock was set forward finds a request late once, and then not any more."""
+    """After the server's clock is set forward, a request is late once, and its repetition is
+    not."""
     steps = acquire(_request(), _times(0.0, 0.1, 0.2, 0.3), 60.0)
     first = next(steps)
     second = _late(steps)
@@ -120,15 +121,16 @@ def test_late_by_the_clock_alone() -> None:
 
 
 def test_late_when_the_time_is_over() -> None:
-    """A request that was late because it took too long is not made again."""
+    """A request that is late because it took too long is not repeated."""
     steps = acquire(_request(), _times(0.0, 3.0), 2.0)
     next(steps)
     with pytest.raises(lualock.LockUnavailable, match="reached the server too late"):
         _late(steps)
 
 
-def test_late_again_and_again() -> None:
-    """Where requests are late however often the clocks are compared, it ends, and is said."""
+def test_late_each_time() -> None:
+    """If requests are late after each comparison of the clocks, the acquisition ends with an
+    error."""
     steps = acquire(_request(), _times(*(n / 10 for n in range(20))), None)
     next(steps)
     for _ in range(LATE_MAX):
