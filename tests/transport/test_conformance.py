@@ -1,5 +1,5 @@
-"""The simulator's store is tested against real servers: the same streams of commands and scripts
-run on both, and replies and data must be the same."""
+"""The simulator's store and real servers run the same commands and scripts, and must give the same
+replies and data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.proving import proof_of
 from tests.support.servers import Server
 
 KEYS = (b"{k}a", b"{k}b", b"{k}q")
-TTL_MS = 600_000  # nothing ends during a test; how long it lasts is compared all the same
+TTL_MS = 600_000  # no key expires during a test; the times are compared all the same
 
 # Runs one command as the scripts do, and shows how the reply looks to Lua.
 PROBE = b"""
@@ -55,19 +55,19 @@ class Pair:
         self.lua = Interpreter(self.store)
 
     def sync(self) -> None:
-        """The store's clock is the server's."""
+        """Set the store's clock to the server's."""
         seconds, us = self.client.time()
         self.store.now_us = seconds * 1_000_000 + us
 
     def run(
         self, source: bytes, keys: tuple[bytes, ...], args: tuple[bytes, ...]
     ) -> tuple[Any, Any]:
-        """The replies of both; an error is its first word."""
+        """Return the replies of both; an error is its first word."""
         self.sync()
         real: Any
         try:
             real = self.client.eval(source, len(keys), *keys, *args)
-        except redis.OutOfMemoryError:  # redis-py takes the word away
+        except redis.OutOfMemoryError:  # redis-py removes the first word
             real = "OOM"
         except redis.ResponseError as error:
             real = _word(str(error))
@@ -79,7 +79,7 @@ class Pair:
         return real, ours
 
     def data(self) -> tuple[dict[bytes, Any], dict[bytes, Any]]:
-        """What both hold, with what is left of each key's time in whole seconds."""
+        """Return the data of both, with each key's remaining time in whole seconds."""
         self.sync()
         real: dict[bytes, Any] = {}
         for key in self.client.keys("*"):
@@ -100,7 +100,7 @@ class Pair:
 
 
 def _word(text: str) -> str:
-    """What an error begins with; Redis 6.2 puts the script before it."""
+    """Return the first word of an error; Redis 6.2 puts the script before it."""
     for word in ("OOM", "READONLY", "WRONGTYPE"):
         if word in text:
             return word
@@ -109,14 +109,14 @@ def _word(text: str) -> str:
 
 @pytest.fixture
 def pair(server: Server) -> Any:
-    """Each server of the matrix beside the store."""
+    """Return each server of the matrix beside the store."""
     with server.client() as client:
         yield Pair(client)
         client.config_set("maxmemory", "0")
 
 
 def random_command(chance: Random) -> tuple[bytes, ...]:
-    """Any command, as the scripts could use it."""
+    """Draw a command, as the scripts could use it."""
     key = chance.choice(KEYS)
     member = chance.choice((b"m1", b"m2", b"m3", b"x" * 22 + b"100 c h"))
     score = b"%d" % chance.choice((0, 1, 2, 3, 200 * 2**44 + 17, 2**44))
@@ -152,7 +152,7 @@ def random_command(chance: Random) -> tuple[bytes, ...]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_commands_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
-    """A random stream of single commands: the same replies, as Lua sees them, and the same data."""
+    """A random stream of commands gives the same replies, as Lua sees them, and the same data."""
     chance = Random(seed)
     for number in range(400):
         command = random_command(chance)
@@ -164,14 +164,14 @@ def test_commands_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
 
 
 def test_every_command_is_compared() -> None:
-    """A command that is added to the store is added to the stream too."""
+    """Every command of the store is in the stream."""
     chance = Random(0)
     seen = {random_command(chance)[0] for _ in range(2000)}
-    assert seen >= set(COMMANDS) - {b"TIME", b"PTTL"}  # which differ by a microsecond: below
+    assert seen >= set(COMMANDS) - {b"TIME", b"PTTL"}  # these differ by a microsecond: see below
 
 
-def test_time_and_what_is_left_of_it(pair: Pair) -> None:
-    """TIME is the server's clock in two texts, PTTL a number; -1 and -2 stand for none."""
+def test_time_and_remaining_time(pair: Pair) -> None:
+    """TIME answers two texts, PTTL a number, which is -1 or -2 without a time."""
     for command, tolerance in ((b"TIME", 5), (b"PTTL", 5000)):
         words = (command,) if command == b"TIME" else (command, KEYS[0])
         pair.run(PROBE, (), (b"SET", KEYS[0], b"x", b"PX", b"10000"))
@@ -190,8 +190,7 @@ def test_time_and_what_is_left_of_it(pair: Pair) -> None:
     "first", [b"DEL k", b"ZREM k m", b"ZPOPMIN k", b"SET k v", b"GET k", b"PUBLISH k m", b"TIME"]
 )
 def test_out_of_memory_only_the_first_write_is_refused(pair: Pair, first: bytes) -> None:
-    """After a write that is allowed, those that need memory pass too; reads and messages do not
-    count as one."""
+    """After an allowed write later ones pass too; reads and messages do not count as writes."""
     pair.client.config_set("maxmemory", "1")
     pair.store.oom = True
     real, ours = pair.run(TWO_WRITES, KEYS[:1], tuple(first.split()))
@@ -200,8 +199,8 @@ def test_out_of_memory_only_the_first_write_is_refused(pair: Pair, first: bytes)
 
 @pytest.mark.parametrize("seed", range(3))
 def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
-    """Random streams of the shipped scripts, with and without memory: the same words and the same
-    data but for what depends on the microsecond."""
+    """Random streams of scripts, with and without memory, give the same replies and data, except
+    for what depends on the microsecond."""
     chance = Random(seed)
     pubsub = pair.client.pubsub()
     pubsub.subscribe(CHANNEL)
@@ -240,7 +239,7 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
 
 
 def _timeless(reply: Any) -> Any:
-    """A reply without times, fences and places, which are of the microsecond."""
+    """Return a reply without times, fences and places, which depend on the microsecond."""
     if isinstance(reply, list):
         words = b"held", b"queued", b"running", b"full", b"left", b"owned"
         timed = reply and reply[0] in words
@@ -254,7 +253,7 @@ def _timeless(reply: Any) -> Any:
 
 
 def _shapes(data: dict[bytes, Any]) -> dict[bytes, Any]:
-    """The data without times: the order of the queue, and the record but for its fence."""
+    """Return the data without times: the order of the queue, and the record without its fence."""
     shapes: dict[bytes, Any] = {}
     for key, (value, left_s) in data.items():
         if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Fail-over behind one address: what was the primary is a replica now, and keeps its connections.
+"""Fail-over behind one address: the old primary is now a replica, and keeps its connections.
 
-Managed servers and Kubernetes services have it so: the name is moved to the new primary, and who
-was connected hears of it only by what the old one says.
+This is how managed servers and Kubernetes services do it: the name leads to the new primary, and a
+connected client learns of the change only from replies of the old one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALLERS = 4
 
 
 class FailOver:
-    """An address, the server that it leads to first, and the one that follows it."""
+    """An address, the server that it leads to first, and the next one."""
 
     def __init__(self, old: Server, new: Server, proxy: Proxy) -> None:
         self.url = proxy.url
@@ -32,13 +32,13 @@ class FailOver:
         self._proxy = proxy
 
     async def repeat(self, world: World, new: Any) -> None:
-        """The same, and the old server, which ``new`` has followed, follows that from here on."""
+        """Fail over once more: the old server, now a replica, follows the next one."""
         new.execute_command("REPLICAOF", "NO", "ONE")
         self._proxy.lead_to(self._new.socket)
         await _follow(world, self.old, new)
 
     def happen(self, says: str = "READONLY") -> None:
-        """From here on the address leads to the new server, which has what the old one had."""
+        """Let the address lead to the new server, which has the data of the old one."""
         self.old.execute_command("REPLICAOF", "127.0.0.1", "1")
         with self._new.client() as new:
             for key in self.old.keys("*"):
@@ -50,7 +50,7 @@ class FailOver:
 
 @contextmanager
 def to_fail_over(new: Server) -> Iterator[FailOver]:
-    """A server of the same make as ``new`` that will fail over to it."""
+    """Return a server of the kind of ``new`` that will fail over to it."""
     old = Server(new.name, BINARIES[new.name], ("--repl-diskless-sync-delay", "0"))
     try:
         with Proxy(old.socket) as proxy:
@@ -60,7 +60,7 @@ def to_fail_over(new: Server) -> Iterator[FailOver]:
 
 
 async def _all_at_once(world: World, lockers: list[Any]) -> list[Any]:
-    """What each gets who tries to take its lock at the same time."""
+    """Let callers try to acquire at the same time; return their results."""
     tries = (world.beside(lock.try_acquire) for lock in lockers)
     return await asyncio.gather(*tries, return_exceptions=True)
 
@@ -68,12 +68,13 @@ async def _all_at_once(world: World, lockers: list[Any]) -> list[Any]:
 @few
 @pytest.mark.parametrize("says", ["READONLY", "MASTERDOWN"])
 async def test_one_call_at_most_meets_the_old_primary(world: World, says: str) -> None:
-    """However many connections to it there are; what is held goes on at the new one."""
+    """At most one call meets the old primary, however many connections it has; held leases go
+    on."""
     with to_fail_over(world.server) as change:
         locks = world.connect(change.url)
         lockers = [locks.lock(f"{number}", ttl=30) for number in range(CALLERS)]
         lease = await settle(locks.lock("x", ttl=60).acquire())
-        change.old.execute_command("CLIENT", "PAUSE", "100")  # each needs a connection of its own
+        change.old.execute_command("CLIENT", "PAUSE", "100")  # each needs its own connection
         for each in await _all_at_once(world, lockers):
             await settle(each.release())
         change.happen(says)
@@ -90,7 +91,7 @@ async def test_one_call_at_most_meets_the_old_primary(world: World, says: str) -
 
 @few
 async def test_renewal_alone_finds_the_new_primary(world: World) -> None:
-    """Leases are kept where the program asks for nothing else."""
+    """Leases are renewed at the new primary, even if the program calls nothing else."""
     told: list[Any] = []
     with to_fail_over(world.server) as change:
         locks = world.connect(change.url)
@@ -113,8 +114,8 @@ async def test_renewal_alone_finds_the_new_primary(world: World) -> None:
 
 
 @few
-async def test_who_waits_is_woken_by_the_new_primary(world: World) -> None:
-    """Once one call was refused, messages are heard from where they come now."""
+async def test_a_waiter_is_woken_by_the_new_primary(world: World) -> None:
+    """After one refused call, messages come from the new primary."""
     with to_fail_over(world.server) as change:
         locks = world.connect(change.url)
         held = await settle(locks.lock("x", ttl=60).acquire())
@@ -122,7 +123,7 @@ async def test_who_waits_is_woken_by_the_new_primary(world: World) -> None:
         await world.until(lambda: change.old.zcard("lualock:{x}:waiters"))
         assert await settle(locks.lock("x").locked())  # so that a connection to the old one is idle
         change.happen()
-        with suppress(lualock.LockUnavailable):  # unless who waits was refused first
+        with suppress(lualock.LockUnavailable):  # unless the waiter was refused first
             await settle(locks.lock("y").acquire(timeout=0))
         await world.until(lambda: world.client.pubsub_channels("lualock:wake:*"))
         await settle(held.release())
@@ -131,10 +132,10 @@ async def test_who_waits_is_woken_by_the_new_primary(world: World) -> None:
         await settle(lease.release())
 
 
-async def test_who_goes_on_listening_at_the_old_primary(shell: World) -> None:
-    """It hears there, by replication, of a turn that went to the next in line, for the new primary
-    knows of nobody who listens. Their fences differ, it learns that the lease is not its own, and
-    it listens elsewhere from then on."""
+async def test_a_waiter_that_stays_subscribed_at_the_old_primary(shell: World) -> None:
+    """A waiter at the old primary receives, by replication, a message whose lock went to the next
+    waiter. Their fences differ, so it learns that the lease is not its own, and subscribes at the
+    new one."""
     server = Server(shell.server.name, BINARIES[shell.server.name])
     with closing(server), server.client() as new, to_fail_over(server) as change:
         await _follow(shell, new, change.old)

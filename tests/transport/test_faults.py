@@ -1,4 +1,4 @@
-"""Every script, every fault, at every step: one holder at most, and little time wasted."""
+"""Every script, every fault, at every step: at most one holder, and little time lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.world import World, settle
 
 TTL = 1.0
 SOCKET_TIMEOUT = 0.4
-SLACK = 0.8  # less than another lease, and enough for a machine that others use too
+SLACK = 0.8  # less than another lease, and enough for a busy machine
 AT_ONCE = 12  # cases side by side: they mostly wait
 
 FAULTS = {
@@ -47,7 +47,7 @@ WITH_JOBS = {"request_release", "withdraw"}  # test_job_faults tries these
 
 
 class Case:
-    """A victim whose requests meet the fault, and rivals that go to the server directly."""
+    """A victim whose requests meet the fault, and rivals that use the server directly."""
 
     def __init__(
         self, world: World, proxy: FaultProxy, name: str, script: str, fault: Fault
@@ -59,7 +59,7 @@ class Case:
         self._longest = TTL
         self._script = script
         self._fault = fault
-        # A fault that strikes once is made good: asking again meets none.
+        # A fault that strikes once is repaired: the repeated request meets none.
         self.mild = fault.times == 1
         self._victims = world.connect(f"{proxy.url}?socket_timeout={SOCKET_TIMEOUT}")
         self._rivals = world.connect()
@@ -76,23 +76,23 @@ class Case:
         return self._victims.adopt(handle)
 
     def arm(self) -> None:
-        """From here on the fault is waiting."""
+        """Inject the fault from now on."""
         self.proxy.inject(self._fault, self._script)
 
     async def met(self) -> Exchange:
-        """Once it has struck."""
+        """Return once the fault has struck."""
         await self.world.until(lambda: self.proxy.met)
         return self.proxy.met[0]
 
     async def take(self, lock: Any, timeout: float | None = 4) -> Any:
-        """Acquire; ``None`` where that failed for a reason that a fault may give."""
+        """Acquire; None if that failed for a reason that the fault gives."""
         return await self.have(lambda: lock.acquire(timeout=timeout))
 
     async def have(self, how: Callable[[], Any]) -> Any:
-        """Get a lease, however; ``None`` as for :meth:`take`."""
+        """Get a lease in any way; None as in :meth:`take`."""
         try:
             lease = await self.world.beside(how)
-        except (lualock.NotAcquired, lualock.LeaseLost):  # lost: what was to be adopted
+        except (lualock.NotAcquired, lualock.LeaseLost):  # the lease in trust was lost
             return None
         except lualock.LockUnavailable as error:
             if self.mild and not self._too_slow(error):
@@ -104,7 +104,7 @@ class Case:
         return lease
 
     def promises_no_more(self, lease: Any) -> None:
-        """The lease does not say that it lasts longer than it does on the server."""
+        """Check that the lease does not promise more time than the server has for it."""
         end = time.monotonic() + lease.remaining()
         left_ms = self.world.client.pttl(self.rival().key)
         now = time.monotonic()
@@ -114,30 +114,30 @@ class Case:
             assert not lease.held
 
     def start(self, lock: Any) -> asyncio.Future[Any]:
-        """Acquire beside what the test does."""
+        """Acquire in the background."""
         started = asyncio.ensure_future(self.take(lock))
         self._started.append(started)
         return started
 
     async def queued(self, lock: Any) -> asyncio.Future[Any]:
-        """Start to wait for the lock, and come back when it is in the queue."""
+        """Start to wait for the lock, and return when it is in the queue."""
         before = self.world.waiters(lock)
         waiter = self.start(lock)
         await self.world.until_waiters(lock, before + 1)
         return waiter
 
     async def give(self, lease: Any) -> None:
-        """Release, and see that what is reported is what happened."""
+        """Release, and check that the reported result is true."""
         if lease is None:
             return
         self.witness.releasing(lease)
         try:
             await self.world.beside(lease.release)
-            assert not self._has(lease.token), "released, it said, and still holds the lock"
+            assert not self._has(lease.token), "reported as released, and still holds the lock"
         except lualock.LeaseLost:
-            assert not self._did_release(lease.token), "lost, it said, and had released it"
+            assert not self._did_release(lease.token), "reported as lost, and had been released"
         except lualock.LockUnavailable as error:
-            # The server remembers who gave the lock to its holder, and no more than that.
+            # The server remembers only the token before that of its holder.
             overtaken = self.witness.released_since(lease) or self._too_slow(error)
             if self.mild and not overtaken:
                 raise
@@ -146,7 +146,7 @@ class Case:
         self.witness.release_ended(lease)
 
     async def watch(self, seconds: float) -> None:
-        """Look at everybody for so long."""
+        """Check all leases for so long."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while loop.time() < end:
@@ -154,20 +154,20 @@ class Case:
             await asyncio.sleep(0.01)
 
     async def end(self) -> None:
-        """Whatever was lost: within one lease the lock can be had, and nothing else is left."""
-        assert self.proxy.met, "the fault befell nothing"
+        """Check that the lock can be acquired within one lease, and that nothing else is left."""
+        assert self.proxy.met, "no request met the fault"
         await asyncio.to_thread(self.proxy.deliver)
         self.witness.check()
         lock = self.rival()
         lease = await self.take(lock, timeout=self._longest + SLACK)
-        assert lease is not None, "nobody has the lock, and it is not free"
-        await asyncio.gather(*self._started)  # so nobody waits any more
+        assert lease is not None, "the lock has no holder, and is not free"
+        await asyncio.gather(*self._started)  # so no caller waits any more
         assert self.world.waiters(lock) == 0
         await self.give(lease)
 
     @staticmethod
     def _too_slow(error: Exception) -> bool:
-        """Whether a busy machine did not even make a connection within the short timeout."""
+        """Whether a busy machine did not even connect within the short timeout."""
         return "could not connect to the server" in str(error)
 
     def _has(self, token: str) -> bool:
@@ -186,7 +186,7 @@ STEPS: dict[tuple[str, str], Step] = {}
 
 
 def at(script: str, step: str) -> Callable[[Step], Step]:
-    """A scenario in which that script is sent, once the case is armed."""
+    """Register a scenario in which that script is sent, once the case is armed."""
 
     def register(scenario: Step) -> Step:
         STEPS[script, step] = scenario
@@ -246,7 +246,7 @@ async def _wait_free(case: Case) -> None:
     await case.give(held)
     await case.give(await waiter)
     case.arm()
-    await case.give(await case.take(lock))  # having waited before, it does not try without a place
+    await case.give(await case.take(lock))  # after a wait it does not try without a place
 
 
 @at("wait", "others behind")
@@ -266,7 +266,7 @@ async def _wait_others(case: Case) -> None:
 
 @at("abandon", "time over")
 async def _abandon(case: Case) -> None:
-    held = await case.take(case.rival(ttl=5))  # it does not end by itself
+    held = await case.take(case.rival(ttl=5))  # it does not expire
     case.arm()
     await case.give(await case.take(case.victim(), timeout=0.6))
     await case.give(held)
@@ -274,7 +274,7 @@ async def _abandon(case: Case) -> None:
 
 @at("abandon", "others behind")
 async def _abandon_others(case: Case) -> None:
-    held = await case.take(case.rival(ttl=5))  # it does not end by itself
+    held = await case.take(case.rival(ttl=5))  # it does not expire
     case.arm()
     waiter = asyncio.ensure_future(case.take(case.victim(), timeout=0.8))
     await case.world.until(lambda: case.world.waiters(case.rival()))
@@ -403,13 +403,13 @@ if "adopt" in SCRIPTS:
 
 
 def test_every_script_has_its_steps() -> None:
-    """A script that is added without a scenario here would be one that nobody tried to break."""
+    """Every script has a scenario."""
     assert {script for script, _ in STEPS} == set(SCRIPTS) - READS_ONLY - WITH_JOBS
 
 
 @asynccontextmanager
 async def faulty(world: World) -> AsyncIterator[FaultProxy]:
-    """A proxy before a server that knows the scripts."""
+    """Return a proxy before a server that has the scripts."""
     for each in SCRIPTS.values():
         world.client.script_load(each.source)
     with FaultProxy(world.server.socket) as proxy:
@@ -420,7 +420,7 @@ async def faulty(world: World) -> AsyncIterator[FaultProxy]:
 
 
 async def play(server: Server, asynchronous: bool, script: str, step: str, fault: str) -> None:
-    """One case, from its beginning to its end."""
+    """Play one case."""
     with server.client() as client:
         world = World(server, asynchronous, 3, client)
         name = f"{script} {step} {fault} {asynchronous}"
@@ -433,8 +433,8 @@ async def play(server: Server, asynchronous: bool, script: str, step: str, fault
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> dict[str, BaseException | None]:
-    """What became of each case that was asked for. They run side by side, since each of them
-    mostly waits for a socket's timeout or for the end of a lease."""
+    """Return the outcomes of the chosen cases. They run side by side, since each mostly waits for a
+    timeout or the end of a lease."""
     server = server_named(next(iter(BINARIES)))
     chosen = [item for item in request.session.items if item.name.startswith("test_fault[")]
     ended: dict[str, BaseException | None] = {}
@@ -468,7 +468,8 @@ def test_fault(
     step: str,
     fault: str,
 ) -> None:
-    """Never two holders, at most one lease wasted, no release called lost, fences that grow."""
+    """A fault makes no two holders, costs at most one lease, reports no release as lost, and keeps
+    fences increasing."""
     error = outcomes[request.node.name]
     if error is not None:
         raise error
@@ -484,7 +485,7 @@ async def _cold(world: World, proxy: FaultProxy, fault: Fault, nth: int) -> None
 
 @pytest.mark.parametrize("fault", ["request dropped", "reply dropped", "reply dropped twice"])
 async def test_scripts_that_the_server_forgot(shell: World, fault: str) -> None:
-    """The same for the request that carries a whole script because the server forgot it."""
+    """The same holds for the request that sends a whole script because the server forgot it."""
     for nth in (1, 2, 3, 4):  # EVALSHA, EVAL, and the same for the release
         async with faulty(shell) as proxy:
             shell.client.script_flush()
@@ -492,13 +493,12 @@ async def test_scripts_that_the_server_forgot(shell: World, fault: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["acquire", "wait", "wait behind another"])
-async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str) -> None:
-    """A request that reaches the server when its sender has given up takes neither the lock nor a
-    place in the queue."""
+async def test_an_orphan_that_comes_late_does_nothing(shell: World, step: str) -> None:
+    """An orphaned request that arrives late takes neither the lock nor a place in the queue."""
     async with faulty(shell) as proxy:
         case = Case(shell, proxy, "x", step.split()[0], Fault("orphan", times=9))
         lock, fence = case.victim(), None
-        if step != "acquire":  # who has had to wait does not try without a place
+        if step != "acquire":  # after a wait it does not try without a place
             held = await case.take(case.rival())
             waiter = await case.queued(lock)
             await case.give(held)
@@ -507,7 +507,7 @@ async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str)
             fence = (await case.take(case.rival(ttl=30))).fence
         case.arm()
         assert await case.take(lock, timeout=0.1) is None
-        await asyncio.sleep(SOCKET_TIMEOUT * 2 + 0.5)  # a orphan is what comes after all deadlines
+        await asyncio.sleep(SOCKET_TIMEOUT * 2 + 0.5)  # an orphan that arrives after all deadlines
         replies = proxy.deliver()
         assert replies
         info = await settle(lock.inspect())
@@ -515,9 +515,9 @@ async def test_a_ghost_that_comes_too_late_does_nothing(shell: World, step: str)
 
 
 @pytest.mark.parametrize("end", ["released", "passed on", "in trust"])
-async def test_a_ghost_of_a_lease_that_was_won(shell: World, end: str) -> None:
-    """What a lost request takes within its time, when the lease that was won by a second one is
-    over, is given back when that time has passed; the lease itself is left alone."""
+async def test_an_orphan_of_a_lease_that_was_acquired(shell: World, end: str) -> None:
+    """A lock that an orphaned request takes after the lease of its repetition is released when the
+    orphan has expired; the lease itself is not."""
     async with faulty(shell) as proxy:
         lock = shell.connect(f"{proxy.url}?socket_timeout=1").lock("x", ttl=30)
         proxy.inject(Fault("stray"), "acquire")
@@ -533,7 +533,7 @@ async def test_a_ghost_of_a_lease_that_was_won(shell: World, end: str) -> None:
         if end == "in trust":
             assert reply[0] == b"owned"
         else:
-            assert int(reply) > lease.fence, "it has the lock, and nobody knows"
+            assert int(reply) > lease.fence, "an orphan has the lock"
         await shell.until(lambda: any(one.script == "abandon" and one.reply for one in proxy.seen))
         if end == "in trust":
             await settle((await settle(direct.adopt(handle))).release())
@@ -541,9 +541,10 @@ async def test_a_ghost_of_a_lease_that_was_won(shell: World, end: str) -> None:
 
 
 @pytest.mark.parametrize("lives", [True, False])
-async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: bool) -> None:
-    """While a connection lives, what was sent on it arrives in order, so nothing comes after what
-    undid it. If it breaks, that was sent anew on another one, and the first may come after it."""
+async def test_an_orphan_whose_connection_breaks_later(server: Server, lives: bool) -> None:
+    """On a living connection nothing arrives after the request that undid it. If that breaks, the
+    undoing request was repeated on another connection, and the orphan may come later: it is cleaned
+    up."""
     async with aio.connect(server.url) as locks:
         lock = locks.lock("x", ttl=30)
         await (await lock.acquire()).release()
@@ -565,8 +566,8 @@ async def test_a_ghost_whose_connection_breaks_after_all(server: Server, lives: 
 
 @pytest.mark.full
 async def test_a_claim_that_never_arrives(shell: World) -> None:
-    """A holder whose claim is lost without its noticing stops being one before the claim window
-    ends, and the lock goes to the next."""
+    """A holder whose claim is lost unnoticed ends before the claim window does, and the lock goes
+    to the next."""
     async with faulty(shell) as proxy:
         case = Case(shell, proxy, "x", "claim", Fault("half-open", times=99))
         held = await case.take(case.rival())
@@ -584,7 +585,7 @@ async def test_a_claim_that_never_arrives(shell: World) -> None:
 
 
 class Chance:
-    """Faults by chance, from a seed: what :attr:`FaultProxy.choose` is."""
+    """Draws faults from a seed: a value for :attr:`FaultProxy.choose`."""
 
     def __init__(self, seed: int, share: float) -> None:
         self._random = random.Random(seed)
@@ -603,7 +604,8 @@ class Chance:
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None:
-    """Six who contend, a tenth of all requests meeting some fault, orphans coming at any time."""
+    """Six contenders break no rule while a tenth of all requests meet a fault and orphans come at
+    any time."""
     chance = Chance(seed, share=0.1)
     async with faulty(shell) as proxy:
         proxy.choose = chance
@@ -622,14 +624,14 @@ async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None
                     case.witness.check()
                     await case.give(lease)
 
-        async def haunt() -> None:
+        async def deliver_orphans() -> None:
             while loop.time() < end:
                 await asyncio.sleep(0.3)
                 await asyncio.to_thread(proxy.deliver)
 
         lockers = [case.victim(renew=n % 2 == 0) for n in range(4)]
         lockers += [case.rival(), case.rival()]
-        await asyncio.wait_for(asyncio.gather(haunt(), *map(contend, lockers)), 30)
+        await asyncio.wait_for(asyncio.gather(deliver_orphans(), *map(contend, lockers)), 30)
         assert chance.struck > 5, f"{turns} turns, and nearly no fault"
         assert turns > 20
         proxy.choose = lambda script: None

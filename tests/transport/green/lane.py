@@ -19,11 +19,11 @@ FILES = (
 LEFT_OUT = dict.fromkeys(
     [
         "test_a_generator_that_closes_all_as_it_ends_with_its_loop",
-        "test_a_generator_that_ends_with_its_loop_gives_its_lock_back",
+        "test_a_generator_that_ends_with_its_loop_releases_its_lock",
         "test_a_loop_that_ends_after_aclose",
         "test_a_loop_that_was_just_closed_is_forgotten",
         "test_loops_do_not_share_connections",
-        "test_who_waits_in_a_loop_that_was_just_closed",
+        "test_a_waiter_in_a_loop_that_was_just_closed",
     ],
     "about event loops of asyncio alone",
 )
