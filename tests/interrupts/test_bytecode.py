@@ -34,11 +34,11 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _unguarded(source: str, name: str) -> list[str]:
-    """Where a signal handler's exception skips ``except`` and ``finally``.
+    """Return where a signal handler's exception skips ``except`` and ``finally``.
 
-    The interpreter runs signal handlers when it has jumped back, and then looks for the handlers
-    of the instruction *before* the loop's head. If the loop stands first in its ``try`` that one is
-    outside. A statement between ``try:`` and the loop mends it.
+    The interpreter runs signal handlers after a backward jump, and then uses the exception handlers
+    of the instruction *before* the loop's head. If the loop stands first in its ``try``, that
+    instruction is outside. A statement between ``try:`` and the loop prevents that.
     """
     found = []
     for code in _codes(compile(source, name, "exec")):
@@ -58,7 +58,7 @@ def _unguarded(source: str, name: str) -> list[str]:
     sys.version_info[:2] not in ((3, 11), (3, 12)), reason="other versions have no such gap"
 )
 def test_every_backward_jump_is_guarded() -> None:
-    """No loop of the library stands first in its try; and the scan sees one that does."""
+    """No loop of the library stands first in its ``try``, and the scan finds one that does."""
     assert _unguarded(NAKED, "naked")
     for path in sorted(SOURCE.rglob("*.py")):
         assert _unguarded(path.read_text(), str(path.relative_to(SOURCE))) == []

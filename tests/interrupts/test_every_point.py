@@ -1,4 +1,4 @@
-"""Interruptions at every point there is: each await of a coroutine, each line of a thread."""
+"""Interruptions at every point: each await of a coroutine, each line of a thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUEUE = "lualock:{x}:waiters"
 
 
 class Points:
-    """Runs a coroutine, counts where it suspends, and cancels its task at one of them."""
+    """Runs a coroutine, counts its suspensions, and cancels its task at one of them."""
 
     def __init__(self, at: int | None = None) -> None:
         self.at = at
@@ -52,7 +52,7 @@ class Points:
 
 
 async def _nothing_is_left(locks: aio.Locks, client: Any) -> None:
-    """The lock is free and nobody is queued, once what cleans up has finished."""
+    """Check that after the clean-up the lock is free and no waiter is queued."""
     for _ in range(500):
         if not await locks.lock("x").locked() and not client.exists(QUEUE):
             return
@@ -80,7 +80,7 @@ async def _every_point(
                 async with aio.connect(_url(server, resp)) as locks:
                     if warm:
                         await scenario(locks, Points())
-                    # What the task is told of is not the scenario's outcome: that is what is left.
+                    # The error does not matter here, only what is left.
                     await asyncio.gather(scenario(locks, Points(at)), return_exceptions=True)
                     await _nothing_is_left(locks, client)
     return points.count
@@ -92,12 +92,13 @@ async def _take_and_give(locks: aio.Locks, points: Points) -> None:
 
 
 async def test_every_await_of_a_free_lock(server: Server, resp: int) -> None:
-    """Cancelled at each await of acquire and release of a free lock, nothing is left."""
+    """A task that is cancelled at any await of acquire and release of a free lock leaves
+    nothing."""
     assert await _every_point(server, resp, _take_and_give) >= 2
 
 
 async def _queued(locks: aio.Locks, waiting: asyncio.Task[Any]) -> None:
-    """Once the task is in the queue, or done."""
+    """Return once the task is in the queue, or done."""
     while not waiting.done():
         if (await locks.lock("x").inspect()).waiters:
             return
@@ -112,7 +113,7 @@ async def _wait_and_give(locks: aio.Locks, points: Points, patient: bool = False
 
     waiting = asyncio.create_task(waiter())
     await _queued(locks, waiting)
-    if patient:  # it reads what the server says of its place, and goes on waiting
+    if patient:  # it reads the reply with its place, and waits on
         before = points.count
         while points.count == before and not waiting.done():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
@@ -123,7 +124,7 @@ async def _wait_and_give(locks: aio.Locks, points: Points, patient: bool = False
 
 
 async def test_every_await_of_a_waiter(server: Server, resp: int) -> None:
-    """Cancelled at each await of a waiter that is handed the lock, nothing is left."""
+    """A waiter that is cancelled at any await of its hand-over leaves nothing."""
     assert await _every_point(server, resp, _wait_and_give) >= 3
 
 
@@ -132,7 +133,7 @@ async def _wait_long_and_give(locks: aio.Locks, points: Points) -> None:
 
 
 async def test_every_await_of_a_waiter_that_waits_long(server: Server, resp: int) -> None:
-    """The same for one that is in the queue for longer than it takes to read its place there."""
+    """The same holds for a waiter that has read the reply with its place."""
     assert await _every_point(server, resp, _wait_long_and_give) >= 4
 
 
@@ -149,12 +150,12 @@ async def _give_up(locks: aio.Locks, points: Points) -> None:
 
 
 async def test_every_await_of_one_that_gives_up(server: Server, resp: int) -> None:
-    """Cancelled at each await of a waiter whose time is over, nothing is left."""
+    """A waiter that is cancelled at any await after its timeout leaves nothing."""
     assert await _every_point(server, resp, _time_out) >= 4
 
 
 async def test_cancelled_while_the_lock_is_being_handed_over(server: Server, resp: int) -> None:
-    """Cancelled at any turn around the hand-over, the waiter has the lock or hands it on."""
+    """A waiter that is cancelled at any turn around the hand-over has the lock or hands it over."""
     with server.client() as client:
         async with aio.connect(_url(server, resp)) as locks:
             for turns in range(25):
@@ -173,16 +174,17 @@ async def test_cancelled_while_the_lock_is_being_handed_over(server: Server, res
 
 
 class Struck(BaseException):
-    """What breaks in, out of the blue."""
+    """The error of an interruption."""
 
 
 class Lines:
-    """Raises at one line of lualock's own, in this thread; counts them all.
+    """Raises at one line of lualock in this thread; counts all lines.
 
-    But for the way out of a ``with`` block, and a ``try:`` directly in one. A trace function could
-    raise there before the block's lock is given back, nothing else can: the interpreter runs signal
-    handlers after calls, at the start of functions and when it jumps back, and between the last
-    call of a block and the one that leaves it there is none of them; nor at a bare ``try:``.
+    It does not raise on the way out of a ``with`` block, nor at a ``try:`` directly in one. A trace
+    function could raise there before the block's lock is released, but a signal handler cannot. The
+    interpreter runs handlers after calls, at the start of functions and after backward jumps. There
+    is none of these between the last call of a block and the one that leaves it, nor at a bare
+    ``try:``.
     """
 
     def __init__(self, at: int | None = None) -> None:
@@ -242,7 +244,7 @@ def _struck_at_every_line(
 
 
 def _use(lock: lualock.Lock, lines: Lines, **how: float) -> None:
-    """Acquire and release, whatever breaks in; a lease that is known is released."""
+    """Acquire and release, whatever interrupts; a known lease is released."""
     lease = None
     try:
         with lines:
@@ -253,11 +255,11 @@ def _use(lock: lualock.Lock, lines: Lines, **how: float) -> None:
             lease.release()
 
 
-# A line of Python knows only which protocol it reads: all of them are struck on one server.
+# The lines do not depend on the server, so one server is enough.
 
 
 def test_every_line_of_a_free_lock(one_server: Server, resp: int) -> None:
-    """Struck at each line of acquire and release of a free lock, nothing is left."""
+    """An interruption at any line of acquire and release of a free lock leaves nothing."""
     count = _struck_at_every_line(
         one_server, resp, lambda locks, lines: _use(locks.lock("x"), lines)
     )
@@ -267,7 +269,7 @@ def test_every_line_of_a_free_lock(one_server: Server, resp: int) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("connected", [True, False])
 def test_every_line_of_a_waiter(one_server: Server, resp: int, connected: bool) -> None:
-    """Struck at each line of a waiter that is handed the lock, nothing is left."""
+    """An interruption at any line of a waiter and its hand-over leaves nothing."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
         if not connected:
@@ -293,7 +295,7 @@ def test_every_line_of_a_waiter(one_server: Server, resp: int, connected: bool) 
 
 @pytest.mark.full
 def test_every_line_of_one_that_gives_up(one_server: Server, resp: int) -> None:
-    """Struck at each line of a waiter whose time is over, nothing is left."""
+    """An interruption at any line of a waiter after its timeout leaves nothing."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
         with locks.lock("x", ttl=60):
@@ -304,7 +306,7 @@ def test_every_line_of_one_that_gives_up(one_server: Server, resp: int) -> None:
 
 @pytest.mark.parametrize("delivered", [False, True])
 def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> None:
-    """Struck at each line of a job, also of one that comes out of a queue, nothing is left."""
+    """An interruption at any line of a job, queued or not, leaves nothing."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
         job = locks.job(key="x", timeout=3600)(lambda: None)
@@ -317,7 +319,7 @@ def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> 
 
 
 class Waits(Lines):
-    """Does not raise at a line, but waits for another lock there, as a signal handler may."""
+    """Acquires another lock at a line instead of raising there, as a signal handler may."""
 
     def __init__(self, at: int, other: lualock.Lock) -> None:
         super().__init__(at)
@@ -336,7 +338,7 @@ class Waits(Lines):
 
 @pytest.mark.full
 def test_a_signal_handler_that_waits(one_server: Server) -> None:
-    """At each line of a waiter, the same thread can wait for another lock in between."""
+    """A signal handler can wait for another lock at any line of a waiter."""
     locks = lualock.connect(one_server.url)  # one that hangs cannot be closed
     other = locks.lock("y", ttl=60)
     strikes, wheres = itertools.count(1), ["the start"]

@@ -1,4 +1,4 @@
-"""Forks that Python's hooks do not tell of, as C code makes them: uWSGI that preloads the app."""
+"""Forks in C, which run no hook of Python: uWSGI that preloads the application."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers import Server
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_fork_without_hooks(one_server: Server, case: str) -> None:
-    """A child that C code forked starts anew, and owns nothing of its parent's."""
+    """A child that C code forked opens its own connections, and owns no lease of its parent."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.support.forked", case, one_server.url],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Interruptions: whatever breaks in, the lock is held-and-known or free."""
+"""After any interruption a lock is held by a caller that knows it, or free."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LOST, HELD_UP = Fault("drop reply"), Fault("delay request", seconds=0.3)
 
 @pytest.fixture
 def proxy(one_server: Server) -> Iterator[FaultProxy]:
-    """A proxy before one server."""
+    """Return a proxy before one server."""
     with FaultProxy(one_server.socket) as proxy:
         yield proxy
 
@@ -59,14 +59,14 @@ def _release() -> protocol.Steps[None]:
 
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
-def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None:
-    """Interrupted while a request is out, acquire releases the token before it goes on."""
+def test_an_interrupted_acquire_releases_its_token(broke: type[BaseException]) -> None:
+    """``acquire`` that is interrupted while a request is under way releases the token first."""
     steps = protocol.acquire(_request(), _server(), None)
     call = next(steps)
     assert isinstance(call, RunScript)
     assert call.script.name == "acquire"
     later = steps.throw(broke())
-    assert isinstance(later, CleanupLater)  # also when the request can no longer be under way
+    assert isinstance(later, CleanupLater)  # even if the request can no longer be under way
     assert (later.call.script.name, later.orphan) == ("abandon", call)
     back = next(steps)
     assert isinstance(back, RunScript)
@@ -76,8 +76,8 @@ def test_acquire_gives_back_what_it_may_have(broke: type[BaseException]) -> None
         steps.send([b"left"])
 
 
-def test_the_first_error_survives_a_failed_give_back() -> None:
-    """What breaks the give-back in turn is not what the caller sees."""
+def test_the_first_error_survives_a_failed_clean_up() -> None:
+    """An error of the clean-up does not replace the first error."""
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.throw(KeyboardInterrupt("first"))
@@ -88,8 +88,8 @@ def test_the_first_error_survives_a_failed_give_back() -> None:
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
 @pytest.mark.parametrize("verb", ["acquire", "release"])
-def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[BaseException]) -> None:
-    """What breaks in while it cleans up after an error comes out, in place of that error."""
+def test_an_interrupted_clean_up_is_an_interruption(verb: str, broke: type[BaseException]) -> None:
+    """An interruption during a clean-up replaces the error that caused the clean-up."""
     steps: Any = _release() if verb == "release" else protocol.acquire(_request(), _server(), None)
     step = next(steps)
     while not step.compensating:
@@ -100,16 +100,16 @@ def test_an_interrupted_give_back_is_an_interruption(verb: str, broke: type[Base
         steps.throw(broke())
 
 
-def test_a_refusal_gives_nothing_back() -> None:
-    """A server that said no granted nothing, so there is nothing to release."""
+def test_a_refusal_releases_nothing() -> None:
+    """After a refusal there is nothing to release."""
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     with pytest.raises(lualock.LockUnavailable, match="out of memory"):
         steps.throw(lualock.LockUnavailable("out of memory"))
 
 
-def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
-    """Between the first try and the queue the server has nothing of ours."""
+def test_nothing_is_released_before_there_is_a_ticket() -> None:
+    """Between the first try and the queue there is nothing to release."""
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Subscribe)
@@ -117,8 +117,8 @@ def test_nothing_is_given_back_before_there_is_a_ticket() -> None:
         steps.throw(KeyboardInterrupt())
 
 
-def test_an_interrupted_wait_gives_back_its_ticket() -> None:
-    """Interrupted while it waits, it leaves the queue before it goes on."""
+def test_an_interrupted_wait_leaves_the_queue() -> None:
+    """An interrupted wait leaves the queue first."""
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.send([b"held", 1000, 0, b"other"])
@@ -126,7 +126,7 @@ def test_an_interrupted_wait_gives_back_its_ticket() -> None:
     assert isinstance(look, RunScript)
     assert look.script.name == "wait"
     assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), AwaitMessage)
-    later = steps.throw(KeyboardInterrupt())  # the reply to the look has not been read
+    later = steps.throw(KeyboardInterrupt())  # the reply to the queue check has not been read
     assert isinstance(later, CleanupLater)
     back = next(steps)
     assert isinstance(back, RunScript)
@@ -137,8 +137,9 @@ def test_an_interrupted_wait_gives_back_its_ticket() -> None:
         steps.send([b"left"])
 
 
-def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
-    """Closing a protocol (the interpreter ends, a task is collected) yields no further step."""
+def test_a_closed_generator_sends_nothing() -> None:
+    """A closed protocol (at the interpreter's end, or when a task is collected) yields no further
+    step."""
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.close()
@@ -148,7 +149,7 @@ def test_a_generator_that_nobody_finishes_sends_nothing() -> None:
 
 
 def test_an_interrupted_release_is_finished() -> None:
-    """Interrupted while the release is out, it is sent again before the interruption goes on."""
+    """An interrupted release is sent again before the interruption goes on."""
     steps = _release()
     next(steps)
     again = steps.throw(KeyboardInterrupt())
@@ -158,8 +159,9 @@ def test_an_interrupted_release_is_finished() -> None:
         steps.send(b"released")
 
 
-def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
-    """Its reply lost, and neither ours nor just released by us: the outcome is unknown."""
+def test_a_release_that_may_have_happened_is_not_reported_as_expired() -> None:
+    """A release whose reply was lost, and of which the server knows nothing, has an unknown
+    outcome."""
     for reply in (b"missing", [b"held", b"other"]):
         grant = LeaseState(1, 30.0)
         steps = protocol.release(_request(), grant)
@@ -176,8 +178,8 @@ def test_a_release_that_may_have_happened_is_not_called_expired() -> None:
         steps.send(b"missing")
 
 
-def test_a_repeated_request_counts_from_what_is_left() -> None:
-    """The answer to a repeated acquire brings the first lease, with the time it still has."""
+def test_a_repeated_request_counts_from_the_remaining_time() -> None:
+    """The reply to a repeated ``acquire`` gives the first lease, with its remaining time."""
     times = iter([100.0, 100.0, 107.0, 107.0])
     steps = protocol.acquire(_request(), _server(lambda: next(times)), 0)
     next(steps)
@@ -187,8 +189,8 @@ def test_a_repeated_request_counts_from_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_two_who_extend_a_lease_at_the_same_time(answered: bool) -> None:
-    """A sooner end of which one has heard nothing is not undone by what the other hears."""
+def test_two_callers_that_extend_a_lease_at_the_same_time(answered: bool) -> None:
+    """A sooner end without an answer is not undone by the answer to another extension."""
     grant = LeaseState(1, 100.0)
     first = protocol.extend(_request(), grant, 30_000, lambda: 0.0)
     second = protocol.extend(_request(), grant, 1_000, lambda: 0.0)
@@ -209,7 +211,7 @@ def test_two_who_extend_a_lease_at_the_same_time(answered: bool) -> None:
 
 
 async def test_cancelled_acquire_leaves_nothing_held(one_server: Server) -> None:
-    """A task cancelled anywhere while it acquires leaves the lock free."""
+    """A task that is cancelled anywhere in ``acquire`` leaves the lock free."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=60)
         for turns in range(12):  # cancelled after so many turns of the loop
@@ -246,7 +248,7 @@ async def test_cancelled_twice(one_server: Server) -> None:
 
 
 async def test_cancelled_release_releases(one_server: Server) -> None:
-    """A task cancelled anywhere while it releases leaves the lock free."""
+    """A task that is cancelled anywhere in ``release`` leaves the lock free."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=60)
         for turns in range(1, 12):
@@ -263,8 +265,7 @@ async def test_cancelled_release_releases(one_server: Server) -> None:
 async def test_cancelled_while_it_cleans_up(
     one_server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """A task that is cancelled while it cleans up after an error is cancelled, and the lock is
-    free all the same."""
+    """A task that is cancelled during a clean-up ends as cancelled, and the lock is free."""
     monkeypatch.setattr(asyncio_driver, "GRACE_S", 5.0)  # so that the cancellation comes in time
     async with aio.connect(proxy.url) as mine, aio.connect(one_server.url) as locks:
         lock = mine.lock("x", ttl=60)
@@ -286,7 +287,7 @@ async def test_cancelled_while_it_cleans_up(
 
 
 async def test_cancelled_waiter_leaves_the_holder_alone(one_server: Server) -> None:
-    """Cancelling a waiter changes nothing for who has the lock."""
+    """The cancellation of a waiter changes nothing for the holder."""
     async with aio.connect(one_server.url) as locks:
         lock = locks.lock("x", ttl=60)
         lease = await lock.acquire()
@@ -300,7 +301,7 @@ async def test_cancelled_waiter_leaves_the_holder_alone(one_server: Server) -> N
 
 
 def test_keyboard_interrupt_while_waiting(locks: lualock.Locks) -> None:
-    """A signal ends a waiting acquire; the holder keeps the lock."""
+    """A signal ends a waiting ``acquire``, and the holder keeps the lock."""
     lock = locks.lock("x", ttl=60)
     lease = lock.acquire()
 
@@ -329,7 +330,7 @@ def _run(code: str, server: Server) -> subprocess.CompletedProcess[str]:
 
 
 def test_after_a_fork_the_child_owns_nothing(one_server: Server) -> None:
-    """The child of a fork neither holds nor releases its parent's lease, nor uses its sockets."""
+    """A forked child neither holds nor releases its parent's lease, nor uses its sockets."""
     code = """
         import os, lualock
         locks = lualock.connect()
@@ -359,7 +360,7 @@ def test_after_a_fork_the_child_owns_nothing(one_server: Server) -> None:
 
 
 def test_the_interpreter_exits_with_leases_held(one_server: Server) -> None:
-    """Held and renewed leases neither delay the exit nor make it noisy."""
+    """Held and renewed leases neither delay the exit nor print anything."""
     code = """
         import asyncio, lualock
         from lualock import aio
@@ -375,7 +376,7 @@ def test_the_interpreter_exits_with_leases_held(one_server: Server) -> None:
 
 
 async def test_close_and_use_again(shell: World) -> None:
-    """Closing drops idle connections; the locks still work afterwards."""
+    """After a close, which ends idle connections, the locks still work."""
     locks = shell.connect()
     lock = locks.lock("x", ttl=30)
     lease = await settle(lock.acquire())

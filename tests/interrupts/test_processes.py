@@ -1,4 +1,4 @@
-"""Processes: stopped past the end of a lease, forked at any time, and ending whatever goes on."""
+"""Processes that are stopped past the end of a lease, forked at any time, or ending at any time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.world import World, settle
 
 @contextlib.contextmanager
 def program(code: str, url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Python that runs this code; it is gone in the end."""
+    """Run Python with this code; it is killed in the end."""
     command = [sys.executable, "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning"]
     with subprocess.Popen(
         [*command, "-c", textwrap.dedent(code), *arguments],
@@ -42,7 +42,7 @@ def program(code: str, url: str, *arguments: str) -> Iterator[subprocess.Popen[s
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """The next line that it says; what it complained of if there is none."""
+    """Return its next line of output; fail with its errors if there is none."""
     assert process.stdout is not None
     assert process.stderr is not None
     said = process.stdout.readline().strip()
@@ -51,7 +51,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def ends_well(process: subprocess.Popen[str], wait_s: float = 20, status: int = 0) -> str:
-    """It ends in time, and without complaint; returns what else it said."""
+    """Check that it ends in time and without errors; return the rest of its output."""
     try:
         out, err = process.communicate(timeout=wait_s)
     except subprocess.TimeoutExpired:
@@ -100,8 +100,8 @@ STOPPED = """
 @pytest.mark.full
 @pytest.mark.parametrize("renewed", ["renewed", "not renewed"])
 async def test_stopped_past_the_end_of_its_lease(shell: World, renewed: str) -> None:
-    """A holder that was stopped learns at its first check that it lost the lock, and what it does
-    to it from then on changes nothing for the new holder."""
+    """A holder that was stopped learns at its first check that its lease is lost, and its later
+    calls change nothing for the new holder."""
     mine = shell.connect().lock("x", ttl=30)
     with program(STOPPED, shell.server.url, "asyncio" if shell.asynchronous else "", renewed) as p:
         assert line(p) == "has"
@@ -124,8 +124,8 @@ async def test_stopped_past_the_end_of_its_lease(shell: World, renewed: str) -> 
 
 
 def forked(code: str, url: str) -> str:
-    """Run code that forks. ``child()`` is true in a child, which ends the whole way; ``joined()``
-    says whether all of them ended well and in time."""
+    """Run code that forks. ``child()`` is true in a child, which then runs to its end; ``joined()``
+    is whether all children ended well and in time."""
     helpers = """
         import faulthandler, os, sys, threading, time
         import lualock
@@ -155,7 +155,8 @@ def forked(code: str, url: str) -> str:
 
 
 def test_forked_while_holding_and_waiting(one_server: Server) -> None:
-    """The child can use locks, has its own place in the queue, and its end disturbs nobody."""
+    """A child can use locks and has its own place in the queue, and its end disturbs no other
+    process."""
     code = """
         locks = lualock.connect()
         lock = locks.lock("x", ttl=30)
@@ -198,7 +199,7 @@ def test_forked_while_holding_and_waiting(one_server: Server) -> None:
 
 
 def test_forked_at_any_time(one_server: Server) -> None:
-    """Whatever its parent's threads were just doing, a child takes and waits for locks."""
+    """A child takes and waits for locks, whatever its parent's threads did at the fork."""
     code = """
         locks = lualock.connect()
         done = threading.Event()
@@ -231,9 +232,9 @@ def test_forked_at_any_time(one_server: Server) -> None:
     assert forked(code, one_server.url) == "well\n"
 
 
-def test_forked_while_a_thread_makes_what_all_share(one_server: Server) -> None:
-    """What one thread makes for all while another forks, the child makes for itself: the other
-    kind of locks of a job, and what several threads may wait for until a lease is lost."""
+def test_forked_while_a_thread_makes_shared_objects(one_server: Server) -> None:
+    """A child makes its own copies of shared objects that a thread was making at the fork: the
+    locks of the other API, and the event of ``wait_lost``."""
     code = """
         from lualock import aio, _sync as sync
         from lualock._sync import lease as sync_lease
@@ -275,7 +276,7 @@ def test_forked_while_a_thread_makes_what_all_share(one_server: Server) -> None:
 
 
 def test_forked_in_a_coroutine(one_server: Server) -> None:
-    """A child of an event loop uses a loop of its own; its parent's tasks get their turns."""
+    """A child of an event loop uses its own loop, and the parent's tasks get the lock."""
     code = """
         import asyncio
         from lualock import aio
@@ -321,7 +322,7 @@ _inherited: list[lualock.Locks] = []
 
 
 def _count(url: str, path: str, rounds: int) -> None:
-    """Count a number in a file up, which loses counts unless nobody else does it meanwhile."""
+    """Count a number in a file up, which loses counts unless only one process does so at a time."""
     locks = _inherited[0] if _inherited else lualock.connect(url)
     for _ in range(rounds):
         with locks.lock("count", ttl=30):
@@ -332,8 +333,8 @@ def _count(url: str, path: str, rounds: int) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(one_server: Server, tmp_path: Path, method: str) -> None:
-    """Processes of either kind exclude each other and their parent, which holds a lock of its own
-    meanwhile; forked ones go on with what their parent had connected."""
+    """Child processes of either kind exclude each other and their parent; forked ones use new
+    connections."""
     context: Any = multiprocessing.get_context(method)
     path = tmp_path / "count"
     path.write_text("0")
@@ -373,7 +374,7 @@ BODY = """
 
 
 def test_a_forked_child_leaves_the_block(one_server: Server) -> None:
-    """Its body's error comes out as it is; the lease is the parent's, and untouched."""
+    """The error of a child's body is raised unchanged, and the parent keeps its lease."""
     with program(BODY, one_server.url) as process:
         assert ends_well(process) == "7 True\n"
 
@@ -397,8 +398,8 @@ STRUCK = """
 
 @pytest.mark.parametrize("what", ["lock", "lock.acquire()"])
 def test_ctrl_c_as_a_block_ends(one_server: Server, one_client: Any, what: str) -> None:
-    """Where Ctrl-C comes just as ``__exit__`` is entered the program ends by it, at once, although
-    its last traceback is kept, and the lock is free."""
+    """Ctrl-C just as ``__exit__`` is entered ends the program at once, and the lock is free, even
+    if the last traceback is kept."""
     with program(STRUCK.replace("WHAT", what), one_server.url) as process:
         _, err = process.communicate(timeout=20)
         assert "KeyboardInterrupt" in err
@@ -467,8 +468,8 @@ def _until_waiters(client: Any, count: int) -> None:
 def test_the_end_of_the_interpreter(
     one_server: Server, one_client: Any, code: str, waiters: int, status: int, silent: bool
 ) -> None:
-    """With leases held, renewals under way and waiters blocked, a program ends within a second,
-    without a word; also where the server says nothing any more. What it held is free soon."""
+    """A program with leases, renewals and blocked waiters ends within a second and without output,
+    even if the server is silent; its leases are soon free."""
     with FaultProxy(one_server.socket) as proxy:
         with program(READY + code, f"{proxy.url}?socket_timeout=5") as process:
             assert line(process) == "ready"
@@ -492,8 +493,8 @@ def test_the_end_of_the_interpreter(
 
 
 def test_the_end_while_it_cleans_up(one_server: Server) -> None:
-    """What goes on behind the callers' backs, because the server does not answer, keeps no program
-    alive."""
+    """A clean-up in the background that the server does not answer does not delay the end of a
+    program."""
     code = """
         import sys, lualock
         locks = lualock.connect()

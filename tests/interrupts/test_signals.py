@@ -1,7 +1,8 @@
-"""Real signals at any moment: the lock is held and known, or free, and nobody is left queued.
+"""Real signals at any moment: a lock is held and known, or free, and no waiter is left queued.
 
-``test_every_point`` has the same for every line and every await, one by one; here the signals come
-when they come, hundreds of them.
+``test_every_point`` tests every line and every await, one by one; here hundreds of signals come at
+random times.
+
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
 
-# A socket that redis-py was just opening is closed by its destructor, which complains; and what a
-# signal handler raises in a destructor goes no further.
+# The destructor of a socket that redis-py was just opening warns; and an error of a signal handler
+# in a destructor goes no further.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -44,7 +45,7 @@ STRIKES = 400
 
 
 @pytest.fixture(autouse=True)
-def _complaints_are_heard_here() -> Iterator[None]:
+def _filter_warnings() -> Iterator[None]:
     yield
     gc.collect()
 
@@ -54,25 +55,25 @@ QUEUE = "lualock:{x}:waiters"
 
 @pytest.fixture
 def locks(one_server: Server) -> Iterator[lualock.Locks]:
-    """The plain shell; what a lost request may still do is undone after its socket's timeout."""
+    """Return the API for threads; a lost request is cleaned up after the socket's timeout."""
     with lualock.connect(f"{one_server.url}?socket_timeout=0.5") as locks:
         yield locks
 
 
 @pytest.fixture
 def proxy(one_server: Server) -> Iterator[FaultProxy]:
-    """A proxy before one server."""
+    """Return a proxy before one server."""
     with FaultProxy(one_server.socket) as proxy:
         yield proxy
 
 
 class Alarm(Exception):
-    """What a program's own handler of SIGALRM raises."""
+    """The error of a program's own handler of SIGALRM."""
 
 
 @contextmanager
 def alarms(error: type[BaseException]) -> Iterator[Callable[[float], None]]:
-    """SIGALRM raises this; yields how to set the timer."""
+    """Let SIGALRM raise this error; yield a function that sets the timer."""
 
     def strike(*_: object) -> None:
         raise error
@@ -86,7 +87,7 @@ def alarms(error: type[BaseException]) -> Iterator[Callable[[float], None]]:
 
 
 class Struck:
-    """What was known when the signal came."""
+    """What the caller knew when the signal came."""
 
     def __init__(self) -> None:
         self.lease: Any = None
@@ -100,7 +101,7 @@ def _strike(
     work: Callable[[Struck], None],
     struck: Struck,
 ) -> None:
-    """Do the work, with the signal coming after ``delay``, within it or after it."""
+    """Do the work, with a signal after ``delay``, during or after it."""
     struck.lease = None
     try:
         try:
@@ -113,7 +114,7 @@ def _strike(
 
 
 def _longest(work: Callable[[], None]) -> float:
-    """How long it takes, undisturbed: the median of some."""
+    """Return how long the work takes undisturbed: a median."""
     took = []
     for _ in range(21):
         start = time.perf_counter()
@@ -128,10 +129,10 @@ def _is_free(client: Any) -> bool:
 
 
 def _held_and_known_or_free(struck: Struck, client: Any) -> None:
-    """What is left after a signal: a lease that its holder knows, or nothing."""
+    """Check that after a signal the holder knows its lease, or the lock is free."""
     lease = struck.lease
     if lease is not None and lease.held:
-        # It is what it says it is.
+        # The lease is held as it says.
         record = client.get("lualock:{x}")
         assert record[17:39] == lease.token.encode()
         lease.release()
@@ -158,11 +159,9 @@ HANDLERS: dict[str, Callable[..., None]] = {
 
 @pytest.mark.parametrize("kind", HANDLERS)
 @pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
-def test_whatever_a_handler_is(
-    one_server: Server, proxy: FaultProxy, kind: str, waits: bool
-) -> None:
-    """A TimeoutError of the program's own handler is the program's, and no broken connection,
-    whether it struck who waits for a message, or for a reply."""
+def test_any_kind_of_handler(one_server: Server, proxy: FaultProxy, kind: str, waits: bool) -> None:
+    """A TimeoutError of the program's own handler is raised, and not taken for a broken connection,
+    while waiting for a message or for a reply."""
     before = signal.signal(signal.SIGALRM, HANDLERS[kind])
     try:
         with lualock.connect(one_server.url) as other, lualock.connect(proxy.url) as locks:
@@ -179,11 +178,11 @@ def test_whatever_a_handler_is(
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_what_a_handler_raised_before_is_not_raised_again(
+def test_the_error_of_a_handler_is_not_raised_again(
     proxy: FaultProxy, one_client: Any, silent: bool
 ) -> None:
-    """Who deals with a handler's error, and locks meanwhile, gets the lock by a fresh connection
-    where the old one has died."""
+    """A caller that handles an error of a signal handler can acquire, by a fresh connection if the
+    old one is dead."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("the program's own")
@@ -205,16 +204,16 @@ def test_what_a_handler_raised_before_is_not_raised_again(
 
 
 class _Stopped(TimeoutError):
-    """What a job system stops a thread with."""
+    """The error by which a job system stops a thread."""
 
 
 @pytest.mark.parametrize("error", [_Stopped, TimeoutError, ConnectionError])
 @pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
-def test_what_is_thrown_into_a_thread(
+def test_an_error_that_is_raised_in_a_thread(
     one_server: Server, proxy: FaultProxy, error: type[Exception], waits: bool
 ) -> None:
-    """An error that another thread has raised here is the program's, and no broken connection,
-    also where it is of a class that a connection raises."""
+    """An error that another thread raises in this one is raised, and not taken for a broken
+    connection, even if its class is that of one."""
     raised: list[BaseException] = []
 
     def work() -> None:
@@ -234,7 +233,7 @@ def test_what_is_thrown_into_a_thread(
         throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
         throw(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
         if waits:
-            held.release()  # what was thrown in comes when the thread runs Python again
+            held.release()  # the error is raised when the thread runs Python again
         thread.join(5)
         assert [type(broke) for broke in raised] == [error]
         held.release()
@@ -242,8 +241,8 @@ def test_what_is_thrown_into_a_thread(
 
 
 def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> None:
-    """It interrupted the one that makes the connection for messages, and is told at once that it
-    cannot wait for it; who was interrupted goes on."""
+    """A handler that interrupts the opening of the connection for messages is refused at once, and
+    the interrupted caller goes on."""
     said: list[tuple[BaseException, float]] = []
     struck, over = threading.Event(), threading.Event()
 
@@ -288,7 +287,7 @@ def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> N
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, TimeoutError])
 def test_a_free_lock(locks: lualock.Locks, one_client: Any, error: type[BaseException]) -> None:
-    """Struck anywhere in acquire and release of a free lock, it is held and known, or free."""
+    """A signal anywhere in acquire and release of a free lock leaves it held and known, or free."""
     lock = locks.lock("x", ttl=60)
     struck = Struck()
 
@@ -314,8 +313,8 @@ def test_a_body(
     ttl: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Struck anywhere around and within a ``with lock:``, also where the signal breaks in just when
-    the interpreter enters ``__exit__``, the lock is free after it, and no signal was swallowed."""
+    """A signal anywhere around and in a ``with lock:`` block, even as ``__exit__`` is entered,
+    leaves the lock free and is not swallowed."""
     lock = locks.lock("x", ttl=ttl)
     struck = Struck()
 
@@ -344,7 +343,7 @@ def test_a_contended_lock(
     error: type[BaseException],
     timeout: float | None,
 ) -> None:
-    """The same for a lock that another has at first, and gives back while we wait or not."""
+    """The same holds for a lock that another holder has at first."""
     with lualock.connect(one_server.url) as theirs:
         lock, other = locks.lock("x", ttl=60), theirs.lock("x", ttl=60)
         struck = Struck()
@@ -369,8 +368,8 @@ def test_a_contended_lock(
         assert struck.count > STRIKES / 20
 
 
-def _look_struck(proxy: FaultProxy, strike: Callable[[], object]) -> None:
-    """Strike while a look that the server must be sent whole is out."""
+def _interrupt_queue_check(proxy: FaultProxy, strike: Callable[[], object]) -> None:
+    """Interrupt while a queue check that sends its whole script is under way."""
 
     def choose(script: str) -> Fault | None:
         if script != "wait":
@@ -386,20 +385,20 @@ def _nothing_comes_after_the_abandon(proxy: FaultProxy, client: Any) -> None:
         return any(each.script == "abandon" and each.reply for each in proxy.seen)
 
     wait_until(abandoned)
-    with lualock.connect(proxy.url) as locks:  # whatever was sent before has arrived by then
+    with lualock.connect(proxy.url) as locks:  # earlier requests have arrived by then
         locks.lock("x").inspect()
     assert [each.script for each in proxy.seen if each.script != "inspect"][-1] == "abandon"
     assert not client.exists(QUEUE)
 
 
-def test_a_look_is_not_sent_again_once_abandoned(
+def test_a_queue_check_is_not_sent_again_once_abandoned(
     locks: lualock.Locks, proxy: FaultProxy, one_client: Any
 ) -> None:
-    """Struck while the server says that it forgot the script of a look, the look is left at that:
-    sent again, it would come after what undid it, and wait for nobody."""
+    """An interrupted queue check whose script the server forgot is not sent again: it would arrive
+    after its clean-up."""
     with locks.lock("x", ttl=60), lualock.connect(proxy.url) as mine, alarms(Alarm):
         main = threading.get_ident()
-        _look_struck(proxy, lambda: signal.pthread_kill(main, signal.SIGALRM))
+        _interrupt_queue_check(proxy, lambda: signal.pthread_kill(main, signal.SIGALRM))
         with pytest.raises(Alarm):
             mine.lock("x", ttl=60).acquire()
         _nothing_comes_after_the_abandon(proxy, one_client)
@@ -408,7 +407,7 @@ def test_a_look_is_not_sent_again_once_abandoned(
 def test_struck_again_while_it_cleans_up(
     locks: lualock.Locks, proxy: FaultProxy, one_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second signal ends the wait for the clean-up, which then goes on behind the caller."""
+    """A second signal ends the wait for the clean-up, which then goes on in the background."""
     monkeypatch.setattr(threads_driver, "GRACE_S", 5.0)  # so that the second comes in time
     proxy.inject(Fault("half-open"), "abandon")
     main = threading.get_ident()
@@ -437,8 +436,7 @@ def test_struck_again_while_it_cleans_up(
 def test_struck_while_it_cleans_up_after_an_error(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """What a signal handler raises then comes out, in place of that error, and the lock is free all
-    the same."""
+    """A signal handler's error during a clean-up replaces the first error, and the lock is free."""
     monkeypatch.setattr(threads_driver, "GRACE_S", 5.0)  # so that the signal comes in time
     lost, held_up = Fault("drop reply"), Fault("delay request", seconds=0.3)
     main = threading.get_ident()
@@ -461,15 +459,15 @@ def test_struck_while_it_cleans_up_after_an_error(
         wait_until(lambda: not lock.locked())
 
 
-async def test_a_cancelled_look_is_not_sent_again(
+async def test_a_cancelled_queue_check_is_not_sent_again(
     locks: lualock.Locks, proxy: FaultProxy, one_client: Any
 ) -> None:
-    """The same in asyncio, for a task that is cancelled."""
+    """The same holds in asyncio, for a task that is cancelled."""
     with locks.lock("x", ttl=60):
         async with aio.connect(proxy.url) as mine:
             loop = asyncio.get_running_loop()
             task = asyncio.create_task(mine.lock("x", ttl=60).acquire())
-            _look_struck(proxy, lambda: loop.call_soon_threadsafe(task.cancel))
+            _interrupt_queue_check(proxy, lambda: loop.call_soon_threadsafe(task.cancel))
             with pytest.raises(asyncio.CancelledError):
                 await task
             await asyncio.to_thread(_nothing_comes_after_the_abandon, proxy, one_client)
@@ -522,7 +520,7 @@ EVENT_LOOP = """
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio does not handle SIGINT before")
 def test_an_event_loop(one_server: Server, one_client: Any) -> None:
-    """Ctrl-C at any moment of ``asyncio.run`` leaves the lock free, and nobody queued."""
+    """Ctrl-C at any moment of ``asyncio.run`` leaves the lock free, and no waiter queued."""
     with program(EVENT_LOOP, one_server.url) as process:
         for _ in range(80):
             assert line(process) == "struck"
@@ -535,7 +533,7 @@ def test_an_event_loop(one_server: Server, one_client: Any) -> None:
 
 @pytest.mark.full
 def test_a_signal_anywhere_in_a_busy_loop(one_server: Server) -> None:
-    """A handler that raises at any point of an event loop leaves no lock taken for its ttl."""
+    """A handler that raises at any point of an event loop leaves no lock held for its ttl."""
     command = [sys.executable, "-m", "tests.support.busy_loop", one_server.url, "150", "1"]
     ended = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True
@@ -552,7 +550,8 @@ def _by_name(server: Server) -> str:
 def test_a_handler_that_raises_a_runtime_error_while_a_thread_starts(
     one_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is raised, and not taken for an interpreter that starts no thread any more."""
+    """A handler's RuntimeError is raised, and not taken for an interpreter that cannot start
+    threads."""
 
     class TimeLimit(RuntimeError):
         pass
@@ -570,7 +569,8 @@ def test_a_handler_that_raises_a_runtime_error_while_a_thread_starts(
 
 
 def test_no_thread_can_be_started(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name is looked up in the caller's thread, as where the interpreter is ending."""
+    """If no thread can be started, as at the interpreter's end, a name is looked up in the caller's
+    thread."""
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")

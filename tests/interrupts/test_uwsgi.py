@@ -84,7 +84,7 @@ def _answer(url: str) -> Any:
 
 @pytest.mark.skipif(UWSGI is None, reason="there is no uWSGI for this platform")
 def test_workers_of_a_preloaded_application(one_server: Server, tmp_path: Path) -> None:
-    """Each worker reads its own replies, renews its own leases, and has nothing of its parent's."""
+    """Each worker reads its own replies, renews its own leases, and has no lease of its parent."""
     with _uwsgi(tmp_path, one_server) as url, ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(_answer, [url, url]))
     assert len({me for me, _, _ in answers}) == 2

@@ -1,4 +1,5 @@
-"""The benchmark: it runs, it counts right, it names who breaks, and its targets can be missed."""
+"""The benchmark: it runs, it counts correctly, it names rivals that break, and targets can be
+missed."""
 
 from __future__ import annotations
 
@@ -67,8 +68,8 @@ def test_double_holders(holds: list[Hold], found: int) -> None:
     assert double_holders(holds) == found
 
 
-def test_what_the_workers_wrote(tmp_path: Path) -> None:
-    """Nobody is inside beyond what it may believe, nor after it was killed."""
+def test_the_holds_of_the_workers(tmp_path: Path) -> None:
+    """A hold ends with the belief of its worker, or with its death."""
     (tmp_path / "1.log").write_text("in 1.0 3.0\nout 2.0 0\nin 4.0 5.0\nout 6.0 0\nin 7.0 8.0\n")
     (tmp_path / "2.log").write_text("in 1.0 inf\nout 2.5 1\n")
     (tmp_path / "3.log").write_text("")
@@ -82,7 +83,7 @@ def test_what_the_workers_wrote(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_the_races_find_the_known_faults(one_server: Server) -> None:
-    """A rival without an owner check is caught; lualock in the same race is not."""
+    """The race finds the fault of a rival without an owner check, and none of lualock."""
     rows = [races.race(one_server.url, kind, "expiry", 1.0) for kind in ("SetNxPx", "Lualock")]
     assert rows[0].double_holders > 0
     assert rows[0].taken_from_holder > 0
@@ -97,7 +98,7 @@ def _met(found: setting.Targets) -> list[bool]:
 
 
 def test_targets_can_be_missed() -> None:
-    """What is met or missed is computed from the run."""
+    """Whether a target is met is computed from the run."""
 
     def free(times_ping: float, times_redis_py: float, times_setnx: float) -> list[bool]:
         times = {
@@ -171,7 +172,7 @@ def test_targets_can_be_missed() -> None:
 
 @pytest.mark.parametrize("better", [True, False])
 def test_the_other_targets_can_be_missed(better: bool) -> None:
-    """One figure on either side of each bar."""
+    """A figure on the wrong side of its bar misses the target."""
 
     def of(good: float, bad: float) -> float:
         return good if better else bad
@@ -204,13 +205,13 @@ def test_the_other_targets_can_be_missed(better: bool) -> None:
 
 
 def test_a_holder_that_is_not_always_replaced_misses_the_target() -> None:
-    """Nor one that never is."""
+    """A dead holder that is replaced only sometimes, or never, misses the target."""
     for row in (recovery.Row("lualock", 5, 5, 2, 3), recovery.Row("lualock", None, None, 0, 3)):
         assert _met(recovery.targets([row])) == [False]
 
 
-def test_what_a_pair_does_is_counted() -> None:
-    """Python functions, C functions and bytecodes, as many as there are."""
+def test_the_work_of_a_pair_is_counted() -> None:
+    """The counter finds all Python functions, C functions and bytecodes of a pair."""
 
     def once() -> int:
         return abs(-1)
@@ -221,7 +222,7 @@ def test_what_a_pair_does_is_counted() -> None:
 
 
 def test_ratios_and_quantiles() -> None:
-    """A ratio is the median of the rounds' own, not that of the medians."""
+    """A ratio is the median of the rounds' ratios, not the ratio of the medians."""
     assert ratio([10, 20, 300], [10, 10, 100]) == 2
     assert ratio([1], [0]) == float("inf")
     assert quantile(range(100), 0.99) == 99
@@ -230,13 +231,14 @@ def test_ratios_and_quantiles() -> None:
 
 
 def test_jains_index() -> None:
-    """1 if all are alike, one in so many if one has it all."""
+    """The index is 1 if all shares are equal, and 1/n if one worker has all."""
     assert fairness.jain([5, 5, 5, 5]) == 1
     assert fairness.jain([9, 0, 0, 0]) == 0.25
 
 
-def test_what_a_crowd_saw() -> None:
-    """Whoever takes the lock again is no hand-over; whoever still waits has waited."""
+def test_the_figures_of_a_crowd() -> None:
+    """A second acquisition by one worker is not a hand-over; a worker that still waits has a
+    waiting time."""
     turns = [Turn(0, 0, 1, 2), Turn(0, 2, 2.5, 3), Turn(1, 0, 4, 5), Turn(0, 5, 6, 7)]
     seen = Crowd(3, 10.0, turns, [9.0], Counter())
     assert [(before.had, after.had) for before, after in seen.hand_overs()] == [(2.5, 4), (4, 6)]
@@ -246,7 +248,7 @@ def test_what_a_crowd_saw() -> None:
 
 @pytest.fixture
 def tiny(one_server: Server) -> Setting:
-    """A setting on a real server, with the rivals that need nothing but redis-py."""
+    """Return a setting on a real server, with the rivals that need only redis-py."""
     process = one_server.process
     assert process is not None
     where = Where(one_server.tcp_url, one_server.url, process.pid, "a test's")
@@ -254,8 +256,9 @@ def tiny(one_server: Server) -> Setting:
 
 
 @pytest.mark.parametrize("name", [rivals.LUALOCK, "redis-fifo-lock", rivals.PLAIN])
-def test_a_crowd_excludes_each_other(tiny: Setting, name: str) -> None:
-    """Real processes, of threads and of asyncio: nobody has the lock before another gave it."""
+def test_a_crowd_has_one_holder_at_a_time(tiny: Setting, name: str) -> None:
+    """In a crowd of real processes, of threads and of asyncio, each hold begins after the previous
+    one."""
     if name == "redis-fifo-lock" and name in apart.refused():
         pytest.skip("redis-fifo-lock is not installed apart: make .venv/installed-for-bench")
     seen = crowd.gather(tiny, name, 3, hold_s=0.001)
@@ -269,13 +272,13 @@ def test_a_crowd_excludes_each_other(tiny: Setting, name: str) -> None:
 def test_a_rival_that_breaks_is_reported_and_stops_nothing(
     tiny: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it cannot do a pair where it runs, or pip refused it."""
+    """A rival that cannot run, or that pip refused, is reported, and the others are measured."""
     broken = {"no module": "no_such_module:X", "no class": "plain:NoSuchRival"}
     monkeypatch.setattr(rivals, "SYNC", rivals.SYNC | broken)
     monkeypatch.setattr(apart, "refused", lambda: {"redlock-ng": "pip said no"})
     tiny.sync += broken
     found = {one.rival: one.error for one in _called(tiny)}
-    # The forked processes know the registry of their own: both names are unknown to them.
+    # The forked processes have their own registry, without both names.
     assert set(found) == {"no module", "no class", "redlock-ng"}
     assert found["redlock-ng"] == "pip said no"
     assert tiny.sync == [rivals.LUALOCK, rivals.PLAIN]
@@ -292,7 +295,7 @@ def _called(tiny: Setting) -> list[Broken]:
 def test_a_way_that_breaks_in_a_round_is_dropped(
     tiny: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By an error or by not coming back; the others are measured in all rounds."""
+    """A way that raises or hangs is dropped; the others are measured in all rounds."""
     monkeypatch.setattr(setting, "ROUND_LIMIT_S", 0.2)
     calls: Counter[str] = Counter()
 
@@ -318,14 +321,15 @@ def test_a_way_that_breaks_in_a_round_is_dropped(
     ]
 
 
-def test_what_is_measured_must_not_break(tiny: Setting) -> None:
-    """A benchmark that goes on without lualock would show nothing."""
+def test_an_error_of_lualock_ends_the_benchmark(tiny: Setting) -> None:
+    """An error of lualock ends the benchmark."""
     with pytest.raises(RuntimeError, match="lualock broke in here"):
         tiny.rounds("here", {"lualock": lambda: 1 / 0})
 
 
-def test_who_is_slow_has_fewer_rounds(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All have the same part of the time, and the same first rounds; the report says how many."""
+def test_a_slow_rival_has_fewer_rounds(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ways have the same time and the same first rounds; a slow one has fewer rounds, which the
+    report shows."""
     now = 0.0
     turns: list[str] = []
 
@@ -350,7 +354,7 @@ def test_who_is_slow_has_fewer_rounds(tiny: Setting, monkeypatch: pytest.MonkeyP
 
 
 def test_a_crowd_whose_rival_raises_says_so(tiny: Setting) -> None:
-    """The error of a process comes out here."""
+    """The error of a process of a crowd is raised here."""
     with pytest.raises(RuntimeError, match="KeyError"):
         crowd.gather(tiny, "nobody", 2)
 
@@ -358,7 +362,7 @@ def test_a_crowd_whose_rival_raises_says_so(tiny: Setting) -> None:
 def test_a_rival_installed_apart_leaves_its_name_to_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two packages of one import name: each gets its own, whoever comes first."""
+    """Of two packages with one import name each rival gets its own, in any order."""
     monkeypatch.setattr(apart, "FOLDER", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "usual"))
     for place, what in (("usual", "usual"), ("theirs", "apart")):
@@ -374,7 +378,8 @@ def test_a_rival_installed_apart_leaves_its_name_to_the_other(
 
 
 def test_pips_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is refused is told with pip's words; before anybody asked, with the command."""
+    """A refused rival is reported with pip's message; without an answer of pip, with the
+    command."""
     monkeypatch.setattr(apart, "ANSWERS", tmp_path / "answers.json")
     assert "python -m bench.rivals.apart" in apart.refused()["redlock-ng"]
     apart.ANSWERS.write_text(json.dumps({"redlock-ng": "conflicting", "redis-lock-py": ""}))
@@ -389,7 +394,8 @@ def _kept(per_s: float, met: bool) -> dict[str, Any]:
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What moved is shown with its ratio, what did not is left out, a turned target is named."""
+    """A changed figure is shown with its ratio, an unchanged one is left out, a changed target is
+    named."""
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, kept in zip(paths, (_kept(100, True), _kept(50, False)), strict=True):
         path.write_text(json.dumps(kept))
@@ -402,7 +408,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_compare_with_another_version() -> None:
-    """What only one of them has is named, whether scenario or target, and nothing is made up."""
+    """Scenarios and targets that only one report has are named."""
     before, after = _kept(100, True), _kept(100, True)
     before["results"]["gone"] = [{"rival": "a", "of_old": 1}]
     after["results"]["came"] = [{"rival": "a", "of_new": 1}]
@@ -419,10 +425,11 @@ def test_compare_with_another_version() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "no JSON", "[]", "{}"])
-def test_what_is_no_report_is_said(
+def test_an_invalid_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
 ) -> None:
-    """Without a traceback, with the file's name, and with another status than a missed target."""
+    """An invalid report is reported by its name, without a traceback, with an exit status of its
+    own."""
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(json.dumps(_kept(1, True)))
     if text is not None:
@@ -436,8 +443,8 @@ def test_what_is_no_report_is_said(
     assert "compare A.json B.json" in capsys.readouterr().err
 
 
-def test_what_is_infinite_is_left_out_of_the_json() -> None:
-    """JSON has no word for it."""
+def test_infinite_figures_are_left_out_of_the_json() -> None:
+    """Infinite figures, which JSON lacks, are left out."""
     row = hand_over.Row("a", 1, 1, 1, 1, float("inf"))
     kept = report.Report([], {}, {"hand_over": [row]}, [("a claim", float("inf"), False)]).as_json()
     kept = json.loads(json.dumps(kept, allow_nan=False))
@@ -446,14 +453,14 @@ def test_what_is_infinite_is_left_out_of_the_json() -> None:
 
 
 def test_a_claim_about_a_rival_that_broke_is_missed() -> None:
-    """Nothing has been shown then."""
+    """A target about a rival that broke is missed."""
     made = report.Report([])
     made.add("jobs", [jobs.Row("lualock, locks.job", 1, 1, 1, 1)], 1.0, 1.0, [])
     assert _met(made.targets) == [False]
 
 
 def test_colours() -> None:
-    """A rival has one colour, in whichever form; ours is nobody else's."""
+    """A rival has one colour in all its forms, and lualock has its own."""
     assert plots.colour("redis-py Lock") == plots.colour("redis-py asyncio Lock")
     assert plots.colour("python-redis-lock") != plots.colour("redis-lock-py")
     everybody = [name for name in rivals.SYNC | rivals.TASKS if not name.startswith("lualock")]
@@ -463,7 +470,7 @@ def test_colours() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole command in a tiny form."""
+    """Make the whole command small."""
     few = {
         name: rivals.SYNC[name]
         for name in (
@@ -513,7 +520,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.full
 @pytest.mark.usefixtures("small")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole command runs, prints a table a scenario, and keeps JSON, Markdown and plots."""
+    """The whole command runs, prints a table for each scenario, and writes JSON, Markdown and
+    plots."""
     assert main(["--quick", "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "report.json").read_text())
     assert set(kept["results"]) == set(SCENARIOS) == set(plots.PLOTS) == set(SECONDS)
@@ -529,8 +537,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["jobs.svg"]
 
 
-def test_the_help_and_a_scenario_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """They name all scenarios, and nothing else."""
+def test_the_help_and_an_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help and the error of an unknown scenario name all scenarios."""
     for arguments, status in ((["--help"], 0), (["jobs", "no_such"], 2)):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -542,10 +550,12 @@ def test_the_help_and_a_scenario_that_is_none(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.usefixtures("small")
 def test_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fails if a ratio that must hold does not, and only then."""
+    """The guard fails exactly if a ratio that must hold does not."""
     for met, status in ((True, 0), (False, 1)):
         monkeypatch.setattr(jobs, "targets", lambda _, met=met: [("a claim", 1.0, met)])
         assert main(["jobs", "--quick", "--guard", "--out", str(tmp_path)]) == status
         assert main(["jobs", "--quick", "--out", str(tmp_path)]) == 0
     monkeypatch.setattr(jobs, "targets", lambda _: [])
-    assert main(["jobs", "--quick", "--guard", "--out", str(tmp_path)]) == 1  # nothing was shown
+    assert (
+        main(["jobs", "--quick", "--guard", "--out", str(tmp_path)]) == 1
+    )  # no ratio was measured

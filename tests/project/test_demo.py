@@ -20,7 +20,7 @@ LEASE_S = 1.5
 
 
 def test_the_demo_shows_what_happened() -> None:
-    """One whole run: every check is ok, and the exit status says so."""
+    """In a whole run every check is ok, and the exit status is 0."""
     done = subprocess.run(
         [sys.executable, "-m", "demo"],
         cwd=Path(__file__).parents[2],
@@ -37,14 +37,14 @@ def test_the_demo_shows_what_happened() -> None:
 
 
 def test_the_graph() -> None:
-    """Forks and common contributors connect; a stranger is alone."""
+    """Forks and common contributors connect repositories; an unrelated one is alone."""
     assert network(1) == ["ada/looms", "grace/looms"]
     assert network(9) == ["barbara/paths", "edsger/paths", "leslie/clocks", "nancy/clocks"]
     assert len(repositories()) == 12
 
 
 def story() -> list[Event]:
-    """A made-up run in which everything that the demo shows happened as it should."""
+    """Return the events of a made-up correct run."""
     told = [
         (0.0, "the demo", "pushed", 1, 1, ""),
         (0.0, "the demo", "pushed", 1, 2, ""),
@@ -71,19 +71,19 @@ def story() -> list[Event]:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """The right results of that run."""
+    """Return the correct results of that run."""
     for repo_id in (1, 7, 9):
         (tmp_path / f"{repo_id}.json").write_text(json.dumps(network(repo_id)))
     return tmp_path
 
 
 def wrong(events: list[Event], results: Path) -> str:
-    """What the checks say."""
+    """Return the failed checks."""
     return " / ".join(chain(*problems(events, LEASE_S, results).values()))
 
 
 def test_a_good_run_passes(results: Path) -> None:
-    """The made-up run has nothing wrong."""
+    """A correct run passes all checks."""
     assert wrong(story(), results) == ""
 
 
@@ -116,12 +116,12 @@ def _doctored(what: str, job: int, changes: dict[str, Any]) -> list[Event]:
 def test_a_doctored_run_fails(
     results: Path, what: str, job: int, changes: dict[str, Any], said: str
 ) -> None:
-    """Each check finds the fault it is there for."""
+    """Each check finds its own fault."""
     assert said in wrong(_doctored(what, job, changes), results)
 
 
 def test_a_wrong_result_fails(results: Path) -> None:
-    """A graph that is wrong, or missing, is found."""
+    """A wrong or missing graph is found."""
     (results / "7.json").write_text("[]")
     (results / "9.json").unlink()
     said = wrong(story(), results)

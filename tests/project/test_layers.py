@@ -1,4 +1,4 @@
-"""The architecture, as a test: imports point down, also those inside of functions."""
+"""The architecture as a test: imports point down, even those inside functions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _room(module: str) -> str:
 
 
 def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those that only a type checker reads."""
+    """Yield every node that is not for type checkers only."""
     if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
         for statement in tree.orelse:
             yield from _at_run_time(statement)
@@ -50,7 +50,7 @@ def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _imports(path: Path) -> set[str]:
-    """The modules of lualock that a file imports, wherever it does."""
+    """Return the modules of lualock that a file imports, anywhere in it."""
     found = set()
     for node in _at_run_time(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lualock"):
@@ -66,7 +66,7 @@ IMPORTS = {name: _imports(path) - {name} for name, path in MODULES.items()}
 
 
 def test_every_room_has_a_layer() -> None:
-    """A new room must be placed."""
+    """Every room is in the list of layers."""
     assert {_room(name) for name in MODULES} == set(RANK)
 
 
@@ -82,7 +82,7 @@ def test_imports_point_down() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    """There is no cycle of imports, counted with those inside of functions."""
+    """There is no cycle of imports, counting those inside functions."""
     state: dict[str, bool] = {}
 
     def visit(module: str, above: tuple[str, ...]) -> None:
@@ -98,7 +98,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_only_the_transport_touches_the_client() -> None:
-    """redis and hiredis are imported by ``_transport`` alone (and by name for type checkers)."""
+    """Only ``_transport`` imports redis and hiredis, except for type checkers."""
     for path in ROOT.rglob("*.py"):
         if "_transport" in path.parts or "embedded" in path.parts:
             continue
@@ -110,7 +110,7 @@ def test_only_the_transport_touches_the_client() -> None:
 
 
 def test_the_protocol_has_no_clock_socket_or_randomness() -> None:
-    """Sans-IO: nothing of the kind is imported below the transport, but for the clock itself."""
+    """Below the transport nothing imports sockets, randomness or time, except the clock itself."""
     files = [ROOT / "scripts/__init__.py", ROOT / "_core/lease.py", ROOT / "_core/renewal.py"]
     for path in files + list((ROOT / "_protocol").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""The wheel: built, installed in a fresh environment, and it takes a lock there."""
+"""The wheel, built and installed in a fresh environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.full
 def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path, one_server: Server) -> None:
-    """Nothing of the checkout is needed: scripts and py.typed are in the wheel."""
+    """The wheel has scripts and py.typed, and takes a lock without the checkout."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -61,7 +61,7 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path, one_server: Serv
     assert done.stdout == "True\n"
 
 
-def test_the_version_is_told_once() -> None:
-    """The package and its metadata say the same version."""
+def test_the_version_is_the_same_everywhere() -> None:
+    """The package and its metadata have the same version."""
     assert f'version = "{lualock.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"## {lualock.__version__}" in (ROOT / "CHANGELOG.md").read_text()

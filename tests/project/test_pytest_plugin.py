@@ -1,4 +1,4 @@
-"""The pytest plugin, in pytest runs of its own, as its users have them."""
+"""The pytest plugin, in separate pytest runs, as users run it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ pytest_plugins = ["pytester"]
 
 
 def passes(pytester: pytest.Pytester, code: str, tests: int) -> None:
-    """All tests of a program pass, in a process that finds the plugin by itself."""
+    """Run the tests of a program, which all pass, in a process that finds the plugin
+    automatically."""
     pytester.makepyfile(code)
     pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=tests)
 
 
 def test_each_test_has_an_empty_server(pytester: pytest.Pytester) -> None:
-    """What a test left behind is gone in the next one, and connect() finds the server."""
+    """Each test has an empty server, and ``connect()`` finds it."""
     passes(
         pytester,
         """
@@ -36,7 +37,7 @@ def test_each_test_has_an_empty_server(pytester: pytest.Pytester) -> None:
 
 
 def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
-    """It refuses others, gives it back, is killed, and is paused."""
+    """The other process refuses callers, releases the lock, and can be killed and paused."""
     passes(
         pytester,
         """
@@ -74,8 +75,8 @@ def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_what_is_hard_to_see(pytester: pytest.Pytester) -> None:
-    """The callback of a job that outlived its lease, who waits, and all of it in asyncio."""
+def test_losses_and_waiters(pytester: pytest.Pytester) -> None:
+    """The kit shows a lost lease of a job and the waiters, in both APIs."""
     passes(
         pytester,
         """
@@ -170,8 +171,8 @@ FAILS = {
 }
 
 
-def test_what_does_not_hold_is_said(pytester: pytest.Pytester) -> None:
-    """Each assertion can fail, and then says what is the case."""
+def test_a_failed_assertion_states_the_facts(pytester: pytest.Pytester) -> None:
+    """Each assertion can fail, and its error states the facts."""
     tests = [f"def test_{n}(locks, lock_kit): {line}" for n, line in enumerate(FAILS)]
     pytester.makepyfile("\n".join(tests))
     result = pytester.runpytest_subprocess("-q")
@@ -179,7 +180,7 @@ def test_what_does_not_hold_is_said(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(list(FAILS.values()))
 
 
-def test_who_does_not_ask_pays_nothing(pytester: pytest.Pytester) -> None:
+def test_without_fixtures_no_server_starts(pytester: pytest.Pytester) -> None:
     """Without its fixtures the plugin starts no server."""
     passes(
         pytester,

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The README's examples run unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_examples(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All Python blocks, one after the other, as one program."""
+    """All Python blocks run in order, as one program."""
     blocks = re.findall(
         r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
@@ -27,14 +27,14 @@ def test_examples(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_commands_it_names_exist() -> None:
-    """Each `make` target that the README names is in the Makefile."""
+    """Each ``make`` target in the README is in the Makefile."""
     makefile = (README.parent / "Makefile").read_text("utf-8")
     for target in set(re.findall(r"make (\w+)", README.read_text("utf-8"))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_what_it_quotes() -> None:
-    """The lines of Celery's example are those of the page where that is run."""
+    """The lines of Celery's example are those of the page whose example is tested."""
     (quoted,) = re.findall(
         r"^```text\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )

@@ -408,7 +408,7 @@ REASONS: dict[tuple[str, str], str] = {
     ),
     ("lualock._protocol.wait", "an error is believed that may answer another request"): (
         "needs a stray error for the queue check of a waiter without a timeout, rarely drawn; "
-        "``test_an_error_is_believed_where_it_is_proved`` notices it"
+        "``test_an_error_is_believed_only_with_a_proof`` notices it"
     ),
     ("lualock._protocol.acquire", "the lease of a late try is counted from the last of them"): (
         "needs a late request whose reply is doubled; "

@@ -1,4 +1,4 @@
-"""Green threads: gevent's and eventlet's, in processes that they patch first."""
+"""Green threads of gevent and eventlet, in processes that they patch first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ each_library = pytest.mark.parametrize("library", ["gevent", "eventlet"])
 @pytest.mark.full
 @each_library
 def test_core_tests_under_green_threads(library: str) -> None:
-    """Waiting, loss and faults are as with threads (``python -m tests.transport.green``)."""
+    """The tests of waiting, loss and faults pass under green threads (``python -m
+    tests.transport.green``)."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.transport.green", library, "-q", "--tb=short"],
         cwd=ROOT,
@@ -41,8 +42,8 @@ def test_core_tests_under_green_threads(library: str) -> None:
 def test_a_celery_worker_with_a_pool_of_green_threads(
     library: str, one_server: Server, one_client: Any, tmp_path: Path
 ) -> None:
-    """A job that waits for its lock gives up in time, another is handed it, and one beside them is
-    not held up."""
+    """In one Celery worker a job that waits gives up in time, another one gets the lock, and a
+    third is not delayed."""
     environment = os.environ | {
         "LUALOCK_URL": one_server.tcp_url,
         "LUALOCK_DIARY": str(tmp_path / "diary"),
@@ -54,7 +55,7 @@ def test_a_celery_worker_with_a_pool_of_green_threads(
     diary = Diary(str(tmp_path / "diary"))
 
     def until(job: str, event: str, wait_s: float) -> float:
-        """Wait for what a job writes down: at what time it did."""
+        """Wait for an event of a job; return its time."""
         try:
             wait_until(lambda: diary.count(job, "", event), wait_s=wait_s)
         except AssertionError:

@@ -1,4 +1,4 @@
-"""Requests that are sent more than once, and replies that may answer another one of them."""
+"""Requests that are sent more than once, and replies that may answer another copy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FENCE = b"1000000000000001"
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that a test moves."""
 
     now = 0.0
 
@@ -35,13 +35,13 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The client's clock."""
+    """Return the client's clock."""
     return Clock()
 
 
 @pytest.fixture
 def server(clock: Clock) -> ServerClock:
-    """What is known of the server's."""
+    """Return the estimate of the server's clock."""
     server = ServerClock(clock, 5.0)
     server.compare(0.0, 0.0, 10**15)
     return server
@@ -57,9 +57,9 @@ def _result(steps: protocol.Steps[Any], reply: Any) -> Any:
     return end.value.value
 
 
-def test_requests_of_one_lease_are_told_apart() -> None:
-    """A doubled reply to a release must not be taken for the reply to the hand-over behind it: of
-    one token and lease each request has a proof that no other has."""
+def test_requests_of_one_lease_have_different_proofs() -> None:
+    """Each request of one token and lease has its own proof, so a doubled reply to a release is not
+    taken for the reply to the hand-over after it."""
     lease = FENCE + TOKEN
     calls = [
         RunScript(SCRIPTS["acquire"], (LOCK, TOKEN, b"30000", FENCE, b"me")),
@@ -75,8 +75,8 @@ def test_requests_of_one_lease_are_told_apart() -> None:
 
 
 def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> None:
-    """The token is all that proves a reply to acquire: after a late try it may answer an earlier
-    one, whose lease began before the last was sent."""
+    """A lease after a late try counts from the first try: the reply, which proves only the token,
+    may answer that."""
     steps = protocol.acquire(_request(), server, None)
     next(steps)
     clock.now = 1.0
@@ -88,8 +88,8 @@ def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> 
 
 
 def test_a_sooner_end_that_was_sent_twice(clock: Clock) -> None:
-    """The other copy of a request to shorten a lease may arrive at any time, so that nothing that
-    follows lets the lease promise more."""
+    """After a request for a sooner end that was sent twice no later request lets the lease promise
+    more, since the copy may arrive at any time."""
     grant = LeaseState(int(FENCE), 30.0)
     steps = protocol.extend(_request(), grant, 10_000, clock)
     step = next(steps)
@@ -102,8 +102,9 @@ def test_a_sooner_end_that_was_sent_twice(clock: Clock) -> None:
     assert _result(steps, b"extended") == 11.0
 
 
-def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
-    """Nothing proves that an error answers a posted look, so the waiter looks again, and waits."""
+def test_an_error_is_believed_only_with_a_proof(server: ServerClock) -> None:
+    """An error reply to a queue check that is sent without waiting proves nothing, so the waiter
+    checks again."""
 
     class Stray:
         """A reply that is an error, perhaps to another request."""
@@ -126,8 +127,8 @@ def test_an_error_is_believed_where_it_is_proved(server: ServerClock) -> None:
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["a token of its own", "the job's token"])
 def test_a_refusal_after_two_sendings(server: ServerClock, *, fresh: bool) -> None:
-    """Of a lease that is taken over under a job's token the first copy may have taken it, and the
-    job's retry taken it over since: then nothing says that it had ended."""
+    """After two sendings a refusal does not prove a loss: the first copy may have kept the lock for
+    a retry, which then took it over."""
     steps = protocol.adopt(_request(), b"o" * 22, server, fresh=fresh)
     step = next(steps)
     assert isinstance(step, RunScript)

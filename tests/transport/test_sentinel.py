@@ -1,4 +1,4 @@
-"""A real Sentinel: it says where the server is, whoever else has the client or not."""
+"""A real Sentinel, which names the server for clients and for lualock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.world import World, settle
 
 @pytest.fixture
 def sentinel_port(one_server: Server) -> Iterator[int]:
-    """Where a Sentinel listens that knows one server as ``primary``."""
+    """Return the port of a Sentinel that knows one server as ``primary``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -54,8 +54,9 @@ def _knows(client: Any) -> bool:
         return False
 
 
-async def test_a_client_that_nobody_else_has(shell: World, sentinel_port: int) -> None:
-    """``connect(sentinel.master_for(...))`` is enough, also for the connections made later."""
+async def test_a_client_without_another_reference(shell: World, sentinel_port: int) -> None:
+    """``connect(sentinel.master_for(...))`` is enough, even for later connections, if the program
+    keeps no other reference."""
     kind: Any = redis.asyncio.Sentinel if shell.asynchronous else redis.Sentinel
     connect: Any = aio.connect if shell.asynchronous else lualock.connect
     sentinel = kind([("127.0.0.1", sentinel_port)], protocol=2)

@@ -1,4 +1,4 @@
-"""Connections that died without a word, slow servers, and name servers that do not answer."""
+"""Silently dead connections, slow servers, and name servers that do not answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.world import World, entered, settle
 
 @pytest.fixture
 def swallower(one_server: Server) -> Iterator[FaultProxy]:
-    """A network that can swallow what goes over the connections there are; new ones work."""
+    """Return a proxy that can swallow the traffic of its present connections; later ones work."""
     with FaultProxy(one_server.socket) as proxy:
         yield proxy
 
@@ -59,8 +59,8 @@ VERBS: dict[str, Callable[[Any, Any], Any]] = {
 async def test_a_dead_connection_costs_a_fraction(
     shell: World, swallower: FaultProxy, verb: str
 ) -> None:
-    """Every verb is sent again on a fresh connection while there is time, and carried out once:
-    within a second where it has two, and else within two of the five that a reply may take."""
+    """Every verb is sent again on a fresh connection and carried out once, within a second of two,
+    or two seconds of the five that a reply may take."""
     locks = shell.connect(swallower.url)
     lease = await settle(locks.lock("mine", ttl=30).acquire())
     swallower.fall_silent()
@@ -81,7 +81,7 @@ async def test_a_dead_connection_costs_a_fraction(
 async def test_a_hand_over_and_an_adoption_by_dead_connections(
     shell: World, swallower: FaultProxy
 ) -> None:
-    """The verbs that give a lease on are sent again, too, and give it on once."""
+    """The verbs that pass a lease on are sent again, and pass it on once."""
     locks, others = shell.connect(swallower.url), shell.connect()
     lease = await settle(locks.lock("x", ttl=30).acquire())
     waiter = asyncio.ensure_future(shell.beside(others.lock("x", ttl=30).acquire))
@@ -99,11 +99,11 @@ async def test_a_hand_over_and_an_adoption_by_dead_connections(
 
 @pytest.mark.full
 async def test_renewal_by_dead_connections(shell: World, swallower: FaultProxy) -> None:
-    """A lease that is renewed survives that its connections die, again and again."""
+    """A renewed lease survives that its connections die repeatedly."""
     lease = await settle(shell.connect(swallower.url).lock("x", ttl=2, renew=True).acquire())
     for _ in range(3):
         swallower.fall_silent()
-        await asyncio.sleep(1)  # the time in which it must be renewed
+        await asyncio.sleep(1)  # long enough for a renewal
         assert lease.held
     assert shell.client.exists(lease._request.key)
     await settle(lease.release())
@@ -112,7 +112,8 @@ async def test_renewal_by_dead_connections(shell: World, swallower: FaultProxy) 
 async def test_a_claim_after_a_long_wait_is_waited_for(
     shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has waited for long does not trust the connection with its claim: the lease lasts."""
+    """After a long wait the reply to the claim is awaited, since the connection may be dead: the
+    lease lasts."""
     monkeypatch.setattr(sys.modules["lualock._protocol.wait"], "TRUSTED_S", 0.2)
     others = shell.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
@@ -131,7 +132,7 @@ async def test_a_claim_after_a_long_wait_is_waited_for(
 async def test_a_lonely_waiter_does_not_trust_an_old_connection(
     shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages are heard by a new connection where nothing was heard by the old one for long."""
+    """A new waiter opens a new connection for messages if the old one has long been silent."""
     monkeypatch.setattr(subscriber, "DOUBTED_S", 0.2)
     monkeypatch.setattr(asyncio_subscriber, "DOUBTED_S", 0.2)
     others, lock = shell.connect(), shell.connect(swallower.url).lock("x", ttl=30)
@@ -147,11 +148,10 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
 
 
 @pytest.mark.parametrize("patience", ["a timeout", "a shorter timeout", "none"])
-async def test_a_waiter_notices_that_it_hears_nothing_any_more(
+async def test_a_waiter_notices_a_dead_connection_for_messages(
     shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
-    """The connection for messages dies while somebody waits: the turn that is not heard of does not
-    pass by."""
+    """A waiter whose connection for messages dies gets the lock when it is its turn."""
     timeout = {"a timeout": 6.0, "a shorter timeout": 2.0, "none": None}[patience]
     if timeout is None:
         monkeypatch.setattr(subscriber, "DOUBTED_S", 0.5)
@@ -159,7 +159,7 @@ async def test_a_waiter_notices_that_it_hears_nothing_any_more(
     lock = shell.connect(swallower.url).lock("x", ttl=30)
     waiter = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=timeout)))
     await shell.until_waiters(shell.connect().lock("x"), 1)
-    await asyncio.sleep(0.3)  # the time after which it does not look again before the lease ends
+    await asyncio.sleep(0.3)  # after this time it does not check again before the lease ends
     swallower.fall_silent()
     await settle(held.release())
     lease = await asyncio.wait_for(waiter, 8)  # far less than the lease that it knows of
@@ -167,10 +167,10 @@ async def test_a_waiter_notices_that_it_hears_nothing_any_more(
     await settle(lease.release())
 
 
-async def test_a_waiter_that_hears_nothing_for_long_keeps_its_connection(
+async def test_an_idle_connection_for_messages_is_kept(
     shell: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where only nobody has anything to say, it is asked, answers, and is used on."""
+    """A connection for messages that is only idle answers a ping and stays in use."""
     monkeypatch.setattr(subscriber, "DOUBTED_S", 0.1)
     held = await settle(shell.connect().lock("x", ttl=30).acquire())
     lock = shell.connect().lock("x", ttl=30)
@@ -190,7 +190,7 @@ async def test_a_waiter_that_hears_nothing_for_long_keeps_its_connection(
 
 @pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "nobody there"])
 async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) -> None:
-    """What becomes of a dead connection takes nothing away from an error that came before it."""
+    """An error of the program keeps its frames when a dead connection is met after it."""
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -225,7 +225,8 @@ async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) 
 
 
 async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server: Server) -> None:
-    """While there is time a third one is made: two dead ones do not cost the whole timeout."""
+    """A third connection is opened while there is time, so that two dead ones do not cost the whole
+    timeout."""
     with FaultProxy(one_server.socket) as proxy:
         locks = shell.connect(f"{proxy.url}?socket_timeout=1".replace("?protocol", "&protocol"))
         await settle((await settle(locks.lock("x").acquire())).release())
@@ -236,9 +237,11 @@ async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server
 
 
 async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy) -> None:
-    """A request is sent again once; the first answer counts, also where it is the old one's."""
+    """A request is sent again only once, and the first reply counts, on either connection."""
     locks = shell.connect(swallower.url)
-    await settle((await settle(locks.lock("x").acquire())).release())  # the scripts are there
+    await settle(
+        (await settle(locks.lock("x").acquire())).release()
+    )  # now the server has the scripts
     swallower.seen.clear()
     faults = iter([Fault("delay reply", seconds=0.8), Fault("delay reply", seconds=9)])
     swallower.choose = lambda script: next(faults, None) if script == "acquire" else None
@@ -249,22 +252,20 @@ async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy)
     assert not await settle(locks.lock("x").locked())
 
 
-async def test_a_copy_that_comes_late_takes_nothing_for_good(
-    shell: World, swallower: FaultProxy
-) -> None:
-    """The first copy arrives when the second has been answered and the lease released."""
+async def test_a_late_copy_is_cleaned_up(shell: World, swallower: FaultProxy) -> None:
+    """A first copy that arrives after the release of the second one's lease is cleaned up."""
     locks = shell.connect(swallower.url)
     await settle(locks.lock("warm").locked())
     swallower.inject(Fault("orphan"), "acquire")
     lease = await _within(0.9, lambda: locks.lock("x", ttl=30).acquire(timeout=1.2))
     await settle(lease.release())
-    shell.client.delete(lease._request.key)  # or it would answer as to a repeated request
+    shell.client.delete(lease._request.key)  # otherwise it counts as a repeated request
     await asyncio.to_thread(swallower.deliver)
     await shell.until(lambda: shell.client.get(lease._request.key)[:1] not in (b"H", b"W"))
 
 
-async def test_errors_of_a_silent_server_say_how_long(shell: World, one_server: Server) -> None:
-    """A server that answers nothing costs the time that it is given, and not more."""
+async def test_errors_of_a_silent_server_show_the_time(shell: World, one_server: Server) -> None:
+    """A silent server costs no more than the timeout, and the error shows the time."""
     with FaultProxy(one_server.socket) as proxy:
         locks = shell.connect(proxy.url)
         await settle(locks.lock("warm").locked())
@@ -277,10 +278,10 @@ async def test_errors_of_a_silent_server_say_how_long(shell: World, one_server: 
 
 
 @pytest.mark.full
-async def test_an_attempt_that_began_in_a_silence_is_not_waited_for(
+async def test_a_connection_attempt_without_an_answer_delays_no_other_caller(
     shell: World, one_server: Server
 ) -> None:
-    """While one caller connects to what does not answer, another makes a connection of its own."""
+    """While one caller connects without an answer, another one opens its own connection."""
     with FaultProxy(one_server.socket) as proxy:
         lock = shell.connect(proxy.url).lock("x", ttl=30)
         proxy.mute = True
@@ -295,7 +296,7 @@ async def test_an_attempt_that_began_in_a_silence_is_not_waited_for(
 
 @pytest.fixture
 def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """While it is set, the name server does not answer, for as long as the test lasts."""
+    """Let the name server not answer while an event is set."""
     hangs, ended = threading.Event(), threading.Event()
     resolve = socket.getaddrinfo
 
@@ -313,7 +314,7 @@ def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 async def test_a_name_server_that_hangs(
     shell: World, one_server: Server, hanging_names: threading.Event
 ) -> None:
-    """timeout= holds, and a loss is told in time, while a name is looked up in vain."""
+    """``timeout=`` is kept, and a loss is reported in time, while a name look-up hangs."""
     lost = threading.Event()
     with FaultProxy(one_server.socket) as proxy, socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
@@ -334,7 +335,7 @@ async def test_a_name_server_that_hangs(
 
 
 def _let_in(door: socket.socket, proxy: FaultProxy) -> None:
-    """Lead whoever comes by TCP to the proxy."""
+    """Forward TCP connections to the proxy."""
     while True:
         try:
             client, _ = door.accept()
@@ -377,5 +378,5 @@ HANGING = """
 
 @pytest.mark.parametrize("api", ["threads", "asyncio"])
 def test_a_program_ends_while_a_name_is_looked_up(api: str) -> None:
-    """Nobody waits for the look-up, also when the program ends."""
+    """A hanging look-up does not delay the end of the program."""
     subprocess.run([sys.executable, "-c", textwrap.dedent(HANGING), api], timeout=20, check=True)

@@ -23,7 +23,7 @@ QUICK = "&socket_timeout=0.8"  # a lost reply is missed after a quarter of this
 
 
 def _once(nth: int, act: Spoil) -> Spoil:
-    """Change what comes from the nth reply of a script on, once."""
+    """Change the replies once, from the nth reply of a script on."""
     left = itertools.count(nth, -1)
     kept: list[bytes] = []
 
@@ -36,7 +36,7 @@ def _once(nth: int, act: Spoil) -> Spoil:
                 sent += kept
                 kept.clear()
             elif act is _swap:
-                continue  # it comes behind the next one
+                continue  # it comes after the next one
             else:
                 sent += act(kept)
                 kept.clear()
@@ -65,7 +65,7 @@ def _refused(replies: list[bytes]) -> list[bytes]:
 
 
 async def _use(locks: Any, truth: Any, name: str) -> None:
-    """Some verbs of a lock; what they say is right, or they say that it is not known."""
+    """Use a lock; check that each verb reports the truth, or an unknown outcome."""
     holder = truth.lock("taken").inspect()
     try:
         info = await settle(locks.lock("taken").inspect())
@@ -74,7 +74,7 @@ async def _use(locks: Any, truth: Any, name: str) -> None:
         pass
     try:
         lease = await settle(locks.lock("taken", ttl=9).try_acquire())
-        assert lease is None, "two holders: the lock is held elsewhere"
+        assert lease is None, "two holders: the lock has another one"
     except lualock.LockUnavailable:
         pass
     try:
@@ -119,14 +119,17 @@ async def _spoilt(world: World, act: Spoil, nth: int) -> None:
 
 @pytest.mark.parametrize("act", [_twice, _never, _swap, _refused], ids=lambda act: act.__name__)
 async def test_no_reply_to_another_request_is_believed(shell: World, act: Spoil) -> None:
-    """A reply that comes twice, never, too late or as an error makes no second holder, and no verb
-    says what did not happen."""
+    """A reply that is doubled, dropped, late or an error makes no second holder, and no verb
+    reports what did not happen."""
     for nth in range(1, 8):
         await _spoilt(shell, act, nth)
 
 
-async def test_without_proofs_they_would_be(shell: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above sees what the proofs are for: a stream one reply behind is believed."""
+async def test_without_proofs_another_reply_is_believed(
+    shell: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without proofs a stream that is one reply behind is believed, so the test above depends on
+    them."""
 
     def believed(reply: Any, proof: bytes) -> Any:
         if type(reply) is bytes:
@@ -145,12 +148,12 @@ async def test_without_proofs_they_would_be(shell: World, monkeypatch: pytest.Mo
 
 
 class TimeLimit(Exception):
-    """What a signal handler raises."""
+    """The error of a signal handler."""
 
 
 @pytest.fixture
 def interrupted_write(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """A signal whose handler raises comes just as the next send() returns."""
+    """Let a signal handler raise just as the next ``send()`` returns."""
     armed: list[bool] = []
     write: Any = selector_events._SelectorSocketTransport.write  # type: ignore[attr-defined]
 
@@ -173,8 +176,8 @@ def interrupted_write(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 async def test_a_write_that_was_interrupted_ends_its_connection(
     one_server: Server, interrupted_write: list[bool]
 ) -> None:
-    """What was written is not written again: requests go on over another connection, and no reply
-    reaches another task than its own."""
+    """An interrupted write is not repeated: requests go on over another connection, and each task
+    gets only its own replies."""
     logged: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: logged.append(what))
     with lualock.connect(one_server.url) as truth:

@@ -8,13 +8,13 @@ import warnings
 
 
 def patch(library: str) -> None:
-    """Make green threads of all threads that are started from here on."""
+    """Make later threads green threads."""
     if library == "gevent":
         from gevent import monkey
 
         monkey.patch_all()
     else:
-        # It says on import that it is deprecated, which those who still use it know.
+        # It warns on import that it is deprecated.
         warnings.filterwarnings("ignore", "\\s*Eventlet is deprecated")
         import eventlet
 
@@ -22,7 +22,7 @@ def patch(library: str) -> None:
 
 
 def main() -> int:
-    """Run the lane."""
+    """Patch, then run pytest."""
     library, *arguments = sys.argv[1:]
     # Plugins that happen to be installed here import trio, which fails with eventlet's sockets.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -35,5 +35,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    patch(sys.argv[1])  # before anything else is imported
+    patch(sys.argv[1])  # before any other import
     sys.exit(main())

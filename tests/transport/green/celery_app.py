@@ -1,4 +1,4 @@
-"""What a Celery worker with a pool of green threads runs (``tests/transport/test_green.py``)."""
+"""The Celery worker with a pool of green threads of ``tests/transport/test_green.py``."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ diary = Diary(os.environ["LUALOCK_DIARY"])
 
 @locks.job(key="held", policy=jobs.Wait(2), on_failed=lambda: diary.write("failed", "gives_up"))
 def gives_up() -> None:
-    """Waits for its lock, and not for long."""
+    """Wait for a held lock, with a short timeout."""
     diary.write("ran", "gives_up")
 
 
 @locks.job(key="held", policy=jobs.Wait(30))
 def is_handed_it() -> None:
-    """Waits for its lock until it is released."""
+    """Wait for a held lock until it is released."""
     diary.write("ran", "is_handed_it")
 
 
 @locks.job
 def free() -> None:
-    """Has a lock of its own."""
+    """Run with a lock of its own."""
     diary.write("ran", "free")
 
 

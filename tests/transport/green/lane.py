@@ -1,4 +1,4 @@
-"""Which of the suite's tests are run under green threads."""
+"""Choose the tests that run under green threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.support.servers import BINARIES
 
 FILES = (
-    "tests/transport/green/situations.py tests/server/test_waiting.py tests/server/test_loss.py "
+    "tests/transport/green/cases.py tests/server/test_waiting.py tests/server/test_loss.py "
     "tests/transport/test_faults.py"
 )
 
@@ -27,31 +27,31 @@ LEFT_OUT = dict.fromkeys(
     ],
     "about event loops of asyncio alone",
 )
-"""Tests by name, and why they are not for green threads. (Tests that are coroutine functions, and
-have no variant for threads, are about asyncio alone, too.)"""
+"""Tests by name, and why they do not run under green threads. (Coroutine functions without a
+variant for threads are about asyncio alone, too.)"""
 
 
 @dataclass(frozen=True)
 class Green:
-    """What a test needs of the library that patched this process."""
+    """The parts of the patching library that tests use."""
 
     spawn: Callable[..., Any]
     """Start a greenlet: a function and its arguments."""
     kill: Callable[[Any], None]
     """Raise GreenletExit in a greenlet, wherever it waits."""
     Timeout: Any
-    """``with Timeout(seconds)``: raises itself in this greenlet after so long."""
+    """``with Timeout(seconds)`` raises itself in this greenlet after that time."""
 
 
 class Lane:
-    """A plugin of pytest's: each test once, in the threads' variant, on one server."""
+    """A pytest plugin: each test once, in its variant for threads, on one server."""
 
     def __init__(self, library: str) -> None:
         self._library = library
 
     @pytest.fixture
     def green(self) -> Green:
-        """Green threads as such."""
+        """Return the green threads of this process."""
         if self._library == "gevent":
             import gevent
 
@@ -63,7 +63,7 @@ class Lane:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Choose."""
+        """Choose the tests."""
         kept: dict[str, pytest.Item] = {}
         for item in items:
             assert isinstance(item, pytest.Function)

@@ -1,5 +1,5 @@
-"""What only green threads meet: greenlets that are killed or timed out wherever they wait, and one
-that blocks all others if it blocks at all."""
+"""Greenlets that are killed or timed out wherever they wait, and greenlets that block all
+others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.support.waiting import wait_until
 from tests.transport.green.lane import Green
 
 STANDSTILL_S = 0.3
-"""For how long at most other greenlets do not run."""
+"""For how long other greenlets may not run."""
 
 AT_ONCE_S = 0.8
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stands_still(green: Green) -> Iterator[None]:
-    """A greenlet that does nothing else runs whenever there is a processor for this process."""
+def _no_greenlet_is_blocked(green: Green) -> Iterator[None]:
+    """Check that an idle greenlet runs whenever there is a processor for this process."""
 
     def now_s() -> float:
         return time.monotonic() - not_run_s()
@@ -58,7 +58,7 @@ def _nothing_stands_still(green: Green) -> Iterator[None]:
 
 @contextmanager
 def stopped(server: Server) -> Iterator[None]:
-    """A server that is there and says nothing."""
+    """Return a server that runs and does not answer."""
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     try:
@@ -77,7 +77,7 @@ def _more_queued(client: Any, count: int) -> bool:
 
 
 def takes_s(call: Callable[[], object]) -> float:
-    """How long it takes until a call fails with an error of ours."""
+    """Return how long a call takes to fail with an error of lualock."""
     began = time.monotonic()
     with pytest.raises(lualock.LockError):
         call()
@@ -94,8 +94,8 @@ def is_soon_free(locks: lualock.Locks, name: str, within_s: float = AT_ONCE_S) -
 
 @pytest.mark.parametrize("by", ["unix", "tcp"])
 def test_a_timeout_ends_in_time(one_server: Server, by: str) -> None:
-    """The lock is held; the server falls silent while it is waited for; it is silent, on an old
-    connection and on a new one."""
+    """A timeout is kept if the lock is held, if the server becomes silent meanwhile, and if it is
+    silent on an old or a new connection."""
     url = one_server.url if by == "unix" else one_server.tcp_url
     with lualock.connect(url) as locks, locks.lock("x", ttl=30).acquire():
         lock = locks.lock("x")
@@ -117,7 +117,7 @@ def test_a_timeout_ends_in_time(one_server: Server, by: str) -> None:
 
 
 def test_many_in_turn(green: Green, locks: lualock.Locks, one_client: Any) -> None:
-    """Two hundred greenlets have the lock in the order in which they came."""
+    """Two hundred greenlets get the lock in the order in which they came."""
     count, had = 200, list[int]()
 
     def work(number: int) -> None:
@@ -134,7 +134,7 @@ def test_many_in_turn(green: Green, locks: lualock.Locks, one_client: Any) -> No
 
 @pytest.mark.parametrize("how", ["killed", "timed out"])
 def test_waiters_that_end(green: Green, locks: lualock.Locks, one_client: Any, how: str) -> None:
-    """They leave the queue at once, and the lock goes to none of them."""
+    """Killed waiters leave the queue at once, and the lock goes to none of them."""
     ended: list[float] = []
 
     def wait() -> None:
@@ -146,7 +146,7 @@ def test_waiters_that_end(green: Green, locks: lualock.Locks, one_client: Any, h
 
     with locks.lock("x", ttl=30):
         began = time.monotonic()
-        waiters = [green.spawn(_unless(green, wait)) for _ in range(10)]
+        waiters = [green.spawn(_silently(green, wait)) for _ in range(10)]
         wait_until(lambda: queued(one_client, "x") == len(waiters))
         if how == "killed":
             for waiter in waiters:
@@ -157,8 +157,8 @@ def test_waiters_that_end(green: Green, locks: lualock.Locks, one_client: Any, h
     assert is_soon_free(locks, "x")
 
 
-def _unless(green: Green, work: Callable[[], object]) -> Callable[[], None]:
-    """What a greenlet runs that may be timed out: nothing is printed then."""
+def _silently(green: Green, work: Callable[[], object]) -> Callable[[], None]:
+    """Return a function for a greenlet that may be timed out, so that no traceback is printed."""
 
     def run() -> None:
         with contextlib.suppress(green.Timeout):
@@ -172,7 +172,8 @@ def _unless(green: Green, work: Callable[[], object]) -> Callable[[], None]:
 def test_a_timer_that_raises_what_a_connection_raises(
     green: Green, one_server: Server, locks: lualock.Locks, error: Any, waits: str
 ) -> None:
-    """It is the program's, whatever was waited for, and not taken for a broken connection."""
+    """An error of the program's timer is not taken for a broken connection, whatever the greenlet
+    waits for."""
     kind = error if isinstance(error, type) else type(error)
     with lualock.connect(one_server.url) as others, contextlib.ExitStack() as stack:
         stack.enter_context(others.lock("x", ttl=30).acquire())
@@ -189,7 +190,7 @@ def test_a_timer_that_raises_what_a_connection_raises(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # eventlet's resolver is an old one
 def test_a_name_that_does_not_exist() -> None:
-    """What the library's own resolver says of it is not taken for an error of the program's."""
+    """An error of the library's own resolver is not taken for an error of the program."""
     with (
         lualock.connect("redis://nowhere.invalid:1") as locks,
         pytest.raises(lualock.LockUnavailable, match=r"could not connect to the server at nowhere"),
@@ -199,7 +200,7 @@ def test_a_name_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("how", ["killed", "timed out"])
 def test_an_end_at_any_moment(green: Green, locks: lualock.Locks, how: str) -> None:
-    """Of acquire, of the body or of release: the lock is not left taken."""
+    """A greenlet that ends at any moment of acquire, body or release leaves the lock free."""
     chance = Random(1)
 
     def work(name: str, for_s: float) -> None:
@@ -215,7 +216,7 @@ def test_an_end_at_any_moment(green: Green, locks: lualock.Locks, how: str) -> N
         name = f"l{number}"
         for_s = [chance.uniform(0, 0.02) for _ in range(4)]
         greenlets = [
-            green.spawn(_unless(green, partial(work, name, s if how == "timed out" else 30)))
+            green.spawn(_silently(green, partial(work, name, s if how == "timed out" else 30)))
             for s in for_s
         ]
         time.sleep(max(for_s))
@@ -229,7 +230,7 @@ def test_an_end_at_any_moment(green: Green, locks: lualock.Locks, how: str) -> N
 def test_a_request_that_comes_after_its_caller_was_killed(
     green: Green, one_server: Server, one_client: Any, locks: lualock.Locks
 ) -> None:
-    """What cleans up goes by another connection, and may come first: it comes once more, soon."""
+    """A clean-up on another connection may arrive before the request, so it is repeated soon."""
     with FaultProxy(one_server.socket) as proxy, lualock.connect(proxy.url) as slow:
         slow.lock("y", ttl=30).acquire().release()  # so that it is connected
         proxy.inject(Fault("delay request", seconds=0.05), "acquire")
@@ -241,12 +242,15 @@ def test_a_request_that_comes_after_its_caller_was_killed(
 
 
 def test_killed_while_the_server_is_silent(green: Green, one_server: Server) -> None:
-    """They end at once, and what they asked for is given back when the server is there again."""
+    """Killed greenlets end at once, and their requests are cleaned up when the server answers
+    again."""
     with lualock.connect(one_server.url) as locks:
         locks.lock("x").acquire().release()
         with stopped(one_server):
             waiters = [green.spawn(locks.lock("x", ttl=30).acquire) for _ in range(3)]
-            time.sleep(0.1)  # until they have asked; the server cannot say so
+            time.sleep(
+                0.1
+            )  # until they have sent their requests, which the stopped server cannot show
             began = time.monotonic()
             for waiter in waiters:
                 green.kill(waiter)
@@ -257,7 +261,7 @@ def test_killed_while_the_server_is_silent(green: Green, one_server: Server) -> 
 def test_renewal_beside_greenlets_that_are_busy(
     green: Green, locks: lualock.Locks, one_client: Any
 ) -> None:
-    """A lease is renewed, and its loss is told."""
+    """A lease is renewed beside busy greenlets, and its loss is reported."""
     told: list[Any] = []
     lock = locks.lock("x", ttl=2, renew=True, on_lost=told.append)
     lease = lock.acquire()
@@ -284,7 +288,7 @@ def test_renewal_beside_greenlets_that_are_busy(
 def test_all_is_closed_while_greenlets_wait(
     green: Green, one_server: Server, one_client: Any
 ) -> None:
-    """They go on waiting: the one that was reading messages, too."""
+    """Greenlets wait on through a close, even the one that was reading messages."""
     had: list[int] = []
 
     def work(number: int) -> None:
@@ -296,17 +300,17 @@ def test_all_is_closed_while_greenlets_wait(
             for number in range(3):
                 green.spawn(work, number)
             wait_until(lambda: queued(one_client, "x") == 3)
-            time.sleep(0.3)  # until none of them looks again by itself
+            time.sleep(0.3)  # until none of them checks again on its own
             locks.close()
-            # A new connection with the number of the old one would wake its reader.
+            # A new connection with the old descriptor number wakes the old reader.
             for _ in range(20):
                 files.enter_context(open(os.devnull))
-            time.sleep(0.1)  # until they listen again, which nothing says
+            time.sleep(0.1)  # until they are subscribed again, which no event shows
         wait_until(lambda: len(had) == 3, wait_s=2)
 
 
 def test_an_embedded_server(green: Green, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is started by one greenlet, and joined by the others."""
+    """One greenlet starts the server, and the others join it."""
     with tempfile.TemporaryDirectory(prefix="ll-", dir="/tmp") as folder:
         monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(Path(folder, "server")))
         had: list[int] = []
