@@ -134,10 +134,10 @@ class User:
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
-    def say(self, command: str) -> None:
+    def send(self, command: str) -> None:
         self.stdin.write(command.encode() + b"\n")
 
-    def hear(self) -> str:
+    def read_line(self) -> str:
         """Return the next line; fail the test if none comes."""
         answer = b""
         while not answer.endswith(b"\n"):
@@ -148,12 +148,12 @@ class User:
             answer += piece
         return answer.decode().strip()
 
-    def ask(self, command: str) -> str:
-        self.say(command)
-        return self.hear()
+    def call(self, command: str) -> str:
+        self.send(command)
+        return self.read_line()
 
     def start(self) -> Served:
-        return Served(self.ask("start"))
+        return Served(self.call("start"))
 
     def kill(self) -> None:
         self.process.kill()
@@ -196,7 +196,7 @@ def new_user(home: Path, tmp_path: Path) -> Iterator[Callable[[], User]]:
 
     def make() -> User:
         users.append(User(script))
-        assert users[-1].hear() == "ready"
+        assert users[-1].read_line() == "ready"
         return users[-1]
 
     yield make
@@ -281,10 +281,10 @@ def test_last_user_gone_ends_everything(new_user: Callable[[], User], home: Path
     served = one.start()
     two.start()
     two.start()
-    one.ask("close")
-    two.ask("close")
+    one.call("close")
+    two.call("close")
     assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
-    two.ask("close")
+    two.call("close")
     assert everything_gone(home, served)
 
 
@@ -323,15 +323,15 @@ def test_twenty_at_once_get_one_server(new_user: Callable[[], User], home: Path)
         users = list(pool.map(lambda _: new_user(), range(20)))
     for _ in range(3):
         leaving.start()
-        leaving.say("close")
+        leaving.send("close")
         for user in users:
-            user.say("start")
-        answers = {user.hear() for user in users}
-        assert leaving.hear() == "closed"
+            user.send("start")
+        answers = {user.read_line() for user in users}
+        assert leaving.read_line() == "closed"
         assert len(answers) == 1
         served = Served(answers.pop())
         for user in users:
-            user.ask("close")
+            user.call("close")
         assert everything_gone(home, served)
 
 
@@ -339,8 +339,8 @@ def test_start_close_storm(new_user: Callable[[], User], home: Path) -> None:
     """Processes that start, use and close without pause never meet an ending server."""
     users = [new_user() for _ in range(6)]
     for user in users:
-        user.say("storm 60")
-    assert [user.hear() for user in users] == ["done"] * len(users)
+        user.send("storm 60")
+    assert [user.read_line() for user in users] == ["done"] * len(users)
 
 
 def test_no_user_joins_an_ending_server(new_user: Callable[[], User], home: Path) -> None:
@@ -640,7 +640,7 @@ def test_fork_child_is_a_user(new_user: Callable[[], User], home: Path) -> None:
     """A forked child keeps the server alive until it dies, even if its parent was killed."""
     user = new_user()
     served = user.start()
-    child = int(user.ask("fork"))
+    child = int(user.call("fork"))
     user.kill()
     assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
     os.kill(child, signal.SIGKILL)
@@ -651,7 +651,7 @@ def test_close_in_a_fork_child_spares_the_parent(new_user: Callable[[], User], h
     """``close()`` in a forked child closes the child's use only."""
     user = new_user()
     served = user.start()
-    assert user.ask("fork-close") == "0"
+    assert user.call("fork-close") == "0"
     assert not wait_until(lambda: gone(served.server_pid), A_WHILE_S)
     assert user.start().run_id == served.run_id
 
@@ -660,15 +660,15 @@ def test_fork_while_a_thread_starts(new_user: Callable[[], User], home: Path) ->
     """A child that was forked while another thread was inside ``start()`` can start, too."""
     user = new_user()
     served = user.start()
-    user.say("fork-meanwhile")
-    assert user.hear() == f"child {served.run_id} {served.server_pid}"
+    user.send("fork-meanwhile")
+    assert user.read_line() == f"child {served.run_id} {served.server_pid}"
 
 
 def test_exec_child_is_no_user(new_user: Callable[[], User], home: Path) -> None:
     """Another program that a user starts does not keep the server alive."""
     user = new_user()
     served = user.start()
-    child = int(user.ask("exec"))
+    child = int(user.call("exec"))
     try:
         assert wait_until(
             lambda: b"sleep" in subprocess.check_output(["ps", "-o", "args=", "-p", str(child)])
@@ -722,7 +722,7 @@ def test_more_users_than_descriptors(new_user: Callable[[], User], home: Path) -
     """A supervisor without free descriptors lets one more user wait, and goes on serving."""
     limit = 64
     user = new_user()
-    user.ask(f"limit {limit}")
+    user.call(f"limit {limit}")
     served = user.start()
     with contextlib.ExitStack() as stack:
         for _ in range(limit + 10):
@@ -861,7 +861,7 @@ def test_start_failure_without_its_starter(
     program.chmod(0o755)
     monkeypatch.setenv("LUALOCK_SERVER", str(program))
     user = new_user()
-    user.say("start")
+    user.send("start")
     assert wait_until((home.parent / "running").exists)
     user.kill()
     (home.parent / "go").touch()

@@ -122,9 +122,9 @@ def test_an_interrupted_wait_leaves_the_queue() -> None:
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
     steps.send([b"held", 1000, 0, b"other"])
-    look = steps.send(b"channel")
-    assert isinstance(look, RunScript)
-    assert look.script.name == "wait"
+    check = steps.send(b"channel")
+    assert isinstance(check, RunScript)
+    assert check.script.name == "wait"
     assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), AwaitMessage)
     later = steps.throw(KeyboardInterrupt())  # the reply to the queue check has not been read
     assert isinstance(later, CleanupLater)

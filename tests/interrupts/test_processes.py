@@ -45,9 +45,9 @@ def line(process: subprocess.Popen[str]) -> str:
     """Return its next line of output; fail with its errors if there is none."""
     assert process.stdout is not None
     assert process.stderr is not None
-    said = process.stdout.readline().strip()
-    assert said, process.stderr.read()
-    return said
+    output = process.stdout.readline().strip()
+    assert output, process.stderr.read()
+    return output
 
 
 def ends_well(process: subprocess.Popen[str], wait_s: float = 20, status: int = 0) -> str:
@@ -74,7 +74,7 @@ STOPPED = """
     async def main(shell, renew):
         locks = (aio if shell == "asyncio" else lualock).connect()
         lease = await settle(locks.lock("x", ttl=TTL, renew=renew == "renewed").acquire())
-        now = time.monotonic()  # before anybody is told, for then we may be stopped
+        now = time.monotonic()  # read first: after the print this process may be stopped
         print("has", flush=True)
         while True:
             last, now = now, time.monotonic()

@@ -158,7 +158,7 @@ HANDLERS: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.parametrize("kind", HANDLERS)
-@pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "requests"])
 def test_any_kind_of_handler(one_server: Server, proxy: FaultProxy, kind: str, waits: bool) -> None:
     """A TimeoutError of the program's own handler is raised, and not taken for a broken connection,
     while waiting for a message or for a reply."""
@@ -208,7 +208,7 @@ class _Stopped(TimeoutError):
 
 
 @pytest.mark.parametrize("error", [_Stopped, TimeoutError, ConnectionError])
-@pytest.mark.parametrize("waits", [True, False], ids=["waits", "asks"])
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "requests"])
 def test_an_error_that_is_raised_in_a_thread(
     one_server: Server, proxy: FaultProxy, error: type[Exception], waits: bool
 ) -> None:
@@ -243,7 +243,7 @@ def test_an_error_that_is_raised_in_a_thread(
 def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> None:
     """A handler that interrupts the opening of the connection for messages is refused at once, and
     the interrupted caller goes on."""
-    said: list[tuple[BaseException, float]] = []
+    errors: list[tuple[BaseException, float]] = []
     struck, over = threading.Event(), threading.Event()
 
     def wait_too(*_: object) -> None:
@@ -251,7 +251,7 @@ def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> N
         try:
             mine.lock("y").acquire(timeout=3)
         except lualock.LockError as error:
-            said.append((error, time.monotonic() - start))
+            errors.append((error, time.monotonic() - start))
         finally:
             over.set()
 
@@ -274,7 +274,7 @@ def test_a_handler_that_waits_while_its_thread_connects(one_server: Server) -> N
             with pytest.raises(lualock.NotAcquired):
                 mine.lock("x").acquire(timeout=1)
             assert struck.is_set()
-            ((error, took_s),) = said
+            ((error, took_s),) = errors
             assert isinstance(error, lualock.LockUnavailable)
             assert "signal handler" in str(error)
             assert took_s < 1
@@ -413,8 +413,8 @@ def test_struck_again_while_it_cleans_up(
     main = threading.get_ident()
 
     def looked() -> bool:  # so that nothing of it is under way
-        looks = [each for each in proxy.seen if each.script == "wait"]
-        return sum(isinstance(each.reply, list) for each in looks) >= 2
+        checks = [each for each in proxy.seen if each.script == "wait"]
+        return sum(isinstance(each.reply, list) for each in checks) >= 2
 
     def strike() -> None:
         for happened in (looked, lambda: proxy.met):
@@ -478,7 +478,7 @@ EVENT_LOOP = """
     from lualock import aio
 
     # asyncio turns the first SIGINT into a cancellation of main(); until it does, and when main()
-    # has ended, the signal is none of ours.
+    # has ended, the signal has another handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
     ready = threading.Event()
     chance = random.Random(4)
@@ -495,7 +495,7 @@ EVENT_LOOP = """
             try:
                 await asyncio.gather(*tasks)
                 await asyncio.sleep(5)
-            finally:  # as a TaskGroup does: nobody goes on when the locks are closed
+            finally:  # as a TaskGroup does: no task goes on when the locks are closed
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)

@@ -400,10 +400,10 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, kept in zip(paths, (_kept(100, True), _kept(50, False)), strict=True):
         path.write_text(json.dumps(kept))
     assert main(["compare", *map(str, paths)]) == 0
-    told = capsys.readouterr().out
-    assert "| lualock, 32 processes | per_s | 100 | 50 | 0.50 |" in told
-    assert "wait_p99_ms" not in told
-    assert "| fast | 100 (met) | 50 (missed) |" in told
+    output = capsys.readouterr().out
+    assert "| lualock, 32 processes | per_s | 100 | 50 | 0.50 |" in output
+    assert "wait_p99_ms" not in output
+    assert "| fast | 100 (met) | 50 (missed) |" in output
     assert "The same in both." in compare.compared(_kept(100, True), _kept(101, True))
 
 
@@ -415,13 +415,13 @@ def test_compare_with_another_version() -> None:
     row = after["results"]["contention"][0]
     row["per_s"], row["of_new"] = None, 7
     after["targets"] = [{"claim": "another", "figure": None, "met": False}]
-    told = compare.compared(before, after)
-    assert "Only before: gone." in told
-    assert "Only after: came." in told
-    assert "| lualock, 32 processes | per_s | 100 | - |  |" in told
-    assert "of_new" not in told
-    assert "| fast | 100 (met) | - |" in told
-    assert "| another | - | - (missed) |" in told
+    output = compare.compared(before, after)
+    assert "Only before: gone." in output
+    assert "Only after: came." in output
+    assert "| lualock, 32 processes | per_s | 100 | - |  |" in output
+    assert "of_new" not in output
+    assert "| fast | 100 (met) | - |" in output
+    assert "| another | - | - (missed) |" in output
 
 
 @pytest.mark.parametrize("text", [None, "no JSON", "[]", "{}"])
@@ -463,8 +463,8 @@ def test_colours() -> None:
     """A rival has one colour in all its forms, and lualock has its own."""
     assert plots.colour("redis-py Lock") == plots.colour("redis-py asyncio Lock")
     assert plots.colour("python-redis-lock") != plots.colour("redis-lock-py")
-    everybody = [name for name in rivals.SYNC | rivals.TASKS if not name.startswith("lualock")]
-    assert plots.OURS not in {plots.colour(name) for name in everybody}
+    others = [name for name in rivals.SYNC | rivals.TASKS if not name.startswith("lualock")]
+    assert plots.OURS not in {plots.colour(name) for name in others}
     assert plots.colour("lualock.aio") == plots.OURS
 
 
@@ -543,9 +543,9 @@ def test_the_help_and_an_unknown_scenario(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == status
-        told = " ".join("".join(capsys.readouterr()).split())
-        assert ", ".join(SCENARIOS) in told
-        assert "[]" not in told
+        output = " ".join("".join(capsys.readouterr()).split())
+        assert ", ".join(SCENARIOS) in output
+        assert "[]" not in output
 
 
 @pytest.mark.usefixtures("small")

@@ -69,7 +69,7 @@ def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
                 with pytest.raises(lualock.InvalidArgument, match="0 or more, not -3"):
                     lock_kit.advance(-3)
                 locks.lock("x").acquire(timeout=0)
-            lock_kit.assert_locked("x")  # not by the other, who was told that it had lost it
+            lock_kit.assert_locked("x")  # not by the other process, which lost it
         """,
         tests=3,
     )

@@ -66,7 +66,7 @@ async def test_timeout(shell: World, timeout: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("", "must not be empty"),
         (b"", "must not be empty"),
@@ -78,9 +78,9 @@ async def test_timeout(shell: World, timeout: Any) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_name(shell: World, name: Any, said: str) -> None:
+def test_name(shell: World, name: Any, message: str) -> None:
     """A name that is empty, too long, or neither text nor bytes is refused."""
-    with pytest.raises(lualock.InvalidArgument, match=said):
+    with pytest.raises(lualock.InvalidArgument, match=message):
         shell.connect().lock(name)
 
 
@@ -132,8 +132,8 @@ def test_the_wrong_kind_of_client() -> None:
         (lualock.connect, "redis://:pass/word@localhost/1", "not a server's URL. It begins"),
         (lualock.connect, redis.RedisCluster.__new__(redis.RedisCluster), "cluster"),
     ]
-    for make, client, said in wrong:
-        with pytest.raises(lualock.InvalidArgument, match=said):
+    for make, client, message in wrong:
+        with pytest.raises(lualock.InvalidArgument, match=message):
             make(client)
 
 
@@ -174,7 +174,7 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
 
 @pytest.mark.parametrize("connect", [lualock.connect, aio.connect])
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("redis://h/1/2", "the number of a database, not '1/2'"),
         ("redis://me:s3cret@h/abc", "the number of a database, not 'abc'"),
@@ -213,9 +213,9 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
     ],
     ids=lambda value: value[:40],
 )
-def test_a_url_with_a_meaningless_part(connect: Any, url: str, said: str) -> None:
+def test_a_url_with_a_meaningless_part(connect: Any, url: str, message: str) -> None:
     """A URL with a part without meaning is refused, with a correction and without its password."""
-    with pytest.raises(lualock.InvalidArgument, match=f"^not a server's .*{said}") as caught:
+    with pytest.raises(lualock.InvalidArgument, match=f"^not a server's .*{message}") as caught:
         connect(url)
     assert "s3cret" not in str(caught.value)
 

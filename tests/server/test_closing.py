@@ -88,12 +88,12 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
 
 async def test_closing_keeps_the_reply_to_a_claim(shell: World, proxy: Proxy) -> None:
     """A lease whose claim was answered lasts its whole ttl after its connection is closed."""
-    told: list[Any] = []
-    locks, lease = await _with_a_claim_unread(shell, proxy, on_lost=told.append)
+    losses: list[Any] = []
+    locks, lease = await _with_a_claim_unread(shell, proxy, on_lost=losses.append)
     await settle(locks.aclose() if shell.asynchronous else locks.close())
     assert lease.remaining() > 50
     await settle(lease.release())
-    assert told == []
+    assert losses == []
 
 
 async def test_a_broken_connection_keeps_the_reply_to_a_claim_on_another(

@@ -26,9 +26,11 @@ def test_a_smaller_fence_is_refused(server: Server) -> None:
         fenced_set(client, "k", b"two", fence=10)
         fenced_set(client, "k", "three", fence=12, ttl=60)
         assert 0 < client.pttl("k") <= 60_000
-        with pytest.raises(lualock.StaleFence, match="fence 11 is stale, 12 has been seen") as told:
+        with pytest.raises(
+            lualock.StaleFence, match="fence 11 is stale, 12 has been seen"
+        ) as caught:
             fenced_set(client, "k", "late", fence=11)
-        assert (told.value.fence, told.value.seen) == (11, 12)
+        assert (caught.value.fence, caught.value.seen) == (11, 12)
         assert client.get("k") == b"three"
         client.delete("k")
         with pytest.raises(lualock.StaleFence):  # the guard outlives what it guards
@@ -112,7 +114,7 @@ def test_the_fence_is_kept_in_the_key_s_slot(key: bytes, beside: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"key": b"a{}b"}, "no hash tag|hash tag"),
         ({"key": b"a}b"}, "hash tag"),
@@ -128,9 +130,9 @@ def test_the_fence_is_kept_in_the_key_s_slot(key: bytes, beside: bytes) -> None:
         ({"ttl": 0}, "ttl must be"),
     ],
 )
-def test_bad_arguments(one_client: Any, change: dict[str, Any], said: str) -> None:
+def test_bad_arguments(one_client: Any, change: dict[str, Any], message: str) -> None:
     """Bad arguments are refused before any request is sent."""
-    with pytest.raises(lualock.InvalidArgument, match=said):
+    with pytest.raises(lualock.InvalidArgument, match=message):
         fenced_set(one_client, **{"key": "k", "value": "v", "fence": 5, **change})
     assert one_client.keys() == []
 
@@ -159,8 +161,8 @@ def test_a_holder_that_slept_is_refused(one_server: Server, one_client: Any) -> 
         with lualock.connect(one_server.url) as locks, locks.lock("x", ttl=30) as lease:
             fenced_set(one_client, "k", "in time", fence=lease.fence)
             os.kill(sleeper.pid, signal.SIGCONT)
-            said, _ = sleeper.communicate("\n")
-    word, stale = said.split()
+            message, _ = sleeper.communicate("\n")
+    word, stale = message.split()
     assert word == "refused"
     assert one_client.get("k") == b"in time"
 

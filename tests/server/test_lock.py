@@ -433,17 +433,17 @@ async def test_a_block_that_ends_in_another_thread_releases_no_other_lease(shell
     lock = shell.connect().lock("x", ttl=0.2)
     end = "__aexit__" if shell.asynchronous else "__exit__"
 
-    async def elsewhere(work: Any) -> Any:
+    async def in_another(work: Any) -> Any:
         if shell.asynchronous:
             return await asyncio.create_task(work())
         return await shell.beside(work)
 
-    lost = await elsewhere(getattr(lock, end.replace("exit", "enter")))
+    lost = await in_another(getattr(lock, end.replace("exit", "enter")))
     await shell.until(lambda: not lost.held and not shell.client.exists(lock.key))
     async with entered(lock) as lease:
         await settle(lease.extend(30))
         with pytest.raises(lualock.LeaseLost):
-            await elsewhere(lambda: getattr(type(lock), end)(lock, None, None, None))
+            await in_another(lambda: getattr(type(lock), end)(lock, None, None, None))
         assert lease.held
         assert await settle(lock.locked())
 

@@ -31,15 +31,15 @@ pytestmark = pytest.mark.slow
 @few
 async def test_on_lost_when_the_time_is_over(world: World) -> None:
     """At the end of the lease ``on_lost`` is called once, with the lease, which is lost by then."""
-    told: list[Any] = []
-    lock = world.connect().lock("x", ttl=0.3, on_lost=lambda lost: told.append((lost, lost.lost)))
+    losses: list[Any] = []
+    lock = world.connect().lock("x", ttl=0.3, on_lost=lambda lost: losses.append((lost, lost.lost)))
     lease = await settle(lock.acquire())
-    await world.until(lambda: told)
-    assert told == [(lease, True)]
+    await world.until(lambda: losses)
+    assert losses == [(lease, True)]
     await world.until(lambda: world.client.get(lock.key) is None)
     with pytest.raises(lualock.LeaseLost):
         await settle(lease.release())
-    assert len(told) == 1
+    assert len(losses) == 1
 
 
 @few
@@ -47,13 +47,13 @@ async def test_on_lost_when_a_renewal_finds_it_gone(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A renewed lease whose key was deleted is lost at its next renewal, and the log shows it."""
-    told: list[Any] = []
-    lock = world.connect().lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    losses: list[Any] = []
+    lock = world.connect().lock("x", ttl=0.6, renew=True, on_lost=losses.append)
     with caplog.at_level(logging.ERROR, logger="lualock.watch"):
         lease = await settle(lock.acquire())
         world.client.delete(lock.key)
-        await world.until(lambda: told)
-    assert told == [lease]
+        await world.until(lambda: losses)
+    assert losses == [lease]
     assert lease.lost
     assert "the lease of lock 'x' is lost" in caplog.text
 
@@ -62,41 +62,41 @@ async def test_on_lost_when_a_renewal_finds_it_gone(
 async def test_on_lost_is_not_called_after_a_release(world: World) -> None:
     """``on_lost`` is not called after a release, even if the release itself finds the lease
     lost."""
-    told: list[Any] = []
+    losses: list[Any] = []
     locks = world.connect()
-    lease = await settle(locks.lock("x", ttl=0.2, on_lost=told.append).acquire())
+    lease = await settle(locks.lock("x", ttl=0.2, on_lost=losses.append).acquire())
     await settle(lease.release())
-    late = await settle(locks.lock("y", ttl=30, on_lost=told.append).acquire())
+    late = await settle(locks.lock("y", ttl=30, on_lost=losses.append).acquire())
     world.client.delete("lualock:{y}")
     with pytest.raises(lualock.LeaseLost):
         await settle(late.release())
-    other = await settle(locks.lock("z", ttl=0.3, on_lost=told.append).acquire())
-    await world.until(lambda: told)  # by then the first loss would be reported, too
-    assert told == [other]
+    other = await settle(locks.lock("z", ttl=0.3, on_lost=losses.append).acquire())
+    await world.until(lambda: losses)  # by then the first loss would be reported, too
+    assert losses == [other]
 
 
 async def test_on_lost_when_extend_finds_it_gone(shell: World) -> None:
     """``on_lost`` is called when ``extend()`` raises ``LeaseLost``."""
-    told: list[Any] = []
-    lock = shell.connect().lock("x", ttl=30, on_lost=told.append)
+    losses: list[Any] = []
+    lock = shell.connect().lock("x", ttl=30, on_lost=losses.append)
     lease = await settle(lock.acquire())
     shell.client.delete(lock.key)
     with pytest.raises(lualock.LeaseLost):
         await settle(lease.extend(30))
-    await shell.until(lambda: told)
-    assert told == [lease]
+    await shell.until(lambda: losses)
+    assert losses == [lease]
 
 
 async def test_the_loss_is_reported_at_the_extended_end(shell: World) -> None:
     """After ``extend()`` the loss is reported at the new end, sooner or later."""
-    told: list[str] = []
+    losses: list[str] = []
     locks = shell.connect()
-    longer = await settle(locks.lock("a", ttl=0.3, on_lost=lambda _: told.append("a")).acquire())
+    longer = await settle(locks.lock("a", ttl=0.3, on_lost=lambda _: losses.append("a")).acquire())
     await settle(longer.extend(1.0))
-    sooner = await settle(locks.lock("b", ttl=60, on_lost=lambda _: told.append("b")).acquire())
+    sooner = await settle(locks.lock("b", ttl=60, on_lost=lambda _: losses.append("b")).acquire())
     await settle(sooner.extend(0.5))
-    await shell.until(lambda: len(told) == 2)
-    assert told == ["b", "a"]
+    await shell.until(lambda: len(losses) == 2)
+    assert losses == ["b", "a"]
 
 
 async def test_a_callback_that_raises_or_hangs(
@@ -168,12 +168,12 @@ async def test_wait_lost_of_a_lease_that_is_found_gone(world: World) -> None:
 @few
 async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A lease is renewed until ``max_hold`` and then lost, at the server as in the client."""
-    told: list[Any] = []
-    lock = world.connect().lock("x", ttl=0.4, renew=True, max_hold=0.9, on_lost=told.append)
+    losses: list[Any] = []
+    lock = world.connect().lock("x", ttl=0.4, renew=True, max_hold=0.9, on_lost=losses.append)
     start = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="lualock.watch"):
         lease = await settle(lock.acquire())
-        await world.until(lambda: told)
+        await world.until(lambda: losses)
     assert 0.8 < time.monotonic() - start < 2
     assert lease.lost
     assert "max_hold is over" in caplog.text
@@ -190,7 +190,7 @@ async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"max_hold": 5, "ttl": 30}, "max_hold needs a lease that is renewed"),
         ({"max_hold": 0}, "max_hold must be at least"),
@@ -198,9 +198,9 @@ async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
         ({"on_lost": 5}, "on_lost must be callable"),
     ],
 )
-async def test_bad_options(shell: World, options: dict[str, Any], said: str) -> None:
+async def test_bad_options(shell: World, options: dict[str, Any], message: str) -> None:
     """Options that cannot be combined are refused when the lock object is created."""
-    with pytest.raises(lualock.InvalidArgument, match=said):
+    with pytest.raises(lualock.InvalidArgument, match=message):
         shell.connect().lock("x", **options)
 
 
@@ -238,12 +238,12 @@ async def test_a_failing_renewal_is_logged(
     shell: World, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the server is silent, renewal is logged and repeated; then the lease is lost."""
-    told: list[Any] = []
-    lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=told.append)
+    losses: list[Any] = []
+    lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=losses.append)
     with caplog.at_level(logging.WARNING, logger="lualock.watch"):
         lease = await settle(lock.acquire())
         proxy.silent = True
-        await shell.until(lambda: told)
+        await shell.until(lambda: losses)
     assert caplog.text.count("could not be renewed, trying again") >= 2
     assert "is lost: it expired" in caplog.text
     assert lease.lost
@@ -317,8 +317,8 @@ def test_a_loss_is_reported_once_a_thread_can_be_started(
     """If no thread can be started for ``on_lost``, it is tried again, and other leases are
     renewed."""
     monkeypatch.setattr(watch, "RETRY_S", 0.1)
-    told: list[Any] = []
-    gone = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    losses: list[Any] = []
+    gone = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append)
     lost = gone.acquire()
     other = locks.lock("y", ttl=0.6, renew=True).acquire()
     failed = threads_fail(monkeypatch, "lualock-lost")
@@ -326,9 +326,9 @@ def test_a_loss_is_reported_once_a_thread_can_be_started(
     if found == "by extend":
         with pytest.raises(lualock.LeaseLost):
             lost.extend(0.6)
-    wait_until(lambda: told)
+    wait_until(lambda: losses)
     assert failed == ["lualock-lost"] * 2
-    assert told == [lost]
+    assert losses == [lost]
     deadline = other._state.deadline
     wait_until(lambda: other._state.deadline > deadline)
     assert other.held
@@ -408,19 +408,19 @@ async def test_a_handed_over_lease_is_watched(shell: World) -> None:
 
 async def test_a_lease_that_is_held_when_all_is_closed(shell: World) -> None:
     """A held lease is renewed after ``aclose()``, and its loss is reported."""
-    told: list[Any] = []
+    losses: list[Any] = []
     locks = shell.connect()
-    lock = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    lock = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append)
     lease, released = await settle(lock.acquire()), await settle(locks.lock("y").acquire())
     await settle(released.release())
     end = time.monotonic() + lease.remaining()
     for _ in range(2):
         await settle(locks.aclose() if shell.asynchronous else locks.close())
     await shell.until(lambda: time.monotonic() + lease.remaining() > end + 0.5)
-    assert told == []
+    assert losses == []
     shell.client.delete(lock.key)
-    await shell.until(lambda: told)
-    assert told == [lease]
+    await shell.until(lambda: losses)
+    assert losses == [lease]
 
 
 @pytest.mark.parametrize("how", ["twice at once", "and acquired meanwhile", "and cancelled"])
@@ -493,9 +493,9 @@ def test_an_outage_keeps_no_dropped_lease(
 
 async def test_a_lost_lease_that_is_extended_after_all_was_closed(one_server: Server) -> None:
     """A lost lease that is extended after ``aclose()`` is renewed, and its loss is reported."""
-    told: list[Any] = []
+    losses: list[Any] = []
     locks = aio.connect(one_server.url)
-    lock = locks.lock("x", ttl=0.6, renew=True, on_lost=told.append)
+    lock = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append)
     lease = await lock.acquire()
     with one_server.client() as client:
         client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
@@ -509,9 +509,9 @@ async def test_a_lost_lease_that_is_extended_after_all_was_closed(one_server: Se
         while time.monotonic() + lease.remaining() < end + 0.5:
             assert time.monotonic() < give_up
             await asyncio.sleep(0.01)
-        del told[:]
+        del losses[:]
         client.delete(lock.key)
-        while not told:
+        while not losses:
             assert time.monotonic() < give_up
             await asyncio.sleep(0.01)
     await locks.aclose()
@@ -663,26 +663,26 @@ async def test_a_body_that_ends_in_time_is_left_alone(one_server: Server) -> Non
 
 async def test_a_coroutine_as_callback(one_server: Server) -> None:
     """``on_lost`` may be a coroutine function."""
-    told: list[Any] = []
+    losses: list[Any] = []
 
     async def on_lost(lease: aio.Lease) -> None:
         await asyncio.sleep(0)
-        told.append(lease)
+        losses.append(lease)
 
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", ttl=0.1, on_lost=on_lost).acquire()
-        while not told:  # noqa: ASYNC110 - the callback is what is tested
+        while not losses:  # noqa: ASYNC110 - the callback is what is tested
             await asyncio.sleep(0.01)
-        assert told == [lease]
+        assert losses == [lease]
 
 
 async def test_entered_leases_are_watched_too(shell: World) -> None:
     """A ``with`` block on a lease that ends in it raises at its end if its body succeeded."""
-    told: list[Any] = []
-    lock = shell.connect().lock("x", ttl=0.2, on_lost=told.append)
+    losses: list[Any] = []
+    lock = shell.connect().lock("x", ttl=0.2, on_lost=losses.append)
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
         async with entered(lock) as lease:
-            await shell.until(lambda: told)
+            await shell.until(lambda: losses)
             await shell.until(lambda: not shell.client.exists(lock.key))
             assert lease.lost
 
@@ -690,16 +690,16 @@ async def test_entered_leases_are_watched_too(shell: World) -> None:
 async def test_a_lease_that_ended_in_the_client_only(shell: World) -> None:
     """A lease that the server still has can be extended after its local end, and is watched
     again."""
-    told: list[Any] = []
-    lock = shell.connect().lock("x", ttl=0.3, on_lost=told.append)
+    losses: list[Any] = []
+    lock = shell.connect().lock("x", ttl=0.3, on_lost=losses.append)
     lease = await settle(lock.acquire())
     shell.client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
-    await shell.until(lambda: told)
+    await shell.until(lambda: losses)
     assert lease.lost
     await settle(lease.extend(0.4))
     assert lease.held
     assert not lease.lost
-    await shell.until(lambda: len(told) == 2)
+    await shell.until(lambda: len(losses) == 2)
 
 
 async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Server) -> None:
@@ -723,7 +723,7 @@ async def test_a_body_that_has_ended_is_not_cancelled(one_server: Server) -> Non
         lease = await lock.acquire()
         with pytest.raises(lualock.LeaseLost):
             async with lease:
-                time.sleep(0.15)  # noqa: ASYNC251 - the loop stands still, and nobody is told
+                time.sleep(0.15)  # noqa: ASYNC251 - the loop is blocked, so no loss is reported
         locks._renewer()._tell(lease)
         await asyncio.sleep(0.01)  # a cancellation would come here
 
@@ -740,13 +740,13 @@ async def test_wait_lost_of_a_lease_that_is_made_shorter(world: World) -> None:
 
 async def test_a_loss_is_reported_during_a_slow_renewal(shell: World, proxy: Proxy) -> None:
     """A loss is reported on time while a renewal waits for a silent server."""
-    told: list[Any] = []
+    losses: list[Any] = []
     locks = shell.connect(proxy.url)
     renewed = await settle(locks.lock("renewed", ttl=0.9, renew=True).acquire())
-    lease = await settle(locks.lock("x", ttl=0.3, on_lost=told.append).acquire())
+    lease = await settle(locks.lock("x", ttl=0.3, on_lost=losses.append).acquire())
     proxy.silent = True
-    await shell.until(lambda: told, wait_s=2)
-    assert told == [lease]
+    await shell.until(lambda: losses, wait_s=2)
+    assert losses == [lease]
     assert renewed.name == "renewed"
 
 

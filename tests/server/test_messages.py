@@ -214,7 +214,7 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
     adopt: Any = locks.adopt
     lease = lock("b").acquire()
     damaged = f"lualock1.{'t' * 22}.1000.10.bHVhbG9jazp7fX0="
-    elsewhere = f"lualock1.{'t' * 22}.1000.10.b3RoZXI6e3h9"
+    foreign = f"lualock1.{'t' * 22}.1000.10.b3RoZXI6e3h9"
     for call, names, cause, advice in (
         (lambda: lock("x", ttl=0), "ttl", "not 0", r"must be from 0\.001"),
         (lambda: lock("x", ttl="5"), "ttl", "not str", "must be a number"),
@@ -235,7 +235,7 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
         (lambda: adopt(5), "adopt", "not int", "Pass what"),
         (lambda: locks.adopt("x"), "adopt", "not a handle", "Pass what"),
         (lambda: locks.adopt(damaged), "adopt", "is damaged", "Pass what"),
-        (lambda: locks.adopt(elsewhere), "adopt", "another prefix", "Use Locks with"),
+        (lambda: locks.adopt(foreign), "adopt", "another prefix", "Use Locks with"),
         (lambda: lock("x").__exit__(None, None, None), "block", "not entered", "Use the lease"),
         (lambda: fencing.fenced_set(client, "k", "v", fence=0), "fence", "above 0", "must be"),
         (lambda: fencing.fenced_set(None, "k", "v", fence=1), "client", "NoneType", "must be"),

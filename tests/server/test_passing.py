@@ -152,7 +152,7 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("handle", "said"),
+    ("handle", "message"),
     [
         (5, "must be str, not int"),
         ("", "is not a handle"),
@@ -163,9 +163,9 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
         ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7fX0=", "is damaged"),
     ],
 )
-async def test_an_invalid_handle(shell: World, handle: Any, said: str) -> None:
+async def test_an_invalid_handle(shell: World, handle: Any, message: str) -> None:
     """A text that is not a handle is refused without a request, and not repeated in the error."""
-    with pytest.raises(lualock.InvalidArgument, match=said) as caught:
+    with pytest.raises(lualock.InvalidArgument, match=message) as caught:
         await settle(shell.connect().adopt(handle))
     assert "ttttt" not in str(caught.value)
 
@@ -207,16 +207,18 @@ def test_an_adoption_with_an_unknown_outcome() -> None:
     """A repeated request that could not be sent leaves the first one's outcome unknown."""
     server = ServerClock(lambda: 0.0, 5.0)
     server.compare(0.0, 0.0, 0)
-    ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
-    steps = adopt(ask, b"t" * 22, server)
+    request = AcquireRequest(
+        "x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False
+    )
+    steps = adopt(request, b"t" * 22, server)
     assert isinstance(next(steps), RunScript)
     assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
     gone = lualock.LockUnavailable("no connection")
     undone = [steps.throw(gone), steps.send(None)]
     assert [type(step) for step in undone] == [CleanupLater, RunScript]
-    with pytest.raises(lualock.LockUnavailable) as told:
+    with pytest.raises(lualock.LockUnavailable) as caught:
         steps.send(b"released")
-    assert told.value.outcome_unknown
+    assert caught.value.outcome_unknown
 
 
 def test_a_lock_kept_for_a_retry_may_have_been_taken_over() -> None:
@@ -224,10 +226,12 @@ def test_a_lock_kept_for_a_retry_may_have_been_taken_over() -> None:
     is not certain, so it is not reported."""
     server = ServerClock(lambda: 0.0, 5.0)
     server.compare(0.0, 0.0, 0)
-    ask = AcquireRequest("x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False)
-    steps = adopt(ask, b"t" * 22, server, "kept", fresh=False)
+    request = AcquireRequest(
+        "x", b"k", b"q", b"h" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False
+    )
+    steps = adopt(request, b"t" * 22, server, "kept", fresh=False)
     assert isinstance(next(steps), RunScript)
     assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
-    with pytest.raises(lualock.LockUnavailable) as told:
+    with pytest.raises(lualock.LockUnavailable) as caught:
         steps.send([b"held", b"another"])
-    assert told.value.outcome_unknown
+    assert caught.value.outcome_unknown

@@ -189,17 +189,17 @@ def test_claim(raw: Raw, listening: Any) -> None:
     assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not granted from the queue
     raw.wait(A)
     assert raw("hand_over", MINE, 1) == b"handed_over"
-    given = raw.client.get(KEY)[1:17]
-    assert raw("claim", given + B, 90_000) == b"missing"
+    granted = raw.client.get(KEY)[1:17]
+    assert raw("claim", granted + B, 90_000) == b"missing"
     assert raw("claim", fence + A, 90_000) == b"missing"
     assert raw.client.pttl(KEY) <= 2500
-    assert raw("claim", given + A, 90_000) == b"claimed"
+    assert raw("claim", granted + A, 90_000) == b"claimed"
     assert 30_000 < raw.client.pttl(KEY) <= 90_000
     raw("hand_over", A, 1)
-    assert raw("claim", given + A, 90_000) == b"missing"
+    assert raw("claim", granted + A, 90_000) == b"missing"
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
     raw.client.delete(KEY)
-    assert raw("claim", given + A, 90_000) == b"missing"
+    assert raw("claim", granted + A, 90_000) == b"missing"
     assert raw.client.keys() == []
 
 
@@ -272,11 +272,11 @@ def test_conflict(raw: Raw, value: bytes) -> None:
 @pytest.fixture
 def listening(raw: Raw) -> Any:
     """Return a subscriber of the channel."""
-    heard = raw.client.pubsub()
-    heard.subscribe(CHANNEL)
-    assert heard.get_message(timeout=5)["type"] == "subscribe"
-    yield heard
-    heard.close()
+    subscriber = raw.client.pubsub()
+    subscriber.subscribe(CHANNEL)
+    assert subscriber.get_message(timeout=5)["type"] == "subscribe"
+    yield subscriber
+    subscriber.close()
 
 
 def next_message(listening: Any) -> bytes | None:
@@ -436,7 +436,7 @@ def test_a_young_head_gets_no_message(raw: Raw, listening: Any) -> None:
 def test_a_caller_that_becomes_the_head_is_not_dropped(raw: Raw, listening: Any) -> None:
     """A caller that becomes the head by its own call keeps its place without a message."""
     take(raw, listening)
-    deaf = ticket(B).replace(CHANNEL, b"nobody-hears-this")
+    deaf = ticket(B).replace(CHANNEL, b"no-subscriber")
     raw.wait(A, _old(1))
     raw("wait", deaf, _old(2), 0, 1, ALWAYS)
     raw.client.delete(KEY)
@@ -461,12 +461,12 @@ def test_a_waiter_that_checks_is_not_dropped(raw: Raw, listening: Any) -> None:
     """A waiter that checks while no message reaches it keeps its place, and learns its rank."""
     take(raw, listening)
     raw.wait(A, _old(1))
-    asks = B + b"30000 nobody about b"
-    raw("wait", asks, _old(2), 0, 1, ALWAYS)
+    own_ticket = B + b"30000 nobody about b"
+    raw("wait", own_ticket, _old(2), 0, 1, ALWAYS)
     raw.client.delete(KEY)
-    looked = raw("wait", asks, _old(2), 0, 1, ALWAYS)  # gives the lock to the first
-    assert looked[0] == b"queued"
-    assert looked[5] == 0
+    reply = raw("wait", own_ticket, _old(2), 0, 1, ALWAYS)  # gives the lock to the first
+    assert reply[0] == b"queued"
+    assert reply[5] == 0
     assert raw.waiters() == [B]
 
 

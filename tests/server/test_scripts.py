@@ -71,7 +71,7 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (GOOD.replace("-- verb:", "-- other:"), "the first line must be"),
         ("local x = 1\n", "the first line must be"),
@@ -94,11 +94,11 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
         (GOOD.replace("token", "proof", 2) + "local x = ARGV[2]\n", "the body binds"),
     ],
 )
-def test_a_file_against_the_rules_does_not_load(text: str, said: str) -> None:
+def test_a_file_against_the_rules_does_not_load(text: str, message: str) -> None:
     """A file that breaks a rule of the loader is refused, with the reason."""
     assert parse("verb", GOOD, {}).keys == ("lock",)
     assert parse("verb", GOOD + REPLY + OTHER + "return reply(proof, say(1))\n", {}).proof_at == 1
-    with pytest.raises(ScriptError, match=re.escape(said)):
+    with pytest.raises(ScriptError, match=re.escape(message)):
         parse("verb", text, {})
 
 

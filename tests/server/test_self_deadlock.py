@@ -99,8 +99,8 @@ async def test_inside_its_own_block(shell: World, way: str) -> None:
             lease.check()
         for other in others:
             await enter_and_leave(other)
-    told = pickle.loads(pickle.dumps(refused.value))
-    assert (str(told), told.name) == (str(refused.value), "x")
+    copy = pickle.loads(pickle.dumps(refused.value))
+    assert (str(copy), copy.name) == (str(refused.value), "x")
 
 
 async def test_with_a_timeout(shell: World) -> None:
@@ -209,15 +209,15 @@ def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
     begins = threading.Thread(target=lock.__enter__)
     begins.start()
     begins.join()
-    told: list[Any] = []
+    results: list[Any] = []
 
     def wait() -> None:
         if threading.get_ident() != begins.ident:
             return
         try:
-            told.append(lock.acquire())
+            results.append(lock.acquire())
         except lualock.LockError as error:
-            told.append(error)
+            results.append(error)
 
     for _ in range(1000):  # a new thread gets the stack, and so the ident, of a joined one
         waits = threading.Thread(target=wait)
@@ -227,11 +227,11 @@ def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
         waits.join()
     else:
         pytest.skip("this system does not use idents again")
-    wait_until(lambda: told or shell_plain.waiters(lock) == 1)
+    wait_until(lambda: results or shell_plain.waiters(lock) == 1)
     lock.__exit__(None, None, None)
     waits.join()
-    assert isinstance(told[0], lualock.Lease)
-    told[0].release()
+    assert isinstance(results[0], lualock.Lease)
+    results[0].release()
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None
         case "list":
             world.client.rpush(lock.key, "value")
         case "text":
-            world.client.set(lock.key, "somebody's own value, longer than a record is at least")
+            world.client.set(lock.key, "a foreign value, longer than the shortest record is")
         case "short text":
             world.client.set(lock.key, "H1")
         case "no fence":
@@ -437,9 +437,14 @@ def test_tls_and_sentinel_settings_are_kept() -> None:
 
     url = "rediss://me:pw@example.invalid:6380/2?ssl_cert_reqs=none&socket_timeout=3"
     endpoint = Endpoint.of_url(url)
-    told: Any = endpoint.blocking_connection()
-    assert isinstance(told, redis.SSLConnection)
-    assert (told.host, told.port, told.db, told.socket_timeout) == ("example.invalid", 6380, 2, 3)
+    connection: Any = endpoint.blocking_connection()
+    assert isinstance(connection, redis.SSLConnection)
+    assert (connection.host, connection.port, connection.db, connection.socket_timeout) == (
+        "example.invalid",
+        6380,
+        2,
+        3,
+    )
     assert type(endpoint.asyncio_connection()).__name__ == "SSLConnection"
     assert "pw" not in str(endpoint)
 

@@ -377,9 +377,9 @@ async def test_a_false_message_gives_nothing(world: World) -> None:
     waiting = await _queue(world, lock, "a", order)
     ticket = world.client.zrange(lock.key + b":waiters", 0, 0)[0]
     token, channel = ticket[:22], ticket.split(b" ")[1]
-    looks = world.calls("evalsha")
+    runs = world.calls("evalsha")
     world.client.publish(channel, token)  # check again
-    await world.until(lambda: world.calls("evalsha") > looks)
+    await world.until(lambda: world.calls("evalsha") > runs)
     world.client.publish(channel, token + b"%016d" % (lease.fence - 1))  # an old grant
     world.client.publish(channel, b"x" * 22 + b"9" * 16)  # of another waiter
     await asyncio.sleep(0.1)  # the claim is that nothing happens
@@ -406,7 +406,7 @@ async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
     for script in SCRIPTS.values():  # otherwise the first request would be repeated
         world.client.script_load(script.source)
     # The server's requests in their order show which waiter came when.
-    with world.server.client() as client, client.monitor() as heard:
+    with world.server.client() as client, client.monitor() as monitor:
         first = await settle(locks.lock("x", ttl=30).acquire())
         workers = [asyncio.ensure_future(worker()) for _ in range(count)]
         await world.until(lambda: world.waiters(locks.lock("x")) == count)
@@ -414,7 +414,7 @@ async def test_thousands_of_hand_overs_in_turn(world: World) -> None:
         await asyncio.gather(*workers)
         world.client.echo("the end")
         came: dict[str, None] = {}
-        while (command := heard.next_command()["command"]) != "ECHO the end":
+        while (command := monitor.next_command()["command"]) != "ECHO the end":
             # In a queue check the ticket follows the queue's key.
             _, _, ticket = command.partition("lualock:{x}:waiters ")
             if command.startswith("EVAL") and " lualock:wake:" in ticket:
@@ -768,11 +768,11 @@ async def test_cancelled_callers_shift_no_replies(server: Server, resp: int) -> 
         held = [await locks.lock(f"l{n}", ttl=60).acquire() for n in range(50)]
         fences = {lease.name: lease.fence for lease in held}
 
-        async def look(name: str) -> None:
+        async def inspect(name: str) -> None:
             assert (await locks.lock(name).inspect()).fence == fences[name]
 
         for turn in range(20):
-            tasks = [asyncio.create_task(look(name)) for name in fences]
+            tasks = [asyncio.create_task(inspect(name)) for name in fences]
             for _ in range(turn % 5):
                 await asyncio.sleep(0)
             for task in tasks[::3]:
@@ -803,11 +803,11 @@ async def test_a_server_that_reads_nothing() -> None:
             await (await lock.acquire()).release()
             assert server.process is not None
             server.process.send_signal(signal.SIGSTOP)
-            asked = [  # three megabytes
+            requests = [  # three megabytes
                 asyncio.create_task(locks.lock(f"{number:04d}" * 250).locked())
                 for number in range(3000)
             ]
-            done, _ = await asyncio.wait(asked, timeout=0.1)
+            done, _ = await asyncio.wait(requests, timeout=0.1)
             assert not done
             start = time.monotonic()
             with pytest.raises(lualock.LockUnavailable, match="reads no requests") as caught:
@@ -816,7 +816,7 @@ async def test_a_server_that_reads_nothing() -> None:
             assert not caught.value.outcome_unknown  # it was not sent
             waiter = asyncio.create_task(lock.acquire())
             server.process.send_signal(signal.SIGCONT)
-            assert not any(await asyncio.gather(*asked))
+            assert not any(await asyncio.gather(*requests))
             await (await asyncio.wait_for(waiter, 5)).release()
     finally:
         server.close()

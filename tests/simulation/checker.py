@@ -479,7 +479,7 @@ def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verd
             wrong = f"{one.id} reported {lock} as released, which {following.id} had by then"
             since = min(
                 one.requested_at, following.requested_at
-            )  # who had it first may have been paused since
+            )  # the first holder may have been paused since
         elif one.outcome == "lost" and one.released < one.deadline:
             wrong = (
                 f"{one.id} reported its lease of {lock} as lost, "

@@ -86,7 +86,7 @@ Answer = tuple[Any, bytes]  # a reply as the server sent it, and the proof with 
 
 
 class Opening:
-    """A connection that is being opened. One for calls asks for the server's time first."""
+    """A connection that is being opened. One for calls reads the server's time first."""
 
     def __init__(
         self,

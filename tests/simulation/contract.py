@@ -199,11 +199,13 @@ def refused(store: Store, error: Refused, verb: str, foreign: bool) -> Iterator[
 def _leaves_alone(run: Run) -> Iterator[str]:
     """A foreign value stays; after the reply 'conflict', so does all else."""
     reply, before, after = run.reply, run.before, run.after
-    said = isinstance(reply, list) and reply[0] == b"conflict"
-    said = said or (run.call.script.name == "claim" and reply == b"missing")  # it reads no more
-    if after != before and (said or before.foreign or after.queue != before.queue):
+    reported = isinstance(reply, list) and reply[0] == b"conflict"
+    reported = reported or (
+        run.call.script.name == "claim" and reply == b"missing"
+    )  # it reads no more
+    if after != before and (reported or before.foreign or after.queue != before.queue):
         yield "changed a foreign value"
-    if before.foreign and not said:
+    if before.foreign and not reported:
         yield f"did not see that the record is foreign, and answered {reply}"
 
 
@@ -258,14 +260,14 @@ def owned(run: Run, token: bytes) -> Iterator[str]:
         yield f"answers {run.reply} for a lease of {run.left_ms(run.after)} ms"
 
 
-def held(run: Run, said: list[Any]) -> Iterator[str]:
+def held(run: Run, answer: list[Any]) -> Iterator[str]:
     """The reply describes the holder: ttl, since when, holder_info."""
     after = run.after
     held_ms = (run.store.now_us - int(after.fence)) // 1000 if after.fence else 0
-    if said[0] != run.left_ms(after) or said[2] != after.holder_info:
-        yield f"answers {said}, and it is {run.left_ms(after)} ms, {after.holder_info!r}"
-    elif said[1] != held_ms and run.store.now_us >= int(after.fence):
-        yield f"answers that it is held for {said[1]} ms, and it is for {held_ms}"
+    if answer[0] != run.left_ms(after) or answer[2] != after.holder_info:
+        yield f"answers {answer}, and it is {run.left_ms(after)} ms, {after.holder_info!r}"
+    elif answer[1] != held_ms and run.store.now_us >= int(after.fence):
+        yield f"answers that it is held for {answer[1]} ms, and it is for {held_ms}"
 
 
 def _acquire(run: Run, token: bytes, word: bytes) -> Iterator[str]:

@@ -19,7 +19,7 @@ JUNK: tuple[bytes, ...] = (
     b"x",
     b"H" + b"1" * 20,
     b"Hnot a number....." + b"t" * 40,
-    b"Z1800000000000000" + b"t" * 44 + b"who",
+    b"Z1800000000000000" + b"t" * 44 + b"web",
 )
 
 

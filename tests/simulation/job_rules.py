@@ -371,5 +371,5 @@ def _may_be_queued(job: _Job, requested_at: float, t: float) -> bool:
     """Whether it may have had a reservation at any time between the two."""
     before = job.freeing_since[: bisect_right(job.freed, requested_at)]
     freed = max(before, default=-math.inf)  # what it had by then was ended
-    asks = job.requested_at[: bisect_right(job.requested_at, t)]
-    return any(job.confirmed_at.get(one, math.inf) > freed for one in asks)
+    requested = job.requested_at[: bisect_right(job.requested_at, t)]
+    return any(job.confirmed_at.get(one, math.inf) > freed for one in requested)

@@ -42,7 +42,7 @@ KEYS = {
     "reservation_waiters": waiters_key(RESERVATION),
 }
 CHANNEL, NO_RECEIVER = b"{k}channel", b"{k}nobody"
-JOBS = (b"", b"who", b"who\njob a", b"who\njob b", b"another\njob a")
+JOBS = (b"", b"web", b"web\njob a", b"web\njob b", b"another\njob a")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "reservation_token": other[:22],
         "job": b"job a",
         "alone": choice((b"0", b"1")),
-        "holder": choice((b"", b"who", b"another")),
+        "holder": choice((b"", b"web", b"another")),
         "fence": choice(words.fences),
         "ttl_ms": ttl_ms,
         "holder_info": choice(JOBS),

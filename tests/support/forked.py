@@ -31,7 +31,7 @@ def case(run: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def fork_in_c() -> int:
-    """Fork without Python's hooks, while no other thread asks for the interpreter's lock.
+    """Fork without Python's hooks, while no other thread requests the interpreter's lock.
 
     CPython copies such a request to the child, where no thread is left to answer it: the child's
     main thread hands the lock over and waits for ever, in whatever code it is.

@@ -80,15 +80,15 @@ async def test_a_loop_that_runs_again_just_before_the_end(
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A loop that runs again just before the last renewal ends keeps its lease."""
-    told: list[Any] = []
+    losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        lease = await locks.lock("x", ttl=1, renew=True, on_lost=told.append).acquire()
+        lease = await locks.lock("x", ttl=1, renew=True, on_lost=losses.append).acquire()
         with caplog.at_level(logging.WARNING, logger="lualock.watch"):
             wait_until(lambda: "the event loop has not run" in caplog.text, wait_s=10)
         assert lease.held
         deadline = lease._state.deadline
         await _until(lambda: lease._state.deadline > deadline + 0.5)
-        assert told == []
+        assert losses == []
         await lease.release()
 
 
@@ -105,11 +105,11 @@ async def test_a_loop_that_hangs(
 ) -> None:
     """A loop that hangs loses its leases after some ttls, or ``max_hold``, and gets one notice when
     it runs again."""
-    told: list[Any] = []
+    losses: list[Any] = []
     begun = time.monotonic()
     mine = aio.connect(one_server.url)
     lock = mine.lock(
-        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=told.append, cancel_on_loss=True
+        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=losses.append, cancel_on_loss=True
     )
     held = []
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
@@ -121,15 +121,15 @@ async def test_a_loop_that_hangs(
             held.append(time.monotonic() - begun)
             assert lease.lost
             assert other.fence > lease.fence
-            assert told == []
+            assert losses == []
             await asyncio.sleep(5)
     bound_s = HUNG_TTLS * TTL_S if max_hold is None else max_hold
     assert bound_s - TTL_S / 2 < held[0] < bound_s + 1
     assert await waiting
-    await _until(lambda: told)
-    late = await mine.lock("y", 0.1, on_lost=told.append).acquire()
-    await _until(lambda: late in told)  # by then a second report would have come
-    assert told == [lease, late]
+    await _until(lambda: losses)
+    late = await mine.lock("y", 0.1, on_lost=losses.append).acquire()
+    await _until(lambda: late in losses)  # by then a second report would have come
+    assert losses == [lease, late]
     assert caplog.text.count("the event loop has not run") == (max_hold is None)
     other.release()
     await mine.aclose()
@@ -138,17 +138,17 @@ async def test_a_loop_that_hangs(
 async def test_a_lease_that_is_released_before_its_loss_is_reported(one_server: Server) -> None:
     """A lease that is released before its loss was reported causes no callback: ``release()``
     raises."""
-    told: list[Any] = []
+    losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
+        lease = await locks.lock("x", TTL_S, on_lost=losses.append).acquire()
         with one_server.client() as client:
             wait_until(lambda: lease.lost and not client.exists("lualock:{x}"))
         time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the loop is blocked while the thread finds the loss
         with pytest.raises(lualock.LeaseLost):
             await lease.release()
-        other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
-        await _until(lambda: told)
-        assert told == [other]
+        other = await locks.lock("y", 0.1, on_lost=losses.append).acquire()
+        await _until(lambda: losses)
+        assert losses == [other]
 
 
 async def test_a_lease_that_another_loop_extends_before_its_loss_is_reported(
@@ -156,30 +156,31 @@ async def test_a_lease_that_another_loop_extends_before_its_loss_is_reported(
 ) -> None:
     """A lease that another loop extends before its loss was reported causes no callback; its next
     loss does."""
-    told: list[Any] = []
+    losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        lease = await locks.lock("x", TTL_S, on_lost=told.append).acquire()
+        lease = await locks.lock("x", TTL_S, on_lost=losses.append).acquire()
         with one_server.client() as client:
             client.pexpire("lualock:{x}", 60_000)  # as if the server's clock were slower
         wait_until(lambda: lease.lost)
         time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the loop is blocked while the thread finds the loss
         beside.submit(asyncio.run, lease.extend(1)).result(5)
         assert lease.held
-        other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
-        await _until(lambda: told)
-        assert told == [other]
-        await _until(lambda: len(told) == 2)
-        assert told == [other, lease]
+        other = await locks.lock("y", 0.1, on_lost=losses.append).acquire()
+        await _until(lambda: losses)
+        assert losses == [other]
+        await _until(lambda: len(losses) == 2)
+        assert losses == [other, lease]
 
 
 async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> None:
     """A loss that is found during ``aclose()`` is reported after it, unless the lease was
     released."""
-    told: list[Any] = []
+    losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
         watch = locks._renewer()
         leases = [
-            await locks.lock(name, TTL_S, on_lost=told.append).acquire() for name in ("x", "y", "z")
+            await locks.lock(name, TTL_S, on_lost=losses.append).acquire()
+            for name in ("x", "y", "z")
         ]
         with one_server.client() as client:
             wait_until(lambda: leases[2].lost and not client.exists("lualock:{x}"))
@@ -187,12 +188,12 @@ async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> N
         watch.close()
         with pytest.raises(lualock.LeaseLost):
             await leases[0].release()
-        assert told == []
+        assert losses == []
         watch.resume()
-        await _until(lambda: len(told) == 2)
-        late = await locks.lock("late", 0.1, on_lost=told.append).acquire()
-        await _until(lambda: late in told)
-        assert told == [*leases[1:], late]
+        await _until(lambda: len(losses) == 2)
+        late = await locks.lock("late", 0.1, on_lost=losses.append).acquire()
+        await _until(lambda: late in losses)
+        assert losses == [*leases[1:], late]
 
 
 # Other loops.
@@ -237,9 +238,9 @@ def test_a_loop_that_ended_without_notice(
     """The leases of a closed loop are not renewed; a loop that stops running counts as hanging, and
     gets its notice if it runs again."""
     locks = aio.connect(one_server.url)
-    told: list[Any] = []
+    losses: list[Any] = []
     loop = asyncio.new_event_loop()
-    lock = locks.lock("x", TTL_S, renew=True, on_lost=told.append)
+    lock = locks.lock("x", TTL_S, renew=True, on_lost=losses.append)
     lease = loop.run_until_complete(lock.acquire())
     loop.run_until_complete(locks.aclose())  # the lease is watched as before
     begun = time.monotonic()
@@ -254,11 +255,11 @@ def test_a_loop_that_ended_without_notice(
         assert caplog.text == ""  # nothing was tried
     else:
         assert took_s > (HUNG_TTLS - 1) * TTL_S
-        assert told == []
-        loop.run_until_complete(_until(lambda: told))
+        assert losses == []
+        loop.run_until_complete(_until(lambda: losses))
         loop.run_until_complete(locks.aclose())
         loop.close()
-        assert told == [lease]
+        assert losses == [lease]
     wait_until(lambda: not _watching())
 
 
@@ -305,15 +306,15 @@ async def test_a_client_for_asyncio_only(
 ) -> None:
     """With a client for asyncio only, the loop renews: leases are lost if it is blocked for longer
     than a ttl."""
-    told: list[Any] = []
+    losses: list[Any] = []
     async with aio.Locks(for_asyncio_only(one_server, what)) as locks:
-        lease = await locks.lock("x", TTL_S, renew=True, on_lost=told.append).acquire()
+        lease = await locks.lock("x", TTL_S, renew=True, on_lost=losses.append).acquire()
         await asyncio.sleep(2 * TTL_S)  # long enough for a renewal
         assert lease.held
         time.sleep(TTL_S * 1.5)  # noqa: ASYNC251 - the loop is blocked
         assert lease.lost
-        await _until(lambda: told)
-        assert told == [lease]
+        await _until(lambda: losses)
+        assert losses == [lease]
     assert "the event loop is blocked, and in a thread" in caplog.text
     wait_until(lambda: not _watching())
 
@@ -365,10 +366,10 @@ async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A renewal that arrives after the release finds the lock free, and reports no loss."""
-    told: list[Any] = []
+    losses: list[Any] = []
     with FaultProxy(one_server.socket) as proxy:
         async with aio.connect(proxy.url) as locks:
-            lease = await locks.lock("x", ttl=4, renew=True, on_lost=told.append).acquire()
+            lease = await locks.lock("x", ttl=4, renew=True, on_lost=losses.append).acquire()
             await lease.extend(4)  # now the server has the script
             proxy.inject(Fault("delay request", seconds=0.15), "extend")
             wait_until(lambda: proxy.met)  # by the thread's own connection: the loop is blocked
@@ -377,9 +378,9 @@ async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked
             assert not renewal.answered.is_set()
             await _until(renewal.answered.is_set)
             assert renewal.reply != b"extended"
-            other = await locks.lock("y", 0.1, on_lost=told.append).acquire()
-            await _until(lambda: told)
-            assert told == [other]
+            other = await locks.lock("y", 0.1, on_lost=losses.append).acquire()
+            await _until(lambda: losses)
+            assert losses == [other]
     assert not lease.lost
     assert "'x' is lost" not in caplog.text
 

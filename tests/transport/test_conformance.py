@@ -205,12 +205,12 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
     pubsub = pair.client.pubsub()
     pubsub.subscribe(CHANNEL)
     assert pubsub.get_message(timeout=5)["type"] == "subscribe"
-    heard = {CHANNEL: 1}
-    pair.store.publish = lambda channel, message: heard.get(channel, 0)
-    pair.store.numsub = lambda channel: heard.get(channel, 0)
+    receivers = {CHANNEL: 1}
+    pair.store.publish = lambda channel, message: receivers.get(channel, 0)
+    pair.store.numsub = lambda channel: receivers.get(channel, 0)
     words = Words(
         tickets=[
-            b"%022d%d %b who" % (number, TTL_MS, channel)
+            b"%022d%d %b web" % (number, TTL_MS, channel)
             for number in range(4)
             for channel in (CHANNEL, NO_RECEIVER)
         ],

@@ -92,11 +92,11 @@ async def test_one_call_at_most_meets_the_old_primary(world: World, says: str) -
 @few
 async def test_renewal_alone_finds_the_new_primary(world: World) -> None:
     """Leases are renewed at the new primary, even if the program calls nothing else."""
-    told: list[Any] = []
+    losses: list[Any] = []
     with to_fail_over(world.server) as change:
         locks = world.connect(change.url)
         leases = [
-            await settle(locks.lock(name, ttl=1.5, renew=True, on_lost=told.append).acquire())
+            await settle(locks.lock(name, ttl=1.5, renew=True, on_lost=losses.append).acquire())
             for name in ("x", "y")
         ]
         change.happen()
@@ -106,8 +106,8 @@ async def test_renewal_alone_finds_the_new_primary(world: World) -> None:
             now, left_s = time.monotonic(), [lease.remaining() for lease in leases]
             return now + min(left - end for left, end in zip(left_s, ends, strict=True))
 
-        await world.until(lambda: told or later_s() > 1)
-        assert told == []
+        await world.until(lambda: losses or later_s() > 1)
+        assert losses == []
         for lease in leases:
             await settle(lease.release())
         assert {world.client.get(f"lualock:{{{name}}}")[:1] for name in ("x", "y")} == {b"R"}

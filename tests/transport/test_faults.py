@@ -219,7 +219,7 @@ async def _acquire_held(case: Case) -> None:
     await case.give(await waiter)
 
 
-@at("wait", "first look")
+@at("wait", "first check")
 async def _wait(case: Case) -> None:
     held = await case.take(case.rival())
     case.arm()
@@ -365,7 +365,7 @@ async def _release_overtaken(case: Case) -> None:
     await case.give(last)
 
 
-@at("hand_over", "to one who waits")
+@at("hand_over", "to a waiter")
 async def _hand_over(case: Case) -> None:
     lease = await case.take(case.victim())
     other = await case.queued(case.rival())
@@ -549,13 +549,13 @@ async def test_an_orphan_whose_connection_breaks_later(server: Server, lives: bo
         lock = locks.lock("x", ttl=30)
         await (await lock.acquire()).release()
         driver = locks._driver
-        ask, connections = lock._request(), driver._loops[asyncio.get_running_loop()]
+        request, connections = lock._request(), driver._loops[asyncio.get_running_loop()]
         via = connections.connection
         assert via is not None
         deadline = b"9" * 16
-        parts = (ask.key, ask.token, b"30000", deadline, ask.holder_info)
+        parts = (request.key, request.token, b"30000", deadline, request.holder_info)
         orphan = RunScript(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
-        connections.cleanup_later(schedule_cleanup(ask, orphan))
+        connections.cleanup_later(schedule_cleanup(request, orphan))
         if not lives:
             via.close()
         with server.client() as client:

@@ -62,14 +62,14 @@ def test_a_celery_worker_with_a_pool_of_green_threads(
             pytest.fail(f"{job} not {event} within {wait_s} s:\n{log.read_text()[-5_000:]}")
         return diary.entries(job, "", event)[0].at
 
-    with Leash() as leash, lualock.connect(one_server.url) as locks, log.open("wb") as said:
+    with Leash() as leash, lualock.connect(one_server.url) as locks, log.open("wb") as log_file:
         worker = subprocess.Popen(
             [sys.executable, *command.split()],
             cwd=tmp_path,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=log_file,
+            stderr=log_file,
             start_new_session=True,
         )
         leash.add(worker)

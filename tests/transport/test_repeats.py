@@ -115,8 +115,8 @@ def test_an_error_is_believed_only_with_a_proof(server: ServerClock) -> None:
     steps = protocol.acquire(_request(), server, None)
     next(steps)
     assert isinstance(steps.send([b"held", 1000, 0, b"other"]), Subscribe)
-    look = steps.send(b"channel")
-    assert type(look) is SendScript
+    check = steps.send(b"channel")
+    assert type(check) is SendScript
     assert isinstance(steps.send(Stray()), AwaitMessage)
     assert isinstance(steps.send(None), Subscribe)
     again = steps.send(b"channel")

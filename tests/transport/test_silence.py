@@ -188,7 +188,7 @@ async def test_an_idle_connection_for_messages_is_kept(
         await settle((await asyncio.wait_for(waiter, 3)).release())
 
 
-@pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "nobody there"])
+@pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "no server"])
 async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) -> None:
     """An error of the program keeps its frames when a dead connection is met after it."""
 
@@ -200,7 +200,7 @@ async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) 
 
     async def deal_with_it() -> None:
         shell.client.client_kill_filter(_type="normal", skipme=True)
-        if met == "nobody there":
+        if met == "no server":
             with pytest.raises(lualock.LockUnavailable):
                 await settle(nowhere.acquire(timeout=0.2))
         else:

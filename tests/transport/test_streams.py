@@ -199,4 +199,4 @@ async def test_a_write_that_was_interrupted_ends_its_connection(
                 assert truth.lock("b").locked()
             assert not truth.lock("c").locked()
         taken.release()
-    assert [type(what["exception"]) for what in logged] == [TimeLimit]  # asyncio said so
+    assert [type(what["exception"]) for what in logged] == [TimeLimit]  # asyncio logged it

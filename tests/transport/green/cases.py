@@ -262,8 +262,8 @@ def test_renewal_beside_greenlets_that_are_busy(
     green: Green, locks: lualock.Locks, one_client: Any
 ) -> None:
     """A lease is renewed beside busy greenlets, and its loss is reported."""
-    told: list[Any] = []
-    lock = locks.lock("x", ttl=2, renew=True, on_lost=told.append)
+    losses: list[Any] = []
+    lock = locks.lock("x", ttl=2, renew=True, on_lost=losses.append)
     lease = lock.acquire()
     end = time.monotonic() + 3
 
@@ -280,8 +280,8 @@ def test_renewal_beside_greenlets_that_are_busy(
         assert lease.held
         time.sleep(0.01)
     one_client.delete(lock.key)
-    wait_until(lambda: told)
-    assert told == [lease]
+    wait_until(lambda: losses)
+    assert losses == [lease]
     assert lease.lost
 
 
