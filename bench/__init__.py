@@ -1,7 +1,7 @@
 """`make bench`: lualock beside every rival that can be installed, over public APIs only.
 
-``rivals/`` has one small adapter each, ``scenarios`` lists what is measured (a module each),
-``setting`` runs rounds and writes down who breaks, ``crowd`` makes many processes want one lock;
-``report``, ``plots`` and ``compare`` show it. ``wake_ups`` alone looks below the public API, and
-says why.
+``rivals/`` has one small adapter each. ``scenarios`` lists the scenarios, a module each.
+``setting`` runs rounds and records rivals that break, ``crowd`` makes many processes contend for
+one lock. ``report``, ``plots`` and ``compare`` show the results. Only ``wake_ups`` looks below the
+public API, and says why.
 """

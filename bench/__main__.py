@@ -19,10 +19,10 @@ from bench.setting import Setting
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run the command line."""
+    argv = sys.argv[1:] if arguments is None else arguments
     try:
-        match given:
+        match argv:
             case ["compare", before, after]:
                 print(compare.compared(report.load(before), report.load(after)))
             case ["plot", kept, folder, *scenarios]:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             case ["compare" | "plot", *_]:
                 raise report.Unusable((__doc__ or "").strip())
             case _:
-                return _run(given)
+                return _run(argv)
     except report.Unusable as why:
         _say(str(why))
         return 2
@@ -47,41 +47,41 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="less time, smaller crowds")
     parser.add_argument("--guard", action="store_true", help="exit status 1 if a target is missed")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     began = time.monotonic()
     with started() as server:
-        setting = Setting(server, asked.quick, list(rivals.SYNC), list(rivals.TASKS))
+        setting = Setting(server, options.quick, list(rivals.SYNC), list(rivals.TASKS))
         roster.call(setting)
         made = report.Report(setting.broken)
-        for name in asked.scenario or SCENARIOS:
+        for name in options.scenario or SCENARIOS:
             start = time.monotonic()
             _say(f"{start - began:4.0f} s  {name}")
-            setting.budget_s, setting.counted = SECONDS[name][asked.quick], []
+            setting.budget_s, setting.counted = SECONDS[name][options.quick], []
             rows = SCENARIOS[name].run(setting)
             took_s = time.monotonic() - start
             made.add(name, rows, took_s, setting.budget_s, setting.counted)
         took_s = time.monotonic() - began
-        made.facts = report.facts(server.version, quick=asked.quick, took_s=took_s)
+        made.facts = report.facts(server.version, quick=options.quick, took_s=took_s)
     _say(f"{took_s:4.0f} s  report")
 
-    asked.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = made.as_json()
-    (asked.out / "report.json").write_text(json.dumps(kept, indent=1, allow_nan=False), "utf-8")
+    (options.out / "report.json").write_text(json.dumps(kept, indent=1, allow_nan=False), "utf-8")
     markdown = made.as_markdown()
-    (asked.out / "report.md").write_text(markdown, "utf-8")
-    plots.draw(kept, asked.out, [])
+    (options.out / "report.md").write_text(markdown, "utf-8")
+    plots.draw(kept, options.out, [])
     print(markdown)
     missed = [claim for claim, _, met in made.targets if not met]
     if not made.targets:
-        missed = ["nothing is judged in these scenarios"]
-    if asked.guard and missed:
+        missed = ["these scenarios have no targets"]
+    if options.guard and missed:
         _say("missed: " + "; ".join(missed))
-    return int(asked.guard and bool(missed))
+    return int(options.guard and bool(missed))
 
 
 def _scenario(name: str) -> str:
-    # (Up to Python 3.12 argparse wants the empty list among the choices of "*", and shows it.)
+    # (Up to Python 3.12 argparse needs the empty list among the choices of "*", and shows it.)
     if name not in SCENARIOS:
         raise argparse.ArgumentTypeError(f"no {name!r}: choose from {', '.join(SCENARIOS)}")
     return name

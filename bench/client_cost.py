@@ -1,9 +1,10 @@
-"""What a lock costs the client: how much is done in Python, and how often the kernel is asked.
+"""What a lock costs the client: the work in Python, and the calls of the kernel.
 
-Counted, not timed, so that it is the same on every machine: bytecode instructions and calls of C
-functions by Python's own tracing, in the calling thread; system calls by strace, where that is
-installed, in the whole process. What C functions do (packing, parsing, the kernel) is in the times
-of the other scenarios.
+The work is counted, not timed, so that it is the same on every machine. Python's own tracing counts
+bytecode instructions and calls of C functions in the calling thread. strace, if it is installed,
+counts system calls in the whole process. The work inside C functions (packing, parsing, the kernel)
+is in the times of the other scenarios.
+
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bench.setting import Setting, Targets
 COUNTED = 20  # pairs, after one that warms up
 TRACED = 400  # pairs under strace
 TRACE_LIMIT_S = 30.0
-MARK = 2**22 + 1  # no process has this number: a system call that nobody else makes
+MARK = 2**22 + 1  # no process has this number, so no other code makes this system call
 KEPT = (
     *(rivals.LUALOCK, rivals.RENEWED, rivals.SETNX, rivals.PLAIN),
     *(rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK),
@@ -45,7 +46,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Means of some pairs; ``system_calls`` is ``None`` where there is no strace."""
+    """Means of some pairs; ``system_calls`` is ``None`` without strace."""
 
     rival: str
     bytecodes: float
@@ -55,7 +56,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """One rival after the other; counts need no rounds."""
+    """Measure one rival after the other; counts need no rounds."""
     url = setting.server.tcp_url
     kept = [name for name in setting.sync if name in KEPT]
     traced = system_calls(url, kept)
@@ -68,7 +69,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def counted(pair: Callable[[], object]) -> tuple[float, float, float]:
-    """Bytecodes, calls of Python functions and calls of C functions a pair."""
+    """Return bytecodes, calls of Python functions and calls of C functions a pair."""
     bytecodes = calls = c_calls = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -92,16 +93,16 @@ def counted(pair: Callable[[], object]) -> tuple[float, float, float]:
                 pair()
         finally:
             tool(None)
-    # What ends the tracing is no part of a pair.
+    # The call that ends the tracing does not count.
     return bytecodes / COUNTED, calls / COUNTED, (c_calls - 1) / COUNTED
 
 
 def system_calls(url: str, names: list[str]) -> dict[str, float]:
-    """System calls a pair; none without strace, or where tracing is not allowed."""
+    """Return system calls a pair; nothing without strace, or if tracing is not allowed."""
     if shutil.which("strace") is None:
         return {}
-    with tempfile.NamedTemporaryFile("r", prefix="lualock-strace-", dir="/tmp") as told:
-        command = ["strace", "-f", "-o", told.name, sys.executable, "-m", "bench.client_cost"]
+    with tempfile.NamedTemporaryFile("r", prefix="lualock-strace-", dir="/tmp") as log:
+        command = ["strace", "-f", "-o", log.name, sys.executable, "-m", "bench.client_cost"]
         try:
             subprocess.run(
                 [*command, url, str(TRACED), *names],
@@ -111,8 +112,8 @@ def system_calls(url: str, names: list[str]) -> dict[str, float]:
             )
         except subprocess.SubprocessError:
             return {}
-        # Between two marks, a line is a call, or the rest of one that another thread's came into.
-        calls = [line for line in told if " resumed>" not in line and "(" in line]
+        # Between two marks, a line is a call, or the rest of an interrupted one.
+        calls = [line for line in log if " resumed>" not in line and "(" in line]
     marks = [at for at, line in enumerate(calls) if f"getpgid({MARK})" in line]
     return {
         name: (end - begin - 1) / TRACED
@@ -121,7 +122,7 @@ def system_calls(url: str, names: list[str]) -> dict[str, float]:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     ours = next(row for row in rows if row.rival == rivals.LUALOCK)
     theirs = [row for row in rows if row.rival == rivals.REDIS_PY]
     return [
@@ -135,7 +136,7 @@ def targets(rows: list[Row]) -> Targets:
 
 
 def main() -> None:
-    """The traced program: ``python -m bench.client_cost URL PAIRS RIVAL...``."""
+    """Run the traced program: ``python -m bench.client_cost URL PAIRS RIVAL...``."""
     _, url, pairs, *names = sys.argv
     for name in names:
         rival = rivals.sync(name, url)

@@ -1,7 +1,9 @@
 """Two runs beside each other: ``python -m bench compare A.json B.json``.
 
-Rows are the same if what names them is: their texts and their sizes. A figure that moved by less
-than the noise of these machines is left out."""
+Two rows are the same if their texts and sizes are. A figure that changed by less than the noise of
+these machines is left out.
+
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ NOISE = 1.15
 
 
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What moved, and which targets are met in one run and missed in the other."""
+    """Return what changed, and which targets are met in only one run."""
     parts = ["# Two runs", _facts(before, after)]
     parts += _alone(before, after, "before") + _alone(after, before, "after")
     for name, rows in after["results"].items():
@@ -23,7 +25,7 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
             parts += [f"## {name}", table(["", "figure", "before", "after", "times"], moved)]
     turned = _turned(before, after)
     parts += [
-        "## What must show",
+        "## Targets",
         table(["claim", "before", "after"], turned) if turned else "The same in both.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -36,7 +38,7 @@ def _facts(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _alone(run: dict[str, Any], other: dict[str, Any], when: str) -> list[str]:
-    """Runs of different versions, or of a few scenarios, have not all in common."""
+    """Name the scenarios that only this run has."""
     names = [name for name in run["results"] if name not in other["results"]]
     return [f"Only {when}: {', '.join(names)}."] if names else []
 
@@ -55,7 +57,7 @@ def _moved(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[li
     for row in after:
         old = known.get(_name(row), {})
         for field, value in row.items():
-            was = old.get(field, value)  # what another version does not have has not moved
+            was = old.get(field, value)  # a figure that the other version lacks has not changed
             if field in SIZES or was == value or isinstance(value, str) or isinstance(was, str):
                 continue
             if not was or not value or not 1 / NOISE <= value / was <= NOISE:

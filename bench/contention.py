@@ -1,9 +1,10 @@
-"""Many processes, one lock, nothing to do while it is held: how fast it goes from one to the next.
+"""Many processes, one lock, and no work while it is held: how fast the lock changes its holder.
 
-What counts is hand-overs: acquisitions by another process than the one before. Who gives the lock
-back and takes it again at once, while the others wait, is fast, but nobody is served. A wait counts
-for those hand-overs, and for whoever still waits at the end. The fastest at 32 processes are
-measured several times there and among two, everything else once.
+What counts is hand-overs: acquisitions by another process than the previous one. A process that
+releases the lock and takes it again at once, while others wait, is fast, but serves no waiter. A
+wait counts for those hand-overs, and for the processes that still wait at the end. The fastest
+rivals at 32 processes are measured several times there and with two processes, all others once.
+
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ JUDGED = 32
 FASTEST = 4  # have more than one round
 ALSO = ("redis-fifo-lock",)  # asyncio only, and nearest in kind
 LEFT_OUT = (rivals.RENEWED,)  # the same as lualock here
-# One of each kind of waiting, for a first look.
+# One of each kind of waiting, for a quick run.
 QUICK = (
     *(rivals.LUALOCK, rivals.PLAIN, rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK),
     *("redis-lock-py", "redis-fifo-lock"),
@@ -76,15 +77,15 @@ class _Seen:
 
 
 def crowds(setting: Setting) -> list[str]:
-    """The rivals that crowds of processes are made of."""
+    """Return the rivals that crowds of processes are made of."""
     also = [name for name in ALSO if name in setting.tasks]
     names = [name for name in setting.sync if name not in LEFT_OUT] + also
     return [name for name in names if name in QUICK] if setting.quick else names
 
 
 def run(setting: Setting) -> list[Row]:
-    """All rivals at each number of processes; then, round after round, the fastest of them where it
-    is judged, and among the fewest."""
+    """Measure all rivals at each number of processes; then, round after round, the fastest ones at
+    32 and at the fewest."""
     counts = QUICK_PROCESSES if setting.quick else PROCESSES
     spots = {
         f"{name}, {processes} processes": (name, processes)
@@ -148,7 +149,7 @@ def _see(setting: Setting, name: str, processes: int) -> _Seen:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     most = JUDGED if any(row.processes == JUDGED for row in rows) else rows[-1].processes
     at = [row for row in rows if row.processes == most]
     ours = next(row for row in at if row.rival == rivals.LUALOCK)

@@ -1,7 +1,7 @@
-"""asyncio: many tasks, each with a lock of its own, in one event loop.
+"""asyncio: many tasks, each with its own lock, in one event loop.
 
-redis-py's pool raises when more tasks ask than it has connections, so the rivals on redis-py get
-the pool that waits instead, with 50 connections. Each task makes its lock in the time that counts.
+redis-py's pool raises if more tasks send requests than it has connections, so the rivals on
+redis-py get the pool that waits, with 50 connections. The time includes making the lock object.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """All rivals in turn, round after round, at each number of tasks."""
+    """Measure all rivals in turn, round after round, at each number of tasks."""
     rows = []
     counts = QUICK_TASKS if setting.quick else TASKS
     for tasks in counts:
@@ -57,7 +57,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _round(setting: Setting, name: str, tasks: int) -> float:
-    # In a loop of its own, with nothing of the others left in it.
+    # In a new loop, without leftovers of other rivals.
     return asyncio.run(_warm_rate(setting, name, tasks))
 
 
@@ -72,7 +72,7 @@ async def _warm_rate(setting: Setting, name: str, tasks: int) -> float:
 
 
 async def _rate(rival: TaskRival, tasks: int, run_s: float) -> float:
-    """Pairs a second; each task does at least one, and what has begun is finished."""
+    """Return pairs a second; each task does at least one, and finishes the last."""
     done = 0
     start = time.perf_counter()
     end = start + run_s
@@ -93,7 +93,7 @@ async def _rate(rival: TaskRival, tasks: int, run_s: float) -> float:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     found = {r.tasks: r.times_faster_lualock for r in rows if r.rival == rivals.REDIS_PY_AIO}
     most = found[max(found)]
     return [

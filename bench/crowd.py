@@ -1,9 +1,10 @@
-"""Processes that want one lock, again and again, and everything that each of them saw.
+"""Processes that contend for one lock, and the times of each acquisition.
 
-They write down when they asked, had it and gave it back, on the clock that all processes of a
-machine share, in memory that we can read. So they can be stopped at any time, and a rival that
-lets somebody starve costs no more time than another; whoever still waits at the end has waited for
-at least as long as it has.
+Each process records when it requested, acquired and released the lock, on the clock that all
+processes of a machine share, in shared memory. So the processes can be killed at any time, and a
+rival that lets one starve costs no more time than another. A process that still waits at the end
+has waited for at least that long.
+
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from bench import rivals
 from bench.processes import CONTEXT
 from bench.setting import Setting, within
 
-WARM_UP_S, WARM_UP_EACH_S = 0.2, 0.02  # so that all have connected, and been served
+WARM_UP_S, WARM_UP_EACH_S = 0.2, 0.02  # so that all have connected and had the lock
 RUN_S, QUICK_RUN_S = 0.5, 0.3
-MOST_TURNS = 200_000  # of one process; the files are sparse
-SIZE = 8 * (2 + 3 * MOST_TURNS)
+MAX_TURNS = 200_000  # of one process; the files are sparse
+SIZE = 8 * (2 + 3 * MAX_TURNS)
 READY_LIMIT_S, LIFE_S = 30.0, 60.0
 
 
@@ -37,15 +38,15 @@ class Turn:
     """One acquisition, in seconds of CLOCK_MONOTONIC."""
 
     worker: int
-    asked: float
-    had: float
-    gave: float
+    requested: float
+    acquired: float
+    released: float
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """What happened in the time that counts. ``turns`` are in the order of ``had``; ``waiting`` is
-    for how long each of those waited that still did at the end; ``commands`` is the server's."""
+    """The results of the measured time. ``turns`` are in the order of ``acquired``; ``waiting`` has
+    how long each process waited that still did at the end; ``commands`` are the server's."""
 
     processes: int
     run_s: float
@@ -54,30 +55,30 @@ class Crowd:
     commands: Counter[str]
 
     def hand_overs(self) -> Iterator[tuple[Turn, Turn]]:
-        """Who had the lock, and who had it next, where that was another."""
+        """Yield two consecutive turns of different processes."""
         for before, after in zip(self.turns, self.turns[1:], strict=False):
             if before.worker != after.worker:
                 yield before, after
 
     def waits(self) -> list[float]:
-        """How long those waited who had the lock from another, or had it never."""
-        return [after.had - after.asked for _, after in self.hand_overs()] + self.waiting
+        """Return the waits of the hand-overs, and of the processes that still wait."""
+        return [after.acquired - after.requested for _, after in self.hand_overs()] + self.waiting
 
     def shares(self) -> list[int]:
-        """How often each process had it."""
+        """Return how often each process had the lock."""
         counted = Counter(turn.worker for turn in self.turns)
         return [counted[worker] for worker in range(self.processes)]
 
 
 def gather(setting: Setting, rival: str, processes: int, *, hold_s: float = 0.0) -> Crowd:
-    """Let so many processes do nothing but take the lock, hold it and give it back."""
+    """Let so many processes only take the lock, hold it and release it."""
     server, run_s = setting.server, QUICK_RUN_S if setting.quick else RUN_S
     with (
         tempfile.TemporaryDirectory(prefix="lualock-crowd-", dir="/tmp") as folder,
         redis.Redis.from_url(server.tcp_url) as client,
     ):
         client.flushall()
-        told = CONTEXT.SimpleQueue()
+        answers = CONTEXT.SimpleQueue()
         begin = CONTEXT.Event()
         paths = [os.path.join(folder, str(number)) for number in range(processes)]
         workers = []
@@ -85,11 +86,11 @@ def gather(setting: Setting, rival: str, processes: int, *, hold_s: float = 0.0)
             for path in paths:
                 with open(path, "wb") as file:
                     file.truncate(SIZE)
-                arguments = (server.tcp_url, rival, path, hold_s, told, begin)
+                arguments = (server.tcp_url, rival, path, hold_s, answers, begin)
                 workers.append(CONTEXT.Process(target=_work, args=arguments, daemon=True))
                 workers[-1].start()
             for _ in workers:
-                _next(told)
+                _next(answers)
             begin.set()
             time.sleep(WARM_UP_S + WARM_UP_EACH_S * processes)
             client.config_resetstat()
@@ -102,8 +103,8 @@ def gather(setting: Setting, rival: str, processes: int, *, hold_s: float = 0.0)
                 worker.kill()
             for worker in workers:
                 worker.join()
-        if not told.empty():
-            _next(told)
+        if not answers.empty():
+            _next(answers)
         logs = [_read(path) for path in paths]
     commands = Counter(
         {
@@ -118,21 +119,21 @@ def gather(setting: Setting, rival: str, processes: int, *, hold_s: float = 0.0)
     return seen
 
 
-def _next(told: Any) -> None:
-    within(READY_LIMIT_S, lambda: not told.empty(), "its processes are ready")
-    if error := told.get():
+def _next(answers: Any) -> None:
+    within(READY_LIMIT_S, lambda: not answers.empty(), "its processes are ready")
+    if error := answers.get():
         raise RuntimeError(error)
 
 
 def _crowd(logs: list[list[float]], start: float, end: float, commands: Counter[str]) -> Crowd:
     turns, waiting = [], []
     for worker, log in enumerate(logs):
-        count, asked = int(log[0]), log[1]
-        if 0 < asked < end:
-            waiting.append(end - asked)
+        count, requested = int(log[0]), log[1]
+        if 0 < requested < end:
+            waiting.append(end - requested)
         logged = (Turn(worker, *log[at : at + 3]) for at in range(2, 2 + 3 * count, 3))
-        turns += [turn for turn in logged if start <= turn.had <= end]
-    turns.sort(key=lambda turn: turn.had)
+        turns += [turn for turn in logged if start <= turn.acquired <= end]
+    turns.sort(key=lambda turn: turn.acquired)
     return Crowd(len(logs), end - start, turns, waiting, commands)
 
 
@@ -144,7 +145,8 @@ def _read(path: str) -> list[float]:
 
 @contextmanager
 def _log(path: str) -> Iterator[Any]:
-    """How many turns there were, since when one waits (0: it does not), and the turns."""
+    """Open a log: the number of turns, since when its process waits (0: it does not), and the
+    turns."""
     with (
         open(path, "r+b") as file,
         mmap.mmap(file.fileno(), SIZE) as mapped,
@@ -154,56 +156,56 @@ def _log(path: str) -> Iterator[Any]:
         yield log
 
 
-class _Diary:
-    """What one process writes down."""
+class _Recorder:
+    """Records the turns of one process."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
         self._at = 2
         self._give_up = time.monotonic() + LIFE_S
 
-    def asks(self) -> bool:
-        """It asks for the lock; or it is to end."""
-        self._asked = now = time.monotonic()
+    def request(self) -> bool:
+        """Record a request for the lock; return whether to make it."""
+        self._requested = now = time.monotonic()
         self._log[1] = now
-        return now < self._give_up and self._at < 3 * MOST_TURNS
+        return now < self._give_up and self._at < 3 * MAX_TURNS
 
-    def has(self) -> None:
-        self._had = time.monotonic()
+    def acquired(self) -> None:
+        self._acquired = time.monotonic()
         self._log[1] = 0.0
 
-    def gives(self) -> None:
+    def released(self) -> None:
         log, at = self._log, self._at
-        log[at], log[at + 1], log[at + 2] = self._asked, self._had, time.monotonic()
+        log[at], log[at + 1], log[at + 2] = self._requested, self._acquired, time.monotonic()
         log[0] += 1
         self._at = at + 3
 
 
-def _work(url: str, rival: str, path: str, hold_s: float, told: Any, begin: Any) -> None:
-    def ready(log: Any) -> _Diary:
-        told.put("")
+def _work(url: str, rival: str, path: str, hold_s: float, answers: Any, begin: Any) -> None:
+    def ready(log: Any) -> _Recorder:
+        answers.put("")
         begin.wait()
-        return _Diary(log)
+        return _Recorder(log)
 
     async def in_loop(log: Any) -> None:
         use = rivals.tasks(rival, url).reusable("crowd")
-        diary = ready(log)
-        while diary.asks():
+        recorder = ready(log)
+        while recorder.request():
             async with use():
-                diary.has()
+                recorder.acquired()
                 if hold_s:
                     await asyncio.sleep(hold_s)
-                diary.gives()
+                recorder.released()
 
     def in_thread(log: Any) -> None:
         lock = rivals.sync(rival, url).lock("crowd")
-        diary = ready(log)
-        while diary.asks():
+        recorder = ready(log)
+        while recorder.request():
             with lock:
-                diary.has()
+                recorder.acquired()
                 if hold_s:
                     time.sleep(hold_s)
-                diary.gives()
+                recorder.released()
 
     try:
         with _log(path) as log:
@@ -212,4 +214,4 @@ def _work(url: str, rival: str, path: str, hold_s: float, told: Any, begin: Any)
             else:
                 in_thread(log)
     except Exception as error:
-        told.put(f"{type(error).__name__}: {error}")
+        answers.put(f"{type(error).__name__}: {error}")

@@ -1,8 +1,10 @@
-"""Who gets the lock: sixteen processes want it, each holds it for a millisecond.
+"""Which process gets the lock: sixteen processes contend, each holds it for a millisecond.
 
-The share of the least served process in the share of the most served (1: all alike, 0: somebody
-never had it), Jain's index over all of them (1: all alike; 1/16: one had it all), and the longest
-wait, also of those who still wait when the time is over."""
+The share of the least served process in that of the most served (1: all alike, 0: one never had the
+lock), Jain's index over all of them (1: all alike; 1/16: one had it always), and the longest wait,
+including processes that still wait at the end.
+
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from bench.setting import Setting, Targets
 
 PROCESSES, HOLD_S = 16, 0.001
 
-TITLE = "who gets the lock"
+TITLE = "which process gets the lock"
 WORDS = __doc__
 COLUMNS = (
     ("", "rival"),
@@ -38,7 +40,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Round after round, all rivals."""
+    """Measure all rivals, round after round."""
     ways = {
         name: partial(crowd.gather, setting, name, PROCESSES, hold_s=HOLD_S)
         for name in contention.crowds(setting)
@@ -59,12 +61,12 @@ def _row(name: str, many: list[crowd.Crowd]) -> Row:
 
 
 def jain(shares: list[int]) -> float:
-    """Jain's index of fairness."""
+    """Return Jain's index of fairness."""
     return float(sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares)))
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     ours = next(row for row in rows if row.rival == rivals.LUALOCK)
     least = ours.least_to_most
     return [("the least served process has at least 0.8 of the most served", least, least >= 0.8)]

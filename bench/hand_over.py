@@ -1,6 +1,9 @@
-"""How long the lock is nobody's: from the moment a holder begins to give it back to the moment the
-next has it. Four processes always want it, each holds it for a millisecond, so what is measured is
-the way from one to the next and not how many processes fit a core."""
+"""How long the lock has no holder, from the beginning of a release to the next acquisition.
+
+Four processes always contend, and each holds the lock for a millisecond. So this measures the way
+from one holder to the next, and not how many processes fit a core.
+
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from bench.setting import Setting, Targets
 from bench.stats import quantile, ratio
 
 PROCESSES, HOLD_S = 4, 0.001
-SEEN_FOR_P99, SEEN_FOR_P999 = 100, 1000  # what is so rare must have been able to happen
+SEEN_FOR_P99, SEEN_FOR_P999 = 100, 1000  # so that so rare a value can occur
 
 TITLE = "from the release to the next holder"
 WORDS = __doc__
@@ -41,7 +44,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Round after round, all rivals."""
+    """Measure all rivals, round after round."""
     ways = {name: partial(_latencies_us, setting, name) for name in contention.crowds(setting)}
     found = setting.rounds("hand_over", ways)
     medians = {name: [statistics.median(one) for one in many] for name, many in found.items()}
@@ -59,7 +62,8 @@ def run(setting: Setting) -> list[Row]:
 def _latencies_us(setting: Setting, name: str) -> list[float]:
     seen = crowd.gather(setting, name, PROCESSES, hold_s=HOLD_S)
     latencies = [
-        (after.had - max(before.gave, after.asked)) * 1e6 for before, after in seen.hand_overs()
+        (after.acquired - max(before.released, after.requested)) * 1e6
+        for before, after in seen.hand_overs()
     ]
     if not latencies:
         raise RuntimeError(f"no hand-over among {len(seen.turns)} acquisitions")
@@ -67,6 +71,6 @@ def _latencies_us(setting: Setting, name: str) -> list[float]:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     best = min(row.times_lualock for row in rows if row.rival != rivals.LUALOCK)
     return [("no rival hands over sooner (p50, the best rival's times ours)", best, best >= 1)]

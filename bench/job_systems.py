@@ -1,7 +1,10 @@
-"""What the lock adds to a job in a job system: the system's own worker works off jobs that do
-nothing, one after the other, and the same jobs each behind its own lock. A process for each
-system, and both kinds of job in turn. RQ is measured without its fork for each job, which would
-cover the lock."""
+"""What a lock adds to a job in a job system.
+
+The system's own worker runs empty jobs one after the other, and the same jobs each with its own
+lock. Each system has its own process, and both kinds of job alternate. RQ is measured without its
+fork for each job, which would hide the lock.
+
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ ROUNDS, QUICK_ROUNDS = 5, 3
 JOBS, QUICK_JOBS = 200, 50  # of each kind in a round
 LIMIT_S = 60.0
 SYSTEMS = tuple(job_worker.SYSTEMS)
-# Where `make` has put the systems that hold redis-py back.
+# Where `make` installs the systems that need an older redis-py.
 APART = Path(sys.prefix) / "apart" / "bin" / "python"
 ADDED_MAX_MS = 2.0
 
@@ -50,7 +53,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """One system after the other."""
+    """Measure one system after the other."""
     rows = []
     for system in SYSTEMS:
         try:
@@ -65,7 +68,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _took_us(setting: Setting, system: str) -> list[tuple[float, float]]:
-    """Microseconds a job, plain and locked, of each round."""
+    """Return microseconds a job, plain and locked, of each round."""
     python = sys.executable if find_spec(system) is not None else str(APART)
     url, quick = setting.server.tcp_url, setting.quick
     rounds, jobs = (QUICK_ROUNDS, QUICK_JOBS) if quick else (ROUNDS, JOBS)
@@ -86,7 +89,7 @@ def _took_us(setting: Setting, system: str) -> list[tuple[float, float]]:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     most = max(row.added_us for row in rows) / 1000
     claim = f"ms that the lock adds to a job, at most {ADDED_MAX_MS:g} in every system"
     return [(claim, most, most <= ADDED_MAX_MS)]

@@ -1,9 +1,10 @@
-"""A process that works off jobs which do nothing, in a job system, one after the other.
+"""A process that runs empty jobs of a job system, one after the other.
 
-``python -m bench.job_worker SYSTEM URL ROUNDS JOBS`` puts them all into one queue, in each round so
-many that are plain and then so many that have a lock each, and runs the system's own worker in this
-process. It prints how long they took: of each round the seconds between two plain jobs, and between
-two locked ones. When the last job runs the process ends: not all workers know a way to.
+``python -m bench.job_worker SYSTEM URL ROUNDS JOBS`` puts all jobs into one queue, in each round so
+many plain ones and then so many with a lock each, and runs the system's own worker in this process.
+It prints, for each round, the seconds between two plain jobs, and between two locked ones. The last
+job ends the process, because not all workers can be stopped.
+
 """
 
 from __future__ import annotations
@@ -26,33 +27,33 @@ WARM_UP = 50  # jobs of each kind before the first round
 locks: lualock.Locks
 rounds: int
 jobs: int
-begun: list[tuple[int, float]] = []  # the numbers of the jobs, and when each began
+begun: list[tuple[int, float]] = []  # the number of each job, and when it began
 
 
 def numbers() -> Iterator[tuple[int, bool]]:
-    """All jobs, in the order of the queue, and which of them have a lock."""
+    """Yield all jobs, in the order of the queue, and whether they have a lock."""
     for number in range(2 * (WARM_UP + rounds * jobs)):
         yield number, bool(_block(number) % 2)
 
 
 def _block(number: int) -> int:
-    """The jobs of one kind that follow each other; 0 and 1 are the warm-up."""
+    """Return the block of a job: the consecutive jobs of one kind; 0 and 1 are the warm-up."""
     past = number - 2 * WARM_UP
     return number // WARM_UP if past < 0 else 2 + past // jobs
 
 
 def job(number: int) -> None:
-    """The job itself: it looks at the clock."""
+    """Record the time: the job itself."""
     begun.append((number, time.perf_counter()))
     if len(begun) == 2 * (WARM_UP + rounds * jobs):
-        told = json.dumps(_told())
-        os.write(1, f"{told}\n".encode())  # Celery has taken sys.stdout for its log
+        output = json.dumps(_times())
+        os.write(1, f"{output}\n".encode())  # Celery uses sys.stdout for its log
         os._exit(0)
 
 
-def _told() -> list[tuple[float, float]]:
-    """Not all systems keep the order to the letter: what counts is who came after another of its
-    block."""
+def _times() -> list[tuple[float, float]]:
+    """Return the mean times of each round. Not all systems keep the order exactly, so only two
+    consecutive jobs of one block count."""
     took: dict[int, list[float]] = {}
     for (number, began), (following, then) in pairwise(begun):
         if _block(number) == _block(following):

@@ -1,5 +1,8 @@
-"""What a lock adds to a job: a function behind ``locks.job`` beside the function itself, and beside
-the same function in the rivals' ``with`` or decorator."""
+"""What a lock adds to a job: a function with ``locks.job``, beside the plain function.
+
+Also beside the same function in the rivals' ``with`` or decorator.
+
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,12 @@ class Row:
 
 
 def job(number: int) -> int:
-    """The work itself: next to nothing."""
+    """Do next to nothing: the work itself."""
     return number + 1
 
 
 def run(setting: Setting) -> list[Row]:
-    """All ways in turn, round after round."""
+    """Measure all ways in turn, round after round."""
     with _ways(setting) as found:
         ways = {name: partial(uncontended.time_pair, call) for name, call in found.items()}
         took = setting.rounds("jobs", ways)
@@ -72,14 +75,14 @@ def _ways(setting: Setting) -> Iterator[dict[str, Callable[[], object]]]:
 
 
 def _in_with(rival: Rival) -> int:
-    """As it is written without a decorator: the lock's name is made of the job's argument."""
+    """Use a lock without a decorator: its name is made of the job's argument."""
     number = 17
     with rival.lock(f"job{number}"):
         return job(number)
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     times = {row.rival: row.times_job for row in rows}
     redis_py = times[rivals.REDIS_PY]
     return [("a job in redis-py's Lock takes longer than locks.job", redis_py, redis_py > 1)]

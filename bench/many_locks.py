@@ -1,10 +1,12 @@
-"""Very many locks held at once: the server's memory for each, and how long it takes to get them.
+"""Very many locks held at once: the server's memory for each, and the time to acquire them.
 
-The memory is ``used_memory`` with all of them held, less before, so it has the server's own tables
-in it; these grow by doubling, so what counts is the ratio to a plain string key in the same run:
-the key that ``SET NX PX`` writes with a token of 32 digits, as redis-py's ``Lock`` does too.
-lualock takes real leases, a thousand tasks of one event loop at a time, and that is timed; the
-plain keys are written by a script, and how long that takes says nothing."""
+The memory is the growth of ``used_memory``, so it includes the server's own tables. These grow by
+doubling, so only the ratio to a plain string key in the same run counts: the key that ``SET NX PX``
+writes with a token of 32 digits, as redis-py's ``Lock`` does. lualock acquires real leases, in a
+thousand tasks of one event loop at a time, and that is timed. The plain keys are written by a
+script, whose time means nothing.
+
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Every way once, on a server that is empty at first."""
+    """Measure each way once, on a server that is empty at first."""
     locks = QUICK_LOCKS if setting.quick else LOCKS
     ways: dict[str, Callable[[], None]] = {
         rivals.PLAIN: partial(_keys, setting, locks),
@@ -105,6 +107,6 @@ def _leases(setting: Setting, locks: int) -> None:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     times = next(row.times_plain for row in rows if row.rival == rivals.LUALOCK)
     return [("a held lock takes at most twice a plain key's memory", times, times <= 2)]

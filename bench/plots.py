@@ -1,4 +1,4 @@
-"""One plot a scenario, from the JSON of a run: rivals have the same colours everywhere."""
+"""One plot for each scenario, from the JSON of a run: a rival has one colour in all plots."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bench import report, rivals
 from bench.scenarios import SCENARIOS
 
 OURS = "#d62728"
-# Colours that can be told apart, and from ours; the tuned and the asyncio form of a rival are the
-# same colour as the rival itself.
+# Colours that differ from each other and from lualock's; the tuned and the asyncio form of a rival
+# have the colour of the rival itself.
 COLOURS = {
     "SETNX + DEL": "#7f7f7f",
     "SETNX/GETSET timestamps": "#bcbd22",
@@ -46,8 +46,8 @@ class Lines:
 
 @dataclass(frozen=True)
 class Bars:
-    """A bar for each row, or a group of them if there are several fields; ``only`` chooses rows. On
-    a logarithmic axis, which has no zero for a bar to begin at, they are dots."""
+    """A bar for each row, or a group of bars for several fields; ``only`` chooses rows. A
+    logarithmic axis, which has no zero to begin a bar at, has dots instead."""
 
     fields: tuple[str, ...]
     label: str
@@ -74,7 +74,7 @@ PLOTS: dict[str, Lines | Bars] = {
     "waiters": Lines("waiters", "hand_over_us", "µs a hand-over (lualock)", by=""),
     "wake_ups": Bars(("per_s",), "hops a second", names=("way", "processes", "threads"), log=False),
     "many_locks": Bars(("bytes_each",), "bytes of the server's memory a held lock", log=False),
-    "renewals": Bars(("core",), "share of a core, renewing", names=("shell",), log=False),
+    "renewals": Bars(("core",), "share of a core, renewing", names=("api",), log=False),
     "client_cost": Bars(("bytecodes",), "bytecodes a pair"),
     "server_cost": Bars(("pair_us",), "server µs a pair", log=False),
     "servers": Bars(("median_us",), "µs a pair", names=("server", "rival")),
@@ -88,7 +88,7 @@ PLOTS: dict[str, Lines | Bars] = {
 
 
 def colour(name: str) -> str:
-    """The colour of a rival, everywhere."""
+    """Return the colour of a rival in all plots."""
     if name.startswith(rivals.LUALOCK):
         return OURS
     for part, found in COLOURS.items():
@@ -100,11 +100,11 @@ def colour(name: str) -> str:
 def draw(
     kept: dict[str, Any], folder: Path, scenarios: Sequence[str], *, suffix: str = "svg"
 ) -> list[Path]:
-    """The plots of a run, as SVG files; ``scenarios``: only these."""
+    """Draw the plots of a run as SVG files; ``scenarios``: only these."""
     import matplotlib as mpl
 
     mpl.use("agg")
-    # The same data make the same file, and text stays text.
+    # The same data give the same file, and text stays text.
     mpl.rcParams.update({"svg.hashsalt": "lualock", "svg.fonttype": "none", "font.size": 9})
     import matplotlib.pyplot as plt
 
@@ -128,9 +128,9 @@ def draw(
         axes.grid(axis="x" if isinstance(plot, Bars) else "both", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         facts = kept["facts"]
-        told = {fact: facts.get(fact, "?") for fact in ("run", "cores", "server", "redis")}
-        told["run"] = told["run"].partition(",")[0]
-        words = "{run} run, {cores} cores, {server}, redis-py {redis}".format(**told)
+        shown = {fact: facts.get(fact, "?") for fact in ("run", "cores", "server", "redis")}
+        shown["run"] = shown["run"].partition(",")[0]
+        words = "{run} run, {cores} cores, {server}, redis-py {redis}".format(**shown)
         figure.supxlabel(words, fontsize=7, color="#666666")
         path = folder / f"{name}.{suffix}"
         figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
@@ -191,16 +191,16 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]], missing: str) -> No
     thick = 0.8 / len(plot.fields)
     most = max((row[f] or 0 for row in chosen for f in plot.fields), default=1)
     least = min((row[f] for row in chosen for f in plot.fields if (row[f] or 0) > 0), default=1)
-    for place, row in enumerate(chosen):
+    for position, row in enumerate(chosen):
         rival = str(row.get("rival", row[plot.names[0]]))
         for number, field in enumerate(plot.fields):
-            at = place + (number - (len(plot.fields) - 1) / 2) * thick
+            at = position + (number - (len(plot.fields) - 1) / 2) * thick
             value = row[field]
-            look: dict[str, Any] = {"color": _bar_colour(rival), "alpha": 1 - 0.3 * number}
+            style: dict[str, Any] = {"color": _bar_colour(rival), "alpha": 1 - 0.3 * number}
             if not plot.log:
-                axes.barh(at, value or 0, thick * 0.9, **look)
+                axes.barh(at, value or 0, thick * 0.9, **style)
             elif value:
-                axes.plot(value, at, "o", **look)
+                axes.plot(value, at, "o", **style)
             axes.annotate(
                 missing if value is None else _figure(value),
                 (max(value or 0, least / 2 if plot.log else 0), at),
@@ -224,7 +224,7 @@ def _bars(axes: Any, plot: Bars, rows: list[dict[str, Any]], missing: str) -> No
 
 
 def _numbers(axis: Any) -> None:
-    """A logarithmic axis with its figures written out, also within one decade."""
+    """Write the figures of a logarithmic axis out, even within one decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))

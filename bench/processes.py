@@ -1,4 +1,4 @@
-"""Processes as pre-forking workers are made: forked from one that has imported everything."""
+"""Processes like pre-forking workers: forked from one that has all imports."""
 
 from __future__ import annotations
 

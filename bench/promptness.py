@@ -1,9 +1,10 @@
-"""How soon what must happen by itself does: dead waiters, dead holders, and the end of patience.
+"""How late automatic steps are: past dead waiters, after a dead holder, at the end of a timeout.
 
-Each figure is by how much something came later than it should have: a waiter's turn after the
-release (the others in the queue are dead), a waiter's turn after the end of a killed holder's
-lease, and the end of ``acquire(timeout=...)``, while the server answers, is stopped, paused, slow
-(each reply takes 0.15 s longer), or gone.
+Each figure is the delay of an event: a waiter's grant after the release (the other waiters are
+dead), a waiter's grant after the end of a killed holder's lease, and the end of
+``acquire(timeout=...)`` while the server answers, is stopped, paused, slow (each reply takes 0.15 s
+longer), or gone.
+
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ TTL_S = 1.0
 TIMEOUT_S, SLOW_S = 0.5, 0.15
 TURN_MAX_MS, TIMEOUT_MAX_MS = 100.0, 50.0
 
-TITLE = "how late what must happen does"
+TITLE = "how late automatic steps are"
 WORDS = __doc__
 COLUMNS = (
-    ("what should have happened", "what"),
+    ("event", "what"),
     ("ms late (median)", "median_ms:.1f"),
     ("worst", "worst_ms:.1f"),
     ("limit", "limit_ms:.0f"),
@@ -47,7 +48,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What should have happened, and by how much later it did, in milliseconds."""
+    """An event, and its delay in milliseconds."""
 
     what: str
     median_ms: float
@@ -56,18 +57,18 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Every case, some times each; the timeouts, which have a server each, two at a time."""
+    """Measure every case several times; the timeouts, which have a server each, two at a time."""
     server = setting.server
     dead = QUICK_DEAD if setting.quick else DEAD
     turns: dict[str, Callable[[], float]] = {
-        f"the turn of the last of {dead + 1} waiters, the others killed": partial(
+        f"the grant of the last of {dead + 1} waiters, the others killed": partial(
             _dead, server, dead
         ),
-        "the turn of the first waiter, the holder killed": partial(_killed_holder, server),
+        "the grant of the first waiter, the holder killed": partial(_killed_holder, server),
     }
     timeouts = {
-        f"the end of a timeout, {shell}, the server {trouble}": partial(_timeout, acquire, trouble)
-        for shell, acquire in (("threads", _threads), ("asyncio", _asyncio))
+        f"the end of a timeout, {api}, the server {trouble}": partial(_timeout, acquire, trouble)
+        for api, acquire in (("threads", _threads), ("asyncio", _asyncio))
         for trouble in ("up", "stopped before", "stopped while waiting", "paused", "slow", "gone")
     }
     late_s: dict[str, list[float]] = {what: [] for what in turns | timeouts}
@@ -87,7 +88,7 @@ def run(setting: Setting) -> list[Row]:
 
 @contextmanager
 def _waiters(server: Server, count: int, ttl_s: float) -> Iterator[list[tuple[Any, Any]]]:
-    """Processes that take the lock when they are told to, and the pipes to tell them."""
+    """Yield processes that take the lock on command, with their pipes."""
     made = []
     try:
         for _ in range(count):
@@ -154,7 +155,7 @@ def _killed_holder(server: Server) -> float:
 
 
 def _timeout(acquire: Callable[..., float], trouble: str) -> float:
-    # A server of its own, which may come to harm.
+    # A separate server, which the case may break.
     with started() as server, lualock.connect(server.tcp_url) as locks:
         locks.lock("prompt", ttl=60).acquire()
         if trouble == "stopped before":
@@ -203,14 +204,14 @@ def _asyncio(url: str) -> float:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     claims = {
-        TURN_MAX_MS: "a turn comes within 100 ms whoever died before (ms)",
+        TURN_MAX_MS: "a grant comes within 100 ms, whichever processes died (ms)",
         TIMEOUT_MAX_MS: "a timeout is exact to 50 ms whatever the server does (ms)",
     }
     found = []
     for limit_ms, claim in claims.items():
-        # A timeout that ends early is as wrong as one that ends late.
+        # A timeout that ends early is as wrong as a late one.
         most = max(abs(row.median_ms) for row in rows if row.limit_ms == limit_ms)
         found.append((claim, most, most <= limit_ms))
     return found

@@ -1,16 +1,15 @@
-"""What a lock is worth: worker processes race for one lock while something goes wrong.
+"""Worker processes race for one lock while a fault disturbs them.
 
-Nothing is staged: workers try, hold and give back as fast as they can, and what goes wrong comes
-out of it. *expiry*: one hold in four is longer than the lease. *clocks*: the workers' wall clocks
-differ by seconds. *crash*: now and then a worker is killed (SIGKILL) while it holds the lock, and
-another takes its place.
+Workers try, hold and release the lock as fast as they can. The faults: *expiry*: one hold in four
+is longer than the lease. *clocks*: the workers' wall clocks differ by seconds. *crash*: a worker is
+sometimes killed (SIGKILL) while it holds the lock, and another one is started.
 
-Every worker writes down when it was inside, on the clock that all processes of a machine share:
-from after it was given the lock to before it gives it back, and not beyond the time until which it
-may believe that the lease is its own. So an overlap is two workers inside that both had every
-reason to believe that they were alone. At the end of a hold that it still believes in, a worker
-asks the server whether the lock is still its own: if not, somebody deleted or overwrote it. When
-all is over and every lease has ended, a lock that cannot be taken is stuck.
+Every worker records its holds, on the clock that all processes of a machine share: from after the
+acquisition to before the release, and not beyond the time until which it may believe in its lease.
+So an overlap is two workers that both had every reason to believe that they were alone. At the end
+of a hold that it still believes in, a worker reads the lock from the server: if it is not its own,
+another process deleted or overwrote it. A lock that cannot be acquired after the end of every lease
+is stuck.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ CRASH_SHARE = 0.02
 STUCK_AFTER_TTLS = 5
 
 
-TITLE = "what goes wrong"
+TITLE = "races under faults"
 WORDS = f"""\
-{WORKERS} worker processes, leases of {TTL_S * 1000:.0f} ms. A double holder is a worker let in
-while another was inside and had every reason to believe that it was alone."""
+{WORKERS} worker processes, leases of {TTL_S * 1000:.0f} ms. A double holder is a worker that
+acquired while another was inside and had every reason to believe that it was alone."""
 COLUMNS = (
     ("", "rival"),
     ("fault", "fault"),
@@ -70,7 +69,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Hold:
-    """One worker inside, from ``start`` to ``end``; ``taken``: the lock was not its own by then."""
+    """One hold of a worker, from ``start`` to ``end``; ``taken``: the lock was not its own by
+    then."""
 
     worker: str
     start: float
@@ -80,7 +80,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Row:
-    """What one rival showed under one fault."""
+    """The results of one rival under one fault."""
 
     rival: str
     fault: str
@@ -92,7 +92,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Every rival under every fault: all three at once, on three locks."""
+    """Race every rival under every fault: all three at once, on three locks."""
     run_s = QUICK_RUN_S if setting.quick else RUN_S
     url = setting.server.unix_url
     rows = []
@@ -108,7 +108,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def race(url: str, kind: str, fault: str, run_s: float) -> Row:
-    """One rival under one fault, for ``run_s`` seconds."""
+    """Race one rival under one fault, for ``run_s`` seconds."""
     processes = CONTEXT
     key = f"race:{kind}:{fault}"
     crashes = 0
@@ -164,7 +164,7 @@ def work(
     barrier: object,
     end_at: object,
 ) -> None:
-    """A worker: race until the end, or until it is killed."""
+    """Race until the end, or until this worker is killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     skew_s = SKEWS_S[slot] if fault == "clocks" else 0.0
     rival = RIVALS[kind](url, key, TTL_S, f"worker-{number}", lambda: time.time() + skew_s)
@@ -185,7 +185,7 @@ def work(
             long = fault == "expiry" and chance.random() < LONG_SHARE
             time.sleep(TTL_S * (LONG_TTLS if long else SHORT_TTLS))
             end = time.monotonic()
-            # It counts only if it was still ours by right when the server had answered.
+            # It counts only if the lease was still valid when the server had answered.
             taken = end < believed and not rival.still_mine() and time.monotonic() < believed
             log.write(f"out {end} {int(taken)}\n".encode())
             rival.give()
@@ -194,7 +194,7 @@ def work(
 
 
 def read(folder: Path) -> list[Hold]:
-    """The holds that the workers wrote down. Who was killed inside was inside for a moment."""
+    """Read the recorded holds. A worker that was killed inside counts as inside for a moment."""
     holds = []
     for path in folder.glob("*.log"):
         lines = [line.split() for line in path.read_text().splitlines()]
@@ -209,7 +209,7 @@ def read(folder: Path) -> list[Hold]:
 
 
 def double_holders(holds: list[Hold]) -> int:
-    """How many holds began while another worker was inside."""
+    """Return how many holds began while another worker was inside."""
     found = 0
     inside_until: dict[str, float] = {}
     for hold in sorted(holds, key=lambda hold: hold.start):
@@ -220,7 +220,7 @@ def double_holders(holds: list[Hold]) -> int:
 
 
 def _stuck(url: str, kind: str, key: str) -> bool:
-    """Whether the lock cannot be taken although nobody is left and every lease has ended."""
+    """Whether the lock cannot be acquired although no worker is left and every lease has ended."""
     rival = RIVALS[kind](url, key, TTL_S, "the judge")
     give_up = time.monotonic() + STUCK_AFTER_TTLS * TTL_S
     try:
@@ -235,7 +235,7 @@ def _stuck(url: str, kind: str, key: str) -> bool:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: lualock has none of the faults, and did acquire."""
+    """Return the targets: lualock has no fault, and has acquisitions."""
     ours = [row for row in rows if row.rival == Lualock.name]
     claims = {
         "lualock: double holders": sum(row.double_holders for row in ours),

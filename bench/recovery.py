@@ -1,9 +1,10 @@
-"""A holder is killed (SIGKILL): how soon has somebody who waits the lock?
+"""A holder is killed (SIGKILL): how soon does a waiter have the lock?
 
-The lease is a second. Counted is from the end of that lease, by when the holder took it; a lock
-that is bound to a connection and not to a lease may be free before (less than nothing). "Not in
-time" is not within 2 s more (a quick run: 0.5 s). All rivals wait at once, each for a lock of its
-own: there is nothing to do but to wait."""
+The lease is a second long. The time counts from the end of that lease, measured from when the
+holder acquired it. A lock that is bound to a connection and not to a lease may be free earlier (a
+negative time). "Not in time" is later than 2 s (a quick run: 0.5 s). All rivals wait at once, each
+for its own lock, because only waiting is measured.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """``recovered`` of so many times; a time that it did not within the limit is not in the
-    median, and none at all is ``None``."""
+    """``recovered`` of so many times. A time beyond the limit is not in the median; without any,
+    that is ``None``."""
 
     rival: str
     late_ms: float | None
@@ -49,13 +50,13 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Round after round, all rivals."""
+    """Measure all rivals, round after round."""
     names = contention.crowds(setting)
     found: dict[str, list[float | None]] = {name: [] for name in names}
     with ThreadPoolExecutor(len(names)) as pool:
         for _ in range(setting.least):
             with redis.Redis.from_url(setting.server.tcp_url) as client:
-                client.flushall()  # of those that have no lease something stays
+                client.flushall()  # rivals without a lease leave keys
             attempts = {name: pool.submit(_late_ms, setting, name) for name in found}
             for name, attempt in attempts.items():
                 try:
@@ -82,10 +83,10 @@ def _late_ms(setting: Setting, name: str) -> float | None:
             theirs.close()
             processes.append(process)
             pipes.append(ours)
-            _told(ours)
+            _receive(ours)
         holder, waiter = pipes
         holder.send("go")
-        had = _told(holder)
+        had = _receive(holder)
         waiter.send("go")
         time.sleep(KILL_AFTER_S)
         pid = processes[0].pid
@@ -94,7 +95,7 @@ def _late_ms(setting: Setting, name: str) -> float | None:
         left_s = had + TTL_S - time.monotonic()
         if not waiter.poll(max(0.0, left_s) + limit_s):
             return None
-        return (_told(waiter) - (had + TTL_S)) * 1000
+        return (_receive(waiter) - (had + TTL_S)) * 1000
     finally:
         for process in processes:
             process.kill()
@@ -105,16 +106,16 @@ def _key(name: str) -> str:
     return "recovery" + "".join(filter(str.isalnum, name))
 
 
-def _told(pipe: Any) -> float:
+def _receive(pipe: Any) -> float:
     if not pipe.poll(READY_LIMIT_S):
         raise TimeoutError(f"no answer for {READY_LIMIT_S:.0f} s")
     try:
-        said = pipe.recv()
+        answer = pipe.recv()
     except EOFError:
         raise RuntimeError("its process ended") from None
-    if isinstance(said, str):
-        raise RuntimeError(said)
-    found: float = said
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    found: float = answer
     return found
 
 
@@ -143,7 +144,7 @@ async def _take_in_loop(url: str, name: str, pipe: Any) -> None:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     ours = next(row for row in rows if row.rival == rivals.LUALOCK)
     late = float("inf") if ours.late_ms is None else ours.late_ms
     met = late <= 100 and ours.recovered == ours.times

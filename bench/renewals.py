@@ -1,7 +1,7 @@
-"""Very many leases held by one process: what their renewal costs it, and whether all stay held.
+"""Very many leases held by one process: the cost of their renewal, and whether all stay held.
 
-One thread, or one event loop, renews them all. What is measured is the processor time of the whole
-process while it does nothing else, for as long as it takes to renew each of them once.
+One thread, or one event loop, renews them all. This measures the processor time of the whole
+process while it does nothing else, for as long as it takes to renew each lease once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TTL_S, QUICK_TTL_S = 30.0, 3.0  # as many renewals a second in both
 TITLE = "very many leases held by one process"
 WORDS = __doc__
 COLUMNS = (
-    ("renewed by", "shell"),
+    ("renewed by", "api"),
     ("leases", "leases:,"),
     ("ttl (s)", "ttl_s:.0f"),
     ("of one core", "core:.3f"),
@@ -41,7 +41,7 @@ class Row:
     ``per_s``: scripts a second; ``sent_each``: reads of the server per script, so less than one
     shows that they were sent together; ``lost``: how many leases were."""
 
-    shell: str
+    api: str
     leases: int
     ttl_s: float
     core: float
@@ -51,14 +51,14 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """A thread, and an event loop."""
+    """Measure a thread, and an event loop."""
     server, quick = setting.server, setting.quick
     leases, ttl_s = (QUICK_LEASES, QUICK_TTL_S) if quick else (LEASES, TTL_S)
     return [_thread(server, leases, ttl_s), asyncio.run(_loop(server, leases, ttl_s))]
 
 
 class _Meter:
-    """What was used between its beginning and its end."""
+    """Measures what was used since it was made."""
 
     def __init__(self, server: Server) -> None:
         self._client: Any = redis.Redis.from_url(server.unix_url)
@@ -70,7 +70,7 @@ class _Meter:
         found: int = self._client.info("stats").get(what, 0)
         return found
 
-    def row(self, shell: str, ttl_s: float, held: list[bool]) -> Row:
+    def row(self, api: str, ttl_s: float, held: list[bool]) -> Row:
         used, took_s = time.process_time() - self._used, time.monotonic() - self._began
         stats: Any = self._client.info("commandstats")
         scripts = stats.get("cmdstat_evalsha", {}).get("calls", 0)
@@ -78,7 +78,7 @@ class _Meter:
         self._client.close()
         lost = held.count(False)
         each = reads / max(1, scripts)
-        return Row(shell, len(held), ttl_s, used / took_s, scripts / took_s, each, lost)
+        return Row(api, len(held), ttl_s, used / took_s, scripts / took_s, each, lost)
 
 
 def _thread(server: Server, count: int, ttl_s: float) -> Row:
@@ -94,8 +94,8 @@ def _thread(server: Server, count: int, ttl_s: float) -> Row:
 
 async def _loop(server: Server, count: int, ttl_s: float) -> Row:
     async with aio.connect(server.tcp_url) as locks:
-        wishes = (locks.lock(f"l{n}", ttl=ttl_s, renew=True) for n in range(count))
-        leases = await asyncio.gather(*(wish.acquire() for wish in wishes))
+        made = (locks.lock(f"l{n}", ttl=ttl_s, renew=True) for n in range(count))
+        leases = await asyncio.gather(*(lock.acquire() for lock in made))
         meter = _Meter(server)
         await asyncio.sleep(ttl_s / 3)
         row = meter.row("an event loop", ttl_s, [lease.held for lease in leases])
@@ -104,7 +104,7 @@ async def _loop(server: Server, count: int, ttl_s: float) -> Row:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     core = max(row.core for row in rows)
     lost = sum(row.lost for row in rows)
     return [

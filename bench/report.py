@@ -21,18 +21,18 @@ PACKAGES = (
     *("lualock", "redis", "hiredis", "python-redis-lock", "pottery", "portalocker"),
     *("python-redilock", "aioredlock", "redis-lock-py", "redis-fifo-lock"),
 )
-MISSING = "not in time"  # where a scenario says nothing else
+MISSING = "not in time"  # unless a scenario has its own
 SPENT = """\
-All ways of a scenario are measured in turns and have the same part of its time, so what is slow has
-fewer rounds than what is fast. A ratio is the median of the rounds' own."""
+All ways of a scenario are measured in turn and have equal shares of its time, so a slow one has
+fewer rounds than a fast one. A ratio is the median of the rounds' ratios."""
 
 
 class Unusable(Exception):
-    """A file that is not what it should be, or a command line that says nothing."""
+    """A file that is not a report, or an incomplete command line."""
 
 
 def facts(server_version: str, *, quick: bool, took_s: float) -> dict[str, str]:
-    """The machine and the versions, without any name."""
+    """Return the machine and the versions, without any name."""
     return {
         "run": f"{'quick' if quick else 'whole'}, {took_s:.0f} s",
         "cores": str(os.cpu_count()),
@@ -62,8 +62,8 @@ def _version(name: str) -> str:
 
 @dataclass(frozen=True)
 class Spent:
-    """How long a scenario took, how long it was to take, and in how many rounds its ways were
-    measured: the fewest (what is slow) and the most."""
+    """The time of a scenario, its budget, and the number of rounds of its ways: the fewest (of a
+    slow one) and the most."""
 
     scenario: str
     took_s: float
@@ -74,7 +74,7 @@ class Spent:
 
 @dataclass
 class Report:
-    """All that one run has found."""
+    """All results of a run."""
 
     broken: list[Broken]
     facts: dict[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Report:
     def add(
         self, name: str, rows: list[Any], took_s: float, budget_s: float, counted: list[int]
     ) -> None:
-        """A scenario is over."""
+        """Add the results of a scenario."""
         self.results[name] = rows
         self.spent.append(
             Spent(name, took_s, budget_s, min(counted, default=None), max(counted, default=None))
@@ -93,11 +93,13 @@ class Report:
         try:
             self.targets += SCENARIOS[name].targets(rows)
         except (LookupError, StopIteration, ValueError):
-            # A rival broke that the claims are about: then nothing has been shown.
-            self.targets.append((f"{name}: what lualock is compared with broke", inf, False))
+            # A rival of the claims broke, so no claim is shown.
+            self.targets.append(
+                (f"{name}: a rival that lualock is compared with broke", inf, False)
+            )
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for machines."""
+        """Return all of it for programs."""
         return {
             "facts": self.facts,
             "results": {
@@ -109,7 +111,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """Everything, for people: first what must show, then what broke, then the tables."""
+        """Return all of it for readers: first the targets, then what broke, then the tables."""
         met = [[c, f"{f:.2f}", "met" if m else "**missed**"] for c, f, m in self.targets]
         broke = [[one.rival, one.scenario, _cell(one.error)] for one in self.broken]
         spent = [
@@ -119,9 +121,9 @@ class Report:
         parts = [
             "# lualock benchmark",
             ", ".join(f"{k} {v}" for k, v in self.facts.items()),
-            "## What must show",
+            "## Targets",
             table(["claim", "this run", ""], met),
-            "## What could not be measured",
+            "## Rivals that broke",
             table(["rival", "where", "error"], broke) if broke else "None.",
         ]
         for name, rows in self.results.items():
@@ -132,7 +134,7 @@ class Report:
 
 
 def _used() -> str:
-    """What the adapters say of themselves."""
+    """Return how each rival is used, from its adapter."""
     rows = [[name, rivals.words(name)] for name in rivals.SYNC | rivals.TASKS]
     return table(["", "how"], rows)
 
@@ -144,12 +146,12 @@ def _rounds(one: Spent) -> str:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for what is infinite: a ratio to nothing."""
+    """Replace infinite figures, ratios to nothing, which JSON lacks."""
     return {k: None if v in (inf, -inf) else v for k, v in row.items()}
 
 
 def load(path: str) -> dict[str, Any]:
-    """The JSON of an earlier run."""
+    """Load the JSON of an earlier run."""
     try:
         found = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -160,7 +162,7 @@ def load(path: str) -> dict[str, Any]:
 
 
 def section(name: str, rows: list[Any]) -> Iterable[str]:
-    """A scenario's part of the report."""
+    """Yield a scenario's part of the report."""
     scenario = SCENARIOS[name]
     yield f"## {name}: {scenario.TITLE}"
     if scenario.WORDS:
@@ -168,10 +170,10 @@ def section(name: str, rows: list[Any]) -> Iterable[str]:
     yield f"![{name}]({name}.svg)"
     heads, fields = zip(*scenario.COLUMNS, strict=True)
     missing = getattr(scenario, "MISSING", MISSING)
-    yield table(list(heads), [[_told(row, one, missing) for one in fields] for row in rows])
+    yield table(list(heads), [[_formatted(row, one, missing) for one in fields] for row in rows])
 
 
-def _told(row: Any, column: str, missing: str) -> str:
+def _formatted(row: Any, column: str, missing: str) -> str:
     field, _, form = column.partition(":")
     value = getattr(row, field)
     return missing if value is None else format(value, form)
@@ -182,6 +184,6 @@ def _cell(text: str) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,12 +1,12 @@
 """All scenarios, in the order in which they run and are reported.
 
-Each is a module: ``run`` measures and answers rows, ``targets`` says what must show in them, and
-``TITLE``, ``WORDS`` and ``COLUMNS`` are its table (a column: its head, and a row's field with a
-format); ``MISSING``, where it has one, is what stands for ``None``.
+Each is a module: ``run`` measures and returns rows, ``targets`` judges them, and ``TITLE``,
+``WORDS`` and ``COLUMNS`` make its table (a column: its head, and a row's field with a format). An
+optional ``MISSING`` is shown for ``None``.
 
-``SECONDS`` is the one place that says how long each may take, in a whole run and in a quick one.
-Most measure rounds until their time is used; what does a fixed work (``many_locks``: a million
-leases) has here what that takes. The report has both beside each other.
+Only ``SECONDS`` sets how long each may take, in a whole run and in a quick one. Most scenarios
+measure rounds until their time is used; for one with a fixed amount of work (``many_locks``: a
+million leases) it is the expected time. The report shows both times.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ PATIENCE_S = 10.0
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it is, which process it is, and what it says it is."""
+    """A running server: its address, its process, and its version."""
 
     tcp_url: str
     unix_url: str
@@ -30,7 +30,7 @@ class Server:
 
 @contextmanager
 def started(program: str | None = None) -> Iterator[Server]:
-    """Start a server on a free port and a unix socket; nothing is left of it at the end."""
+    """Start a server on a free port and a unix socket; remove everything at the end."""
     with tempfile.TemporaryDirectory(prefix="lualock-bench-", dir="/tmp") as folder:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

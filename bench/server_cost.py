@@ -1,10 +1,11 @@
 """What a lock costs the server: microseconds a pair by its own account (``INFO commandstats``).
 
-Each way goes one request at a time, with client and server on one core: a server that slept on
-another core takes longer, and not always equally. Commands that a script calls are counted in the
-script's own time and do not count twice. Beside them is the least that two scripts cost which read
-a key and write it with a time to live, and decide nothing. Left out are pottery, whose time is
-elsewhere, and portalocker and python-redilock, which know no unix socket."""
+Each way sends one request at a time, with client and server on one core: a server that slept on
+another core takes longer, and not always equally. Commands that a script calls count in the
+script's time, not twice. The floor is two scripts that read a key, write it with a time to live,
+and decide nothing. Left out are pottery, whose time is not in commands, and portalocker and
+python-redilock, which cannot use a unix socket.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """All ways, in turn, round after round."""
+    """Measure all ways in turn, round after round."""
     url = setting.server.unix_url
     pairs = QUICK_PAIRS if setting.quick else PAIRS
     kept = [name for name in setting.sync if not name.startswith(LEFT_OUT) and "polls" not in name]
@@ -82,8 +83,8 @@ def run(setting: Setting) -> list[Row]:
 
 def _floor(client: Any) -> Callable[[], object]:
     script = client.script_load(READ_AND_WRITE)
-    ask = partial(client.evalsha, script, 1, "bench-floor")
-    return lambda: (ask(HELD), ask(RELEASED))
+    evaluate = partial(client.evalsha, script, 1, "bench-floor")
+    return lambda: (evaluate(HELD), evaluate(RELEASED))
 
 
 def _server_us(client: Any, pair: Callable[[], object], pairs: int) -> tuple[float, float]:
@@ -98,8 +99,8 @@ def _server_us(client: Any, pair: Callable[[], object], pairs: int) -> tuple[flo
 
 
 def _alone_us(stats: Any, pairs: int) -> float:
-    """The time of the commands that were sent by themselves and not by a script: without scripts
-    all of them, else those that acquire (SET NX, as every rival of this table has it)."""
+    """Return the time of commands that were sent directly and not by a script: without scripts all
+    of them, else those that acquire (SET NX, as every rival of this table does)."""
     names = {name.removeprefix("cmdstat_"): one for name, one in stats.items()}
     for own in ("config|resetstat", "info", "config"):
         names.pop(own, None)
@@ -112,6 +113,6 @@ def _alone_us(stats: Any, pairs: int) -> float:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     times = next(row.times_plain for row in rows if row.rival == rivals.LUALOCK)
     return [("the server's time is at most twice the plain pair's", times, times <= 2)]

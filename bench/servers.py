@@ -15,7 +15,7 @@ from lualock.embedded import binaries
 RIVALS = [rivals.LUALOCK, rivals.SETNX, rivals.PLAIN, rivals.REDIS_PY, rivals.PYTHON_REDIS_LOCK]
 
 TITLE = "the same on every server"
-WORDS = "Placed by the system, so the ratios of a row count and not its microseconds."
+WORDS = "The system places the processes, so only the ratios of a row count."
 COLUMNS = (
     ("server", "server"),
     ("", "rival"),
@@ -35,7 +35,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Server after server; one that does not start or is too old is written down."""
+    """Measure one server after the other; record one that does not start or is too old."""
     rows: list[Row] = []
     every = binaries.every()
     for binary in every:
@@ -63,6 +63,6 @@ def _measure(setting: Setting, server: Server, share: float) -> list[Row]:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     worst = min(row.times_lualock for row in rows if row.rival == rivals.REDIS_PY)
     return [("redis-py's Lock takes longer on every server", worst, worst > 1)]

@@ -1,7 +1,9 @@
-"""What a run of the benchmark works with: a server, the rivals that work here, how much time.
+"""What a run of the benchmark works with: a server, the rivals that work here, and the time.
 
-Nothing here or in a scenario says how many rounds there are: a scenario has so many seconds
-(``scenarios.SECONDS``), and rounds are measured until they are used."""
+Nothing here or in a scenario sets a number of rounds: a scenario has so many seconds
+(``scenarios.SECONDS``), and rounds are measured until they are used.
+
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ T = TypeVar("T")
 
 Targets = list[tuple[str, float, bool]]
 LEAST, QUICK_LEAST, MOST = 3, 1, 25  # rounds
-ROUND_LIMIT_S = 60.0  # for one way in one round: who needs longer hangs
+ROUND_LIMIT_S = 60.0  # for one way in one round; a slower one counts as hanging
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A rival that did not do what it should, where, and its error."""
+    """A rival that failed, where, and its error."""
 
     rival: str
     scenario: str
@@ -34,8 +36,8 @@ class Broken:
 
 @dataclass
 class Setting:
-    """``sync`` and ``tasks`` are the rivals to measure, by name; ``budget_s`` is the time that the
-    scenario may take, ``counted`` how many rounds its ways had, for the report."""
+    """``sync`` and ``tasks`` are the rivals to measure, by name; ``budget_s`` is the time of the
+    scenario, ``counted`` the numbers of rounds of its ways, for the report."""
 
     server: Server
     quick: bool
@@ -48,7 +50,7 @@ class Setting:
 
     @property
     def least(self) -> int:
-        """How many rounds there are at least, whatever they take."""
+        """The minimum number of rounds, however long they take."""
         return QUICK_LEAST if self.quick else LEAST
 
     def rounds(
@@ -59,11 +61,11 @@ class Setting:
         share: float = 1.0,
         least: int | None = None,
     ) -> dict[str, list[T]]:
-        """Round after round every way, in a new order each time, so that whatever else the machine
-        does meets all of them.
+        """Measure every way, round after round, in a new order each time.
 
-        All have the same part of the time (``share``: of the scenario's), so who is slow has fewer
-        rounds than who is fast. A way that breaks is written down, and not measured again.
+        So other load on the machine meets all ways. All have the same time (``share``: of the
+        scenario's), so a slow one has fewer rounds than a fast one. A way that breaks is recorded,
+        and not measured again.
         """
         part_s = self.budget_s * share / max(1, len(ways))
         found: dict[str, list[T]] = {name: [] for name in ways}
@@ -89,33 +91,33 @@ class Setting:
         return found
 
     def breaks(self, rival: str, scenario: str, error: BaseException | str) -> None:
-        """Write down that a rival broke; what is to be measured here must not break."""
+        """Record that a rival broke; raise if it is lualock."""
         if rival.startswith("lualock"):
             raise RuntimeError(f"{rival} broke in {scenario}: {error!r}")
-        told = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        broken = Broken(rival, scenario, " ".join(told.split())[:300])
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        broken = Broken(rival, scenario, " ".join(text.split())[:300])
         if broken not in self.broken:
             self.broken.append(broken)
 
 
 @contextmanager
 def limited(limit_s: float) -> Iterator[None]:
-    """End what hangs: raises TimeoutError in the main thread."""
+    """Raise TimeoutError in the main thread after a time limit."""
 
     def over(_: int, __: FrameType | None) -> None:
         raise TimeoutError(f"it was not done after {limit_s:.0f} s")
 
-    before = signal.signal(signal.SIGALRM, over)
+    previous_handler = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)
 
 
 def within(limit_s: float, done: Callable[[], bool], what: str) -> None:
-    """Wait until something is done; raises TimeoutError if it is not in time."""
+    """Wait until something is done; raise TimeoutError after a time limit."""
     give_up = time.monotonic() + limit_s
     while not done():
         if time.monotonic() > give_up:

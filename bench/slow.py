@@ -1,4 +1,4 @@
-"""A relay before a server that makes it slow: each reply comes later."""
+"""A relay before a server that delays each reply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def slowly(port: int, reply_s: float) -> Iterator[str]:
-    """The URL by which every reply of the server at that port takes ``reply_s`` longer."""
+    """Yield a URL by which every reply of the server at that port takes ``reply_s`` longer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         opened: list[socket.socket] = []
 

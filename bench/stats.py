@@ -1,4 +1,4 @@
-"""Medians, quantiles and ratios, as every scenario uses them."""
+"""Medians, quantiles and ratios for all scenarios."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that so large a share of them does not exceed (nearest rank)."""
+    """Return the value that so large a share of them does not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, the tenth and the ninetieth percentile."""
+    """Return the median, the tenth and the ninetieth percentile."""
     return statistics.median(values), quantile(values, 0.1), quantile(values, 0.9)
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """The median of the rounds' own ratios: the machine is not equally fast in all rounds."""
+    """Return the median of the rounds' ratios, because the speed of a machine differs between
+    rounds."""
     pairs = list(zip(theirs, ours, strict=False))
     return statistics.median(t / o if o else float("inf") for t, o in pairs)

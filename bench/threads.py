@@ -1,7 +1,9 @@
-"""Threads of one process, each with a lock of its own: how many pairs they do together.
+"""Threads of one process, each with its own lock: how many pairs they do together.
 
-Left out are rivals that take milliseconds for a pair (pottery, portalocker), and second forms of
-one that differ only in how they wait."""
+Left out are rivals that take milliseconds for a pair (pottery, portalocker), and second forms of a
+rival that differ only in how they wait.
+
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Round after round, every rival; for each number of threads."""
+    """Measure every rival, round after round, at each number of threads."""
     rows = []
     names = [name for name in RIVALS if name in setting.sync][
         : QUICK_RIVALS if setting.quick else None
@@ -68,7 +70,7 @@ def _rate(setting: Setting, name: str, threads: int) -> float:
     rival = rivals.sync(name, setting.server.tcp_url)
     begin = threading.Barrier(threads + 1)
     counts = [0] * threads
-    end = time.monotonic() + 60.0  # moved nearer when all are ready
+    end = time.monotonic() + 60.0  # set to the true end when all are ready
 
     def work(number: int) -> None:
         pair = rival.pair(f"own{number}")
@@ -92,7 +94,7 @@ def _rate(setting: Setting, name: str, threads: int) -> float:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     found = [row.times_faster_lualock for row in rows if row.rival == rivals.REDIS_PY]
     worst = min(found)
     return [("threads: at least as fast as redis-py's Lock with any number", worst, worst >= 1)]

@@ -1,8 +1,9 @@
-"""What a lock costs: acquire and release of a free lock, one thread, pair after pair.
+"""What a lock costs: acquire and release of a free lock, in one thread, pair after pair.
 
-All ways are measured in turn, round after round, and ratios are taken within each round. Beside
-them are the limits: two round trips (a PING pair) through a redis-py connection, with its bytes
-prepared, and on a bare socket; and the server's own, pairs of SET and DEL sent a hundred at a time.
+All ways are measured in turn, round after round, and ratios are taken within each round. The limits
+are: two round trips (a PING pair) through a redis-py connection, with prepared bytes, and on a bare
+socket; and the server's own, pairs of SET and DEL that are sent a hundred at a time.
+
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ JUDGED = ("TCP", ONE_CORE)
 
 TITLE = "acquire and release of a free lock"
 WORDS = """\
-Client and server share one core where it says so, and that is judged: on many machines, virtual
-ones above all, waking a sleeping core takes longer than everything that is to be compared, for
-everybody alike. The other rows leave the placement to the system."""
+The rows with client and server on one core are judged: on many machines, above all virtual ones,
+waking a sleeping core takes longer than all that is compared, for every rival. In the other rows
+the system places the processes."""
 COLUMNS = (
     ("", "rival"),
     ("over", "transport"),
@@ -52,8 +53,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One way's figures: microseconds a pair (median and spread), pairs/s, and how many times as
-    long as lualock's pair it takes (median of the rounds' ratios)."""
+    """The figures of one way: microseconds a pair (median and spread), pairs/s, and its time in
+    times lualock's (median of the rounds' ratios)."""
 
     rival: str
     transport: str
@@ -66,7 +67,7 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """Over TCP and a unix socket; with client and server on one core, and as scheduled."""
+    """Measure over TCP and a unix socket; with client and server on one core, and as scheduled."""
     server = setting.server
     urls = (("TCP", server.tcp_url), ("unix socket", server.unix_url))
     found = [(placement, *over) for placement in placements() for over in urls]
@@ -93,7 +94,8 @@ def _measure(setting: Setting, url: str, transport: str, placement: str, share: 
 
 @contextmanager
 def ways(setting: Setting, url: str) -> Iterator[dict[str, Callable[[], object]]]:
-    """What makes one pair, for every rival that works, and for the limits; all are warm."""
+    """Yield a function that makes one pair for every rival that works, and for the limits; all are
+    warm."""
     open_: list[Rival] = []
     found: dict[str, Callable[[], object]] = {}
     try:
@@ -115,7 +117,7 @@ def ways(setting: Setting, url: str) -> Iterator[dict[str, Callable[[], object]]
 
 @contextmanager
 def limits(url: str) -> Iterator[dict[str, Callable[[], object]]]:
-    """The physical limits."""
+    """Yield the physical limits."""
     pool: Any = redis.ConnectionPool.from_url(url)
     connection = pool.get_connection()
     ping = b"*1\r\n$4\r\nPING\r\n"
@@ -161,7 +163,7 @@ def _socket(url: str) -> socket.socket:
 
 
 def time_pair(pair: Callable[[], object]) -> float:
-    """Microseconds a pair; a slow rival gets fewer pairs, so that it takes no more time."""
+    """Return microseconds a pair; a slow rival makes fewer pairs, so that it takes no more time."""
     start = time.perf_counter()
     pair()
     done = 1
@@ -174,13 +176,13 @@ def time_pair(pair: Callable[[], object]) -> float:
 
 
 def placements() -> list[str]:
-    """Where client and server may be told to run; first what is judged."""
+    """Return where client and server can run, the judged placement first."""
     return [ONE_CORE, AS_SCHEDULED] if hasattr(os, "sched_setaffinity") else [AS_SCHEDULED]
 
 
 @contextmanager
 def placed(placement: str, server_pid: int) -> Iterator[None]:
-    """Run this process and the server there."""
+    """Run this process and the server at that placement."""
     if placement == AS_SCHEDULED:
         yield
         return
@@ -196,7 +198,7 @@ def placed(placement: str, server_pid: int) -> Iterator[None]:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     judged = [r for r in rows if (r.transport, r.placement) == JUDGED] or rows
     times = {row.rival: row.times_lualock for row in judged}
     redis_py, setnx, over_ping = times[rivals.REDIS_PY], times[rivals.SETNX], 1 / times[PING]

@@ -1,8 +1,9 @@
-"""One lock and very many who wait for it: coroutines of one process.
+"""One lock and very many waiters: coroutines of one process.
 
-What they cost while nothing happens (commands, the server's memory), and how long a hand-over
-takes when they are served one after the other. Both are measured when those who came last have read
-their place in the queue, and looked once more: that is the cost of coming, however many wait.
+What they cost while nothing happens (commands, the server's memory), and how long a hand-over takes
+when they are served one after the other. Both are measured after the last waiters have read their
+place and checked the queue once more: that is the cost of coming, however many wait.
+
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from lualock import aio
 WAITERS, QUICK_WAITERS = (10, 100, 1000, 10_000), (10, 1000)
 IDLE_S, QUICK_IDLE_S = 30.0, 2.0
 SETTLE_S = 3.0  # before they idle
-NEWCOMERS_S = 0.2  # until the last of them has looked once more
+NEWCOMERS_S = 0.2  # until the last of them has checked once more
 SERVED = 300  # hand-overs to time in a round, at least
 
 
-TITLE = "one lock, many coroutines that wait"
+TITLE = "one lock, many waiting coroutines"
 WORDS = __doc__
 COLUMNS = (
     ("waiters", "waiters:,"),
@@ -44,7 +45,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """``idle_per_s``: scripts run per waiter and second while nothing happens; ``bytes_each``: the
+    """``idle_per_s``: scripts a second for each waiter while nothing happens; ``bytes_each``: the
     server's memory; ``hand_over_us``: from one holder to the next (median of the rounds);
     ``times_few``: the same in times that among the fewest (median of the rounds' ratios)."""
 
@@ -56,7 +57,8 @@ class Row:
 
 
 def run(setting: Setting) -> list[Row]:
-    """What waiting costs; then, round after round, the hand-overs among each number of waiters."""
+    """Measure the cost of waiting; then, round after round, the hand-overs among each number of
+    waiters."""
     server, quick = setting.server, setting.quick
     counts = QUICK_WAITERS if quick else WAITERS
     idle_s = QUICK_IDLE_S if quick else IDLE_S
@@ -72,7 +74,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 async def _idle(counts: Sequence[int], idle_s: float) -> dict[int, tuple[float, float]]:
-    """All at once, each number on a server of its own: there is nothing to do but to wait."""
+    """Measure all numbers at once, each on its own server, because only waiting is measured."""
     with ExitStack() as stack:
         servers = [stack.enter_context(started()) for _ in counts]
         found = await asyncio.gather(*map(_idle_on, servers, counts, repeat(idle_s)))
@@ -102,7 +104,9 @@ async def _us_a_hand_over(server: Server, waiters: int) -> float:
     took_s = 0.0
     turns = max(1, SERVED // waiters)
     async with aio.connect(server.tcp_url) as locks:
-        async with locks.lock("first"):  # the connections and the scripts are there
+        async with locks.lock(
+            "first"
+        ):  # now the connections are open, and the server has the scripts
             await asyncio.gather(_use(locks), _use(locks))
         for _ in range(turns):
             holder, waiting, _ = await _crowd(locks, client, waiters)
@@ -118,12 +122,12 @@ async def _us_a_hand_over(server: Server, waiters: int) -> float:
 async def _crowd(
     locks: aio.Locks, client: Any, waiters: int
 ) -> tuple[aio.Lease, list[asyncio.Task[None]], float]:
-    """A holder, so many who wait, and how much memory each of them takes."""
+    """Start a holder and so many waiters; return the memory of each."""
     client.execute_command("FLUSHALL", "SYNC")
     holder = await locks.lock("waited").acquire()
     before = client.info("memory")["used_memory"]
     waiting = [asyncio.create_task(_use(locks)) for _ in range(waiters)]
-    while client.zcard("lualock:{waited}:waiters") < waiters:  # noqa: ASYNC110 - the server's account
+    while client.zcard("lualock:{waited}:waiters") < waiters:  # noqa: ASYNC110 - the state of the server
         await asyncio.sleep(0.01)
     return holder, waiting, (client.info("memory")["used_memory"] - before) / waiters
 
@@ -134,7 +138,7 @@ async def _use(locks: aio.Locks) -> None:
 
 
 def targets(rows: list[Row]) -> Targets:
-    """What must show: the claim, the figure of this run, and whether it is met."""
+    """Return each target: its claim, the figure of this run, and whether it is met."""
     many = rows[-1]
     ratio = many.times_few
     idle = max(row.idle_per_s for row in rows)

@@ -1,9 +1,10 @@
-"""Three ways to wake a thread that waits, beside each other.
+"""Three ways to wake a waiting thread, beside each other.
 
-A message goes round a ring of waiting threads: whoever gets it sends it on to the next. That is all
-there is, so this looks below the public API: at the library's own ``Subscriber``, which all threads
-of a process share and one of them reads, and at the two ways that it is not: a thread of its own
-that reads for the others, and a connection for each who waits.
+A message goes round a ring of waiting threads: each thread that gets it sends it to the next. This
+looks below the public API, because nothing else is measured: at the library's own ``Subscriber``,
+which all threads of a process share and one of them reads, and at the two alternatives: a separate
+reading thread, and a connection for each waiting thread.
+
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PATIENCE_S = 30.0
 SHAPES, QUICK_SHAPES = ((2, 1), (8, 1), (1, 16), (2, 16)), ((2, 1), (2, 16))
 
 
-TITLE = "three ways to wake a thread that waits"
+TITLE = "three ways to wake a waiting thread"
 WORDS = __doc__
 COLUMNS = (
     ("", "way"),
@@ -74,7 +75,7 @@ def _packed(*words: str | bytes) -> bytes:
 
 
 class Subscription:
-    """A connection that listens to one channel."""
+    """A connection that is subscribed to one channel."""
 
     def __init__(self, url: str, channel: str) -> None:
         self._socket = _connect(url)
@@ -83,14 +84,14 @@ class Subscription:
         self.next()
 
     def next(self) -> Any:
-        """The next message; waits for it."""
+        """Wait for the next message."""
         while (reply := self._reader.gets()) is False:
             self._reader.feed(self._socket.recv(4096))
         return reply[2]
 
 
 class OwnConnection:
-    """Each who waits reads for itself."""
+    """Each waiting thread reads its own connection."""
 
     def __init__(self, url: str, process: int, threads: int) -> None:
         self.channels = [f"own:{process}:{thread}" for thread in range(threads)]
@@ -103,7 +104,7 @@ class OwnConnection:
 
 
 class ReaderThread:
-    """A thread of its own reads, and wakes who is meant."""
+    """A separate thread reads, and wakes the right one."""
 
     connections = 1
 
@@ -124,7 +125,7 @@ class ReaderThread:
 
 
 class SharedReading:
-    """One of those who wait reads, and wakes who is meant: the library's own."""
+    """One of the waiting threads reads, and wakes the right one: the library's way."""
 
     connections = 1
 
@@ -145,7 +146,7 @@ WAYS: tuple[type[Any], ...] = (SharedReading, ReaderThread, OwnConnection)
 
 
 def run(setting: Setting) -> list[Row]:
-    """Every way in turn, round after round, for each shape."""
+    """Measure every way in turn, round after round, for each shape."""
     server, quick = setting.server, setting.quick
     hops = QUICK_HOPS if quick else HOPS
     rows = []
@@ -165,7 +166,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _ring(url: str, way: Any, processes: int, threads: int, hops: int) -> float:
-    """Hops per second."""
+    """Return hops per second."""
     context = CONTEXT
     pipes = [context.Pipe() for _ in range(processes)]
     workers = [
@@ -175,7 +176,7 @@ def _ring(url: str, way: Any, processes: int, threads: int, hops: int) -> float:
     for worker in workers:
         worker.start()
     channels = [ours.recv() for ours, _ in pipes]
-    # Thread by thread through all processes, so that every hop leaves the process if it can.
+    # Through all processes in turn, so that every hop leaves its process if possible.
     ring = [(p, t) for t in range(threads) for p in range(processes)]
     following = dict(zip(ring, itertools.islice(itertools.cycle(ring), 1, None), strict=False))
     for number, (ours, _) in enumerate(pipes):
@@ -203,13 +204,13 @@ def _work(url: str, way: Any, number: int, threads: int, pipe: Any) -> None:
     turns = pipe.recv()
 
     def turn(thread: int) -> None:
-        with _connect(url) as line:
+        with _connect(url) as connection:
             channel, token = following[thread]
             passed_on = _packed("PUBLISH", channel, token + b"1")
             for _ in range(turns):
                 waiting.wait(thread)
-                line.sendall(passed_on)
-                line.recv(64)
+                connection.sendall(passed_on)
+                connection.recv(64)
 
     running = [threading.Thread(target=turn, args=(thread,)) for thread in range(threads)]
     for thread in running:
@@ -220,5 +221,5 @@ def _work(url: str, way: Any, number: int, threads: int, pipe: Any) -> None:
 
 
 def targets(_: list[Row]) -> Targets:
-    """Nothing must show here: it says why it is done as it is."""
+    """Return no target: the scenario explains a decision."""
     return []

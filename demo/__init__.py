@@ -1,6 +1,7 @@
-"""`make demo`: jobs wrapped, refused, expired and crashed, against a real embedded server.
+"""`make demo`: jobs that run, are refused, expire and crash, on a real embedded server.
 
 ``jobs`` is what a user of lualock writes. ``worker`` is a process that takes jobs from a stream,
-``story`` drives the run, ``events`` is what everybody writes down, and ``checks`` proves from that
-alone that what was shown is what happened.
+``story`` drives the run, and ``events`` records what each process does. ``checks`` proves from the
+events alone that what was shown is what happened.
+
 """

@@ -1,4 +1,4 @@
-"""Run the demo: exit status 0 only if what it shows is what happened."""
+"""Run the demo; the exit status is 0 only if what it shows is what happened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lualock import embedded
 
 
 def main() -> int:
-    """Start a server of its own, tell the story, and leave nothing behind."""
+    """Start a private server, run the demo, and leave nothing behind."""
     # The demo's server is its own: neither a configured one nor that of the user's programs.
     os.environ.pop("LUALOCK_URL", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -31,13 +31,13 @@ def main() -> int:
         ):
             story = Story(events, locks, stream, server.url)
             try:
-                well = story.tell()
+                well = story.run()
             except RuntimeError as problem:
                 print(f"the demo stopped: {problem}")
                 well = False
             finally:
                 story.close()
-    print("\nWhat was shown is what happened." if well else "\nSomething is wrong, see above.")
+    print("\nWhat was shown is what happened." if well else "\nA check failed, see above.")
     return 0 if well else 1
 
 

@@ -1,4 +1,4 @@
-"""What happened, written down by who did it: one file a process, one line an event."""
+"""The events of a run, recorded by each process: one file a process, one line an event."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ class Event:
     """``at`` is CLOCK_MONOTONIC in seconds, which all processes of a machine share.
 
     ``what`` is one of pushed, started, finished, refused, expired, killed, freed. ``job`` numbers
-    the pushes; ``holder`` is who had the lock when a job was refused.
+    the pushes; ``holder`` had the lock when a job was refused.
     """
 
     at: float
-    who: str
+    process: str
     what: str
     repo_id: int
     job: int
     holder: str = ""
 
 
-class Diary:
-    """Appends events to a file of one's own."""
+class EventLog:
+    """Appends events to the file of one process."""
 
-    def __init__(self, folder: Path, who: str) -> None:
-        self.who = who
-        self._path = folder / f"{who}.jsonl"
+    def __init__(self, folder: Path, process: str) -> None:
+        self.process = process
+        self._path = folder / f"{process}.jsonl"
 
     def write(self, what: str, repo_id: int, job: int, holder: str = "") -> Event:
-        """Note that this has just happened."""
-        event = Event(time.monotonic(), self.who, what, repo_id, job, holder)
-        with self._path.open("a") as file:  # one short write: whole even if we are killed next
+        """Record an event of this moment."""
+        event = Event(time.monotonic(), self.process, what, repo_id, job, holder)
+        with self._path.open(
+            "a"
+        ) as file:  # one short write: whole even if this process is killed next
             file.write(json.dumps(asdict(event)) + "\n")
         return event
 
 
 def read_all(folder: Path) -> list[Event]:
-    """Everybody's events in the order of time."""
+    """Return the events of all processes, in the order of time."""
     lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
     return sorted((Event(**json.loads(line)) for line in lines), key=lambda event: event.at)

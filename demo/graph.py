@@ -1,4 +1,4 @@
-"""The work: who is connected with a repository, by forks and by common contributors."""
+"""The work: which repositories are connected, by forks and by common contributors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Repository = dict[str, Any]
 
 
 def repositories() -> dict[int, Repository]:
-    """The repositories of the demo, by id."""
+    """Return the repositories of the demo, by id."""
     text = (files("demo") / "repositories.json").read_text("utf-8")
     return {repository["id"]: repository for repository in json.loads(text)}
 
 
 def network(repo_id: int) -> list[str]:
-    """The names of all repositories that can be reached from this one, itself included."""
+    """Return the names of all repositories that can be reached from this one, itself included."""
     known = repositories()
     reached = {repo_id}
     waiting = deque([repo_id])

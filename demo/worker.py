@@ -1,4 +1,4 @@
-"""A worker process: takes jobs from the stream, one after the other, until it is told to stop."""
+"""A worker process: take jobs from the stream, one after the other, until it says stop."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pathlib import Path
 import redis
 
 import lualock
-from demo.events import Diary
+from demo.events import EventLog
 from demo.jobs import UpdateNetworkGraph
 
 STREAM = "demo:stream"
 
 
-def in_work(who: str) -> str:
-    """The list that has the job a worker took, until it is done with it."""
-    return f"demo:in-work:{who}"
+def in_work(name: str) -> str:
+    """Return the list that has the job of a worker until it is done."""
+    return f"demo:in-work:{name}"
 
 
-def main(url: str, folder: str, who: str) -> None:
+def main(url: str, folder: str, name: str) -> None:
     """Work until the stream says stop."""
-    logging.basicConfig(filename=Path(folder) / f"{who}.log", level=logging.INFO)
-    UpdateNetworkGraph.locks = lualock.connect(holder=who)  # nothing configured: the embedded one
-    UpdateNetworkGraph.diary = Diary(Path(folder), who)
+    logging.basicConfig(filename=Path(folder) / f"{name}.log", level=logging.INFO)
+    UpdateNetworkGraph.locks = lualock.connect(holder=name)  # nothing configured: the embedded one
+    UpdateNetworkGraph.log = EventLog(Path(folder), name)
     UpdateNetworkGraph.results = Path(folder)
     with redis.Redis.from_url(url) as stream:
         while True:
-            taken = stream.blmove(STREAM, in_work(who), 5, "LEFT", "RIGHT")
+            taken = stream.blmove(STREAM, in_work(name), 5, "LEFT", "RIGHT")
             if taken is None:
                 continue
             job = json.loads(taken)
             if job == "stop":
                 return
             UpdateNetworkGraph.run(**job)
-            stream.lrem(in_work(who), 1, taken)
+            stream.lrem(in_work(name), 1, taken)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Check model/lualock.pml with Spin: as it is, and then without each of its guards.
 #
-# Prints for each run how many states there are, and fails if the model does not hold, or if it
-# holds without a guard. One run may take at most 4 GB.
+# Print the number of states of each run. Fail if the model does not hold, or if it holds without a
+# guard. A run may take at most 4 GB.
 set -euo pipefail
 
 model=$(cd "$(dirname "$0")" && pwd)/lualock.pml
 for tool in spin gcc; do
   if ! command -v "$tool" >/dev/null; then
-    echo "the model needs $tool: apt-get install $tool" >&2
+    echo "could not check the model: $tool is missing. Install it: apt-get install $tool" >&2
     exit 2
   fi
 done
@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-# explore safety|cycles -Doption ...: the whole report goes to $work/report.
+# explore safety|cycles -Doption ...: write the whole report to $work/report.
 explore() {
   local kind=$1 flags=(-O1 -DSAFETY) search=()
   shift
@@ -45,14 +45,14 @@ holds() {
   fi
 }
 
-missed() { # the guard that is removed, the property that must fail, how its assertion reads, ...
+missed() { # the removed guard, the property that must fail, the text of its assertion, ...
   local what=$1 property=$2 text=$3
   shift 3
   explore safety -DCALLERS=2 "$@"
   if grep 'assertion violated' report | grep -qF "$text"; then
     printf 'found (%s)  %-58s %10d states %6.1f s\n' "$property" "$what" "$states" "$seconds"
   else
-    printf 'NOT FOUND  %s, without which (%s) should fail\n' "$what" "$property"
+    printf 'NOT FOUND  %s: (%s) must fail, and holds\n' "$what" "$property"
     cat report
     failed=1
   fi
@@ -69,8 +69,8 @@ missed 'acquire and wait without their deadline' 3 abandoning -DNO_DEADLINE
 missed 'no second abandon when a lost request is late' 3 abandoning -DNO_LATER
 missed 'a resource that does not compare fences' 2 'lease>=greatest' -DNO_FENCE
 missed 'a fence that is not raised above the last one' 2 'f>last' -DNO_RAISE
-missed 'release without an owner check' 1 'left>=who' -DNO_OWNER
-missed 'a lease that is counted from its reply' 1 'left>=who' -DNO_BEFORE
-missed 'waiters that rely on messages' 4 'who[c].gone' -DNO_CHECK
+missed 'release without an owner check' 1 'left>=callers' -DNO_OWNER
+missed 'a lease that is counted from its reply' 1 'left>=callers' -DNO_BEFORE
+missed 'waiters that rely on messages' 4 'callers[c].gone' -DNO_CHECK
 
 exit $failed

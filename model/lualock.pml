@@ -1,23 +1,23 @@
 /*
- * A model of lualock for Spin: one lock on one server, callers that want it once each, a network
+ * A model of lualock for Spin: one lock on one server, callers that acquire it once each, a network
  * that delays and loses, and a resource that remembers the greatest fence. `make model` checks it.
  *
- * Every step may be arbitrarily late. Callers are paused anywhere, also past their lease, and requests
- * arrive after their sender has gone on or has sent them again. Time may pass before any step, but only
- * while something runs out, so a caller with nothing to wait for acts in the end. A lost request is one
- * that arrives when it has no effect any more. Callers are alike, so they start in order. A second
+ * Every step may be arbitrarily late. Callers are paused anywhere, even past their lease, and requests
+ * arrive after their sender has gone on or has repeated them. Time passes before any step, but only
+ * while a timer runs, so a caller with nothing to wait for acts in the end. A lost request is one that
+ * arrives when it has no effect any more. Callers are alike, so they start in order. A second
  * acquisition has a fresh token, so here it is another caller.
  *
  * What must hold:
  *  (1) at most one caller believes that it has the lock, and not for longer than the server does;
- *  (2) a later turn has a greater fence; nothing is written after a greater fence; the write of a caller
- *      that believes that it has the lock is accepted;
- *  (3) a token whose caller gave up, and was cleaned up after, has neither the lock nor a ticket. Before
+ *  (2) a later acquisition has a greater fence; nothing is written after a greater fence; the write of
+ *      a caller that believes that it has the lock is accepted;
+ *  (3) a token whose caller gave up and was cleaned up has neither the lock nor a ticket. Before
  *      that, or if the caller was killed, it has the lock for at most a window (granted from the queue,
  *      unclaimed) or ORPHAN (a request takes it when it is just not late, and a lost claim arrives as that
  *      lease ends);
- *  (4) a caller that does not give up gets the lock or learns why not: no state without a next step in
- *      which a caller still waits, and no cycle (with -DNP), so that every behaviour gets there.
+ *  (4) a caller that does not give up gets the lock or an error: there is no state without a next step
+ *      in which a caller still waits, and no cycle (with -DNP), so every behaviour gets there.
  *
  * Left out: extend, adopt, jobs, fair=False, priorities, max_waiters, running out of memory, and the
  * server's own faults (restart, failover, a clock that steps), after which there may be two holders.
@@ -25,8 +25,8 @@
  *  - Time is in ticks; clocks run equally fast and are compared exactly. Within a tick TIME stands still,
  *    from one to the next it passes every fence.
  *  - A waiter may check the queue at every tick, and must if nothing else happens. So no waiter needs the
- *    message that it is first (notify_head), or that it took the lock itself (`+`).
- *  - A ticket keeps its place also if the reply that named the place was lost.
+ *    message that it is the head (notify_head), or that it took the lock itself (`+`).
+ *  - A ticket keeps its place even if the reply with the place was lost.
  *  - The record has no previous_token: a repeated release that it would answer finds `missing` here.
  *  - A killed waiter leaves nothing but its ticket (its connection breaks at once).
  *
@@ -57,23 +57,23 @@
 #define TTL 3
 #define CLAIM 2                  /* CLAIM_MS */
 #define TOMBSTONE 2              /* TOMBSTONE_MS */
-#define DEADLINE 2               /* for how long a reply is waited for */
+#define DEADLINE 2               /* how long a caller waits for a reply */
 #endif
 #define ORPHAN (DEADLINE + 2 * TTL)
 #define N 3
-#define NOBODY N
+#define NO_CALLER N
 
 mtype = { ACQUIRE, WAIT, CLAIM_IT, RELEASE, HAND_OVER };                 /* requests */
 mtype = { OURS, TAKEN, QUEUED, LATE, CLAIMED, MISSING, RELEASED, WAITED };  /* replies */
 
 typedef Request { mtype verb; byte fence; byte due }    /* due: until its deadline */
 typedef Caller {
-  Request in_flight;                /* its reply is waited for */
+  Request in_flight;                /* the caller waits for its reply */
   Request orphans[2];               /* in flight; its caller does not read the reply */
   mtype reply; byte fence; byte left;
-  byte sent;                        /* how long a lease lasts that is counted from the last sending */
+  byte sent;                        /* what is left of a lease from the last sending on */
   byte expires;                     /* how long until the last request is late */
-  bool has_orphan; byte orphan_left;   /* a lost request may arrive still; until when */
+  bool has_orphan; byte orphan_left;   /* a lost request may still arrive; until when */
   byte message; byte message_left;  /* the fence that was granted, and how long it is certain */
   bool check_later;                 /* waits until it checks the queue again */
   byte valid;                       /* for how long it believes that the lock is its */
@@ -82,26 +82,26 @@ typedef Caller {
   bool killed; bool unknown;        /* killed; its release had an unknown outcome */
   bool queued; byte place           /* its ticket */
 }
-Caller who[N];
-#define me who[c]
+Caller callers[N];
+#define self callers[c]
 
-bool held; byte owner = NOBODY; byte fence; bool waited; byte left;   /* the record; no key: left 0 */
+bool held; byte owner = NO_CALLER; byte fence; bool waited; byte left;   /* the record; no key: left 0 */
 bool unclaimed;                     /* granted from the queue, and neither claimed nor checked since */
-byte places;                        /* how many places have been given */
-byte clock = 1; byte last;          /* TIME, as far as fences tell it; the last fence ever */
-byte greatest;                      /* what the resource has seen */
+byte places;                        /* how many places were assigned */
+byte clock = 1; byte last;          /* TIME, in fences; the last fence of all */
+byte greatest;                      /* the greatest fence at the resource */
 byte started, lost, killed, gave_up;
-hidden byte i, first, f, given;     /* the scripts' own, and what they answer */
+hidden byte i, first, f, chosen;     /* locals and replies of the scripts */
 hidden mtype reply; hidden byte reply_fence, reply_left;
 
-#define cleaned(i) (who[i].gone && !who[i].abandoning && !who[i].later && !who[i].killed && !who[i].unknown)
+#define cleaned(i) (callers[i].gone && !callers[i].abandoning && !callers[i].later && !callers[i].killed && !callers[i].unknown)
 
 inline check() {
   i = 0;
   do
   :: i < N ->
-     assert(!who[i].valid || (held && owner == i && left >= who[i].valid));     /* (1) */
-     assert(!cleaned(i) || (!who[i].queued && !(held && owner == i)));          /* (3) */
+     assert(!callers[i].valid || (held && owner == i && left >= callers[i].valid));     /* (1) */
+     assert(!cleaned(i) || (!callers[i].queued && !(held && owner == i)));          /* (3) */
      i++
   :: else -> break
   od;
@@ -120,11 +120,11 @@ inline next_fence() {               /* include/fence */
 }
 
 inline find_first() {               /* ZRANGE 0 0 */
-  first = NOBODY; i = 0;
+  first = NO_CALLER; i = 0;
   do
   :: i < N ->
      if
-     :: who[i].queued && (first == NOBODY || who[i].place < who[first].place) -> first = i
+     :: callers[i].queued && (first == NO_CALLER || callers[i].place < callers[first].place) -> first = i
      :: else
      fi;
      i++
@@ -132,23 +132,23 @@ inline find_first() {               /* ZRANGE 0 0 */
   od
 }
 
-inline grant_next(own) {            /* include/grant_next: to the first that can be reached */
-  given = NOBODY;
+inline grant_next(own) {            /* include/grant_next: to the first waiter that can be reached */
+  chosen = NO_CALLER;
   find_first();
   do
-  :: given == NOBODY && first != NOBODY ->
-     who[first].queued = false;
+  :: chosen == NO_CALLER && first != NO_CALLER ->
+     callers[first].queued = false;
      if
-     :: who[first].killed && first != own -> find_first()     /* PUBLISH has no receiver */
+     :: callers[first].killed && first != own -> find_first()     /* PUBLISH has no receiver */
      :: else ->
-        given = first;
+        chosen = first;
         next_fence();
-        held = true; owner = given; fence = f; waited = true;
+        held = true; owner = chosen; fence = f; waited = true;
         if
-        :: given == own -> left = TTL; unclaimed = false
+        :: chosen == own -> left = TTL; unclaimed = false
         :: else ->
            left = CLAIM; unclaimed = true;
-           if :: !who[given].gone -> who[given].message = f; who[given].message_left = CLAIM :: else fi
+           if :: !callers[chosen].gone -> callers[chosen].message = f; callers[chosen].message_left = CLAIM :: else fi
         fi
      fi
   :: else -> break
@@ -156,8 +156,8 @@ inline grant_next(own) {            /* include/grant_next: to the first that can
 }
 
 inline release_and_grant_next() {   /* the include: hand over, or leave a tombstone */
-  grant_next(NOBODY);
-  if :: given == NOBODY -> held = false; waited = false; left = TOMBSTONE; unclaimed = false :: else fi
+  grant_next(NO_CALLER);
+  if :: chosen == NO_CALLER -> held = false; waited = false; left = TOMBSTONE; unclaimed = false :: else fi
 }
 
 inline take(w) { next_fence(); held = true; owner = c; fence = f; left = TTL; waited = w; unclaimed = false }
@@ -183,18 +183,18 @@ inline serve(request) {
      :: !held && is_late(request) -> answer(LATE)
      :: else -> take(left && waited); answer(OURS)
      fi
-  :: request.verb == WAIT ->     /* enqueue */
+  :: request.verb == WAIT ->     /* wait */
      if
      :: is_late(request) -> answer(LATE)
      :: !is_late(request) && held && owner == c -> left = TTL; unclaimed = false; answer(OURS)
      :: else ->
-        if :: !me.queued -> me.queued = true; if :: !me.place -> places++; me.place = places :: else fi :: else fi;
+        if :: !self.queued -> self.queued = true; if :: !self.place -> places++; self.place = places :: else fi :: else fi;
         if
         :: held -> waited = true; answer(QUEUED)
         :: else ->
            grant_next(c);              /* to itself if no other caller waits */
            if
-           :: given == c -> find_first(); waited = (first != NOBODY); answer(OURS)
+           :: chosen == c -> find_first(); waited = (first != NO_CALLER); answer(OURS)
            :: else -> answer(QUEUED)
            fi
         fi
@@ -221,7 +221,7 @@ inline serve(request) {
 }
 
 inline abandon() {                  /* abandon */
-  me.queued = false;
+  self.queued = false;
   if :: held && owner == c -> release_and_grant_next() :: else fi;
   check()
 }
@@ -229,63 +229,63 @@ inline abandon() {                  /* abandon */
 proctype network(byte c) {
 end:
   do
-  :: d_step { me.in_flight.verb -> serve(me.in_flight);
-              me.reply = reply; me.fence = reply_fence; me.left = reply_left }
-  :: d_step { me.orphans[0].verb -> serve(me.orphans[0]) }
-  :: d_step { me.orphans[1].verb -> serve(me.orphans[1]) }
-  :: d_step { me.abandoning -> me.abandoning = false; abandon() }
-  :: d_step { me.later && !me.orphan_left -> me.later = false; abandon() }
+  :: d_step { self.in_flight.verb -> serve(self.in_flight);
+              self.reply = reply; self.fence = reply_fence; self.left = reply_left }
+  :: d_step { self.orphans[0].verb -> serve(self.orphans[0]) }
+  :: d_step { self.orphans[1].verb -> serve(self.orphans[1]) }
+  :: d_step { self.abandoning -> self.abandoning = false; abandon() }
+  :: d_step { self.later && !self.orphan_left -> self.later = false; abandon() }
   od
 }
 
 /* The callers: lualock/_protocol. */
 
-inline forget() { me.reply = 0; me.fence = 0; me.left = 0 }
+inline forget() { self.reply = 0; self.fence = 0; self.left = 0 }
 
 inline send(v, lease_fence) {
-  me.in_flight.verb = v; me.in_flight.fence = lease_fence; forget();
-  me.sent = (v == RELEASE || v == HAND_OVER -> 0 : TTL);
-  me.in_flight.due = (v == ACQUIRE || v == WAIT -> DEADLINE : 0); me.expires = me.in_flight.due
+  self.in_flight.verb = v; self.in_flight.fence = lease_fence; forget();
+  self.sent = (v == RELEASE || v == HAND_OVER -> 0 : TTL);
+  self.in_flight.due = (v == ACQUIRE || v == WAIT -> DEADLINE : 0); self.expires = self.in_flight.due
 }
 
 #define keep_orphan(n) \
-  me.orphans[n].verb = me.in_flight.verb; me.orphans[n].fence = me.in_flight.fence; \
-  me.orphans[n].due = me.in_flight.due
+  self.orphans[n].verb = self.in_flight.verb; self.orphans[n].fence = self.in_flight.fence; \
+  self.orphans[n].due = self.in_flight.due
 
-inline leave_behind() {             /* the caller does not wait for the reply any more */
+inline leave_behind() {             /* the caller no longer waits for the reply */
   if
-  :: me.in_flight.verb && !me.orphans[0].verb ->
+  :: self.in_flight.verb && !self.orphans[0].verb ->
      keep_orphan(0)
-  :: me.in_flight.verb && me.orphans[0].verb && !me.orphans[1].verb ->
+  :: self.in_flight.verb && self.orphans[0].verb && !self.orphans[1].verb ->
      keep_orphan(1)
   :: else
   fi;
-  me.in_flight.verb = 0; me.in_flight.fence = 0; me.in_flight.due = 0; forget()
+  self.in_flight.verb = 0; self.in_flight.fence = 0; self.in_flight.due = 0; forget()
 }
 
-inline orphan_it() { leave_behind(); me.has_orphan = true; me.orphan_left = me.expires }
+inline orphan_it() { leave_behind(); self.has_orphan = true; self.orphan_left = self.expires }
 
 inline finish() {                   /* only requests in flight still matter */
   leave_behind();
 #ifndef NO_LATER
-  me.later = me.has_orphan && !me.killed;
+  self.later = self.has_orphan && !self.killed;
 #endif
-  me.has_orphan = false; me.sent = 0; me.expires = 0; me.message = 0; me.message_left = 0;
-  me.check_later = false; me.valid = 0; me.orphan_left = (me.later -> me.orphan_left : 0);
+  self.has_orphan = false; self.sent = 0; self.expires = 0; self.message = 0; self.message_left = 0;
+  self.check_later = false; self.valid = 0; self.orphan_left = (self.later -> self.orphan_left : 0);
   by_queue = false; again = false; lease = 0;
-  me.gone = true; check()
+  self.gone = true; check()
 }
 
 #ifdef NO_BEFORE
 #define counted(n) n
 #else                               /* from before the request was sent */
-#define counted(n) (n + me.sent > TTL -> n + me.sent - TTL : 0)
+#define counted(n) (n + self.sent > TTL -> n + self.sent - TTL : 0)
 #endif
-#define loses (lost < LOST && (me.in_flight.verb || me.reply))
+#define loses (lost < LOST && (self.in_flight.verb || self.reply))
 #define gives_up (gave_up < GIVE_UP)
 
-inline win() {                      /* the reply, maybe to a repeated request, gives it the lock */
-  lease = me.fence; me.valid = counted(me.left); me.message = 0; me.message_left = 0; me.sent = 0; me.expires = 0;
+inline win() {                      /* a reply, perhaps to a repeated request, grants the lock */
+  lease = self.fence; self.valid = counted(self.left); self.message = 0; self.message_left = 0; self.sent = 0; self.expires = 0;
   forget(); check()
 }
 inline release() { send((by_queue -> HAND_OVER : RELEASE), lease) }
@@ -296,20 +296,20 @@ proctype caller(byte c) {
 
 acquiring:                          /* acquire.py */
   if
-  :: atomic { me.reply == OURS -> win(); goto holding }
-  :: atomic { me.reply == TAKEN -> send(WAIT, 0); goto checking }
-  :: atomic { me.reply == LATE -> goto leave }
+  :: atomic { self.reply == OURS -> win(); goto holding }
+  :: atomic { self.reply == TAKEN -> send(WAIT, 0); goto checking }
+  :: atomic { self.reply == LATE -> goto leave }
   :: atomic { loses -> lost++; orphan_it(); send(ACQUIRE, 0); goto acquiring }
   :: atomic { gives_up -> gave_up++; orphan_it(); goto leave }
   fi;
 
 checking:                           /* wait.py */
   if
-  :: atomic { me.reply == OURS -> by_queue = true; win(); goto holding }
-  :: atomic { me.reply == QUEUED ->
-       if :: me.message <= me.fence -> me.message = 0; me.message_left = 0 :: else fi;  /* of a turn that passed */
-       me.check_later = true; me.sent = 0; me.expires = 0; forget(); goto waiting }
-  :: atomic { me.reply == LATE -> goto leave }
+  :: atomic { self.reply == OURS -> by_queue = true; win(); goto holding }
+  :: atomic { self.reply == QUEUED ->
+       if :: self.message <= self.fence -> self.message = 0; self.message_left = 0 :: else fi;  /* of an earlier grant */
+       self.check_later = true; self.sent = 0; self.expires = 0; forget(); goto waiting }
+  :: atomic { self.reply == LATE -> goto leave }
   :: atomic { loses -> lost++; orphan_it(); send(WAIT, 0); goto checking }
   :: atomic { gives_up -> gave_up++; orphan_it(); goto leave }
   fi;
@@ -317,55 +317,55 @@ checking:                           /* wait.py */
 waiting:
   if
 #ifndef NO_CHECK
-  :: atomic { !me.check_later -> send(WAIT, 0); goto checking }
+  :: atomic { !self.check_later -> send(WAIT, 0); goto checking }
 #endif
-  :: atomic { me.message -> me.check_later = false; goto granted }
-  :: atomic { killed < KILLED -> killed++; me.killed = true; goto dead }
+  :: atomic { self.message -> self.check_later = false; goto granted }
+  :: atomic { killed < KILLED -> killed++; self.killed = true; goto dead }
   :: atomic { gives_up -> gave_up++; goto leave }
   fi;
 
 granted:                            /* claim in wait.py */
   atomic {
-    lease = me.message; by_queue = true; send(CLAIM_IT, lease);
-    me.valid = (2 * me.message_left > CLAIM -> me.message_left : 0);
-    me.message = 0; me.message_left = 0;
-    if :: me.valid -> check(); goto holding :: else fi
+    lease = self.message; by_queue = true; send(CLAIM_IT, lease);
+    self.valid = (2 * self.message_left > CLAIM -> self.message_left : 0);
+    self.message = 0; self.message_left = 0;
+    if :: self.valid -> check(); goto holding :: else fi
   };
 claiming:
   if
-  :: atomic { me.reply == CLAIMED -> me.valid = me.sent; forget(); check(); goto holding }
-  :: atomic { me.reply == MISSING -> send(WAIT, 0); goto checking }
+  :: atomic { self.reply == CLAIMED -> self.valid = self.sent; forget(); check(); goto holding }
+  :: atomic { self.reply == MISSING -> send(WAIT, 0); goto checking }
   :: atomic { loses -> lost++; leave_behind(); send(CLAIM_IT, lease); goto claiming }
   :: atomic { gives_up -> gave_up++; leave_behind(); goto leave }
   fi;
 
 leave:                              /* abandon in wait.py, give_back in abandon.py */
-  atomic { me.abandoning = true; finish(); goto end };
+  atomic { self.abandoning = true; finish(); goto end };
 
 holding:                            /* lease */
   if
-  :: atomic { me.reply == CLAIMED ->
-       me.valid = (me.sent > me.valid -> me.sent : me.valid); me.sent = 0; forget(); check(); goto holding }
-  :: atomic { me.reply == MISSING -> me.valid = 0; forget(); goto holding }
-  :: atomic { me.valid && greatest < lease -> goto writing }
-  :: atomic { killed < KILLED -> killed++; me.killed = true; goto dead }
+  :: atomic { self.reply == CLAIMED ->
+       self.valid = (self.sent > self.valid -> self.sent : self.valid); self.sent = 0; forget(); check(); goto holding }
+  :: atomic { self.reply == MISSING -> self.valid = 0; forget(); goto holding }
+  :: atomic { self.valid && greatest < lease -> goto writing }
+  :: atomic { killed < KILLED -> killed++; self.killed = true; goto dead }
   :: atomic { loses -> lost++; leave_behind(); goto holding }
-  :: atomic { !me.in_flight.verb -> me.valid = 0; release() }  /* one connection keeps the order */
+  :: atomic { !self.in_flight.verb -> self.valid = 0; release() }  /* one connection keeps the order */
   fi;
 
 releasing:                          /* release.py */
   if
-  :: atomic { me.reply == WAITED -> by_queue = true; release(); goto releasing }
-  :: atomic { me.reply == RELEASED || me.reply == MISSING -> finish(); goto end }
+  :: atomic { self.reply == WAITED -> by_queue = true; release(); goto releasing }
+  :: atomic { self.reply == RELEASED || self.reply == MISSING -> finish(); goto end }
   :: atomic { loses && !again -> lost++; again = true; leave_behind(); release(); goto releasing }
-  :: atomic { loses && again -> lost++; me.unknown = true; finish(); goto end }
+  :: atomic { loses && again -> lost++; self.unknown = true; finish(); goto end }
   fi;
 
-writing:                            /* it has checked its lease, and may sleep before it writes */
+writing:                            /* it has checked its lease, and may be paused before it writes */
   atomic {
     if
 #ifndef NO_FENCE                    /* fencing/scripts/fenced_set */
-    :: lease < greatest -> assert(!me.valid)
+    :: lease < greatest -> assert(!self.valid)
 #endif
     :: else -> assert(lease >= greatest); greatest = lease                                /* (2) */
     fi
@@ -378,14 +378,14 @@ end:
   skip
 }
 
-/* Time passes only while something runs out, so a caller with nothing to wait for acts in the end. */
+/* Time passes only while a timer runs, so a caller with nothing to wait for acts in the end. */
 
 #define down(x) x = (x -> x - 1 : 0)
-#define runs_out(c) (who[c].check_later || who[c].valid || who[c].in_flight.due || who[c].orphans[0].due || \
-                     who[c].orphans[1].due || (who[c].later && who[c].orphan_left))
+#define runs_out(c) (callers[c].check_later || callers[c].valid || callers[c].in_flight.due || callers[c].orphans[0].due || \
+                     callers[c].orphans[1].due || (callers[c].later && callers[c].orphan_left))
 #define has_deadline(request) (request.verb == ACQUIRE || request.verb == WAIT)
-#define nothing_left(c) (!me.abandoning && !me.later && !me.queued && owner != c && \
-                         !me.orphans[0].verb && !me.orphans[1].verb)
+#define nothing_left(c) (!self.abandoning && !self.later && !self.queued && owner != c && \
+                         !self.orphans[0].verb && !self.orphans[1].verb)
 
 proctype ticking() {
   byte c;
@@ -395,17 +395,17 @@ proctype ticking() {
        c = 0;
        do
        :: c < CALLERS ->
-          down(me.in_flight.due); down(me.orphans[0].due); down(me.orphans[1].due);
-          down(me.sent); down(me.expires); down(me.orphan_left); down(me.message_left); down(me.valid);
-          me.check_later = false;
+          down(self.in_flight.due); down(self.orphans[0].due); down(self.orphans[1].due);
+          down(self.sent); down(self.expires); down(self.orphan_left); down(self.message_left); down(self.valid);
+          self.check_later = false;
 #ifndef NO_DEADLINE
-          /* It is refused whenever it arrives. */
-          if :: has_deadline(me.orphans[0]) && !me.orphans[0].due -> me.orphans[0].verb = 0 :: else fi;
-          if :: has_deadline(me.orphans[1]) && !me.orphans[1].due -> me.orphans[1].verb = 0 :: else fi;
+          /* It is refused, whenever it arrives. */
+          if :: has_deadline(self.orphans[0]) && !self.orphans[0].due -> self.orphans[0].verb = 0 :: else fi;
+          if :: has_deadline(self.orphans[1]) && !self.orphans[1].due -> self.orphans[1].verb = 0 :: else fi;
 #endif
           if
-          :: me.gone && nothing_left(c) -> me.gone_for = 0
-          :: me.gone && !nothing_left(c) && me.gone_for < ORPHAN -> me.gone_for++
+          :: self.gone && nothing_left(c) -> self.gone_for = 0
+          :: self.gone && !nothing_left(c) && self.gone_for < ORPHAN -> self.gone_for++
           :: else
           fi;
           c++
@@ -413,9 +413,9 @@ proctype ticking() {
        od;
        c = 0;
        down(left);
-       if :: !left -> held = false; waited = false; owner = NOBODY; fence = 0; unclaimed = false :: else fi;
+       if :: !left -> held = false; waited = false; owner = NO_CALLER; fence = 0; unclaimed = false :: else fi;
        clock = last + 1;
-       assert(!held || !who[owner].gone || unclaimed || who[owner].gone_for < ORPHAN);      /* (3) */
+       assert(!held || !callers[owner].gone || unclaimed || callers[owner].gone_for < ORPHAN);      /* (3) */
        check()
      }
   :: timeout -> break
@@ -423,7 +423,7 @@ proctype ticking() {
   atomic {
     c = 0;
     do
-    :: c < CALLERS -> assert(me.gone); c++                                              /* (4) */
+    :: c < CALLERS -> assert(self.gone); c++                                              /* (4) */
     :: else -> break
     od
   }
@@ -432,7 +432,7 @@ proctype ticking() {
 init {
   atomic {
     byte k = 0;
-    do                              /* a fault that never happens is no way out for a stuck caller */
+    do                              /* a fault that never happens does not free a stuck caller */
     :: lost < LOST -> lost++
     :: killed < KILLED -> killed++
     :: gave_up < GIVE_UP -> gave_up++

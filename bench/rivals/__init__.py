@@ -1,7 +1,7 @@
-"""The rivals, one small adapter each, under the name that every table and plot calls them by.
+"""The rivals, one small adapter each, by their names in tables and plots.
 
-``SYNC`` and ``TASKS`` say which class is behind a name without importing it: a rival that is not
-installed, or does not import on this Python, must not stop the others.
+``SYNC`` and ``TASKS`` name the class of each rival without importing it, so that a rival that is
+not installed, or cannot be imported on this Python, does not stop the others.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def _named(where: str) -> object:
 
 
 def words(name: str) -> str:
-    """How it is used here, for the report."""
+    """Return how a rival is used here, for the report."""
     try:
         return " ".join((_named((SYNC | TASKS)[name]).__doc__ or "").split())
-    except Exception as error:  # whatever is wrong with it, it is named among the broken too
+    except Exception as error:  # such a rival is also reported as broken
         return f"{type(error).__name__}"
 
 
 def sync(name: str, url: str, ttl_s: float = 30.0) -> Rival:
-    """The rival of that name, connected. Whatever goes wrong comes out of here."""
+    """Return the connected rival of that name; any error is raised here."""
     return cast(type[Rival], _named(SYNC[name]))(url, ttl_s)
 
 
 def tasks(name: str, url: str, ttl_s: float = 30.0) -> TaskRival:
-    """The same for asyncio; to be used in one event loop."""
+    """Return the same for asyncio, for one event loop."""
     return cast(type[TaskRival], _named(TASKS[name]))(url, ttl_s)

@@ -1,5 +1,4 @@
-"""aioredlock: Redlock on aioredis 1, which nobody looks after any more; it needs ``distutils``, so
-a Python before 3.12."""
+"""aioredlock: Redlock on aioredis 1. It is not maintained, and needs Python before 3.12."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from bench.rivals.base import TaskRival
 
 
 class _Lock:
-    """Its lock is made and taken by one call."""
+    """A lock that one call makes and acquires."""
 
     def __init__(self, manager: Any, key: str, ttl_s: float) -> None:
         self._manager, self._key, self._ttl_s = manager, key, ttl_s

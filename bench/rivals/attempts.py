@@ -1,9 +1,10 @@
-"""Ways to lock that can be asked for one attempt, for the races: the same two verbs each.
+"""Ways to lock that make single attempts, for the races: the same verbs each.
 
-``take`` makes one attempt and answers until when the taker may believe that it has the lock
-(``None``: not taken), on CLOCK_MONOTONIC in seconds, counted from before the request was sent.
-``give`` gives it back. ``still_mine`` asks the server, for the races. ``now`` is the client's wall
-clock, which only one rival reads.
+``take`` makes one attempt and returns until when the caller may believe that it has the lock
+(``None``: not acquired), on CLOCK_MONOTONIC in seconds, counted from before the request was sent.
+``give`` releases it. ``still_mine`` reads it from the server. ``now`` is the client's wall clock,
+which only one rival reads.
+
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ Clock = Callable[[], float]
 
 
 class Rival(ABC):
-    """One way to lock, for one process. ``ttl_s`` is the lease where the rival has one."""
+    """One way to lock, for one process. ``ttl_s`` is the lease of rivals that have one."""
 
     name: ClassVar[str]
 
-    def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
+    def __init__(
+        self, url: str, key: str, ttl_s: float, owner: str, now: Clock = time.time
+    ) -> None:
         self.client: Any = redis.Redis.from_url(url)
-        self.key, self.ttl_s, self.me, self.now = key, ttl_s, me, now
+        self.key, self.ttl_s, self.owner, self.now = key, ttl_s, owner, now
 
     @abstractmethod
     def take(self) -> float | None:
-        """One attempt."""
+        """Make one attempt."""
 
     @abstractmethod
     def give(self) -> None:
-        """Give back what was taken."""
+        """Release the lock."""
 
     def still_mine(self) -> bool:
-        """Whether the server still has the lock as ours."""
+        """Whether the server's lock is this worker's."""
         value = self.client.get(self.key)
-        return value is not None and value.decode().endswith(self.me)
+        return value is not None and value.decode().endswith(self.owner)
 
     def close(self) -> None:
         """Close the connections."""
@@ -56,23 +59,24 @@ class SetNx(Rival):
     name = "SETNX + DEL"
 
     def take(self) -> float | None:
-        return math.inf if self.client.setnx(self.key, self.me) else None
+        return math.inf if self.client.setnx(self.key, self.owner) else None
 
     def give(self) -> None:
         self.client.delete(self.key)
 
 
 class Timestamp(Rival):
-    """The old ``SETNX``/``GET``/``GETSET`` algorithm: the value is when the lease ends, by the
-    client's clock; who finds it ended replaces it, and has won if it had still ended then. The
-    release is a ``DEL`` if, by its own clock, the lease has not ended: as in Ruby's resque-lock."""
+    """The old ``SETNX``/``GET``/``GETSET`` algorithm: the value is the end of the lease by the
+    client's clock. A client that finds it ended replaces it, and has the lock if the replaced value
+    had ended, too. The release is a ``DEL`` if, by its own clock, the lease has not ended: as in
+    Ruby's resque-lock."""
 
     name = "SETNX/GET/GETSET timestamps"
 
     def take(self) -> float | None:
         believed = time.monotonic() + self.ttl_s
         self._ends = self.now() + self.ttl_s
-        value = f"{self._ends}:{self.me}"
+        value = f"{self._ends}:{self.owner}"
         if self.client.setnx(self.key, value):
             return believed
         if not self._ended(self.client.get(self.key)):
@@ -94,7 +98,7 @@ class SetNxPx(Rival):
 
     def take(self) -> float | None:
         believed = time.monotonic() + self.ttl_s
-        taken = self.client.set(self.key, self.me, nx=True, px=round(self.ttl_s * 1000))
+        taken = self.client.set(self.key, self.owner, nx=True, px=round(self.ttl_s * 1000))
         return believed if taken else None
 
     def give(self) -> None:
@@ -102,13 +106,13 @@ class SetNxPx(Rival):
 
 
 class CompareAndDelete(Rival):
-    """``SET NX PX``, and a script that deletes if the value is still ours."""
+    """``SET NX PX``, and a script that deletes the key if its value is the client's."""
 
     name = "SET NX PX + compare-and-delete"
 
     def take(self) -> float | None:
         believed = time.monotonic() + self.ttl_s
-        self._token = f"{secrets.token_hex(16)}:{self.me}"
+        self._token = f"{secrets.token_hex(16)}:{self.owner}"
         taken = self.client.set(self.key, self._token, nx=True, px=round(self.ttl_s * 1000))
         return believed if taken else None
 
@@ -121,8 +125,10 @@ class RedisPy(Rival):
 
     name = "redis-py Lock"
 
-    def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
-        super().__init__(url, key, ttl_s, me, now)
+    def __init__(
+        self, url: str, key: str, ttl_s: float, owner: str, now: Clock = time.time
+    ) -> None:
+        super().__init__(url, key, ttl_s, owner, now)
         self._lock = self.client.lock(key, timeout=ttl_s)
 
     def take(self) -> float | None:
@@ -133,7 +139,7 @@ class RedisPy(Rival):
         try:
             self._lock.release()
         except redis.exceptions.LockError:
-            return  # it had ended, and we are told
+            return  # the lease had ended, which is reported
 
     def still_mine(self) -> bool:
         return bool(self._lock.owned())
@@ -144,9 +150,11 @@ class Lualock(Rival):
 
     name = "lualock"
 
-    def __init__(self, url: str, key: str, ttl_s: float, me: str, now: Clock = time.time) -> None:
-        super().__init__(url, key, ttl_s, me, now)
-        self._locks = lualock.connect(url, holder=me)
+    def __init__(
+        self, url: str, key: str, ttl_s: float, owner: str, now: Clock = time.time
+    ) -> None:
+        super().__init__(url, key, ttl_s, owner, now)
+        self._locks = lualock.connect(url, holder=owner)
         self._lock = self._locks.lock(key, ttl=ttl_s)
 
     def take(self) -> float | None:
@@ -160,7 +168,7 @@ class Lualock(Rival):
         try:
             self._lease.release()
         except lualock.LeaseLost:
-            return  # it had ended, and we are told: nothing of anybody was deleted
+            return  # the lease had ended, which is reported: no other lock was deleted
 
     def still_mine(self) -> bool:
         return self._lock.inspect().fence == self._lease.fence

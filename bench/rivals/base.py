@@ -1,4 +1,4 @@
-"""What the benchmark asks of a rival: a lock that waits, as the rival's users write it."""
+"""The interface of a rival: a lock that waits, as its users write it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import redis
 import redis.asyncio
 
-# Of redis-py's asyncio pools: it raises when more tasks ask than it has connections, so all rivals
+# redis-py's asyncio pool raises if more tasks send requests than it has connections, so all rivals
 # on it get the pool that waits. More connections than this make all of them slower here.
 POOL, POOL_WAIT_S = 50, 60.0
 
 
 class Rival(ABC):
-    """One way to lock, for one process; ``ttl_s`` is the lease where it has one."""
+    """One way to lock, for one process; ``ttl_s`` is the lease of rivals that have one."""
 
     def __init__(self, url: str, ttl_s: float) -> None:
         self.ttl_s = ttl_s
@@ -24,10 +24,10 @@ class Rival(ABC):
 
     @abstractmethod
     def lock(self, key: str) -> AbstractContextManager[object]:
-        """A lock to be used in ``with``, again and again, by one thread at a time."""
+        """Return a lock for ``with``, for repeated use by one thread at a time."""
 
     def pair(self, key: str) -> Callable[[], object]:
-        """Acquire and release once, in the shortest way that its users have."""
+        """Return a function that acquires and releases once, in the shortest way of its users."""
         lock = self.lock(key)
 
         def use() -> None:
@@ -49,10 +49,10 @@ class TaskRival(ABC):
 
     @abstractmethod
     def lock(self, key: str) -> AbstractAsyncContextManager[object]:
-        """A lock to be used in ``async with``, once."""
+        """Return a lock for one ``async with``."""
 
     def reusable(self, key: str) -> Callable[[], AbstractAsyncContextManager[object]]:
-        """What gives the lock for each use: by default a new one."""
+        """Return a function that gives a lock for each use: by default a new one."""
         return lambda: self.lock(key)
 
     async def close(self) -> None:  # noqa: B027 - some have nothing to close
@@ -60,7 +60,7 @@ class TaskRival(ABC):
 
 
 class OnRedisPy(TaskRival):
-    """A rival that its user gives a client of redis-py."""
+    """A rival that uses a client of redis-py."""
 
     def __init__(self, url: str, ttl_s: float) -> None:
         super().__init__(url, ttl_s)

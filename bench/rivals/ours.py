@@ -20,14 +20,14 @@ class Lualock(Rival):
         super().__init__(url, ttl_s)
         self.locks = lualock.connect(url)
 
-    def _wish(self, key: str) -> lualock.Lock:
+    def _lock(self, key: str) -> lualock.Lock:
         return self.locks.lock(key) if self.renewed else self.locks.lock(key, ttl=self.ttl_s)
 
     def lock(self, key: str) -> AbstractContextManager[object]:
-        return self._wish(key)
+        return self._lock(key)
 
     def pair(self, key: str) -> Callable[[], object]:
-        wish = self._wish(key)
+        wish = self._lock(key)
         return lambda: wish.acquire().release()
 
     def close(self) -> None:

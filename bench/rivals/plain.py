@@ -1,5 +1,8 @@
-"""What people write themselves, on redis-py. Who does not get the lock looks again each
-millisecond: the best that these can do for the time they wait, and the worst for the server."""
+"""Locks that people write themselves, on redis-py.
+
+A waiter polls each millisecond: the best for its waiting time, and the worst for the server.
+
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ COMPARE_AND_DELETE = (
 
 
 class Polling:
-    """Waits by looking again and again."""
+    """Waits by polling."""
 
     def __init__(self, take: Callable[[], Any], give: Callable[[], object]) -> None:
         self._take, self._give = take, give
@@ -32,10 +35,10 @@ class Polling:
 
 
 class Plain(Rival):
-    """Two verbs that ask the server once."""
+    """Two verbs of one request each."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
-        """What takes the lock if it is free, and what gives it back."""
+        """Return what acquires the lock if it is free, and what releases it."""
         raise NotImplementedError
 
     def lock(self, key: str) -> AbstractContextManager[object]:
@@ -47,7 +50,7 @@ class Plain(Rival):
 
 
 class SetNx(Plain):
-    """``SETNX``, then ``DEL``: no lease, no owner. Who waits looks again each millisecond."""
+    """``SETNX``, then ``DEL``: no lease, no owner. A waiter polls each millisecond."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
         client = self.client
@@ -55,9 +58,9 @@ class SetNx(Plain):
 
 
 class Timestamp(Plain):
-    """The old ``SETNX``/``GETSET`` algorithm: the value is when the lease ends, by the client's
-    clock; who finds it ended replaces it, and has won if it had still ended then. Who waits looks
-    again each millisecond."""
+    """The old ``SETNX``/``GETSET`` algorithm: the value is the end of the lease by the client's
+    clock. A client that finds it ended replaces it, and has the lock if the replaced value had
+    ended, too. A waiter polls each millisecond."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
         client = self.client
@@ -75,8 +78,8 @@ class Timestamp(Plain):
 
 
 class CompareAndDelete(Plain):
-    """``SET NX PX``, and a script that deletes if the token is still ours: the least that a lease
-    with an owner needs. Who waits looks again each millisecond."""
+    """``SET NX PX``, and a script that deletes the key if the token is the client's: the least that
+    a lease with an owner needs. A waiter polls each millisecond."""
 
     def verbs(self, key: str) -> tuple[Callable[[], Any], Callable[[], object]]:
         client, ttl_ms = self.client, round(self.ttl_s * 1000)

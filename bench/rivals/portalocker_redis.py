@@ -1,4 +1,4 @@
-"""portalocker's ``RedisLock``: who subscribes to a channel alone has the lock, for as long as its
+"""portalocker's ``RedisLock``: the only subscriber of a channel has the lock, for as long as its
 connection lives. There is no lease."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PATIENCE_S = 60.0
 
 
 class Portalocker(Rival):
-    """As it comes, but with the patience to wait. No lease: its lock ends with a connection."""
+    """As installed, with enough time to wait. No lease: its lock ends with a connection."""
 
     tuning: ClassVar[dict[str, Any]] = {}
 
@@ -23,6 +23,6 @@ class Portalocker(Rival):
 
 
 class PortalockerTuned(Portalocker):
-    """The best it can do: its thread and its waiting look each millisecond."""
+    """Its best settings: its thread and its waiter check each millisecond."""
 
     tuning: ClassVar[dict[str, Any]] = {"thread_sleep_time": 0.001, "check_interval": 0.001}

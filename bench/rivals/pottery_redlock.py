@@ -1,4 +1,5 @@
-"""pottery's Redlock, here on a single server: it asks its masters by a pool of threads."""
+"""pottery's Redlock, here on a single server: it sends requests to its masters by a pool of
+threads."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from bench.rivals.base import OnRedisPy, Rival
 
 
 class Pottery(Rival):
-    """``Redlock`` on a single server; who waits looks again after up to 200 ms."""
+    """``Redlock`` on a single server; a waiter polls after up to 200 ms."""
 
     def lock(self, key: str) -> AbstractContextManager[object]:
         return pottery.Redlock(key=key, masters={self.client}, auto_release_time=self.ttl_s)

@@ -8,6 +8,6 @@ from importlib import import_module
 from bench.rivals import SYNC, TASKS
 
 for _where in (SYNC | TASKS).values():
-    # Whoever uses the rival is told what is wrong with it.
+    # The use of the rival reports its error.
     with contextlib.suppress(Exception):
         import_module("bench.rivals." + _where.split(":")[0])

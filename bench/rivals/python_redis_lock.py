@@ -11,7 +11,7 @@ from bench.rivals.base import Rival
 
 
 class PythonRedisLock(Rival):
-    """As it comes: who waits is in ``BLPOP``. Its leases are whole seconds."""
+    """As installed: a waiter is in ``BLPOP``. Its leases are whole seconds."""
 
     def lock(self, key: str) -> AbstractContextManager[object]:
         lease_s = math.ceil(self.ttl_s)

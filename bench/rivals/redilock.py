@@ -12,15 +12,15 @@ import redilock.sync_redilock  # type: ignore[import-untyped]  # a rival
 from bench.rivals.base import Rival, TaskRival
 
 
-def _place(url: str) -> dict[str, Any]:
+def _address(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme != "redis":
         raise ValueError("python-redilock knows TCP only")
     return {"redis_host": parts.hostname, "redis_port": parts.port}
 
 
-class _Again:
-    """Its context manager serves once; this makes one for each use."""
+class _Reusable:
+    """Makes a context manager for each use, because that of the rival works once."""
 
     def __init__(self, locks: Any, key: str) -> None:
         self._locks, self._key = locks, key
@@ -34,22 +34,22 @@ class _Again:
 
 
 class Redilock(Rival):
-    """As it comes: who waits looks again each 250 ms."""
+    """As installed: a waiter polls each 250 ms."""
 
     interval_s: ClassVar[float] = 0.25
 
     def __init__(self, url: str, ttl_s: float) -> None:
         super().__init__(url, ttl_s)
         self._locks = redilock.sync_redilock.DistributedLock(
-            ttl=ttl_s, interval=self.interval_s, **_place(url)
+            ttl=ttl_s, interval=self.interval_s, **_address(url)
         )
 
     def lock(self, key: str) -> AbstractContextManager[object]:
-        return _Again(self._locks, key)
+        return _Reusable(self._locks, key)
 
 
 class RedilockTuned(Redilock):
-    """The best it can do: who waits looks again each millisecond."""
+    """Its best settings: a waiter polls each millisecond."""
 
     interval_s = 0.001
 
@@ -59,7 +59,7 @@ class RedilockAio(TaskRival):
 
     def __init__(self, url: str, ttl_s: float) -> None:
         super().__init__(url, ttl_s)
-        self._locks = redilock.async_redilock.DistributedLock(ttl=ttl_s, **_place(url))
+        self._locks = redilock.async_redilock.DistributedLock(ttl=ttl_s, **_address(url))
 
     def lock(self, key: str) -> AbstractAsyncContextManager[object]:
         found: AbstractAsyncContextManager[object] = self._locks(key)

@@ -12,8 +12,8 @@ _theirs = apart.load("redis-fifo-lock", "redis_fifo_lock")
 
 
 class RedisFifoLock(OnRedisPy):
-    """The nearest in kind: strict turns, fences, one script each. asyncio only, so each
-    of its processes in a crowd runs an event loop."""
+    """The most similar one: strict order, fences, one script each. asyncio only, so each of its
+    processes in a crowd runs an event loop."""
 
     def lock(self, key: str) -> AbstractAsyncContextManager[object]:
         return self.reusable(key)()

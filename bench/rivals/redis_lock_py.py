@@ -13,7 +13,7 @@ _aio = apart.load("redis-lock-py", "redis_lock.asyncio")
 
 
 class RedisLockPy(Rival):
-    """As it comes: who waits has subscribed. Its leases are whole seconds (by default: none)."""
+    """As installed: a waiter is subscribed. Its leases are whole seconds (by default: none)."""
 
     def lock(self, key: str) -> AbstractContextManager[object]:
         found: AbstractContextManager[object] = _sync.RedisLock(
@@ -23,7 +23,7 @@ class RedisLockPy(Rival):
 
 
 class RedisLockPyAio(OnRedisPy):
-    """Its asyncio lock, on the pool that waits; each who waits for the lock has a connection."""
+    """Its asyncio lock, on the pool that waits; each waiter has a connection."""
 
     def lock(self, key: str) -> AbstractAsyncContextManager[object]:
         found: AbstractAsyncContextManager[object] = _aio.RedisLock(

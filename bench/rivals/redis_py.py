@@ -10,7 +10,7 @@ from bench.rivals.base import OnRedisPy, Rival
 
 
 class RedisPy(Rival):
-    """As it comes: who waits looks again each 100 ms."""
+    """As installed: a waiter polls each 100 ms."""
 
     sleep_s: ClassVar[float] = 0.1
 
@@ -27,7 +27,7 @@ class RedisPy(Rival):
 
 
 class RedisPyTuned(RedisPy):
-    """The best it can do: who waits looks again each millisecond."""
+    """Its best settings: a waiter polls each millisecond."""
 
     sleep_s = 0.001
 

@@ -1,4 +1,4 @@
-"""Which rivals work here: each is tried once, in a process of its own, so that none can stop us."""
+"""Which rivals work here: each is tried once, in its own process, so that none can stop the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT_S = 20.0
 
 
 def call(setting: Setting) -> None:
-    """Leave in the setting who works; who does not is written down with its error."""
+    """Leave the working rivals in the setting; record the others with their errors."""
     for name, answer in apart.refused().items():
         where = f"installing ({apart.WHY_APART[name]})"
         setting.broken.append(Broken(name, where, answer))
@@ -47,17 +47,18 @@ def call(setting: Setting) -> None:
                     names.remove(name)
 
 
-def _try(attempt: Any, name: str, url: str, told: Any) -> None:
+def _try(attempt: Any, name: str, url: str, pipe: Any) -> None:
     try:
         attempt(name, url)
-    except BaseException as error:  # whatever it is: that is the answer
-        told.send(f"{type(error).__name__}: {error}")
+    except BaseException as error:  # any error is the answer
+        pipe.send(f"{type(error).__name__}: {error}")
     else:
-        told.send("")
+        pipe.send("")
 
 
 def _key(name: str) -> str:
-    """Letters only: two rivals cannot do with spaces or colons in a lock's name."""
+    """Return a name of letters only: two rivals cannot have spaces or colons in the name of a
+    lock."""
     return "probe" + "".join(filter(str.isalnum, name))
 
 

@@ -241,7 +241,10 @@ def test_the_figures_of_a_crowd() -> None:
     waiting time."""
     turns = [Turn(0, 0, 1, 2), Turn(0, 2, 2.5, 3), Turn(1, 0, 4, 5), Turn(0, 5, 6, 7)]
     seen = Crowd(3, 10.0, turns, [9.0], Counter())
-    assert [(before.had, after.had) for before, after in seen.hand_overs()] == [(2.5, 4), (4, 6)]
+    assert [(before.acquired, after.acquired) for before, after in seen.hand_overs()] == [
+        (2.5, 4),
+        (4, 6),
+    ]
     assert seen.waits() == [4, 1, 9]
     assert seen.shares() == [3, 1, 0]
 
@@ -264,8 +267,8 @@ def test_a_crowd_has_one_holder_at_a_time(tiny: Setting, name: str) -> None:
     seen = crowd.gather(tiny, name, 3, hold_s=0.001)
     assert sum(1 for _ in seen.hand_overs()) > 0
     for before, after in zip(seen.turns, seen.turns[1:], strict=False):
-        assert before.gave <= after.had
-    assert all(turn.gave - turn.had >= 0.001 for turn in seen.turns)
+        assert before.released <= after.acquired
+    assert all(turn.released - turn.acquired >= 0.001 for turn in seen.turns)
     assert sum(seen.commands.values()) > 0
 
 

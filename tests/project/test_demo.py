@@ -32,8 +32,8 @@ def test_the_demo_shows_what_happened() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
     assert done.stdout.count("  ok  ") == 8
-    for told in ("leaves ada/looms alone", "is told that its lease", "kills worker-", "after the"):
-        assert told in done.stdout
+    for events in ("is refused ada/looms", "learns that its lease", "kills worker-", "after the"):
+        assert events in done.stdout
 
 
 def test_the_graph() -> None:
@@ -45,7 +45,7 @@ def test_the_graph() -> None:
 
 def story() -> list[Event]:
     """Return the events of a made-up correct run."""
-    told = [
+    events = [
         (0.0, "the demo", "pushed", 1, 1, ""),
         (0.0, "the demo", "pushed", 1, 2, ""),
         (0.1, "a", "started", 1, 1, ""),
@@ -66,7 +66,7 @@ def story() -> list[Event]:
         (6.6, "b", "started", 9, 6, ""),
         (6.8, "b", "finished", 9, 6, ""),
     ]
-    return [Event(*event) for event in told]
+    return [Event(*event) for event in events]
 
 
 @pytest.fixture
@@ -95,16 +95,16 @@ def _doctored(what: str, job: int, changes: dict[str, Any]) -> list[Event]:
 
 
 @pytest.mark.parametrize(
-    ("what", "job", "changes", "said"),
+    ("what", "job", "changes", "output"),
     [
         ("finished", 1, {"what": "nothing"}, "job 1 was neither run nor refused"),
-        ("refused", 2, {"what": "started"}, "a and b were both at repository 1"),
-        ("refused", 2, {"holder": "b"}, "refused by b, who did not have the lock"),
-        ("refused", 2, {"at": 3.0}, "refused by a, who did not have the lock"),
-        ("expired", 3, {"what": "nothing"}, "took repository 7 from a, who was not told"),
-        ("expired", 3, {"what": "nothing"}, "was not told of the expiry"),
-        ("finished", 3, {"at": 1.5}, "told of an expiry after 0.50 s"),
-        ("started", 4, {"at": 1.5}, "a and b were both at repository 7"),
+        ("refused", 2, {"what": "started"}, "a and b both worked on repository 1"),
+        ("refused", 2, {"holder": "b"}, "refused by b, which did not have the lock"),
+        ("refused", 2, {"at": 3.0}, "refused by a, which did not have the lock"),
+        ("expired", 3, {"what": "nothing"}, "took repository 7 from a, which got no callback"),
+        ("expired", 3, {"what": "nothing"}, "without an expiry callback"),
+        ("finished", 3, {"at": 1.5}, "got an expiry callback after 0.50 s"),
+        ("started", 4, {"at": 1.5}, "a and b both worked on repository 7"),
         ("freed", 5, {"at": 5.2}, "free before its lease ended"),
         ("freed", 5, {"at": 9.0}, "held beyond its lease"),
         ("freed", 5, {"what": "nothing"}, "was not run again"),
@@ -114,16 +114,16 @@ def _doctored(what: str, job: int, changes: dict[str, Any]) -> list[Event]:
     ],
 )
 def test_a_doctored_run_fails(
-    results: Path, what: str, job: int, changes: dict[str, Any], said: str
+    results: Path, what: str, job: int, changes: dict[str, Any], output: str
 ) -> None:
     """Each check finds its own fault."""
-    assert said in wrong(_doctored(what, job, changes), results)
+    assert output in wrong(_doctored(what, job, changes), results)
 
 
 def test_a_wrong_result_fails(results: Path) -> None:
     """A wrong or missing graph is found."""
     (results / "7.json").write_text("[]")
     (results / "9.json").unlink()
-    said = wrong(story(), results)
-    assert "repository 7 is missing or wrong" in said
-    assert "repository 9 is missing or wrong" in said
+    output = wrong(story(), results)
+    assert "repository 7 is missing or wrong" in output
+    assert "repository 9 is missing or wrong" in output
