@@ -176,8 +176,17 @@ class LockBase:
         except IndexError:
             token = _tokens.more()
         return AcquireRequest(
-            *(self._name, self._key, self._queue, token, self._ttl_ms, self._holder_info.text()),
-            *(self._priority_base, self._max_waiters, self._fair, self._crowded, fork.pid),
+            self._name,
+            self._key,
+            self._queue,
+            token,
+            self._ttl_ms,
+            self._holder_info.text(),
+            self._priority_base,
+            self._max_waiters,
+            self._fair,
+            self._crowded,
+            fork.pid,
         )
 
     def _task(self) -> Any:

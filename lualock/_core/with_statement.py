@@ -36,15 +36,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Block:
     """One ``with`` block on ``of``, a lock or a lease."""
 
-    # What few blocks have stands in the dictionary, which the others do not make.
     __slots__ = (
-        *("__dict__", "__weakref__", "blocks", "guard", "key", "lease", "of"),
-        *("task", "thread", "token"),
+        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "of", "ref"),
+        *("task", "thread", "token", "within"),
     )
-
-    listed = False  # whether its server's blocks list it
-    ref: weakref.ref[Block] | None = None  # if no statement owns it
-    entered: list[Block] | None = None  # then also: the blocks of its lock object
 
     key: bytes
     thread: threading.Thread
@@ -62,6 +57,9 @@ class Block:
         self.guard: weakref.ref[Any] | None = None  # to the guard
         self.blocks: Blocks | None = None  # that contain it, once it has begun
         self.token: Token[_Chain] | None = None  # takes it out of its context
+        self.listed = False  # whether its server's blocks list it
+        self.ref: weakref.ref[Block] | None = None  # if no statement owns it
+        self.entered: list[Block] | None = None  # then also: the blocks of its lock object
 
     def gone(self, _: object) -> None:
         """Release the lease, because the guard was dropped before the end of the block."""
@@ -234,16 +232,12 @@ def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
     )
 
 
-def _end(block: Block, method: Callable[..., None], *error: Any) -> None:
-    if block.lease is None:  # called by name, or a second time: another block is meant
-        method(block.of, *error)
-        return
-    end(block, *error)
-
-
 def end(block: Block, *error: Any) -> None:
     """Release the lease of the block."""
     lease = block.lease
+    if lease is None:  # called by name, or a second time: another block is meant
+        type(block.of).__exit__(block.of, *error)
+        return
     try:
         lease._leave(*error)
     except BaseException as failure:
@@ -253,10 +247,9 @@ def end(block: Block, *error: Any) -> None:
     block.done()
 
 
-def _end_async(
-    block: Block, method: Callable[..., Coroutine[Any, Any, None]], *error: Any
-) -> Coroutine[Any, Any, None]:
+def _end_async(block: Block, *error: Any) -> Coroutine[Any, Any, None]:
     if block.lease is None:
+        method: Callable[..., Coroutine[Any, Any, None]] = type(block.of).__aexit__
         return method(block.of, *error)
     # From here on the coroutine is the guard.
     coroutine = end_async(block, *error)
@@ -281,13 +274,15 @@ class _BlockEnd:
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
-        self._end = _end_async if asyncio.iscoroutinefunction(method) else _end
+        self._end: Callable[..., Any] = end
+        if asyncio.iscoroutinefunction(method):
+            self._end = _end_async
 
     def __get__(self, of: Any, _: type) -> Callable[..., Any]:
         if of is None:
             return self._method
         block = Block(of)
-        statement = partial(self._end, block, self._method)
+        statement = partial(self._end, block)
         block.guard = weakref.ref(statement, block.gone)
         _about_to[get_ident()] = block
         return statement

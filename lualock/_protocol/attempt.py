@@ -19,7 +19,7 @@ from lualock._protocol.effects import (
 )
 from lualock._protocol.exchange import still_unknown
 from lualock._protocol.replies import Held, conflict
-from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.request import AcquireRequest, LeaseState, owned
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable, NotAcquired, QueueFull
 from lualock.scripts import SCRIPTS
@@ -60,6 +60,7 @@ class Attempt:
     young_until = 0.0  # until then no message tells it that it is first
     since = 0.0  # when the oldest request without an answer was sent
     reply: list[Any] | None = None  # the last one that names the holder
+    channel = b""  # of messages
     ticket = b""
     seen_fence = b""  # the fence of the lock then
     place: bytes
@@ -113,13 +114,12 @@ class Attempt:
         if type(reply) is bytes:
             if self.sent_at > self.server.stale_at:
                 self.server.compare(self.sent_at, self.clock(), int(reply))
-            lease_id = reply + self.request.token
             deadline = self.sent_at + self.request.ttl_ms / 1000
-            return LeaseState(int(reply), deadline, lease_id=lease_id)
+            return LeaseState(int(reply), reply + self.request.token, deadline)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
             # An earlier copy of the request was executed: the lease may have begun earlier.
-            return LeaseState(int(reply[2]), self.sent_at + reply[1] / 1000)
+            return owned(self.request, reply, self.sent_at)
         self.outstanding = False
         if reply[0] != b"held":
             raise conflict(self.request.key)
@@ -128,16 +128,12 @@ class Attempt:
             raise self._refusal(NotAcquired, None)
         return None
 
-    def check_queue(self, channel: bytes) -> RunScript:
+    def check_queue(self) -> RunScript:
         """Make the request that takes the lock if it is its turn, else a place in the queue."""
         request = self.request
         if not self.ticket:
-            self.ticket = b"%b%d %b %b" % (
-                request.token,
-                request.ttl_ms,
-                channel,
-                request.holder_info,
-            )
+            words = request.token, request.ttl_ms, self.channel, request.holder_info
+            self.ticket = b"%b%d %b %b" % words
             self.place = request.priority_base
         self.sent_at, self.outstanding = self.clock(), True
         if not self.began_at:
@@ -164,7 +160,8 @@ class Attempt:
         """Read the reply to :meth:`check_queue`; ``None``: it is not this waiter's turn yet."""
         self.mark_answered()
         if type(reply) is bytes:
-            return LeaseState(int(reply), self.sent_at + self.request.ttl_ms / 1000, True)
+            deadline = self.sent_at + self.request.ttl_ms / 1000
+            return LeaseState(int(reply), reply + self.request.token, deadline, True)
         assert isinstance(reply, list)
         if reply[0] == b"queued":
             now = self.clock()
@@ -174,7 +171,7 @@ class Attempt:
             self.seen_fence, self.place = reply[4], reply[6]
             return None
         if reply[0] == b"owned":
-            return LeaseState(int(reply[2]), self.sent_at + reply[1] / 1000, True)
+            return owned(self.request, reply, self.sent_at, waited=True)
         self.outstanding = False
         if reply[0] != b"full":
             raise conflict(self.request.key)
@@ -233,10 +230,9 @@ class Attempt:
         self.outstanding = self.queued or self.orphan is not None
         raise jumps()
 
-    def claim(self, kind: type[RunScript], message: bytes) -> RunScript:
+    def claim(self, kind: type[RunScript], lease_id: bytes) -> RunScript:
         """Make the request that extends a lease which a message gave to its whole ttl."""
-        request = self.request
-        parts = (request.key, message[:16] + request.token, b"%d" % request.ttl_ms)
+        parts = (self.request.key, lease_id, b"%d" % self.request.ttl_ms)
         return kind(CLAIM, parts, self.until, lazy=kind is SendScript)
 
     def next_check_s(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from lualock._protocol.abandon import abandon_request
@@ -35,14 +34,13 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
     reply_s = CROWDED_REPLY_S if attempt.request.crowded else REPLY_S
     while True:
         try:
-            channel = yield subscribe
+            attempt.channel = yield subscribe
         except LockError as error:
             attempt.mark_lost()  # a request whose reply was not awaited
-            channel = yield from attempt.retry_until_deadline(lambda: subscribe, error)
+            attempt.channel = yield from attempt.retry_until_deadline(lambda: subscribe, error)
         message, subscribe.anew = None, False
-        check_queue = partial(attempt.check_queue, channel)
         try:
-            step = check_queue()
+            step = attempt.check_queue()
             reply = yield step
             if type(step) is SendScript:
                 # If the lock changes hands fast, it is this waiter's turn soon. Not waking up for
@@ -54,12 +52,12 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
                 if not message:
                     reply = _answer_to(reply)
         except LockError as error:
-            reply = yield from attempt.retry_until_deadline(check_queue, error)
+            reply = yield from attempt.retry_until_deadline(attempt.check_queue, error)
         if not message:
             if reply is None:
                 continue  # repeat it, and wait for the reply
             if reply[0] == b"late":
-                reply = yield from attempt.resend_after_late(check_queue, reply)
+                reply = yield from attempt.resend_after_late(attempt.check_queue, reply)
             state = attempt.read_queue_answer(reply)
             if state is not None:
                 return state
@@ -99,8 +97,9 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
     """Claim the lock that a message gave to this waiter; ``None``: the message came too late."""
     attempt.mark_given()
     fence, ttl_s = int(message[:16]), attempt.request.ttl_ms / 1000
-    if message[16:] == b"+":
-        return LeaseState(fence, attempt.since + ttl_s, True)  # this waiter took the lock itself
+    lease_id = message[:16] + attempt.request.token
+    if message[16:] == b"+":  # this waiter took the lock itself
+        return LeaseState(fence, lease_id, attempt.since + ttl_s, True)
     # The lock was given for CLAIM_MS or the ttl, and the message says when.
     now, given_us, server = attempt.clock(), int(message[16:]), attempt.server
     if now > server.stale_at:
@@ -112,12 +111,12 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
     if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is enough time to begin at once, and to read the reply to the claim later.
         try:
-            pending = yield attempt.claim(SendScript, message)
+            pending = yield attempt.claim(SendScript, lease_id)
         except LockUnavailable:
             pass
         else:
-            return LeaseState(fence, certain, True, pending, now + ttl_s)
-    step = attempt.claim(RunScript, message)
+            return LeaseState(fence, lease_id, certain, True, pending, now + ttl_s)
+    step = attempt.claim(RunScript, lease_id)
     attempt.sent_at = attempt.clock()
     try:
         reply = yield step
@@ -125,7 +124,7 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
         reply = yield from attempt.retry_until_deadline(lambda: step, error)
     if reply != b"claimed":
         return None
-    return LeaseState(fence, attempt.sent_at + ttl_s, True)
+    return LeaseState(fence, lease_id, attempt.sent_at + ttl_s, True)
 
 
 def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:

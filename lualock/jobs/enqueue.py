@@ -142,7 +142,7 @@ class Entry:
             request.token = raw
             driver: Any = lock._locks._driver
             with suppress(LeaseLost):  # it waits for no retry
-                yield partial(driver.run, protocol.release(request, LeaseState(0, math.inf)))
+                yield partial(driver.run, protocol.release(request, LeaseState(0, raw, math.inf)))
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """Release the lock of a job whose process is dead; return whether it had the lock."""

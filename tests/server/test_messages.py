@@ -155,7 +155,7 @@ def _server() -> ServerClock:
 
 def _unavailable(proxy: Proxy, server: Server) -> Iterator[Message]:
     lost = lualock.LockUnavailable("the reply was lost", outcome_unknown=True)
-    release = protocol.release(_request(), LeaseState(1, 30.0))
+    release = protocol.release(_request(), LeaseState(1, b"", 30.0))
     unsure = _answered(release, lost, b"missing")
     yield Message(unsure, "release of lock 'report'", "reply was lost", "Check the last work")
     adopt = protocol.adopt(_request(), b"o" * 22, _server(), fresh=False)

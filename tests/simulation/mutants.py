@@ -183,7 +183,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.abandon",
         "the cleanup of an orphan takes away what has been won",
-        'b"" if request.state is None else lease_id(request, request.state)',
+        'b"" if request.state is None else request.state.lease_id',
         'b""',
     ),
     (

@@ -77,6 +77,7 @@ class BlockingDriver:
         subscribed: bytes | None = None
         error: BaseException | None = None
         handled: list[BaseException] | None = None
+        step: Any
         perform, send = self._PERFORM, steps.send
         try:
             while True:
@@ -84,9 +85,10 @@ class BlockingDriver:
                     step = send(None) if error is None else steps.throw(error)
                     error = None
                     while True:
-                        if type(step) is Subscribe:
+                        kind = type(step)
+                        if kind is Subscribe:
                             subscribed = step.token
-                        step = send(perform[type(step)](self, step))
+                        step = send(perform[kind](self, step))
                 except StopIteration as done:
                     result: T = done.value
                     if handled is not None:
