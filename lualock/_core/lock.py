@@ -127,7 +127,7 @@ class LockBase:
         max_waiters: int | None,
         max_hold: float | None,
         on_lost: Callable[..., Any] | None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> None:
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
@@ -145,7 +145,7 @@ class LockBase:
         if max_hold_s is not None:
             self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
         options.callback(on_lost, "on_lost")
-        cancel = options.flag(cancel_on_loss, "cancel_on_loss")
+        cancel = options.flag(cancel_on_lost, "cancel_on_lost")
         self._options = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
         self._entered: list[Block] = []  # its blocks that no statement owns
         self._holder_info = options.holder_info(settings.holder, metadata)
@@ -199,8 +199,9 @@ class LockBase:
         self._locks._blocks.push(self._key, block, lease, self._task())
         return block
 
-    def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
-        return stop_request.request_release(self._request(), options.ttl_ms(lasts, "lasts"), server)
+    def _request_release(self, expires_in: float, server: ServerClock) -> Steps[bool]:
+        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
+        return stop_request.request_release(self._request(), expires_in_ms, server)
 
     def __repr__(self) -> str:
         renewed = ", renewed" if self._options.renew else ""

@@ -93,17 +93,17 @@ class Lock(LockBase):
         except NotAcquired:
             return None
 
-    def request_release(self, lasts: float = 60.0) -> bool:
+    def request_release(self, expires_in: float = 60.0) -> bool:
         """Ask the holder to release the lock; the holder may do so or not.
 
         Returns whether the lock is held. The holder sees the request by
-        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        :meth:`Lease.release_requested`, for ``expires_in`` seconds. The request is for the current
         holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
         server = self._locks._driver.server_clock
-        return self._locks._driver.run(self._request_release(lasts, server))
+        return self._locks._driver.run(self._request_release(expires_in, server))
 
     def locked(self) -> bool:
         """Return whether the lock is held now."""

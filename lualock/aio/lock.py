@@ -40,10 +40,10 @@ class Lock(LockBase):
         max_waiters: int | None = None,
         max_hold: float | None = None,
         on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> None:
         queueing = fair, priority, max_waiters
-        lease_options = max_hold, on_lost, cancel_on_loss
+        lease_options = max_hold, on_lost, cancel_on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
@@ -94,17 +94,17 @@ class Lock(LockBase):
         except NotAcquired:
             return None
 
-    async def request_release(self, lasts: float = 60.0) -> bool:
+    async def request_release(self, expires_in: float = 60.0) -> bool:
         """Ask the holder to release the lock; the holder may do so or not.
 
         Returns whether the lock is held. The holder sees the request by
-        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        :meth:`Lease.release_requested`, for ``expires_in`` seconds. The request is for the current
         holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
         server = self._locks._driver.server_clock
-        return await self._locks._driver.run(self._request_release(lasts, server))
+        return await self._locks._driver.run(self._request_release(expires_in, server))
 
     async def locked(self) -> bool:
         """Return whether the lock is held now."""

@@ -80,7 +80,7 @@ class Locks(LocksBase, asynchronous=True):
         max_waiters: int | None = None,
         max_hold: float | None = None,
         on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> Lock:
         """Return the lock with that name. Nothing is sent until it is acquired.
 
@@ -103,13 +103,13 @@ class Locks(LocksBase, asynchronous=True):
             by the local clock, or the server reported that it has ended. Not called if
             :meth:`Lease.release` reports the loss, nor for a lease that the program dropped.
             It is called in the event loop, and may be a coroutine function.
-        :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; the block
+        :param cancel_on_lost: cancel the body of ``async with`` when the lease is lost; the block
             then raises :class:`LeaseLost`.
         :raises InvalidArgument: an argument is not valid.
         """
         return Lock(
             *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
-            *(cancel_on_loss,),
+            *(cancel_on_lost,),
         )
 
     @property
@@ -132,7 +132,7 @@ class Locks(LocksBase, asynchronous=True):
         metadata: str = "",
         max_hold: float | None = None,
         on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> Lease:
         """Take over a lease that another process passed on with :meth:`Lease.handle`.
 
@@ -155,7 +155,7 @@ class Locks(LocksBase, asynchronous=True):
             fair=found.fair,
             max_hold=max_hold,
             on_lost=on_lost,
-            cancel_on_loss=cancel_on_loss,
+            cancel_on_lost=cancel_on_lost,
         )
         request = lock._request()
         steps = protocol.adopt(request, found.token, self._driver.server_clock)

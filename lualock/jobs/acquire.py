@@ -218,14 +218,14 @@ class Attempt:
         retry.job_id = self.job_id
         raise retry from None
 
-    def request_release(self, request: AcquireRequest, lasts_s: float) -> Action:
+    def request_release(self, request: AcquireRequest, expires_in: float) -> Action:
         """Return the action that asks the holder of the lock to stop.
 
-        :raises InvalidArgument: ``lasts_s`` is not valid.
+        :raises InvalidArgument: ``expires_in`` is not valid.
         """
-        lasts_ms = options.ttl_ms(lasts_s, "lasts_s")
+        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
         server = self._driver.server_clock
-        return self.action(stop_request.request_release(request, lasts_ms, server))
+        return self.action(stop_request.request_release(request, expires_in_ms, server))
 
     def action(self, steps: Steps[Any]) -> Action:
         """Return the action that carries out a protocol."""

@@ -28,6 +28,8 @@ class RetryLater(NotAcquired):
 class Superseded(NotAcquired):
     """The job did not run, and need not: another job that begins later covers it."""
 
+    retryable = False
+
 
 def _no_retry(_: object) -> None:
     """Default of ``will_retry`` and ``result_retry``: the job system does not retry."""

@@ -86,8 +86,8 @@ class Replace:
         request = attempt.lock._request()
         withdraw = attempt.action(stop_request.withdraw(request))
         try:
-            lasts_s = min(self.wait + _SLACK_S, options.MAX_TTL_S)
-            yield attempt.request_release(request, lasts_s)
+            expires_in_s = min(self.wait + _SLACK_S, options.MAX_TTL_S)
+            yield attempt.request_release(request, expires_in_s)
             lease: AnyLease = yield from attempt.wait(self.wait, request)
         except NotAcquired:
             # A job that does not run leaves no stop request behind.

@@ -267,15 +267,15 @@ async def test_request_release(work: Work) -> None:
     assert not await settle(lock.request_release())
     lease = await settle(lock.acquire())
     assert not await settle(lease.release_requested())
-    assert await settle(lock.request_release(lasts=30))
+    assert await settle(lock.request_release(expires_in=30))
     assert await settle(lease.release_requested())
     assert 29_000 < work.world.client.pttl(lock.key + b":stop_requests") <= 30_000
     await settle(lease.release())
     lease = await settle(lock.acquire())
     assert not await settle(lease.release_requested())
     await settle(lease.release())
-    with pytest.raises(lualock.InvalidArgument, match="lasts must be"):
-        await settle(lock.request_release(lasts=0))
+    with pytest.raises(lualock.InvalidArgument, match="expires_in must be"):
+        await settle(lock.request_release(expires_in=0))
 
 
 async def test_coalesce(work: Work) -> None:
@@ -458,7 +458,7 @@ async def test_a_policy_of_one_s_own_with_an_odd_delay(shell: World, verb: str) 
     queue = Queue(shell, made(as_job(shell, work)))
     lease = await settle(queue.work.lock().acquire())
     while odds:
-        with pytest.raises(lualock.InvalidArgument, match=r"^(delay|timeout|lasts_s) must be"):
+        with pytest.raises(lualock.InvalidArgument, match=r"^(delay|timeout|expires_in) must be"):
             await queue.attempt("a", None)
     assert shell.client.keys() == [queue.work.lock().key]
     await settle(lease.release())
