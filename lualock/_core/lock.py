@@ -12,6 +12,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, handles, keys, options
 from lualock._core.handles import Handle
 from lualock._core.lease import LeaseOptions
+from lualock._core.options import Seconds
 from lualock._core.supply import Supply
 from lualock._core.with_statement import Block, Blocks, inside
 from lualock._protocol import AcquireRequest, LeaseState, ServerClock, Steps, stop_request
@@ -44,7 +45,7 @@ class Settings:
     def __init__(
         self,
         prefix: str = keys.DEFAULT_PREFIX,
-        ttl: float = options.DEFAULT_TTL_S,
+        ttl: Seconds = options.DEFAULT_TTL_S,
         holder: str | None = None,
     ) -> None:
         self.prefix = keys.prefix_bytes(prefix)
@@ -119,13 +120,13 @@ class LockBase:
         self,
         settings: Settings,
         name: str | bytes,
-        ttl: float | None,
+        ttl: Seconds | None,
         renew: bool | None,
         metadata: str,
         fair: bool,
         priority: int,
         max_waiters: int | None,
-        max_hold: float | None,
+        max_hold: Seconds | None,
         on_lost: Callable[..., Any] | None,
         cancel_on_lost: bool = False,
     ) -> None:
@@ -199,7 +200,7 @@ class LockBase:
         self._locks._blocks.push(self._key, block, lease, self._task())
         return block
 
-    def _request_release(self, expires_in: float, server: ServerClock) -> Steps[bool]:
+    def _request_release(self, expires_in: Seconds, server: ServerClock) -> Steps[bool]:
         expires_in_ms = options.ttl_ms(expires_in, "expires_in")
         return stop_request.request_release(self._request(), expires_in_ms, server)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.lock import LockBase
+from lualock._core.options import Seconds
 from lualock._core.with_statement import Block, begin, block_end, end, inside, last
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock._sync.lease import Lease
@@ -32,13 +33,13 @@ class Lock(LockBase):
         self,
         locks: Locks,
         name: str | bytes,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         renew: bool | None = None,
         metadata: str = "",
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
         if inspect.iscoroutinefunction(on_lost):
@@ -50,7 +51,7 @@ class Lock(LockBase):
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
-    def acquire(self, timeout: float | None = None) -> Lease:
+    def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
         Waiters are served in turn, and a release wakes the next one; no waiter polls.
@@ -93,7 +94,7 @@ class Lock(LockBase):
         except NotAcquired:
             return None
 
-    def request_release(self, expires_in: float = 60.0) -> bool:
+    def request_release(self, expires_in: Seconds = 60.0) -> bool:
         """Ask the holder to release the lock; the holder may do so or not.
 
         Returns whether the lock is held. The holder sees the request by

@@ -11,6 +11,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._transport.asyncio.driver import AsyncDriver
 from lualock._transport.asyncio.renewer import LoopRenewer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 class Locks(LocksBase, asynchronous=True):
     """The locks of one server, for coroutines.
 
+    Every time that a method takes is a number of seconds or a ``timedelta``.
+
     :param client: a ``redis.asyncio.Redis``. Only its connection settings are used.
     :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
     :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
@@ -40,7 +43,7 @@ class Locks(LocksBase, asynchronous=True):
         client: redis.asyncio.Redis,
         *,
         prefix: str = DEFAULT_PREFIX,
-        ttl: float = options.DEFAULT_TTL_S,
+        ttl: Seconds = options.DEFAULT_TTL_S,
         holder: str | None = None,
     ) -> None:
         endpoint = Endpoint.of_client(client, asynchronous=True)
@@ -71,14 +74,14 @@ class Locks(LocksBase, asynchronous=True):
     def lock(
         self,
         name: str | bytes,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         *,
         renew: bool | None = None,
         metadata: str = "",
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
         cancel_on_lost: bool = False,
     ) -> Lock:
@@ -130,7 +133,7 @@ class Locks(LocksBase, asynchronous=True):
         *,
         renew: bool | None = None,
         metadata: str = "",
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
         cancel_on_lost: bool = False,
     ) -> Lease:
@@ -197,7 +200,7 @@ def connect(
     server: str | redis.asyncio.Redis | None = None,
     *,
     prefix: str = DEFAULT_PREFIX,
-    ttl: float = options.DEFAULT_TTL_S,
+    ttl: Seconds = options.DEFAULT_TTL_S,
     holder: str | None = None,
 ) -> Locks:
     """Return the locks of a server. Nothing is sent yet.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lualock._core import options
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, LocksBase
+from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming
@@ -39,7 +40,8 @@ class JobOptions:
     on_retry: str = "release"
     on_final_failure: str = "release"
     on_unavailable: str = "raise"
-    queue_ttl: float = QUEUE_TTL_S
+    queue_ttl: Seconds = QUEUE_TTL_S
+    queue_ttl_s: float = field(init=False)
     on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +49,8 @@ class JobOptions:
         _check_choice("on_retry", self.on_retry, "release", "hold")
         _check_choice("on_final_failure", self.on_final_failure, "release", "keep")
         _check_choice("on_unavailable", self.on_unavailable, "raise", "run", "skip")
-        options.ttl_ms(self.queue_ttl, "queue_ttl")
+        queue_ttl_s = options.ttl_ms(self.queue_ttl, "queue_ttl") / 1000
+        object.__setattr__(self, "queue_ttl_s", queue_ttl_s)  # the class is frozen
         options.callback(self.on_enqueue_failed, "on_enqueue_failed")
         check_policy(self.policy)
 
@@ -122,7 +125,7 @@ class Job:
     name: str
     body: Callable[..., Any]
     lock_name: Callable[..., object] = _no_name
-    timeout: Callable[..., float | None] = _no_ttl
+    timeout: Callable[..., Seconds | None] = _no_ttl
     on_failed: Callable[..., Any] | None = None
     on_expired: Callable[..., Any] | None = None
     options: JobOptions = field(default_factory=JobOptions)
