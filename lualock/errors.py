@@ -125,7 +125,10 @@ class AccessDenied(LockUnavailable):
 
 
 class EmbeddedUnavailable(LockUnavailable):
-    """The embedded server cannot run: no server binary was found, or it did not start."""
+    """The embedded server cannot run, or must not.
+
+    No server program was found, it did not start, or ``LUALOCK_EMBEDDED=0`` forbids it.
+    """
 
     retryable = False
 

@@ -165,10 +165,11 @@ def connect(
     """Return the locks of a server. Nothing is sent yet.
 
     :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis`` (Sentinel's
-        too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared by all
-        processes of this user (``pip install 'lualock[embedded]'``).
+        too), or ``"embedded://"``: a server shared by all processes of this user on this machine
+        (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``, else
+        ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that server.
     :raises InvalidArgument: an argument is not valid.
-    :raises EmbeddedUnavailable: nothing is configured, and no embedded server can run.
+    :raises EmbeddedUnavailable: the embedded server is forbidden, or cannot run.
 
     The other parameters are those of :class:`Locks`.
     """

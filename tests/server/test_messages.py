@@ -351,6 +351,9 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Message]:
     yield Message(error, "LUALOCK_SERVER", "not an executable file", "[a-z]")
     error = lualock.EmbeddedUnavailable(binaries.NONE_FOUND)
     yield Message(error, "server", "no|not", "install|LUALOCK")
+    monkeypatch.setenv("LUALOCK_EMBEDDED", "0")
+    error = _error(lambda: lualock.connect("embedded://"))
+    yield Message(error, "the embedded server", "forbids it", "Set LUALOCK_URL or pass the URL")
 
 
 def test_every_message(
