@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
 from lualock._core.options import Seconds
 from lualock._core.with_statement import Block, begin, block_end, end, inside, last
@@ -113,6 +115,25 @@ class Lock(LockBase):
     def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
+
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
+        """Decorate a plain function, so that each call of it is inside ``with lock:``.
+
+        A call waits without a limit, and raises what the block raises.
+
+        :raises InvalidArgument: it is not a plain function. A call raises this if the function
+            returns an awaitable or a generator, which would run without the lock.
+        """
+        name = check_function(function, asynchronous=False)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                result = function(*args, **kwargs)
+                check_result(result, name)
+                return result
+
+        return call
 
     def __enter__(self) -> Lease:
         block = begin(self)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
 from lualock._core.options import Seconds
 from lualock._core.with_statement import Block, begin, block_end, end_async, last
@@ -114,6 +116,27 @@ class Lock(LockBase):
     async def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
+
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Decorate a coroutine function, so that each call of it is inside ``async with lock:``.
+
+        A call waits without a limit, and raises what the block raises.
+
+        :raises InvalidArgument: it is not a coroutine function. A call raises this if the function
+            returns an awaitable or a generator, which would run without the lock.
+        """
+        name = check_function(function, asynchronous=True)
+
+        @functools.wraps(function)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            async with self:
+                result = await function(*args, **kwargs)
+                check_result(result, name)
+                return result
+
+        return call
 
     async def __aenter__(self) -> Lease:
         block = begin(self)

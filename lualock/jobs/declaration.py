@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lualock._core import options
+from lualock._core.decorating import is_generator_function, is_kind
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, LocksBase
 from lualock._core.options import Seconds
@@ -94,17 +95,10 @@ def check_plain_function(name: str, function: object, reason: str = "nothing awa
 
     :raises InvalidArgument: it is one.
     """
-    if _is_kind(inspect.iscoroutinefunction, function):
+    if is_kind(inspect.iscoroutinefunction, function):
         raise InvalidArgument(
             f"{name} must be a plain function, not a coroutine function: {reason}"
         )
-
-
-def _is_kind(test: Callable[[object], bool], function: Any) -> bool:
-    """Return whether a function, or a partial or object that is called like one, is of a kind."""
-    while isinstance(function, partial):
-        function = function.func
-    return test(function) or (callable(function) and test(type(function).__call__))
 
 
 def _no_ttl(*args: Any, **kwargs: Any) -> None:
@@ -139,16 +133,14 @@ class Job:
                 f"could not make a job of {self.name}: it does not say what its arguments are. "
                 "Wrap it in a function of your own"
             ) from None
-        self.asynchronous = _is_kind(inspect.iscoroutinefunction, self.body)
+        self.asynchronous = is_kind(inspect.iscoroutinefunction, self.body)
         if not self.asynchronous:
             reason = f"job {self.name} is a plain function"
             check_plain_function("on_failed (of a class: lock_failed)", self.on_failed, reason)
             check_plain_function(
                 "on_expired (of a class: lock_expired_before_release)", self.on_expired, reason
             )
-        if _is_kind(inspect.isgeneratorfunction, self.body) or _is_kind(
-            inspect.isasyncgenfunction, self.body
-        ):
+        if is_generator_function(self.body):
             raise InvalidArgument(
                 f"could not make a job of {self.name}: it is a generator function, and a call only "
                 "makes a generator, so the lock would be released before the body runs. Iterate "
