@@ -54,7 +54,7 @@ class LockedJob:
     """
 
     locks: ClassVar[AnyLocks | None] = None
-    """The locks to use; ``None``: those of ``lualock.connect()`` with nothing configured."""
+    """The locks to use; ``None``: those of ``lualock.connect()`` without arguments."""
 
     lock_timeout: ClassVar[Seconds | Callable[..., Seconds | None] | None] = None
     """Seconds after which the lease of a run expires, or a classmethod that returns them.
