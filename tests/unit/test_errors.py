@@ -10,6 +10,7 @@ import pytest
 import lualock
 from lualock import errors, jobs
 from lualock._protocol.exchange import still_unknown
+from lualock._transport.errors import reply_error
 
 RETRYABLE = {
     lualock.LockError: False,
@@ -44,6 +45,18 @@ def test_retryable(kind: type[lualock.LockError]) -> None:
     assert error.retryable is RETRYABLE[kind]
     error.retryable = not error.retryable
     assert pickle.loads(pickle.dumps(error)).retryable is not RETRYABLE[kind]
+
+
+@pytest.mark.parametrize(
+    ("reply", "retryable"),
+    [
+        *(("OOM command not allowed", True), ("LOADING", True), ("ERR something else", True)),
+        *(("MOVED 1 x:1", False), ("CROSSSLOT Keys", False), ("NOPERM no permissions", False)),
+    ],
+)
+def test_an_error_reply(reply: str, retryable: bool) -> None:
+    """A retry cannot succeed at a server that lualock does not support, or that denies access."""
+    assert reply_error(reply).retryable is retryable
 
 
 @pytest.mark.parametrize("kind", [lualock.LockUnavailable, lualock.AccessDenied])
