@@ -24,7 +24,7 @@ def in_work(who: str) -> str:
 def main(url: str, folder: str, who: str) -> None:
     """Work until the stream says stop."""
     logging.basicConfig(filename=Path(folder) / f"{who}.log", level=logging.INFO)
-    UpdateNetworkGraph.locks = lualock.connect(holder=who)  # nothing configured: the embedded one
+    UpdateNetworkGraph.locks = lualock.connect("embedded://", holder=who)
     UpdateNetworkGraph.diary = Diary(Path(folder), who)
     UpdateNetworkGraph.results = Path(folder)
     with redis.Redis.from_url(url) as stream:

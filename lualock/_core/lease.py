@@ -13,6 +13,7 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
+from lualock._core.options import Seconds
 from lualock._core.with_statement import Block
 from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, Steps, stop_request
 from lualock._protocol.replies import duration
@@ -157,7 +158,7 @@ class LeaseBase:
         if not self.held:
             raise self._not_held_error("use")
 
-    def _give_up_at(self, timeout: float | None) -> float:
+    def _give_up_at(self, timeout: Seconds | None) -> float:
         wait_s = options.wait_s(timeout)
         return math.inf if wait_s is None else self._clock() + wait_s
 

@@ -322,7 +322,7 @@ class Attempt:
 
     def _may_retry(self, now: float, error: LockUnavailable, at_once: bool) -> bool:
         """Return whether to go on trying to reach the server."""
-        if error._lasts:
+        if not error.retryable:
             return False
         if self.wait_s == 0 or self.give_up_at == math.inf:
             return at_once or (self.reply is not None and now - self.answered_at < PATIENCE_S)

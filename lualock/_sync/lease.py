@@ -8,6 +8,7 @@ from types import TracebackType
 from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.lease import LeaseBase
+from lualock._core.options import Seconds
 from lualock._core.with_statement import begin, block_end, end
 from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import ThreadRenewer
@@ -44,7 +45,7 @@ class Lease(LeaseBase):
                 if self._ended is not None:  # made meanwhile by a thread that waits for the loss
                     self._ended.set()
 
-    def extend(self, ttl: float) -> None:
+    def extend(self, ttl: Seconds) -> None:
         """Let the lease last ``ttl`` seconds from now on, however much was left.
 
         If this shortens the lease and the reply is lost (:class:`LockUnavailable`), the lease
@@ -65,7 +66,7 @@ class Lease(LeaseBase):
         """
         return self._driver.run(self._release_requested())
 
-    def wait_lost(self, timeout: float | None = None) -> bool:
+    def wait_lost(self, timeout: Seconds | None = None) -> bool:
         """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: no limit).
 
         Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the

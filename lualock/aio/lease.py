@@ -11,6 +11,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.clock import MAX_TIMER_S
 from lualock._core.lease import LeaseBase
+from lualock._core.options import Seconds
 from lualock._core.with_statement import begin, block_end, end_async
 from lualock._transport.asyncio.driver import AsyncDriver
 from lualock._transport.asyncio.renewer import LoopRenewer
@@ -43,7 +44,7 @@ class Lease(LeaseBase):
             finally:
                 self._tell_released()
 
-    async def extend(self, ttl: float) -> None:
+    async def extend(self, ttl: Seconds) -> None:
         """Let the lease last ``ttl`` seconds from now on, however much was left.
 
         If this shortens the lease and the reply is lost (:class:`LockUnavailable`), the lease
@@ -64,7 +65,7 @@ class Lease(LeaseBase):
         """
         return await self._driver.run(self._release_requested())
 
-    async def wait_lost(self, timeout: float | None = None) -> bool:
+    async def wait_lost(self, timeout: Seconds | None = None) -> bool:
         """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: no limit).
 
         Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the

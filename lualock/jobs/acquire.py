@@ -10,6 +10,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
@@ -107,7 +108,7 @@ class Attempt:
             return
         if delay_s is not None and self.delivery is not None:
             self.stop_renewal()
-            ttl_s = delay_s + self.job.options.queue_ttl
+            ttl_s = delay_s + self.job.options.queue_ttl_s
             try:
                 yield from extend_reservation(self.lock, self._owner, ttl_s)
             except GeneratorExit:
@@ -166,7 +167,7 @@ class Attempt:
         holder = self.refused.holder, self.refused.held_s, self.refused.remaining_s
         return Contention(self.job.name, self.args, self.kwargs, self.job_id, *holder)
 
-    def refuse_own_wait(self, timeout: float | None) -> None:
+    def refuse_own_wait(self, timeout: Seconds | None) -> None:
         """Refuse to wait without a limit for a run that this code itself is part of.
 
         :raises SelfDeadlock: it is part of a run that holds the lock.
@@ -174,7 +175,7 @@ class Attempt:
         if timeout is None:
             self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
 
-    def wait(self, timeout: float | None, request: AcquireRequest | None = None) -> Actions[Any]:
+    def wait(self, timeout: Seconds | None, request: AcquireRequest | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then release the job's reservation, if it has one.
 
         :raises NotAcquired: not within that time; it is stored as :attr:`refused`.
@@ -198,13 +199,13 @@ class Attempt:
             raise
         return lease
 
-    def later(self, delay_s: float) -> Actions[None]:
+    def later(self, delay: Seconds) -> Actions[None]:
         """Ask the system to deliver the job again; its reservation stays.
 
         :raises RetryLater: always, if the delay is valid.
         :raises InvalidArgument: the delay is not valid.
         """
-        options.delay_s(delay_s, "delay")
+        delay_s = options.delay_s(delay, "delay")
         refused = self.refused
         retry = RetryLater(
             f"{refused}; the job is tried again in {delay_s:g} s",
@@ -218,14 +219,14 @@ class Attempt:
         retry.job_id = self.job_id
         raise retry from None
 
-    def request_release(self, request: AcquireRequest, lasts_s: float) -> Action:
+    def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Action:
         """Return the action that asks the holder of the lock to stop.
 
-        :raises InvalidArgument: ``lasts_s`` is not valid.
+        :raises InvalidArgument: ``expires_in`` is not valid.
         """
-        lasts_ms = options.ttl_ms(lasts_s, "lasts_s")
+        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
         server = self._driver.server_clock
-        return self.action(stop_request.request_release(request, lasts_ms, server))
+        return self.action(stop_request.request_release(request, expires_in_ms, server))
 
     def action(self, steps: Steps[Any]) -> Action:
         """Return the action that carries out a protocol."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.jobs import run
 from lualock.jobs.actions import drive, drive_async
@@ -68,7 +69,7 @@ class JobAdapter:
         *,
         job_id: str,
         token: str | None = None,
-        delay: float = 0.0,
+        delay: Seconds = 0.0,
     ) -> Enqueued | Refused:
         """Push a job into its queue unless it conflicts with another one.
 
@@ -93,7 +94,7 @@ class JobAdapter:
         *,
         job_id: str,
         token: str | None = None,
-        delay: float = 0.0,
+        delay: Seconds = 0.0,
     ) -> Enqueued | Refused:
         """Do the same as :meth:`enqueue`; ``push`` may be a coroutine function."""
         entry = self._entry(args, kwargs, asynchronous=True)
@@ -127,7 +128,7 @@ class JobAdapter:
         return await drive_async(entry.reserve(job_id, token))
 
     def confirm(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: float = 0.0
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: Seconds = 0.0
     ) -> bool:
         """Keep the reservation of a job that is in its queue now.
 
@@ -136,7 +137,7 @@ class JobAdapter:
         return drive(self._entry(args, kwargs).confirm(token, delay))
 
     async def confirm_async(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: float = 0.0
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: Seconds = 0.0
     ) -> bool:
         """Do the same as :meth:`confirm`."""
         entry = self._entry(args, kwargs, asynchronous=True)

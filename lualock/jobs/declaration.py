@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lualock._core import options
+from lualock._core.decorating import is_generator_function, is_kind
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, LocksBase
+from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming
@@ -39,7 +41,8 @@ class JobOptions:
     on_retry: str = "release"
     on_final_failure: str = "release"
     on_unavailable: str = "raise"
-    queue_ttl: float = QUEUE_TTL_S
+    queue_ttl: Seconds = QUEUE_TTL_S
+    queue_ttl_s: float = field(init=False)
     on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +50,8 @@ class JobOptions:
         _check_choice("on_retry", self.on_retry, "release", "hold")
         _check_choice("on_final_failure", self.on_final_failure, "release", "keep")
         _check_choice("on_unavailable", self.on_unavailable, "raise", "run", "skip")
-        options.ttl_ms(self.queue_ttl, "queue_ttl")
+        queue_ttl_s = options.ttl_ms(self.queue_ttl, "queue_ttl") / 1000
+        object.__setattr__(self, "queue_ttl_s", queue_ttl_s)  # the class is frozen
         options.callback(self.on_enqueue_failed, "on_enqueue_failed")
         check_policy(self.policy)
 
@@ -91,17 +95,10 @@ def check_plain_function(name: str, function: object, reason: str = "nothing awa
 
     :raises InvalidArgument: it is one.
     """
-    if _is_kind(inspect.iscoroutinefunction, function):
+    if is_kind(inspect.iscoroutinefunction, function):
         raise InvalidArgument(
             f"{name} must be a plain function, not a coroutine function: {reason}"
         )
-
-
-def _is_kind(test: Callable[[object], bool], function: Any) -> bool:
-    """Return whether a function, or a partial or object that is called like one, is of a kind."""
-    while isinstance(function, partial):
-        function = function.func
-    return test(function) or (callable(function) and test(type(function).__call__))
 
 
 def _no_ttl(*args: Any, **kwargs: Any) -> None:
@@ -122,7 +119,7 @@ class Job:
     name: str
     body: Callable[..., Any]
     lock_name: Callable[..., object] = _no_name
-    timeout: Callable[..., float | None] = _no_ttl
+    timeout: Callable[..., Seconds | None] = _no_ttl
     on_failed: Callable[..., Any] | None = None
     on_expired: Callable[..., Any] | None = None
     options: JobOptions = field(default_factory=JobOptions)
@@ -136,16 +133,14 @@ class Job:
                 f"could not make a job of {self.name}: it does not say what its arguments are. "
                 "Wrap it in a function of your own"
             ) from None
-        self.asynchronous = _is_kind(inspect.iscoroutinefunction, self.body)
+        self.asynchronous = is_kind(inspect.iscoroutinefunction, self.body)
         if not self.asynchronous:
             reason = f"job {self.name} is a plain function"
             check_plain_function("on_failed (of a class: lock_failed)", self.on_failed, reason)
             check_plain_function(
                 "on_expired (of a class: lock_expired_before_release)", self.on_expired, reason
             )
-        if _is_kind(inspect.isgeneratorfunction, self.body) or _is_kind(
-            inspect.isasyncgenfunction, self.body
-        ):
+        if is_generator_function(self.body):
             raise InvalidArgument(
                 f"could not make a job of {self.name}: it is a generator function, and a call only "
                 "makes a generator, so the lock would be released before the body runs. Iterate "

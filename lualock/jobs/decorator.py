@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming, run
 from lualock.jobs.adapter import JobAdapter
@@ -93,7 +94,7 @@ class JobMaker:
         body: None = None,
         /,
         *,
-        timeout: float | Callable[..., float | None] | None = None,
+        timeout: Seconds | Callable[..., Seconds | None] | None = None,
         key: str | bytes | Callable[..., object] | None = None,
         on_failed: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
@@ -103,7 +104,7 @@ class JobMaker:
         on_retry: str = "release",
         on_final_failure: str = "release",
         on_unavailable: str = "raise",
-        queue_ttl: float = QUEUE_TTL_S,
+        queue_ttl: Seconds = QUEUE_TTL_S,
         key_version: int = 0,
         read_old: int | str | bytes | Callable[..., object] | None = None,
     ) -> Decorator: ...
@@ -112,7 +113,7 @@ class JobMaker:
         body: Any = None,
         /,
         *,
-        timeout: float | Callable[..., float | None] | None = None,
+        timeout: Seconds | Callable[..., Seconds | None] | None = None,
         key: str | bytes | Callable[..., object] | None = None,
         on_failed: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
@@ -122,7 +123,7 @@ class JobMaker:
         on_retry: str = "release",
         on_final_failure: str = "release",
         on_unavailable: str = "raise",
-        queue_ttl: float = QUEUE_TTL_S,
+        queue_ttl: Seconds = QUEUE_TTL_S,
         key_version: int = 0,
         read_old: int | str | bytes | Callable[..., object] | None = None,
     ) -> Any:
@@ -223,8 +224,7 @@ class JobMaker:
         if callable(timeout):
             job.timeout = timeout
         elif timeout is not None:
-            options.ttl_ms(timeout, "timeout")
-            job.timeout = _constant(timeout)
+            job.timeout = _constant(options.ttl_ms(timeout, "timeout") / 1000)
         return _decorated(job, self._locks)
 
 

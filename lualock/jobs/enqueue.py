@@ -17,6 +17,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock._protocol import LeaseState
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
@@ -39,10 +40,10 @@ class Entry:
         self.locks = job.locks(locks, args, kwargs)
 
     def enqueue(
-        self, push: Callable[[str], Any], job_id: str, token: str | None, delay_s: float
+        self, push: Callable[[str], Any], job_id: str, token: str | None, delay: Seconds
     ) -> Actions[Enqueued | Refused]:
         """Push a job unless it conflicts with another one."""
-        options.delay_s(delay_s, "delay")
+        delay_s = options.delay_s(delay, "delay")
         if not callable(push):
             raise InvalidArgument(f"push must be callable, not {type(push).__name__}")
         reserved = yield from self.reserve(job_id, token)
@@ -114,12 +115,12 @@ class Entry:
             result = yield self.job.bind_callback(callback, self.args, self.kwargs, job_id=job_id)
         return Refused(job_id, state, holder, result)
 
-    def confirm(self, token: str, delay_s: float) -> Actions[bool]:
+    def confirm(self, token: str, delay: Seconds) -> Actions[bool]:
         """Extend the reservation of a job in its queue; return whether it still existed."""
-        options.delay_s(delay_s, "delay")
+        delay_s = options.delay_s(delay, "delay")
         existed = bool(token)
         for lock in self.locks if token else ():
-            ttl_s = delay_s + self.job.options.queue_ttl
+            ttl_s = delay_s + self.job.options.queue_ttl_s
             existed &= yield from extend_reservation(lock, encode_token(token), ttl_s)
         return existed
 

@@ -99,9 +99,9 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
         return None
     if delay_s is not None:
         hold = declared.on_retry == "hold"
-        return _Keep(delay_s + declared.queue_ttl, hold) if hold or declared.reserves else None
+        return _Keep(delay_s + declared.queue_ttl_s, hold) if hold or declared.reserves else None
     if declared.on_final_failure == "keep" and failed:
-        return _Keep(declared.queue_ttl, True)
+        return _Keep(declared.queue_ttl_s, True)
     return None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming, run
 from lualock.jobs.adapter import JobAdapter
@@ -53,9 +54,9 @@ class LockedJob:
     """
 
     locks: ClassVar[AnyLocks | None] = None
-    """The locks to use; ``None``: those of ``lualock.connect()`` with nothing configured."""
+    """The locks to use; ``None``: those of ``lualock.connect()`` without arguments."""
 
-    lock_timeout: ClassVar[float | Callable[..., float | None] | None] = None
+    lock_timeout: ClassVar[Seconds | Callable[..., Seconds | None] | None] = None
     """Seconds after which the lease of a run expires, or a classmethod that returns them.
 
     The classmethod gets the job's arguments. ``None``: the lease lasts 30 s and is renewed while
@@ -78,7 +79,7 @@ class LockedJob:
     lock_on_retry: ClassVar[str] = "release"
     lock_on_final_failure: ClassVar[str] = "release"
     lock_on_unavailable: ClassVar[str] = "raise"
-    lock_queue_ttl: ClassVar[float] = QUEUE_TTL_S
+    lock_queue_ttl: ClassVar[Seconds] = QUEUE_TTL_S
     lock_key_version: ClassVar[int] = 0
     lock_read_old: ClassVar[int | str | bytes | Callable[..., object] | None] = None
 
@@ -186,7 +187,7 @@ class LockedJob:
         return JobAdapter(cls._job(), lambda: cls.locks or default_locks())
 
     @classmethod
-    def _timeout(cls, /, *args: Any, **kwargs: Any) -> float | None:
+    def _timeout(cls, /, *args: Any, **kwargs: Any) -> Seconds | None:
         timeout = cls.lock_timeout
         return timeout(*args, **kwargs) if callable(timeout) else timeout
 

@@ -13,14 +13,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from lualock import _protocol as protocol
+from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
-from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs.acquire import Attempt, abandon_in_background, release_quietly, restore_ttl
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.declaration import AnyLease, AnyLocks, Job, Run
@@ -89,14 +90,7 @@ def _execute(run: Run) -> Actions[Any]:
         finally:
             for block in blocks:
                 block.done()
-        if isinstance(result, AsyncGenerator | Awaitable | Generator):
-            if isinstance(result, Coroutine | Generator):
-                result.close()
-            raise InvalidArgument(
-                f"could not finish job {job.name}: it returned a {type(result).__name__}, which "
-                "would run without the lock. Declare the job as 'async def' and await the result "
-                "there, or iterate over it there"
-            )
+        check_result(result, f"job {job.name}")
     except GeneratorExit:
         raise
     except BaseException as error:

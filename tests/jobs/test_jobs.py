@@ -790,7 +790,7 @@ def default(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("default")
 def test_jobs_without_locks_use_the_default() -> None:
-    """A job that names no locks uses lualock.connect() with nothing configured."""
+    """A job that names no locks uses lualock.connect() without arguments."""
 
     class Job(lualock.LockedJob):
         @classmethod

@@ -79,7 +79,7 @@ async def test_the_loss_at_a_sooner_end_whose_request_was_cancelled(one_server: 
     async with aio.connect(one_server.url) as locks:
 
         async def body() -> None:
-            async with locks.lock("x", ttl=30, cancel_on_loss=True) as lease:
+            async with locks.lock("x", ttl=30, cancel_on_lost=True) as lease:
                 extending = asyncio.create_task(lease.extend(0.4))
                 await asyncio.sleep(0)
                 extending.cancel()

@@ -520,7 +520,7 @@ async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -
     cancelled: list[bool] = []
 
     async def body() -> None:
-        async with locks.lock("x", ttl=0.6, renew=True, cancel_on_loss=True):
+        async with locks.lock("x", ttl=0.6, renew=True, cancel_on_lost=True):
             await locks.aclose()
             with one_server.client() as client:
                 client.delete("lualock:{x}")
@@ -560,7 +560,7 @@ def test_a_loop_that_ends_after_aclose(one_server: Server, renewed: bool) -> Non
 
 async def _body_with(server: Server, **options: Any) -> tuple[aio.Locks, aio.Lock]:
     locks = aio.connect(server.url)
-    return locks, locks.lock("x", ttl=0.3, cancel_on_loss=True, **options)
+    return locks, locks.lock("x", ttl=0.3, cancel_on_lost=True, **options)
 
 
 async def test_the_body_is_cancelled(one_server: Server) -> None:
@@ -701,7 +701,7 @@ async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Se
     async with aio.connect(one_server.url) as locks:
         client = one_server.client()
         with pytest.raises(lualock.LeaseLost, match="extended"):  # noqa: PT012 - the body
-            async with locks.lock("x", ttl=30, cancel_on_loss=True) as lease:
+            async with locks.lock("x", ttl=30, cancel_on_lost=True) as lease:
                 client.delete("lualock:{x}")
                 await lease.extend(5)
         client.close()
@@ -713,7 +713,7 @@ async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Se
 async def test_a_lease_that_is_left_is_not_told_of(one_server: Server) -> None:
     """A body that has ended is never cancelled, however late its loss is noticed."""
     async with aio.connect(one_server.url) as locks:
-        lock = locks.lock("x", ttl=0.1, cancel_on_loss=True)
+        lock = locks.lock("x", ttl=0.1, cancel_on_lost=True)
         lease = await lock.acquire()
         with pytest.raises(lualock.LeaseLost):
             async with lease:

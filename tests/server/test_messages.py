@@ -240,6 +240,11 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
         (lambda: fencing.fenced_set(client, "k", "v", fence=0), "fence", "above 0", "must be"),
         (lambda: fencing.fenced_set(None, "k", "v", fence=1), "client", "NoneType", "must be"),
         (lambda: fencing.fenced_set(client, "a}", "v", fence=1), "key 'a}'", "no hash", "Choose"),
+        (lambda: lock("x")(5), "decorate this int", "decorates functions", "Use a with"),
+        (lambda: lock("x")(_generator), "decorate _generator", "before the body", "Use a with"),
+        (lambda: lock("x")(_coroutine), "decorate _coroutine", "before the body", r"lualock\.aio"),
+        (lambda: lock("x")(staticmethod(_job)), "decorate _job", "goes above", "Swap"),
+        (lambda: lock("x")(_generator_of)(), "_generator_of", "without the lock", "iterate"),
         (lambda: locks.job(lambda: 1), "lock name", "for a lambda", "pass key="),
     ):
         error = _error(call)
@@ -292,6 +297,10 @@ def _job(value: object = None) -> object:
 
 def _generator() -> Iterator[int]:
     yield 1
+
+
+def _generator_of() -> Iterator[int]:
+    return _generator()
 
 
 class _Nothing(lualock.LockedJob):
@@ -351,6 +360,9 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Message]:
     yield Message(error, "LUALOCK_SERVER", "not an executable file", "[a-z]")
     error = lualock.EmbeddedUnavailable(binaries.NONE_FOUND)
     yield Message(error, "server", "no|not", "install|LUALOCK")
+    monkeypatch.setenv("LUALOCK_EMBEDDED", "0")
+    error = _error(lambda: lualock.connect("embedded://"))
+    yield Message(error, "the embedded server", "forbids it", "Set LUALOCK_URL or pass the URL")
 
 
 def test_every_message(

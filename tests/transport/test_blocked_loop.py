@@ -108,7 +108,7 @@ async def test_a_loop_that_hangs(
     begun = time.monotonic()
     mine = aio.connect(one_server.url)
     lock = mine.lock(
-        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=told.append, cancel_on_loss=True
+        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=told.append, cancel_on_lost=True
     )
     held = []
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested

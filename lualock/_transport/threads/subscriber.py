@@ -322,5 +322,5 @@ def _own_handler_error() -> LockUnavailable:
         "while that connected to the server, in order to wait for a lock itself. Try again when "
         "the handler has returned, or use acquire(timeout=0)"
     )
-    error._lasts = True
+    error.retryable = False
     return error
