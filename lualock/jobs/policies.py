@@ -21,7 +21,7 @@ _SLACK_S = 5.0
 
 @dataclass(frozen=True)
 class Skip:
-    """Drop the job: ``on_failed`` is called instead of it."""
+    """Drop the job: ``on_skipped`` is called instead of it."""
 
     def take(self, attempt: Attempt) -> _Take:
         return attempt.go_on(None)

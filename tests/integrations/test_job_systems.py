@@ -33,12 +33,12 @@ from hypothesis import strategies as st
 
 import lualock
 from lualock import jobs
-from lualock.jobs import celery as celery_leaf
-from lualock.jobs import celery_retries
-from lualock.jobs import dramatiq as dramatiq_leaf
-from lualock.jobs import huey as huey_leaf
-from lualock.jobs import rq as rq_leaf
-from lualock.jobs import taskiq as taskiq_leaf
+from lualock.integrations import celery as celery_integration
+from lualock.integrations import dramatiq as dramatiq_integration
+from lualock.integrations import huey as huey_integration
+from lualock.integrations import rq as rq_integration
+from lualock.integrations import taskiq as taskiq_integration
+from lualock.integrations.celery import retries as celery_retries
 from tests.integrations.workers import apart
 from tests.support.servers import Server
 
@@ -141,8 +141,8 @@ def test_rq_runs_both_kinds(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
 ) -> None:
     """Functions and coroutine functions, in a worker and called."""
-    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(body)))
-    entry = rq_leaf.enqueue(queue, job, 7)
+    job = in_module(monkeypatch, "found_by_rq", rq_integration.locked(locks.job(body)))
+    entry = rq_integration.enqueue(queue, job, 7)
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert entry.result.return_value() == "rebuilt 7"
@@ -151,9 +151,9 @@ def test_rq_runs_both_kinds(
 
 def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class stays what it is, and RQ finds what is locked, not ``perform``."""
-    assert rq_leaf.locked(Graph) is Graph
-    entry = rq_leaf.enqueue(queue, Graph, 7)
-    other = rq_leaf.enqueue(queue, Graph, 7)
+    assert rq_integration.locked(Graph) is Graph
+    entry = rq_integration.enqueue(queue, Graph, 7)
+    other = rq_integration.enqueue(queue, Graph, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert refused(other, entry.job_id)
     assert entry.result.func_name.endswith(".Graph.delivered")
@@ -167,11 +167,11 @@ def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) ->
     class Heir(Graph):
         """Of a class that is locked; itself it is not."""
 
-    rq_leaf.locked(Graph)
+    rq_integration.locked(Graph)
     for job in (locks.job(unique="queued")(rebuild), Heir):
         with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.rq\.locked, above"):
-            rq_leaf.enqueue(queue, job, 7)
-        assert not jobs.bound(job).place([7]).locked()
+            rq_integration.enqueue(queue, job, 7)
+        assert not jobs.adapter(job).reservation([7]).locked()
     assert not queue.jobs
 
 
@@ -193,8 +193,8 @@ def test_rq_counts_what_the_job_returns(
         ran.append(1)
         return rq.Retry(max=1)
 
-    job = rq_leaf.locked(locks.job(key="x", policy=later)(body))
-    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    job = rq_integration.locked(locks.job(key="x", policy=later)(body))
+    rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     work_off(queue)
     assert (len(came), len(ran)) == (3, 2)
 
@@ -208,8 +208,8 @@ def test_rq_holds_the_lock_for_what_is_returned(
     def body() -> rq.Retry:
         return rq.Retry(max=1)
 
-    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(body))
-    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    job = rq_integration.locked(locks.job(key="x", keep_lock_on_retry=True)(body))
+    rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     worker = rq.SimpleWorker([queue], connection=queue.connection)
     for _ in range(2):
         worker.work(burst=True, max_jobs=1)
@@ -221,12 +221,14 @@ def test_rq_frees_what_a_removed_job_keeps(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the lock of a job without ``unique=`` that waits for its retry."""
-    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(lambda: rq.Retry(max=1, interval=60)))
-    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    job = rq_integration.locked(
+        locks.job(key="x", keep_lock_on_retry=True)(lambda: rq.Retry(max=1, interval=60))
+    )
+    entry = rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert locks.lock("x").locked()
-    rq_leaf.removed(entry.result)
+    rq_integration.removed(entry.result)
     assert not locks.lock("x").locked()
 
 
@@ -235,9 +237,9 @@ def test_rq_one_job_calls_another(
 ) -> None:
     """The inner one is no delivery."""
     outer = Outer(locks)
-    outer.inner = rq_leaf.locked(outer.inner)
-    job = rq_leaf.locked(locks.job(key="outer")(lambda: outer.body()))
-    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    outer.inner = rq_integration.locked(outer.inner)
+    job = rq_integration.locked(locks.job(key="outer")(lambda: outer.body()))
+    entry = rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert entry.result.return_value() == "done"
@@ -251,7 +253,7 @@ def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     refused_ids: list[str] = []
 
     def perform(cls: Any, repo_id: int) -> str:
-        told.append(rq_leaf.enqueue(queue, cls, repo_id))
+        told.append(rq_integration.enqueue(queue, cls, repo_id))
         if len(told) == 1:
             raise Trouble
         return f"graph of {repo_id}"
@@ -268,15 +270,15 @@ def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     made = type("Loner", (Graph,), members)
     made.__qualname__ = "Loner"
-    loner = in_module(monkeypatch, "Loner", rq_leaf.locked(made))
-    entry = rq_leaf.enqueue(queue, loner, 7, retry=rq.Retry(max=1))
+    loner = in_module(monkeypatch, "Loner", rq_integration.locked(made))
+    entry = rq_integration.enqueue(queue, loner, 7, retry=rq.Retry(max=1))
     assert isinstance(entry, jobs.Enqueued)
     worker = rq.SimpleWorker([queue], connection=queue.connection)
     worker.work(burst=True, max_jobs=2)  # the first run and its retry
     assert entry.result.return_value() == "graph of 7"
     assert [(one.job_id, one.state) for one in told] == [(entry.job_id, "running")] * 2
     assert refused_ids == [entry.job_id] * 2
-    assert rq_leaf.enqueue(queue, loner, 7)
+    assert rq_integration.enqueue(queue, loner, 7)
 
 
 @pytest.mark.parametrize("body", [rebuild, trouble])
@@ -285,17 +287,19 @@ def test_rq_without_a_worker(
 ) -> None:
     """A queue with ``is_async=False`` tries nothing again, so nothing is left for that."""
     here = rq.Queue(connection=queue.connection, is_async=False)
-    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
-    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(key="x", **rules)(body)))
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "keep_lock_on_retry": True}
+    job = in_module(
+        monkeypatch, "found_by_rq", rq_integration.locked(locks.job(key="x", **rules)(body))
+    )
     with locks.lock("x"):
-        held = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
-    free = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
+        held = rq_integration.enqueue(here, job, 7, retry=rq.Retry(max=3))
+    free = rq_integration.enqueue(here, job, 7, retry=rq.Retry(max=3))
     assert isinstance(held, jobs.Enqueued)
     assert isinstance(free, jobs.Enqueued)
     assert held.result.get_status() == "failed"
     assert free.result.get_status() == ("finished" if body is rebuild else "failed")
     assert not locks.lock("x").locked()
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
@@ -320,8 +324,8 @@ def test_rq_a_job_calls_itself(
 ) -> None:
     """That one is no delivery, either; after it, the next delivery is one."""
     job, told = itself(locks)
-    job.called = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job))
-    entries: list[Any] = [rq_leaf.enqueue(queue, job.called, True) for _ in range(2)]
+    job.called = in_module(monkeypatch, "found_by_rq", rq_integration.locked(job))
+    entries: list[Any] = [rq_integration.enqueue(queue, job.called, True) for _ in range(2)]
     work_off(queue)
     assert [entry.result.return_value() for entry in entries] == ["done", "done"]
     assert [later.job_id for later in told] == [None, None]
@@ -333,7 +337,7 @@ def test_rq_a_job_calls_itself(
 @pytest.fixture
 def app() -> Iterator[celery.Celery]:
     """An app that runs its tasks where they are sent from."""
-    app = celery.Celery("tests", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    app = celery.Celery("tests", task_cls=celery_integration.LockedTask, set_as_current=False)
     app.conf.update(task_always_eager=True, task_eager_propagates=True, broker_url="memory://")
     app.task = functools.partial(app.task, shared=False)  # other apps of this process have none
     yield app
@@ -355,7 +359,7 @@ def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
     """A refused one has the result of the one that is there."""
     task = app.task(jobs.as_function(Graph))
     assert task.delay(7).get() == "graph of 7"
-    assert jobs.bound(Graph).reserve([7], job_id="the first")
+    assert jobs.adapter(Graph).reserve([7], job_id="the first")
     result = task.delay(7)
     assert result.id == "the first"
     assert refused(result.refused, "the first")
@@ -369,7 +373,7 @@ def test_celery_never_leaves_a_canvas_waiting(
     result, and nobody could see why."""
     job: Any = locks.job(unique="queued")(rebuild)
     task = app.task(job)
-    assert jobs.bound(job).reserve([7], job_id="the first")
+    assert jobs.adapter(job).reserve([7], job_id="the first")
     with delivered(task, 1) as sent:
         canvas(task.si(7), task.si(7)).apply_async()
         for message in list(sent):  # as a worker does after it
@@ -416,7 +420,7 @@ def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) ->
 def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
     """What runs at once, in the caller, comes back to nobody: nothing is left for that. What
     Celery retries there does."""
-    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "keep_lock_on_retry": True}
     ran: list[int] = []
 
     def body(shop_id: int) -> str:
@@ -433,7 +437,7 @@ def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
     assert task.delay(7).get() == "done"
     assert len(ran) == 3
     assert not locks.lock("x").locked()
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 @contextmanager
@@ -471,7 +475,7 @@ def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> N
     """A task that was to come back, and cannot be sent, leaves nothing behind."""
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
     task = app.task(job)
-    entry = jobs.bound(job).reserve([7], job_id="mine")
+    entry = jobs.adapter(job).reserve([7], job_id="mine")
     assert isinstance(entry, jobs.Reserved)
 
     def broken(*_: Any, **__: Any) -> None:
@@ -481,7 +485,7 @@ def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> N
         task.app.amqp.send_task_message = broken
         with pytest.raises(Trouble):
             task.run(7)
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.Locks) -> None:
@@ -490,7 +494,7 @@ def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.
     def body(shop_id: int, other: int) -> None:
         raise celery.current_task.retry(args=[other, other])
 
-    job: Any = locks.job(key=lambda shop_id, other: f"{shop_id}", on_retry="hold")(body)
+    job: Any = locks.job(key=lambda shop_id, other: f"{shop_id}", keep_lock_on_retry=True)(body)
     task = app.task(max_retries=3)(job)
     for other, kept in ((7, True), (8, False)):
         with delivered(task, 7, other) as sent, pytest.raises(celery.exceptions.Retry):
@@ -517,14 +521,14 @@ def test_celery_has_other_ways_to_end(
         raise error
 
     requeue = getattr(error, "requeue", None)
-    for option in ("on_retry", "on_final_failure"):
-        again: Any = {"on_retry": "hold"} if option == "on_retry" else {"on_final_failure": "keep"}
-        job: Any = locks.job(key=option, **again)(body)
+    for option in ("keep_lock_on_retry", "keep_lock_on_failure"):
+        keep: Any = {option: True}
+        job: Any = locks.job(key=option, **keep)(body)
         task = app.task(name=option, autoretry_for=(celery.exceptions.Ignore,), acks_late=late)(job)
         with delivered(task, 7), pytest.raises(type(error)):
             task.run(7)
         failed = isinstance(error, Trouble) or requeue is False
-        expected = (requeue is True and late) if option == "on_retry" else failed
+        expected = (requeue is True and late) if option == "keep_lock_on_retry" else failed
         assert locks.lock(option).locked() == expected
 
 
@@ -578,8 +582,8 @@ def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]
     """Functions and coroutine functions, in a worker and called."""
     done: list[int] = []
     broker = StubBroker()
-    job = locks.job(on_failed=done.append)(body)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job = locks.job(on_skipped=done.append)(body)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     assert actor(8) == "rebuilt 8"
     with job_held(job, 7):
         actor.send(7)
@@ -591,7 +595,7 @@ def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
     """That one is no delivery, either."""
     broker = StubBroker()
     job, told = itself(locks)
-    job.called = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job.called = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     job.called.send(True)
     work_off_dramatiq(broker, job.called)
     assert [later.job_id for later in told] == [None]
@@ -618,7 +622,7 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
     broker.add_middleware(AsyncIO())
     broker.add_middleware(Closing())
     job = locks.job(body)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     for number in range(2):
         actor.send(number)
     work_off_dramatiq(broker, actor)
@@ -643,7 +647,7 @@ def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
     broker.add_middleware(AsyncIO())
     broker.add_middleware(Closing())
     called, actor = (
-        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(locks.job(job))
+        dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(locks.job(job))
         for job in (inner, outer)
     )
     for number in range(2):
@@ -666,9 +670,9 @@ def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
     for middleware in (AsyncIO(), Closing(), *limits):
         broker.add_middleware(middleware)
     broker.emit_after("process_boot")
-    job: Any = locks.job(key="x", on_retry="hold")(body)
+    job: Any = locks.job(key="x", keep_lock_on_retry=True)(body)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor,
+        actor_class=dramatiq_integration.LockedActor,
         broker=broker,
         retry_when=lambda _, error: not isinstance(error, TimeLimitExceeded),
     )(job)
@@ -683,7 +687,7 @@ def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.Mo
     broker = StubBroker(fail_fast_default=False)
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, max_retries=0
+        actor_class=dramatiq_integration.LockedActor, broker=broker, max_retries=0
     )(job)
     actor.send(7)
 
@@ -693,7 +697,7 @@ def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.Mo
     with locks.lock("x"):
         monkeypatch.setattr(broker, "enqueue", broken)
         work_off_dramatiq(broker, actor)
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 @pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}, {}])
@@ -710,7 +714,7 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
 
     job: Any = locks.job(key="x", unique="queued", policy=later)(ran.append)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="judge", **judge
+        actor_class=dramatiq_integration.LockedActor, broker=broker, actor_name="judge", **judge
     )(job)
     actor.send(7)
     work_off_dramatiq(broker, actor)
@@ -720,7 +724,7 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
 @pytest.mark.parametrize("judge", [{}, {"retry_when": lambda *_: False}])
 def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
     """A message that comes back has no result until it has run; one that is refused has what
-    ``on_failed`` says, so that nobody waits for it for ever."""
+    ``on_skipped`` says, so that nobody waits for it for ever."""
     backend = StubBackend()
     broker = StubBroker()
     results: Any = Results
@@ -741,15 +745,17 @@ def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
         return rebuild(shop_id)
 
     job: Any = locks.job(key="later", policy=later)(perform)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, **judge)(job)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_integration.LockedActor, broker=broker, **judge
+    )(job)
     message = actor.send(7)
     work_off_dramatiq(broker, actor)
     assert came == ["later", "later", "later", "ran"]
     assert message.get_result(backend=backend) == "rebuilt 7"
 
-    job = locks.job(key="never", on_failed=lambda shop_id: "refused")(rebuild)
+    job = locks.job(key="never", on_skipped=lambda shop_id: "refused")(rebuild)
     actor = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="never", **judge
+        actor_class=dramatiq_integration.LockedActor, broker=broker, actor_name="never", **judge
     )(job)
     with locks.lock("never"):
         message = actor.send(7)
@@ -775,7 +781,7 @@ def test_dramatiq_refuses(locks: lualock.Locks) -> None:
     """What send returns then has the other message's id, and is not sent."""
     broker = StubBroker()
     job: Any = locks.job(unique="queued")(rebuild)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     first = actor.send(7)
     assert refused(actor.enqueue(7), first.message_id)
     assert actor.send(7).message_id == first.message_id
@@ -787,11 +793,11 @@ def test_dramatiq_delays(locks: lualock.Locks) -> None:
     """A delayed message has its place for longer, whichever way its delay is said."""
     broker = StubBroker()
     job: Any = locks.job(unique="queued")(rebuild)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     for number, delay in enumerate((timedelta(hours=1), 3_600_000)):
         actor.send_with_options(args=(number,), delay=delay)
-        place: Any = jobs.bound(job).place([number])
-        left_s = place.inspect().remaining_s
+        reservation: Any = jobs.adapter(job).reservation([number])
+        left_s = reservation.inspect().remaining_s
         assert left_s == pytest.approx(7200, abs=60)
 
 
@@ -802,14 +808,16 @@ def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> No
     busy = locks.lock("x").acquire()
 
     def later(situation: jobs.Contention) -> jobs.Retry:
-        kept.append(jobs.bound(job).place([7]).locked())
+        kept.append(jobs.adapter(job).reservation([7]).locked())
         if len(kept) == 3:
             busy.release()
         return jobs.Retry(0.01)
 
     job: Any = locks.job(key="x", unique="queued", policy=later)(rebuild)
     actors: list[Any] = [
-        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name=name)(job)
+        dramatiq.actor(
+            actor_class=dramatiq_integration.LockedActor, broker=broker, actor_name=name
+        )(job)
         for name in ("first", "second")
     ]
     actors[0].send(7)
@@ -870,7 +878,7 @@ def test_dramatiq_retries(
     middleware: Any = Retries()
     broker = Sent(Actor())
     message = Failing({"retries": done})
-    expected_s = dramatiq_leaf._retry_delay_s(middleware, told | message.options, error)
+    expected_s = dramatiq_integration._retry_delay_s(middleware, told | message.options, error)
     middleware.after_process_message(broker, message, exception=error)
     assert bool(broker.delays_ms) == (expected_s is not None)
     assert all(delay_ms / 1000 <= (expected_s or 0) for delay_ms in broker.delays_ms)
@@ -883,7 +891,7 @@ def test_dramatiq_retries(
 def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
     """Functions and coroutine functions, in a consumer and called."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     task = consumer.task()(locks.job(body))
     assert task(7).get() == "rebuilt 7"
     assert task.call_local(8) == "rebuilt 8"
@@ -892,7 +900,7 @@ def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) ->
 def test_huey_refuses(locks: lualock.Locks) -> None:
     """What a call returns then is the result of the task that is there; a class works too."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     task = consumer.task()(jobs.as_function(Graph))
     first = task(7)
     assert refused(task.enqueue(7), first.id)
@@ -911,7 +919,7 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
 def test_huey_without_results(locks: lualock.Locks) -> None:
     """A call then returns nothing, whatever became of it."""
     consumer = huey.MemoryHuey(results=False)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     job: Any = locks.job(unique="queued")(rebuild)
     task = consumer.task()(job)
     assert (task(7), task(7)) == (None, None)
@@ -921,7 +929,7 @@ def test_huey_without_results(locks: lualock.Locks) -> None:
 def test_huey_runs_classes(locks: lualock.Locks) -> None:
     """Each under its own name, whichever way it is said."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
 
     class Other(Graph):
         pass
@@ -934,7 +942,7 @@ def test_huey_runs_classes(locks: lualock.Locks) -> None:
 def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
     """As with tasks of its own: one that is there is also a periodic one, behind the same lock."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     job: Any = locks.job(key="x", policy=jobs.Retry(60))(rebuild)
     task = consumer.task()(job)
     hourly = consumer.periodic_task(huey.crontab(minute=0), name="hourly")(task)
@@ -946,7 +954,7 @@ def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
 def test_huey_leaves_other_tasks_alone() -> None:
     """The class is for all tasks, also for those without a lock."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     assert consumer.task()(rebuild)(7).get() == "rebuilt 7"
 
 
@@ -968,38 +976,38 @@ def test_huey_leaves_other_tasks_alone() -> None:
 def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
     """When Huey runs a task again, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
-    assert huey_leaf._retry_s(task, error) == expected
+    assert huey_integration._retry_s(task, error) == expected
 
 
 def test_huey_times_of_users() -> None:
     """The time of a ``RetryTask`` is that of its time zone."""
     eta = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
-    delay_s = huey_leaf._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
+    delay_s = huey_integration._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
     assert delay_s == pytest.approx(3600, abs=60)
 
 
 def test_huey_is_interrupted() -> None:
     """That is no failure of the task, nor is that it cancels itself."""
     for error, failed in ((Trouble(), True), (KeyboardInterrupt(), False)):
-        assert huey_leaf._failed(error) == failed
+        assert huey_integration._failed(error) == failed
 
 
 def test_huey_cancels(locks: lualock.Locks) -> None:
     """What a hook cancels gives its place up; what cancels itself is no failure, and keeps its lock
     if Huey tries it again."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     error: Exception = huey.CancelExecution(retry=True)
 
     def body(shop_id: int) -> None:
         raise error
 
-    rules: Any = {"unique": "queued", "on_retry": "hold", "on_final_failure": "keep"}
+    rules: Any = {"unique": "queued", "keep_lock_on_retry": True, "on_final_failure": "keep"}
     job: Any = locks.job(key="x", **rules)(body)
     task = consumer.task(retry_delay=60)(job)
     task(7)
     assert locks.lock("x").locked()
-    jobs.bound(job).cancel([7], job_id=consumer.scheduled()[0].id)
+    jobs.adapter(job).cancel([7], job_id=consumer.scheduled()[0].id)
     error = huey.CancelExecution()
     task(7)
     assert not locks.lock("x").locked()
@@ -1009,7 +1017,7 @@ def test_huey_cancels(locks: lualock.Locks) -> None:
 
     consumer.pre_execute()(never)
     task(7)
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1018,7 +1026,7 @@ def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
     try:
         eta = datetime.now() + timedelta(hours=1)
-        assert huey_leaf._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
+        assert huey_integration._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -1033,16 +1041,16 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     job = locks.job(unique="queued")(body)
-    task = taskiq_leaf.locked(broker)(job)
-    entry = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker)(job)
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result()).return_value == "rebuilt 7"
     assert await task(8) == "rebuilt 8"
 
-    assert await jobs.bound(job).reserve_async([7], job_id="the first")
-    other = await taskiq_leaf.enqueue(task.kicker().with_labels(why="test"), 7)
+    assert await jobs.adapter(job).reserve_async([7], job_id="the first")
+    other = await taskiq_integration.enqueue(task.kicker().with_labels(why="test"), 7)
     assert refused(other, "the first")
-    third = await taskiq_leaf.enqueue(task.kicker().with_task_id("mine"), 8)
+    third = await taskiq_integration.enqueue(task.kicker().with_task_id("mine"), 8)
     assert isinstance(third, jobs.Enqueued)
     assert third.job_id == third.result.task_id == "mine"
     await broker.shutdown()
@@ -1053,8 +1061,8 @@ async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
     broker = taskiq.InMemoryBroker()
     job = locks.job(unique="queued")(rebuild)
     with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.taskiq\.locked, above"):
-        await taskiq_leaf.enqueue(broker.task(job), 7)
-    assert not jobs.bound(job).place([7]).locked()
+        await taskiq_integration.enqueue(broker.task(job), 7)
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
@@ -1064,7 +1072,7 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
     await broker.startup()
     busy = locks.lock("x").acquire()
     ran: list[int] = []
-    taskiq_leaf.locked(broker, "other")(locks.job(rebuild))
+    taskiq_integration.locked(broker, "other")(locks.job(rebuild))
 
     def body(shop_id: int) -> str:
         ran.append(shop_id)
@@ -1074,8 +1082,8 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
         busy.release()
         return jobs.Retry(0)
 
-    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(body))
-    entry = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker)(locks.job(key="x", policy=later)(body))
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
     assert ran == [7]
@@ -1092,8 +1100,10 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
         busy.release()
         return jobs.Retry(0.3)
 
-    task = taskiq_leaf.locked(broker, timeout=0.2)(locks.job(key="x", policy=later)(rebuild_async))
-    entry = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker, timeout=0.2)(
+        locks.job(key="x", policy=later)(rebuild_async)
+    )
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
     await broker.shutdown()
@@ -1117,18 +1127,18 @@ async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
     broker, source = taskiq.InMemoryBroker(await_inplace=True), Source()
     await broker.startup()
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(trouble)
-    task = taskiq_leaf.locked(broker, schedule_source=source)(job)
+    task = taskiq_integration.locked(broker, schedule_source=source)(job)
     with locks.lock("x"):
-        entry = await taskiq_leaf.enqueue(task, 7)
+        entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     (waiting,) = source.made
     assert (waiting.task_id, waiting.labels["lualock"]) == (entry.job_id, entry.token)
     assert waiting.time is not None
     left = waiting.time - datetime.now(timezone.utc)
     assert left.total_seconds() == pytest.approx(60, abs=10)
-    jobs.bound(job).cancel([7], token=entry.token)
+    jobs.adapter(job).cancel([7], token=entry.token)
 
-    failing = await taskiq_leaf.enqueue(task, 7)
+    failing = await taskiq_integration.enqueue(task, 7)
     assert isinstance(failing, jobs.Enqueued)
     assert isinstance((await failing.result.wait_result(timeout=10)).error, Trouble)
     assert len(source.made) == 1
@@ -1140,13 +1150,13 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     outer = Outer(locks)
-    outer.inner = taskiq_leaf.locked(broker, "inner")(outer.inner)
+    outer.inner = taskiq_integration.locked(broker, "inner")(outer.inner)
 
     async def body() -> str:
         return await outer.body_async()
 
     for task in (
-        taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body)),
+        taskiq_integration.locked(broker, "outer")(locks.job(key="outer")(body)),
         broker.task("plain")(body),
     ):
         sent = await task.kiq()
@@ -1171,8 +1181,8 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
         return "done"
 
     job = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(0))(again)
-    task = taskiq_leaf.locked(broker, "again")(job)
-    entry = await taskiq_leaf.enqueue(task, True)
+    task = taskiq_integration.locked(broker, "again")(job)
+    entry = await taskiq_integration.enqueue(task, True)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
     assert [later.job_id for later in told] == [None]
@@ -1202,14 +1212,14 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
     def plain(shop: int, session: Annotated[Any, SESSION]) -> Any:
         return shop, session
 
-    inner = taskiq_leaf.locked(broker, "inner")(locks.job(unique="queued")(look))
+    inner = taskiq_integration.locked(broker, "inner")(locks.job(unique="queued")(look))
     job: Any = locks.job(key=lambda shop: f"outer {shop}", unique="queued")(outer)
-    task = taskiq_leaf.locked(broker, "outer")(job)
-    told: Any = locks.job(on_failed=refused.append)(plain)
-    sync = taskiq_leaf.locked(broker, "plain")(told)
+    task = taskiq_integration.locked(broker, "outer")(job)
+    told: Any = locks.job(on_skipped=refused.append)(plain)
+    sync = taskiq_integration.locked(broker, "plain")(told)
 
     async def result(task: Any) -> Any:
-        entry = await taskiq_leaf.enqueue(task, 7)
+        entry = await taskiq_integration.enqueue(task, 7)
         assert isinstance(entry, jobs.Enqueued)
         answer = await entry.result.wait_result(timeout=10)
         answer.raise_for_error()
@@ -1229,7 +1239,7 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
             return f"graph of {repo_id} with {session}"
 
     with pytest.raises(lualock.InvalidArgument, match="Make it a function"):
-        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(Depending), 7)
+        await taskiq_integration.enqueue(taskiq_integration.locked(broker)(Depending), 7)
     await broker.shutdown()
 
 
@@ -1237,9 +1247,9 @@ async def test_taskiq_runs_a_class() -> None:
     """Under its own name."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
-    task = taskiq_leaf.locked(broker)(Graph)
+    task = taskiq_integration.locked(broker)(Graph)
     assert task.task_name.endswith(":Graph")
-    entry = await taskiq_leaf.enqueue(task, 7)
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result()).return_value == "graph of 7"
     await broker.shutdown()
@@ -1273,7 +1283,7 @@ async def test_taskiq_retries(
     message = taskiq.TaskiqMessage(
         task_id="id", task_name="rebuild", labels=labels | {"_retries": done}, args=[7], kwargs={}
     )
-    expected_s = taskiq_leaf._retry_s(broker, message, error)
+    expected_s = taskiq_integration._retry_s(broker, message, error)
     result: Any = taskiq.TaskiqResult(is_err=True, return_value=None, execution_time=0, error=error)
     middleware: Any = broker.middlewares[0]
     await middleware.on_error(message, result, error)
@@ -1301,13 +1311,15 @@ def audited(job: Any) -> Any:
 def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: str) -> None:
     """A leaf runs the job itself: what is around that would never be called, so it is refused."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     ways: dict[str, Callable[[Any], Any]] = {
-        "rq": rq_leaf.locked,
+        "rq": rq_integration.locked,
         "celery": lambda job: app.task(job).run,
-        "dramatiq": dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=StubBroker()),
+        "dramatiq": dramatiq.actor(
+            actor_class=dramatiq_integration.LockedActor, broker=StubBroker()
+        ),
         "huey": consumer.task(),
-        "taskiq": taskiq_leaf.locked(taskiq.InMemoryBroker()),
+        "taskiq": taskiq_integration.locked(taskiq.InMemoryBroker()),
     }
     job = locks.job(key="x")(rebuild)
     with pytest.raises(lualock.InvalidArgument, match="never be called"):
@@ -1334,62 +1346,62 @@ def test_rq_comes_back_for_itself_alone(
 ) -> None:
     """That the lock of a job which it calls is held is an error of a job's own."""
     job, runs = nested(locks)
-    entry: Any = rq_leaf.enqueue(
-        queue, in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job)), 7
+    entry: Any = rq_integration.enqueue(
+        queue, in_module(monkeypatch, "found_by_rq", rq_integration.locked(job)), 7
     )
     work_off(queue)
     assert runs == [7]
     assert entry.result.get_status() == "failed"
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_comes_back_for_itself_alone(locks: lualock.Locks) -> None:
     """It counts as one of its attempts."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     job, runs = nested(locks)
     consumer.task(retries=1)(job)(7)
     while (task := consumer.dequeue()) is not None:
         consumer.execute(task)
     assert runs == [7, 7]
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_ends_what_is_interrupted(locks: lualock.Locks) -> None:
     """It is not tried again, however many retries it has left: so nothing is kept for that."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
 
     def body(shop_id: int) -> None:
         raise KeyboardInterrupt
 
-    for on_retry in ("release", "hold"):
-        job: Any = locks.job(key="x", unique="queued", on_retry=on_retry)(body)
-        task = consumer.task(retries=3, name=on_retry)(job)
+    for keep in (False, True):
+        job: Any = locks.job(key="x", unique="queued", keep_lock_on_retry=keep)(body)
+        task = consumer.task(retries=3, name=f"keeps it: {keep}")(job)
         task(7)
         consumer.execute(consumer.dequeue())
         assert not consumer.pending()
         assert not locks.lock("x").locked()
-        assert not jobs.bound(job).place([7]).locked()
+        assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_runs_what_has_an_argument_called_task(locks: lualock.Locks) -> None:
     """Huey itself gives a task by that name."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
 
     def body(task: int) -> int:
         return task
 
     job = consumer.task()(locks.job(key="x", unique="queued")(body))
     assert [job(7).get(), job(task=7).get(), job.call_local(task=7)] == [7, 7, 7]
-    assert not jobs.bound(job.func).place([7]).locked()
+    assert not jobs.adapter(job.func).reservation([7]).locked()
 
 
 def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery) -> None:
     """A task's own ``before_start`` raised."""
 
-    class Task(celery_leaf.LockedTask):
+    class Task(celery_integration.LockedTask):
         abstract = True
 
         def before_start(self, *args: Any) -> None:
@@ -1398,14 +1410,14 @@ def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery)
     app.conf.task_eager_propagates = False
     job: Any = locks.job(key="x", unique="queued")(rebuild)
     assert app.task(base=Task)(job).delay(7).state == "FAILURE"
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Celery) -> None:
     """Those of another task make none of one that is new."""
     job: Any = locks.job(key="x", unique="queued")(rebuild)
     task = app.task(job)
-    jobs.bound(job).reserve([7], job_id="first")
+    jobs.adapter(job).reserve([7], job_id="first")
     result = task.apply_async((7,), headers={"lualock": "A" * 22, "trace": "1"})
     assert result.refused.job_id == "first"
 
@@ -1422,15 +1434,15 @@ async def test_taskiq_does_not_begin_what_it_has_given_up(
         runs.append(shop_id)
 
     job: Any = locks.job(key="x", unique="queued", policy=policy)(body)
-    task = taskiq_leaf.locked(broker, timeout=0.2)(job)
+    task = taskiq_integration.locked(broker, timeout=0.2)(job)
     with locks.lock("x"):
-        entry: Any = await taskiq_leaf.enqueue(task, 7)
+        entry: Any = await taskiq_integration.enqueue(task, 7)
         assert (await entry.result.wait_result()).is_err
         await asyncio.sleep(0.4)
     await asyncio.sleep(0.2)
     assert not runs
     assert not locks.lock("x").locked()
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
@@ -1448,12 +1460,12 @@ async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
     broker = Away()
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(0.0))(rebuild_async)
     with locks.lock("x"):
-        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(job), 7)
+        await taskiq_integration.enqueue(taskiq_integration.locked(broker)(job), 7)
         with pytest.raises(taskiq.exceptions.SendTaskError):
             await broker.wait_all()
     assert broker.kicks == 2
-    place: Any = jobs.bound(job).place([7])
-    assert not await place.locked()
+    reservation: Any = jobs.adapter(job).reservation([7])
+    assert not await reservation.locked()
 
 
 async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
@@ -1463,8 +1475,8 @@ async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
     async def body(task: int) -> int:
         return task
 
-    job = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
-    entry: Any = await taskiq_leaf.enqueue(job, task=7)
+    job = taskiq_integration.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_integration.enqueue(job, task=7)
     assert (await entry.result.wait_result()).return_value == 7
 
 
@@ -1479,10 +1491,10 @@ async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
 
     async def body(shop_id: int, db: Annotated[Any, taskiq.TaskiqDepends(no_session)]) -> None: ...
 
-    task = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
-    entry: Any = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_integration.enqueue(task, 7)
     assert (await entry.result.wait_result()).is_err
-    assert isinstance(await taskiq_leaf.enqueue(task, 7), jobs.Enqueued)
+    assert isinstance(await taskiq_integration.enqueue(task, 7), jobs.Enqueued)
 
 
 # arq and SAQ, which have a folder of their own

@@ -13,7 +13,7 @@ import pytest
 import lualock
 from lualock import jobs
 from tests.jobs.test_jobs import Log, as_job, job_class
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, settle
@@ -49,7 +49,7 @@ class Versions:
         return (
             self.queue(key=lambda shop: f"old-{shop}", **options),
             self.queue(
-                key=lambda shop: f"new-{shop}", read_old=lambda shop: f"old-{shop}", **options
+                key=lambda shop: f"new-{shop}", previous_key=lambda shop: f"old-{shop}", **options
             ),
             self.queue(key=lambda shop: f"new-{shop}", **options),
         )
@@ -87,7 +87,7 @@ def _locks(queue: Queue, *args: Any) -> list[Any]:
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
     """Who has one name and is refused the other leaves nothing held, and is told by whom."""
     told = Log()
-    _, both, _ = versions.all(on_failed=lambda shop, holder: told.append(holder))
+    _, both, _ = versions.all(on_skipped=lambda shop, holder: told.append(holder))
     first, last = _locks(both, 1)
     lease = await settle(last.acquire())
     await both.attempt("b", None, 1)
@@ -116,8 +116,8 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     """Where the old name of one is the new name of the other, neither waits for the other, who
     waits for it."""
     world, wait = versions.world, jobs.Wait(5)
-    there = versions.queue(key="b", read_old="a", policy=wait)
-    back = versions.queue(key="a", read_old="b", policy=wait)
+    there = versions.queue(key="b", previous_key="a", policy=wait)
+    back = versions.queue(key="a", previous_key="b", policy=wait)
     a = there.work._locks_for(there.work.asynchronous).lock("a")
     lease = await settle(a.acquire())
 
@@ -157,8 +157,8 @@ async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> N
 
     made = locks.job(
         key="two",
-        read_old="one",
-        timeout=0.5,
+        previous_key="one",
+        ttl=0.5,
         policy=jobs.Wait(20),
         on_expired=lambda: expired.append("told"),
     )
@@ -179,7 +179,7 @@ async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> N
 async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
     """Somebody may have the first by then; what it has is free again."""
     world = versions.world
-    both = versions.queue(key="two", read_old="one", policy=jobs.Wait(20))
+    both = versions.queue(key="two", previous_key="one", policy=jobs.Wait(20))
     one, two = _locks(both, 1)
     lease = await settle(two.acquire())
     run = asyncio.ensure_future(both.attempt("a", None, 1, beside=True))
@@ -201,10 +201,10 @@ def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
     def job() -> None:
         """A job's body."""
 
-    made = locks.job(key="b", read_old="a", unique="queued")(job)
-    back = locks.job(key="a", read_old="b", unique="queued")(job)
+    made = locks.job(key="b", previous_key="a", unique="queued")(job)
+    back = locks.job(key="a", previous_key="b", unique="queued")(job)
     steps = {
-        name: jobs.bound(each)._entry((), {}).reserve(name, None)
+        name: jobs.adapter(each)._entry((), {}).reserve(name, None)
         for name, each in (("made", made), ("back", back))
     }
     told: dict[str, Any] = {}
@@ -239,7 +239,7 @@ async def test_unique_over_a_deploy(versions: Versions) -> None:
         assert await second.put(1)
         second.pushed.clear()
         for lock in _locks(both, 1):
-            versions.world.client.delete(place(lock))
+            versions.world.client.delete(reservation_of(lock))
 
 
 async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
@@ -249,7 +249,7 @@ async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
         lease = await settle(lock.acquire())
         await both.put(1)
         assert await both.deliver() is None
-        assert not any(held(versions.world, place(each)) for each in _locks(both, 1))
+        assert not any(held(versions.world, reservation_of(each)) for each in _locks(both, 1))
         await settle(lease.release())
     assert versions.log == []
 
@@ -264,7 +264,7 @@ async def test_a_retry_keeps_both(versions: Versions) -> None:
             raise KeyError
 
     versions.body = as_job(versions.world, failing)
-    both = versions.all(on_retry="hold")[1]
+    both = versions.all(keep_lock_on_retry=True)[1]
     with pytest.raises(KeyError):
         await both.attempt("a", None, 1, will_retry=lambda error: 5)
     assert all(held(versions.world, lock.key) for lock in _locks(both, 1))
@@ -273,21 +273,21 @@ async def test_a_retry_keeps_both(versions: Versions) -> None:
 
 
 async def test_versions_by_number(versions: Versions) -> None:
-    """key_version= is part of a name that is made of arguments; read_old= may be the one before."""
-    zero, one = versions.queue(), versions.queue(key_version=1, read_old=0)
+    """key_version= is part of a name made of arguments; previous_key= may be an earlier number."""
+    zero, one = versions.queue(), versions.queue(key_version=1, previous_key=0)
     assert {lock.key for lock in _locks(one, 1)} == {
         zero.work.lock((1,)).key,
         versions.queue(key_version=1).work.lock((1,)).key,
     }
     assert one.work.lock((1,)).key == versions.queue(key_version=1).work.lock((1,)).key
-    assert len(_locks(versions.queue(key_version=1, read_old=1), 1)) == 1
-    by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, read_old=1)
+    assert len(_locks(versions.queue(key_version=1, previous_key=1), 1)) == 1
+    by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, previous_key=1)
     assert len({lock.key for lock in _locks(by_value, 1)}) == 2
     assert by_value.work.lock((1,)).key == by_value.work.lock((11,)).key
 
 
 async def test_a_class_s_versions(shell: World) -> None:
-    """lock_key_version and lock_read_old, a number, a name, or a classmethod of the arguments."""
+    """lock_previous_key is a lock_key_version, a name, or a classmethod of the arguments."""
     locks = shell.connect()
 
     def keys(**members: Any) -> set[bytes]:
@@ -296,12 +296,12 @@ async def test_a_class_s_versions(shell: World) -> None:
 
     zero, one = keys(), keys(lock_key_version=1)
     assert zero != one
-    assert keys(lock_key_version=1, lock_read_old=0) == zero | one
-    assert keys(lock_read_old="before") == zero | {locks.lock("before").key}
-    by_shop = keys(lock_read_old=staticmethod(lambda shop: f"b{shop}"))
+    assert keys(lock_key_version=1, lock_previous_key=0) == zero | one
+    assert keys(lock_previous_key="before") == zero | {locks.lock("before").key}
+    by_shop = keys(lock_previous_key=staticmethod(lambda shop: f"b{shop}"))
     assert by_shop == zero | {locks.lock("b7").key}
     log = Log()
-    job = job_class(shell, locks, lambda shop: log.append(shop), lock_read_old="before")
+    job = job_class(shell, locks, lambda shop: log.append(shop), lock_previous_key="before")
     lease = await settle(locks.lock("before").acquire())
     await settle(job.run(7))
     await settle(lease.release())
@@ -331,7 +331,7 @@ async def test_refresh_lock_extends_both(shell: World) -> None:
         job.refresh_lock()
         look()
 
-    made = shell.connect().job(key="new", read_old="old", timeout=60)
+    made = shell.connect().job(key="new", previous_key="old", ttl=60)
     job: Any = made(coroutine if shell.asynchronous else plain)
     await settle(job())
     assert all(55_000 < ms <= 60_000 for ms in left)
@@ -358,7 +358,7 @@ async def test_a_run_without_its_lock_keeps_the_other_no_longer(
 
     try:
         limited = shell.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))
-        made = limited.job(key="new", read_old="old", timeout=0.3, on_unavailable="run")
+        made = limited.job(key="new", previous_key="old", ttl=0.3, when_unavailable="run")
         await shell.beside(made(coroutine if shell.asynchronous else plain))
     finally:
         shell.client.execute_command("ACL", "DELUSER", "half")
@@ -370,7 +370,7 @@ def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None
     ran: list[str] = []
     with lualock.connect(one_server.url) as locks:
 
-        @locks.job(key=new, read_old="the old one", policy=jobs.Replace(10))
+        @locks.job(key=new, previous_key="the old one", policy=jobs.Replace(10))
         def build(name: str) -> None:
             ran.append(name)
             if name == "first":
@@ -405,7 +405,7 @@ async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new
 
     for name in ("the old one", new):
         ran.clear()
-        made = locks.job(key=new, read_old="the old one")
+        made = locks.job(key=new, previous_key="the old one")
         run = made(coroutine if shell.asynchronous else plain)
         other = locks.job(key=name, policy=jobs.Replace(10))
         replace = other(second if shell.asynchronous else lambda: ran.append("second"))
@@ -427,8 +427,8 @@ def test_what_cannot_be_used(locks: lualock.Locks) -> None:
         {"key_version": True},
         {"key_version": "1"},
         {"key": "whole", "key_version": 1},
-        {"read_old": -1},
-        {"read_old": 1.5},
+        {"previous_key": -1},
+        {"previous_key": 1.5},
     ):
         with pytest.raises(lualock.InvalidArgument):
             locks.job(**options)(job)

@@ -18,11 +18,11 @@ import pytest
 
 import lualock
 from lualock._transport.asyncio import background as asyncio_background
-from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
+from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, adapter, token_of
 from lualock.jobs.identity import job_holder_info, job_metadata
 from tests.jobs.test_job_policies import ODD
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.proxy import Proxy
 from tests.support.world import World, settle
 
@@ -44,16 +44,16 @@ async def test_one_is_queued(world: World) -> None:
     token = queue.pushed[0][1]
     assert first == Enqueued("a", token, "pushed a")
     lock = queue.work.lock((1,))
-    assert token.encode() in world.client.get(place(lock))
+    assert token.encode() in world.client.get(reservation_of(lock))
     assert not held(world, lock.key)  # a queued job is in nobody's way
-    assert (await settle(queue.work.place((1,)).inspect())).metadata == "job a"
+    assert (await settle(queue.work.reservation((1,)).inspect())).metadata == "job a"
     refused = await queue.put(1, job_id="b")
     assert not refused
     assert (refused.job_id, refused.state) == ("a", "queued")
     assert await queue.put(2)
     assert len(queue.pushed) == 2
     assert await queue.deliver() == "rebuilt 1"
-    assert not held(world, place(lock))
+    assert not held(world, reservation_of(lock))
     assert await queue.put(1, job_id="b")
 
 
@@ -61,7 +61,7 @@ async def test_who_waits_for_a_place(shell: World) -> None:
     """Has it when the queued job begins, not when its place would have ended."""
     queue = queue_of(shell, unique="queued")
     await queue.put(1)
-    beside = queue.work.place((1,))
+    beside = queue.work.reservation((1,))
     waits = asyncio.ensure_future(shell.beside(beside.acquire))
     await shell.until_waiters(beside, 1)
     since = time.monotonic()  # who has just come looks by itself
@@ -75,7 +75,7 @@ async def test_who_waits_for_a_place(shell: World) -> None:
 async def test_the_place_lasts(world: World) -> None:
     """Reserved it lasts seconds, so that a crash frees it; confirmed the queue's time and delay."""
     queue = queue_of(world, unique="queued", queue_ttl=500)
-    key = place(queue.work.lock((1,)))
+    key = reservation_of(queue.work.lock((1,)))
     reserved = await settle(queue.verb("reserve")((1,), job_id="a"))
     assert isinstance(reserved, Reserved)
     assert 0 < world.client.pttl(key) <= RESERVE_S * 1000 <= 15_000
@@ -111,14 +111,14 @@ async def test_while_one_runs(world: World) -> None:
         await queue.put(job_id="a")
         assert bool(await queue.put(job_id="b")) == while_queued
         queue.pushed.clear()
-        world.client.delete(place(queue.work.lock()))
+        world.client.delete(reservation_of(queue.work.lock()))
         lease = await settle(queue.work.lock().acquire())
         told = await queue.put(job_id="c")
         assert bool(told) == while_running
         if not told:
             assert (told.state, told.job_id) == ("running", None)  # a plain lock, so no job's id
             assert told.holder == (await settle(queue.work.lock().inspect())).holder
-            assert not held(world, place(queue.work.lock()))
+            assert not held(world, reservation_of(queue.work.lock()))
         await settle(lease.release())
 
 
@@ -129,7 +129,7 @@ async def test_there_is_no_gap_at_the_start(world: World) -> None:
     def work() -> None:
         with lualock.connect(world.server.url) as locks:
             entry = locks.job(unique="both", key="no gap")(lambda: None)
-            seen.append(bound(entry).reserve(job_id="b"))
+            seen.append(adapter(entry).reserve(job_id="b"))
 
     queue = queue_of(world, work=work, unique="both", key="no gap")
     await queue.put(job_id="a")
@@ -343,13 +343,13 @@ def test_a_crash_between_reserve_and_push(one_server: Any, one_client: Any) -> N
     """A producer that is killed before it pushed is in the way for seconds, not longer."""
     code = """
         import sys, time, lualock
-        from lualock.jobs import bound
+        from lualock.jobs import adapter
         def work(): pass
         job = lualock.connect(sys.argv[1]).job(unique="queued", key="x")(work)
         def push(token):
             print(token, flush=True)
             time.sleep(60)
-        bound(job).enqueue(push, job_id="a")
+        adapter(job).enqueue(push, job_id="a")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), one_server.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as producer:
@@ -359,7 +359,7 @@ def test_a_crash_between_reserve_and_push(one_server: Any, one_client: Any) -> N
     key = b"lualock:{x}:reservation"
     assert 0 < one_client.pttl(key) <= RESERVE_S * 1000
     with lualock.connect(one_server.url) as locks:
-        work = bound(locks.job(unique="queued", key="x")(_nothing))
+        work = adapter(locks.job(unique="queued", key="x")(_nothing))
         refused = work.reserve(job_id="b")
         assert isinstance(refused, Refused)
         assert refused.job_id == "a"
@@ -378,7 +378,7 @@ async def test_a_place_that_expired_while_its_job_was_queued(world: World) -> No
     log = Log()
     queue = queue_of(world, work=lambda shop: log.note(shop), unique="queued", key="x")
     await queue.put(1, job_id="a")
-    world.client.delete(place(queue.work.lock((1,))))
+    world.client.delete(reservation_of(queue.work.lock((1,))))
     assert await queue.put(2, job_id="b")
     await queue.deliver()
     refused = await queue.put(3)
@@ -394,7 +394,7 @@ async def test_a_job_that_began_before_it_was_confirmed(world: World) -> None:
     reserved = await settle(queue.verb("reserve")(job_id="a"))
     assert await queue.attempt("a", reserved.token) == "rebuilt 1"
     assert not await settle(queue.verb("confirm")(token=reserved.token))
-    assert not held(world, place(queue.work.lock()))
+    assert not held(world, reservation_of(queue.work.lock()))
 
 
 async def test_cancel(world: World) -> None:
@@ -403,7 +403,7 @@ async def test_cancel(world: World) -> None:
 
     def work() -> None:
         with lualock.connect(world.server.url) as locks:
-            entry = bound(locks.job(unique="both", key="to cancel")(_nothing))
+            entry = adapter(locks.job(unique="both", key="to cancel")(_nothing))
             entry.cancel(token=told.token)
         seen.append(held(world, entry.lock().key))
 
@@ -452,7 +452,7 @@ async def test_a_refused_release_takes_no_later_place(
     assert await again()
     # What was begun earlier is done earlier, and this is done.
     await shell.until(lambda: not held(shell, other.key))
-    assert held(shell, place(queue.work.lock((1,))))
+    assert held(shell, reservation_of(queue.work.lock((1,))))
     refused = await queue.put(1)
     assert (refused.job_id, refused.state) == ("a", "queued")
 
@@ -477,7 +477,7 @@ async def test_a_token_made_of_the_id(shell: World) -> None:
     assert not await queue.put(1, job_id="b", token=token_of("b"))
     queue.pushed[0] = ("a", "", (1,))
     assert await queue.deliver() == "rebuilt 1"
-    assert not held(shell, place(queue.work.lock((1,))))
+    assert not held(shell, reservation_of(queue.work.lock((1,))))
 
 
 @pytest.mark.parametrize("lost", [1, 2])
@@ -489,7 +489,7 @@ async def test_a_reserve_whose_reply_is_lost(shell: World, proxy: Proxy, lost: i
     await queue.put(2)
     queue.pushed.clear()
     proxy.lose_reply = lost
-    key = place(queue.work.lock((1,)))
+    key = reservation_of(queue.work.lock((1,)))
     if lost == 1:
         assert await queue.put(1)
         assert held(shell, key)
@@ -518,7 +518,7 @@ async def test_a_start_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
     for shop in (1, 2):
         lock = queue.work.lock((shop,))
         assert not held(shell, lock.key)
-        assert not held(shell, place(lock))
+        assert not held(shell, reservation_of(lock))
 
 
 async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -532,13 +532,13 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
         shell,
         away,
         unique="queued",
-        on_unavailable="skip",
+        when_unavailable="skip",
         on_enqueue_failed=lambda *a: log.note("refused", *a),
     )
     told = await queue.put(7)
     assert (bool(told), told.state, log) == (False, "unavailable", [("refused", 7)])
     assert queue.pushed == []
-    queue = queue_of(shell, away, unique="queued", on_unavailable="run")
+    queue = queue_of(shell, away, unique="queued", when_unavailable="run")
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
         told = await queue.put(7)
     assert told.token == ""
@@ -562,7 +562,7 @@ async def test_what_cannot_be_used(shell: World) -> None:
     with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be callable"):
         queue_of(shell, on_enqueue_failed="me")
     with pytest.raises(lualock.InvalidArgument, match="not a job of lualock"):
-        bound(len)
+        adapter(len)
     wrong: tuple[Any, ...] = ("ab", b"ab", 5, {"a": 1}, None)
     for args in wrong:
         with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
@@ -585,10 +585,10 @@ def test_a_push_that_nobody_awaits(one_server: Any) -> None:
         """A job."""
 
     with lualock.connect(one_server.url) as locks:
-        queue = bound(locks.job(key="x", unique="queued")(body))
+        queue = adapter(locks.job(key="x", unique="queued")(body))
         with pytest.raises(lualock.InvalidArgument, match="returned a coroutine"):
             queue.enqueue(push, job_id="a")
-        assert not queue.place().locked()
+        assert not queue.reservation().locked()
     one_server_client.close()
 
 

@@ -13,7 +13,7 @@ from lualock import jobs
 from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.faults import Fault, FaultProxy
 from tests.support.world import World
 from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL
@@ -48,7 +48,9 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     policies = {"retry": None, "coalesce": jobs.Coalesce(), "replace": jobs.Replace(5)}
     locks = world.connect(f"{proxy.url}?socket_timeout={SOCKET_TIMEOUT}", ttl=TTL)
     options: dict[str, Any] = {"unique": "both"} if kind == "retry" else {}
-    made = locks.job(key=name, on_retry="hold", queue_ttl=3, policy=policies[kind], **options)
+    made = locks.job(
+        key=name, keep_lock_on_retry=True, queue_ttl=3, policy=policies[kind], **options
+    )
     queue = Queue(world, made(as_job(world, work)))
     lease = rivals.lock(name, ttl=30).acquire() if kind != "retry" else None
     proxy.inject(FAULTS[fault], script)
@@ -91,8 +93,8 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     await asyncio.to_thread(proxy.deliver)
     mine = queue.work.lock()
     await world.until(lambda: not held(world, mine.key), TTL + SLACK)
-    left_ms = world.client.pttl(place(mine))
-    assert not held(world, place(mine)) or 0 < left_ms <= jobs.RESERVE_S * 1000
+    left_ms = world.client.pttl(reservation_of(mine))
+    assert not held(world, reservation_of(mine)) or 0 < left_ms <= jobs.RESERVE_S * 1000
     rivals.close()
 
 
@@ -135,7 +137,7 @@ async def test_a_place_that_could_not_be_given_up(shell: World) -> None:
             await waits
         await shell.until(lambda: not held(shell, queue.work.lock().key))
         assert len(proxy.met) == 2
-        assert held(shell, place(queue.work.lock()))
+        assert held(shell, reservation_of(queue.work.lock()))
         refused = await queue.put(job_id="b")
         assert (refused.job_id, refused.state) == ("a", "queued")
         if shell.asynchronous:

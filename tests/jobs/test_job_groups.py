@@ -16,9 +16,9 @@ from huey import MemoryHuey, api
 
 import lualock
 from lualock import jobs
-from lualock.jobs import celery as celery_leaf
-from lualock.jobs import dramatiq as dramatiq_leaf
-from lualock.jobs import huey as huey_leaf
+from lualock.integrations import celery as celery_integration
+from lualock.integrations import dramatiq as dramatiq_integration
+from lualock.integrations import huey as huey_integration
 
 
 def decide(situation: jobs.Contention) -> Any:
@@ -35,11 +35,11 @@ def shown(*told: Any) -> str:
 def test_celery(locks: lualock.Locks) -> None:
     """No member is refused, though another job has its place. One that was dropped when it came to
     run counts, and its result is None; one that comes back later holds up what comes after it."""
-    app = celery.Celery("groups", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    app = celery.Celery("groups", task_cls=celery_integration.LockedTask, set_as_current=False)
     app.conf.update(broker_url="memory://", result_backend="cache+memory://")
     body = locks.job(key=lambda *told: f"show {told[-1]}", unique="queued", policy=decide)(shown)
     task: Any = app.task(body)
-    assert jobs.bound(body).reserve(("busy",), job_id="there already")
+    assert jobs.adapter(body).reserve(("busy",), job_id="there already")
     locks.lock("show held").acquire()
     locks.lock("show late", ttl=1).acquire()
 
@@ -78,7 +78,7 @@ def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
     broker.add_middleware(results(backend=StubBackend()))
     body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, store_results=True
+        actor_class=dramatiq_integration.LockedActor, broker=broker, store_results=True
     )(body)
     assert actor.enqueue("busy")
     assert not actor.enqueue("busy")
@@ -104,7 +104,7 @@ def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
 def test_huey_pipelines(locks: lualock.Locks) -> None:
     """They are sent past the tasks, so none is refused; after a dropped one they go on."""
     huey = MemoryHuey("groups", immediate=False)
-    huey.task_wrapper_class = huey_leaf.LockedTask
+    huey.task_wrapper_class = huey_integration.LockedTask
     body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
     task = huey.task()(body)
     assert task.enqueue("busy")

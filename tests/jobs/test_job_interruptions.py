@@ -54,8 +54,8 @@ def _work() -> None:
 
 def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
     def make(locks: lualock.Locks) -> Any:
-        job = locks.job(key="two", read_old="one", policy=policy, **options)(_work)
-        work = jobs.bound(job)
+        job = locks.job(key="two", previous_key="one", policy=policy, **options)(_work)
+        work = jobs.adapter(job)
         if token is not None:
             work.reserve(job_id="a", token=token)
         delivery = jobs.Delivery("a", token, will_retry=lambda error: 5)
@@ -65,7 +65,7 @@ def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
 
 
 def _enqueue(locks: lualock.Locks) -> Any:
-    work = jobs.bound(locks.job(key="two", read_old="one", unique="both")(_work))
+    work = jobs.adapter(locks.job(key="two", previous_key="one", unique="both")(_work))
     return Entry(work._job, locks, (), {}).enqueue(lambda token: None, "a", "t" * 22, 0.0)
 
 
@@ -121,16 +121,16 @@ def _in_use(client: Any) -> list[bytes]:
     return [key for key in client.keys("*") if client.get(key)[:1] not in b"RF"]
 
 
-@pytest.mark.parametrize("on_unavailable", ["skip", "run"])
+@pytest.mark.parametrize("when_unavailable", ["skip", "run"])
 def test_who_goes_on_without_a_server_keeps_no_place(
-    on_unavailable: str, one_server: Any, one_client: Any
+    when_unavailable: str, one_server: Any, one_client: Any
 ) -> None:
     """The server is away for a moment when a queued job begins: it is dropped, or run without its
     lock, so it is not tried again, whatever the system would do about an error."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks:
-        job = locks.job(key="new", unique="both", on_unavailable=on_unavailable)(_work)
-        work = jobs.bound(job)
+        job = locks.job(key="new", unique="both", when_unavailable=when_unavailable)(_work)
+        work = jobs.adapter(job)
         work.reserve(job_id="a", token="t" * 22)
         delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
         actions = execute(Run(work._job, locks, (), {}, delivery))
@@ -144,7 +144,7 @@ def test_who_is_interrupted_after_it_has_replaced_another_keeps_no_lock(
     """It has the lock, and takes back its request that the other stop."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
-        work = jobs.bound(locks.job(key="new", policy=jobs.Replace(10))(_work))
+        work = jobs.adapter(locks.job(key="new", policy=jobs.Replace(10))(_work))
         others.lock("new", ttl=0.1).acquire()
         actions = execute(Run(work._job, locks, (), {}, None))
         assert play(actions, 4, Interruption())  # try, request, wait, withdraw
@@ -158,7 +158,7 @@ def test_who_is_interrupted_on_its_way_back_keeps_no_place(
     one_client.flushall()
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
         job = locks.job(key="new", unique="queued", policy=jobs.Retry(5))(_work)
-        work = jobs.bound(job)
+        work = jobs.adapter(job)
         work.reserve(job_id="a", token="t" * 22)
         with others.lock("new"):
             actions = execute(Run(work._job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
@@ -170,8 +170,8 @@ def test_who_is_interrupted_on_its_way_back_keeps_no_place(
     ("error", "options"),
     [
         (Interruption(), {}),
-        (lualock.LockUnavailable("struck"), {"on_unavailable": "skip"}),
-        (lualock.LockUnavailable("struck"), {"on_unavailable": "run"}),
+        (lualock.LockUnavailable("struck"), {"when_unavailable": "skip"}),
+        (lualock.LockUnavailable("struck"), {"when_unavailable": "run"}),
     ],
 )
 def test_who_is_not_tried_again_keeps_no_lock_for_it(
@@ -187,7 +187,7 @@ def test_who_is_not_tried_again_keeps_no_lock_for_it(
             raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        job = jobs.bound(locks.job(key="new", on_retry="hold", **options)(work))._job
+        job = jobs.adapter(locks.job(key="new", keep_lock_on_retry=True, **options)(work))._job
         retried = jobs.Delivery(
             "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
         )
@@ -244,7 +244,7 @@ def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
         raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        work = jobs.bound(locks.job(key="new", unique="both")(fails))
+        work = jobs.adapter(locks.job(key="new", unique="both")(fails))
         delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
         for at, most_s in (
             (4, jobs.RESERVE_S),
@@ -257,7 +257,7 @@ def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
             one_client.flushall()
 
 
-@pytest.mark.parametrize("options", [{"unique": "both"}, {"on_retry": "hold"}])
+@pytest.mark.parametrize("options", [{"unique": "both"}, {"keep_lock_on_retry": True}])
 def test_who_is_interrupted_when_all_is_kept_for_its_retry_keeps_nothing(
     options: dict[str, Any], one_server: Any, one_client: Any
 ) -> None:
@@ -267,7 +267,7 @@ def test_who_is_interrupted_when_all_is_kept_for_its_retry_keeps_nothing(
         raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        work = jobs.bound(locks.job(key="new", **options)(fails))
+        work = jobs.adapter(locks.job(key="new", **options)(fails))
         delivery = jobs.Delivery(
             "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
         )

@@ -16,7 +16,7 @@ import pytest
 import lualock
 from lualock import jobs
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place, watched
+from tests.support.delivery import Queue, held, reservation_of, watched
 from tests.support.world import World, settle
 
 
@@ -69,7 +69,7 @@ def work(shell: World) -> Work:
 
 async def test_retry_later(work: Work) -> None:
     """The system is asked to deliver it again; without a system that comes out of the call."""
-    queue = work.queue(policy=jobs.Retry(delay=7), on_failed=lambda *a: work.log.note("failed"))
+    queue = work.queue(policy=jobs.Retry(delay=7), on_skipped=lambda *a: work.log.note("failed"))
     first = await work.running(queue, 1)
     with pytest.raises(jobs.RetryLater, match=r"held by .* tried again in 7 s") as told:
         await queue.attempt("b", None, 2)
@@ -92,7 +92,7 @@ async def test_retry_later_keeps_the_place(work: Work) -> None:
     queue = work.queue(policy=jobs.Retry(delay=600), unique="queued", queue_ttl=1000)
     first = await work.running(queue, 1)
     told = await queue.put(2)
-    key = place(queue.work.lock((2,)))
+    key = reservation_of(queue.work.lock((2,)))
     work.world.client.pexpire(key, 5_000)
     with pytest.raises(jobs.RetryLater):
         await queue.deliver()
@@ -120,17 +120,17 @@ async def test_wait(work: Work) -> None:
     lock = queue.work.lock((2,))
     second = asyncio.create_task(queue.deliver(beside=True))
     await work.world.until_waiters(lock, 1)
-    assert held(work.world, place(lock))  # it has not begun
+    assert held(work.world, reservation_of(lock))  # it has not begun
     work.end(1)
     assert list(await asyncio.gather(first, second)) == [1, 2]
-    assert not held(work.world, place(lock))
+    assert not held(work.world, reservation_of(lock))
     assert not held(work.world, lock.key)
 
 
 async def test_wait_in_vain(work: Work) -> None:
     """When the time is over it is dropped, or done with as then= says."""
     log = Log()
-    dropped = work.queue(policy=jobs.Wait(0.01), on_failed=lambda number: log.note(number))
+    dropped = work.queue(policy=jobs.Wait(0.01), on_skipped=lambda number: log.note(number))
     later = work.queue(policy=jobs.Wait(0.01, then=jobs.Retry(3)))
     first = await work.running(dropped, 1)
     assert await dropped.attempt("b", None, 2) is None
@@ -196,7 +196,7 @@ async def test_replace(shell: World) -> None:
 async def test_the_last_of_several_replaces(work: Work) -> None:
     """Of those that wait to replace the same run only the one that came last runs."""
     failed = Log()
-    queue = work.queue(policy=jobs.Replace(wait=10), on_failed=lambda number: failed.note(number))
+    queue = work.queue(policy=jobs.Replace(wait=10), on_skipped=lambda number: failed.note(number))
     lock = queue.work.lock((1,))
     first = await work.running(queue, 1)
     others = []
@@ -281,18 +281,18 @@ async def test_request_release(work: Work) -> None:
 async def test_coalesce(work: Work) -> None:
     """However many ask while one runs, one run follows, and it begins after the last has asked."""
     failed = Log()
-    queue = work.queue(policy=jobs.Coalesce(), on_failed=lambda number: failed.append(number))
+    queue = work.queue(policy=jobs.Coalesce(), on_skipped=lambda number: failed.append(number))
     lock = queue.work.lock((1,))
     for turn in (10, 20):
         first = await work.running(queue, turn)
         trailing = asyncio.create_task(queue.attempt(f"a{turn}", None, turn + 1, beside=True))
-        await work.world.until(lambda: held(work.world, place(lock)))
+        await work.world.until(lambda: held(work.world, reservation_of(lock)))
         await asyncio.gather(
             *(queue.attempt(f"{turn + n}", None, turn + n, beside=True) for n in range(2, 10))
         )
         work.end(turn)
         assert list(await asyncio.gather(first, trailing)) == [turn, turn + 1]
-        assert not held(work.world, place(lock))
+        assert not held(work.world, reservation_of(lock))
     assert work.log == [10, 11, 20, 21]
     assert sorted(failed) == [*range(12, 20), *range(22, 30)]
 
@@ -317,11 +317,11 @@ async def test_who_comes_while_the_trailing_one_runs(work: Work) -> None:
     first = await work.running(queue, 1)
     work.gates[2] = threading.Event()
     second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
-    await work.world.until(lambda: held(work.world, place(lock)))
+    await work.world.until(lambda: held(work.world, reservation_of(lock)))
     work.end(1)
     await work.world.until(lambda: work.log == [1, 2])
     third = asyncio.create_task(queue.attempt("c", None, 3, beside=True))
-    await work.world.until(lambda: held(work.world, place(lock)))
+    await work.world.until(lambda: held(work.world, reservation_of(lock)))
     work.end(2)
     assert list(await asyncio.gather(first, second, third)) == [1, 2, 3]
 
@@ -334,7 +334,7 @@ async def test_coalesce_without_a_worker_that_waits(work: Work) -> None:
     with pytest.raises(jobs.RetryLater) as told:
         await queue.attempt("b", None, 2)
     assert told.value.delay_s == 4
-    assert 3_500_000 < work.world.client.pttl(place(lock)) <= 3_604_000
+    assert 3_500_000 < work.world.client.pttl(reservation_of(lock)) <= 3_604_000
     assert await queue.attempt("c", None, 3) is None  # "b" stands for it
     with pytest.raises(jobs.RetryLater) as told:  # still held when it comes back
         await queue.attempt("b", None, 2)
@@ -342,7 +342,7 @@ async def test_coalesce_without_a_worker_that_waits(work: Work) -> None:
     work.end(1)
     await first
     assert await queue.attempt("b", None, 2) == 2
-    assert not held(work.world, place(lock))
+    assert not held(work.world, reservation_of(lock))
     assert work.log == [1, 2]
 
 
@@ -365,13 +365,13 @@ async def test_coalesce_without_a_system(work: Work) -> None:
     first = await work.running(queue, 1)
     with pytest.raises(jobs.RetryLater):  # which nobody will do: so it keeps no place
         await settle(work.queue(policy=jobs.Coalesce(wait=0)).job(4))
-    assert not held(work.world, place(queue.work.lock((1,))))
+    assert not held(work.world, reservation_of(queue.work.lock((1,))))
     second = asyncio.create_task(work.world.beside(lambda: queue.job(2)))
     await work.world.until_waiters(queue.work.lock((1,)), 1)
     assert await settle(queue.job(3)) is None
     work.end(1)
     assert list(await asyncio.gather(first, second)) == [1, 2]
-    assert not held(work.world, place(queue.work.lock((1,))))
+    assert not held(work.world, reservation_of(queue.work.lock((1,))))
 
 
 async def test_a_policy_of_one_s_own(work: Work) -> None:
@@ -515,7 +515,7 @@ async def test_who_waits_is_ended(work: Work, options: dict[str, Any]) -> None:
         token = (await queue.put(2)).token
         await end_while_it_waits(queue, token, delay_s)
         assert watched(queue) == []
-        assert held(work.world, place(lock)) == (delay_s is not None)
-    assert 155_000 < work.world.client.pttl(place(lock)) <= 160_000
+        assert held(work.world, reservation_of(lock)) == (delay_s is not None)
+    assert 155_000 < work.world.client.pttl(reservation_of(lock)) <= 160_000
     await settle(lease.release())
     assert work.log == []

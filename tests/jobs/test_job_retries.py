@@ -24,7 +24,7 @@ from lualock._transport.threads import background
 from lualock.jobs import token_of
 from tests.jobs.test_job_policies import ODD
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place, watched
+from tests.support.delivery import Queue, held, reservation_of, watched
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.world import World, on_one, settle
@@ -69,7 +69,7 @@ async def test_the_lock_is_held_for_the_retry(world: World) -> None:
         leases.append(jobs.current_lease())
         failing(2, log)()
 
-    queue = queue_of(world, work, on_retry="hold", queue_ttl=100)
+    queue = queue_of(world, work, keep_lock_on_retry=True, queue_ttl=100)
     lock = queue.work.lock()
     for _ in range(2):
         with pytest.raises(OwnError):
@@ -106,7 +106,7 @@ async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> No
             raise OwnError
         await shell.until(lambda: len(log) > 2)
 
-    made = shell.connect().job(key="x", on_retry="hold", timeout=0.3)
+    made = shell.connect().job(key="x", keep_lock_on_retry=True, ttl=0.3)
     queue = Queue(shell, made(coroutine if shell.asynchronous else work))
     lock = queue.work.lock()
     with pytest.raises(OwnError):
@@ -133,21 +133,21 @@ async def test_the_lock_is_free_until_the_retry(world: World) -> None:
     with pytest.raises(OwnError):
         await queue.deliver(will_retry=again)
     assert not held(world, lock.key)
-    assert held(world, place(lock))
-    assert 155_000 < world.client.pttl(place(lock)) <= 160_000
+    assert held(world, reservation_of(lock))
+    assert 155_000 < world.client.pttl(reservation_of(lock)) <= 160_000
     assert (await queue.put()).job_id == "a"
     assert await queue.attempt("a", told.token) == "done"
-    assert not held(world, place(lock))
+    assert not held(world, reservation_of(lock))
     plain = queue_of(world, failing(1, Log()))
     with pytest.raises(OwnError):
         await plain.attempt("b", None, will_retry=again)
-    assert not held(world, place(lock))  # it is unique nowhere, so it has no place
+    assert not held(world, reservation_of(lock))  # it is unique nowhere, so it has no place
 
 
 async def test_the_final_failure(world: World) -> None:
     """After the last attempt the lock is free, or kept for whoever looks after the failure."""
-    for fate, kept in (("release", False), ("keep", True)):
-        queue = queue_of(world, failing(1, Log()), on_final_failure=fate, queue_ttl=100)
+    for kept in (False, True):
+        queue = queue_of(world, failing(1, Log()), keep_lock_on_failure=kept, queue_ttl=100)
         lock = queue.work.lock()
         with pytest.raises(OwnError):
             await queue.attempt("a", None)
@@ -156,7 +156,7 @@ async def test_the_final_failure(world: World) -> None:
     assert await queue.attempt("b", None) is None
     assert await queue.attempt("a", None) == "done"  # it was queued again by hand
     assert not held(world, lock.key)
-    direct = queue_of(world, failing(1, Log()), on_final_failure="keep")
+    direct = queue_of(world, failing(1, Log()), keep_lock_on_failure=True)
     with pytest.raises(OwnError):
         await settle(direct.job())
     assert held(world, lock.key)
@@ -168,7 +168,7 @@ async def test_what_is_interrupted_has_not_failed(shell: World) -> None:
     def work() -> None:
         raise Interruption
 
-    queue = queue_of(shell, work, on_final_failure="keep")
+    queue = queue_of(shell, work, keep_lock_on_failure=True)
     with pytest.raises(Interruption):
         await queue.attempt("a", None)
     assert not held(shell, queue.work.lock().key)
@@ -176,7 +176,7 @@ async def test_what_is_interrupted_has_not_failed(shell: World) -> None:
 
 async def test_what_is_no_failure_to_the_system(shell: World) -> None:
     """An exception by which a job tells its system something frees the lock at its end."""
-    queue = queue_of(shell, failing(9, Log()), on_final_failure="keep")
+    queue = queue_of(shell, failing(9, Log()), keep_lock_on_failure=True)
     for kept in (False, True):
         with pytest.raises(OwnError):
             await queue.attempt("a", None, failed=lambda error, kept=kept: kept)
@@ -185,7 +185,7 @@ async def test_what_is_no_failure_to_the_system(shell: World) -> None:
 
 async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
     """What a job returns may ask for a retry too, where its system has that."""
-    queue = queue_of(shell, lambda: "once more", on_retry="hold", on_final_failure="keep")
+    queue = queue_of(shell, lambda: "once more", keep_lock_on_retry=True, keep_lock_on_failure=True)
     lock = queue.work.lock()
     result = await queue.attempt("a", None, result_retry=lambda told: 5 if told else None)
     assert result == "once more"
@@ -196,7 +196,7 @@ async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
 
 async def test_a_removed_retry(shell: World) -> None:
     """A job that is revoked while its lock is held for its retry frees it, and hands it over."""
-    queue = queue_of(shell, failing(1, Log()), on_retry="hold")
+    queue = queue_of(shell, failing(1, Log()), keep_lock_on_retry=True)
     lock = queue.work.lock()
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
@@ -218,7 +218,9 @@ async def test_delivered_twice(shell: World) -> None:
     def work() -> None:
         log.append("ran")
         with lualock.connect(shell.server.url) as locks:
-            other = jobs.bound(locks.job(key="x", on_failed=lambda: log.note("failed"))(_nothing))
+            other = jobs.adapter(
+                locks.job(key="x", on_skipped=lambda: log.note("failed"))(_nothing)
+            )
             with pytest.raises(jobs.RetryLater) as told:
                 other.run((), {}, jobs.Delivery("a", "t" * 22))
             log.append(told.value.delay_s)
@@ -244,16 +246,16 @@ async def test_a_retry_that_is_not_known(shell: World, caplog: pytest.LogCapture
     def broken(error: BaseException) -> float:
         raise KeyError("the integration's")
 
-    queue = queue_of(shell, failing(1, Log()), on_retry="hold", on_final_failure="keep")
+    queue = queue_of(shell, failing(1, Log()), keep_lock_on_retry=True, keep_lock_on_failure=True)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=broken)
     assert not held(shell, queue.work.lock().key)
     assert "retried is not known" in caplog.text
 
 
-@pytest.mark.parametrize("on_retry", ["hold", "release"])
+@pytest.mark.parametrize("keep_lock", [True, False])
 async def test_a_retry_after_an_odd_delay(
-    shell: World, caplog: pytest.LogCaptureFixture, on_retry: str
+    shell: World, caplog: pytest.LogCaptureFixture, keep_lock: bool
 ) -> None:
     """What a system says cannot be refused: the job's own error comes out, nothing is kept, and
     the log says why. What is past is at once."""
@@ -261,7 +263,7 @@ async def test_a_retry_after_an_odd_delay(
     def work() -> None:
         raise OwnError
 
-    queue = queue_of(shell, work, on_retry=on_retry, unique="queued", queue_ttl=100)
+    queue = queue_of(shell, work, keep_lock_on_retry=keep_lock, unique="queued", queue_ttl=100)
     lock = queue.work.lock()
     for odd in (*ODD[1:], 367 * 86_400):
         with pytest.raises(OwnError):
@@ -269,10 +271,10 @@ async def test_a_retry_after_an_odd_delay(
         assert "is not known" in caplog.text
         caplog.clear()
         assert not held(shell, lock.key)
-        assert not held(shell, place(lock))
+        assert not held(shell, reservation_of(lock))
     with pytest.raises(OwnError):
         await queue.attempt("a", "t" * 22, will_retry=lambda error: -5)
-    kept = lock.key if on_retry == "hold" else place(lock)
+    kept = lock.key if keep_lock else reservation_of(lock)
     assert 95_000 < shell.client.pttl(kept) <= 100_000
 
 
@@ -284,7 +286,7 @@ async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:
         shell.client.delete(b"lualock:{x}")
         raise OwnError
 
-    queue = queue_of(shell, work, on_retry="hold", on_expired=lambda: log.note("expired"))
+    queue = queue_of(shell, work, keep_lock_on_retry=True, on_expired=lambda: log.note("expired"))
     with pytest.raises(OwnError) as told:
         await queue.attempt("a", None, will_retry=again)
     assert log == [("expired",)]
@@ -304,7 +306,9 @@ async def test_a_job_that_released_its_own_lease(shell: World) -> None:
         jobs.current_lease().release()
         raise OwnError
 
-    made = shell.connect().job(key="x", on_retry="hold", on_expired=lambda: log.note("expired"))
+    made = shell.connect().job(
+        key="x", keep_lock_on_retry=True, on_expired=lambda: log.note("expired")
+    )
     queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
@@ -321,7 +325,7 @@ async def test_keeping_it_whose_reply_is_lost(shell: World, proxy: Proxy) -> Non
             proxy.lose_reply = 1
         return str(failing(1, log)())
 
-    queue = queue_of(shell, work, shell.connect(proxy.url), on_retry="hold")
+    queue = queue_of(shell, work, shell.connect(proxy.url), keep_lock_on_retry=True)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     assert proxy.lose_reply == 0
@@ -336,13 +340,13 @@ def test_a_killed_worker(server: Server) -> None:
     delivered again meanwhile, is not dropped but comes later."""
     code = """
         import sys, time, lualock
-        from lualock.jobs import Delivery, bound
+        from lualock.jobs import Delivery, adapter
         locks = lualock.connect(sys.argv[1], ttl=2)
         @locks.job(key="x")
         def work():
             print("runs", flush=True)
             time.sleep(60)
-        bound(work).run((), {}, Delivery("a"))
+        adapter(work).run((), {}, Delivery("a"))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), server.url]
     with (
@@ -351,7 +355,7 @@ def test_a_killed_worker(server: Server) -> None:
     ):
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"runs\n"
-        work = jobs.bound(locks.job(key="x")(_nothing))
+        work = jobs.adapter(locks.job(key="x")(_nothing))
         assert locks.lock("x").inspect().metadata == "job a"
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(jobs.RetryLater) as told:
@@ -367,13 +371,13 @@ async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
     queue = queue_of(world, lambda: "done", unique="queued")
     code = """
         import sys, time, lualock
-        from lualock.jobs import Delivery, bound
+        from lualock.jobs import Delivery, adapter
         locks = lualock.connect(sys.argv[1])
         @locks.job(key="x", unique="queued")
         def work():
             print("runs", flush=True)
             time.sleep(60)
-        bound(work).run((), {}, Delivery("a", sys.argv[2]))
+        adapter(work).run((), {}, Delivery("a", sys.argv[2]))
     """
     told = await queue.put(job_id="a")
     queue.pushed.clear()
@@ -408,16 +412,16 @@ AWAY = "unix:///tmp/lualock-no-such-socket"
 async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
     """While the server is away a job raises, runs without its lock, or is dropped, as it says."""
     log = Log()
-    options = {"on_failed": lambda: log.note("failed"), "locks": shell.connect(AWAY)}
+    options = {"on_skipped": lambda: log.note("failed"), "locks": shell.connect(AWAY)}
     with pytest.raises(lualock.LockUnavailable):
         await queue_of(shell, lambda: log.note("ran"), **options).attempt("a", None)
     with pytest.raises(lualock.LockUnavailable):
         await settle(queue_of(shell, lambda: log.note("ran"), **options).job())
     assert log == []
-    skip = queue_of(shell, lambda: log.note("ran"), on_unavailable="skip", **options)
+    skip = queue_of(shell, lambda: log.note("ran"), when_unavailable="skip", **options)
     assert await skip.attempt("a", None) is None
     assert log == [("failed",)]
-    run = queue_of(shell, lambda: log.note("ran"), on_unavailable="run", **options)
+    run = queue_of(shell, lambda: log.note("ran"), when_unavailable="run", **options)
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
         await run.attempt("a", None)
         await settle(run.job())
@@ -429,7 +433,7 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
     """Whether the lock was taken is not known then: the job does not run, and nobody has it."""
     ran = Log()
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: ran.append("ran"), locks, on_unavailable="skip")
+    queue = queue_of(shell, lambda: ran.append("ran"), locks, when_unavailable="skip")
     await queue.attempt("a", None)  # connected
     proxy.silent = True
     await queue.attempt("a", None)
@@ -444,8 +448,8 @@ async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str
     """The place of a job that will not come again is free when the server is back; one that will
     come again has it still, unless it ran or was dropped."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, on_unavailable=mode, unique="queued")
-    key = place(queue.work.lock())
+    queue = queue_of(shell, lambda: None, locks, when_unavailable=mode, unique="queued")
+    key = reservation_of(queue.work.lock())
     for delay_s in (1.0, None):
         await queue.put(job_id="a")
         token = queue.pushed.pop()[1]
@@ -463,11 +467,11 @@ async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str
 async def test_what_is_cleaned_up_late_is_nobody_else_s(shell: World, proxy: Proxy) -> None:
     """The place that is given up after an outage is that of the job that had it, not of a newer."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, on_unavailable="skip", unique="queued")
+    queue = queue_of(shell, lambda: None, locks, when_unavailable="skip", unique="queued")
     await queue.put(job_id="a")
     proxy.silent = True
     await queue.deliver()
-    key = place(queue.work.lock())
+    key = reservation_of(queue.work.lock())
     shell.client.delete(key)
     newer = queue_of(shell, lambda: None, unique="queued")
     assert await newer.put(job_id="b")
@@ -496,7 +500,7 @@ async def test_an_outage_that_is_over_when_the_job_is(
         time.sleep(1)
         proxy.silent = False
 
-    made = locks.job(key="x", on_unavailable="run", unique="queued")
+    made = locks.job(key="x", when_unavailable="run", unique="queued")
     queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
     await queue.put(job_id="a")
     proxy.silent = True
@@ -504,8 +508,8 @@ async def test_an_outage_that_is_over_when_the_job_is(
     await shell.until(lambda: not held(shell, key))
 
 
-@pytest.mark.parametrize("on_retry", ["release", "hold"])
-async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, on_retry: str) -> None:
+@pytest.mark.parametrize("keep_lock", [False, True])
+async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, keep_lock: bool) -> None:
     """A lock that could not be released is free when the server is back, not at the far end of its
     lease; so is one that could not be kept for the retry, which then gets it."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
@@ -514,7 +518,7 @@ async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, on_retry: s
         proxy.silent = True
         raise OwnError
 
-    queue = queue_of(shell, work, locks, timeout=3600, on_retry=on_retry)
+    queue = queue_of(shell, work, locks, ttl=3600, keep_lock_on_retry=keep_lock)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     assert held(shell, queue.work.lock().key)
@@ -529,7 +533,7 @@ async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: 
     def policy(situation: jobs.Contention) -> None:
         proxy.silent = True
 
-    made = locks.job(key="x", read_old="old", timeout=3600, policy=policy)
+    made = locks.job(key="x", previous_key="old", ttl=3600, policy=policy)
     queue = Queue(shell, made(as_job(shell, _nothing)))
     lease = await settle(shell.connect().lock("x").acquire())
     await queue.attempt("a", None)
@@ -541,17 +545,17 @@ async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
     """Options that do not exist are refused by name, for functions and classes."""
-    for option, bad in (
-        ("on_retry", "keep"),
-        ("on_final_failure", "hold"),
-        ("on_unavailable", "wait"),
-        ("unique", True),
+    for option, member, bad in (
+        ("keep_lock_on_retry", "lock_keep_on_retry", "hold"),
+        ("keep_lock_on_failure", "lock_keep_on_failure", None),
+        ("when_unavailable", "lock_when_unavailable", "wait"),
+        ("unique", "lock_unique", True),
     ):
         options: dict[str, Any] = {option: bad}
-        with pytest.raises(lualock.InvalidArgument, match=f"{option} must be"):
+        with pytest.raises(lualock.InvalidArgument, match=f"^{option} must be .*, not {bad!r}"):
             locks.job(**options)(_nothing)
-        with pytest.raises(lualock.InvalidArgument, match=f"{option} must be"):
-            type("Bad", (lualock.LockedJob,), {f"lock_{option}": bad})
+        with pytest.raises(lualock.InvalidArgument, match=f"({option}|{member}) must be"):
+            type("Bad", (lualock.LockedJob,), {member: bad})
 
 
 async def test_a_class_s_options(shell: World) -> None:
@@ -559,7 +563,7 @@ async def test_a_class_s_options(shell: World) -> None:
     members = {
         "perform": staticmethod(as_job(shell, failing(1, Log()))),
         "locks": shell.connect(),
-        "lock_on_retry": "hold",
+        "lock_keep_on_retry": True,
         "lock_queue_ttl": 100,
     }
     base: Any = type("Base", (lualock.LockedJob,), members)

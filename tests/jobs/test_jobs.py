@@ -351,7 +351,7 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
     assert job.lock_for(2).ttl == 120
     assert job.lock_for(None).ttl == 30
     assert "renewed" in repr(job.lock_for(None))
-    with pytest.raises(lualock.InvalidArgument, match="timeout must be"):
+    with pytest.raises(lualock.InvalidArgument, match=r"the ttl of job .+Job must be"):
         await settle(job.run(-1))
     assert shell.client.keys("*") == []
 
@@ -435,8 +435,8 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
         return a + b
 
     job = locks.job(
-        timeout=60,
-        on_failed=lambda a, b=2, holder=None: log.note("failed", a, b, holder is not None),
+        ttl=60,
+        on_skipped=lambda a, b=2, holder=None: log.note("failed", a, b, holder is not None),
         on_expired=lambda a, b=2: log.note("expired", a, b),
     )(as_job(shell, add))
     assert await settle(job(1, b=3)) == 4
@@ -454,8 +454,8 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
         await settle(job(object()))
 
 
-async def test_the_decorator_s_key_and_timeout(shell: World, locks: Any) -> None:
-    """key= may be a name, or a function that gives a name or a value; timeout= a function too."""
+async def test_the_decorator_s_key_and_ttl(shell: World, locks: Any) -> None:
+    """key= may be a name, or a function that returns a name or a value; ttl= may be a function."""
 
     def work(a: int) -> None:
         """Nothing: its name and its argument count."""
@@ -465,14 +465,14 @@ async def test_the_decorator_s_key_and_timeout(shell: World, locks: Any) -> None
     assert locks.job(key=lambda a: f"n-{a}")(body).lock_for(5).key == locks.lock("n-5").key
     by_value = locks.job(key=lambda a: a % 10)(body)
     assert by_value.lock_for(5).key == by_value.lock_for(15).key != by_value.lock_for(6).key
-    assert locks.job(timeout=lambda a: a)(body).lock_for(5).ttl == 5
+    assert locks.job(ttl=lambda a: a)(body).lock_for(5).ttl == 5
     assert locks.job(body).lock_for(5).ttl == 30
 
 
 def test_the_decorator_refuses(locks: Any) -> None:
     """What the decorator cannot use is refused where it stands, not at the first call."""
-    wrong: list[dict[str, Any]] = [{"timeout": 0}, {"timeout": "5"}, {"key": 7}]
-    wrong += [{"on_failed": "x"}, {"on_expired": 3}]
+    wrong: list[dict[str, Any]] = [{"ttl": 0}, {"ttl": "5"}, {"key": 7}]
+    wrong += [{"on_skipped": "x"}, {"on_expired": 3}]
     for options in wrong:
         with pytest.raises(lualock.InvalidArgument):
             locks.job(**options)(_nothing)
@@ -593,8 +593,8 @@ def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
 
     for one in (_coroutine_function, functools.partial(_coroutine_function), AnObject()):
         for job, options in (
-            (body, ("on_failed", "on_expired", "timeout", "key", "read_old")),
-            (coroutine, ("timeout", "key", "read_old")),
+            (body, ("on_skipped", "on_expired", "ttl", "key", "previous_key")),
+            (coroutine, ("ttl", "key", "previous_key")),
         ):
             for option in options:
                 with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
@@ -606,7 +606,7 @@ def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
         members = {"perform": staticmethod(body), option: staticmethod(_coroutine_function)}
         with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
             type("Job", (lualock.LockedJob,), members)
-    for option in ("lock_timeout", "lock_read_old"):
+    for option in ("lock_timeout", "lock_previous_key"):
         members = {"perform": staticmethod(coroutine), option: staticmethod(_coroutine_function)}
         with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
             type("Job", (lualock.LockedJob,), members)
@@ -654,7 +654,7 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
         await settle(job.run(**arguments))
         await settle(lease.release())
         assert told == [arguments, arguments]
-    made = locks.job(on_failed=scope["failed"])(as_job(shell, scope["work"]))
+    made = locks.job(on_skipped=scope["failed"])(as_job(shell, scope["work"]))
     told.clear()
     await settle(made(**arguments))
     lease = await settle(made.lock_for(**arguments).acquire())
@@ -718,7 +718,7 @@ def test_a_class_refuses(locks: Any) -> None:
         type("Job", (mixin, lualock.LockedJob), {})
     wrong: dict[str, list[Any]] = {
         "lock_key_version": [-1, True, "1", None, 1.5],
-        "lock_read_old": [-1, True, 1.5, []],
+        "lock_previous_key": [-1, True, 1.5, []],
         "lock": ["name", None],
         "identifier": ["x", 5],
         "lock_failed": [5],
@@ -765,7 +765,7 @@ def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:
         def plain() -> str:
             return "plain"
 
-        @locks.job(key="shared", on_failed=lambda: "held")
+        @locks.job(key="shared", on_skipped=lambda: "held")
         async def coroutine() -> Any:
             return await asyncio.to_thread(plain)
 

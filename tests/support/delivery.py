@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from lualock.jobs import Delivery, bound
+from lualock.jobs import Delivery, adapter
 from tests.support.world import World, settle
 
 _ids = count(1)
@@ -22,7 +22,7 @@ class Queue:
     pushed: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.work = bound(self.job)
+        self.work = adapter(self.job)
 
     def verb(self, name: str) -> Callable[..., Any]:
         """A verb of enqueueing, as this world's shell has it."""
@@ -56,8 +56,8 @@ class Queue:
         return await settle(self.work.run(args, {}, delivery))
 
 
-def place(lock: Any) -> bytes:
-    """The key of the place beside a lock."""
+def reservation_of(lock: Any) -> bytes:
+    """The key of the reservation that belongs to a lock."""
     key: bytes = lock.key + b":reservation"
     return key
 

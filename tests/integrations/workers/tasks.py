@@ -65,7 +65,7 @@ def task(
 
     def declare(body: Body) -> Body:
         name = body.__name__
-        told = {"on_failed": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
+        told = {"on_skipped": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
         callbacks = {option: _tell(event, name) for option, event in told.items()}
         told_all = {"key": _key(name)} | callbacks | options
         _declared.append(Declared(body, told_all, server, is_class))
@@ -99,7 +99,7 @@ def jobs(module: str, *, asynchronous: bool, classes: bool = True) -> dict[str, 
 
 
 CALLBACKS = {
-    "on_failed": "lock_failed",
+    "on_skipped": "lock_failed",
     "on_expired": "lock_expired_before_release",
     "on_enqueue_failed": "loner_enqueue_failed",
 }
@@ -113,7 +113,7 @@ def _locked_job(function: Callable[..., Any], job: Declared) -> type[lualock.Loc
     unique = told.get("unique")
     settings = {
         "locks": job.locks,
-        "lock_timeout": told.get("timeout"),
+        "lock_timeout": told.get("ttl"),
         "loner": unique == "both",
         "lock_unique": None if unique == "both" else unique,
         "__module__": function.__module__,
@@ -186,21 +186,21 @@ def unwanted(where: str, shop: str, *, pages: int = 1) -> Steps:
         yield 0.0
 
 
-@task(is_class=True, timeout=0.2)
+@task(is_class=True, ttl=0.2)
 def overdue(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Takes longer than its lease."""
     with turn("overdue", where, shop):
         yield 0.4
 
 
-@task(server=away, on_unavailable="run")
+@task(server=away, when_unavailable="run")
 def careless(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Runs without its lock."""
     with turn("careless", where, shop):
         yield 0.0
 
 
-@task(server=away, on_unavailable="skip")
+@task(server=away, when_unavailable="skip")
 def cautious(where: str, shop: str, *, pages: int = 1) -> Steps:
     """Does not run without its lock."""
     with turn("cautious", where, shop):
@@ -221,7 +221,7 @@ def before(where: str, number: int) -> Steps:
 @task(
     policy=Wait(60),
     key=lambda where, number: f"new:{where}",
-    read_old=lambda where, number: f"old:{where}",
+    previous_key=lambda where, number: f"old:{where}",
 )
 def during(where: str, number: int) -> Steps:
     """The code of that deploy."""
@@ -321,13 +321,13 @@ def _flaky(name: str, where: str) -> Steps:
     diary.write("end", name, where)
 
 
-@task(on_retry="hold", policy=Retry(SOON_S))
+@task(keep_lock_on_retry=True, policy=Retry(SOON_S))
 def holding(where: str) -> Steps:
     """Fails at first, and keeps its lock until it is tried again."""
     return _flaky("holding", where)
 
 
-@task(on_retry="hold", policy=Retry(SOON_S))
+@task(keep_lock_on_retry=True, policy=Retry(SOON_S))
 def hopeless(where: str) -> Steps:
     """Fails whenever it is tried, and keeps its lock until it was for the last time."""
     diary.write("start", "hopeless", where)
@@ -335,13 +335,13 @@ def hopeless(where: str) -> Steps:
     raise flop()
 
 
-@task(on_retry="release", policy=Retry(SOON_S))
+@task(keep_lock_on_retry=False, policy=Retry(SOON_S))
 def freeing(where: str) -> Steps:
     """Fails at first, and lets others have its lock until it is tried again."""
     return _flaky("freeing", where)
 
 
-@task(on_final_failure="keep", queue_ttl=KEPT_S)
+@task(keep_lock_on_failure=True, queue_ttl=KEPT_S)
 def keeping(where: str) -> Steps:
     """Fails for good, and its lock stays for a while."""
     diary.write("start", "keeping", where)

@@ -7,7 +7,7 @@ from typing import Any
 import arq
 from arq.connections import RedisSettings
 
-from lualock.jobs.arq import enqueue, locked, removed
+from lualock.integrations.arq import enqueue, locked, removed
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BACK_S, BROKER, DELAY_S, RETRY_S, outcome
 

@@ -7,7 +7,7 @@ from typing import Any
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from lualock.jobs.dramatiq import LockedActor
+from lualock.integrations.dramatiq import LockedActor
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BACK_S, BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import saq
 
-from lualock.jobs.saq import enqueue, locked, removed
+from lualock.integrations.saq import enqueue, locked, removed
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 

@@ -7,7 +7,7 @@ from typing import Any
 from taskiq import SmartRetryMiddleware, TaskiqScheduler
 from taskiq_redis import ListRedisScheduleSource, RedisStreamBroker
 
-from lualock.jobs.taskiq import enqueue, locked
+from lualock.integrations.taskiq import enqueue, locked
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BACK_S, BROKER, FLAKY, RETRY_S, outcome
 
