@@ -169,7 +169,9 @@ def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) ->
 
     rq_integration.locked(Graph)
     for job in (locks.job(unique="queued")(rebuild), Heir):
-        with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.rq\.locked, above"):
+        with pytest.raises(
+            lualock.InvalidArgument, match=r"with lualock\.integrations\.rq\.locked, above"
+        ):
             rq_integration.enqueue(queue, job, 7)
         assert not jobs.adapter(job).reservation([7]).locked()
     assert not queue.jobs
@@ -1002,7 +1004,7 @@ def test_huey_cancels(locks: lualock.Locks) -> None:
     def body(shop_id: int) -> None:
         raise error
 
-    rules: Any = {"unique": "queued", "keep_lock_on_retry": True, "on_final_failure": "keep"}
+    rules: Any = {"unique": "queued", "keep_lock_on_retry": True, "keep_lock_on_failure": True}
     job: Any = locks.job(key="x", **rules)(body)
     task = consumer.task(retry_delay=60)(job)
     task(7)
@@ -1060,7 +1062,9 @@ async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
     """A task of the broker's own ``task`` keeps no place that nobody gives up."""
     broker = taskiq.InMemoryBroker()
     job = locks.job(unique="queued")(rebuild)
-    with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.taskiq\.locked, above"):
+    with pytest.raises(
+        lualock.InvalidArgument, match=r"with lualock\.integrations\.taskiq\.locked, above"
+    ):
         await taskiq_integration.enqueue(broker.task(job), 7)
     assert not jobs.adapter(job).reservation([7]).locked()
 

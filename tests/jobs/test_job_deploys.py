@@ -1,5 +1,5 @@
-"""A deploy that changes what a job's lock is called: old and new code exclude each other, and no
-two of them ever wait for each other."""
+"""A deploy that changes the name of a job's lock: the previous and the new code exclude each other,
+and no two runs ever wait for each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Versions:
         def plain(shop: int) -> None:
             self.log.append(shop)
             self.running.append(world.client.incr("running"))
-            time.sleep(0.001)  # let the others try
+            time.sleep(0.001)  # let the other runs try
             world.client.decr("running")
 
         async def coroutine(shop: int) -> None:
@@ -45,7 +45,8 @@ class Versions:
         return Queue(self.world, self.world.connect().job(**options)(self.body))
 
     def all(self, **options: Any) -> tuple[Queue, Queue, Queue]:
-        """Old code, the code of the deploy that changes the name, and what comes after it."""
+        """Make the previous code, the code of the deploy that changes the name, and the code after
+        it."""
         return (
             self.queue(key=lambda shop: f"old-{shop}", **options),
             self.queue(
@@ -62,7 +63,7 @@ def versions(shell: World) -> Versions:
 
 
 async def test_neighbours_exclude_each_other(versions: Versions) -> None:
-    """While one version's job runs, none of a version that may be deployed beside it does."""
+    """While one version's job runs, no job of a version that may be deployed beside it runs."""
     old, both, new = versions.all()
     for runs, refused in ((old, both), (both, old), (both, new), (new, both), (both, both)):
         versions.log.clear()
@@ -85,7 +86,8 @@ def _locks(queue: Queue, *args: Any) -> list[Any]:
 
 
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
-    """Who has one name and is refused the other leaves nothing held, and is told by whom."""
+    """A job that gets one lock and is refused the other leaves nothing held, and its callback gets
+    the holder."""
     told = Log()
     _, both, _ = versions.all(on_skipped=lambda shop, holder: told.append(holder))
     first, last = _locks(both, 1)
@@ -113,8 +115,8 @@ async def test_they_wait_in_one_order(versions: Versions) -> None:
 
 
 async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Versions) -> None:
-    """Where the old name of one is the new name of the other, neither waits for the other, who
-    waits for it."""
+    """If the previous name of one version is the new name of the other, no two runs wait for each
+    other."""
     world, wait = versions.world, jobs.Wait(5)
     there = versions.queue(key="b", previous_key="a", policy=wait)
     back = versions.queue(key="a", previous_key="b", policy=wait)
@@ -133,8 +135,9 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     assert versions.log == [1, 2]
 
 
-async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> None:
-    """However long that takes, nobody else gets the first; the timeout begins with the job."""
+async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: World) -> None:
+    """However long a run waits for its second lock, it keeps the first; its ttl begins with the
+    job."""
     locks = shell.connect()
     one, two = locks.lock("one"), locks.lock("two")
     left: list[int] = []
@@ -177,7 +180,8 @@ async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> N
 
 
 async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
-    """Somebody may have the first by then; what it has is free again."""
+    """A run that lost its first lock while it waited does not begin, and its second lock is free
+    again."""
     world = versions.world
     both = versions.queue(key="two", previous_key="one", policy=jobs.Wait(20))
     one, two = _locks(both, 1)
@@ -195,8 +199,8 @@ async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: V
 
 
 def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
-    """Where the old name of one is the new name of the other, and both enqueue at the same time,
-    one of them does: each is not refused for the other's sake."""
+    """If the previous name of one version is the new name of the other, and both enqueue at once,
+    one of them succeeds."""
 
     def job() -> None:
         """A job's body."""
@@ -225,7 +229,8 @@ def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
 
 
 async def test_unique_over_a_deploy(versions: Versions) -> None:
-    """What old code has enqueued refuses new code's, and the other way round; both run."""
+    """A job that the previous code enqueued refuses one of the new code, and the other way round;
+    both run."""
     old, both, new = versions.all(unique="both")
     for first, second in ((old, both), (both, old), (both, new), (new, both)):
         told = await first.put(1)
@@ -242,8 +247,8 @@ async def test_unique_over_a_deploy(versions: Versions) -> None:
             versions.world.client.delete(reservation_of(lock))
 
 
-async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
-    """Whichever name's lock is held, a unique job that is dropped is in nobody's way afterwards."""
+async def test_a_dropped_job_releases_both_reservations(versions: Versions) -> None:
+    """A unique job that is dropped at either lock keeps no reservation."""
     both = versions.all(unique="queued")[1]
     for lock in _locks(both, 1):
         lease = await settle(lock.acquire())
@@ -255,7 +260,7 @@ async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
 
 
 async def test_a_retry_keeps_both(versions: Versions) -> None:
-    """A lock that is held for a retry is held under both names, and both are free at the end."""
+    """A lock that is kept for a retry is kept under both names, and both are free at the end."""
     attempts = Log()
 
     def failing(shop: int) -> None:
@@ -310,7 +315,7 @@ async def test_a_class_s_versions(shell: World) -> None:
 
 
 async def test_refresh_lock_extends_both(shell: World) -> None:
-    """Inside a run under two names both leases get the whole timeout again."""
+    """Inside a run under two names both leases get their whole ttl again."""
     left: list[int] = []
     old, new = b"lualock:{old}", b"lualock:{new}"
 
@@ -341,8 +346,8 @@ async def test_refresh_lock_extends_both(shell: World) -> None:
 async def test_a_run_without_its_lock_keeps_the_other_no_longer(
     shell: World, one_server: Server
 ) -> None:
-    """A run that got the first lock, and goes on without the second, has the first for no longer
-    than its timeout: it is not renewed as while the run waited."""
+    """A run that got its first lock, and goes on without the second, has the first for no longer
+    than its ttl: it is no longer renewed."""
     locks = shell.connect()
     first = min((locks.lock("old"), locks.lock("new")), key=lambda lock: lock.key)
     user = ["ACL", "SETUSER", "half", "on", ">pw", f"~{first.key.decode()}*", "&*", "+@all"]
@@ -365,8 +370,8 @@ async def test_a_run_without_its_lock_keeps_the_other_no_longer(
 
 
 @pytest.mark.parametrize("new", ["before the old one", "the new one"])
-def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None:
-    """Also a run with two locks, whichever of them it took first."""
+def test_a_run_with_two_locks_gets_stop_requests(one_server: Server, new: str) -> None:
+    """A run with two locks gets stop requests, whichever of them it acquired first."""
     ran: list[str] = []
     with lualock.connect(one_server.url) as locks:
 
@@ -385,8 +390,8 @@ def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None
 
 
 @pytest.mark.parametrize("new", ["before the old one", "the new one"])
-async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new: str) -> None:
-    """The code of before the deploy, and that of after it, ask on the one name that they know."""
+async def test_a_run_gets_stop_requests_of_other_versions(shell: World, new: str) -> None:
+    """The previous and the next version send their stop requests to the one name that they know."""
     locks, ran = shell.connect(), Log()
 
     def plain() -> None:
@@ -417,7 +422,7 @@ async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
-    """Versions and old names that make no sense are refused."""
+    """Versions and previous keys that are not valid are refused."""
 
     def job() -> None:
         """A job's body."""

@@ -1,4 +1,4 @@
-"""Jobs: one run at a time, with callbacks that tell the truth, as functions and coroutines."""
+"""Jobs: one run at a time, and callbacks that report what happened, as functions and coroutines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Log(list[Any]):
 
 
 def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
-    """The work as what this world's shell runs: a function or a coroutine function."""
+    """Make of the work what this world's API runs: a function or a coroutine function."""
     if not shell.asynchronous:
         return work
 
@@ -39,12 +39,12 @@ def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def locks(shell: World) -> Any:
-    """The locks of the shell."""
+    """The locks of the API."""
     return shell.connect()
 
 
 def job_class(shell: World, locks: Any, work: Callable[..., Any], **members: Any) -> Any:
-    """A LockedJob of this world's shell with these members."""
+    """Make a LockedJob of this world's API with these members."""
     body = as_job(shell, work)
     return type(
         "Rebuild", (lualock.LockedJob,), {"locks": locks, "perform": staticmethod(body)} | members
@@ -67,7 +67,8 @@ async def test_a_job_runs_and_frees_its_lock(shell: World, locks: Any) -> None:
 
 
 async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
-    """The second run is dropped; lock_failed gets its arguments, and the holder if asked."""
+    """The second run is dropped; lock_failed gets its arguments, and the holder if it has a
+    parameter for it."""
     log = Log()
 
     def lock_failed(*args: Any, holder: str, **kwargs: Any) -> str:
@@ -89,10 +90,10 @@ async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
     assert log[1:] == [("ran", 18), ("ran", 17)]
 
 
-async def test_dropped_without_a_callback_it_is_logged(
+async def test_a_dropped_job_without_a_callback_is_logged(
     shell: World, locks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A dropped job leaves a trace of who held its lock, also where nobody asked to be told."""
+    """The log of a dropped job names the holder of its lock."""
     job = job_class(shell, locks, lambda: None)
     await settle(job.lock_for().acquire())
     with caplog.at_level(logging.INFO, logger="lualock.jobs"):
@@ -102,7 +103,8 @@ async def test_dropped_without_a_callback_it_is_logged(
 
 
 async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
-    """A callback without `holder`, and a job with an argument of that name, get what was passed."""
+    """A callback without `holder`, and a job with an argument of that name, get the job's
+    arguments."""
     log = Log()
     plain = job_class(
         shell, locks, lambda a, b=2: None, lock_failed=staticmethod(lambda *a, **k: log.note(a, k))
@@ -121,7 +123,8 @@ async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
 
 
 async def test_expired_before_release(shell: World, locks: Any) -> None:
-    """A run that outlives its lease gets the callback, once, with its arguments and its result."""
+    """The callback of a run that outlives its lease is called once, with its arguments, and the
+    result stands."""
     log = Log()
 
     def work(repo_id: int) -> str:
@@ -184,7 +187,7 @@ async def test_a_real_expiry_by_the_clock(shell: World, locks: Any) -> None:
 
 
 async def test_not_expired_when_released_or_unknown(shell: World, locks: Any) -> None:
-    """Only the server's word makes a run expired: not a reply that never came."""
+    """Only the server's reply makes a run expired, not a reply that never came."""
     log = Log()
 
     def work() -> str:
@@ -264,7 +267,8 @@ async def test_a_callback_s_error_is_raised_when_the_job_succeeded(
 
 
 async def test_refresh_lock(shell: World, locks: Any) -> None:
-    """From inside, refresh gives the whole timeout again, and the run then is not expired."""
+    """Inside the run, refresh_lock gives the lease its whole ttl again, and the run is not
+    expired."""
     log = Log()
     left: list[int] = []
 
@@ -294,7 +298,7 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
 
 
 async def test_refresh_lock_is_owner_checked(shell: World, locks: Any) -> None:
-    """Outside of the run nobody refreshes its lock, and a lost lease is not refreshed."""
+    """Code outside of the run cannot refresh its lock, and a lost lease is not refreshed."""
     job = job_class(shell, locks, lambda: 1 / 0, lock_timeout=60)
     with pytest.raises(ZeroDivisionError):
         await settle(job.run())
@@ -342,7 +346,7 @@ async def test_settings_are_inherited(shell: World, locks: Any) -> None:
 
 
 async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -> None:
-    """lock_timeout as a classmethod sees the job's arguments; None means renewed."""
+    """lock_timeout as a classmethod gets the job's arguments; None means renewed."""
     job: Any = type(
         "Job",
         (job_class(shell, locks, lambda minutes: None),),
@@ -357,7 +361,8 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
 
 
 async def test_lock_and_identifier(shell: World, locks: Any) -> None:
-    """lock() is the whole name, as of plain locks; identifier() tells a class's apart."""
+    """lock() returns the whole name, as of plain locks; identifier() is a part of a class's own
+    name."""
     named = job_class(shell, locks, lambda a: None, lock=staticmethod(lambda a: f"graph-{a}"))
     assert named.lock_for(1).key == locks.lock("graph-1").key
     one = job_class(shell, locks, lambda a, b: None, identifier=staticmethod(lambda a, b: a))
@@ -371,7 +376,7 @@ async def test_lock_and_identifier(shell: World, locks: Any) -> None:
 
 
 async def test_one_run_among_many(shell: World, locks: Any) -> None:
-    """Of many starts at once, one runs and the others are told."""
+    """Of many starts at once one runs, and the callback of the others is called."""
     log = Log()
     inside = asyncio.Event()
     done = asyncio.Event()
@@ -427,7 +432,7 @@ async def test_cancelling_a_job_frees_its_lock(one_server: Any) -> None:
 
 
 async def test_the_decorator(shell: World, locks: Any) -> None:
-    """A decorated function is called as before, runs once at a time, and knows its lock."""
+    """A decorated function is called as before, runs once at a time, and has its lock."""
     log = Log()
 
     def add(a: int, b: int = 2) -> int:
@@ -470,7 +475,7 @@ async def test_the_decorator_s_key_and_ttl(shell: World, locks: Any) -> None:
 
 
 def test_the_decorator_refuses(locks: Any) -> None:
-    """What the decorator cannot use is refused where it stands, not at the first call."""
+    """The decorator refuses a bad option at once, not at the first call."""
     wrong: list[dict[str, Any]] = [{"ttl": 0}, {"ttl": "5"}, {"key": 7}]
     wrong += [{"on_skipped": "x"}, {"on_expired": 3}]
     for options in wrong:
@@ -541,14 +546,14 @@ async def test_work_that_would_go_on_without_the_lock_is_refused(shell: World, l
 
 
 class AnObject:
-    """What is called like a function, and is a coroutine function, or a generator function."""
+    """An object that is called like a function, and is a coroutine or generator function."""
 
     async def __call__(self, *args: Any) -> Any:
         return "ran"
 
 
 class Generates:
-    """See there."""
+    """The same as a generator function."""
 
     def __call__(self) -> Any:
         yield
@@ -556,7 +561,8 @@ class Generates:
 
 @pytest.mark.parametrize("name", ["function", "partial", "object"])
 def test_whatever_is_a_coroutine_function_runs_as_one(name: str, one_server: Any) -> None:
-    """A coroutine function, a partial of one, and an object whose __call__ is one."""
+    """A coroutine function, a partial of one, and an object whose __call__ is one all run as
+    one."""
 
     async def perform(count: int, more: int = 1) -> Any:
         return count, more, bool(await Job.locked(count))
@@ -578,12 +584,12 @@ def test_whatever_is_a_coroutine_function_runs_as_one(name: str, one_server: Any
 
 
 async def _coroutine_function(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("nobody awaits it")
+    raise AssertionError("no code awaits it")
 
 
-def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
-    """Is refused when the job is declared, and named: for plain jobs the callbacks, for all what
-    the lock is made of."""
+def test_a_coroutine_function_that_is_not_awaited(locks: Any) -> None:
+    """A coroutine function is refused and named when the job is declared: as a callback of a plain
+    job, and as key= or ttl= of any."""
 
     def body(n: int) -> None:
         """A plain job."""
@@ -615,8 +621,9 @@ def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
             type("Job", (lualock.LockedJob,), {"perform": staticmethod(generates)})
 
 
-def test_what_is_not_decorated(locks: Any) -> None:
-    """What would be no method any more, would lock twice, or does not say its arguments."""
+def test_what_cannot_be_decorated(locks: Any) -> None:
+    """A function that would lock twice, would be no method any more, or has no signature is
+    refused."""
 
     def body() -> None:
         """A job."""
@@ -632,7 +639,7 @@ def test_what_is_not_decorated(locks: Any) -> None:
 
 
 async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> None:
-    """The names that are used within are free for a job's own, in each way to declare it."""
+    """A job's arguments may have the names that lualock uses, in each way to declare it."""
     names = "self cls args kwargs holder key token job_id timeout body callback func name version"
     told: list[Any] = []
     parameters = ", ".join(names.split())
@@ -664,7 +671,8 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
 
 
 async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -> None:
-    """The holder is told by a name of the callback's own, never in the place of an argument."""
+    """The holder is passed only by the name of a callback's parameter of its own, never in the
+    position of an argument."""
     told = Log()
 
     def own(shop: int, *, holder: str) -> None:
@@ -697,7 +705,7 @@ async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -
 
 
 def test_a_class_refuses(locks: Any) -> None:
-    """A job without perform, with one that needs an instance, or a bad timeout says so."""
+    """A job without perform, with one that needs an instance, or with a bad timeout is refused."""
 
     class Nothing(lualock.LockedJob):
         pass
@@ -737,7 +745,7 @@ def test_a_class_refuses(locks: Any) -> None:
 
 
 def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:
-    """What makes a class's locks when they are asked for is not called when it is declared."""
+    """A descriptor that makes a class's locks is not called when the class is declared."""
     asked: list[str] = []
 
     class Later:
@@ -758,7 +766,7 @@ def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:
 
 
 def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:
-    """The locks of either shell decorate both kinds, and the two exclude each other."""
+    """The locks of either API decorate both kinds, and the two exclude each other."""
     for locks in (lualock.connect(one_server.url), aio.connect(one_server.url)):
 
         @locks.job(key="shared")
