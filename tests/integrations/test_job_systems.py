@@ -1,6 +1,6 @@
-"""The leaves of the job systems, each in this process: what needs no worker to be seen.
+"""The integrations of the job systems, each in this process: all that needs no worker.
 
-What a leaf says of the system's own retries is compared with what the system does.
+What an integration expects of the system's own retries is compared with what the system does.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from tests.support.servers import Server
 
 
 class Trouble(Exception):
-    """What the jobs here raise."""
+    """The exception that the jobs here raise."""
 
 
 class Worse(Trouble):
-    """What their systems are told not to retry."""
+    """An exception that their systems are configured not to retry."""
 
 
 class Graph(lualock.LockedJob):
@@ -84,12 +84,12 @@ BODIES = pytest.mark.parametrize("body", [rebuild, rebuild_async])
 
 
 def refused(entry: Any, job_id: str) -> bool:
-    """Whether a job was not enqueued because that one is queued."""
+    """Return whether a job was not enqueued because that one is queued."""
     return isinstance(entry, jobs.Refused) and (entry.job_id, entry.state) == (job_id, "queued")
 
 
 class Outer:
-    """A job that calls another one, whose lock is held: it is told of that, and goes on."""
+    """A job that calls another one, whose lock is held: it catches that error, and goes on."""
 
     def __init__(self, locks: lualock.Locks) -> None:
         self.told: list[jobs.RetryLater] = []
@@ -129,7 +129,7 @@ def work_off(queue: rq.Queue) -> None:
 
 
 def in_module(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> Any:
-    """RQ finds what it runs by its name."""
+    """Put a job where RQ finds it by its name."""
     if not isinstance(value, type):
         value.__qualname__ = name
     monkeypatch.setattr(sys.modules[__name__], name, value, raising=False)
@@ -140,7 +140,7 @@ def in_module(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> Any:
 def test_rq_runs_both_kinds(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
 ) -> None:
-    """Functions and coroutine functions, in a worker and called."""
+    """RQ runs functions and coroutine functions, in a worker and called."""
     job = in_module(monkeypatch, "found_by_rq", rq_integration.locked(locks.job(body)))
     entry = rq_integration.enqueue(queue, job, 7)
     assert isinstance(entry, jobs.Enqueued)
@@ -150,7 +150,7 @@ def test_rq_runs_both_kinds(
 
 
 def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The class stays what it is, and RQ finds what is locked, not ``perform``."""
+    """The class stays what it is, and RQ finds the locked function, not ``perform``."""
     assert rq_integration.locked(Graph) is Graph
     entry = rq_integration.enqueue(queue, Graph, 7)
     other = rq_integration.enqueue(queue, Graph, 7)
@@ -162,10 +162,10 @@ def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) -> None:
-    """A job that RQ would not run as the one that was queued keeps no place."""
+    """A job that RQ would run without its integration is refused, and keeps no reservation."""
 
     class Heir(Graph):
-        """Of a class that is locked; itself it is not."""
+        """A subclass of a locked class, but not locked itself."""
 
     rq_integration.locked(Graph)
     for job in (locks.job(unique="queued")(rebuild), Heir):
@@ -201,10 +201,10 @@ def test_rq_counts_what_the_job_returns(
     assert (len(came), len(ran)) == (3, 2)
 
 
-def test_rq_holds_the_lock_for_what_is_returned(
+def test_rq_keeps_the_lock_for_a_returned_retry(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Retry as a result is a retry, too; and the last one is none."""
+    """A Retry as a result is a retry too, and the last one is not."""
     held: list[bool] = []
 
     def body() -> rq.Retry:
@@ -222,7 +222,7 @@ def test_rq_holds_the_lock_for_what_is_returned(
 def test_rq_frees_what_a_removed_job_keeps(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the lock of a job without ``unique=`` that waits for its retry."""
+    """Removing a job also frees the lock of a job without ``unique=`` that waits for its retry."""
     job = rq_integration.locked(
         locks.job(key="x", keep_lock_on_retry=True)(lambda: rq.Retry(max=1, interval=60))
     )
@@ -237,7 +237,7 @@ def test_rq_frees_what_a_removed_job_keeps(
 def test_rq_one_job_calls_another(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The inner one is no delivery."""
+    """The inner job is not a delivery."""
     outer = Outer(locks)
     outer.inner = rq_integration.locked(outer.inner)
     job = rq_integration.locked(locks.job(key="outer")(lambda: outer.body()))
@@ -249,8 +249,8 @@ def test_rq_one_job_calls_another(
 
 
 def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a worker runs it, it is refused, and so is one beside its retry; neither the retry nor
-    what comes after it is."""
+    """A loner is refused while it runs or waits for its retry; neither the retry nor a later job
+    is."""
     told: list[Any] = []
     refused_ids: list[str] = []
 
@@ -287,7 +287,7 @@ def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rq_without_a_worker(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
 ) -> None:
-    """A queue with ``is_async=False`` tries nothing again, so nothing is left for that."""
+    """A queue with ``is_async=False`` tries no job again, so nothing is kept for a retry."""
     here = rq.Queue(connection=queue.connection, is_async=False)
     rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "keep_lock_on_retry": True}
     job = in_module(
@@ -305,7 +305,7 @@ def test_rq_without_a_worker(
 
 
 def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
-    """A job that calls itself with other arguments, whose lock is held."""
+    """Make a job that calls itself with other arguments, whose lock is held."""
     told: list[jobs.RetryLater] = []
     locks.lock("again False").acquire()
 
@@ -324,7 +324,7 @@ def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
 def test_rq_a_job_calls_itself(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That one is no delivery, either; after it, the next delivery is one."""
+    """The inner run is not a delivery; after it, the next delivery is one."""
     job, told = itself(locks)
     job.called = in_module(monkeypatch, "found_by_rq", rq_integration.locked(job))
     entries: list[Any] = [rq_integration.enqueue(queue, job.called, True) for _ in range(2)]
@@ -350,7 +350,7 @@ def app() -> Iterator[celery.Celery]:
 def test_celery_runs_both_kinds(
     locks: lualock.Locks, app: celery.Celery, body: Callable[..., Any]
 ) -> None:
-    """Functions and coroutine functions, sent and called."""
+    """Celery runs functions and coroutine functions, sent and called."""
     task = app.task(locks.job(body))
     result = task.delay(7)
     assert (result.get(), result.refused) == ("rebuilt 7", None)
@@ -358,7 +358,7 @@ def test_celery_runs_both_kinds(
 
 
 def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
-    """A refused one has the result of the one that is there."""
+    """A refused task of a class has the result of the queued one."""
     task = app.task(jobs.as_function(Graph))
     assert task.delay(7).get() == "graph of 7"
     assert jobs.adapter(Graph).reserve([7], job_id="the first")
@@ -371,8 +371,8 @@ def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
 def test_celery_never_leaves_a_canvas_waiting(
     app: celery.Celery, locks: lualock.Locks, canvas: Any
 ) -> None:
-    """The members of a group or a chain are all sent: one that was refused would never have a
-    result, and nobody could see why."""
+    """All members of a group or a chain are sent, because a refused one would never have a
+    result."""
     job: Any = locks.job(unique="queued")(rebuild)
     task = app.task(job)
     assert jobs.adapter(job).reserve([7], job_id="the first")
@@ -385,18 +385,18 @@ def test_celery_never_leaves_a_canvas_waiting(
 
 
 def test_celery_leaves_other_tasks_alone(app: celery.Celery) -> None:
-    """The class is for all tasks of an app, also for those without a lock."""
+    """The task class serves all tasks of an app, also those without a lock."""
     assert app.task(rebuild).delay(7).get() == "rebuilt 7"
 
 
 def test_celery_does_not_bind(app: celery.Celery, locks: lualock.Locks) -> None:
-    """The task would be one of the arguments."""
+    """A bound task is refused, because the task would be one of the arguments."""
     with pytest.raises(lualock.InvalidArgument, match="bind=True"):
         app.task(bind=True)(locks.job(rebuild)).delay(7)
 
 
 def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks) -> None:
-    """The inner one is no delivery, whichever way it is called."""
+    """The inner task is not a delivery, whichever way it is called."""
     outer = Outer(locks)
     inner = app.task(outer.inner)
 
@@ -411,7 +411,7 @@ def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks)
 
 
 def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) -> None:
-    """That one is no delivery, whichever way it is called."""
+    """The inner run is not a delivery, whichever way it is called."""
     job, told = itself(locks)
     task = app.task(job)
     for job.called in (task, task.run):
@@ -420,8 +420,8 @@ def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) ->
 
 
 def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
-    """What runs at once, in the caller, comes back to nobody: nothing is left for that. What
-    Celery retries there does."""
+    """An eager task is not delivered again, so nothing is kept for that; Celery's own retries run
+    at once."""
     rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "keep_lock_on_retry": True}
     ran: list[int] = []
 
@@ -444,7 +444,7 @@ def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
 
 @contextmanager
 def delivered(task: Any, *args: Any, headers: dict[str, str] | None = None) -> Iterator[list[Any]]:
-    """Code in which a worker runs a task: what is sent meanwhile is not sent, but told."""
+    """Run the body as a worker runs a task; collect what is sent instead of sending it."""
     sent: list[Any] = []
     task.app.conf.task_always_eager = False
     task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(message)
@@ -463,8 +463,8 @@ def delivered(task: Any, *args: Any, headers: dict[str, str] | None = None) -> I
 def test_celery_sends_again_while_another_runs(
     app: celery.Celery, locks: lualock.Locks, headers: dict[str, str] | None
 ) -> None:
-    """A task that comes back is no new one, which ``unique="running"`` would refuse; nor is one
-    that was sent by somebody who knows of no locks."""
+    """A task that comes back is not a new one, which ``unique="running"`` would refuse; nor is one
+    that code without lualock sent."""
     task = app.task(locks.job(key="x", unique="running", policy=jobs.Retry(60))(rebuild))
     with locks.lock("x"):
         with delivered(task, 7, headers=headers) as sent, pytest.raises(celery.exceptions.Retry):
@@ -474,7 +474,7 @@ def test_celery_sends_again_while_another_runs(
 
 
 def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> None:
-    """A task that was to come back, and cannot be sent, leaves nothing behind."""
+    """A task that should come back, and cannot be sent, leaves nothing behind."""
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
     task = app.task(job)
     entry = jobs.adapter(job).reserve([7], job_id="mine")
@@ -491,7 +491,7 @@ def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> N
 
 
 def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.Locks) -> None:
-    """It has another lock then, and keeps none of the one that it had."""
+    """The retry has another lock then, and the first lock is not kept."""
 
     def body(shop_id: int, other: int) -> None:
         raise celery.current_task.retry(args=[other, other])
@@ -516,8 +516,8 @@ def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.
 def test_celery_has_other_ways_to_end(
     app: celery.Celery, locks: lualock.Locks, error: Exception, late: bool
 ) -> None:
-    """What a task raises to say something else is no failure, and is not tried again; but for what
-    it puts back into its queue, where it could."""
+    """Ignore and Reject are not failures and are not tried again, but for a task that goes back
+    into its queue."""
 
     def body(shop_id: int) -> None:
         raise error
@@ -536,7 +536,7 @@ def test_celery_has_other_ways_to_end(
 
 @pytest.mark.parametrize("form", ["naive", "text"])
 def test_celery_times(app: celery.Celery, form: str) -> None:
-    """Workers take a naive time for UTC, whatever the app's time zone; a text is a time, too."""
+    """Workers take a naive time as UTC, whatever the app's time zone; a text is a time too."""
     app.conf.timezone = "Asia/Tokyo"
     eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
     eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
@@ -570,7 +570,7 @@ def test_celery_retries(
     error: Exception,
     expected: float | None,
 ) -> None:
-    """When Celery runs a task again, by its own rules."""
+    """The integration expects a retry when Celery makes one, by its own rules."""
     task = app.task(**options)(locks.job(rebuild))
     task.push_request(retries=done)
     assert celery_retries.retry_s(task, error) == expected
@@ -581,7 +581,7 @@ def test_celery_retries(
 
 @BODIES
 def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
-    """Functions and coroutine functions, in a worker and called."""
+    """Dramatiq runs functions and coroutine functions, in a worker and called."""
     done: list[int] = []
     broker = StubBroker()
     job = locks.job(on_skipped=done.append)(body)
@@ -594,7 +594,7 @@ def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]
 
 
 def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
-    """That one is no delivery, either."""
+    """The inner run is not a delivery."""
     broker = StubBroker()
     job, told = itself(locks)
     job.called = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
@@ -604,7 +604,7 @@ def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
 
 
 class Closing(dramatiq.Middleware):
-    """Does at a worker's end what Dramatiq does not do for its loop, but ``asyncio.run`` does."""
+    """Closes Dramatiq's loop at a worker's end as ``asyncio.run`` does, which Dramatiq does not."""
 
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         thread = get_event_loop_thread()
@@ -613,8 +613,8 @@ class Closing(dramatiq.Middleware):
 
 
 def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
-    """With its middleware for them, coroutines of a process run in one loop, and so can share what
-    belongs to a loop."""
+    """With the middleware AsyncIO the coroutines of a process run in one loop, and can share its
+    objects."""
     loops: list[Any] = []
 
     async def body(number: int) -> None:
@@ -633,8 +633,8 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
-    """In that loop a coroutine that calls another actor is told that it cannot, and the loop runs
-    on: it would wait for itself, and everybody for it."""
+    """A coroutine in that loop that calls another actor gets an error, and the loop runs on: it
+    would wait for itself."""
     told: list[Any] = []
 
     async def inner(number: int) -> None:
@@ -659,8 +659,8 @@ def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
-    """A coroutine that takes too long, and is not tried again because of that, leaves no lock: it
-    was told only that it is cancelled, and had kept its lock for the retry."""
+    """A coroutine that takes too long and is not tried again keeps no lock, although it saw only a
+    cancellation."""
     ran: list[int] = []
 
     async def body(number: int) -> None:
@@ -685,7 +685,7 @@ def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that was to come back, and cannot be sent, leaves nothing behind."""
+    """A message that should come back, and cannot be sent, leaves nothing behind."""
     broker = StubBroker(fail_fast_default=False)
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
     actor: Any = dramatiq.actor(
@@ -704,8 +704,8 @@ def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}, {}])
 def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any) -> None:
-    """What an actor says of its own errors does not make a message that waits a dead letter; nor
-    does a broker that retries nothing."""
+    """A message that comes back is not a dead letter, whatever ``throws`` of its actor says, and
+    without Retries."""
     broker = StubBroker() if judge else StubBroker(middleware=[])
     busy = locks.lock("x").acquire()
     ran: list[int] = []
@@ -725,8 +725,8 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
 
 @pytest.mark.parametrize("judge", [{}, {"retry_when": lambda *_: False}])
 def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
-    """A message that comes back has no result until it has run; one that is refused has what
-    ``on_skipped`` says, so that nobody waits for it for ever."""
+    """A message that comes back has no result until it has run; a dropped one has that of
+    ``on_skipped``."""
     backend = StubBackend()
     broker = StubBroker()
     results: Any = Results
@@ -774,13 +774,13 @@ def work_off_dramatiq(broker: Any, actor: Any) -> None:
 
 
 def job_held(job: Any, *args: Any) -> Any:
-    """The lock of a job of either kind, held in a thread."""
+    """Hold the lock of a job of either kind in a thread."""
     lock = job.lock_for(*args)
     return lualock.Locks._of(lock._locks._endpoint, None, lock._locks._settings).lock(lock._name)
 
 
 def test_dramatiq_refuses(locks: lualock.Locks) -> None:
-    """What send returns then has the other message's id, and is not sent."""
+    """A refused message has the id of the conflicting one, and is not sent."""
     broker = StubBroker()
     job: Any = locks.job(unique="queued")(rebuild)
     actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
@@ -792,7 +792,7 @@ def test_dramatiq_refuses(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_delays(locks: lualock.Locks) -> None:
-    """A delayed message has its place for longer, whichever way its delay is said."""
+    """A delayed message has its reservation for longer, whichever way the delay is given."""
     broker = StubBroker()
     job: Any = locks.job(unique="queued")(rebuild)
     actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
@@ -803,8 +803,9 @@ def test_dramatiq_delays(locks: lualock.Locks) -> None:
         assert left_s == pytest.approx(7200, abs=60)
 
 
-def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> None:
-    """Also where a broker has more than one of our actors."""
+def test_dramatiq_keeps_the_reservation_of_a_returning_message(locks: lualock.Locks) -> None:
+    """A message that comes back keeps its reservation, also if a broker has several locked
+    actors."""
     broker = StubBroker()
     kept: list[Any] = []
     busy = locks.lock("x").acquire()
@@ -828,7 +829,7 @@ def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> No
 
 
 class Sent:
-    """A broker for the middleware: it tells with which delay a message was sent again."""
+    """A broker for the middleware: it records with which delay a message was sent again."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -870,7 +871,7 @@ class Failing:
 def test_dramatiq_retries(
     done: int, told: dict[str, Any], again: int | None, error: Exception
 ) -> None:
-    """Its middleware retries when the leaf says so, and no later."""
+    """The middleware retries when the integration expects it, and no later."""
     if again is not None:
         told = told | {"retry_when": lambda retries, _: retries % 4 != again}
 
@@ -891,7 +892,7 @@ def test_dramatiq_retries(
 
 @BODIES
 def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
-    """Functions and coroutine functions, in a consumer and called."""
+    """Huey runs functions and coroutine functions, in a consumer and called."""
     consumer = huey.MemoryHuey(immediate=True)
     consumer.task_wrapper_class = huey_integration.LockedTask
     task = consumer.task()(locks.job(body))
@@ -900,7 +901,7 @@ def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) ->
 
 
 def test_huey_refuses(locks: lualock.Locks) -> None:
-    """What a call returns then is the result of the task that is there; a class works too."""
+    """A refused call returns the result of the queued task; a class works too."""
     consumer = huey.MemoryHuey()
     consumer.task_wrapper_class = huey_integration.LockedTask
     task = consumer.task()(jobs.as_function(Graph))
@@ -919,7 +920,7 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
 
 
 def test_huey_without_results(locks: lualock.Locks) -> None:
-    """A call then returns nothing, whatever became of it."""
+    """Without results a call returns None, whether it was refused or not."""
     consumer = huey.MemoryHuey(results=False)
     consumer.task_wrapper_class = huey_integration.LockedTask
     job: Any = locks.job(unique="queued")(rebuild)
@@ -929,7 +930,7 @@ def test_huey_without_results(locks: lualock.Locks) -> None:
 
 
 def test_huey_runs_classes(locks: lualock.Locks) -> None:
-    """Each under its own name, whichever way it is said."""
+    """Each class runs under its own name, whichever way that is given."""
     consumer = huey.MemoryHuey(immediate=True)
     consumer.task_wrapper_class = huey_integration.LockedTask
 
@@ -942,7 +943,7 @@ def test_huey_runs_classes(locks: lualock.Locks) -> None:
 
 
 def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
-    """As with tasks of its own: one that is there is also a periodic one, behind the same lock."""
+    """As with Huey's own tasks, a task can also be a periodic one, under the same lock."""
     consumer = huey.MemoryHuey()
     consumer.task_wrapper_class = huey_integration.LockedTask
     job: Any = locks.job(key="x", policy=jobs.Retry(60))(rebuild)
@@ -954,7 +955,7 @@ def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
 
 
 def test_huey_leaves_other_tasks_alone() -> None:
-    """The class is for all tasks, also for those without a lock."""
+    """The task class serves all tasks, also those without a lock."""
     consumer = huey.MemoryHuey(immediate=True)
     consumer.task_wrapper_class = huey_integration.LockedTask
     assert consumer.task()(rebuild)(7).get() == "rebuilt 7"
@@ -976,27 +977,27 @@ def test_huey_leaves_other_tasks_alone() -> None:
     ],
 )
 def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
-    """When Huey runs a task again, by its own rules."""
+    """The integration expects a retry when Huey makes one, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
     assert huey_integration._retry_s(task, error) == expected
 
 
 def test_huey_times_of_users() -> None:
-    """The time of a ``RetryTask`` is that of its time zone."""
+    """The time of a ``RetryTask`` is read in its time zone."""
     eta = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
     delay_s = huey_integration._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
     assert delay_s == pytest.approx(3600, abs=60)
 
 
 def test_huey_is_interrupted() -> None:
-    """That is no failure of the task, nor is that it cancels itself."""
+    """Neither an interruption nor a task's own cancellation is a failure."""
     for error, failed in ((Trouble(), True), (KeyboardInterrupt(), False)):
         assert huey_integration._failed(error) == failed
 
 
 def test_huey_cancels(locks: lualock.Locks) -> None:
-    """What a hook cancels gives its place up; what cancels itself is no failure, and keeps its lock
-    if Huey tries it again."""
+    """A task that a hook cancels releases its reservation; one that cancels itself has not failed,
+    and keeps its lock if Huey tries it again."""
     consumer = huey.MemoryHuey(immediate=True)
     consumer.task_wrapper_class = huey_integration.LockedTask
     error: Exception = huey.CancelExecution(retry=True)
@@ -1039,7 +1040,8 @@ def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @BODIES
 async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
-    """Functions and coroutine functions, in a worker and called; what is enqueued is unique."""
+    """taskiq runs functions and coroutine functions, in a worker and called; an enqueued task is
+    unique."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     job = locks.job(unique="queued")(body)
@@ -1059,7 +1061,7 @@ async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., 
 
 
 async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
-    """A task of the broker's own ``task`` keeps no place that nobody gives up."""
+    """A task of the broker's own ``task`` is refused, and keeps no reservation."""
     broker = taskiq.InMemoryBroker()
     job = locks.job(unique="queued")(rebuild)
     with pytest.raises(
@@ -1070,8 +1072,8 @@ async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
-    """Whoever waits for the result of a task that came back has it; and it comes back once, also
-    where a broker has more than one of our tasks."""
+    """A waiter for the result of a task that came back gets it; the task comes back once, also if a
+    broker has several locked tasks."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     busy = locks.lock("x").acquire()
@@ -1095,7 +1097,7 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
-    """A task's ``timeout`` is for its run, and not for the time until it comes back."""
+    """A task's ``timeout`` limits its run, not the time until it comes back."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     busy = locks.lock("x").acquire()
@@ -1114,7 +1116,7 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
 
 
 class Source(taskiq.ScheduleSource):
-    """Where what comes back waits."""
+    """A schedule source, in which tasks wait for their next delivery."""
 
     def __init__(self) -> None:
         self.made: list[taskiq.ScheduledTask] = []
@@ -1127,7 +1129,8 @@ class Source(taskiq.ScheduleSource):
 
 
 async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
-    """With a source for it a task waits there, as itself; what just fails does not come back."""
+    """With a schedule source a task waits there under its own id; a task that just fails does not
+    come back."""
     broker, source = taskiq.InMemoryBroker(await_inplace=True), Source()
     await broker.startup()
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(trouble)
@@ -1150,7 +1153,7 @@ async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
-    """The inner one is no delivery, also where the outer one has no lock."""
+    """The inner task is not a delivery, also if the outer one has no lock."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     outer = Outer(locks)
@@ -1170,7 +1173,7 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
-    """That one is no delivery, either."""
+    """The inner run is not a delivery."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     told: list[jobs.RetryLater] = []
@@ -1196,9 +1199,9 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
 SESSION: Any = taskiq.TaskiqDepends(lambda: "a session")
 
 
-async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None:
-    """It is no argument of the job: neither of its lock's name, nor for who enqueues it, nor of its
-    callbacks; a job of either kind gets it, and keeps it over those that it calls."""
+async def test_taskiq_passes_dependencies(locks: lualock.Locks) -> None:
+    """A dependency is not an argument of the job: its lock's name, its producers and its callbacks
+    do not have it; the body does, also after it called other jobs."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     refused: list[Any] = []
@@ -1248,7 +1251,7 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
 
 
 async def test_taskiq_runs_a_class() -> None:
-    """Under its own name."""
+    """A class runs under its own name."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     task = taskiq_integration.locked(broker)(Graph)
@@ -1275,7 +1278,7 @@ MIDDLEWARES: list[Any] = [
 async def test_taskiq_retries(
     make: Any, labels: dict[str, Any], done: int, error: Exception, own: dict[str, Any]
 ) -> None:
-    """Its middleware retries when the leaf says so, and no later."""
+    """The middleware retries when the integration expects it, and no later."""
     sent: list[Any] = []
 
     class Broker(taskiq.InMemoryBroker):
@@ -1302,7 +1305,7 @@ async def test_taskiq_retries(
 
 
 def audited(job: Any) -> Any:
-    """A decorator of a user's own."""
+    """A user's own decorator."""
 
     @functools.wraps(job)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -1313,7 +1316,8 @@ def audited(job: Any) -> Any:
 
 @pytest.mark.parametrize("system", ["rq", "celery", "dramatiq", "huey", "taskiq"])
 def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: str) -> None:
-    """A leaf runs the job itself: what is around that would never be called, so it is refused."""
+    """An integration runs the job's body, so a decorator above the job, which it would never call,
+    is refused."""
     consumer = huey.MemoryHuey()
     consumer.task_wrapper_class = huey_integration.LockedTask
     ways: dict[str, Callable[[Any], Any]] = {
@@ -1332,7 +1336,7 @@ def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: s
 
 
 def nested(locks: lualock.Locks) -> tuple[Any, list[int]]:
-    """A job that lets out what another one, which it calls, has to say."""
+    """Make a job that lets out the error of another job, which it calls."""
     runs: list[int] = []
     inner: Any = locks.job(key="inner", policy=jobs.Retry(0.0))(rebuild)
     locks.lock("inner").acquire()
@@ -1348,7 +1352,7 @@ def nested(locks: lualock.Locks) -> tuple[Any, list[int]]:
 def test_rq_comes_back_for_itself_alone(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That the lock of a job which it calls is held is an error of a job's own."""
+    """If the lock of a job that it calls is held, that is an error of the calling job."""
     job, runs = nested(locks)
     entry: Any = rq_integration.enqueue(
         queue, in_module(monkeypatch, "found_by_rq", rq_integration.locked(job)), 7
@@ -1360,7 +1364,7 @@ def test_rq_comes_back_for_itself_alone(
 
 
 def test_huey_comes_back_for_itself_alone(locks: lualock.Locks) -> None:
-    """It counts as one of its attempts."""
+    """The RetryLater of a job that it calls counts as one of its attempts."""
     consumer = huey.MemoryHuey()
     consumer.task_wrapper_class = huey_integration.LockedTask
     job, runs = nested(locks)
@@ -1372,7 +1376,8 @@ def test_huey_comes_back_for_itself_alone(locks: lualock.Locks) -> None:
 
 
 def test_huey_ends_what_is_interrupted(locks: lualock.Locks) -> None:
-    """It is not tried again, however many retries it has left: so nothing is kept for that."""
+    """An interrupted task is not tried again, however many retries are left, so nothing is kept for
+    that."""
     consumer = huey.MemoryHuey()
     consumer.task_wrapper_class = huey_integration.LockedTask
 
@@ -1390,7 +1395,7 @@ def test_huey_ends_what_is_interrupted(locks: lualock.Locks) -> None:
 
 
 def test_huey_runs_what_has_an_argument_called_task(locks: lualock.Locks) -> None:
-    """Huey itself gives a task by that name."""
+    """A job may have an argument with the name by which Huey passes its task."""
     consumer = huey.MemoryHuey(immediate=True)
     consumer.task_wrapper_class = huey_integration.LockedTask
 
@@ -1403,7 +1408,7 @@ def test_huey_runs_what_has_an_argument_called_task(locks: lualock.Locks) -> Non
 
 
 def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery) -> None:
-    """A task's own ``before_start`` raised."""
+    """A task whose own ``before_start`` raises releases its reservation."""
 
     class Task(celery_integration.LockedTask):
         abstract = True
@@ -1418,7 +1423,7 @@ def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery)
 
 
 def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Celery) -> None:
-    """Those of another task make none of one that is new."""
+    """The headers of another task do not make a new task a resent one."""
     job: Any = locks.job(key="x", unique="queued")(rebuild)
     task = app.task(job)
     jobs.adapter(job).reserve([7], job_id="first")
@@ -1430,7 +1435,8 @@ def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Cel
 async def test_taskiq_does_not_begin_what_it_has_given_up(
     locks: lualock.Locks, policy: Any
 ) -> None:
-    """A plain job waits for its lock in a thread, which nobody can end."""
+    """A plain job that waits for its lock in a thread, which cannot be cancelled, does not begin
+    afterwards."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     runs: list[int] = []
 
@@ -1450,7 +1456,7 @@ async def test_taskiq_does_not_begin_what_it_has_given_up(
 
 
 async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
-    """What comes back waits without its place, or is lost."""
+    """A task that should come back, and cannot be sent, keeps no reservation."""
 
     class Away(taskiq.InMemoryBroker):
         kicks = 0
@@ -1473,7 +1479,7 @@ async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
-    """An argument of a job's may be called as one of ours."""
+    """An argument of a job may have any name that the integration uses."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
 
     async def body(task: int) -> int:
@@ -1485,12 +1491,12 @@ async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
 
 
 def no_session() -> None:
-    """What a task depends on, and cannot be made."""
+    """A dependency that cannot be made."""
     raise Trouble
 
 
 async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
-    """What it depends on could not be made."""
+    """A task whose dependency could not be made releases its reservation."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
 
     async def body(shop_id: int, db: Annotated[Any, taskiq.TaskiqDepends(no_session)]) -> None: ...
@@ -1522,7 +1528,7 @@ async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
     ],
 )
 def test_apart(one_server: Server, case: str) -> None:
-    """What :mod:`tests.integrations.workers.apart_cases` says."""
+    """Each case of :mod:`tests.integrations.workers.apart_cases` holds."""
     done = subprocess.run(
         [apart.python(), "-m", "tests.integrations.workers.apart_cases", case, one_server.tcp_url],
         cwd=apart.ROOT,

@@ -1,9 +1,9 @@
-"""What arq and SAQ need no fleet for, run where they are installed.
+"""Cases of arq and SAQ that need no fleet, run where the systems are installed.
 
     python -m tests.integrations.workers.apart_cases CASE URL
 
-Each case enqueues, lets the system's own worker run in this process until there is nothing more to
-do, and asserts.
+Each case enqueues, lets the system's own worker run in this process until nothing is left to do,
+and asserts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def arq_class(url: str) -> None:
 
 
 async def arq_same_id(url: str) -> None:
-    """A job's id that arq has already is refused, and the first job keeps its place."""
+    """A job with an id that arq already has is refused, and the first job keeps its reservation."""
     graph = arq_integration.locked(Graph)
     pool = await arq.create_pool(RedisSettings.from_dsn(url))
     assert await arq_integration.enqueue(pool, graph, 7, _job_id="mine")
@@ -70,7 +70,7 @@ async def arq_same_id(url: str) -> None:
 
 
 async def arq_same_id_together(url: str) -> None:
-    """Of many that push the same id at the same time one is told that it did."""
+    """Of many producers that push the same id at the same time one succeeds."""
     told: list[int] = []
 
     @locks.job(unique="queued", on_enqueue_failed=told.append)
@@ -84,12 +84,13 @@ async def arq_same_id_together(url: str) -> None:
     assert [bool(entry) for entry in entries].count(True) == 1
     assert told == [7] * 19
     third = await arq_integration.enqueue(pool, function, 7)
-    assert isinstance(third, jobs.Refused), "the one that is queued has its place"
+    assert isinstance(third, jobs.Refused), "the queued one has its reservation"
     await pool.aclose()
 
 
 async def arq_same_id_begun(url: str) -> None:
-    """The first job of an id began just when a second was to be pushed: that one keeps no place."""
+    """If the first job of an id began just when a second one was to be pushed, the second keeps no
+    reservation."""
     begun, free = asyncio.Event(), asyncio.Event()
 
     @locks.job(unique="queued")
@@ -118,7 +119,8 @@ async def arq_same_id_begun(url: str) -> None:
 
 
 async def arq_plain_function(url: str) -> None:
-    """arq runs coroutine functions only, and says so late."""
+    """A plain function is refused at once; arq, which runs coroutine functions only, would refuse
+    it late."""
     try:
         arq_integration.locked(locks.job(key="x")(lambda: None))
     except (lualock.InvalidArgument, TypeError):
@@ -127,7 +129,7 @@ async def arq_plain_function(url: str) -> None:
 
 
 class Outer:
-    """A job that calls another one, whose lock is held, and itself, with what it was given."""
+    """A job that calls another one, whose lock is held, and itself, with its own ``ctx``."""
 
     def __init__(self, leaf: Any) -> None:
         self.told: list[jobs.RetryLater] = []
@@ -155,7 +157,7 @@ class Outer:
 
 
 async def arq_one_job_calls_another(url: str) -> None:
-    """The inner one is no delivery, though it is given the outer one's ``ctx``."""
+    """The inner job is not a delivery, although it gets the outer one's ``ctx``."""
     outer = Outer(arq_integration)
     pool = await arq.create_pool(RedisSettings.from_dsn(url))
     async with locks.lock("inner"):
@@ -166,7 +168,7 @@ async def arq_one_job_calls_another(url: str) -> None:
 
 
 async def arq_last_try(url: str) -> None:
-    """It is the worker, or the function, that says which try is the last; we need not be told."""
+    """The worker or the function says which try is the last, without another setting."""
     for most, function_most in ((2, None), (7, None), (5, 2)):
         held: list[bool] = []
 
@@ -194,8 +196,8 @@ async def arq_last_try(url: str) -> None:
 
 
 async def arq_interrupted(url: str) -> None:
-    """What arq cancels for its own end keeps its lock, for arq runs it again; what is aborted, or
-    takes too long, or whose worker tries nothing again, does not."""
+    """A job that arq cancels when its worker stops keeps its lock, because arq runs it again; a job
+    that is aborted, takes too long, or is not retried does not."""
     for end in ("stopped", "aborted", "too long", "tried no more"):
         begun = asyncio.Event()
 
@@ -224,7 +226,7 @@ async def arq_interrupted(url: str) -> None:
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await entry.result.result(timeout=30)
         if end in ("aborted", "too long"):
-            # arq closes by cancelling whatever still goes on, also what it writes of a job's end.
+            # arq cancels all that still goes on when it closes, also what it writes at a job's end.
             while not all(job.done() for job in runs.tasks.values()):  # noqa: ASYNC110 - arq has no event
                 await asyncio.sleep(0.01)
         await runs.close()
@@ -236,7 +238,8 @@ async def arq_interrupted(url: str) -> None:
 
 
 async def arq_tries_nothing_again(url: str) -> None:
-    """With ``retry_jobs=False`` a job that wants to come back has failed, and leaves no place."""
+    """With ``retry_jobs=False`` a job that wants to come back has failed, and keeps no
+    reservation."""
 
     @locks.job(key="x", unique="queued", policy=jobs.Retry(60))
     async def look() -> None: ...
@@ -255,8 +258,8 @@ async def arq_tries_nothing_again(url: str) -> None:
 
 
 async def arq_locks_away(url: str) -> None:
-    """A job that is not tried again has failed for that its lock was held, also where its place
-    cannot be given up."""
+    """A job that is not tried again has failed because its lock was held, also if its reservation
+    cannot be released."""
     pool = await arq.create_pool(RedisSettings.from_dsn(url))
     path = (await pool.config_get("unixsocket"))["unixsocket"]
     with FaultProxy(path) as proxy:
@@ -280,7 +283,7 @@ async def arq_locks_away(url: str) -> None:
 
 
 async def arq_away(url: str) -> None:
-    """A job that cannot be told to come back has failed, and leaves no place."""
+    """A job that cannot be sent back has failed, and keeps no reservation."""
 
     @locks.job(key="x", unique="queued", policy=jobs.Retry(60))
     async def look() -> None: ...
@@ -301,7 +304,7 @@ async def arq_away(url: str) -> None:
 
 
 def worker(queue: Any, functions: list[Any], **options: Any) -> Any:
-    """Without its sweep, which takes a job that is just being taken for one that is stuck."""
+    """Make a worker without its sweep, which takes a job that is just being taken as stuck."""
     queue.sweep = nothing
     return saq.Worker(queue, functions, burst=True, dequeue_timeout=0.5, **options)
 
@@ -330,14 +333,14 @@ async def saq_class(url: str) -> None:
 
 
 async def saq_same_key(url: str) -> None:
-    """A key that SAQ has already is refused, and the first job keeps its place."""
+    """A job with a key that SAQ already has is refused, and the first job keeps its reservation."""
     graph = saq_integration.locked(Graph)
     queue = saq.Queue.from_url(url, name="cases")
     assert await saq_integration.enqueue(queue, graph, repo_id=7, key="mine")
     other = await saq_integration.enqueue(queue, graph, repo_id=8, key="mine")
     third = await saq_integration.enqueue(queue, graph, repo_id=7)
     assert await saq_integration.enqueue(queue, graph, repo_id=8), (
-        "the place of the refused is free"
+        "the reservation of the refused one is free"
     )
     for entry in (other, third):
         assert isinstance(entry, jobs.Refused)
@@ -367,7 +370,7 @@ async def saq_own_delay(url: str) -> None:
 
 
 async def saq_one_job_calls_another(url: str) -> None:
-    """The inner one is no delivery, though it is given the outer one's ``ctx``."""
+    """The inner job is not a delivery, although it gets the outer one's ``ctx``."""
     outer = Outer(saq_integration)
     queue = saq.Queue.from_url(url, name="cases")
     async with locks.lock("inner"):
@@ -378,7 +381,7 @@ async def saq_one_job_calls_another(url: str) -> None:
 
 
 async def saq_comes_back_without_retries(url: str) -> None:
-    """A job with ``retries=0`` comes back, too, and is not tried again when it fails."""
+    """A job with ``retries=0`` comes back too, and is not tried again when it fails."""
     busy = await locks.lock("x").acquire()
     ran: list[int] = []
 
@@ -400,8 +403,8 @@ async def saq_comes_back_without_retries(url: str) -> None:
 
 
 async def saq_interrupted(url: str) -> None:
-    """What SAQ cancels keeps its lock if SAQ runs it again, and only then: what it stops for its
-    own end it does, whatever was said of retries; what is aborted it does not."""
+    """A job that SAQ cancels keeps its lock only if SAQ runs it again: always when its worker
+    stops, never when it is aborted."""
     for aborted, retries in ((True, 3), (False, 1)):
         begun = asyncio.Event()
 

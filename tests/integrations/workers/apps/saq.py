@@ -18,7 +18,7 @@ settings = {
     "queue": queue,
     "functions": list(jobs.values()),
     "concurrency": 4,
-    # Once, before there are jobs: it takes one that is just being taken for one that is stuck.
+    # Once, before there are jobs: it takes a job that is just being taken as stuck.
     "timers": {"sweep": 3600},
 }
 
