@@ -554,16 +554,16 @@ async def test_an_outage_when_the_previous_lock_is_released(shell: World, proxy:
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
     """Options that are not valid are refused by name, for functions and classes."""
-    for option, member, bad in (
-        ("keep_lock_on_retry", "lock_keep_on_retry", "hold"),
-        ("keep_lock_on_failure", "lock_keep_on_failure", None),
-        ("when_unavailable", "lock_when_unavailable", "wait"),
-        ("unique", "lock_unique", True),
+    for option, bad, member, named in (
+        ("keep_lock_on_retry", "hold", "lock_keep_on_retry", "Bad.lock_keep_on_retry"),
+        ("keep_lock_on_failure", None, "lock_keep_on_failure", "Bad.lock_keep_on_failure"),
+        ("when_unavailable", "wait", "lock_when_unavailable", "when_unavailable"),
+        ("unique", True, "lock_unique", "unique"),
     ):
         options: dict[str, Any] = {option: bad}
         with pytest.raises(lualock.InvalidArgument, match=f"^{option} must be .*, not {bad!r}"):
             locks.job(**options)(_nothing)
-        with pytest.raises(lualock.InvalidArgument, match=f"({option}|{member}) must be"):
+        with pytest.raises(lualock.InvalidArgument, match=f"^{named} must be .*, not {bad!r}"):
             type("Bad", (lualock.LockedJob,), {member: bad})
 
 

@@ -359,7 +359,7 @@ class Nested:
 
 @pytest.mark.parametrize("policy", ENDLESS)
 async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> None:
-    """It is told at once; the job goes on, and keeps no place in its queue."""
+    """The inner call is refused at once; the job goes on, and keeps no reservation."""
     nested = Nested(shell, policy=ENDLESS[policy])
     assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
@@ -369,7 +369,7 @@ async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> No
 
 
 async def test_coalesce_looks_first(shell: World) -> None:
-    """It takes no place in between, for whose sake another job would be dropped."""
+    """It makes no reservation in between, because another job would be dropped for it."""
 
     def call() -> Any:
         shell.client.config_resetstat()
@@ -441,7 +441,7 @@ async def test_a_plain_job_in_a_thread(shell_plain: World) -> None:
 
 
 async def test_a_delivery_that_would_wait_for_itself(shell: World) -> None:
-    """The place of a queued job is left to it when what it calls is refused."""
+    """A queued job keeps its reservation when a job that it calls is refused."""
     nested = Nested(shell, unique="both", policy=jobs.Coalesce())
     queue = Queue(shell, nested.job)
     assert await queue.put()

@@ -131,7 +131,7 @@ async def arq_plain_function(url: str) -> None:
 class Outer:
     """A job that calls another one, whose lock is held, and itself, with its own ``ctx``."""
 
-    def __init__(self, leaf: Any) -> None:
+    def __init__(self, integration: Any) -> None:
         self.told: list[jobs.RetryLater] = []
         self.done: list[bool] = []
 
@@ -142,13 +142,13 @@ class Outer:
         async def outer(first: bool) -> None:
             for call in (self.inner, functools.partial(self.outer, first=False)):
                 try:
-                    await call(dict(leaf.context()))
+                    await call(dict(integration.context()))
                 except jobs.RetryLater as later:
                     self.told.append(later)
             self.done.append(True)
 
-        self.inner: Any = leaf.locked(inner)
-        self.outer: Any = leaf.locked(outer)
+        self.inner: Any = integration.locked(inner)
+        self.outer: Any = integration.locked(outer)
         self.functions = [self.inner, self.outer]
 
     def check(self) -> None:
