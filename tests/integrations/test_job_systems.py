@@ -92,7 +92,7 @@ class Outer:
     """A job that calls another one, whose lock is held: it catches that error, and goes on."""
 
     def __init__(self, locks: lualock.Locks) -> None:
-        self.told: list[jobs.RetryLater] = []
+        self.errors: list[jobs.RetryLater] = []
         self.inner: Any = locks.job(key="inner", policy=jobs.Retry(60))(rebuild)
         self.busy = locks.lock("inner").acquire()
 
@@ -100,14 +100,14 @@ class Outer:
         try:
             self.inner(7)
         except jobs.RetryLater as later:
-            self.told.append(later)
+            self.errors.append(later)
         return "done"
 
     async def body_async(self) -> str:
         try:
             await self.inner(7)
         except jobs.RetryLater as later:
-            self.told.append(later)
+            self.errors.append(later)
         return "done"
 
 
@@ -185,7 +185,7 @@ def test_rq_counts_what_the_job_returns(
     came: list[int] = []
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         came.append(1)
         if len(came) == 3:
             busy.release()
@@ -245,18 +245,18 @@ def test_rq_one_job_calls_another(
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert entry.result.return_value() == "done"
-    assert len(outer.told) == 1
+    assert len(outer.errors) == 1
 
 
 def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loner is refused while it runs or waits for its retry; neither the retry nor a later job
     is."""
-    told: list[Any] = []
+    entries: list[Any] = []
     refused_ids: list[str] = []
 
     def perform(cls: Any, repo_id: int) -> str:
-        told.append(rq_integration.enqueue(queue, cls, repo_id))
-        if len(told) == 1:
+        entries.append(rq_integration.enqueue(queue, cls, repo_id))
+        if len(entries) == 1:
             raise Trouble
         return f"graph of {repo_id}"
 
@@ -278,7 +278,7 @@ def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = rq.SimpleWorker([queue], connection=queue.connection)
     worker.work(burst=True, max_jobs=2)  # the first run and its retry
     assert entry.result.return_value() == "graph of 7"
-    assert [(one.job_id, one.state) for one in told] == [(entry.job_id, "running")] * 2
+    assert [(one.job_id, one.state) for one in entries] == [(entry.job_id, "running")] * 2
     assert refused_ids == [entry.job_id] * 2
     assert rq_integration.enqueue(queue, loner, 7)
 
@@ -306,7 +306,7 @@ def test_rq_without_a_worker(
 
 def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
     """Make a job that calls itself with other arguments, whose lock is held."""
-    told: list[jobs.RetryLater] = []
+    errors: list[jobs.RetryLater] = []
     locks.lock("again False").acquire()
 
     def again(outer: bool) -> str:
@@ -314,23 +314,23 @@ def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
             try:
                 job.called(False)
             except jobs.RetryLater as later:
-                told.append(later)
+                errors.append(later)
         return "done"
 
     job: Any = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))(again)
-    return job, told
+    return job, errors
 
 
 def test_rq_a_job_calls_itself(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The inner run is not a delivery; after it, the next delivery is one."""
-    job, told = itself(locks)
+    job, errors = itself(locks)
     job.called = in_module(monkeypatch, "found_by_rq", rq_integration.locked(job))
     entries: list[Any] = [rq_integration.enqueue(queue, job.called, True) for _ in range(2)]
     work_off(queue)
     assert [entry.result.return_value() for entry in entries] == ["done", "done"]
-    assert [later.job_id for later in told] == [None, None]
+    assert [later.job_id for later in errors] == [None, None]
 
 
 # Celery
@@ -407,16 +407,16 @@ def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks)
     for outer.inner in (inner, inner.run):
         assert task.apply_async().get() == "done"
         assert outer.body() == "done"
-    assert len(outer.told) == 4
+    assert len(outer.errors) == 4
 
 
 def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) -> None:
     """The inner run is not a delivery, whichever way it is called."""
-    job, told = itself(locks)
+    job, errors = itself(locks)
     task = app.task(job)
     for job.called in (task, task.run):
         assert task.delay(True).get() == "done"
-    assert [later.job_id for later in told] == [None, None]
+    assert [later.job_id for later in errors] == [None, None]
 
 
 def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
@@ -596,11 +596,11 @@ def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]
 def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
     """The inner run is not a delivery."""
     broker = StubBroker()
-    job, told = itself(locks)
+    job, errors = itself(locks)
     job.called = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     job.called.send(True)
     work_off_dramatiq(broker, job.called)
-    assert [later.job_id for later in told] == [None]
+    assert [later.job_id for later in errors] == [None]
 
 
 class Closing(dramatiq.Middleware):
@@ -635,7 +635,7 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
 def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
     """A coroutine in that loop that calls another actor gets an error, and the loop runs on: it
     would wait for itself."""
-    told: list[Any] = []
+    numbers: list[Any] = []
 
     async def inner(number: int) -> None:
         """Another job."""
@@ -643,7 +643,7 @@ def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
     async def outer(number: int) -> None:
         with pytest.raises(RuntimeError, match="the same event loop"):
             called(number)
-        told.append(number)
+        numbers.append(number)
 
     broker = StubBroker()
     broker.add_middleware(AsyncIO())
@@ -655,7 +655,7 @@ def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
     for number in range(2):
         actor.send(number)
     work_off_dramatiq(broker, actor)
-    assert told == [0, 1]
+    assert numbers == [0, 1]
 
 
 def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
@@ -710,7 +710,7 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
     busy = locks.lock("x").acquire()
     ran: list[int] = []
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
@@ -734,7 +734,7 @@ def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
     busy = locks.lock("later").acquire()
     came: list[str] = []
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         came.append("later")
         if len(came) == 3:
             busy.release()
@@ -810,7 +810,7 @@ def test_dramatiq_keeps_the_reservation_of_a_returning_message(locks: lualock.Lo
     kept: list[Any] = []
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         kept.append(jobs.adapter(job).reservation([7]).locked())
         if len(kept) == 3:
             busy.release()
@@ -856,7 +856,7 @@ class Failing:
 @settings(deadline=None, max_examples=200)
 @given(
     done=st.integers(0, 40),
-    told=st.fixed_dictionaries(
+    declared=st.fixed_dictionaries(
         {},
         optional={
             "max_retries": st.none() | st.integers(0, 40),
@@ -869,19 +869,19 @@ class Failing:
     error=st.sampled_from([Trouble(), Worse(), dramatiq.Retry(delay=500), dramatiq.Retry()]),
 )
 def test_dramatiq_retries(
-    done: int, told: dict[str, Any], again: int | None, error: Exception
+    done: int, declared: dict[str, Any], again: int | None, error: Exception
 ) -> None:
     """The middleware retries when the integration expects it, and no later."""
     if again is not None:
-        told = told | {"retry_when": lambda retries, _: retries % 4 != again}
+        declared = declared | {"retry_when": lambda retries, _: retries % 4 != again}
 
     class Actor:
-        options = told
+        options = declared
 
     middleware: Any = Retries()
     broker = Sent(Actor())
     message = Failing({"retries": done})
-    expected_s = dramatiq_integration._retry_delay_s(middleware, told | message.options, error)
+    expected_s = dramatiq_integration._retry_delay_s(middleware, declared | message.options, error)
     middleware.after_process_message(broker, message, exception=error)
     assert bool(broker.delays_ms) == (expected_s is not None)
     assert all(delay_ms / 1000 <= (expected_s or 0) for delay_ms in broker.delays_ms)
@@ -1084,7 +1084,7 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
         ran.append(shop_id)
         return rebuild(shop_id)
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
@@ -1102,7 +1102,7 @@ async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
     await broker.startup()
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0.3)
 
@@ -1168,7 +1168,7 @@ async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
     ):
         sent = await task.kiq()
         assert (await sent.wait_result(timeout=10)).return_value == "done"
-    assert [later.job_id for later in outer.told] == [None, None]
+    assert [later.job_id for later in outer.errors] == [None, None]
     await broker.shutdown()
 
 
@@ -1176,7 +1176,7 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
     """The inner run is not a delivery."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
-    told: list[jobs.RetryLater] = []
+    errors: list[jobs.RetryLater] = []
     locks.lock("again False").acquire()
 
     async def again(outer: bool) -> str:
@@ -1184,7 +1184,7 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
             try:
                 await task(False)
             except jobs.RetryLater as later:
-                told.append(later)
+                errors.append(later)
         return "done"
 
     job = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(0))(again)
@@ -1192,7 +1192,7 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
     entry = await taskiq_integration.enqueue(task, True)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
-    assert [later.job_id for later in told] == [None]
+    assert [later.job_id for later in errors] == [None]
     await broker.shutdown()
 
 
@@ -1222,8 +1222,8 @@ async def test_taskiq_passes_dependencies(locks: lualock.Locks) -> None:
     inner = taskiq_integration.locked(broker, "inner")(locks.job(unique="queued")(look))
     job: Any = locks.job(key=lambda shop: f"outer {shop}", unique="queued")(outer)
     task = taskiq_integration.locked(broker, "outer")(job)
-    told: Any = locks.job(on_skipped=refused.append)(plain)
-    sync = taskiq_integration.locked(broker, "plain")(told)
+    plain_job: Any = locks.job(on_skipped=refused.append)(plain)
+    sync = taskiq_integration.locked(broker, "plain")(plain_job)
 
     async def result(task: Any) -> Any:
         entry = await taskiq_integration.enqueue(task, 7)
@@ -1236,7 +1236,7 @@ async def test_taskiq_passes_dependencies(locks: lualock.Locks) -> None:
     job_id, value = await result(task)
     assert value == (7, "another", "a session", job_id)
     assert (await result(sync))[1] == (7, "a session")
-    with job_held(told, 7):
+    with job_held(plain_job, 7):
         assert (await result(sync))[1] is None
     assert refused == [7]
 
@@ -1296,9 +1296,9 @@ async def test_taskiq_retries(
     await middleware.on_error(message, result, error)
     assert bool(sent) == (expected_s is not None)
     if sent and expected_s is not None:
-        told = broker.formatter.loads(sent[0].message)
-        told.parse_labels()
-        assert float(told.labels.get("delay", 0)) <= expected_s
+        resent = broker.formatter.loads(sent[0].message)
+        resent.parse_labels()
+        assert float(resent.labels.get("delay", 0)) <= expected_s
 
 
 # All of them

@@ -77,8 +77,8 @@ def test_one_at_a_time(fleet: Fleet, killed: dict[str, float], system: str) -> N
         fleet.until_count("exclusive", system, len(each), "end", "failed")
         entries = fleet.diary.entries("exclusive", system)
     alone(entries)
-    told = [entry.values for entry in entries if entry.event in ("end", "failed")]
-    assert sorted(told) == sorted(each)
+    arguments = [entry.values for entry in entries if entry.event in ("end", "failed")]
+    assert sorted(arguments) == sorted(each)
     assert len({entry.pid for entry in entries}) >= 2, "there was somebody to exclude"
 
 
@@ -89,7 +89,9 @@ def test_one_at_a_time_in_all_systems(fleet: Fleet) -> None:
     with fleet.lock("all", "exclusive"):
         for system in SYSTEMS:
             fleet.send(system, "exclusive", "all", -1)
-        fleet.until(lambda: fleet.diary.count("exclusive", "all", "failed") == 7, "", "all told")
+        fleet.until(
+            lambda: fleet.diary.count("exclusive", "all", "failed") == 7, "", "all callbacks"
+        )
     for system in SYSTEMS:
         fleet.send_each(system, Order("exclusive", each))
     ends = 7 + len(each) * len(SYSTEMS)
@@ -225,8 +227,8 @@ def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
     assert refused == [{"state": "queued", "job_id": enqueued["job_id"]}] * (PRODUCERS - 1)
     fleet.until_count("single", system, 1, "end")
     entries = fleet.diary.entries("single", system)
-    told = [entry.values for entry in entries if entry.event in ("end", "refused")]
-    assert sorted(told) == sorted(each)
+    arguments = [entry.values for entry in entries if entry.event in ("end", "refused")]
+    assert sorted(arguments) == sorted(each)
 
 
 @pytest.mark.full
@@ -392,11 +394,11 @@ def test_no_key_is_left(fleet: Fleet) -> None:
 def exactly(fleet: Fleet, job: str, system: str, event: str) -> bool:
     """Check that a callback was called once, with the arguments that the job was enqueued with."""
     fleet.until_count(job, system, 1, event)
-    (told,) = fleet.diary.entries(job, system, event)
+    (entry,) = fleet.diary.entries(job, system, event)
     if system == "saq":  # its jobs have arguments by name only
         named = {"where": system, "shop": "shop 7", "pages": 3}
-        return (told.args, told.kwargs) == ([], named)
-    return (told.args, told.kwargs) == ([system, "shop 7"], {"pages": 3})
+        return (entry.args, entry.kwargs) == ([], named)
+    return (entry.args, entry.kwargs) == ([system, "shop 7"], {"pages": 3})
 
 
 def alone(entries: list[Entry]) -> None:

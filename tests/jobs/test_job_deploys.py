@@ -88,12 +88,12 @@ def _locks(queue: Queue, *args: Any) -> list[Any]:
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
     """A job that gets one lock and is refused the other leaves nothing held, and its callback gets
     the holder."""
-    told = Log()
-    _, both, _ = versions.all(on_skipped=lambda shop, holder: told.append(holder))
+    holders = Log()
+    _, both, _ = versions.all(on_skipped=lambda shop, holder: holders.append(holder))
     first, last = _locks(both, 1)
     lease = await settle(last.acquire())
     await both.attempt("b", None, 1)
-    assert told == [(await settle(last.inspect())).holder]
+    assert holders == [(await settle(last.inspect())).holder]
     assert not held(versions.world, first.key)
     later = versions.all(policy=jobs.Retry(3))[1]
     with pytest.raises(jobs.RetryLater):
@@ -163,7 +163,7 @@ async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: 
         previous_key="one",
         ttl=0.5,
         policy=jobs.Wait(20),
-        on_expired=lambda: expired.append("told"),
+        on_expired=lambda: expired.append("expired"),
     )
     queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
     lease = await settle(two.acquire())
@@ -176,7 +176,7 @@ async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: 
     await run
     assert all(300 < ms <= 500 for ms in left)
     assert len(left) == 2
-    assert expired == ["told"]
+    assert expired == ["expired"]
 
 
 async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
@@ -211,21 +211,21 @@ def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
         name: jobs.adapter(each)._entry((), {}).reserve(name, None)
         for name, each in (("made", made), ("back", back))
     }
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     replies: dict[str, Any] = dict.fromkeys(steps)
-    while len(told) < 2:
-        for name in [name for name in steps if name not in told]:
+    while len(results) < 2:
+        for name in [name for name in steps if name not in results]:
             send = steps[name].throw if isinstance(replies[name], Exception) else steps[name].send
             try:
                 action = send(replies[name])
             except StopIteration as done:
-                told[name] = done.value
+                results[name] = done.value
                 continue
             try:
                 replies[name] = action()
             except Exception as error:
                 replies[name] = error
-    assert sorted(map(bool, told.values())) == [False, True]
+    assert sorted(map(bool, results.values())) == [False, True]
 
 
 async def test_unique_over_a_deploy(versions: Versions) -> None:
@@ -233,9 +233,9 @@ async def test_unique_over_a_deploy(versions: Versions) -> None:
     both run."""
     old, both, new = versions.all(unique="both")
     for first, second in ((old, both), (both, old), (both, new), (new, both)):
-        told = await first.put(1)
+        entry = await first.put(1)
         refused = await second.put(1)
-        assert refused.job_id == told.job_id
+        assert refused.job_id == entry.job_id
         for lock in _locks(both, 1):
             assert not held(versions.world, lock.key)
         second.pushed.extend(first.pushed)

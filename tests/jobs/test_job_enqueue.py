@@ -115,11 +115,11 @@ async def test_while_one_runs(world: World) -> None:
         queue.pushed.clear()
         world.client.delete(reservation_of(queue.work.lock()))
         lease = await settle(queue.work.lock().acquire())
-        told = await queue.put(job_id="c")
-        assert bool(told) == while_running
-        if not told:
-            assert (told.state, told.job_id) == ("running", None)  # a plain lock, so no job's id
-            assert told.holder == (await settle(queue.work.lock().inspect())).holder
+        entry = await queue.put(job_id="c")
+        assert bool(entry) == while_running
+        if not entry:
+            assert (entry.state, entry.job_id) == ("running", None)  # a plain lock, so no job's id
+            assert entry.holder == (await settle(queue.work.lock().inspect())).holder
             assert not held(world, reservation_of(queue.work.lock()))
         await settle(lease.release())
 
@@ -254,8 +254,8 @@ async def test_a_system_that_refuses(shell: World) -> None:
         return "sorry"
 
     queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
-    told = await settle(queue.verb("refuse")((5,), job_id="a"))
-    assert told == Refused("a", "queued", None, "sorry")
+    entry = await settle(queue.verb("refuse")((5,), job_id="a"))
+    assert entry == Refused("a", "queued", None, "sorry")
     assert (
         await settle(queue.verb("refuse")((5,), job_id="a", state="running"))
     ).state == "running"
@@ -277,18 +277,18 @@ async def test_a_loner(shell: World) -> None:
             log.note(number, job_id)
 
     async def perform(number: int) -> int:
-        told.append(await queue.put(number))
-        if len(told) == 1:
+        entries.append(await queue.put(number))
+        if len(entries) == 1:
             raise ZeroDivisionError
         return number
 
     def perform_plain(number: int) -> int:
-        told.append(queue.work.enqueue(str, (number,), job_id="another"))
-        if len(told) == 1:
+        entries.append(queue.work.enqueue(str, (number,), job_id="another"))
+        if len(entries) == 1:
             raise ZeroDivisionError
         return number
 
-    told: list[Any] = []
+    entries: list[Any] = []
     body = perform if shell.asynchronous else perform_plain
     queue = Queue(shell, type("Job", (Loner,), {"perform": staticmethod(body)}))
     assert await queue.put(5, job_id="a")
@@ -298,7 +298,7 @@ async def test_a_loner(shell: World) -> None:
         await queue.deliver(will_retry=lambda _: 0.0)
     assert (await queue.put(5)).state == "queued"  # it waits for its retry
     assert await queue.attempt("a", token, 5) == 5
-    assert [(entry.job_id, entry.state) for entry in told] == [("a", "running")] * 2
+    assert [(entry.job_id, entry.state) for entry in entries] == [("a", "running")] * 2
     assert log == [(5, "a")] * 4
     assert await queue.put(5)
 
@@ -410,14 +410,14 @@ async def test_cancel(world: World) -> None:
     def work() -> None:
         with lualock.connect(world.server.url) as locks:
             entry = adapter(locks.job(unique="both", key="to cancel")(_nothing))
-            entry.cancel(token=told.token)
+            entry.cancel(token=mine.token)
         seen.append(held(world, entry.lock().key))
 
     queue = queue_of(world, work=work, unique="both", key="to cancel")
-    told = await queue.put()
-    await settle(queue.verb("cancel")(token=told.token))
+    mine = await queue.put()
+    await settle(queue.verb("cancel")(token=mine.token))
     queue.pushed.clear()
-    told = await queue.put()
+    mine = await queue.put()
     await queue.deliver()
     assert seen == [True]
 
@@ -465,8 +465,8 @@ async def test_without_unique_a_job_is_just_pushed(shell: World) -> None:
     """Without unique= no request is sent, and no token travels."""
     proxyless = queue_of(shell)
     shell.client.config_resetstat()
-    told = await proxyless.put(1)
-    assert told.token == ""
+    entry = await proxyless.put(1)
+    assert entry.token == ""
     assert shell.calls("evalsha") + shell.calls("eval") == 0
     assert await proxyless.deliver() == "rebuilt 1"
     await settle(proxyless.verb("cancel")((1,), token=""))
@@ -498,9 +498,9 @@ async def test_a_reserve_whose_reply_is_lost(shell: World, proxy: Proxy, lost: i
         assert await queue.put(1)
         assert held(shell, key)
         return
-    with pytest.raises(lualock.LockUnavailable) as told:
+    with pytest.raises(lualock.LockUnavailable) as caught:
         await queue.put(1)
-    assert told.value.outcome_unknown
+    assert caught.value.outcome_unknown
     assert queue.pushed == []
     await shell.until(lambda: not held(shell, key))
 
@@ -540,13 +540,13 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
         when_unavailable="skip",
         on_enqueue_failed=lambda *a: log.note("refused", *a),
     )
-    told = await queue.put(7)
-    assert (bool(told), told.state, log) == (False, "unavailable", [("refused", 7)])
+    entry = await queue.put(7)
+    assert (bool(entry), entry.state, log) == (False, "unavailable", [("refused", 7)])
     assert queue.pushed == []
     queue = queue_of(shell, away, unique="queued", when_unavailable="run")
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
-        told = await queue.put(7)
-    assert told.token == ""
+        entry = await queue.put(7)
+    assert entry.token == ""
     assert len(queue.pushed) == 1
     assert "without a reservation" in caplog.text
 
@@ -633,11 +633,11 @@ async def test_an_id_that_is_not_valid_text(shell: World) -> None:
 
 async def test_a_long_id(shell: World) -> None:
     """A long id is reported whole or not at all, and its own delivery is recognised."""
-    for length, told in ((128, "x" * 128), (129, None)):
+    for length, reported in ((128, "x" * 128), (129, None)):
         queue = queue_of(shell, unique="queued", key=f"job {length}")
         token = (await queue.put(1, job_id="x" * length)).token
         refused = await queue.put(1)
-        assert refused.job_id == told
+        assert refused.job_id == reported
         assert refused.holder
         assert await queue.deliver() == "rebuilt 1"
         running = shell.connect().lock(f"job {length}", metadata=job_metadata("x" * length))

@@ -60,22 +60,22 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
         give_up = asyncio.get_running_loop().time() + 8
         while asyncio.get_running_loop().time() < give_up:
             try:
-                told = await world.beside(what)
+                entry = await world.beside(what)
             except (lualock.LockUnavailable, jobs.RetryLater) as error:
                 # A fault that happens once is repaired by a second request, without an error. But a
                 # busy machine may not even make a connection in the short time.
                 if FAULTS[fault].times == 1 and "could not connect to the server" not in str(error):
                     raise
-                told = None
-            if told:
-                return told
+                entry = None
+            if entry:
+                return entry
             await asyncio.sleep(0.02)
         raise AssertionError(f"{script} {fault}: the lock is free, and the job does not run")
 
     def attempt() -> Any:
-        return queue.work.run((), {}, jobs.Delivery("a", told.token or None, lambda error: 0.0))
+        return queue.work.run((), {}, jobs.Delivery("a", entry.token or None, lambda error: 0.0))
 
-    told = await until(lambda: queue.verb("enqueue")(lambda token: "pushed", job_id="a"))
+    entry = await until(lambda: queue.verb("enqueue")(lambda token: "pushed", job_id="a"))
     if kind == "retry":
         with pytest.raises(OwnError):
             await until(attempt)

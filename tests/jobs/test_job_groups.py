@@ -22,14 +22,14 @@ from lualock.integrations import dramatiq as dramatiq_integration
 from lualock.integrations import huey as huey_integration
 
 
-def decide(situation: jobs.Contention) -> Any:
+def decide(contention: jobs.Contention) -> Any:
     """Drop most jobs, and let one come back."""
-    return jobs.Retry(0.1) if situation.args[0] == "late" else None
+    return jobs.Retry(0.1) if contention.args[0] == "late" else None
 
 
-def shown(*told: Any) -> str:
+def shown(*args: Any) -> str:
     """Return the arguments: the body of the jobs here."""
-    return f"shown {told}"
+    return f"shown {args}"
 
 
 @pytest.mark.full
@@ -38,7 +38,7 @@ def test_celery(locks: lualock.Locks) -> None:
     the result None, and one that comes back later holds up what follows it."""
     app = celery.Celery("groups", task_cls=celery_integration.LockedTask, set_as_current=False)
     app.conf.update(broker_url="memory://", result_backend="cache+memory://")
-    body = locks.job(key=lambda *told: f"show {told[-1]}", unique="queued", policy=decide)(shown)
+    body = locks.job(key=lambda *args: f"show {args[-1]}", unique="queued", policy=decide)(shown)
     task: Any = app.task(body)
     assert jobs.adapter(body).reserve(("busy",), job_id="there already")
     locks.lock("show held").acquire()
@@ -77,7 +77,7 @@ def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
     broker = StubBroker()
     results: Any = Results  # Dramatiq has types, but not for everything
     broker.add_middleware(results(backend=StubBackend()))
-    body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
+    body = locks.job(key=lambda *args: f"show {args[0]}", unique="queued", policy=decide)(shown)
     actor: Any = dramatiq.actor(
         actor_class=dramatiq_integration.LockedActor, broker=broker, store_results=True
     )(body)
@@ -107,7 +107,7 @@ def test_huey_pipelines(locks: lualock.Locks) -> None:
     one."""
     huey = MemoryHuey("groups", immediate=False)
     huey.task_wrapper_class = huey_integration.LockedTask
-    body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
+    body = locks.job(key=lambda *args: f"show {args[0]}", unique="queued", policy=decide)(shown)
     task = huey.task()(body)
     assert task.enqueue("busy")
     locks.lock("show held").acquire()

@@ -71,16 +71,16 @@ async def test_retry_later(work: Work) -> None:
     """The job system delivers the job again; without a system the call raises RetryLater."""
     queue = work.queue(policy=jobs.Retry(delay=7), on_skipped=lambda *a: work.log.note("failed"))
     first = await work.running(queue, 1)
-    with pytest.raises(jobs.RetryLater, match=r"held by .* tried again in 7 s") as told:
+    with pytest.raises(jobs.RetryLater, match=r"held by .* tried again in 7 s") as caught:
         await queue.attempt("b", None, 2)
-    assert (told.value.delay_s, told.value.job_id) == (7, "b")
-    assert told.value.holder
-    again = pickle.loads(pickle.dumps(told.value))
-    assert (again.delay_s, again.job_id, str(again)) == (7, "b", str(told.value))
-    with pytest.raises(jobs.RetryLater) as told:
+    assert (caught.value.delay_s, caught.value.job_id) == (7, "b")
+    assert caught.value.holder
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.delay_s, again.job_id, str(again)) == (7, "b", str(caught.value))
+    with pytest.raises(jobs.RetryLater) as caught:
         await settle(queue.job(2))
-    assert (told.value.delay_s, told.value.job_id) == (7, None)
-    assert isinstance(told.value, lualock.NotAcquired)
+    assert (caught.value.delay_s, caught.value.job_id) == (7, None)
+    assert isinstance(caught.value, lualock.NotAcquired)
     work.end(1)
     assert await first == 1
     assert await queue.attempt("b", None, 2) == 2
@@ -91,16 +91,16 @@ async def test_retry_later_keeps_the_reservation(work: Work) -> None:
     """A unique job that comes back later stays unique until then; a dropped one does not."""
     queue = work.queue(policy=jobs.Retry(delay=600), unique="queued", queue_ttl=1000)
     first = await work.running(queue, 1)
-    told = await queue.put(2)
+    entry = await queue.put(2)
     key = reservation_of(queue.work.lock((2,)))
     work.world.client.pexpire(key, 5_000)
     with pytest.raises(jobs.RetryLater):
         await queue.deliver()
     assert 1_590_000 < work.world.client.pttl(key) <= 1_600_000
-    assert (await queue.put(2)).job_id == told.job_id
+    assert (await queue.put(2)).job_id == entry.job_id
     work.end(1)
     await first
-    assert await queue.attempt(told.job_id, told.token, 2) == 2
+    assert await queue.attempt(entry.job_id, entry.token, 2) == 2
     assert not held(work.world, key)
 
     dropping = work.queue(unique="queued")
@@ -135,9 +135,9 @@ async def test_a_wait_that_times_out(work: Work) -> None:
     first = await work.running(dropped, 1)
     assert await dropped.attempt("b", None, 2) is None
     assert log == [(2,)]
-    with pytest.raises(jobs.RetryLater) as told:
+    with pytest.raises(jobs.RetryLater) as caught:
         await later.attempt("b", None, 2)
-    assert told.value.delay_s == 3
+    assert caught.value.delay_s == 3
     assert work.world.waiters(dropped.work.lock((1,))) == 0
     work.end(1)
     await first
@@ -334,12 +334,12 @@ async def test_coalesce_without_a_worker_that_waits(work: Work) -> None:
     queue = work.queue(policy=jobs.Coalesce(wait=0, then=jobs.Retry(4)))
     lock = queue.work.lock((1,))
     first = await work.running(queue, 1)
-    with pytest.raises(jobs.RetryLater) as told:
+    with pytest.raises(jobs.RetryLater) as caught:
         await queue.attempt("b", None, 2)
-    assert told.value.delay_s == 4
+    assert caught.value.delay_s == 4
     assert 3_500_000 < work.world.client.pttl(reservation_of(lock)) <= 3_604_000
     assert await queue.attempt("c", None, 3) is None  # "b" waits for it
-    with pytest.raises(jobs.RetryLater) as told:  # still held when it comes back
+    with pytest.raises(jobs.RetryLater) as caught:  # still held when it comes back
         await queue.attempt("b", None, 2)
     assert [lease.name for lease in watched(queue)] == ["x"]  # the reservation is not renewed
     work.end(1)
@@ -388,9 +388,9 @@ async def test_a_policy_function(work: Work) -> None:
     queue = work.queue(policy=decide)
     bad = work.queue(policy=lambda situation: "wait")
     first = await work.running(queue, 1)
-    with pytest.raises(jobs.RetryLater) as told:
+    with pytest.raises(jobs.RetryLater) as caught:
         await queue.attempt("b", None, 2)
-    assert told.value.delay_s == 1
+    assert caught.value.delay_s == 1
     assert await queue.attempt("c", None, 3) is None
     assert (seen[0].job_id, seen[0].args, seen[0].holder is None) == ("b", (2,), False)
     assert seen[0].remaining_s is not None
@@ -408,9 +408,9 @@ async def test_a_class_s_policy(work: Work) -> None:
     job: Any = type("Job", (base,), members | {"locks": work.world.connect()})
     queue = Queue(work.world, job)
     first = await work.running(queue, 1)
-    with pytest.raises(jobs.RetryLater) as told:
+    with pytest.raises(jobs.RetryLater) as caught:
         await settle(job.run(2))
-    assert told.value.delay_s == 6
+    assert caught.value.delay_s == 6
     work.end(1)
     await first
 

@@ -131,14 +131,14 @@ async def test_the_lock_is_free_until_the_retry(world: World) -> None:
     log = Log()
     queue = queue_of(world, failing(1, log), unique="both", queue_ttl=100)
     lock = queue.work.lock()
-    told = await queue.put(job_id="a")
+    entry = await queue.put(job_id="a")
     with pytest.raises(OwnError):
         await queue.deliver(will_retry=again)
     assert not held(world, lock.key)
     assert held(world, reservation_of(lock))
     assert 155_000 < world.client.pttl(reservation_of(lock)) <= 160_000
     assert (await queue.put()).job_id == "a"
-    assert await queue.attempt("a", told.token) == "done"
+    assert await queue.attempt("a", entry.token) == "done"
     assert not held(world, reservation_of(lock))
     plain = queue_of(world, failing(1, Log()))
     with pytest.raises(OwnError):
@@ -189,7 +189,7 @@ async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
     """The result of a job may ask for a retry too, in a system that allows it."""
     queue = queue_of(shell, lambda: "once more", keep_lock_on_retry=True, keep_lock_on_failure=True)
     lock = queue.work.lock()
-    result = await queue.attempt("a", None, result_retry=lambda told: 5 if told else None)
+    result = await queue.attempt("a", None, result_retry=lambda result: 5 if result else None)
     assert result == "once more"
     assert held(shell, lock.key)
     await queue.attempt("a", None)
@@ -223,18 +223,18 @@ async def test_delivered_twice(shell: World) -> None:
             other = jobs.adapter(
                 locks.job(key="x", on_skipped=lambda: log.note("failed"))(_nothing)
             )
-            with pytest.raises(jobs.RetryLater) as told:
+            with pytest.raises(jobs.RetryLater) as caught:
                 other.run((), {}, jobs.Delivery("a", "t" * 22))
-            log.append(told.value.delay_s)
+            log.append(caught.value.delay_s)
             assert other.run((), {}, jobs.Delivery("b", "u" * 22)) is None
 
     queue = queue_of(shell, work)
     await queue.attempt("a", "t" * 22)
     assert log == ["ran", 5.0, ("failed",)]
     lease = await settle(shell.connect().lock("x", ttl=0.5, metadata="job a").acquire())
-    with pytest.raises(jobs.RetryLater) as told:
+    with pytest.raises(jobs.RetryLater) as caught:
         await queue.attempt("a", None)
-    assert 0 < told.value.delay_s <= 0.55
+    assert 0 < caught.value.delay_s <= 0.55
     await settle(lease.release())
 
 
@@ -291,10 +291,10 @@ async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:
         raise OwnError
 
     queue = queue_of(shell, work, keep_lock_on_retry=True, on_expired=lambda: log.note("expired"))
-    with pytest.raises(OwnError) as told:
+    with pytest.raises(OwnError) as caught:
         await queue.attempt("a", None, will_retry=again)
     assert log == [("expired",)]
-    assert "expired before it was kept" in " ".join(getattr(told.value, "__notes__", []))
+    assert "expired before it was kept" in " ".join(getattr(caught.value, "__notes__", []))
     assert not shell.client.exists(b"lualock:{x}")
 
 
@@ -363,9 +363,9 @@ def test_a_killed_worker(server: Server) -> None:
         work = jobs.adapter(locks.job(key="x")(_nothing))
         assert locks.lock("x").inspect().metadata == "job a"
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(jobs.RetryLater) as told:
+        with pytest.raises(jobs.RetryLater) as caught:
             work.run((), {}, jobs.Delivery("a"))
-        assert told.value.delay_s <= 2.05
+        assert caught.value.delay_s <= 2.05
         lease = locks.lock("x").acquire(timeout=5)
         lease.release()
         work.run((), {}, jobs.Delivery("a"))
@@ -385,9 +385,9 @@ async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
             time.sleep(60)
         adapter(work).run((), {}, Delivery("a", sys.argv[2]))
     """
-    told = await queue.put(job_id="a")
+    entry = await queue.put(job_id="a")
     queue.pushed.clear()
-    command = [sys.executable, "-c", textwrap.dedent(code), world.server.url, told.token]
+    command = [sys.executable, "-c", textwrap.dedent(code), world.server.url, entry.token]
     worker = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert worker.stdout is not None
     assert await worker.stdout.readline() == b"runs\n"
@@ -397,9 +397,9 @@ async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
     await worker.wait()
     died = queue.verb("died")
     assert not await settle(died(job_id="b"))
-    assert not await settle(died(job_id="a", token=told.token, pid=os.getpid()))
+    assert not await settle(died(job_id="a", token=entry.token, pid=os.getpid()))
     assert held(world, queue.work.lock().key)
-    assert await settle(died(job_id="a", token=told.token, pid=worker.pid))
+    assert await settle(died(job_id="a", token=entry.token, pid=worker.pid))
     await settle((await waiter).release())
     assert not held(world, queue.work.lock().key)
 
@@ -407,8 +407,8 @@ async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
 async def test_a_waiting_worker_that_is_known_to_be_dead(world: World) -> None:
     """The reservation of a job whose worker was killed while it waited is free as well."""
     queue = queue_of(world, lambda: "done", unique="queued")
-    told = await queue.put(job_id="a")
-    assert not await settle(queue.verb("died")(job_id="a", token=told.token))
+    entry = await queue.put(job_id="a")
+    assert not await settle(queue.verb("died")(job_id="a", token=entry.token))
     assert await queue.put(job_id="b")
 
 
@@ -539,7 +539,7 @@ async def test_an_outage_when_the_previous_lock_is_released(shell: World, proxy:
     """The lock of the previous name, acquired for no run, is free when the server is back."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
 
-    def policy(situation: jobs.Contention) -> None:
+    def policy(contention: jobs.Contention) -> None:
         proxy.silent = True
 
     made = locks.job(key="x", previous_key="old", ttl=3600, policy=policy)

@@ -218,8 +218,8 @@ def test_start_notifies_the_first_waiter(raw: Raw) -> None:
             ear.subscribe("ear")
             ear.get_message(timeout=5)
             assert raw.start(B, A).isdigit()
-            told = [ear.get_message(timeout=0.1) for _ in range(2)]
-        said = [message["data"] for message in told if message]
+            messages = [ear.get_message(timeout=0.1) for _ in range(2)]
+        said = [message["data"] for message in messages if message]
         tells = place == 1 and state != b"H"
         assert said == ([D + b"=30000", D + b"=0"] if tells else [])
         left = [first] if tells else [gone, first]
@@ -310,8 +310,8 @@ def test_died_with_waiters(raw: Raw) -> None:
                 ear.subscribe("ear")
                 assert ear.get_message(timeout=5)
             raw("wait", D + b"1000 ear me", 0, 0, 1, ALWAYS)
-            told = raw("died", b"job 1", A, b"")
-            assert told == (b"handed_over" if heard else b"released")
+            reply = raw("died", b"job 1", A, b"")
+            assert reply == (b"handed_over" if heard else b"released")
         assert (raw.client.get(LOCK)[17:39] == D) == heard
         raw.client.setrange(LOCK, 0, "F")
         assert raw("died", b"job 1", A, b"") == b"missing"

@@ -641,11 +641,11 @@ def test_what_cannot_be_decorated(locks: Any) -> None:
 async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> None:
     """A job's arguments may have the names that lualock uses, in each way to declare it."""
     names = "self cls args kwargs holder key token job_id timeout body callback func name version"
-    told: list[Any] = []
+    calls: list[Any] = []
     parameters = ", ".join(names.split())
-    scope: dict[str, Any] = {"told": told}
-    exec(f"def work({parameters}): told.append(locals().copy())", scope)
-    exec(f"def failed({parameters}): told.append(locals().copy())", scope)
+    scope: dict[str, Any] = {"calls": calls}
+    exec(f"def work({parameters}): calls.append(locals().copy())", scope)
+    exec(f"def failed({parameters}): calls.append(locals().copy())", scope)
     scope["work"].__module__ = __name__
     arguments = {name: at for at, name in enumerate(names.split())}
     members = {"lock_failed": staticmethod(scope["failed"])}
@@ -653,46 +653,46 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
         job_class(shell, locks, scope["work"], **members),
         job_class(shell, locks, scope["work"], **members, lock_timeout=staticmethod(lambda **_: 5)),
     ):
-        told.clear()
+        calls.clear()
         lock = job.lock_for(**arguments)
         assert not await settle(job.locked(**arguments))
         await settle(job.run(**arguments))
         lease = await settle(lock.acquire())
         await settle(job.run(**arguments))
         await settle(lease.release())
-        assert told == [arguments, arguments]
+        assert calls == [arguments, arguments]
     made = locks.job(on_skipped=scope["failed"])(as_job(shell, scope["work"]))
-    told.clear()
+    calls.clear()
     await settle(made(**arguments))
     lease = await settle(made.lock_for(**arguments).acquire())
     await settle(made(**arguments))
     await settle(lease.release())
-    assert told == [arguments, arguments]
+    assert calls == [arguments, arguments]
 
 
 async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -> None:
     """The holder is passed only by the name of a callback's parameter of its own, never in the
     position of an argument."""
-    told = Log()
+    calls = Log()
 
     def own(shop: int, *, holder: str) -> None:
-        told.append((shop, bool(holder)))
+        calls.append((shop, bool(holder)))
 
     def by_place(holder: int) -> None:
-        told.append(holder)
+        calls.append(holder)
 
     def only_by_place(shop: int, holder: int = 0, /) -> None:
-        told.append((shop, holder))
+        calls.append((shop, holder))
 
     for callback, wanted in ((own, (7, True)), (by_place, 7), (only_by_place, (7, 0))):
         job = job_class(shell, locks, lambda shop: None, lock_failed=staticmethod(callback))
         lease = await settle(job.lock_for(7).acquire())
         await settle(job.run(7))
         await settle(lease.release())
-        assert told.pop() == wanted
+        assert calls.pop() == wanted
 
     def any_args(*args: Any, holder: str = "", **kwargs: Any) -> None:
-        told.append((args, holder, kwargs))
+        calls.append((args, holder, kwargs))
 
     def open_work(*args: Any, **kwargs: Any) -> None:
         """A job of any arguments."""
@@ -701,7 +701,7 @@ async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -
     lease = await settle(job.lock_for(1, holder="mine").acquire())
     await settle(job.run(1, holder="mine"))
     await settle(lease.release())
-    assert told == [((1,), "mine", {})]
+    assert calls == [((1,), "mine", {})]
 
 
 def test_a_class_refuses(locks: Any) -> None:

@@ -71,9 +71,9 @@ async def arq_same_id(url: str) -> None:
 
 async def arq_same_id_together(url: str) -> None:
     """Of many producers that push the same id at the same time one succeeds."""
-    told: list[int] = []
+    callbacks: list[int] = []
 
-    @locks.job(unique="queued", on_enqueue_failed=told.append)
+    @locks.job(unique="queued", on_enqueue_failed=callbacks.append)
     async def look(number: int) -> None: ...
 
     function = arq_integration.locked(look)
@@ -82,7 +82,7 @@ async def arq_same_id_together(url: str) -> None:
         *(arq_integration.enqueue(pool, function, 7, _job_id="mine") for _ in range(20))
     )
     assert [bool(entry) for entry in entries].count(True) == 1
-    assert told == [7] * 19
+    assert callbacks == [7] * 19
     third = await arq_integration.enqueue(pool, function, 7)
     assert isinstance(third, jobs.Refused), "the queued one has its reservation"
     await pool.aclose()
@@ -132,7 +132,7 @@ class Outer:
     """A job that calls another one, whose lock is held, and itself, with its own ``ctx``."""
 
     def __init__(self, integration: Any) -> None:
-        self.told: list[jobs.RetryLater] = []
+        self.errors: list[jobs.RetryLater] = []
         self.done: list[bool] = []
 
         @locks.job(key="inner", policy=jobs.Retry(60))
@@ -144,7 +144,7 @@ class Outer:
                 try:
                     await call(dict(integration.context()))
                 except jobs.RetryLater as later:
-                    self.told.append(later)
+                    self.errors.append(later)
             self.done.append(True)
 
         self.inner: Any = integration.locked(inner)
@@ -153,7 +153,7 @@ class Outer:
 
     def check(self) -> None:
         assert self.done == [True]
-        assert [later.job_id for later in self.told] == [None, None]
+        assert [later.job_id for later in self.errors] == [None, None]
 
 
 async def arq_one_job_calls_another(url: str) -> None:
@@ -353,7 +353,7 @@ async def saq_own_delay(url: str) -> None:
     busy = await locks.lock("x").acquire()
     delays: list[float] = []
 
-    @locks.job(key="x", policy=lambda situation: jobs.Retry(0))
+    @locks.job(key="x", policy=lambda contention: jobs.Retry(0))
     async def look() -> None:
         delays.append(saq_integration.context()["job"].retry_delay)
 
@@ -385,7 +385,7 @@ async def saq_comes_back_without_retries(url: str) -> None:
     busy = await locks.lock("x").acquire()
     ran: list[int] = []
 
-    @locks.job(key="x", policy=lambda situation: jobs.Retry(0))
+    @locks.job(key="x", policy=lambda contention: jobs.Retry(0))
     async def look() -> None:
         ran.append(1)
         raise ValueError

@@ -65,8 +65,8 @@ def task(
 
     def declare(body: Body) -> Body:
         name = body.__name__
-        told = {"on_skipped": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
-        callbacks = {option: _recorder(event, name) for option, event in told.items()}
+        events = {"on_skipped": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
+        callbacks = {option: _recorder(event, name) for option, event in events.items()}
         told_all = {"key": _key(name)} | callbacks | options
         _declared.append(Declared(body, told_all, server, is_class))
         return body
@@ -107,13 +107,13 @@ CALLBACKS = {
 
 def _locked_job(function: Callable[..., Any], job: Declared) -> type[lualock.LockedJob]:
     """Make the same job as a class, with its callbacks under the names of resque-lock."""
-    told = job.options
-    members = {name: staticmethod(told[option]) for option, name in CALLBACKS.items()}
-    members |= {"perform": staticmethod(function), "lock": staticmethod(told["key"])}
-    unique = told.get("unique")
+    options = job.options
+    members = {name: staticmethod(options[option]) for option, name in CALLBACKS.items()}
+    members |= {"perform": staticmethod(function), "lock": staticmethod(options["key"])}
+    unique = options.get("unique")
     settings = {
         "locks": job.locks,
-        "lock_timeout": told.get("ttl"),
+        "lock_timeout": options.get("ttl"),
         "loner": unique == "both",
         "lock_unique": None if unique == "both" else unique,
         "__module__": function.__module__,

@@ -25,10 +25,10 @@ settings = {
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
     named = inspect.signature(jobs[job]).bind(*args, **kwargs).arguments
-    told: dict[str, Any] = {"timeout": 0} | (
+    without_limit: dict[str, Any] = {"timeout": 0} | (
         {"retries": 2, "retry_delay": RETRY_S} if job in FLAKY else {}
     )
-    return outcome(await enqueue(queue, jobs[job], **named, **told, **options))
+    return outcome(await enqueue(queue, jobs[job], **named, **without_limit, **options))
 
 
 async def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
