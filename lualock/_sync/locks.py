@@ -95,7 +95,7 @@ class Locks(LocksBase, asynchronous=False):
     def job(self) -> JobMaker:
         """Decorate a function so that only one run of it goes on at a time.
 
-        Use it as ``@locks.job`` or ``@locks.job(timeout=..., key=..., on_failed=...,
+        Use it as ``@locks.job`` or ``@locks.job(ttl=..., key=..., on_skipped=...,
         on_expired=...)``, on plain functions and coroutine functions alike; see
         :class:`lualock.jobs.JobMaker`.
         """

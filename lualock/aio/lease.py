@@ -58,8 +58,8 @@ class Lease(LeaseBase):
     async def release_requested(self) -> bool:
         """Return whether a release of this lease was requested (:meth:`Lock.request_release`).
 
-        Takes one round trip, or two in a job that has a ``read_old``. A holder that keeps a lock
-        for long can check between its steps, and stop.
+        Takes one round trip, or two in a job that has a ``previous_key``. A holder that keeps a
+        lock for long can check between its steps, and stop.
 
         :raises LockUnavailable: the server did not answer.
         """

@@ -125,7 +125,7 @@ class Attempt:
         """Return in how many seconds the system retries a job that raises this, or ``None``."""
         if isinstance(error, NotAcquired) or self.delivery is None:
             return None
-        if isinstance(error, LockUnavailable) and self.job.options.on_unavailable != "raise":
+        if isinstance(error, LockUnavailable) and self.job.options.when_unavailable != "raise":
             return None  # it runs without its lock, or is dropped
         try:
             return check_retry_s(self.delivery.will_retry(error))
@@ -280,7 +280,7 @@ class Attempt:
 
     def _abandon_lock(self) -> Actions[None]:
         """Abandon the lock that the job's last attempt may have kept for this one."""
-        if self._owner is None or self.delivery is None or self.job.options.on_retry != "hold":
+        if self._owner is None or self.delivery is None or not self.job.options.keep_lock_on_retry:
             return
         request = self.lock._request()
         request.token = self._owner

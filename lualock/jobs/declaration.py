@@ -38,18 +38,18 @@ class JobOptions:
 
     policy: Any = None
     unique: str | None = None
-    on_retry: str = "release"
-    on_final_failure: str = "release"
-    on_unavailable: str = "raise"
+    keep_lock_on_retry: bool = False
+    keep_lock_on_failure: bool = False
+    when_unavailable: str = "raise"
     queue_ttl: Seconds = QUEUE_TTL_S
     queue_ttl_s: float = field(init=False)
     on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_choice("unique", self.unique, None, "queued", "running", "both")
-        _check_choice("on_retry", self.on_retry, "release", "hold")
-        _check_choice("on_final_failure", self.on_final_failure, "release", "keep")
-        _check_choice("on_unavailable", self.on_unavailable, "raise", "run", "skip")
+        options.flag(self.keep_lock_on_retry, "keep_lock_on_retry")
+        options.flag(self.keep_lock_on_failure, "keep_lock_on_failure")
+        _check_choice("when_unavailable", self.when_unavailable, "raise", "run", "skip")
         queue_ttl_s = options.ttl_ms(self.queue_ttl, "queue_ttl") / 1000
         object.__setattr__(self, "queue_ttl_s", queue_ttl_s)  # the class is frozen
         options.callback(self.on_enqueue_failed, "on_enqueue_failed")
@@ -102,7 +102,7 @@ def check_plain_function(name: str, function: object, reason: str = "nothing awa
 
 
 def _no_ttl(*args: Any, **kwargs: Any) -> None:
-    """Default of ``timeout``: the lease has no fixed ttl."""
+    """Default of ``ttl``: the lease has no fixed ttl."""
 
 
 def _no_name(*args: Any, **kwargs: Any) -> str:
@@ -113,17 +113,17 @@ def _no_name(*args: Any, **kwargs: Any) -> str:
 class Job:
     """A declared job: how to run it, what its lock is called, and its callbacks.
 
-    ``old_name`` makes the lock's name of the previous version, while both versions are deployed.
+    ``previous_name`` makes the lock's name in the previous version, while both are deployed.
     """
 
     name: str
     body: Callable[..., Any]
     lock_name: Callable[..., object] = _no_name
-    timeout: Callable[..., Seconds | None] = _no_ttl
-    on_failed: Callable[..., Any] | None = None
+    ttl: Callable[..., Seconds | None] = _no_ttl
+    on_skipped: Callable[..., Any] | None = None
     on_expired: Callable[..., Any] | None = None
     options: JobOptions = field(default_factory=JobOptions)
-    old_name: Callable[..., object] | None = None
+    previous_name: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -136,7 +136,7 @@ class Job:
         self.asynchronous = is_kind(inspect.iscoroutinefunction, self.body)
         if not self.asynchronous:
             reason = f"job {self.name} is a plain function"
-            check_plain_function("on_failed (of a class: lock_failed)", self.on_failed, reason)
+            check_plain_function("on_skipped (of a class: lock_failed)", self.on_skipped, reason)
             check_plain_function(
                 "on_expired (of a class: lock_expired_before_release)", self.on_expired, reason
             )
@@ -166,19 +166,19 @@ class Job:
         kwargs: Mapping[str, Any],
         job_id: str | None = None,
     ) -> list[AnyLock]:
-        """Return the locks of one call, including that of the old name, in acquisition order.
+        """Return the locks of one call, also that of the previous name, in acquisition order.
 
         All jobs acquire them in the order of their keys, so no two wait for each other. That also
-        holds if one job's new name is another's old name, when a deploy is rolled back.
+        holds if one job's name is another's previous name, when a deploy is rolled back.
 
-        Any two versions that are deployed together share a name. Only looking at the old name is
-        not enough: code of the old version may acquire that lock the next moment.
+        Any two versions that are deployed together share a name. Only reading the lock of the
+        previous name is not enough: the previous version may acquire it the next moment.
         """
         result = [self.lock(locks, args, kwargs)]
-        if self.old_name is not None:
-            old = self._lock_named(locks, self.old_name, args, kwargs)
-            if old.key != result[0].key:
-                result.append(old)
+        if self.previous_name is not None:
+            previous = self._lock_named(locks, self.previous_name, args, kwargs)
+            if previous.key != result[0].key:
+                result.append(previous)
         if job_id is not None:
             for lock in result:
                 lock._holder_info = job_holder_info(lock._holder_info, job_id)
@@ -194,10 +194,10 @@ class Job:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> AnyLock:
-        timeout = self.timeout(*args, **kwargs)
-        if timeout is not None:
-            options.ttl_ms(timeout, "timeout")
-        return locks.lock(self._check_name(name(*args, **kwargs)), timeout)
+        ttl = self.ttl(*args, **kwargs)
+        if ttl is not None:
+            options.ttl_ms(ttl, f"the ttl of job {self.name}")
+        return locks.lock(self._check_name(name(*args, **kwargs)), ttl)
 
     def _check_name(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):

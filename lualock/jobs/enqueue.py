@@ -78,9 +78,9 @@ class Entry:
             return (yield from self.refuse(job_id_of(other.metadata), state, other.holder))
         except LockUnavailable as error:
             yield from self._undo(done, raw.decode())
-            if declared.on_unavailable == "raise":
+            if declared.when_unavailable == "raise":
                 raise
-            if declared.on_unavailable == "skip":
+            if declared.when_unavailable == "skip":
                 log.warning("job %s was not enqueued: %s", job.name, error)
                 return (yield from self.refuse(None, "unavailable", None))
             log.warning("job %s is enqueued without a reservation: %s", job.name, error)

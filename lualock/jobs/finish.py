@@ -98,9 +98,10 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
         )
         return None
     if delay_s is not None:
-        hold = declared.on_retry == "hold"
-        return _Keep(delay_s + declared.queue_ttl_s, hold) if hold or declared.reserves else None
-    if declared.on_final_failure == "keep" and failed:
+        if not (declared.keep_lock_on_retry or declared.reserves):
+            return None
+        return _Keep(delay_s + declared.queue_ttl_s, declared.keep_lock_on_retry)
+    if declared.keep_lock_on_failure and failed:
         return _Keep(declared.queue_ttl_s, True)
     return None
 

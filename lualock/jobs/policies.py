@@ -27,7 +27,7 @@ def _store(policy: object, name: str, value_s: float | None) -> None:
 
 @dataclass(frozen=True)
 class Skip:
-    """Drop the job: ``on_failed`` is called instead of it."""
+    """Drop the job: ``on_skipped`` is called instead of it."""
 
     def take(self, attempt: Attempt) -> _Take:
         return attempt.go_on(None)

@@ -98,7 +98,7 @@ class LockKit:
         :meth:`OtherProcess.release`. :meth:`OtherProcess.kill` is a crash: the lock stays until its
         lease expires, or until :meth:`expire`.
 
-        It can also hold the reservation of a queued job (``jobs.bound(job).place(args)``).
+        It can also hold the reservation of a queued job (``jobs.adapter(job).reservation(args)``).
         Enqueueing that job is then refused; with ``metadata="job 7"``, because of job ``7``.
 
         :param ttl: seconds that the lease lasts; left out, the lease is renewed.

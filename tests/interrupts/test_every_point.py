@@ -307,8 +307,8 @@ def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> 
     """Struck at each line of a job, also of one that comes out of a queue, nothing is left."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
-        job = locks.job(key="x", timeout=3600)(lambda: None)
-        work = jobs.bound(job)
+        job = locks.job(key="x", ttl=3600)(lambda: None)
+        work = jobs.adapter(job)
         with suppress(Struck), lines:
             work.run((), {}, jobs.Delivery("a") if delivered else None)
         assert jobs.current_lease() is None

@@ -20,9 +20,9 @@ from lualock._core.lease import LeaseBase
 from lualock._protocol import AcquireRequest, LeaseState, ServerClock
 from lualock._transport import codec, errors
 from lualock.embedded import binaries
+from lualock.integrations._adapters import adapter_in, innermost_adapter
 from lualock.jobs.acquire import Attempt
 from lualock.jobs.actions import drive
-from lualock.jobs.adapter import adapter_in, innermost_adapter
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
@@ -265,20 +265,20 @@ def _jobs(locks: lualock.Locks) -> Iterator[Message]:
         yield from _superseded(locks)
     lost = _error(job.refresh_lock)
     yield Message(lost, "could not refresh lock 'report'", "part of no run", "inside the run")
-    ended = _error(lambda: jobs.bound(job).run((), {}, jobs.Delivery("7", ended=lambda: True)))
+    ended = _error(lambda: jobs.adapter(job).run((), {}, jobs.Delivery("7", ended=lambda: True)))
     yield Message(ended, "could not run job", "its job system gave it up", "while it waited")
 
 
 def _superseded(locks: lualock.Locks) -> Iterator[Message]:
     """The lock is held, and the reservation is too."""
-    adapter = jobs.bound(locks.job(key="report", unique="queued")(_job))
+    adapter = jobs.adapter(locks.job(key="report", unique="queued")(_job))
     adapter.reserve(job_id="7")
     attempt = Attempt(adapter._job, adapter.lock(), (), {}, None, [])
     error = _error(lambda: drive(jobs.Coalesce(1).take(attempt)))
     cause = r"another one \(job 7\) already waits for lock 'report'"
     yield Message(error, "could not run the job", cause, "nothing to do")
 
-    free = jobs.bound(locks.job(key="other")(_job))
+    free = jobs.adapter(locks.job(key="other")(_job))
     steps = jobs.Replace(5).take(Attempt(free._job, free.lock(), (), {}, None, []))
     next(steps)  # the stop request
     lease = steps.send(None)()
@@ -310,7 +310,7 @@ class _Nothing(lualock.LockedJob):
 def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
     made: Any = locks.job
     job = made(_job)
-    adapter = jobs.bound(job)
+    adapter = jobs.adapter(job)
 
     def above(value: object) -> None: ...
 
@@ -324,7 +324,7 @@ def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
         (lambda: made(key="x", key_version=1)(_job), "key='x'", "whole name", "Change the name"),
         (lambda: made(policy=5)(_job), "a policy", "not 5", "must be"),
         (lambda: made(unique="no")(_job), "unique", "not 'no'", "must be"),
-        (lambda: made(timeout=_coroutine)(_job), "timeout", "nothing awaits it", "must be a plain"),
+        (lambda: made(ttl=_coroutine)(_job), "ttl", "nothing awaits it", "must be a plain"),
         (lambda: job(object()), "argument 'value' of job", "no form", "Pass an id"),
         (
             lambda: made(key="x")(_job)(_generator()),
@@ -332,7 +332,7 @@ def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
             "without the lock",
             "'async def'",
         ),
-        (lambda: jobs.bound(5), "use 5", "not a job of lualock", "Decorate"),
+        (lambda: jobs.adapter(5), "use 5", "not a job of lualock", "Decorate"),
         (lambda: adapter.cancel(), "cancel a job", "nothing says which", "Pass its job_id"),
         (lambda: jobs.Delivery("7", "no token").owner, "the token", "not a job's", "unchanged"),
         (lambda: adapter.enqueue(_coroutine, job_id="7"), "_coroutine", "coroutine, ", "async def"),

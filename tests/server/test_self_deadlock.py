@@ -25,9 +25,9 @@ import lualock
 from lualock import aio, jobs
 from lualock._core.with_statement import blocks_on
 from lualock._transport.endpoint import Endpoint
-from lualock.jobs.in_thread import run_in_thread
+from lualock.integrations._in_thread import run_in_thread
 from tests.jobs.test_jobs import as_job
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, entered, settle
@@ -347,7 +347,7 @@ class Nested:
 
         locks = world.connect()
         body = coroutine if world.asynchronous else plain
-        self.job: Any = locks.job(key="x", timeout=TTL, **options)(body)
+        self.job: Any = locks.job(key="x", ttl=TTL, **options)(body)
         self.lock = self.job.lock_for()
 
     async def _note(self, call: Callable[[], Any]) -> None:
@@ -359,17 +359,17 @@ class Nested:
 
 @pytest.mark.parametrize("policy", ENDLESS)
 async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> None:
-    """It is told at once; the job goes on, and keeps no place in its queue."""
+    """The inner call is refused at once; the job goes on, and keeps no reservation."""
     nested = Nested(shell, policy=ENDLESS[policy])
     assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
     assert not held(shell, nested.lock.key)
-    assert not held(shell, place(nested.lock))
+    assert not held(shell, reservation_of(nested.lock))
     assert nested.lock.key not in nested.lock._locks._blocks.listed
 
 
 async def test_coalesce_looks_first(shell: World) -> None:
-    """It takes no place in between, for whose sake another job would be dropped."""
+    """It makes no reservation in between, because another job would be dropped for it."""
 
     def call() -> Any:
         shell.client.config_resetstat()
@@ -424,7 +424,7 @@ async def test_two_runs_beside_each_other(shell: World) -> None:
         return number
 
     body: Any = coroutine if shell.asynchronous else plain
-    job: Any = shell.connect().job(key="x", timeout=TTL, policy=jobs.Wait(None))(body)
+    job: Any = shell.connect().job(key="x", ttl=TTL, policy=jobs.Wait(None))(body)
     runs = [asyncio.create_task(shell.beside(partial(job, 1)))]
     await shell.until(begun.is_set)
     runs.append(asyncio.create_task(shell.beside(partial(job, 2))))
@@ -436,12 +436,12 @@ async def test_two_runs_beside_each_other(shell: World) -> None:
 async def test_a_plain_job_in_a_thread(shell_plain: World) -> None:
     """As SAQ and taskiq run it: the thread of the body is inside, the loop's is not."""
     nested = Nested(shell_plain, policy=jobs.Wait(None))
-    assert await run_in_thread(jobs.bound(nested.job), (), {}, None) == "ran"
+    assert await run_in_thread(jobs.adapter(nested.job), (), {}, None) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
 
 
 async def test_a_delivery_that_would_wait_for_itself(shell: World) -> None:
-    """The place of a queued job is left to it when what it calls is refused."""
+    """A queued job keeps its reservation when a job that it calls is refused."""
     nested = Nested(shell, unique="both", policy=jobs.Coalesce())
     queue = Queue(shell, nested.job)
     assert await queue.put()

@@ -18,7 +18,7 @@ import lualock
 from lualock import aio, embedded, fencing, jobs, testing
 from lualock.fencing import aio as fencing_aio
 from tests.jobs.test_jobs import as_job
-from tests.support.delivery import Queue, place
+from tests.support.delivery import Queue, reservation_of
 from tests.support.world import World, settle
 
 MODULES = lualock, aio, jobs, embedded, fencing, fencing_aio, testing
@@ -202,11 +202,11 @@ def job_class(world: World, **members: Any) -> Any:
     return type("Job", (lualock.LockedJob,), members)
 
 
-@of("JobMaker.__call__.timeout", "LockedJob.lock_timeout")
+@of("JobMaker.__call__.ttl", "LockedJob.lock_timeout")
 async def job_ttl(world: World, value: Any) -> float:
     made = [
-        *(queue_of(world, timeout=timeout).work for timeout in (value, lambda: value)),
-        jobs.bound(job_class(world, lock_timeout=value)),
+        *(queue_of(world, ttl=ttl).work for ttl in (value, lambda: value)),
+        jobs.adapter(job_class(world, lock_timeout=value)),
     ]
     (found,) = {job.lock().ttl for job in made}
     return found
@@ -214,7 +214,8 @@ async def job_ttl(world: World, value: Any) -> float:
 
 @of("JobMaker.__call__.queue_ttl", "LockedJob.lock_queue_ttl")
 async def queue_ttl(world: World, value: Any) -> float:
-    made = queue_of(world, queue_ttl=value).work, jobs.bound(job_class(world, lock_queue_ttl=value))
+    made = [queue_of(world, queue_ttl=value).work]
+    made.append(jobs.adapter(job_class(world, lock_queue_ttl=value)))
     (found,) = {job._job.options.queue_ttl_s for job in made}
     return found
 
@@ -223,7 +224,7 @@ async def queue_ttl(world: World, value: Any) -> float:
 async def enqueue(world: World, value: Any) -> float:
     queue = queue_of(world, unique="queued", queue_ttl=100)
     assert await queue.put(delay=value)
-    return left_s(world, place(queue.work.lock())) - 100
+    return left_s(world, reservation_of(queue.work.lock())) - 100
 
 
 @of("JobAdapter.confirm.delay", "JobAdapter.confirm_async.delay", spread=20)
@@ -231,12 +232,12 @@ async def confirm(world: World, value: Any) -> float:
     queue = queue_of(world, unique="queued", queue_ttl=100)
     reserved = await settle(queue.verb("reserve")(job_id="a"))
     assert await settle(queue.verb("confirm")(token=reserved.token, delay=value))
-    return left_s(world, place(queue.work.lock())) - 100
+    return left_s(world, reservation_of(queue.work.lock())) - 100
 
 
 @of("Delivery.will_retry", "Delivery.result_retry", spread=20, checked=False)
 async def retries(world: World, value: Any) -> float:
-    queue = queue_of(world, on_retry="hold", queue_ttl=100)
+    queue = queue_of(world, keep_lock_on_retry=True, queue_ttl=100)
     await queue.attempt("a", None, will_retry=lambda _: value, result_retry=lambda _: value)
     return left_s(world, queue.work.lock().key) - 100
 

@@ -51,12 +51,12 @@ class Lock:
     key: bytes = b""
     queue: bytes = b""
 
-    def place(self) -> Lock:
+    def reservation(self) -> Lock:
         """The lock that a queued job has beside it."""
-        place = Lock(f"{self.name}:reservation", self.fair, self.max_waiters)
-        place.key = reservation_key(self.key)
-        place.queue = keys.waiters_key(place.key)
-        return place
+        reservation = Lock(f"{self.name}:reservation", self.fair, self.max_waiters)
+        reservation.key = reservation_key(self.key)
+        reservation.queue = keys.waiters_key(reservation.key)
+        return reservation
 
 
 @dataclass(slots=True)

@@ -167,7 +167,7 @@ def _cast(
         producers, queue = cast(world, locks, renewals, calm / US + SETTLE_S + 1 if calm else 0)
         everybody = [*clients, *producers]
         struck = [*everybody, *queue.workers]
-        harmed = [*locks, *(lock.place() for lock in locks)]
+        harmed = [*locks, *(lock.reservation() for lock in locks)]
     if calm:
         faults = Faults(world, processes, struck, harmed)
         faults.plan(calm, deaths=limit != b"0", astray=astray)
