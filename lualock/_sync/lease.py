@@ -13,7 +13,7 @@ from lualock._core.with_statement import begin, block_end, end
 from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import ThreadRenewer
 
-_making = fork.Mutex()  # held to make the event, which several threads may wait for
+_making = fork.Mutex()  # held to make the event that several threads may wait for
 
 
 class Lease(LeaseBase):
@@ -42,8 +42,8 @@ class Lease(LeaseBase):
             try:
                 self._driver.run(steps)
             finally:
-                if self._ended is not None:  # made meanwhile by a thread that waits for the loss
-                    self._ended.set()
+                if self._wakeup is not None:
+                    self._wakeup.set()
 
     def extend(self, ttl: Seconds) -> None:
         """Let the lease last ``ttl`` seconds from now on, however much was left.
@@ -77,10 +77,10 @@ class Lease(LeaseBase):
             if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
             with _making.lock:
-                if self._ended is None:
-                    self._ended = threading.Event()
-                ended = self._ended
-            ended.wait(min(check_in_s, threading.TIMEOUT_MAX))
+                if self._wakeup is None:
+                    self._wakeup = threading.Event()
+                wakeup = self._wakeup
+            wakeup.wait(min(check_in_s, threading.TIMEOUT_MAX))
         return True
 
     def __enter__(self) -> Lease:
@@ -105,7 +105,7 @@ class Lease(LeaseBase):
     def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if not fork.same[0]:
             fork.start_anew()
-        if self._passed or self._pid != fork.pid:
+        if self._passed_on or self._pid != fork.pid:
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
@@ -114,5 +114,5 @@ class Lease(LeaseBase):
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))
             finally:
-                if self._ended is not None:
-                    self._ended.set()
+                if self._wakeup is not None:
+                    self._wakeup.set()

@@ -42,7 +42,7 @@ class Lease(LeaseBase):
             try:
                 await self._driver.run(steps)
             finally:
-                self._tell_released()
+                self._wake_wait_lost()
 
     async def extend(self, ttl: Seconds) -> None:
         """Let the lease last ``ttl`` seconds from now on, however much was left.
@@ -75,19 +75,19 @@ class Lease(LeaseBase):
         while not self.lost:
             if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
-            if self._ended is None:
-                self._ended = _Event()
+            if self._wakeup is None:
+                self._wakeup = _Event()
             # wait_for loses a cancellation that comes together with the event.
-            waiting = asyncio.ensure_future(self._ended.wait())
+            waiting = asyncio.ensure_future(self._wakeup.wait())
             try:
                 await asyncio.wait({waiting}, timeout=min(check_in_s, MAX_TIMER_S))
             finally:
                 waiting.cancel()
         return True
 
-    def _listen_anew(self) -> None:
-        if self._renewer is None or not self._renewer.call(super()._listen_anew):
-            super()._listen_anew()
+    def _resubscribe(self) -> None:
+        if self._renewer is None or not self._renewer.call(super()._resubscribe):
+            super()._resubscribe()
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
@@ -115,7 +115,7 @@ class Lease(LeaseBase):
             await end_async(block, kind, error, trace)
 
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._passed or self._pid != fork.current():
+        if self._passed_on or self._pid != fork.current():
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
@@ -128,7 +128,7 @@ class Lease(LeaseBase):
             try:
                 await self._driver.run(steps if cause is None else protocol.leave(steps, cause))
             finally:
-                self._tell_released()
+                self._wake_wait_lost()
         if loss is not None:
             raise loss from error
 

@@ -74,7 +74,7 @@ def _execute(run: Run) -> Actions[Any]:
     # refused at that lock, and sends its stop request there. Code that knows only the other name
     # sends it to the other lock.
     if run.held:
-        run.held[0][1]._beside = tuple(lease for _, lease in run.held[1:])
+        run.held[0][1]._sibling_leases = tuple(lease for _, lease in run.held[1:])
     leases = ((lock.key, lease) for lock, lease in reversed(run.held))
     outer_runs = _current.get()
     try:

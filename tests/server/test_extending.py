@@ -63,7 +63,7 @@ async def test_the_loss_at_a_sooner_end_that_is_not_answered(
     told: list[Any] = []
     lease = await _held(shell, faulty, ttl=30, on_lost=told.append)
     waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
-    await shell.until(lambda: lease._ended)
+    await shell.until(lambda: lease._wakeup)
     faulty.inject(fault, "extend")
     extending = await _extending(shell, lease, 0.4, faulty)
     await shell.until(lambda: told and waiting.done(), wait_s=1.5)

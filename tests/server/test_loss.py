@@ -146,7 +146,7 @@ async def test_wait_lost_that_begins_while_the_lease_is_released(shell: World) -
         releasing = asyncio.ensure_future(shell.beside(lease.release))
         await shell.until(lambda: proxy.met)
         waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
-        await shell.until(lambda: lease._ended)
+        await shell.until(lambda: lease._wakeup)
         assert not releasing.done()
         await releasing
         await shell.until(waiting.done, wait_s=2)
@@ -375,14 +375,14 @@ async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
     """Where the lease was made to end sooner while it was renewed, nobody knows which came second,
     so it does end sooner. Nothing else takes anything away."""
     lease = await settle(shell.connect().lock("x", ttl=30, renew=True).acquire())
-    count = lease._shortenings
+    revision = lease._revision
     await settle(lease.extend(90))
-    lease._confirm_until(lease._clock() + 30, count)
+    lease._confirm_until(lease._clock() + 30, revision)
     assert lease.remaining() > 60
     await settle(lease.extend(10))
-    lease._confirm_until(lease._clock() + 30, count)
+    lease._confirm_until(lease._clock() + 30, revision)
     assert lease.remaining() <= 10
-    lease._confirm_until(lease._clock() + 60, lease._shortenings)
+    lease._confirm_until(lease._clock() + 60, lease._revision)
     assert lease.remaining() > 50
 
 
