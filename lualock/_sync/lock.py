@@ -13,7 +13,7 @@ from lualock._core import options
 from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
 from lualock._core.options import Seconds
-from lualock._core.with_statement import Block, begin, block_end, end, inside, last
+from lualock._core.with_statement import Block, begin, block_end, end, find_block, inside
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock._sync.lease import Lease
 from lualock.errors import InvalidArgument, NotAcquired
@@ -149,4 +149,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(last(self._entered), kind, error, trace)
+        end(find_block(self._entered), kind, error, trace)

@@ -13,7 +13,7 @@ from lualock._core import options
 from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
 from lualock._core.options import Seconds
-from lualock._core.with_statement import Block, begin, block_end, end_async, last
+from lualock._core.with_statement import Block, begin, block_end, end_async, find_block
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock.aio.lease import Lease, _current_task
 from lualock.errors import NotAcquired
@@ -154,4 +154,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(last(self._entered, _current_task()), kind, error, trace)
+        await end_async(find_block(self._entered, _current_task()), kind, error, trace)

@@ -89,7 +89,7 @@ def _execute(run: Run) -> Actions[Any]:
             result = yield partial(job.body, *run.args, **run.kwargs)
         finally:
             for block in blocks:
-                block.done()
+                block.close()
         check_result(result, f"job {job.name}")
     except GeneratorExit:
         raise
