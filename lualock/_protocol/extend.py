@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lualock._protocol.effects import Clock, Pipeline, RunScript, Steps
-from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
 from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.resend import resend
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 

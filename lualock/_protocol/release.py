@@ -5,9 +5,9 @@ from __future__ import annotations
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back
 from lualock._protocol.effects import RunScript, Steps
-from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
 from lualock._protocol.request import AcquireRequest, LeaseState, release_unknown
+from lualock._protocol.resend import resend
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 

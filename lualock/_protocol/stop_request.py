@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lualock._protocol.effects import Connect, RunScript, Steps
-from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import conflict
 from lualock._protocol.request import AcquireRequest
+from lualock._protocol.resend import ask_again
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockUnavailable
 from lualock.scripts import SCRIPTS

@@ -91,7 +91,7 @@ def _call(text: str, start: int) -> tuple[int, int]:
 
 PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
-        "_protocol.exchange",
+        "_protocol.resend",
         "a request whose reply was lost is not repeated",
         "    if not error.outcome_unknown:\n        raise error\n    try:",
         "    raise error\n    try:",

@@ -9,7 +9,7 @@ import pytest
 
 import lualock
 from lualock import errors, jobs
-from lualock._protocol.exchange import still_unknown
+from lualock._protocol.resend import still_unknown
 from lualock._transport.errors import reply_error
 
 RETRYABLE = {
