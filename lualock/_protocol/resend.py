@@ -1,4 +1,7 @@
-"""Send a request once more if its reply was lost."""
+"""Send a request once more if its reply was lost.
+
+If no reply comes for a while, the driver also sends it on a fresh connection (*hedging*).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn calls into bytes, and bytes into replies."""
+"""Turn calls into bytes, and bytes into replies; check that a reply answers its request."""
 
 from __future__ import annotations
 

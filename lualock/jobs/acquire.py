@@ -1,4 +1,4 @@
-"""How a run acquires one of its locks: the first try, and what a policy may do after that."""
+"""Acquire one lock of a run: the first try, and what a policy may do after that."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Attempt:
         delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
         if isinstance(error, RetryLater) and self.delivery is not None and self.delivery.ended():
             delay_s = None  # the job system ignores this retry
-        if delay_s is None and not isinstance(error, NotAcquired):  # then another holder has it
+        if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
             yield from self._abandon_lock()
         if not self._may_have_reservation():
             return
@@ -137,7 +137,7 @@ class Attempt:
             return None
 
     def _delay_redelivery(self) -> Actions[None]:
-        """Retry later if another delivery of this very job has the lock; no policy is asked.
+        """Retry later, without the policy, if another delivery of this very job has the lock.
 
         That run is just ending, or its worker died and its lease will end, or the system delivered
         the job twice. In none of these cases does *another* job make this one superfluous.
@@ -233,9 +233,9 @@ class Attempt:
         return partial(self._driver.run, steps)
 
     def reserve(self) -> Actions[None]:
-        """Become the one job that waits for the lock, while this process lives.
+        """Acquire the reservation, which one waiting job has, and renew it while the job waits.
 
-        :raises Superseded: another job is.
+        :raises Superseded: another job has it.
         """
         if self._owner is None:
             self._owner = self.lock._request().token
@@ -245,9 +245,9 @@ class Attempt:
         steps = verbs.reserve(request, self.lock.key, self._driver.server_clock, alone=False)
         try:
             self._reservation = yield partial(reservation._hold, request, steps)
-        except verbs.AlreadyHeld as other:
+        except verbs.AlreadyHeld as held:
             raise Superseded(
-                f"could not run the job: another one ({other.metadata or other.holder}) already "
+                f"could not run the job: another one ({held.metadata or held.holder}) already "
                 f"waits for lock {self.lock.name!r}, begins later, and covers this one. There is "
                 "nothing to do",
                 name=self.refused.name,
@@ -294,8 +294,8 @@ class Attempt:
     def _may_have_reservation(self) -> bool:
         """Return whether the job may have one, from its queue or an earlier delivery's policy."""
         declared = self.job.options
-        possible = declared.reserves or declared.policy is not None
-        return self._reservation is not None or (self.delivery is not None and possible)
+        may_reserve = declared.reserves or declared.policy is not None
+        return self._reservation is not None or (self.delivery is not None and may_reserve)
 
     def stop_renewal(self) -> None:
         """Stop renewing the job's reservation; it then expires on its own."""

@@ -1,4 +1,4 @@
-"""What ``locks.job`` and ``LockedJob`` declare: a job, its options and its locks; and its runs."""
+"""Define a job as ``locks.job`` and ``LockedJob`` declare it: its options, its locks, its runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_policy(policy: Any) -> None:
     :raises InvalidArgument: it is not.
     """
     possible = hasattr(policy, "take") or callable(policy) or policy is None
-    if inspect.iscoroutine(policy):  # of a callable that does not look like a coroutine function
+    if inspect.iscoroutine(policy):  # a callable returned it, and nothing will await it
         policy.close()
     if not possible or isinstance(policy, type) or inspect.iscoroutinefunction(policy):
         raise InvalidArgument(
@@ -159,7 +159,7 @@ class Job:
             raise TypeError(f"job {self.name}: {error}") from None
         return self._lock_named(locks, self.lock_name, args, kwargs)
 
-    def locks(
+    def locks_in_order(
         self,
         locks: AnyLocks,
         args: tuple[Any, ...],
@@ -168,11 +168,11 @@ class Job:
     ) -> list[AnyLock]:
         """Return the locks of one call, also that of the previous name, in acquisition order.
 
-        All jobs acquire them in the order of their keys, so no two wait for each other. That also
-        holds if one job's name is another's previous name, when a deploy is rolled back.
+        All jobs acquire them in the order of their keys. So no two jobs wait for each other, even
+        if a rolled-back deploy has made one job's name another's previous name.
 
-        Any two versions that are deployed together share a name. Only reading the lock of the
-        previous name is not enough: the previous version may acquire it the next moment.
+        The job acquires the lock of the previous name. If it only read it, a job of the previous
+        version could acquire it the next moment.
         """
         result = [self.lock(locks, args, kwargs)]
         if self.previous_name is not None:
@@ -183,7 +183,7 @@ class Job:
             for lock in result:
                 lock._holder_info = job_holder_info(lock._holder_info, job_id)
         result.sort(key=lambda lock: lock.key)
-        for lock in result[:-1]:  # while the run waits for the next lock; see `restore_ttl`
+        for lock in result[:-1]:  # renewed while the run waits for the others; see `restore_ttl`
             lock._options = replace(lock._options, renew=True)
         return result
 
@@ -255,7 +255,7 @@ class Job:
             try:
                 signature = inspect.signature(callback)
                 signature.bind(*args, **(keywords | {name: value}))
-            except (TypeError, ValueError):  # no room for it, or no signature, as some builtins
+            except (TypeError, ValueError):  # the callback has no parameter for it, or no signature
                 continue
             if name in signature.parameters and name not in kwargs:
                 keywords[name] = value
@@ -275,9 +275,9 @@ class Run:
     ) -> None:
         self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
         self.job_id = None if delivery is None else delivery.job_id
-        self.locks = job.locks(locks, args, kwargs, self.job_id)
+        self.locks = job.locks_in_order(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
-        # Attempts that did not get their lock, although the job may run without it.
+        # Attempts that did not get their lock, and the job runs all the same.
         self.failed_attempts: list[Any] = []
         # All requests for a lease, also those whose result an interruption discarded.
         self.requests: list[AcquireRequest] = []

@@ -37,7 +37,7 @@ class Entry:
         self, job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self.job, self.args, self.kwargs = job, args, kwargs
-        self.locks = job.locks(locks, args, kwargs)
+        self.locks = job.locks_in_order(locks, args, kwargs)
 
     def enqueue(
         self, push: Callable[[str], Any], job_id: str, token: str | None, delay: Seconds

@@ -175,7 +175,7 @@ def refresh(job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[st
 
     :raises LeaseLost: this code is part of no run with these arguments, or its lease has ended.
     """
-    job_locks = job.locks(locks, args, kwargs)
+    job_locks = job.locks_in_order(locks, args, kwargs)
     current = dict(_current.get())  # of two runs of one lock, the innermost
     leases = [current[lock.key] for lock in job_locks if lock.key in current]
     if not leases:
