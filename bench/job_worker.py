@@ -70,7 +70,7 @@ def rq(url: str) -> None:
     import redis
     import rq
 
-    from lualock.jobs.rq import locked as behind
+    from lualock.integrations.rq import locked as behind
 
     def plain(number: int) -> None:
         job(number)
@@ -93,7 +93,7 @@ def rq(url: str) -> None:
 def celery(url: str) -> None:
     import celery
 
-    from lualock.jobs.celery import LockedTask
+    from lualock.integrations.celery import LockedTask
 
     app = celery.Celery(NAME, broker=url)
     app.conf.task_default_queue = NAME
@@ -107,7 +107,7 @@ def dramatiq(url: str) -> None:
     import dramatiq
     from dramatiq.brokers.redis import RedisBroker
 
-    from lualock.jobs.dramatiq import LockedActor
+    from lualock.integrations.dramatiq import LockedActor
 
     made: Any = RedisBroker
     broker = made(url=url)
@@ -125,7 +125,7 @@ def dramatiq(url: str) -> None:
 def huey(url: str) -> None:
     import huey
 
-    from lualock.jobs.huey import LockedTask
+    from lualock.integrations.huey import LockedTask
 
     app = huey.RedisHuey(NAME, url=url)
     ways = [app.task(name="plain")(job)]
@@ -140,7 +140,7 @@ async def arq(url: str) -> None:
     import arq
     from arq.connections import RedisSettings
 
-    from lualock.jobs.arq import locked as behind
+    from lualock.integrations.arq import locked as behind
 
     async def plain(ctx: Any, number: int) -> None:
         await job_async(number)
@@ -157,7 +157,7 @@ async def taskiq(url: str) -> None:
     from taskiq.api import run_receiver_task
     from taskiq_redis import ListQueueBroker
 
-    from lualock.jobs.taskiq import locked as behind
+    from lualock.integrations.taskiq import locked as behind
 
     broker = ListQueueBroker(url)
     await broker.startup()
@@ -173,7 +173,7 @@ async def taskiq(url: str) -> None:
 async def saq(url: str) -> None:
     import saq
 
-    from lualock.jobs.saq import locked as behind
+    from lualock.integrations.saq import locked as behind
 
     async def plain(ctx: Any, *, number: int) -> None:
         await job_async(number)

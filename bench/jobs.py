@@ -61,7 +61,7 @@ def _ways(setting: Setting) -> Iterator[dict[str, Callable[[], object]]]:
     url = setting.server.tcp_url
     ours: Any = rivals.sync(rivals.LUALOCK, url)
     theirs = {name: rivals.sync(name, url) for name in names}
-    locked = ours.locks.job(timeout=30)(job)
+    locked = ours.locks.job(ttl=30)(job)
     ways: dict[str, Callable[[], object]] = {
         CALLED: lambda: job(17),
         JOB: lambda: locked(17),

@@ -17,17 +17,16 @@ from lualock import embedded
 
 def main() -> int:
     """Start a private server, run the demo, and leave nothing behind."""
-    # The demo's server is its own: neither a configured one nor that of the user's programs.
-    os.environ.pop("LUALOCK_URL", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="lualock-demo-", dir="/tmp") as home:
+        # The demo's server is its own: neither a configured one nor that of the user's programs.
         os.environ["LUALOCK_EMBEDDED_DIR"] = str(Path(home) / "server")
         events = Path(home) / "events"
         events.mkdir()
         with (
             embedded.start() as server,
             redis.Redis.from_url(server.url) as stream,
-            lualock.connect() as locks,
+            lualock.connect("embedded://") as locks,
         ):
             story = Story(events, locks, stream, server.url)
             try:

@@ -24,7 +24,7 @@ def in_work(name: str) -> str:
 def main(url: str, folder: str, name: str) -> None:
     """Work until the stream says stop."""
     logging.basicConfig(filename=Path(folder) / f"{name}.log", level=logging.INFO)
-    UpdateNetworkGraph.locks = lualock.connect(holder=name)  # nothing configured: the embedded one
+    UpdateNetworkGraph.locks = lualock.connect("embedded://", holder=name)
     UpdateNetworkGraph.log = EventLog(Path(folder), name)
     UpdateNetworkGraph.results = Path(folder)
     with redis.Redis.from_url(url) as stream:

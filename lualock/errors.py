@@ -11,7 +11,13 @@ from __future__ import annotations
 
 
 class LockError(Exception):
-    """Root of everything lualock raises."""
+    """Root of everything lualock raises.
+
+    ``retryable`` is true if the same call may succeed later although the program changes nothing:
+    another holder had the lock, or the server was unreachable.
+    """
+
+    retryable = False
 
 
 class InvalidArgument(LockError, ValueError):
@@ -27,6 +33,8 @@ class NotAcquired(LockError):
     ``ahead`` is the number of waiters that were ahead of this caller in the queue; ``None`` if
     this caller was not in the queue.
     """
+
+    retryable = True
 
     def __init__(
         self,
@@ -103,7 +111,7 @@ class LockUnavailable(LockError):
     may not have executed it.
     """
 
-    _lasts = False  # whether a retry cannot succeed
+    retryable = True
 
     def __init__(self, message: str = "", *, outcome_unknown: bool = False) -> None:
         super().__init__(message)
@@ -113,11 +121,16 @@ class LockUnavailable(LockError):
 class AccessDenied(LockUnavailable):
     """The server refuses this user: the password is wrong or missing, or an ACL rule forbids it."""
 
-    _lasts = True
+    retryable = False
 
 
 class EmbeddedUnavailable(LockUnavailable):
-    """The embedded server cannot run: no server binary was found, or it did not start."""
+    """The embedded server cannot run, or must not.
+
+    No server program was found, it did not start, or ``LUALOCK_EMBEDDED=0`` forbids it.
+    """
+
+    retryable = False
 
 
 class KeyConflict(LockError):

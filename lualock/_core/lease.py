@@ -13,6 +13,7 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
+from lualock._core.options import Seconds
 from lualock._core.with_statement import Block
 from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, Steps, stop_request
 from lualock._protocol.replies import duration
@@ -47,17 +48,17 @@ class LeaseBase:
     """
 
     __slots__ = (
-        *("__weakref__", "_beside", "_block", "_check_at", "_clock", "_driver", "_ended"),
-        *("_hold_until", "_options", "_passed", "_pid", "_renewed", "_renewer", "_request"),
-        *("_shortenings", "_state", "_ttl_ms", "fence"),
+        *("__weakref__", "_block", "_check_at", "_clock", "_driver", "_hold_until", "_options"),
+        *("_passed_on", "_pid", "_renewed", "_renewer", "_request", "_revision"),
+        *("_sibling_leases", "_state", "_ttl_ms", "_wakeup", "fence"),
     )
 
     fence: int
     """The fencing token: a number that grows with every acquisition of the lock. Send it with each
     write to what the lock protects, and let the receiver refuse a smaller one than it has seen."""
 
-    _beside: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
-    _block: Block  # only while it is entered and no statement owns the block
+    _sibling_leases: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
+    _block: Block  # only while the lease is entered by name, without a ``with`` statement
 
     def __init__(
         self,
@@ -75,9 +76,9 @@ class LeaseBase:
         self._renewer = renewer
         self._options = lease_options
         self._pid = request.pid
-        self._shortenings = 0  # counts the beginnings and ends of requests to shorten it
-        self._ended: Any = None  # an event, set when the lease is lost or released
-        self._passed = False  # by handle()
+        self._revision = 0  # grows when a request to shorten or release the lease begins or ends
+        self._wakeup: Any = None  # an event that wakes wait_lost()
+        self._passed_on = False  # by handle()
         self.fence = state.fence
         if renewer is not None:
             self._renewed = lease_options.renew
@@ -102,7 +103,7 @@ class LeaseBase:
 
         Counted from before the request was sent, so it is never more than on the server.
         """
-        return 0.0 if self._passed else self._remaining_s()
+        return 0.0 if self._passed_on else self._remaining_s()
 
     def _remaining_s(self) -> float:
         if self._state.released or self._state.lost or self._pid != fork.current():
@@ -119,7 +120,7 @@ class LeaseBase:
     @property
     def lost(self) -> bool:
         """Whether the lease ended without a release. True before the server expires it."""
-        return not self._state.released and not self._passed and not self.held
+        return not self._state.released and not self._passed_on and not self.held
 
     def _read_claim(self) -> bool:
         """Read the reply to the claim, if it has come; return whether it confirms the whole ttl.
@@ -144,12 +145,12 @@ class LeaseBase:
                 state.deadline = max(state.deadline, state.claimed_deadline)
                 return True
             state.lost = True
-        # The message was about a lease that is over, or not for this client. Perhaps it came from
-        # a server that is no longer the primary, and repeats the messages of the new one.
-        self._listen_anew()
+        # The message was late, or came by the wrong server: a former primary passes on the
+        # messages of the new one.
+        self._resubscribe()
         return False
 
-    def _listen_anew(self) -> None:
+    def _resubscribe(self) -> None:
         self._driver.resubscribe()
 
     def check(self) -> None:
@@ -157,16 +158,16 @@ class LeaseBase:
         if not self.held:
             raise self._not_held_error("use")
 
-    def _give_up_at(self, timeout: float | None) -> float:
+    def _give_up_at(self, timeout: Seconds | None) -> float:
         wait_s = options.wait_s(timeout)
         return math.inf if wait_s is None else self._clock() + wait_s
 
     def _next_check_s(self, give_up: float) -> float:
         """Return how long to wait before the next check for the loss; 0: stop waiting."""
-        if self._ended is not None:
-            self._ended.clear()
-        # After the event is cleared: an end from here on sets it again.
-        if self._state.released or self._passed:
+        if self._wakeup is not None:
+            self._wakeup.clear()
+        # Look after clearing the event: an end from here on sets it again.
+        if self._state.released or self._passed_on:
             return 0.0
         return min(give_up - self._clock(), self._remaining_s() + 0.001)
 
@@ -185,7 +186,7 @@ class LeaseBase:
             )
         elif self._state.released:
             why = "it was released before. Acquire the lock again"
-        elif self._passed:
+        elif self._passed_on:
             why = "it was passed on: handle() was called. Adopt it, or acquire the lock again"
         elif protocol.is_release_unknown(self._state):
             why = (
@@ -196,7 +197,7 @@ class LeaseBase:
             ago_s = self._clock() - self._state.deadline
             end = "the server has ended it" if ago_s < 0 else f"it expired {duration(ago_s)} ago"
             why = f"{end}. Stop the work, or acquire the lock again"
-        given_up = self._state.released or self._passed
+        given_up = self._state.released or self._passed_on
         return LeaseLost(
             f"could not {verb} the lease on {self.name!r}: {why}",
             name=self.name,
@@ -228,11 +229,10 @@ class LeaseBase:
         """
         if self._state.released:
             raise self._not_held_error("pass on")
-        if not self._passed:
+        if not self._passed_on:
             self.check()
-            self._passed = True
-            if self._ended is not None:
-                self._ended.set()
+            self._passed_on = True
+            self._wake_wait_lost()
         request = self._request
         renew = self._options.renew
         return handles.write(
@@ -247,27 +247,28 @@ class LeaseBase:
             fork.start_anew()
         if self._pid != fork.pid:
             raise self._not_held_error("release")
-        self._shortenings += 1  # the reply to a renewal in flight changes nothing from now on
+        self._revision += 1  # the reply to a renewal in flight changes nothing from now on
         return protocol.release(self._request, self._state)
 
-    def _tell_released(self) -> None:
-        if self._ended is not None:  # made meanwhile by a task that waits for the loss
-            self._ended.set()
+    def _wake_wait_lost(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.set()
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
-        given_up = self._state.released or self._passed or protocol.is_release_unknown(self._state)
+        state = self._state
+        given_up = state.released or self._passed_on or protocol.is_release_unknown(state)
         if given_up or self._pid != fork.current():
             raise self._not_held_error("extend")
-        shortens_claim = self._clock() + ttl_ms / 1000 < self._state.claimed_deadline
-        while shortens_claim and self._state.claim is not None and self._remaining_s() > 0:
-            # Sent on another connection, the claim may arrive later and undo this.
+        shortens_claim = self._clock() + ttl_ms / 1000 < state.claimed_deadline
+        while shortens_claim and state.claim is not None and self._remaining_s() > 0:
+            # The claim went out on another connection: it may arrive later and undo the new ttl.
             yield AwaitMessage(0.001)
-        shortens = protocol.shortens(self._state, self._clock() + ttl_ms / 1000)
+        shortens = protocol.shortens(state, self._clock() + ttl_ms / 1000)
         if shortens:
-            self._count_shortening()
-        shortened = self._shortenings
-        steps = protocol.extend(self._request, self._state, ttl_ms, self._clock)
-        if shortens:  # the end counts as sooner from the sending on
+            self._next_revision()
+        revision = self._revision
+        steps = protocol.extend(self._request, state, ttl_ms, self._clock)
+        if shortens:  # the sooner end counts as soon as the request is sent
             steps = protocol.watched(steps, self._end_changed)
         try:
             deadline = yield from steps
@@ -276,20 +277,20 @@ class LeaseBase:
                 self._renewer.lose(self, str(error))
             raise
         if shortens:
-            self._count_shortening()
-        self._confirm_until(deadline, shortened)
-        self._state.lost = False  # by the local clock it may have been; the server still had it
+            self._next_revision()
+        self._confirm_until(deadline, revision)
+        state.lost = False  # perhaps lost by the local clock, but the server still had it
         self._ttl_ms = ttl_ms
         self._end_changed()
 
-    def _confirm_until(self, deadline: float, shortened: int) -> None:
-        """Note that the lease lasts until then; ``shortened`` is the count when it was sent."""
+    def _confirm_until(self, deadline: float, revision: int) -> None:
+        """Note the reply to an extension that was sent at this revision of the lease."""
         state = self._state
         with _end_mutex.lock:
-            if shortened == self._shortenings and not protocol.is_release_unknown(state):
+            if revision == self._revision and not protocol.is_release_unknown(state):
                 state.claim = None
                 state.deadline = max(state.deadline, deadline)
-                if shortened != self._shortenings:
+                if revision != self._revision:
                     # A release, which does not take the mutex because of its cost, has just begun.
                     # If it has failed already, the line above undid what it noted.
                     protocol.release_unknown(state)
@@ -297,20 +298,19 @@ class LeaseBase:
                 # Shortened or released at the same time; which came second is unknown.
                 state.deadline = deadline
 
-    def _count_shortening(self) -> None:
+    def _next_revision(self) -> None:
         with _end_mutex.lock:
-            self._shortenings += 1
+            self._revision += 1
 
     def _end_changed(self) -> None:
         if self._remaining_s() <= 0:
             return  # lost, which was reported, or released at the same time
-        if self._ended is not None:
-            self._ended.set()  # waiters for the loss compute its time anew
-        if self._renewer is not None:  # read here, because it may have changed meanwhile
+        self._wake_wait_lost()  # it computes anew how long to wait
+        if self._renewer is not None:
             self._renewer.add(self)
 
     def _release_requested(self) -> Steps[bool]:
-        for lease in (self, *getattr(self, "_beside", ())):
+        for lease in (self, *getattr(self, "_sibling_leases", ())):
             request = lease._request
             if (yield from stop_request.release_requested(request.key, lease.fence, request.token)):
                 return True
@@ -322,7 +322,10 @@ class LeaseBase:
         return int(min(self._ttl_ms, self._state.at_most_s * 1000))
 
     def _renewal_ms(self, now: float, until: float) -> int | None:
-        """Return the ttl of a renewal now, if the last one ends at ``until``; ``None``: do not."""
+        """Return the ttl of a renewal now, which ends at ``until`` at the latest.
+
+        ``None``: do not renew.
+        """
         if not self._renewed:
             return None
         left_s = until - now
@@ -337,20 +340,18 @@ class LeaseBase:
             self._state.released = True
         else:
             self._state.lost = True
-        if self._ended is not None:
-            self._ended.set()
+        self._wake_wait_lost()
         return self._state.lost
 
     def _on_block_dropped(self) -> None:
         """Release the lease of a block that was dropped before its end, in the background."""
         state = self._state
-        if state.released or state.lost or self._passed or self._pid != fork.current():
+        if state.released or state.lost or self._passed_on or self._pid != fork.current():
             return
         state.released = True
         if self._renewer is not None:
             self._renewer.drop(self)
-        if self._ended is not None:
-            self._ended.set()
+        self._wake_wait_lost()
         self._driver.cleanup_in_background(protocol.abandon_request(self._request))
 
     def __reduce__(self) -> str:
@@ -360,7 +361,7 @@ class LeaseBase:
         )
 
     def __repr__(self) -> str:
-        state = "released" if self._state.released else "passed on" if self._passed else "lost"
+        state = "released" if self._state.released else "passed on" if self._passed_on else "lost"
         if self.held:
             state = "held"
         return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"

@@ -12,6 +12,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, handles, keys, options
 from lualock._core.handles import Handle
 from lualock._core.lease import LeaseOptions
+from lualock._core.options import Seconds
 from lualock._core.supply import Supply
 from lualock._core.with_statement import Block, Blocks, inside
 from lualock._protocol import AcquireRequest, LeaseState, ServerClock, Steps, stop_request
@@ -44,7 +45,7 @@ class Settings:
     def __init__(
         self,
         prefix: str = keys.DEFAULT_PREFIX,
-        ttl: float = options.DEFAULT_TTL_S,
+        ttl: Seconds = options.DEFAULT_TTL_S,
         holder: str | None = None,
     ) -> None:
         self.prefix = keys.prefix_bytes(prefix)
@@ -119,15 +120,15 @@ class LockBase:
         self,
         settings: Settings,
         name: str | bytes,
-        ttl: float | None,
+        ttl: Seconds | None,
         renew: bool | None,
         metadata: str,
         fair: bool,
         priority: int,
         max_waiters: int | None,
-        max_hold: float | None,
+        max_hold: Seconds | None,
         on_lost: Callable[..., Any] | None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> None:
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
@@ -145,7 +146,7 @@ class LockBase:
         if max_hold_s is not None:
             self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
         options.callback(on_lost, "on_lost")
-        cancel = options.flag(cancel_on_loss, "cancel_on_loss")
+        cancel = options.flag(cancel_on_lost, "cancel_on_lost")
         self._options = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
         self._entered: list[Block] = []  # its blocks that no statement owns
         self._holder_info = options.holder_info(settings.holder, metadata)
@@ -176,8 +177,17 @@ class LockBase:
         except IndexError:
             token = _tokens.more()
         return AcquireRequest(
-            *(self._name, self._key, self._queue, token, self._ttl_ms, self._holder_info.text()),
-            *(self._priority_base, self._max_waiters, self._fair, self._crowded, fork.pid),
+            self._name,
+            self._key,
+            self._queue,
+            token,
+            self._ttl_ms,
+            self._holder_info.text(),
+            self._priority_base,
+            self._max_waiters,
+            self._fair,
+            self._crowded,
+            fork.pid,
         )
 
     def _task(self) -> Any:
@@ -199,8 +209,9 @@ class LockBase:
         self._locks._blocks.push(self._key, block, lease, self._task())
         return block
 
-    def _request_release(self, lasts: float, server: ServerClock) -> Steps[bool]:
-        return stop_request.request_release(self._request(), options.ttl_ms(lasts, "lasts"), server)
+    def _request_release(self, expires_in: Seconds, server: ServerClock) -> Steps[bool]:
+        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
+        return stop_request.request_release(self._request(), expires_in_ms, server)
 
     def __repr__(self) -> str:
         renewed = ", renewed" if self._options.renew else ""

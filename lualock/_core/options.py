@@ -6,9 +6,14 @@ import math
 import socket
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
 
 from lualock._core import fork
 from lualock.errors import InvalidArgument
+
+Seconds: TypeAlias = float | timedelta
+"""A time of the public API: a number of seconds, or a timedelta."""
 
 DEFAULT_TTL_S = 30.0
 MIN_TTL_S = 0.001
@@ -17,15 +22,23 @@ MAX_HOLDER_INFO_BYTES = 256
 MAX_DEFAULT_HOLDER_BYTES = 120
 
 
-def _number(value: object, what: str) -> float:
+def seconds(value: object, what: str) -> float:
+    """Convert a time to a number of seconds.
+
+    :raises InvalidArgument: it is neither a number nor a timedelta.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidArgument(f"{what} must be a number of seconds, not {type(value).__name__}")
+        if isinstance(value, timedelta):
+            return value.total_seconds()
+        raise InvalidArgument(
+            f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}"
+        )
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if math.isnan(number):
-        raise InvalidArgument(f"{what} must be a number of seconds, not NaN")
+        raise InvalidArgument(f"{what} must be a number of seconds or a timedelta, not NaN")
     return number
 
 
@@ -35,11 +48,11 @@ def _not(value: object, number: float) -> str:
 
 
 def ttl_ms(ttl: object, what: str = "ttl") -> int:
-    """Convert a ttl in seconds to whole milliseconds, rounded up.
+    """Convert a ttl to whole milliseconds, rounded up.
 
-    :raises InvalidArgument: it is not a number from 1 ms to 366 days.
+    :raises InvalidArgument: it is not a time from 1 ms to 366 days.
     """
-    number = _number(ttl, what)
+    number = seconds(ttl, what)
     if not MIN_TTL_S <= number <= MAX_TTL_S:
         raise InvalidArgument(
             f"{what} must be from {MIN_TTL_S} to {MAX_TTL_S:.0f} seconds (366 days), "
@@ -49,13 +62,13 @@ def ttl_ms(ttl: object, what: str = "ttl") -> int:
 
 
 def wait_s(timeout: object, what: str = "timeout") -> float | None:
-    """Check the longest time to wait, in seconds; ``None``: no limit, 0: do not wait.
+    """Convert the longest time to wait to seconds; ``None``: no limit, 0: do not wait.
 
-    :raises InvalidArgument: it is not a number, or negative, NaN or infinite.
+    :raises InvalidArgument: it is not a time, or is negative, NaN or infinite.
     """
     if timeout is None:
         return None
-    number = _number(timeout, what)
+    number = seconds(timeout, what)
     if number < 0 or math.isinf(number):
         raise InvalidArgument(
             f"{what} must be 0 (do not wait) or more seconds, or None (wait for ever), "
@@ -69,7 +82,9 @@ def socket_s(value: object, what: str) -> None:
 
     :raises InvalidArgument: it is not a number above 0 and at most 366 days.
     """
-    number = _number(value, what)
+    if isinstance(value, timedelta):  # the connection gets the value as it is
+        raise InvalidArgument(f"{what} must be a number of seconds, not timedelta")
+    number = seconds(value, what)
     if not 0 < number <= MAX_TTL_S:
         raise InvalidArgument(
             f"{what} must be above 0 and at most {MAX_TTL_S:.0f} seconds (366 days), "
@@ -78,11 +93,11 @@ def socket_s(value: object, what: str) -> None:
 
 
 def delay_s(value: object, what: str) -> float:
-    """Check a delay, in seconds.
+    """Convert a delay to seconds.
 
-    :raises InvalidArgument: it is not a number from 0 to 366 days.
+    :raises InvalidArgument: it is not a time from 0 to 366 days.
     """
-    number = _number(value, what)
+    number = seconds(value, what)
     if not 0 <= number <= MAX_TTL_S:
         raise InvalidArgument(
             f"{what} must be from 0 to {MAX_TTL_S:.0f} seconds (366 days), {_not(value, number)}"
@@ -91,13 +106,13 @@ def delay_s(value: object, what: str) -> float:
 
 
 def max_hold_s(value: object, *, renewed: bool) -> float | None:
-    """Check for how long a lease is renewed at most, in seconds; ``None``: no limit.
+    """Convert the longest time that a lease is renewed to seconds; ``None``: no limit.
 
-    :raises InvalidArgument: it is not a number above 0, or the lease is not renewed.
+    :raises InvalidArgument: it is not a time above 0, or the lease is not renewed.
     """
     if value is None:
         return None
-    number = _number(value, "max_hold")
+    number = seconds(value, "max_hold")
     if number < MIN_TTL_S:
         raise InvalidArgument(
             f"max_hold must be at least {MIN_TTL_S} seconds, {_not(value, number)}"

@@ -117,7 +117,7 @@ class LeaseRenewer:
             elif lease._read_claim():
                 self._check_again(lease, self._first_check_at(lease))
             elif (ttl_ms := lease._renewal_ms(now, self._renewed_until(lease))) is not None:
-                renewals.append((lease, ttl_ms, lease._shortenings))
+                renewals.append((lease, ttl_ms, lease._revision))
                 ends = min(ends, lease._state.deadline)
             else:
                 self._not_renewed(lease)
@@ -142,9 +142,9 @@ class LeaseRenewer:
         requests = [(lease._request, lease._state, ttl_ms) for lease, ttl_ms, _ in renewals]
         outcomes = yield from protocol.extend_all(requests, self._clock, within_s)
         failures: list[LockError] = []
-        for (lease, ttl_ms, shortened), outcome in zip(renewals, outcomes, strict=True):
+        for (lease, ttl_ms, revision), outcome in zip(renewals, outcomes, strict=True):
             if isinstance(outcome, float):
-                lease._confirm_until(outcome, shortened)
+                lease._confirm_until(outcome, revision)
                 self._check_again(lease, self._first_check_at(lease))
             elif isinstance(outcome, LockUnavailable):
                 # Retried until the local deadline.
@@ -163,7 +163,7 @@ class LeaseRenewer:
         """Report the loss of a lease, found here or by its holder."""
         if not self.drop(lease):
             return  # released, or reported, at the same time
-        if lease._passed:
+        if lease._passed_on:
             log.warning("the lease of lock %r was passed on and is now lost: %s", lease.name, why)
             return
         lease._state.lost = True

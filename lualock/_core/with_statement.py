@@ -1,13 +1,13 @@
 """Track ``with`` blocks: which lease each of them holds. No I/O.
 
 An exception that comes from outside, such as a signal handler's, may be raised just when the
-interpreter calls ``__exit__``, before its first line: then no code of this library runs. So a
-``with`` statement gets as ``__exit__``, before it calls ``__enter__``, an object of its own, which
-only the interpreter's stack refers to (the *guard*). If the guard is dropped before it was called
-to its end, the lock is released.
+interpreter calls ``__exit__``, before its first line: then no code of this library runs. But a
+``with`` statement looks up ``__exit__`` before it calls ``__enter__``. The look-up returns the
+*guard*, an object for this statement alone, which only the interpreter's stack refers to. If the
+guard is dropped before a call of it has ended, the lock is released.
 
 * The guard is implemented in C (a ``partial``). A Python frame would stay in the traceback of the
-  exception, and so be kept, with its objects, for as long as the exception is.
+  exception, and so live as long as the exception does.
 * A weak reference notices that the guard is dropped. It is removed when the block ends as usual,
   because Python swallows what a signal handler raises while an object is destroyed.
 * A lock is shared between threads and tasks. If ``__exit__`` is called by name, or taken from the
@@ -34,45 +34,43 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Block:
-    """One ``with`` block on ``of``, a lock or a lease."""
+    """One ``with`` block on its ``target``, a lock or a lease."""
 
-    # What few blocks have stands in the dictionary, which the others do not make.
     __slots__ = (
-        *("__dict__", "__weakref__", "blocks", "guard", "key", "lease", "of"),
-        *("task", "thread", "token"),
+        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "ref"),
+        *("surrounding_task", "target", "task", "thread", "token"),
     )
-
-    listed = False  # whether its server's blocks list it
-    ref: weakref.ref[Block] | None = None  # if no statement owns it
-    entered: list[Block] | None = None  # then also: the blocks of its lock object
 
     key: bytes
     thread: threading.Thread
     """The thread that began the block."""
 
     task: asyncio.Task[Any] | None
-    """The task that began it; ``None``: no task, or a block of the API for threads."""
+    """The task that began a block of the asyncio API, if any."""
 
-    within: asyncio.Task[Any] | None
-    """The task that began it, also with the API for threads. Only a listed block has it."""
+    surrounding_task: asyncio.Task[Any] | None
+    """The task that began a block of either API, if any. Only listed blocks have this attribute."""
 
-    def __init__(self, of: Any) -> None:
-        self.of = of
+    def __init__(self, target: Any) -> None:
+        self.target = target
         self.lease: Any = None  # while the block goes on
-        self.guard: weakref.ref[Any] | None = None  # to the guard
-        self.blocks: Blocks | None = None  # that contain it, once it has begun
+        self.guard: weakref.ref[Any] | None = None  # ``None``: no statement owns the block
+        self.blocks: Blocks | None = None  # of its server, once it has begun
         self.token: Token[_Chain] | None = None  # takes it out of its context
+        self.listed = False  # whether ``blocks.listed`` has it
+        self.ref: weakref.ref[Block] | None = None  # its entry there, if no statement owns it
+        self.entered: list[Block] | None = None  # the list that keeps it, if no statement owns it
 
-    def gone(self, _: object) -> None:
+    def on_guard_dropped(self, _: object) -> None:
         """Release the lease, because the guard was dropped before the end of the block."""
         self.guard = None
-        if _about_to.get(get_ident()) is self:
-            del _about_to[get_ident()]
+        if _looked_up.get(get_ident()) is self:
+            del _looked_up[get_ident()]
         if (lease := self.lease) is not None:
-            self.done()
+            self.close()
             lease._on_block_dropped()
 
-    def done(self) -> None:
+    def close(self) -> None:
         """Note the end of the block."""
         self.lease = self.guard = None
         if self.token is not None:
@@ -88,14 +86,14 @@ class Block:
             self.entered = None
 
 
-_about_to: dict[int, Block] = {}  # by thread: a statement looks up both methods, then begins
+_looked_up: dict[int, Block] = {}  # by thread: the block whose ``__exit__`` was looked up last
 
 
-def begin(of: Any) -> Block:
-    """Return the block that begins now: the statement's, if a statement begins it."""
-    block = _about_to.pop(get_ident(), None)
-    if block is None or block.of is not of or block.guard is None or block.guard() is None:
-        return Block(of)
+def begin(target: Any) -> Block:
+    """Return the block that begins now: the one looked up, if a statement begins it."""
+    block = _looked_up.pop(get_ident(), None)
+    if block is None or block.target is not target or block.guard is None or block.guard() is None:
+        return Block(target)
     return block
 
 
@@ -163,7 +161,7 @@ class Blocks:
             block.token = inside.set((entry, inside.get()))
         if task is not None or asyncio._get_running_loop() is not None:
             block.listed = True
-            block.within = task or asyncio.current_task()
+            block.surrounding_task = task or asyncio.current_task()
             while True:
                 here = self.listed.setdefault(key, [])
                 here.append(entry)
@@ -187,7 +185,7 @@ class Blocks:
             self.listed.setdefault(key, []).extend(here)
 
     def refuse_own_wait(self, key: bytes, task: asyncio.Task[Any] | None = None) -> None:
-        """Refuse a wait without a timeout that prevents the end of a block that holds the lock.
+        """Refuse a wait without a timeout inside a block that holds the lock: neither would end.
 
         :param task: the task that waits; ``None``: a whole thread, with all of its tasks.
         :raises SelfDeadlock: there is such a block.
@@ -203,8 +201,11 @@ class Blocks:
                 continue
             if (lease := block.lease) is None or not lease.held:
                 continue
-            # Other tasks go on while one waits. A block that outlived its task ends elsewhere.
-            if block.within is task if task else block.task is None or not block.task.done():
+            if task:
+                prevents_end = block.surrounding_task is task  # other tasks go on
+            else:  # a block that outlived its task ends in another thread or task
+                prevents_end = block.task is None or not block.task.done()
+            if prevents_end:
                 raise SelfDeadlock(
                     f"could not wait for lock {lease.name!r}: this {'task' if task else 'thread'} "
                     "is inside its with block or job, so it would wait for itself. Release it "
@@ -213,8 +214,8 @@ class Blocks:
                 )
 
 
-def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
-    """Return the block of a lock object that ends now, if the call does not name it.
+def find_block(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
+    """Return the block that a call of ``__exit__`` by name ends, of those on one lock object.
 
     :raises InvalidArgument: there is none, or several can be meant.
     """
@@ -223,8 +224,7 @@ def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
     mine = [block for block in open_blocks if (block.task or block.thread) is owner]
     if mine:
         return mine[-1]
-    # Begun by another thread or task. The lock is exclusive, so at most one of the leases is held,
-    # and that block goes on.
+    # Another thread or task began it. At most one of the leases is held, and its block goes on.
     ended = [block for block in open_blocks if not block.lease.held]
     if ended or len(open_blocks) == 1:
         return (ended or open_blocks)[0]
@@ -234,33 +234,28 @@ def last(entered: list[Block], task: asyncio.Task[Any] | None = None) -> Block:
     )
 
 
-def _end(block: Block, method: Callable[..., None], *error: Any) -> None:
-    if block.lease is None:  # called by name, or a second time: another block is meant
-        method(block.of, *error)
-        return
-    end(block, *error)
-
-
 def end(block: Block, *error: Any) -> None:
     """Release the lease of the block."""
     lease = block.lease
+    if lease is None:  # not begun, or ended before: the call means another block
+        type(block.target).__exit__(block.target, *error)
+        return
     try:
         lease._leave(*error)
     except BaseException as failure:
         if isinstance(failure, LockError) or lease._state.released:
-            block.done()  # a further call cannot release more
+            block.close()  # a further call cannot release more
         raise
-    block.done()
+    block.close()
 
 
-def _end_async(
-    block: Block, method: Callable[..., Coroutine[Any, Any, None]], *error: Any
-) -> Coroutine[Any, Any, None]:
+def _end_async(block: Block, *error: Any) -> Coroutine[Any, Any, None]:
     if block.lease is None:
-        return method(block.of, *error)
+        method: Callable[..., Coroutine[Any, Any, None]] = type(block.target).__aexit__
+        return method(block.target, *error)
     # From here on the coroutine is the guard.
     coroutine = end_async(block, *error)
-    block.guard = weakref.ref(coroutine, block.gone)
+    block.guard = weakref.ref(coroutine, block.on_guard_dropped)
     return coroutine
 
 
@@ -271,9 +266,9 @@ async def end_async(block: Block, *error: Any) -> None:
         await lease._leave(*error)
     except BaseException as failure:
         if isinstance(failure, LockError) or lease._state.released:
-            block.done()
+            block.close()
         raise
-    block.done()
+    block.close()
 
 
 class _BlockEnd:
@@ -281,19 +276,21 @@ class _BlockEnd:
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
-        self._end = _end_async if asyncio.iscoroutinefunction(method) else _end
+        self._end: Callable[..., Any] = end
+        if asyncio.iscoroutinefunction(method):
+            self._end = _end_async
 
-    def __get__(self, of: Any, _: type) -> Callable[..., Any]:
-        if of is None:
+    def __get__(self, target: Any, _: type) -> Callable[..., Any]:
+        if target is None:
             return self._method
-        block = Block(of)
-        statement = partial(self._end, block, self._method)
-        block.guard = weakref.ref(statement, block.gone)
-        _about_to[get_ident()] = block
-        return statement
+        block = Block(target)
+        guard = partial(self._end, block)
+        block.guard = weakref.ref(guard, block.on_guard_dropped)
+        _looked_up[get_ident()] = block
+        return guard
 
 
 def block_end(method: F) -> F:
-    """Decorate the ``__exit__`` or ``__aexit__`` of a lock or a lease, which begins with
+    """Decorate the ``__exit__`` or ``__aexit__`` of a class whose ``__enter__`` calls
     :func:`begin`. The method itself runs only if no statement owns the block."""
     return cast(F, _BlockEnd(method))

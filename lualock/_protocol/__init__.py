@@ -34,7 +34,6 @@ from lualock._protocol.effects import (
     T,
     watched,
 )
-from lualock._protocol.exchange import resend
 from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
 from lualock._protocol.inspect import INSPECT, inspect
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
@@ -45,6 +44,7 @@ from lualock._protocol.request import (
     is_release_unknown,
     release_unknown,
 )
+from lualock._protocol.resend import resend
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.stop_request import (
     RELEASE_REQUESTED,

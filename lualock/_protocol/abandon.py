@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lualock._protocol.effects import CleanupLater, RunScript, Steps
-from lualock._protocol.request import AcquireRequest, lease_id
+from lualock._protocol.request import AcquireRequest
 from lualock.errors import LockError
 from lualock.scripts import SCRIPTS
 
@@ -36,7 +36,7 @@ def schedule_cleanup(request: AcquireRequest, orphan: RunScript) -> CleanupLater
     """
     orphan.moot = True
     ticket = orphan.parts[2] if orphan.script is WAIT else b""
-    kept = b"" if request.state is None else lease_id(request, request.state)
+    kept = b"" if request.state is None else request.state.lease_id
     return CleanupLater(
         RunScript(ABANDON, (request.key, request.queue, request.token, ticket, request.fair, kept)),
         orphan,

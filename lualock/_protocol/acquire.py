@@ -52,7 +52,7 @@ def acquire(
             return request.state
         except NotAcquired as refused:
             refusal = None
-            if attempt.outstanding:
+            if attempt.needs_cleanup:
                 refusal = yield from abandon(attempt)
             raise (refusal or refused) from None
     except (GeneratorExit, KeyConflict):
@@ -62,8 +62,8 @@ def acquire(
         # Also after a refusal: an earlier request may have arrived after the refused one, and have
         # taken a place.
         orphan = attempt.possible_orphan()
-        if attempt.outstanding or orphan is not None:
-            yield from give_back(request, attempt.ticket, orphan, attempt.until)
+        if attempt.needs_cleanup or orphan is not None:
+            yield from give_back(request, attempt.ticket, orphan, attempt.requests_end_at)
         raise
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back, schedule_cleanup
 from lualock._protocol.effects import Connect, RunScript, Steps
-from lualock._protocol.exchange import still_unknown
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.request import AcquireRequest, LeaseState, owned
+from lualock._protocol.resend import still_unknown
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
@@ -96,9 +96,11 @@ def take(
             if step.doubled:
                 orphan = step
             if type(reply) is bytes and reply.isdigit():
-                request.state = LeaseState(int(reply), sent_at + request.ttl_ms / 1000)
+                request.state = LeaseState(
+                    int(reply), reply + request.token, sent_at + request.ttl_ms / 1000
+                )
             elif reply[0] == b"owned":
-                request.state = LeaseState(int(reply[2]), sent_at + reply[1] / 1000)
+                request.state = owned(request, reply, sent_at)
             elif reply[0] == b"late":
                 server.compare(sent_at, server.clock(), int(reply[1]))
                 late += 1

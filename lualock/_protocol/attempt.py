@@ -17,9 +17,9 @@ from lualock._protocol.effects import (
     SendScript,
     Steps,
 )
-from lualock._protocol.exchange import still_unknown
 from lualock._protocol.replies import Held, conflict
-from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.request import AcquireRequest, LeaseState, owned
+from lualock._protocol.resend import still_unknown
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable, NotAcquired, QueueFull
 from lualock.scripts import SCRIPTS
@@ -27,7 +27,7 @@ from lualock.scripts import SCRIPTS
 ACQUIRE = SCRIPTS["acquire"]
 CLAIM = SCRIPTS["claim"]
 CLAIM_MS = 2500
-"""How long a waiter that was given the lock has to claim it; also in Lua."""
+"""How long a waiter that was granted the lock has to claim it; also in Lua."""
 
 CHECK_MAX_S = 60.0
 """The longest time between two checks of a waiter; the queue's key lives three times as long."""
@@ -37,7 +37,8 @@ CHECK_AT_END, CHECK_LEAST_S, CHECK_BEHIND_S = 8, 1.0, 0.5
 every CHECK_LEAST_S. Those behind check at most every CHECK_BEHIND_S times the waiters ahead."""
 
 YOUNG_S = 0.08
-"""When a new waiter checks once more; after 60 ms (in Lua) a message tells it when it is first."""
+"""After how long a new waiter checks once more. In its first 60 ms (in Lua) it gets no message that
+it has become first."""
 
 CHECK_LATE_S = 0.005
 """How long after the end of a lease the next waiter checks, so that it is not too early."""
@@ -57,18 +58,19 @@ class Attempt:
     queued = False
     answered_at = 0.0
     began_at = 0.0  # when the first request for the queue was sent
-    young_until = 0.0  # until then no message tells it that it is first
-    since = 0.0  # when the oldest request without an answer was sent
-    reply: list[Any] | None = None  # the last one that names the holder
+    young_until = 0.0  # until then no message tells this waiter that it has become first
+    oldest_sent_at = 0.0  # when the oldest unanswered request was sent
+    held_reply: list[Any] | None = None  # the last reply that names the holder
+    channel = b""  # of messages
     ticket = b""
-    seen_fence = b""  # the fence of the lock then
-    place: bytes
-    kind: type[RunScript] = SendScript  # of the next request: the first reply is not urgent
-    in_flight: RunScript | None = None  # the last one that can take the lock, if unanswered
+    score: bytes  # of the ticket in the queue; until the first answer, the lowest of its priority
+    seen_fence = b""  # the lock's fence at the last check
+    check_effect: type[RunScript] = SendScript  # for the next check: the first is not urgent
+    in_flight: RunScript | None = None  # the last unanswered request that can take the lock
     orphan: RunScript | None = None  # an earlier one, whose reply was lost
     give_up_at = math.inf
-    until: float | None = None  # None: as long as the connection allows
-    outstanding = True  # whether the server may know the token
+    requests_end_at: float | None = None  # ``None``: as long as the connection allows
+    needs_cleanup = True  # whether the server may know the token
 
     def __init__(self, request: AcquireRequest, server: ServerClock, wait_s: float | None) -> None:
         self.request = request
@@ -78,31 +80,31 @@ class Attempt:
         self.sent_at = clock()
         if wait_s is not None:
             self.give_up_at = self.sent_at + wait_s
-            self.until = self.give_up_at if wait_s else None
+            self.requests_end_at = self.give_up_at if wait_s else None
 
     def connect(self) -> Steps[None]:
         """Make the first connection, to learn the server's time, which every request needs."""
-        self.outstanding = False
+        self.needs_cleanup = False
         try:
-            yield Connect(self.until)
+            yield Connect(self.requests_end_at)
         except LockError as error:
-            yield from self.retry_until_deadline(lambda: Connect(self.until), error)
-        self.sent_at, self.outstanding = self.clock(), True
+            yield from self.retry_until_deadline(lambda: Connect(self.requests_end_at), error)
+        self.sent_at, self.needs_cleanup = self.clock(), True
 
     def acquire(self) -> RunScript:
         """Make the request that takes the lock if it is free."""
         request = self.request
         expires, deadline = self._deadline()
         parts = (request.key, request.token, b"%d" % request.ttl_ms, deadline, request.holder_info)
-        self.in_flight = step = RunScript(ACQUIRE, parts, self.until, expires=expires)
+        self.in_flight = step = RunScript(ACQUIRE, parts, self.requests_end_at, expires=expires)
         return step
 
     def _deadline(self) -> tuple[float, bytes]:
         """Return when a request sent now expires, by the local and by the server's clock."""
         usual, deadline = self.server.usual(self.sent_at)
-        if self.until is None or usual < self.until:
+        if self.requests_end_at is None or usual < self.requests_end_at:
             return usual, deadline
-        expires = max(self.until, self.sent_at + MIN_REQUEST_S)
+        expires = max(self.requests_end_at, self.sent_at + MIN_REQUEST_S)
         return expires, self.server.deadline(expires, self.sent_at)
 
     def read_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
@@ -113,33 +115,28 @@ class Attempt:
         if type(reply) is bytes:
             if self.sent_at > self.server.stale_at:
                 self.server.compare(self.sent_at, self.clock(), int(reply))
-            lease_id = reply + self.request.token
             deadline = self.sent_at + self.request.ttl_ms / 1000
-            return LeaseState(int(reply), deadline, lease_id=lease_id)
+            return LeaseState(int(reply), reply + self.request.token, deadline)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
             # An earlier copy of the request was executed: the lease may have begun earlier.
-            return LeaseState(int(reply[2]), self.sent_at + reply[1] / 1000)
-        self.outstanding = False
+            return owned(self.request, reply, self.sent_at)
+        self.needs_cleanup = False
         if reply[0] != b"held":
             raise conflict(self.request.key)
-        self.reply, self.answered_at = reply, self.clock()
+        self.held_reply, self.answered_at = reply, self.clock()
         if self.wait_s == 0:
             raise self._refusal(NotAcquired, None)
         return None
 
-    def check_queue(self, channel: bytes) -> RunScript:
-        """Make the request that takes the lock if it is its turn, else a place in the queue."""
+    def check_queue(self) -> RunScript:
+        """Make the request that takes the lock if it is this waiter's turn, else a place."""
         request = self.request
         if not self.ticket:
-            self.ticket = b"%b%d %b %b" % (
-                request.token,
-                request.ttl_ms,
-                channel,
-                request.holder_info,
-            )
-            self.place = request.priority_base
-        self.sent_at, self.outstanding = self.clock(), True
+            words = request.token, request.ttl_ms, self.channel, request.holder_info
+            self.ticket = b"%b%d %b %b" % words
+            self.score = request.priority_base
+        self.sent_at, self.needs_cleanup = self.clock(), True
         if not self.began_at:
             self.began_at = self.sent_at
         expires, deadline = self._deadline()
@@ -147,42 +144,44 @@ class Attempt:
             request.key,
             request.queue,
             self.ticket,
-            self.place,
+            self.score,
             request.max_waiters,
             request.fair,
             deadline,
         )
-        kind, self.kind = self.kind, RunScript
+        effect, self.check_effect = self.check_effect, RunScript
         if self.in_flight is None:
-            self.since = self.sent_at
+            self.oldest_sent_at = self.sent_at
         else:
             self.mark_lost()
-        self.in_flight = step = kind(WAIT, parts, self.until, expires=expires)
+        self.in_flight = step = effect(WAIT, parts, self.requests_end_at, expires=expires)
         return step
 
     def read_queue_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
         """Read the reply to :meth:`check_queue`; ``None``: it is not this waiter's turn yet."""
         self.mark_answered()
         if type(reply) is bytes:
-            return LeaseState(int(reply), self.sent_at + self.request.ttl_ms / 1000, True)
+            deadline = self.sent_at + self.request.ttl_ms / 1000
+            return LeaseState(int(reply), reply + self.request.token, deadline, True)
         assert isinstance(reply, list)
         if reply[0] == b"queued":
             now = self.clock()
             if not self.queued:
                 self.queued, self.young_until = True, now + YOUNG_S
-            self.reply, self.answered_at = reply, now
-            self.seen_fence, self.place = reply[4], reply[6]
+            self.held_reply, self.answered_at = reply, now
+            self.seen_fence, self.score = reply[4], reply[6]
             return None
         if reply[0] == b"owned":
-            return LeaseState(int(reply[2]), self.sent_at + reply[1] / 1000, True)
-        self.outstanding = False
+            return owned(self.request, reply, self.sent_at, waited=True)
+        self.needs_cleanup = False
         if reply[0] != b"full":
             raise conflict(self.request.key)
-        self.reply, self.answered_at = reply, self.clock()
+        self.held_reply, self.answered_at = reply, self.clock()
         raise self._refusal(QueueFull, reply[4])
 
-    def mark_given(self) -> None:
-        """Note that a message gave the lock: a single request in flight has arrived, then."""
+    def mark_granted(self) -> None:
+        """Note that a message granted the lock, so a request has arrived: which one, if several
+        are in flight, is unknown."""
         if self.orphan is not None:
             self.mark_lost()
         self.mark_answered()
@@ -201,7 +200,8 @@ class Attempt:
     def mark_lost(self) -> None:
         """Note that the request in flight may arrive at any time until it expires.
 
-        It stands for earlier ones as well, so its connection does not matter any more.
+        It replaces an earlier orphan, and one cleanup serves both. So the connection of this
+        request alone does not matter any more.
         """
         if self.in_flight is not None:
             if self.orphan is not None:
@@ -209,20 +209,20 @@ class Attempt:
             self.orphan, self.in_flight = self.in_flight, None
 
     def resend_after_late(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
-        """Repeat a request that the server rejected as late, with its clock compared anew."""
+        """Compare the clocks and repeat a request that the server rejected as late."""
         for _ in range(LATE_MAX):
             now = self.clock()
             self.mark_answered()
-            self.outstanding = self.queued or self.orphan is not None
+            self.needs_cleanup = self.queued or self.orphan is not None
             if now >= self.give_up_at:
-                if self.reply is not None:
-                    raise self._refusal(NotAcquired, self.reply[5] if self.queued else None)
+                if self.held_reply is not None:
+                    raise self._refusal(NotAcquired, self.held_reply[5] if self.queued else None)
                 raise LockUnavailable(
                     f"could not acquire lock {display_name(self.request.name)!r} in time: the "
                     "request reached the server too late. Try again, or wait longer"
                 )
             self.server.compare(self.sent_at, now, int(reply[1]))
-            self.sent_at, self.outstanding = self.clock(), True
+            self.sent_at, self.needs_cleanup = self.clock(), True
             try:
                 reply = yield make()
             except LockError as error:
@@ -230,19 +230,18 @@ class Attempt:
             if reply[0] != b"late":
                 return reply
         self.mark_answered()
-        self.outstanding = self.queued or self.orphan is not None
+        self.needs_cleanup = self.queued or self.orphan is not None
         raise jumps()
 
-    def claim(self, kind: type[RunScript], message: bytes) -> RunScript:
-        """Make the request that extends a lease which a message gave to its whole ttl."""
-        request = self.request
-        parts = (request.key, message[:16] + request.token, b"%d" % request.ttl_ms)
-        return kind(CLAIM, parts, self.until, lazy=kind is SendScript)
+    def claim(self, effect: type[RunScript], lease_id: bytes) -> RunScript:
+        """Make the request that extends a lease, which a message granted, to its whole ttl."""
+        parts = (self.request.key, lease_id, b"%d" % self.request.ttl_ms)
+        return effect(CLAIM, parts, self.requests_end_at, lazy=effect is SendScript)
 
     def next_check_s(self) -> float:
         """Return how long to wait for a message before the next check of the queue."""
-        assert self.reply is not None
-        left_ms, ahead = self.reply[1], self.reply[5]
+        assert self.held_reply is not None
+        left_ms, ahead = self.held_reply[1], self.held_reply[5]
         next_check_s: float = CHECK_MAX_S
         if left_ms >= 0:
             # When the lease expires it is the first waiter's turn, then the second's. Waiters ahead
@@ -254,11 +253,11 @@ class Attempt:
                 near = ahead < CHECK_AT_END
                 next_check_s = max(next_check_s, CHECK_LEAST_S if near else CHECK_BEHIND_S * ahead)
         if ahead > 0:
-            # A message tells the waiter that becomes first, but it can be lost, or that waiter can
-            # die: every waiter checks, rarely, so that many waiters cost little.
+            # A message tells a waiter that it has become first. The message can be lost, or that
+            # waiter can die. So every waiter checks, but rarely: there may be many.
             next_check_s = min(next_check_s, CLAIM_MS / 1000 * 2 ** min(max(1, ahead - 1), 8))
         if (young_s := self.young_until - self.clock()) > 0:
-            # Also the first waiter: one with a higher priority may have come and gone.
+            # Even if this waiter is first: one with a higher priority may have come and gone.
             next_check_s = min(next_check_s, young_s)
         # Spread the checks of waiters that came together.
         next_check_s = min(next_check_s, CHECK_MAX_S * (1 - ahead % 8 / 32))
@@ -266,8 +265,8 @@ class Attempt:
 
     def mark_first(self, left_ms: int) -> None:
         """Note the message that this waiter is first now, and for how long the lock is held."""
-        assert self.reply is not None
-        self.reply[1], self.reply[5] = left_ms, 0
+        assert self.held_reply is not None
+        self.held_reply[1], self.held_reply[5] = left_ms, 0
         self.sent_at = self.answered_at = self.clock()
 
     def left_s(self) -> float:
@@ -277,12 +276,12 @@ class Attempt:
     def check_time(self) -> None:
         """Give up if the caller's time is over."""
         if self.clock() >= self.give_up_at:
-            assert self.reply is not None
-            raise self._refusal(NotAcquired, self.reply[5])
+            assert self.held_reply is not None
+            raise self._refusal(NotAcquired, self.held_reply[5])
 
     def _refusal(self, kind: type[NotAcquired], ahead: int | None) -> NotAcquired:
-        assert self.reply is not None
-        _, ttl_ms, held_ms, holder_info, *_ = self.reply
+        assert self.held_reply is not None
+        _, ttl_ms, held_ms, holder_info, *_ = self.held_reply
         held = Held(ttl_ms, held_ms, holder_info, self.answered_at, ahead)
         limit = int(self.request.max_waiters) if kind is QueueFull else 0
         return held.refusal(
@@ -295,13 +294,13 @@ class Attempt:
         :raises LockError: a retry cannot succeed, or the time is over.
         """
         pause_s = RETRY_MIN_S
-        # Whether the server may know the token apart from this request.
-        outstanding_before = self.queued or self.orphan is not None
+        # Whether the server may know the token from another request.
+        needed_cleanup = self.queued or self.orphan is not None
         unknown: LockUnavailable | None = None
         while True:
             if not isinstance(error, LockUnavailable):
                 # A definite answer: the request had no effect.
-                self.outstanding = outstanding_before
+                self.needs_cleanup = needed_cleanup
                 raise error
             now = self.clock()
             # A broken connection says nothing about the next one: repeat at once.
@@ -311,7 +310,7 @@ class Attempt:
                 self.mark_lost()
             self.mark_answered()
             if not self._may_retry(now, error, at_once):
-                self.outstanding = outstanding_before or unknown is not None
+                self.needs_cleanup = needed_cleanup or unknown is not None
                 if unknown is None or unknown is error:
                     raise error
                 raise still_unknown(unknown, error) from error
@@ -326,8 +325,8 @@ class Attempt:
 
     def _may_retry(self, now: float, error: LockUnavailable, at_once: bool) -> bool:
         """Return whether to go on trying to reach the server."""
-        if error._lasts:
+        if not error.retryable:
             return False
         if self.wait_s == 0 or self.give_up_at == math.inf:
-            return at_once or (self.reply is not None and now - self.answered_at < PATIENCE_S)
+            return at_once or (self.held_reply is not None and now - self.answered_at < PATIENCE_S)
         return now < self.give_up_at

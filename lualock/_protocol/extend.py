@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lualock._protocol.effects import Clock, Pipeline, RunScript, Steps
-from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState, lease_id
+from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.resend import resend
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
@@ -60,7 +60,7 @@ def shortens(state: LeaseState, deadline: float) -> bool:
 
 
 def _extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, *, shorten: bool) -> RunScript:
-    args = lease_id(request, state), b"%d" % ttl_ms, b"1" if shorten else b"0"
+    args = state.lease_id, b"%d" % ttl_ms, b"1" if shorten else b"0"
     return RunScript(EXTEND, (request.key, request.queue, *args))
 
 

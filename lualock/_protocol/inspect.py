@@ -5,8 +5,8 @@ from __future__ import annotations
 from lualock._core.keys import display_name
 from lualock._core.options import split_holder_info
 from lualock._protocol.effects import RunScript, Steps
-from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import LockInfo, conflict, seconds
+from lualock._protocol.resend import ask_again
 from lualock.scripts import SCRIPTS
 
 INSPECT = SCRIPTS["inspect"]

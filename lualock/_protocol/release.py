@@ -5,9 +5,9 @@ from __future__ import annotations
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back
 from lualock._protocol.effects import RunScript, Steps
-from lualock._protocol.exchange import resend
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState, lease_id, release_unknown
+from lualock._protocol.request import AcquireRequest, LeaseState, release_unknown
+from lualock._protocol.resend import resend
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
 
@@ -23,17 +23,17 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
     """
     repeated = False
     try:
-        lease = lease_id(request, state)
-        step = (
-            hand_over(request, lease) if state.waited else RunScript(RELEASE, (request.key, lease))
-        )
+        if state.waited:
+            step = hand_over(request, state)
+        else:
+            step = RunScript(RELEASE, (request.key, state.lease_id))
         try:
             reply = yield step
         except LockUnavailable as error:
             repeated = True
             reply = yield from resend(step, error)
         if reply == b"waited":  # waiters have come since the lease began
-            step = hand_over(request, lease)
+            step = hand_over(request, state)
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -72,9 +72,9 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
     raise lost(request.name, request.key, reply, "released")
 
 
-def hand_over(request: AcquireRequest, lease: bytes) -> RunScript:
+def hand_over(request: AcquireRequest, state: LeaseState) -> RunScript:
     """Make the request that releases a lock with waiters."""
-    return RunScript(HAND_OVER, (request.key, request.queue, lease, request.fair))
+    return RunScript(HAND_OVER, (request.key, request.queue, state.lease_id, request.fair))
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:

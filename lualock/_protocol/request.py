@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from lualock._core import fork
 from lualock._protocol.effects import PendingReply
@@ -37,11 +38,15 @@ class AcquireRequest:
 class LeaseState:
     """The state of a lease. ``deadline`` is on the driver's clock, in seconds.
 
+    ``lease_id``: the lease as the server's record has it, its fence and its token. The fence is
+    included because a lost request may take the lock again under the same token after the lease has
+    ended and another holder has had the lock. Of a job's reservation only the token is known.
     ``waited``: the lock may have waiters. ``claim`` is the pending reply that makes the lease last
     until ``claimed_deadline``.
     """
 
     fence: int
+    lease_id: bytes
     deadline: float
     waited: bool = False
     claim: PendingReply | None = None
@@ -52,8 +57,6 @@ class LeaseState:
     released: bool = False
     lost: bool = False
     """The server reported that the lease has ended."""
-    lease_id: bytes = b""
-    """The lease as the server's record has it; empty: not made yet."""
 
 
 def release_unknown(state: LeaseState) -> None:
@@ -66,13 +69,9 @@ def is_release_unknown(state: LeaseState) -> bool:
     return state.deadline == -math.inf
 
 
-def lease_id(request: AcquireRequest, state: LeaseState) -> bytes:
-    """Return the lease as the server's record has it.
-
-    It includes the fence, because a lost request may take the lock again under the same token after
-    the lease has ended and another holder has had the lock. For a job's reservation only the token
-    is known.
-    """
-    if state.lease_id:
-        return state.lease_id
-    return b"%016d%b" % (state.fence, request.token) if state.fence else request.token
+def owned(
+    request: AcquireRequest, reply: list[Any], sent_at: float, *, waited: bool = False
+) -> LeaseState:
+    """Return the state of a lease that the token has already, from a reply ``owned``."""
+    _, left_ms, fence = reply
+    return LeaseState(int(fence), fence + request.token, sent_at + left_ms / 1000, waited)

@@ -84,7 +84,7 @@ class ServerClock:
         drift_us = (now - self._compared) * DRIFT * 1e6
         return b"%016d" % (until * 1e6 + self._least_us - drift_us)
 
-    def passed(self, server_us: int, now: float) -> float | None:
+    def at_earliest(self, server_us: int, now: float) -> float | None:
         """Return a local time that is certainly not after ``server_us``.
 
         ``None``: the result is in the future, so one of the clocks has stepped.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lualock._protocol.effects import Connect, RunScript, Steps
-from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import conflict
 from lualock._protocol.request import AcquireRequest
+from lualock._protocol.resend import ask_again
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockUnavailable
 from lualock.scripts import SCRIPTS
@@ -20,7 +20,7 @@ def stop_requests_key(lock: bytes) -> bytes:
     return lock + b":stop_requests"
 
 
-def request_release(request: AcquireRequest, lasts_ms: int, server: ServerClock) -> Steps[bool]:
+def request_release(request: AcquireRequest, ttl_ms: int, server: ServerClock) -> Steps[bool]:
     """Ask the holder to stop, for as long as ``request`` waits; return whether the lock is held.
 
     :raises LockUnavailable: the server did not answer.
@@ -35,7 +35,7 @@ def request_release(request: AcquireRequest, lasts_ms: int, server: ServerClock)
             request.key,
             stop_requests_key(request.key),
             request.token,
-            b"%d" % lasts_ms,
+            b"%d" % ttl_ms,
             deadline,
         )
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from lualock._protocol.abandon import abandon_request
@@ -24,25 +23,27 @@ REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
 for locks that had waiters the last time: with 64 processes, most wake-ups only read that answer."""
 
 TRUSTED_S = 1.0
-"""The greatest age of the last answer for a claim without waiting for its reply: the connection may
-have died silently since."""
+"""A claim waits for its reply if the last answer is older: the connection may be dead then."""
 
 
 def wait(attempt: Attempt) -> Steps[LeaseState]:
-    """Take a place in the queue, and wait for the turn."""
+    """Take a place in the queue, and wait for the turn.
+
+    A message is a fence (claim the lock), ``b"="`` and a time (this waiter has become first), or
+    empty (check the queue).
+    """
     token = attempt.request.token
-    subscribe, await_message = Subscribe(token, attempt.until), AwaitMessage(0.0, token)
+    subscribe, await_message = Subscribe(token, attempt.requests_end_at), AwaitMessage(0.0, token)
     reply_s = CROWDED_REPLY_S if attempt.request.crowded else REPLY_S
     while True:
         try:
-            channel = yield subscribe
+            attempt.channel = yield subscribe
         except LockError as error:
             attempt.mark_lost()  # a request whose reply was not awaited
-            channel = yield from attempt.retry_until_deadline(lambda: subscribe, error)
+            attempt.channel = yield from attempt.retry_until_deadline(lambda: subscribe, error)
         message, subscribe.anew = None, False
-        check_queue = partial(attempt.check_queue, channel)
         try:
-            step = check_queue()
+            step = attempt.check_queue()
             reply = yield step
             if type(step) is SendScript:
                 # If the lock changes hands fast, it is this waiter's turn soon. Not waking up for
@@ -50,16 +51,16 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
                 await_message.seconds = min(reply_s, attempt.left_s())
                 message = yield await_message
                 if message is not None and message[:1] == b"=":
-                    message = b""  # the answer says it more exactly
+                    message = b""  # the answer to this request is newer
                 if not message:
                     reply = _answer_to(reply)
         except LockError as error:
-            reply = yield from attempt.retry_until_deadline(check_queue, error)
+            reply = yield from attempt.retry_until_deadline(attempt.check_queue, error)
         if not message:
             if reply is None:
                 continue  # repeat it, and wait for the reply
             if reply[0] == b"late":
-                reply = yield from attempt.resend_after_late(check_queue, reply)
+                reply = yield from attempt.resend_after_late(attempt.check_queue, reply)
             state = attempt.read_queue_answer(reply)
             if state is not None:
                 return state
@@ -73,14 +74,14 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
                 message = yield await_message
         if message is None:
             attempt.check_time()
-        # A fence that is not greater than the lock's at the last check is an old message: that turn
+        # A message whose fence is not greater than the lock's at the last check is old: that turn
         # passed unclaimed.
         elif message[:16] > attempt.seen_fence:
             state = yield from claim(attempt, message)
             if state is not None:
                 return state
-            # The message may come from a server that is no longer the primary, and repeats those of
-            # the new one, where this client is not subscribed.
+            # Perhaps it came by the wrong server: a former primary passes on the messages of the
+            # new one, where this client is not subscribed.
             subscribe.anew = True
 
 
@@ -96,28 +97,29 @@ def _answer_to(check_queue: PendingReply) -> Any:
 
 
 def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
-    """Claim the lock that a message gave to this waiter; ``None``: the message came too late."""
-    attempt.mark_given()
+    """Claim the lock that a message granted; ``None``: the message came too late."""
+    attempt.mark_granted()
     fence, ttl_s = int(message[:16]), attempt.request.ttl_ms / 1000
-    if message[16:] == b"+":
-        return LeaseState(fence, attempt.since + ttl_s, True)  # this waiter took the lock itself
-    # The lock was given for CLAIM_MS or the ttl, and the message says when.
-    now, given_us, server = attempt.clock(), int(message[16:]), attempt.server
+    lease_id = message[:16] + attempt.request.token
+    if message[16:] == b"+":  # this waiter took the lock itself
+        return LeaseState(fence, lease_id, attempt.oldest_sent_at + ttl_s, True)
+    # The lock was granted for CLAIM_MS or the ttl, and the message says when.
+    now, granted_us, server = attempt.clock(), int(message[16:]), attempt.server
     if now > server.stale_at:
-        server.refine(attempt.began_at, now, given_us)
-    given = server.passed(given_us, now)
-    certain = given + min(ttl_s, CLAIM_MS / 1000) if given is not None else now
-    # If no request has been answered yet, the message itself shows that one arrived.
+        server.refine(attempt.began_at, now, granted_us)
+    granted_at = server.at_earliest(granted_us, now)
+    certain_until = granted_at + min(ttl_s, CLAIM_MS / 1000) if granted_at is not None else now
+    # Before the first answer, the message itself shows that a request has arrived.
     alive = now - (attempt.answered_at if attempt.queued else attempt.sent_at) < TRUSTED_S
-    if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:
+    if alive and certain_until - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is enough time to begin at once, and to read the reply to the claim later.
         try:
-            pending = yield attempt.claim(SendScript, message)
+            pending = yield attempt.claim(SendScript, lease_id)
         except LockUnavailable:
             pass
         else:
-            return LeaseState(fence, certain, True, pending, now + ttl_s)
-    step = attempt.claim(RunScript, message)
+            return LeaseState(fence, lease_id, certain_until, True, pending, now + ttl_s)
+    step = attempt.claim(RunScript, lease_id)
     attempt.sent_at = attempt.clock()
     try:
         reply = yield step
@@ -125,7 +127,7 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
         reply = yield from attempt.retry_until_deadline(lambda: step, error)
     if reply != b"claimed":
         return None
-    return LeaseState(fence, attempt.sent_at + ttl_s, True)
+    return LeaseState(fence, lease_id, attempt.sent_at + ttl_s, True)
 
 
 def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
@@ -134,10 +136,10 @@ def abandon(attempt: Attempt) -> Steps[NotAcquired | None]:
     if attempt.in_flight is not None:
         attempt.in_flight.moot = True
     try:
-        reply = yield abandon_request(request, attempt.ticket, attempt.until)
+        reply = yield abandon_request(request, attempt.ticket, attempt.requests_end_at)
     except LockError:
         reply = None  # the driver retries in the background
-    attempt.outstanding = False
+    attempt.needs_cleanup = False
     if not isinstance(reply, list) or reply[0] != b"left" or len(reply) == 1:
         return None
     now = attempt.clock()

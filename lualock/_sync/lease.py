@@ -8,11 +8,12 @@ from types import TracebackType
 from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.lease import LeaseBase
+from lualock._core.options import Seconds
 from lualock._core.with_statement import begin, block_end, end
 from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import ThreadRenewer
 
-_making = fork.Mutex()  # held to make the event, which several threads may wait for
+_making = fork.Mutex()  # held to make the event that several threads may wait for
 
 
 class Lease(LeaseBase):
@@ -41,10 +42,10 @@ class Lease(LeaseBase):
             try:
                 self._driver.run(steps)
             finally:
-                if self._ended is not None:  # made meanwhile by a thread that waits for the loss
-                    self._ended.set()
+                if self._wakeup is not None:
+                    self._wakeup.set()
 
-    def extend(self, ttl: float) -> None:
+    def extend(self, ttl: Seconds) -> None:
         """Let the lease last ``ttl`` seconds from now on, however much was left.
 
         If this shortens the lease and the reply is lost (:class:`LockUnavailable`), the lease
@@ -58,14 +59,14 @@ class Lease(LeaseBase):
     def release_requested(self) -> bool:
         """Return whether a release of this lease was requested (:meth:`Lock.request_release`).
 
-        Takes one round trip, or two in a job that has a ``read_old``. A holder that keeps a lock
-        for long can check between its steps, and stop.
+        Takes one round trip, or two in a job that has a ``previous_key``. A holder that keeps a
+        lock for long can check between its steps, and stop.
 
         :raises LockUnavailable: the server did not answer.
         """
         return self._driver.run(self._release_requested())
 
-    def wait_lost(self, timeout: float | None = None) -> bool:
+    def wait_lost(self, timeout: Seconds | None = None) -> bool:
         """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: no limit).
 
         Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the
@@ -76,10 +77,10 @@ class Lease(LeaseBase):
             if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
             with _making.lock:
-                if self._ended is None:
-                    self._ended = threading.Event()
-                ended = self._ended
-            ended.wait(min(check_in_s, threading.TIMEOUT_MAX))
+                if self._wakeup is None:
+                    self._wakeup = threading.Event()
+                wakeup = self._wakeup
+            wakeup.wait(min(check_in_s, threading.TIMEOUT_MAX))
         return True
 
     def __enter__(self) -> Lease:
@@ -104,7 +105,7 @@ class Lease(LeaseBase):
     def _leave(self, _: object, error: BaseException | None, __: object) -> None:
         if not fork.same[0]:
             fork.start_anew()
-        if self._passed or self._pid != fork.pid:
+        if self._passed_on or self._pid != fork.pid:
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
@@ -113,5 +114,5 @@ class Lease(LeaseBase):
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))
             finally:
-                if self._ended is not None:
-                    self._ended.set()
+                if self._wakeup is not None:
+                    self._wakeup.set()

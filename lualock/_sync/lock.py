@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from types import TracebackType
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
-from lualock._core.with_statement import Block, begin, block_end, end, inside, last
+from lualock._core.options import Seconds
+from lualock._core.with_statement import Block, begin, block_end, end, find_block, inside
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock._sync.lease import Lease
 from lualock.errors import InvalidArgument, NotAcquired
@@ -32,13 +35,13 @@ class Lock(LockBase):
         self,
         locks: Locks,
         name: str | bytes,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         renew: bool | None = None,
         metadata: str = "",
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
         if inspect.iscoroutinefunction(on_lost):
@@ -50,7 +53,7 @@ class Lock(LockBase):
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
-    def acquire(self, timeout: float | None = None) -> Lease:
+    def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
         Waiters are served in turn, and a release wakes the next one; no waiter polls.
@@ -93,17 +96,17 @@ class Lock(LockBase):
         except NotAcquired:
             return None
 
-    def request_release(self, lasts: float = 60.0) -> bool:
+    def request_release(self, expires_in: Seconds = 60.0) -> bool:
         """Ask the holder to release the lock; the holder may do so or not.
 
         Returns whether the lock is held. The holder sees the request by
-        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        :meth:`Lease.release_requested`, for ``expires_in`` seconds. The request is for the current
         holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
         server = self._locks._driver.server_clock
-        return self._locks._driver.run(self._request_release(lasts, server))
+        return self._locks._driver.run(self._request_release(expires_in, server))
 
     def locked(self) -> bool:
         """Return whether the lock is held now."""
@@ -112,6 +115,25 @@ class Lock(LockBase):
     def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
+
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
+        """Decorate a plain function, so that each call of it is inside ``with lock:``.
+
+        A call waits without a limit, and raises what the block raises.
+
+        :raises InvalidArgument: it is not a plain function. A call raises this if the function
+            returns an awaitable or a generator, which would run without the lock.
+        """
+        name = check_function(function, asynchronous=False)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                result = function(*args, **kwargs)
+                check_result(result, name)
+                return result
+
+        return call
 
     def __enter__(self) -> Lease:
         block = begin(self)
@@ -127,4 +149,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(last(self._entered), kind, error, trace)
+        end(find_block(self._entered), kind, error, trace)

@@ -9,6 +9,7 @@ from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._sync.lease import Lease
 from lualock._sync.lock import Lock
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 class Locks(LocksBase, asynchronous=False):
     """The locks of one server.
 
+    Every time that a method takes is a number of seconds or a ``timedelta``.
+
     :param client: a ``redis.Redis``. Only its connection settings are used.
     :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
     :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
@@ -38,7 +41,7 @@ class Locks(LocksBase, asynchronous=False):
         client: redis.Redis,
         *,
         prefix: str = DEFAULT_PREFIX,
-        ttl: float = options.DEFAULT_TTL_S,
+        ttl: Seconds = options.DEFAULT_TTL_S,
         holder: str | None = None,
     ) -> None:
         endpoint = Endpoint.of_client(client, asynchronous=False)
@@ -55,14 +58,14 @@ class Locks(LocksBase, asynchronous=False):
     def lock(
         self,
         name: str | bytes,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         *,
         renew: bool | None = None,
         metadata: str = "",
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> Lock:
         """Return the lock with that name. Nothing is sent until it is acquired.
@@ -92,7 +95,7 @@ class Locks(LocksBase, asynchronous=False):
     def job(self) -> JobMaker:
         """Decorate a function so that only one run of it goes on at a time.
 
-        Use it as ``@locks.job`` or ``@locks.job(timeout=..., key=..., on_failed=...,
+        Use it as ``@locks.job`` or ``@locks.job(ttl=..., key=..., on_skipped=...,
         on_expired=...)``, on plain functions and coroutine functions alike; see
         :class:`lualock.jobs.JobMaker`.
         """
@@ -106,7 +109,7 @@ class Locks(LocksBase, asynchronous=False):
         *,
         renew: bool | None = None,
         metadata: str = "",
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> Lease:
         """Take over a lease that another process passed on with :meth:`Lease.handle`.
@@ -156,16 +159,17 @@ def connect(
     server: str | redis.Redis | None = None,
     *,
     prefix: str = DEFAULT_PREFIX,
-    ttl: float = options.DEFAULT_TTL_S,
+    ttl: Seconds = options.DEFAULT_TTL_S,
     holder: str | None = None,
 ) -> Locks:
     """Return the locks of a server. Nothing is sent yet.
 
     :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis`` (Sentinel's
-        too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared by all
-        processes of this user (``pip install 'lualock[embedded]'``).
+        too), or ``"embedded://"``: a server shared by all processes of this user on this machine
+        (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``, else
+        ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that server.
     :raises InvalidArgument: an argument is not valid.
-    :raises EmbeddedUnavailable: nothing is configured, and no embedded server can run.
+    :raises EmbeddedUnavailable: the embedded server is forbidden, or cannot run.
 
     The other parameters are those of :class:`Locks`.
     """

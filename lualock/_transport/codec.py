@@ -1,4 +1,4 @@
-"""Turn calls into bytes, and bytes into replies."""
+"""Turn calls into bytes, and bytes into replies; check that a reply answers its request."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 _SMALL = 256
 _HEADERS = [b"\r\n$%d\r\n" % size for size in range(_SMALL)]
 _PROOFS = struct.Struct("8s" * 32)
+_PROOF_HEADER = _HEADERS[8]
 
 
 def _make_proofs() -> list[bytes]:
@@ -58,7 +59,7 @@ def pack(call: RunScript, *, source: bool = False) -> tuple[bytes, bytes]:
         proof = _proofs.spare.pop()
     except IndexError:
         proof = _proofs.more()
-    pieces += _HEADERS[len(proof)], proof, b"\r\n"
+    pieces += _PROOF_HEADER, proof, b"\r\n"
     return b"".join(pieces), proof
 
 

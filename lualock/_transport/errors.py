@@ -178,9 +178,12 @@ def _reply_error(text: str, key: bytes) -> LockError:
             "could not use the server: it does not know a command that lualock needs "
             f"({text}). lualock needs Redis 6.2, Valkey 7.2 or later"
         )
-    for word, (cause, advice) in _REFUSALS.items():
+    for word, refusal in _REFUSALS.items():
         if word in words:
-            return LockUnavailable(f"could not run the script: {cause} ({text}). {advice}")
+            cause, advice = refusal
+            error = LockUnavailable(f"could not run the script: {cause} ({text}). {advice}")
+            error.retryable = refusal is not _CLUSTER
+            return error
     return LockUnavailable(f"could not run the script: the server refused it ({text})")
 
 

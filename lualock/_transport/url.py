@@ -12,6 +12,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from lualock.errors import InvalidArgument
 
 SCHEMES = "redis", "rediss", "unix"
+EMBEDDED = "embedded://"
+"""The whole URL of the embedded server."""
 
 _USED = {
     *("db", "username", "password", "client_name", "protocol", "encoding", "encoding_errors"),
@@ -52,8 +54,9 @@ def not_a_url(problem: str | None = None) -> InvalidArgument:
     """Return the error for an invalid URL, with the problem if it is known and may be quoted."""
     detail = f": {problem}" if problem else ""
     return InvalidArgument(
-        f"not a server's URL{detail}. It begins with redis://, rediss:// or unix://; a special "
-        "character in a user name or password (/ # ? @ : [ ] %) is written as %2F and so on"
+        f"not a server's URL{detail}. It begins with redis://, rediss:// or unix://, or is "
+        f"{EMBEDDED}; a special character in a user name or password (/ # ? @ : [ ] %) is written "
+        "as %2F and so on"
     )
 
 
@@ -70,6 +73,8 @@ def _may_quote(parts: SplitResult) -> bool:
 
 
 def _problem(parts: SplitResult) -> str | None:
+    if parts.scheme == "embedded":
+        return _embedded_problem(parts)
     if parts.scheme not in SCHEMES:
         return f"it begins with {parts.scheme}:" if parts.netloc else "it has no scheme"
     if parts.fragment:
@@ -90,6 +95,13 @@ def _problem(parts: SplitResult) -> str | None:
         elif name == "db" and value.startswith("-"):
             return "the number of a database cannot be below 0"
     return None
+
+
+def _embedded_problem(parts: SplitResult) -> str:
+    for name, value in zip(("scheme", "host", "path", "query", "fragment"), parts, strict=True):
+        if value and name != "scheme":
+            return f"{EMBEDDED} has no {name}"
+    return f"the embedded server's is exactly {EMBEDDED}"
 
 
 def _server_problem(parts: SplitResult) -> str | None:

@@ -11,6 +11,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.clock import MAX_TIMER_S
 from lualock._core.lease import LeaseBase
+from lualock._core.options import Seconds
 from lualock._core.with_statement import begin, block_end, end_async
 from lualock._transport.asyncio.driver import AsyncDriver
 from lualock._transport.asyncio.renewer import LoopRenewer
@@ -41,9 +42,9 @@ class Lease(LeaseBase):
             try:
                 await self._driver.run(steps)
             finally:
-                self._tell_released()
+                self._wake_wait_lost()
 
-    async def extend(self, ttl: float) -> None:
+    async def extend(self, ttl: Seconds) -> None:
         """Let the lease last ``ttl`` seconds from now on, however much was left.
 
         If this shortens the lease and the reply is lost (:class:`LockUnavailable`), the lease
@@ -57,14 +58,14 @@ class Lease(LeaseBase):
     async def release_requested(self) -> bool:
         """Return whether a release of this lease was requested (:meth:`Lock.request_release`).
 
-        Takes one round trip, or two in a job that has a ``read_old``. A holder that keeps a lock
-        for long can check between its steps, and stop.
+        Takes one round trip, or two in a job that has a ``previous_key``. A holder that keeps a
+        lock for long can check between its steps, and stop.
 
         :raises LockUnavailable: the server did not answer.
         """
         return await self._driver.run(self._release_requested())
 
-    async def wait_lost(self, timeout: float | None = None) -> bool:
+    async def wait_lost(self, timeout: Seconds | None = None) -> bool:
         """Wait until the lease is lost, for up to ``timeout`` seconds (``None``: no limit).
 
         Returns ``True`` if the lease is lost; ``False`` if it was released or passed on, or if the
@@ -74,19 +75,19 @@ class Lease(LeaseBase):
         while not self.lost:
             if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
-            if self._ended is None:
-                self._ended = _Event()
+            if self._wakeup is None:
+                self._wakeup = _Event()
             # wait_for loses a cancellation that comes together with the event.
-            waiting = asyncio.ensure_future(self._ended.wait())
+            waiting = asyncio.ensure_future(self._wakeup.wait())
             try:
                 await asyncio.wait({waiting}, timeout=min(check_in_s, MAX_TIMER_S))
             finally:
                 waiting.cancel()
         return True
 
-    def _listen_anew(self) -> None:
-        if self._renewer is None or not self._renewer.call(super()._listen_anew):
-            super()._listen_anew()
+    def _resubscribe(self) -> None:
+        if self._renewer is None or not self._renewer.call(super()._resubscribe):
+            super()._resubscribe()
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
@@ -114,7 +115,7 @@ class Lease(LeaseBase):
             await end_async(block, kind, error, trace)
 
     async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._passed or self._pid != fork.current():
+        if self._passed_on or self._pid != fork.current():
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
@@ -127,7 +128,7 @@ class Lease(LeaseBase):
             try:
                 await self._driver.run(steps if cause is None else protocol.leave(steps, cause))
             finally:
-                self._tell_released()
+                self._wake_wait_lost()
         if loss is not None:
             raise loss from error
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
-from lualock._core.with_statement import Block, begin, block_end, end_async, last
+from lualock._core.options import Seconds
+from lualock._core.with_statement import Block, begin, block_end, end_async, find_block
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock.aio.lease import Lease, _current_task
 from lualock.errors import NotAcquired
@@ -32,22 +35,22 @@ class Lock(LockBase):
         self,
         locks: Locks,
         name: str | bytes,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         renew: bool | None = None,
         metadata: str = "",
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> None:
         queueing = fair, priority, max_waiters
-        lease_options = max_hold, on_lost, cancel_on_loss
+        lease_options = max_hold, on_lost, cancel_on_lost
         super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
         self._locks = locks
 
-    async def acquire(self, timeout: float | None = None) -> Lease:
+    async def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
         Waiters are served in turn, and a release wakes the next one; no waiter polls.
@@ -94,17 +97,17 @@ class Lock(LockBase):
         except NotAcquired:
             return None
 
-    async def request_release(self, lasts: float = 60.0) -> bool:
+    async def request_release(self, expires_in: Seconds = 60.0) -> bool:
         """Ask the holder to release the lock; the holder may do so or not.
 
         Returns whether the lock is held. The holder sees the request by
-        :meth:`Lease.release_requested`, for ``lasts`` seconds. The request is for the current
+        :meth:`Lease.release_requested`, for ``expires_in`` seconds. The request is for the current
         holder only, not for later ones. Does not wait for the release.
 
         :raises LockUnavailable: the server did not answer.
         """
         server = self._locks._driver.server_clock
-        return await self._locks._driver.run(self._request_release(lasts, server))
+        return await self._locks._driver.run(self._request_release(expires_in, server))
 
     async def locked(self) -> bool:
         """Return whether the lock is held now."""
@@ -113,6 +116,27 @@ class Lock(LockBase):
     async def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
         return await self._locks._driver.run(protocol.inspect(self._name, self._key, self._queue))
+
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Decorate a coroutine function, so that each call of it is inside ``async with lock:``.
+
+        A call waits without a limit, and raises what the block raises.
+
+        :raises InvalidArgument: it is not a coroutine function. A call raises this if the function
+            returns an awaitable or a generator, which would run without the lock.
+        """
+        name = check_function(function, asynchronous=True)
+
+        @functools.wraps(function)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            async with self:
+                result = await function(*args, **kwargs)
+                check_result(result, name)
+                return result
+
+        return call
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
@@ -130,4 +154,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(last(self._entered, _current_task()), kind, error, trace)
+        await end_async(find_block(self._entered, _current_task()), kind, error, trace)

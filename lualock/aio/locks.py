@@ -11,6 +11,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._transport.asyncio.driver import AsyncDriver
 from lualock._transport.asyncio.renewer import LoopRenewer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 class Locks(LocksBase, asynchronous=True):
     """The locks of one server, for coroutines.
 
+    Every time that a method takes is a number of seconds or a ``timedelta``.
+
     :param client: a ``redis.asyncio.Redis``. Only its connection settings are used.
     :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
     :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
@@ -40,7 +43,7 @@ class Locks(LocksBase, asynchronous=True):
         client: redis.asyncio.Redis,
         *,
         prefix: str = DEFAULT_PREFIX,
-        ttl: float = options.DEFAULT_TTL_S,
+        ttl: Seconds = options.DEFAULT_TTL_S,
         holder: str | None = None,
     ) -> None:
         endpoint = Endpoint.of_client(client, asynchronous=True)
@@ -71,16 +74,16 @@ class Locks(LocksBase, asynchronous=True):
     def lock(
         self,
         name: str | bytes,
-        ttl: float | None = None,
+        ttl: Seconds | None = None,
         *,
         renew: bool | None = None,
         metadata: str = "",
         fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> Lock:
         """Return the lock with that name. Nothing is sent until it is acquired.
 
@@ -103,20 +106,20 @@ class Locks(LocksBase, asynchronous=True):
             by the local clock, or the server reported that it has ended. Not called if
             :meth:`Lease.release` reports the loss, nor for a lease that the program dropped.
             It is called in the event loop, and may be a coroutine function.
-        :param cancel_on_loss: cancel the body of ``async with`` when the lease is lost; the block
+        :param cancel_on_lost: cancel the body of ``async with`` when the lease is lost; the block
             then raises :class:`LeaseLost`.
         :raises InvalidArgument: an argument is not valid.
         """
         return Lock(
             *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
-            *(cancel_on_loss,),
+            *(cancel_on_lost,),
         )
 
     @property
     def job(self) -> JobMaker:
         """Decorate a function so that only one run of it goes on at a time.
 
-        Use it as ``@locks.job`` or ``@locks.job(timeout=..., key=..., on_failed=...,
+        Use it as ``@locks.job`` or ``@locks.job(ttl=..., key=..., on_skipped=...,
         on_expired=...)``, on plain functions and coroutine functions alike; see
         :class:`lualock.jobs.JobMaker`.
         """
@@ -130,9 +133,9 @@ class Locks(LocksBase, asynchronous=True):
         *,
         renew: bool | None = None,
         metadata: str = "",
-        max_hold: float | None = None,
+        max_hold: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_loss: bool = False,
+        cancel_on_lost: bool = False,
     ) -> Lease:
         """Take over a lease that another process passed on with :meth:`Lease.handle`.
 
@@ -155,7 +158,7 @@ class Locks(LocksBase, asynchronous=True):
             fair=found.fair,
             max_hold=max_hold,
             on_lost=on_lost,
-            cancel_on_loss=cancel_on_loss,
+            cancel_on_lost=cancel_on_lost,
         )
         request = lock._request()
         steps = protocol.adopt(request, found.token, self._driver.server_clock)
@@ -197,16 +200,18 @@ def connect(
     server: str | redis.asyncio.Redis | None = None,
     *,
     prefix: str = DEFAULT_PREFIX,
-    ttl: float = options.DEFAULT_TTL_S,
+    ttl: Seconds = options.DEFAULT_TTL_S,
     holder: str | None = None,
 ) -> Locks:
     """Return the locks of a server. Nothing is sent yet.
 
     :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.asyncio.Redis``
-        (Sentinel's too), or ``None``: the URL in ``$LUALOCK_URL``, else an embedded server shared
-        by all processes of this user (``pip install 'lualock[embedded]'``).
+        (Sentinel's too), or ``"embedded://"``: a server shared by all processes of this user on
+        this machine (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``,
+        else ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that
+        server.
     :raises InvalidArgument: an argument is not valid.
-    :raises EmbeddedUnavailable: nothing is configured, and no embedded server can run.
+    :raises EmbeddedUnavailable: the embedded server is forbidden, or cannot run.
 
     The other parameters are those of :class:`Locks`. Use it as ``async with connect() as locks``.
     """

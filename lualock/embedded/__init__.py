@@ -6,6 +6,7 @@ dead.
 
 LUALOCK_EMBEDDED_DIR chooses the folder, an absolute, short path. The server creates and removes it,
 and processes with the same folder share a server. LUALOCK_SERVER chooses the server program.
+LUALOCK_EMBEDDED=0 forbids ``lualock.connect()`` to use this server.
 """
 
 from __future__ import annotations

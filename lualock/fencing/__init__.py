@@ -19,6 +19,7 @@ from typing import Any
 
 from lualock._core import options
 from lualock._core.keys import display_name
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, KeyConflict, StaleFence
 from lualock.scripts import load
 
@@ -47,7 +48,7 @@ def fence_key(key: bytes) -> bytes:
 
 
 def fenced_set(
-    client: Any, key: str | bytes, value: str | bytes, *, fence: int, ttl: float | None = None
+    client: Any, key: str | bytes, value: str | bytes, *, fence: int, ttl: Seconds | None = None
 ) -> None:
     """Set a key, as ``SET`` does, unless a holder with a greater fence has set it before.
 
@@ -86,7 +87,7 @@ def check_client(client: object, *, asynchronous: bool) -> None:
 
 
 def request(
-    key: object, value: object, fence: object, ttl: float | None
+    key: object, value: object, fence: object, ttl: Seconds | None
 ) -> tuple[list[bytes], list[str | bytes | int]]:
     """Make the script's keys and arguments.
 

@@ -7,14 +7,12 @@
 * ``enqueue`` is the order of events of enqueueing, ``reservation`` what a queued job holds.
 * ``actions`` carries both orders of events out, for functions and for coroutines.
 * ``verbs`` and ``scripts/`` are the protocol of jobs, beyond that of locks.
-* ``adapter`` is what an integration calls; ``delivery`` has what it passes in and gets back.
+* ``job_adapter`` is what an integration calls; ``delivery`` has what it passes in and gets back.
 
-``rq``, ``celery``, ``dramatiq``, ``huey``, ``arq``, ``taskiq`` and ``saq`` are the integrations.
-Nothing here imports them.
+The integrations of the job systems are in :mod:`lualock.integrations`.
 """
 
 from lualock.jobs.acquire import Attempt, Contention
-from lualock.jobs.adapter import JobAdapter, bound
 from lualock.jobs.as_function import as_function
 from lualock.jobs.decorator import JobMaker
 from lualock.jobs.delivery import (
@@ -27,6 +25,7 @@ from lualock.jobs.delivery import (
     Superseded,
 )
 from lualock.jobs.identity import token_of
+from lualock.jobs.job_adapter import JobAdapter, adapter
 from lualock.jobs.locked_job import LockedJob
 from lualock.jobs.policies import Coalesce, Replace, Retry, Skip, Wait
 from lualock.jobs.run import current_lease
@@ -49,8 +48,8 @@ __all__ = [
     "Skip",
     "Superseded",
     "Wait",
+    "adapter",
     "as_function",
-    "bound",
     "current_lease",
     "token_of",
 ]

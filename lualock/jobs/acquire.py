@@ -1,4 +1,4 @@
-"""How a run acquires one of its locks: the first try, and what a policy may do after that."""
+"""Acquire one lock of a run: the first try, and what a policy may do after that."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
@@ -101,13 +102,13 @@ class Attempt:
         delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
         if isinstance(error, RetryLater) and self.delivery is not None and self.delivery.ended():
             delay_s = None  # the job system ignores this retry
-        if delay_s is None and not isinstance(error, NotAcquired):  # then another holder has it
+        if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
             yield from self._abandon_lock()
         if not self._may_have_reservation():
             return
         if delay_s is not None and self.delivery is not None:
             self.stop_renewal()
-            ttl_s = delay_s + self.job.options.queue_ttl
+            ttl_s = delay_s + self.job.options.queue_ttl_s
             try:
                 yield from extend_reservation(self.lock, self._owner, ttl_s)
             except GeneratorExit:
@@ -124,7 +125,7 @@ class Attempt:
         """Return in how many seconds the system retries a job that raises this, or ``None``."""
         if isinstance(error, NotAcquired) or self.delivery is None:
             return None
-        if isinstance(error, LockUnavailable) and self.job.options.on_unavailable != "raise":
+        if isinstance(error, LockUnavailable) and self.job.options.when_unavailable != "raise":
             return None  # it runs without its lock, or is dropped
         try:
             return check_retry_s(self.delivery.will_retry(error))
@@ -136,7 +137,7 @@ class Attempt:
             return None
 
     def _delay_redelivery(self) -> Actions[None]:
-        """Retry later if another delivery of this very job has the lock; no policy is asked.
+        """Retry later, without the policy, if another delivery of this very job has the lock.
 
         That run is just ending, or its worker died and its lease will end, or the system delivered
         the job twice. In none of these cases does *another* job make this one superfluous.
@@ -166,7 +167,7 @@ class Attempt:
         holder = self.refused.holder, self.refused.held_s, self.refused.remaining_s
         return Contention(self.job.name, self.args, self.kwargs, self.job_id, *holder)
 
-    def refuse_own_wait(self, timeout: float | None) -> None:
+    def refuse_own_wait(self, timeout: Seconds | None) -> None:
         """Refuse to wait without a limit for a run that this code itself is part of.
 
         :raises SelfDeadlock: it is part of a run that holds the lock.
@@ -174,7 +175,7 @@ class Attempt:
         if timeout is None:
             self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
 
-    def wait(self, timeout: float | None, request: AcquireRequest | None = None) -> Actions[Any]:
+    def wait(self, timeout: Seconds | None, request: AcquireRequest | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then release the job's reservation, if it has one.
 
         :raises NotAcquired: not within that time; it is stored as :attr:`refused`.
@@ -198,13 +199,13 @@ class Attempt:
             raise
         return lease
 
-    def later(self, delay_s: float) -> Actions[None]:
+    def later(self, delay: Seconds) -> Actions[None]:
         """Ask the system to deliver the job again; its reservation stays.
 
         :raises RetryLater: always, if the delay is valid.
         :raises InvalidArgument: the delay is not valid.
         """
-        options.delay_s(delay_s, "delay")
+        delay_s = options.delay_s(delay, "delay")
         refused = self.refused
         retry = RetryLater(
             f"{refused}; the job is tried again in {delay_s:g} s",
@@ -218,23 +219,23 @@ class Attempt:
         retry.job_id = self.job_id
         raise retry from None
 
-    def request_release(self, request: AcquireRequest, lasts_s: float) -> Action:
+    def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Action:
         """Return the action that asks the holder of the lock to stop.
 
-        :raises InvalidArgument: ``lasts_s`` is not valid.
+        :raises InvalidArgument: ``expires_in`` is not valid.
         """
-        lasts_ms = options.ttl_ms(lasts_s, "lasts_s")
+        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
         server = self._driver.server_clock
-        return self.action(stop_request.request_release(request, lasts_ms, server))
+        return self.action(stop_request.request_release(request, expires_in_ms, server))
 
     def action(self, steps: Steps[Any]) -> Action:
         """Return the action that carries out a protocol."""
         return partial(self._driver.run, steps)
 
     def reserve(self) -> Actions[None]:
-        """Become the one job that waits for the lock, while this process lives.
+        """Acquire the reservation, which one waiting job has, and renew it while the job waits.
 
-        :raises Superseded: another job is.
+        :raises Superseded: another job has it.
         """
         if self._owner is None:
             self._owner = self.lock._request().token
@@ -244,9 +245,9 @@ class Attempt:
         steps = verbs.reserve(request, self.lock.key, self._driver.server_clock, alone=False)
         try:
             self._reservation = yield partial(reservation._hold, request, steps)
-        except verbs.AlreadyHeld as other:
+        except verbs.AlreadyHeld as held:
             raise Superseded(
-                f"could not run the job: another one ({other.metadata or other.holder}) already "
+                f"could not run the job: another one ({held.metadata or held.holder}) already "
                 f"waits for lock {self.lock.name!r}, begins later, and covers this one. There is "
                 "nothing to do",
                 name=self.refused.name,
@@ -279,7 +280,7 @@ class Attempt:
 
     def _abandon_lock(self) -> Actions[None]:
         """Abandon the lock that the job's last attempt may have kept for this one."""
-        if self._owner is None or self.delivery is None or self.job.options.on_retry != "hold":
+        if self._owner is None or self.delivery is None or not self.job.options.keep_lock_on_retry:
             return
         request = self.lock._request()
         request.token = self._owner
@@ -293,8 +294,8 @@ class Attempt:
     def _may_have_reservation(self) -> bool:
         """Return whether the job may have one, from its queue or an earlier delivery's policy."""
         declared = self.job.options
-        possible = declared.reserves or declared.policy is not None
-        return self._reservation is not None or (self.delivery is not None and possible)
+        may_reserve = declared.reserves or declared.policy is not None
+        return self._reservation is not None or (self.delivery is not None and may_reserve)
 
     def stop_renewal(self) -> None:
         """Stop renewing the job's reservation; it then expires on its own."""

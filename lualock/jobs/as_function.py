@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lualock.jobs.adapter import bound
+from lualock.jobs import job_adapter
 
 
 def as_function(job: Any) -> Callable[..., Any]:
@@ -15,7 +15,7 @@ def as_function(job: Any) -> Callable[..., Any]:
     Pass it to a system's own decorator:
     ``app.task(base=LockedTask)(as_function(UpdateNetworkGraph))``.
     """
-    adapter = bound(job)
+    adapter = job_adapter.adapter(job)
     if adapter.asynchronous:
 
         @functools.wraps(adapter.body)
@@ -32,5 +32,5 @@ def as_function(job: Any) -> Callable[..., Any]:
         call = call_plain
     for name in ("__module__", "__name__", "__qualname__"):
         setattr(call, name, getattr(job, name))
-    call.__lualock__ = adapter  # bound() looks for this attribute
+    call.__lualock__ = adapter  # jobs.adapter() looks for this attribute
     return call  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ def locks_for(locks: AnyLocks, *, asynchronous: bool) -> AnyLocks:
 
 
 def default_locks() -> _sync.Locks:
-    """Return the locks of jobs that name none: ``lualock.connect()`` with nothing configured."""
+    """Return the locks of jobs that name none: ``lualock.connect()`` without arguments."""
     global _default
     with _creation.lock:
         if _default is None:

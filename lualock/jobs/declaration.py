@@ -1,4 +1,4 @@
-"""What ``locks.job`` and ``LockedJob`` declare: a job, its options and its locks; and its runs."""
+"""Define a job as ``locks.job`` and ``LockedJob`` declare it: its options, its locks, its runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lualock._core import options
+from lualock._core.decorating import is_generator_function, is_kind
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, LocksBase
+from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming
@@ -36,18 +38,20 @@ class JobOptions:
 
     policy: Any = None
     unique: str | None = None
-    on_retry: str = "release"
-    on_final_failure: str = "release"
-    on_unavailable: str = "raise"
-    queue_ttl: float = QUEUE_TTL_S
+    keep_lock_on_retry: bool = False
+    keep_lock_on_failure: bool = False
+    when_unavailable: str = "raise"
+    queue_ttl: Seconds = QUEUE_TTL_S
+    queue_ttl_s: float = field(init=False)
     on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_choice("unique", self.unique, None, "queued", "running", "both")
-        _check_choice("on_retry", self.on_retry, "release", "hold")
-        _check_choice("on_final_failure", self.on_final_failure, "release", "keep")
-        _check_choice("on_unavailable", self.on_unavailable, "raise", "run", "skip")
-        options.ttl_ms(self.queue_ttl, "queue_ttl")
+        options.flag(self.keep_lock_on_retry, "keep_lock_on_retry")
+        options.flag(self.keep_lock_on_failure, "keep_lock_on_failure")
+        _check_choice("when_unavailable", self.when_unavailable, "raise", "run", "skip")
+        queue_ttl_s = options.ttl_ms(self.queue_ttl, "queue_ttl") / 1000
+        object.__setattr__(self, "queue_ttl_s", queue_ttl_s)  # the class is frozen
         options.callback(self.on_enqueue_failed, "on_enqueue_failed")
         check_policy(self.policy)
 
@@ -68,7 +72,7 @@ def check_policy(policy: Any) -> None:
     :raises InvalidArgument: it is not.
     """
     possible = hasattr(policy, "take") or callable(policy) or policy is None
-    if inspect.iscoroutine(policy):  # of a callable that does not look like a coroutine function
+    if inspect.iscoroutine(policy):  # a callable returned it, and nothing will await it
         policy.close()
     if not possible or isinstance(policy, type) or inspect.iscoroutinefunction(policy):
         raise InvalidArgument(
@@ -91,21 +95,14 @@ def check_plain_function(name: str, function: object, reason: str = "nothing awa
 
     :raises InvalidArgument: it is one.
     """
-    if _is_kind(inspect.iscoroutinefunction, function):
+    if is_kind(inspect.iscoroutinefunction, function):
         raise InvalidArgument(
             f"{name} must be a plain function, not a coroutine function: {reason}"
         )
 
 
-def _is_kind(test: Callable[[object], bool], function: Any) -> bool:
-    """Return whether a function, or a partial or object that is called like one, is of a kind."""
-    while isinstance(function, partial):
-        function = function.func
-    return test(function) or (callable(function) and test(type(function).__call__))
-
-
 def _no_ttl(*args: Any, **kwargs: Any) -> None:
-    """Default of ``timeout``: the lease has no fixed ttl."""
+    """Default of ``ttl``: the lease has no fixed ttl."""
 
 
 def _no_name(*args: Any, **kwargs: Any) -> str:
@@ -116,17 +113,17 @@ def _no_name(*args: Any, **kwargs: Any) -> str:
 class Job:
     """A declared job: how to run it, what its lock is called, and its callbacks.
 
-    ``old_name`` makes the lock's name of the previous version, while both versions are deployed.
+    ``previous_name`` makes the lock's name in the previous version, while both are deployed.
     """
 
     name: str
     body: Callable[..., Any]
     lock_name: Callable[..., object] = _no_name
-    timeout: Callable[..., float | None] = _no_ttl
-    on_failed: Callable[..., Any] | None = None
+    ttl: Callable[..., Seconds | None] = _no_ttl
+    on_skipped: Callable[..., Any] | None = None
     on_expired: Callable[..., Any] | None = None
     options: JobOptions = field(default_factory=JobOptions)
-    old_name: Callable[..., object] | None = None
+    previous_name: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -136,16 +133,14 @@ class Job:
                 f"could not make a job of {self.name}: it does not say what its arguments are. "
                 "Wrap it in a function of your own"
             ) from None
-        self.asynchronous = _is_kind(inspect.iscoroutinefunction, self.body)
+        self.asynchronous = is_kind(inspect.iscoroutinefunction, self.body)
         if not self.asynchronous:
             reason = f"job {self.name} is a plain function"
-            check_plain_function("on_failed (of a class: lock_failed)", self.on_failed, reason)
+            check_plain_function("on_skipped (of a class: lock_failed)", self.on_skipped, reason)
             check_plain_function(
                 "on_expired (of a class: lock_expired_before_release)", self.on_expired, reason
             )
-        if _is_kind(inspect.isgeneratorfunction, self.body) or _is_kind(
-            inspect.isasyncgenfunction, self.body
-        ):
+        if is_generator_function(self.body):
             raise InvalidArgument(
                 f"could not make a job of {self.name}: it is a generator function, and a call only "
                 "makes a generator, so the lock would be released before the body runs. Iterate "
@@ -164,31 +159,31 @@ class Job:
             raise TypeError(f"job {self.name}: {error}") from None
         return self._lock_named(locks, self.lock_name, args, kwargs)
 
-    def locks(
+    def locks_in_order(
         self,
         locks: AnyLocks,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         job_id: str | None = None,
     ) -> list[AnyLock]:
-        """Return the locks of one call, including that of the old name, in acquisition order.
+        """Return the locks of one call, also that of the previous name, in acquisition order.
 
-        All jobs acquire them in the order of their keys, so no two wait for each other. That also
-        holds if one job's new name is another's old name, when a deploy is rolled back.
+        All jobs acquire them in the order of their keys. So no two jobs wait for each other, even
+        if a rolled-back deploy has made one job's name another's previous name.
 
-        Any two versions that are deployed together share a name. Only looking at the old name is
-        not enough: code of the old version may acquire that lock the next moment.
+        The job acquires the lock of the previous name. If it only read it, a job of the previous
+        version could acquire it the next moment.
         """
         result = [self.lock(locks, args, kwargs)]
-        if self.old_name is not None:
-            old = self._lock_named(locks, self.old_name, args, kwargs)
-            if old.key != result[0].key:
-                result.append(old)
+        if self.previous_name is not None:
+            previous = self._lock_named(locks, self.previous_name, args, kwargs)
+            if previous.key != result[0].key:
+                result.append(previous)
         if job_id is not None:
             for lock in result:
                 lock._holder_info = job_holder_info(lock._holder_info, job_id)
         result.sort(key=lambda lock: lock.key)
-        for lock in result[:-1]:  # while the run waits for the next lock; see `restore_ttl`
+        for lock in result[:-1]:  # renewed while the run waits for the others; see `restore_ttl`
             lock._options = replace(lock._options, renew=True)
         return result
 
@@ -199,10 +194,10 @@ class Job:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> AnyLock:
-        timeout = self.timeout(*args, **kwargs)
-        if timeout is not None:
-            options.ttl_ms(timeout, "timeout")
-        return locks.lock(self._check_name(name(*args, **kwargs)), timeout)
+        ttl = self.ttl(*args, **kwargs)
+        if ttl is not None:
+            options.ttl_ms(ttl, f"the ttl of job {self.name}")
+        return locks.lock(self._check_name(name(*args, **kwargs)), ttl)
 
     def _check_name(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):
@@ -260,7 +255,7 @@ class Job:
             try:
                 signature = inspect.signature(callback)
                 signature.bind(*args, **(keywords | {name: value}))
-            except (TypeError, ValueError):  # no room for it, or no signature, as some builtins
+            except (TypeError, ValueError):  # the callback has no parameter for it, or no signature
                 continue
             if name in signature.parameters and name not in kwargs:
                 keywords[name] = value
@@ -280,9 +275,9 @@ class Run:
     ) -> None:
         self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
         self.job_id = None if delivery is None else delivery.job_id
-        self.locks = job.locks(locks, args, kwargs, self.job_id)
+        self.locks = job.locks_in_order(locks, args, kwargs, self.job_id)
         self.held: list[tuple[AnyLock, AnyLease]] = []
-        # Attempts that did not get their lock, although the job may run without it.
+        # Attempts that did not get their lock, and the job runs all the same.
         self.failed_attempts: list[Any] = []
         # All requests for a lease, also those whose result an interruption discarded.
         self.requests: list[AcquireRequest] = []

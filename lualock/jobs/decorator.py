@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming, run
-from lualock.jobs.adapter import JobAdapter
 from lualock.jobs.counterpart import locks_for
 from lualock.jobs.declaration import (
     QUEUE_TTL_S,
@@ -18,6 +18,7 @@ from lualock.jobs.declaration import (
     JobOptions,
     check_plain_function,
 )
+from lualock.jobs.job_adapter import JobAdapter
 
 if TYPE_CHECKING:
     from lualock import _sync as sync
@@ -31,7 +32,7 @@ R_co = TypeVar("R_co", covariant=True)
 class JobFunction(Protocol[P, R_co]):
     """A decorated function.
 
-    A call returns the job's result; if the lock is held, ``None`` or what ``on_failed`` returns.
+    A call returns the job's result; if the lock is held, ``None`` or what ``on_skipped`` returns.
     """
 
     __name__: str
@@ -43,7 +44,7 @@ class JobFunction(Protocol[P, R_co]):
         """Return whether a run with these arguments holds the lock now."""
 
     def refresh_lock(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Give the lease of this run its whole timeout again. See :func:`run.refresh`."""
+        """Give the lease of this run its whole ttl again. See :func:`run.refresh`."""
 
     def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> sync.Lock:
         """Return the lock of a call with these arguments."""
@@ -93,87 +94,87 @@ class JobMaker:
         body: None = None,
         /,
         *,
-        timeout: float | Callable[..., float | None] | None = None,
+        ttl: Seconds | Callable[..., Seconds | None] | None = None,
         key: str | bytes | Callable[..., object] | None = None,
-        on_failed: Callable[..., Any] | None = None,
+        on_skipped: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
         policy: Any = None,
         unique: str | None = None,
         on_enqueue_failed: Callable[..., Any] | None = None,
-        on_retry: str = "release",
-        on_final_failure: str = "release",
-        on_unavailable: str = "raise",
-        queue_ttl: float = QUEUE_TTL_S,
+        keep_lock_on_retry: bool = False,
+        keep_lock_on_failure: bool = False,
+        when_unavailable: str = "raise",
+        queue_ttl: Seconds = QUEUE_TTL_S,
         key_version: int = 0,
-        read_old: int | str | bytes | Callable[..., object] | None = None,
+        previous_key: int | str | bytes | Callable[..., object] | None = None,
     ) -> Decorator: ...
     def __call__(
         self,
         body: Any = None,
         /,
         *,
-        timeout: float | Callable[..., float | None] | None = None,
+        ttl: Seconds | Callable[..., Seconds | None] | None = None,
         key: str | bytes | Callable[..., object] | None = None,
-        on_failed: Callable[..., Any] | None = None,
+        on_skipped: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
         policy: Any = None,
         unique: str | None = None,
         on_enqueue_failed: Callable[..., Any] | None = None,
-        on_retry: str = "release",
-        on_final_failure: str = "release",
-        on_unavailable: str = "raise",
-        queue_ttl: float = QUEUE_TTL_S,
+        keep_lock_on_retry: bool = False,
+        keep_lock_on_failure: bool = False,
+        when_unavailable: str = "raise",
+        queue_ttl: Seconds = QUEUE_TTL_S,
         key_version: int = 0,
-        read_old: int | str | bytes | Callable[..., object] | None = None,
+        previous_key: int | str | bytes | Callable[..., object] | None = None,
     ) -> Any:
         """Let only one run of a function with the same arguments go on at a time.
 
-        :param timeout: seconds after which the lease of a run expires, or a function of the job's
+        :param ttl: seconds after which the lease of a run expires, or a function of the job's
             arguments that returns them. Left out, the lease lasts 30 s and is renewed while the run
             lasts, so that it expires only after a crash.
         :param key: the lock's name, instead of the function's name and arguments: a name, or a
             function of the job's arguments that returns one. If it returns another plain value,
             the name consists of that value and the function's name.
-        :param on_failed: called with exactly the job's arguments instead of the job if the lock is
+        :param on_skipped: called with exactly the job's arguments instead of the job if the lock is
             held; the call returns its result. A further parameter ``holder`` gets the holder.
         :param on_expired: called with exactly the job's arguments after the job, if the lease
             expired before it was released.
-        :param policy: what to do if the lock is held, before ``on_failed`` is called:
+        :param policy: what to do if the lock is held, before ``on_skipped`` is called:
             ``jobs.Retry``, ``jobs.Wait``, ``jobs.Replace``, ``jobs.Coalesce``, or a function that
             gets a ``jobs.Contention`` and returns one of them, or ``None`` to give up.
         :param unique: when an integration refuses to enqueue a job: ``"queued"``, while another
             with the same lock is in the queue; ``"running"``, while one runs; or ``"both"``.
         :param on_enqueue_failed: called with exactly the job's arguments if the job was refused. A
             further parameter ``job_id`` gets the id of the conflicting job.
-        :param on_retry: what happens to the lock while a job that failed waits for its system's
-            retry: ``"release"``, or ``"hold"``, which keeps it for the job.
-        :param on_final_failure: what happens to the lock of a job that failed and is not tried
-            again: ``"release"``, or ``"keep"``, which keeps it for ``queue_ttl``.
-        :param on_unavailable: what to do while the server of the locks is unreachable:
+        :param keep_lock_on_retry: keep the lock for a job that failed while it waits for its
+            system's retry. ``False`` releases it.
+        :param keep_lock_on_failure: keep the lock of a job that failed and is not tried again, for
+            ``queue_ttl``. ``False`` releases it.
+        :param when_unavailable: what to do while the server of the locks is unreachable:
             ``"raise"``, ``"run"`` without the lock, or ``"skip"``, as if the lock were held.
         :param queue_ttl: for how many seconds at most, beyond any requested delay, a job that waits
             in a queue keeps its reservation or its lock.
         :param key_version: raise it when the meaning of the values in the name changes.
-        :param read_old: for the one deploy that changes the lock's name: the previous ``key``, or
-            the previous ``key_version``. Both names are then locked.
+        :param previous_key: for the one deploy that changes the lock's name: the previous ``key``,
+            or the previous ``key_version``. Both names are then locked.
         :raises InvalidArgument: one of these is not valid.
         """
         if body is None:
             return functools.partial(
                 self.__call__,
-                timeout=timeout,
+                ttl=ttl,
                 key=key,
-                on_failed=on_failed,
+                on_skipped=on_skipped,
                 on_expired=on_expired,
                 policy=policy,
                 unique=unique,
                 on_enqueue_failed=on_enqueue_failed,
-                on_retry=on_retry,
-                on_final_failure=on_final_failure,
-                on_unavailable=on_unavailable,
+                keep_lock_on_retry=keep_lock_on_retry,
+                keep_lock_on_failure=keep_lock_on_failure,
+                when_unavailable=when_unavailable,
                 queue_ttl=queue_ttl,
                 key_version=key_version,
-                read_old=read_old,
+                previous_key=previous_key,
             )
         has_name = hasattr(body, "__qualname__") and hasattr(body, "__module__")
         if not callable(body) or isinstance(body, type) or not has_name:
@@ -196,35 +197,34 @@ class JobMaker:
                 "could not derive a lock name for a lambda: it has no name. Use a named function, "
                 "or pass key="
             )
-        for name, callback in (("on_failed", on_failed), ("on_expired", on_expired)):
+        for name, callback in (("on_skipped", on_skipped), ("on_expired", on_expired)):
             if callback is not None and not callable(callback):
                 raise InvalidArgument(f"{name} must be a function, not {type(callback).__name__}")
         job = Job(
             naming.qualified_name(body),
             body,
-            on_failed=on_failed,
+            on_skipped=on_skipped,
             on_expired=on_expired,
             options=JobOptions(
                 policy,
                 unique,
-                on_retry,
-                on_final_failure,
-                on_unavailable,
+                keep_lock_on_retry,
+                keep_lock_on_failure,
+                when_unavailable,
                 queue_ttl,
                 on_enqueue_failed,
             ),
         )
         job.lock_name = job.name_function(key, key_version)
-        if isinstance(read_old, int):
-            job.old_name = job.name_function(key, read_old)
-        elif read_old is not None:
-            job.old_name = job.name_function(read_old, 0, "read_old")
-        check_plain_function("timeout", timeout)
-        if callable(timeout):
-            job.timeout = timeout
-        elif timeout is not None:
-            options.ttl_ms(timeout, "timeout")
-            job.timeout = _constant(timeout)
+        if isinstance(previous_key, int):
+            job.previous_name = job.name_function(key, previous_key)
+        elif previous_key is not None:
+            job.previous_name = job.name_function(previous_key, 0, "previous_key")
+        check_plain_function("ttl", ttl)
+        if callable(ttl):
+            job.ttl = ttl
+        elif ttl is not None:
+            job.ttl = _constant(options.ttl_ms(ttl) / 1000)
         return _decorated(job, self._locks)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock.errors import NotAcquired
 from lualock.jobs.identity import encode_token, job_metadata, token_of
 
@@ -28,6 +29,8 @@ class RetryLater(NotAcquired):
 class Superseded(NotAcquired):
     """The job did not run, and need not: another job that begins later covers it."""
 
+    retryable = False
+
 
 def _no_retry(_: object) -> None:
     """Default of ``will_retry`` and ``result_retry``: the job system does not retry."""
@@ -43,14 +46,15 @@ def is_failure(error: BaseException) -> bool:
     return isinstance(error, Exception)
 
 
-def check_retry_s(delay_s: float | None) -> float | None:
-    """Check in how many seconds a system tries a job again; a time in the past means at once.
+def check_retry_s(delay: Seconds | None) -> float | None:
+    """Return in how many seconds a system tries a job again; a time in the past means at once.
 
     :raises InvalidArgument: the lock or the reservation cannot be kept for that long.
     """
-    return (
-        None if delay_s is None else options.delay_s(max(delay_s, 0), "the delay until the retry")
-    )
+    if delay is None:
+        return None
+    what = "the delay until the retry"
+    return options.delay_s(max(options.seconds(delay, what), 0), what)
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Delivery:
 
     job_id: str
     token: str | None = None
-    will_retry: Callable[[BaseException], float | None] = _no_retry
-    result_retry: Callable[[Any], float | None] = _no_retry
+    will_retry: Callable[[BaseException], Seconds | None] = _no_retry
+    result_retry: Callable[[Any], Seconds | None] = _no_retry
     failed: Callable[[BaseException], bool] = is_failure
     ended: Callable[[], bool] = _not_ended
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock._protocol import LeaseState
 from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
@@ -36,13 +37,13 @@ class Entry:
         self, job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self.job, self.args, self.kwargs = job, args, kwargs
-        self.locks = job.locks(locks, args, kwargs)
+        self.locks = job.locks_in_order(locks, args, kwargs)
 
     def enqueue(
-        self, push: Callable[[str], Any], job_id: str, token: str | None, delay_s: float
+        self, push: Callable[[str], Any], job_id: str, token: str | None, delay: Seconds
     ) -> Actions[Enqueued | Refused]:
         """Push a job unless it conflicts with another one."""
-        options.delay_s(delay_s, "delay")
+        delay_s = options.delay_s(delay, "delay")
         if not callable(push):
             raise InvalidArgument(f"push must be callable, not {type(push).__name__}")
         reserved = yield from self.reserve(job_id, token)
@@ -77,9 +78,9 @@ class Entry:
             return (yield from self.refuse(job_id_of(other.metadata), state, other.holder))
         except LockUnavailable as error:
             yield from self._undo(done, raw.decode())
-            if declared.on_unavailable == "raise":
+            if declared.when_unavailable == "raise":
                 raise
-            if declared.on_unavailable == "skip":
+            if declared.when_unavailable == "skip":
                 log.warning("job %s was not enqueued: %s", job.name, error)
                 return (yield from self.refuse(None, "unavailable", None))
             log.warning("job %s is enqueued without a reservation: %s", job.name, error)
@@ -114,12 +115,12 @@ class Entry:
             result = yield self.job.bind_callback(callback, self.args, self.kwargs, job_id=job_id)
         return Refused(job_id, state, holder, result)
 
-    def confirm(self, token: str, delay_s: float) -> Actions[bool]:
+    def confirm(self, token: str, delay: Seconds) -> Actions[bool]:
         """Extend the reservation of a job in its queue; return whether it still existed."""
-        options.delay_s(delay_s, "delay")
+        delay_s = options.delay_s(delay, "delay")
         existed = bool(token)
         for lock in self.locks if token else ():
-            ttl_s = delay_s + self.job.options.queue_ttl
+            ttl_s = delay_s + self.job.options.queue_ttl_s
             existed &= yield from extend_reservation(lock, encode_token(token), ttl_s)
         return existed
 
@@ -142,7 +143,7 @@ class Entry:
             request.token = raw
             driver: Any = lock._locks._driver
             with suppress(LeaseLost):  # it waits for no retry
-                yield partial(driver.run, protocol.release(request, LeaseState(0, math.inf)))
+                yield partial(driver.run, protocol.release(request, LeaseState(0, raw, math.inf)))
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """Release the lock of a job whose process is dead; return whether it had the lock."""

@@ -1,4 +1,4 @@
-"""The end of a run: release what it holds, or keep it for the job's retry, and report a loss."""
+"""End a run: release what it holds, or keep it for the job's retry, and report a loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
     job = run.job
     keep = _what_to_keep(run, error, result)
     problem: LockError | None = None
-    interrupted: BaseException | None = None
+    interruption: BaseException | None = None
     while run.held:
         lock, lease = run.held.pop()
         try:
@@ -42,16 +42,17 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
                 yield abandon_in_background(lease._driver, lease._request)
         except GeneratorExit:
             raise
-        except BaseException as other:
-            interrupted = interrupted or other
+        except BaseException as raised:
+            interruption = interruption or raised
             yield abandon_in_background(lease._driver, lease._request)
-    for attempt in run.failed_attempts if keep is None else ():
-        # The server may have been unreachable during the whole run.
-        yield from attempt.release_everything()
-    if interrupted is not None:
-        if keep is not None and _what_to_keep(run, interrupted, None) is None:
+    if keep is None:
+        # Attempts that failed could clean up only if the server was reachable.
+        for attempt in run.failed_attempts:
+            yield from attempt.release_everything()
+    if interruption is not None:
+        if keep is not None and _what_to_keep(run, interruption, None) is None:
             yield from _abandon_kept(run)
-        raise interrupted
+        raise interruption
     if problem is None:
         return
     if error is not None:
@@ -80,10 +81,10 @@ def _abandon_kept(run: Run) -> Actions[None]:
 
 
 class _Keep(NamedTuple):
-    """What a job keeps while it waits: its lock, or only its reservation."""
+    """What a job keeps while it waits, and for how long: its lock, or only its reservation."""
 
     for_s: float
-    lock: bool
+    keeps_lock: bool
 
 
 def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep | None:
@@ -98,10 +99,11 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
         )
         return None
     if delay_s is not None:
-        hold = declared.on_retry == "hold"
-        return _Keep(delay_s + declared.queue_ttl, hold) if hold or declared.reserves else None
-    if declared.on_final_failure == "keep" and failed:
-        return _Keep(declared.queue_ttl, True)
+        if not (declared.keep_lock_on_retry or declared.reserves):
+            return None
+        return _Keep(delay_s + declared.queue_ttl_s, declared.keep_lock_on_retry)
+    if declared.keep_lock_on_failure and failed:
+        return _Keep(declared.queue_ttl_s, True)
     return None
 
 
@@ -121,10 +123,11 @@ def _failed(run: Run, error: BaseException) -> bool:
 def _release_or_keep(run: Run, lock: AnyLock, lease: AnyLease, keep: _Keep | None) -> Actions[None]:
     if keep is None:
         yield lease.release
-    elif keep.lock:
+    elif keep.keeps_lock:
         yield from _keep_lock(run, lock, lease, keep.for_s)
     else:
-        yield from _keep_reservation(run, lock, keep.for_s)  # first, so that one of both exists
+        # Reserve before the release, so that the job has one of the two at every moment.
+        yield from _keep_reservation(run, lock, keep.for_s)
         yield lease.release
 
 
@@ -147,7 +150,7 @@ def _hand_over(lease: AnyLease, steps: Steps[LeaseState]) -> Any:
 
 
 def _hand_over_steps(lease: AnyLease, steps: Steps[LeaseState]) -> Steps[None]:
-    """Hand a lease over, or release it on an error: nothing renews it after this."""
+    """Hand a lease over, or release it on an error, because nothing renews it any more."""
     try:
         yield from steps
     except GeneratorExit:
@@ -169,5 +172,5 @@ def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     except LockError as error:
         log.info("job %s waits for its retry without a reservation: %s", run.job.name, error)
         return
-    # Extended only now: a copy of `reserve` whose reply was lost may arrive after the job has run.
+    # First reserved for a short time: a copy of that request may arrive after the job has run.
     yield from extend_reservation(lock, request.token, for_s)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming, run
-from lualock.jobs.adapter import JobAdapter
 from lualock.jobs.counterpart import default_locks, locks_for
 from lualock.jobs.declaration import (
     QUEUE_TTL_S,
@@ -21,6 +21,7 @@ from lualock.jobs.declaration import (
     check_plain_function,
     check_version,
 )
+from lualock.jobs.job_adapter import JobAdapter
 
 # The names of settings begin so. Another name that does is misspelt.
 _SETTING_PREFIXES = "lock_", "loner"
@@ -53,9 +54,9 @@ class LockedJob:
     """
 
     locks: ClassVar[AnyLocks | None] = None
-    """The locks to use; ``None``: those of ``lualock.connect()`` with nothing configured."""
+    """The locks to use; ``None``: those of ``lualock.connect()`` without arguments."""
 
-    lock_timeout: ClassVar[float | Callable[..., float | None] | None] = None
+    lock_timeout: ClassVar[Seconds | Callable[..., Seconds | None] | None] = None
     """Seconds after which the lease of a run expires, or a classmethod that returns them.
 
     The classmethod gets the job's arguments. ``None``: the lease lasts 30 s and is renewed while
@@ -72,15 +73,16 @@ class LockedJob:
     The same as ``lock_unique = "both"``. If the class also has a ``lock_unique``, only that counts.
     """
 
-    # The same as the parameters of `locks.job` with these names.
+    # The same as the parameters of `locks.job`: `keep_lock_on_retry` is `lock_keep_on_retry` here,
+    # and the others have `lock_` before their names.
     lock_policy: ClassVar[Any] = None
     lock_unique: ClassVar[str | None] = None
-    lock_on_retry: ClassVar[str] = "release"
-    lock_on_final_failure: ClassVar[str] = "release"
-    lock_on_unavailable: ClassVar[str] = "raise"
-    lock_queue_ttl: ClassVar[float] = QUEUE_TTL_S
+    lock_keep_on_retry: ClassVar[bool] = False
+    lock_keep_on_failure: ClassVar[bool] = False
+    lock_when_unavailable: ClassVar[str] = "raise"
+    lock_queue_ttl: ClassVar[Seconds] = QUEUE_TTL_S
     lock_key_version: ClassVar[int] = 0
-    lock_read_old: ClassVar[int | str | bytes | Callable[..., object] | None] = None
+    lock_previous_key: ClassVar[int | str | bytes | Callable[..., object] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,12 +105,12 @@ class LockedJob:
         _check_kinds(cls)
         if cls.lock_timeout is not None and not callable(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
-        for name in ("lock", "identifier", "lock_timeout", "lock_read_old"):
+        for name in ("lock", "identifier", "lock_timeout", "lock_previous_key"):
             check_plain_function(f"{cls.__qualname__}.{name}", getattr(cls, name))
         check_version(cls.lock_key_version, f"{cls.__qualname__}.lock_key_version")
-        old = cls.lock_read_old
-        if not (old is None or isinstance(old, str | bytes) or callable(old)):
-            check_version(old, f"{cls.__qualname__}.lock_read_old")
+        previous = cls.lock_previous_key
+        if not (previous is None or isinstance(previous, str | bytes) or callable(previous)):
+            check_version(previous, f"{cls.__qualname__}.lock_previous_key")
         cls._job_options()
         if hasattr(cls, "perform"):
             cls._new_job()  # raises what is wrong with it
@@ -136,20 +138,20 @@ class LockedJob:
         return naming.lock_name(naming.qualified_name(cls), arguments, version)
 
     @classmethod
-    def _old_name(cls, /, *args: Any, **kwargs: Any) -> object:
-        old = cls.lock_read_old
-        if isinstance(old, int):
-            return cls._derived(old, *args, **kwargs)
-        return old(*args, **kwargs) if callable(old) else old
+    def _previous_name(cls, /, *args: Any, **kwargs: Any) -> object:
+        previous = cls.lock_previous_key
+        if isinstance(previous, int):
+            return cls._derived(previous, *args, **kwargs)
+        return previous(*args, **kwargs) if callable(previous) else previous
 
     @classmethod
     def _job_options(cls) -> JobOptions:
         return JobOptions(
             cls.lock_policy,
             cls.lock_unique or ("both" if cls.loner else None),
-            cls.lock_on_retry,
-            cls.lock_on_final_failure,
-            cls.lock_on_unavailable,
+            cls.lock_keep_on_retry,
+            cls.lock_keep_on_failure,
+            cls.lock_when_unavailable,
             cls.lock_queue_ttl,
             cls.loner_enqueue_failed,
         )
@@ -172,11 +174,11 @@ class LockedJob:
             naming.qualified_name(cls),
             cls.perform,
             cls.lock,
-            cls._timeout,
+            cls._lock_ttl,
             cls.lock_failed,
             cls.lock_expired_before_release,
             cls._job_options(),
-            None if cls.lock_read_old is None else cls._old_name,
+            None if cls.lock_previous_key is None else cls._previous_name,
         )
 
     _cached_job: ClassVar[Job]
@@ -186,9 +188,9 @@ class LockedJob:
         return JobAdapter(cls._job(), lambda: cls.locks or default_locks())
 
     @classmethod
-    def _timeout(cls, /, *args: Any, **kwargs: Any) -> float | None:
-        timeout = cls.lock_timeout
-        return timeout(*args, **kwargs) if callable(timeout) else timeout
+    def _lock_ttl(cls, /, *args: Any, **kwargs: Any) -> Seconds | None:
+        ttl = cls.lock_timeout
+        return ttl(*args, **kwargs) if callable(ttl) else ttl
 
     @classmethod
     def _locks(cls) -> AnyLocks:
@@ -215,7 +217,7 @@ class LockedJob:
 
     @classmethod
     def refresh_lock(cls, /, *args: Any, **kwargs: Any) -> Any:
-        """Give the lease of this run its whole timeout again; await it if async.
+        """Give the lease of this run its whole ttl again; await it if async.
 
         ``lock_expired_before_release`` is then about the new end of the lease.
 
@@ -247,7 +249,8 @@ def _check_kinds(cls: type[LockedJob]) -> None:
     callbacks = "lock_failed", "lock_expired_before_release", "loner_enqueue_failed"
     for member in ("identifier", *callbacks):
         options.callback(getattr(cls, member), f"{name}.{member}")
-    options.flag(cls.loner, f"{name}.loner")
+    for flag in ("loner", "lock_keep_on_retry", "lock_keep_on_failure"):
+        options.flag(getattr(cls, flag), f"{name}.{flag}")
     locks = inspect.getattr_static(cls, "locks")
     made_later = hasattr(type(locks), "__get__") and not callable(locks)
     if not (locks is None or made_later or isinstance(locks, AnyLocks)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lualock._core import options
+from lualock._core.options import Seconds
 from lualock._protocol import stop_request
 from lualock.errors import NotAcquired
 from lualock.jobs.acquire import Attempt, release_quietly
@@ -19,9 +20,14 @@ _SLACK_S = 5.0
 """How much longer than its sender waits a stop request is valid."""
 
 
+def _store(policy: object, name: str, value_s: float | None) -> None:
+    """Set a time of a policy, whose class is frozen, to its number of seconds."""
+    object.__setattr__(policy, name, value_s)
+
+
 @dataclass(frozen=True)
 class Skip:
-    """Drop the job: ``on_failed`` is called instead of it."""
+    """Drop the job: ``on_skipped`` is called instead of it."""
 
     def take(self, attempt: Attempt) -> _Take:
         return attempt.go_on(None)
@@ -34,10 +40,10 @@ class Retry:
     Without a job system, the call raises :class:`lualock.jobs.RetryLater`.
     """
 
-    delay: float = 10.0
+    delay: Seconds = 10.0
 
     def __post_init__(self) -> None:
-        options.delay_s(self.delay, "delay")
+        _store(self, "delay", options.delay_s(self.delay, "delay"))
 
     def take(self, attempt: Attempt) -> _Take:
         yield from attempt.later(self.delay)
@@ -51,11 +57,11 @@ class Wait:
     :param wait: for how many seconds at most; ``None``: without a limit.
     """
 
-    wait: float | None
+    wait: Seconds | None
     then: Any = None
 
     def __post_init__(self) -> None:
-        options.wait_s(self.wait, "wait")
+        _store(self, "wait", options.wait_s(self.wait, "wait"))
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> _Take:
@@ -74,11 +80,11 @@ class Replace:
     the same run, only the last one runs. If that one is killed or gives up, the one before it runs.
     """
 
-    wait: float = 60.0
+    wait: Seconds = 60.0
     then: Any = None
 
     def __post_init__(self) -> None:
-        options.delay_s(self.wait, "wait")
+        _store(self, "wait", options.delay_s(self.wait, "wait"))
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> _Take:
@@ -86,8 +92,9 @@ class Replace:
         request = attempt.lock._request()
         withdraw = attempt.action(stop_request.withdraw(request))
         try:
-            lasts_s = min(self.wait + _SLACK_S, options.MAX_TTL_S)
-            yield attempt.request_release(request, lasts_s)
+            wait_s = options.delay_s(self.wait, "wait")
+            expires_in_s = min(wait_s + _SLACK_S, options.MAX_TTL_S)
+            yield attempt.request_release(request, expires_in_s)
             lease: AnyLease = yield from attempt.wait(self.wait, request)
         except NotAcquired:
             # A job that does not run leaves no stop request behind.
@@ -125,11 +132,11 @@ class Coalesce:
     the waiting job begins after they came, and so covers them.
     """
 
-    wait: float | None = None
+    wait: Seconds | None = None
     then: Any = Retry(10.0)
 
     def __post_init__(self) -> None:
-        options.wait_s(self.wait, "wait")
+        _store(self, "wait", options.wait_s(self.wait, "wait"))
         check_policy(self.then)
 
     def take(self, attempt: Attempt) -> _Take:

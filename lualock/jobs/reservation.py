@@ -42,7 +42,7 @@ def reservation_request(lock: AnyLock, token: bytes) -> AcquireRequest:
 def release_reservation(lock: AnyLock, token: bytes) -> Actions[None]:
     """Release a reservation, if it exists."""
     driver: Any = lock._locks._driver
-    state = LeaseState(0, math.inf)
+    state = LeaseState(0, token, math.inf)
     with suppress(LeaseLost):  # it does not exist any more
         yield partial(driver.run, protocol.release(reservation_request(lock, token), state))
 
@@ -59,7 +59,10 @@ def extend_reservation(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[boo
             driver.run,
             # An unknown deadline: the reservation is not shortened.
             protocol.extend(
-                reservation_request(lock, token), LeaseState(0, -math.inf), ttl_ms, driver.clock
+                reservation_request(lock, token),
+                LeaseState(0, token, -math.inf),
+                ttl_ms,
+                driver.clock,
             ),
         )
     except LeaseLost:

@@ -1,7 +1,7 @@
 """The order of events of one run, the same for functions and coroutines.
 
 * A run that finds the lock held applies the job's policy. If that does not get the lock either, the
-  job does not run, and ``on_failed`` is called instead.
+  job does not run, and ``on_skipped`` is called instead.
 * ``on_expired`` is called if, and only if, the server's reply to the release said that the lease
   was gone.
 * An exception of the job is never replaced: errors of the release and of callbacks are attached to
@@ -13,14 +13,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from lualock import _protocol as protocol
+from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
-from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs.acquire import Attempt, abandon_in_background, release_quietly, restore_ttl
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.declaration import AnyLease, AnyLocks, Job, Run
@@ -34,7 +35,7 @@ _current: ContextVar[tuple[tuple[bytes, AnyLease], ...]] = ContextVar("lualock_r
 
 
 def execute(run: Run) -> Actions[Any]:
-    """Run a job; return its result, or what ``on_failed`` returned when the lock was held.
+    """Run a job; return its result, or what ``on_skipped`` returned when the lock was held.
 
     :raises RetryLater: the job should be delivered again; it did not run.
     """
@@ -65,15 +66,15 @@ def _execute(run: Run) -> Actions[Any]:
         raise
     except NotAcquired as refused:
         log.info("job %s did not run: %s", job.name, refused)
-        if job.on_failed is None:
+        if job.on_skipped is None:
             return None
-        return (yield run.bind_callback(job.on_failed, holder=refused.holder))
+        return (yield run.bind_callback(job.on_skipped, holder=refused.holder))
 
     # With two locks, the first-acquired one comes last: a job that wants to replace this run is
     # refused at that lock, and sends its stop request there. Code that knows only the other name
     # sends it to the other lock.
     if run.held:
-        run.held[0][1]._beside = tuple(lease for _, lease in run.held[1:])
+        run.held[0][1]._sibling_leases = tuple(lease for _, lease in run.held[1:])
     leases = ((lock.key, lease) for lock, lease in reversed(run.held))
     outer_runs = _current.get()
     try:
@@ -88,15 +89,8 @@ def _execute(run: Run) -> Actions[Any]:
             result = yield partial(job.body, *run.args, **run.kwargs)
         finally:
             for block in blocks:
-                block.done()
-        if isinstance(result, AsyncGenerator | Awaitable | Generator):
-            if isinstance(result, Coroutine | Generator):
-                result.close()
-            raise InvalidArgument(
-                f"could not finish job {job.name}: it returned a {type(result).__name__}, which "
-                "would run without the lock. Declare the job as 'async def' and await the result "
-                "there, or iterate over it there"
-            )
+                block.close()
+        check_result(result, f"job {job.name}")
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -111,23 +105,23 @@ def _execute(run: Run) -> Actions[Any]:
 def _acquire_all(run: Run) -> Actions[None]:
     """Acquire all locks of the run, or none.
 
-    With ``on_unavailable="run"`` the run goes on without them while the server is unreachable.
+    With ``when_unavailable="run"`` the run goes on without them while the server is unreachable.
     """
-    on_unavailable = run.job.options.on_unavailable
+    when_unavailable = run.job.options.when_unavailable
     try:
         yield from _acquire_each(run)
     except GeneratorExit:
         raise
     except BaseException as error:
         unavailable = isinstance(error, LockUnavailable)
-        if unavailable and on_unavailable == "run":
+        if unavailable and when_unavailable == "run":
             log.warning("job %s runs without its lock: %s", run.job.name, error)
             for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
                 lease._renewed = run.locks[-1]._options.renew
             return
         while run.held:
             yield from release_quietly(run.held.pop()[1])
-        if unavailable and on_unavailable == "skip":
+        if unavailable and when_unavailable == "skip":
             raise NotAcquired(str(error), name=run.locks[-1].name) from error
         raise
 
@@ -177,11 +171,11 @@ def current_lease() -> Any:
 
 
 def refresh(job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Give the run that this code is part of its whole timeout again, from now on.
+    """Give the run that this code is part of its whole ttl again, from now on.
 
     :raises LeaseLost: this code is part of no run with these arguments, or its lease has ended.
     """
-    job_locks = job.locks(locks, args, kwargs)
+    job_locks = job.locks_in_order(locks, args, kwargs)
     current = dict(_current.get())  # of two runs of one lock, the innermost
     leases = [current[lock.key] for lock in job_locks if lock.key in current]
     if not leases:

@@ -21,8 +21,8 @@ from lualock._protocol import (
     conflict,
     take,
 )
-from lualock._protocol.exchange import ask_again
 from lualock._protocol.replies import Held
+from lualock._protocol.resend import ask_again
 from lualock.errors import LockError, NotAcquired
 from lualock.scripts import FOLDER, load
 

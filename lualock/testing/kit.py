@@ -9,7 +9,9 @@ from typing import Any
 
 from lualock import _sync as sync
 from lualock import aio
+from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.testing.other_process import OtherProcess
 
@@ -88,7 +90,7 @@ class LockKit:
             time.sleep(0.005)
 
     def held_elsewhere(
-        self, lock: AnyLock | str | bytes, *, ttl: float | None = None, metadata: str = ""
+        self, lock: AnyLock | str | bytes, *, ttl: Seconds | None = None, metadata: str = ""
     ) -> OtherProcess:
         """Make another process hold the lock, and return when it does.
 
@@ -96,7 +98,7 @@ class LockKit:
         :meth:`OtherProcess.release`. :meth:`OtherProcess.kill` is a crash: the lock stays until its
         lease expires, or until :meth:`expire`.
 
-        It can also hold the reservation of a queued job (``jobs.bound(job).place(args)``).
+        It can also hold the reservation of a queued job (``jobs.adapter(job).reservation(args)``).
         Enqueueing that job is then refused; with ``metadata="job 7"``, because of job ``7``.
 
         :param ttl: seconds that the lease lasts; left out, the lease is renewed.
@@ -117,16 +119,17 @@ class LockKit:
             client.pexpire(key, 1)
             _wait_until(lambda: not client.exists(key))
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: Seconds) -> None:
         """Let time pass for all leases on this server; those with less time left expire.
 
         Only the server's expiry times change. Clocks do not.
 
         :raises InvalidArgument: ``seconds`` is negative.
         """
-        if not 0 <= seconds < math.inf:
-            raise InvalidArgument(f"seconds must be 0 or more, not {seconds!r}")
-        passed_ms = math.ceil(seconds * 1000)
+        passed_s = options.seconds(seconds, "seconds")
+        if not 0 <= passed_s < math.inf:
+            raise InvalidArgument(f"seconds must be 0 or more, not {passed_s!r}")
+        passed_ms = math.ceil(passed_s * 1000)
         expired = []
         with self._client() as client:
             for key in client.scan_iter(match=f"{self._prefix}:*"):

@@ -10,6 +10,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from lualock._core import options
+from lualock._core.options import Seconds
 from lualock.errors import LockError
 
 
@@ -22,11 +24,12 @@ class OtherProcess:
         prefix: str,
         name: str | bytes,
         key: bytes,
-        ttl: float | None,
+        ttl: Seconds | None,
         metadata: str,
     ) -> None:
         raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-        request = {"prefix": prefix, "name": raw.hex(), "ttl": ttl, "metadata": metadata}
+        ttl_s = None if ttl is None else options.ttl_ms(ttl) / 1000
+        request = {"prefix": prefix, "name": raw.hex(), "ttl": ttl_s, "metadata": metadata}
         request["key"] = key.hex()  # a queued job's reservation has another key than its name's
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lualock.testing.holder", json.dumps(request)],

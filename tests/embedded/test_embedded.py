@@ -175,19 +175,6 @@ class Served:
 
 
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder for the server; it does not exist at the beginning, and must not at the
-    end."""
-    top = tempfile.mkdtemp(dir="/tmp", prefix="lle-")
-    path = Path(top, "e")
-    monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(path))
-    yield path
-    left = not wait_until(lambda: not path.exists())
-    shutil.rmtree(top)
-    assert not left, f"{path} was left on disk"
-
-
-@pytest.fixture
 def new_user(home: Path, tmp_path: Path) -> Iterator[Callable[[], User]]:
     """Return a function that makes users, which end with the test."""
     script = tmp_path / "user.py"

@@ -1,6 +1,6 @@
-"""The leaves of the job systems, each in this process: what needs no worker to be seen.
+"""The integrations of the job systems, each in this process: all that needs no worker.
 
-What a leaf says of the system's own retries is compared with what the system does.
+What an integration expects of the system's own retries is compared with what the system does.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from hypothesis import strategies as st
 
 import lualock
 from lualock import jobs
-from lualock.jobs import celery as celery_leaf
-from lualock.jobs import celery_retries
-from lualock.jobs import dramatiq as dramatiq_leaf
-from lualock.jobs import huey as huey_leaf
-from lualock.jobs import rq as rq_leaf
-from lualock.jobs import taskiq as taskiq_leaf
+from lualock.integrations import celery as celery_integration
+from lualock.integrations import dramatiq as dramatiq_integration
+from lualock.integrations import huey as huey_integration
+from lualock.integrations import rq as rq_integration
+from lualock.integrations import taskiq as taskiq_integration
+from lualock.integrations.celery import retries as celery_retries
 from tests.integrations.workers import apart
 from tests.support.servers import Server
 
 
 class Trouble(Exception):
-    """What the jobs here raise."""
+    """The exception that the jobs here raise."""
 
 
 class Worse(Trouble):
-    """What their systems are told not to retry."""
+    """An exception that their systems are configured not to retry."""
 
 
 class Graph(lualock.LockedJob):
@@ -84,15 +84,15 @@ BODIES = pytest.mark.parametrize("body", [rebuild, rebuild_async])
 
 
 def refused(entry: Any, job_id: str) -> bool:
-    """Whether a job was not enqueued because that one is queued."""
+    """Return whether a job was not enqueued because that one is queued."""
     return isinstance(entry, jobs.Refused) and (entry.job_id, entry.state) == (job_id, "queued")
 
 
 class Outer:
-    """A job that calls another one, whose lock is held: it is told of that, and goes on."""
+    """A job that calls another one, whose lock is held: it catches that error, and goes on."""
 
     def __init__(self, locks: lualock.Locks) -> None:
-        self.told: list[jobs.RetryLater] = []
+        self.errors: list[jobs.RetryLater] = []
         self.inner: Any = locks.job(key="inner", policy=jobs.Retry(60))(rebuild)
         self.busy = locks.lock("inner").acquire()
 
@@ -100,14 +100,14 @@ class Outer:
         try:
             self.inner(7)
         except jobs.RetryLater as later:
-            self.told.append(later)
+            self.errors.append(later)
         return "done"
 
     async def body_async(self) -> str:
         try:
             await self.inner(7)
         except jobs.RetryLater as later:
-            self.told.append(later)
+            self.errors.append(later)
         return "done"
 
 
@@ -129,7 +129,7 @@ def work_off(queue: rq.Queue) -> None:
 
 
 def in_module(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> Any:
-    """RQ finds what it runs by its name."""
+    """Put a job where RQ finds it by its name."""
     if not isinstance(value, type):
         value.__qualname__ = name
     monkeypatch.setattr(sys.modules[__name__], name, value, raising=False)
@@ -140,9 +140,9 @@ def in_module(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> Any:
 def test_rq_runs_both_kinds(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
 ) -> None:
-    """Functions and coroutine functions, in a worker and called."""
-    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(body)))
-    entry = rq_leaf.enqueue(queue, job, 7)
+    """RQ runs functions and coroutine functions, in a worker and called."""
+    job = in_module(monkeypatch, "found_by_rq", rq_integration.locked(locks.job(body)))
+    entry = rq_integration.enqueue(queue, job, 7)
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert entry.result.return_value() == "rebuilt 7"
@@ -150,10 +150,10 @@ def test_rq_runs_both_kinds(
 
 
 def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The class stays what it is, and RQ finds what is locked, not ``perform``."""
-    assert rq_leaf.locked(Graph) is Graph
-    entry = rq_leaf.enqueue(queue, Graph, 7)
-    other = rq_leaf.enqueue(queue, Graph, 7)
+    """The class stays what it is, and RQ finds the locked function, not ``perform``."""
+    assert rq_integration.locked(Graph) is Graph
+    entry = rq_integration.enqueue(queue, Graph, 7)
+    other = rq_integration.enqueue(queue, Graph, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert refused(other, entry.job_id)
     assert entry.result.func_name.endswith(".Graph.delivered")
@@ -162,16 +162,18 @@ def test_rq_runs_a_class(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) -> None:
-    """A job that RQ would not run as the one that was queued keeps no place."""
+    """A job that RQ would run without its integration is refused, and keeps no reservation."""
 
     class Heir(Graph):
-        """Of a class that is locked; itself it is not."""
+        """A subclass of a locked class, but not locked itself."""
 
-    rq_leaf.locked(Graph)
+    rq_integration.locked(Graph)
     for job in (locks.job(unique="queued")(rebuild), Heir):
-        with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.rq\.locked, above"):
-            rq_leaf.enqueue(queue, job, 7)
-        assert not jobs.bound(job).place([7]).locked()
+        with pytest.raises(
+            lualock.InvalidArgument, match=r"with lualock\.integrations\.rq\.locked, above"
+        ):
+            rq_integration.enqueue(queue, job, 7)
+        assert not jobs.adapter(job).reservation([7]).locked()
     assert not queue.jobs
 
 
@@ -183,7 +185,7 @@ def test_rq_counts_what_the_job_returns(
     came: list[int] = []
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         came.append(1)
         if len(came) == 3:
             busy.release()
@@ -193,23 +195,23 @@ def test_rq_counts_what_the_job_returns(
         ran.append(1)
         return rq.Retry(max=1)
 
-    job = rq_leaf.locked(locks.job(key="x", policy=later)(body))
-    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    job = rq_integration.locked(locks.job(key="x", policy=later)(body))
+    rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     work_off(queue)
     assert (len(came), len(ran)) == (3, 2)
 
 
-def test_rq_holds_the_lock_for_what_is_returned(
+def test_rq_keeps_the_lock_for_a_returned_retry(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Retry as a result is a retry, too; and the last one is none."""
+    """A Retry as a result is a retry too, and the last one is not."""
     held: list[bool] = []
 
     def body() -> rq.Retry:
         return rq.Retry(max=1)
 
-    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(body))
-    rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    job = rq_integration.locked(locks.job(key="x", keep_lock_on_retry=True)(body))
+    rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     worker = rq.SimpleWorker([queue], connection=queue.connection)
     for _ in range(2):
         worker.work(burst=True, max_jobs=1)
@@ -220,39 +222,41 @@ def test_rq_holds_the_lock_for_what_is_returned(
 def test_rq_frees_what_a_removed_job_keeps(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the lock of a job without ``unique=`` that waits for its retry."""
-    job = rq_leaf.locked(locks.job(key="x", on_retry="hold")(lambda: rq.Retry(max=1, interval=60)))
-    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    """Removing a job also frees the lock of a job without ``unique=`` that waits for its retry."""
+    job = rq_integration.locked(
+        locks.job(key="x", keep_lock_on_retry=True)(lambda: rq.Retry(max=1, interval=60))
+    )
+    entry = rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert locks.lock("x").locked()
-    rq_leaf.removed(entry.result)
+    rq_integration.removed(entry.result)
     assert not locks.lock("x").locked()
 
 
 def test_rq_one_job_calls_another(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The inner one is no delivery."""
+    """The inner job is not a delivery."""
     outer = Outer(locks)
-    outer.inner = rq_leaf.locked(outer.inner)
-    job = rq_leaf.locked(locks.job(key="outer")(lambda: outer.body()))
-    entry = rq_leaf.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
+    outer.inner = rq_integration.locked(outer.inner)
+    job = rq_integration.locked(locks.job(key="outer")(lambda: outer.body()))
+    entry = rq_integration.enqueue(queue, in_module(monkeypatch, "found_by_rq", job))
     assert isinstance(entry, jobs.Enqueued)
     work_off(queue)
     assert entry.result.return_value() == "done"
-    assert len(outer.told) == 1
+    assert len(outer.errors) == 1
 
 
 def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a worker runs it, it is refused, and so is one beside its retry; neither the retry nor
-    what comes after it is."""
-    told: list[Any] = []
+    """A loner is refused while it runs or waits for its retry; neither the retry nor a later job
+    is."""
+    entries: list[Any] = []
     refused_ids: list[str] = []
 
     def perform(cls: Any, repo_id: int) -> str:
-        told.append(rq_leaf.enqueue(queue, cls, repo_id))
-        if len(told) == 1:
+        entries.append(rq_integration.enqueue(queue, cls, repo_id))
+        if len(entries) == 1:
             raise Trouble
         return f"graph of {repo_id}"
 
@@ -268,39 +272,41 @@ def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     made = type("Loner", (Graph,), members)
     made.__qualname__ = "Loner"
-    loner = in_module(monkeypatch, "Loner", rq_leaf.locked(made))
-    entry = rq_leaf.enqueue(queue, loner, 7, retry=rq.Retry(max=1))
+    loner = in_module(monkeypatch, "Loner", rq_integration.locked(made))
+    entry = rq_integration.enqueue(queue, loner, 7, retry=rq.Retry(max=1))
     assert isinstance(entry, jobs.Enqueued)
     worker = rq.SimpleWorker([queue], connection=queue.connection)
     worker.work(burst=True, max_jobs=2)  # the first run and its retry
     assert entry.result.return_value() == "graph of 7"
-    assert [(one.job_id, one.state) for one in told] == [(entry.job_id, "running")] * 2
+    assert [(one.job_id, one.state) for one in entries] == [(entry.job_id, "running")] * 2
     assert refused_ids == [entry.job_id] * 2
-    assert rq_leaf.enqueue(queue, loner, 7)
+    assert rq_integration.enqueue(queue, loner, 7)
 
 
 @pytest.mark.parametrize("body", [rebuild, trouble])
 def test_rq_without_a_worker(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]
 ) -> None:
-    """A queue with ``is_async=False`` tries nothing again, so nothing is left for that."""
+    """A queue with ``is_async=False`` tries no job again, so nothing is kept for a retry."""
     here = rq.Queue(connection=queue.connection, is_async=False)
-    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
-    job = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(locks.job(key="x", **rules)(body)))
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "keep_lock_on_retry": True}
+    job = in_module(
+        monkeypatch, "found_by_rq", rq_integration.locked(locks.job(key="x", **rules)(body))
+    )
     with locks.lock("x"):
-        held = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
-    free = rq_leaf.enqueue(here, job, 7, retry=rq.Retry(max=3))
+        held = rq_integration.enqueue(here, job, 7, retry=rq.Retry(max=3))
+    free = rq_integration.enqueue(here, job, 7, retry=rq.Retry(max=3))
     assert isinstance(held, jobs.Enqueued)
     assert isinstance(free, jobs.Enqueued)
     assert held.result.get_status() == "failed"
     assert free.result.get_status() == ("finished" if body is rebuild else "failed")
     assert not locks.lock("x").locked()
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
-    """A job that calls itself with other arguments, whose lock is held."""
-    told: list[jobs.RetryLater] = []
+    """Make a job that calls itself with other arguments, whose lock is held."""
+    errors: list[jobs.RetryLater] = []
     locks.lock("again False").acquire()
 
     def again(outer: bool) -> str:
@@ -308,23 +314,23 @@ def itself(locks: lualock.Locks) -> tuple[Any, list[jobs.RetryLater]]:
             try:
                 job.called(False)
             except jobs.RetryLater as later:
-                told.append(later)
+                errors.append(later)
         return "done"
 
     job: Any = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(60))(again)
-    return job, told
+    return job, errors
 
 
 def test_rq_a_job_calls_itself(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That one is no delivery, either; after it, the next delivery is one."""
-    job, told = itself(locks)
-    job.called = in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job))
-    entries: list[Any] = [rq_leaf.enqueue(queue, job.called, True) for _ in range(2)]
+    """The inner run is not a delivery; after it, the next delivery is one."""
+    job, errors = itself(locks)
+    job.called = in_module(monkeypatch, "found_by_rq", rq_integration.locked(job))
+    entries: list[Any] = [rq_integration.enqueue(queue, job.called, True) for _ in range(2)]
     work_off(queue)
     assert [entry.result.return_value() for entry in entries] == ["done", "done"]
-    assert [later.job_id for later in told] == [None, None]
+    assert [later.job_id for later in errors] == [None, None]
 
 
 # Celery
@@ -333,7 +339,7 @@ def test_rq_a_job_calls_itself(
 @pytest.fixture
 def app() -> Iterator[celery.Celery]:
     """An app that runs its tasks where they are sent from."""
-    app = celery.Celery("tests", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    app = celery.Celery("tests", task_cls=celery_integration.LockedTask, set_as_current=False)
     app.conf.update(task_always_eager=True, task_eager_propagates=True, broker_url="memory://")
     app.task = functools.partial(app.task, shared=False)  # other apps of this process have none
     yield app
@@ -344,7 +350,7 @@ def app() -> Iterator[celery.Celery]:
 def test_celery_runs_both_kinds(
     locks: lualock.Locks, app: celery.Celery, body: Callable[..., Any]
 ) -> None:
-    """Functions and coroutine functions, sent and called."""
+    """Celery runs functions and coroutine functions, sent and called."""
     task = app.task(locks.job(body))
     result = task.delay(7)
     assert (result.get(), result.refused) == ("rebuilt 7", None)
@@ -352,10 +358,10 @@ def test_celery_runs_both_kinds(
 
 
 def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
-    """A refused one has the result of the one that is there."""
+    """A refused task of a class has the result of the queued one."""
     task = app.task(jobs.as_function(Graph))
     assert task.delay(7).get() == "graph of 7"
-    assert jobs.bound(Graph).reserve([7], job_id="the first")
+    assert jobs.adapter(Graph).reserve([7], job_id="the first")
     result = task.delay(7)
     assert result.id == "the first"
     assert refused(result.refused, "the first")
@@ -365,11 +371,11 @@ def test_celery_runs_a_class(app: celery.Celery, locks: lualock.Locks) -> None:
 def test_celery_never_leaves_a_canvas_waiting(
     app: celery.Celery, locks: lualock.Locks, canvas: Any
 ) -> None:
-    """The members of a group or a chain are all sent: one that was refused would never have a
-    result, and nobody could see why."""
+    """All members of a group or a chain are sent, because a refused one would never have a
+    result."""
     job: Any = locks.job(unique="queued")(rebuild)
     task = app.task(job)
-    assert jobs.bound(job).reserve([7], job_id="the first")
+    assert jobs.adapter(job).reserve([7], job_id="the first")
     with delivered(task, 1) as sent:
         canvas(task.si(7), task.si(7)).apply_async()
         for message in list(sent):  # as a worker does after it
@@ -379,18 +385,18 @@ def test_celery_never_leaves_a_canvas_waiting(
 
 
 def test_celery_leaves_other_tasks_alone(app: celery.Celery) -> None:
-    """The class is for all tasks of an app, also for those without a lock."""
+    """The task class serves all tasks of an app, also those without a lock."""
     assert app.task(rebuild).delay(7).get() == "rebuilt 7"
 
 
 def test_celery_does_not_bind(app: celery.Celery, locks: lualock.Locks) -> None:
-    """The task would be one of the arguments."""
+    """A bound task is refused, because the task would be one of the arguments."""
     with pytest.raises(lualock.InvalidArgument, match="bind=True"):
         app.task(bind=True)(locks.job(rebuild)).delay(7)
 
 
 def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks) -> None:
-    """The inner one is no delivery, whichever way it is called."""
+    """The inner task is not a delivery, whichever way it is called."""
     outer = Outer(locks)
     inner = app.task(outer.inner)
 
@@ -401,22 +407,22 @@ def test_celery_one_task_calls_another(app: celery.Celery, locks: lualock.Locks)
     for outer.inner in (inner, inner.run):
         assert task.apply_async().get() == "done"
         assert outer.body() == "done"
-    assert len(outer.told) == 4
+    assert len(outer.errors) == 4
 
 
 def test_celery_a_task_calls_itself(app: celery.Celery, locks: lualock.Locks) -> None:
-    """That one is no delivery, whichever way it is called."""
-    job, told = itself(locks)
+    """The inner run is not a delivery, whichever way it is called."""
+    job, errors = itself(locks)
     task = app.task(job)
     for job.called in (task, task.run):
         assert task.delay(True).get() == "done"
-    assert [later.job_id for later in told] == [None, None]
+    assert [later.job_id for later in errors] == [None, None]
 
 
 def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
-    """What runs at once, in the caller, comes back to nobody: nothing is left for that. What
-    Celery retries there does."""
-    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "on_retry": "hold"}
+    """An eager task is not delivered again, so nothing is kept for that; Celery's own retries run
+    at once."""
+    rules: Any = {"unique": "queued", "policy": jobs.Retry(60), "keep_lock_on_retry": True}
     ran: list[int] = []
 
     def body(shop_id: int) -> str:
@@ -433,12 +439,12 @@ def test_celery_eager(app: celery.Celery, locks: lualock.Locks) -> None:
     assert task.delay(7).get() == "done"
     assert len(ran) == 3
     assert not locks.lock("x").locked()
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 @contextmanager
 def delivered(task: Any, *args: Any, headers: dict[str, str] | None = None) -> Iterator[list[Any]]:
-    """Code in which a worker runs a task: what is sent meanwhile is not sent, but told."""
+    """Run the body as a worker runs a task; collect what is sent instead of sending it."""
     sent: list[Any] = []
     task.app.conf.task_always_eager = False
     task.app.amqp.send_task_message = lambda _, name, message, **options: sent.append(message)
@@ -457,8 +463,8 @@ def delivered(task: Any, *args: Any, headers: dict[str, str] | None = None) -> I
 def test_celery_sends_again_while_another_runs(
     app: celery.Celery, locks: lualock.Locks, headers: dict[str, str] | None
 ) -> None:
-    """A task that comes back is no new one, which ``unique="running"`` would refuse; nor is one
-    that was sent by somebody who knows of no locks."""
+    """A task that comes back is not a new one, which ``unique="running"`` would refuse; nor is one
+    that code without lualock sent."""
     task = app.task(locks.job(key="x", unique="running", policy=jobs.Retry(60))(rebuild))
     with locks.lock("x"):
         with delivered(task, 7, headers=headers) as sent, pytest.raises(celery.exceptions.Retry):
@@ -468,10 +474,10 @@ def test_celery_sends_again_while_another_runs(
 
 
 def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> None:
-    """A task that was to come back, and cannot be sent, leaves nothing behind."""
+    """A task that should come back, and cannot be sent, leaves nothing behind."""
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
     task = app.task(job)
-    entry = jobs.bound(job).reserve([7], job_id="mine")
+    entry = jobs.adapter(job).reserve([7], job_id="mine")
     assert isinstance(entry, jobs.Reserved)
 
     def broken(*_: Any, **__: Any) -> None:
@@ -481,16 +487,16 @@ def test_celery_cannot_send_again(app: celery.Celery, locks: lualock.Locks) -> N
         task.app.amqp.send_task_message = broken
         with pytest.raises(Trouble):
             task.run(7)
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.Locks) -> None:
-    """It has another lock then, and keeps none of the one that it had."""
+    """The retry has another lock then, and the first lock is not kept."""
 
     def body(shop_id: int, other: int) -> None:
         raise celery.current_task.retry(args=[other, other])
 
-    job: Any = locks.job(key=lambda shop_id, other: f"{shop_id}", on_retry="hold")(body)
+    job: Any = locks.job(key=lambda shop_id, other: f"{shop_id}", keep_lock_on_retry=True)(body)
     task = app.task(max_retries=3)(job)
     for other, kept in ((7, True), (8, False)):
         with delivered(task, 7, other) as sent, pytest.raises(celery.exceptions.Retry):
@@ -510,27 +516,27 @@ def test_celery_retries_with_other_arguments(app: celery.Celery, locks: lualock.
 def test_celery_has_other_ways_to_end(
     app: celery.Celery, locks: lualock.Locks, error: Exception, late: bool
 ) -> None:
-    """What a task raises to say something else is no failure, and is not tried again; but for what
-    it puts back into its queue, where it could."""
+    """Ignore and Reject are not failures and are not tried again, but for a task that goes back
+    into its queue."""
 
     def body(shop_id: int) -> None:
         raise error
 
     requeue = getattr(error, "requeue", None)
-    for option in ("on_retry", "on_final_failure"):
-        again: Any = {"on_retry": "hold"} if option == "on_retry" else {"on_final_failure": "keep"}
-        job: Any = locks.job(key=option, **again)(body)
+    for option in ("keep_lock_on_retry", "keep_lock_on_failure"):
+        keep: Any = {option: True}
+        job: Any = locks.job(key=option, **keep)(body)
         task = app.task(name=option, autoretry_for=(celery.exceptions.Ignore,), acks_late=late)(job)
         with delivered(task, 7), pytest.raises(type(error)):
             task.run(7)
         failed = isinstance(error, Trouble) or requeue is False
-        expected = (requeue is True and late) if option == "on_retry" else failed
+        expected = (requeue is True and late) if option == "keep_lock_on_retry" else failed
         assert locks.lock(option).locked() == expected
 
 
 @pytest.mark.parametrize("form", ["naive", "text"])
 def test_celery_times(app: celery.Celery, form: str) -> None:
-    """Workers take a naive time for UTC, whatever the app's time zone; a text is a time, too."""
+    """Workers take a naive time as UTC, whatever the app's time zone; a text is a time too."""
     app.conf.timezone = "Asia/Tokyo"
     eta: Any = datetime.now(timezone.utc) + timedelta(hours=1)
     eta = eta.replace(tzinfo=None) if form == "naive" else eta.isoformat()
@@ -564,7 +570,7 @@ def test_celery_retries(
     error: Exception,
     expected: float | None,
 ) -> None:
-    """When Celery runs a task again, by its own rules."""
+    """The integration expects a retry when Celery makes one, by its own rules."""
     task = app.task(**options)(locks.job(rebuild))
     task.push_request(retries=done)
     assert celery_retries.retry_s(task, error) == expected
@@ -575,11 +581,11 @@ def test_celery_retries(
 
 @BODIES
 def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
-    """Functions and coroutine functions, in a worker and called."""
+    """Dramatiq runs functions and coroutine functions, in a worker and called."""
     done: list[int] = []
     broker = StubBroker()
-    job = locks.job(on_failed=done.append)(body)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job = locks.job(on_skipped=done.append)(body)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     assert actor(8) == "rebuilt 8"
     with job_held(job, 7):
         actor.send(7)
@@ -588,17 +594,17 @@ def test_dramatiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]
 
 
 def test_dramatiq_an_actor_calls_itself(locks: lualock.Locks) -> None:
-    """That one is no delivery, either."""
+    """The inner run is not a delivery."""
     broker = StubBroker()
-    job, told = itself(locks)
-    job.called = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    job, errors = itself(locks)
+    job.called = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     job.called.send(True)
     work_off_dramatiq(broker, job.called)
-    assert [later.job_id for later in told] == [None]
+    assert [later.job_id for later in errors] == [None]
 
 
 class Closing(dramatiq.Middleware):
-    """Does at a worker's end what Dramatiq does not do for its loop, but ``asyncio.run`` does."""
+    """Closes Dramatiq's loop at a worker's end as ``asyncio.run`` does, which Dramatiq does not."""
 
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         thread = get_event_loop_thread()
@@ -607,8 +613,8 @@ class Closing(dramatiq.Middleware):
 
 
 def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
-    """With its middleware for them, coroutines of a process run in one loop, and so can share what
-    belongs to a loop."""
+    """With the middleware AsyncIO the coroutines of a process run in one loop, and can share its
+    objects."""
     loops: list[Any] = []
 
     async def body(number: int) -> None:
@@ -618,7 +624,7 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
     broker.add_middleware(AsyncIO())
     broker.add_middleware(Closing())
     job = locks.job(body)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     for number in range(2):
         actor.send(number)
     work_off_dramatiq(broker, actor)
@@ -627,9 +633,9 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
-    """In that loop a coroutine that calls another actor is told that it cannot, and the loop runs
-    on: it would wait for itself, and everybody for it."""
-    told: list[Any] = []
+    """A coroutine in that loop that calls another actor gets an error, and the loop runs on: it
+    would wait for itself."""
+    numbers: list[Any] = []
 
     async def inner(number: int) -> None:
         """Another job."""
@@ -637,24 +643,24 @@ def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
     async def outer(number: int) -> None:
         with pytest.raises(RuntimeError, match="the same event loop"):
             called(number)
-        told.append(number)
+        numbers.append(number)
 
     broker = StubBroker()
     broker.add_middleware(AsyncIO())
     broker.add_middleware(Closing())
     called, actor = (
-        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(locks.job(job))
+        dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(locks.job(job))
         for job in (inner, outer)
     )
     for number in range(2):
         actor.send(number)
     work_off_dramatiq(broker, actor)
-    assert told == [0, 1]
+    assert numbers == [0, 1]
 
 
 def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
-    """A coroutine that takes too long, and is not tried again because of that, leaves no lock: it
-    was told only that it is cancelled, and had kept its lock for the retry."""
+    """A coroutine that takes too long and is not tried again keeps no lock, although it saw only a
+    cancellation."""
     ran: list[int] = []
 
     async def body(number: int) -> None:
@@ -666,9 +672,9 @@ def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
     for middleware in (AsyncIO(), Closing(), *limits):
         broker.add_middleware(middleware)
     broker.emit_after("process_boot")
-    job: Any = locks.job(key="x", on_retry="hold")(body)
+    job: Any = locks.job(key="x", keep_lock_on_retry=True)(body)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor,
+        actor_class=dramatiq_integration.LockedActor,
         broker=broker,
         retry_when=lambda _, error: not isinstance(error, TimeLimitExceeded),
     )(job)
@@ -679,11 +685,11 @@ def test_dramatiq_ends_a_coroutine_for_good(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that was to come back, and cannot be sent, leaves nothing behind."""
+    """A message that should come back, and cannot be sent, leaves nothing behind."""
     broker = StubBroker(fail_fast_default=False)
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(rebuild)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, max_retries=0
+        actor_class=dramatiq_integration.LockedActor, broker=broker, max_retries=0
     )(job)
     actor.send(7)
 
@@ -693,24 +699,24 @@ def test_dramatiq_cannot_send_again(locks: lualock.Locks, monkeypatch: pytest.Mo
     with locks.lock("x"):
         monkeypatch.setattr(broker, "enqueue", broken)
         work_off_dramatiq(broker, actor)
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 @pytest.mark.parametrize("judge", [{"throws": Exception}, {"retry_when": lambda *_: False}, {}])
 def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any) -> None:
-    """What an actor says of its own errors does not make a message that waits a dead letter; nor
-    does a broker that retries nothing."""
+    """A message that comes back is not a dead letter, whatever ``throws`` of its actor says, and
+    without Retries."""
     broker = StubBroker() if judge else StubBroker(middleware=[])
     busy = locks.lock("x").acquire()
     ran: list[int] = []
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
     job: Any = locks.job(key="x", unique="queued", policy=later)(ran.append)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="judge", **judge
+        actor_class=dramatiq_integration.LockedActor, broker=broker, actor_name="judge", **judge
     )(job)
     actor.send(7)
     work_off_dramatiq(broker, actor)
@@ -719,8 +725,8 @@ def test_dramatiq_comes_back_whatever_it_throws(locks: lualock.Locks, judge: Any
 
 @pytest.mark.parametrize("judge", [{}, {"retry_when": lambda *_: False}])
 def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
-    """A message that comes back has no result until it has run; one that is refused has what
-    ``on_failed`` says, so that nobody waits for it for ever."""
+    """A message that comes back has no result until it has run; a dropped one has that of
+    ``on_skipped``."""
     backend = StubBackend()
     broker = StubBroker()
     results: Any = Results
@@ -728,7 +734,7 @@ def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
     busy = locks.lock("later").acquire()
     came: list[str] = []
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         came.append("later")
         if len(came) == 3:
             busy.release()
@@ -741,15 +747,17 @@ def test_dramatiq_results(locks: lualock.Locks, judge: Any) -> None:
         return rebuild(shop_id)
 
     job: Any = locks.job(key="later", policy=later)(perform)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, **judge)(job)
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_integration.LockedActor, broker=broker, **judge
+    )(job)
     message = actor.send(7)
     work_off_dramatiq(broker, actor)
     assert came == ["later", "later", "later", "ran"]
     assert message.get_result(backend=backend) == "rebuilt 7"
 
-    job = locks.job(key="never", on_failed=lambda shop_id: "refused")(rebuild)
+    job = locks.job(key="never", on_skipped=lambda shop_id: "refused")(rebuild)
     actor = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name="never", **judge
+        actor_class=dramatiq_integration.LockedActor, broker=broker, actor_name="never", **judge
     )(job)
     with locks.lock("never"):
         message = actor.send(7)
@@ -766,16 +774,16 @@ def work_off_dramatiq(broker: Any, actor: Any) -> None:
 
 
 def job_held(job: Any, *args: Any) -> Any:
-    """The lock of a job of either kind, held in a thread."""
+    """Hold the lock of a job of either kind in a thread."""
     lock = job.lock_for(*args)
     return lualock.Locks._of(lock._locks._endpoint, None, lock._locks._settings).lock(lock._name)
 
 
 def test_dramatiq_refuses(locks: lualock.Locks) -> None:
-    """What send returns then has the other message's id, and is not sent."""
+    """A refused message has the id of the conflicting one, and is not sent."""
     broker = StubBroker()
     job: Any = locks.job(unique="queued")(rebuild)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     first = actor.send(7)
     assert refused(actor.enqueue(7), first.message_id)
     assert actor.send(7).message_id == first.message_id
@@ -784,32 +792,35 @@ def test_dramatiq_refuses(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_delays(locks: lualock.Locks) -> None:
-    """A delayed message has its place for longer, whichever way its delay is said."""
+    """A delayed message has its reservation for longer, whichever way the delay is given."""
     broker = StubBroker()
     job: Any = locks.job(unique="queued")(rebuild)
-    actor: Any = dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker)(job)
+    actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     for number, delay in enumerate((timedelta(hours=1), 3_600_000)):
         actor.send_with_options(args=(number,), delay=delay)
-        place: Any = jobs.bound(job).place([number])
-        left_s = place.inspect().remaining_s
+        reservation: Any = jobs.adapter(job).reservation([number])
+        left_s = reservation.inspect().remaining_s
         assert left_s == pytest.approx(7200, abs=60)
 
 
-def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> None:
-    """Also where a broker has more than one of our actors."""
+def test_dramatiq_keeps_the_reservation_of_a_returning_message(locks: lualock.Locks) -> None:
+    """A message that comes back keeps its reservation, also if a broker has several locked
+    actors."""
     broker = StubBroker()
     kept: list[Any] = []
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
-        kept.append(jobs.bound(job).place([7]).locked())
+    def later(contention: jobs.Contention) -> jobs.Retry:
+        kept.append(jobs.adapter(job).reservation([7]).locked())
         if len(kept) == 3:
             busy.release()
         return jobs.Retry(0.01)
 
     job: Any = locks.job(key="x", unique="queued", policy=later)(rebuild)
     actors: list[Any] = [
-        dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=broker, actor_name=name)(job)
+        dramatiq.actor(
+            actor_class=dramatiq_integration.LockedActor, broker=broker, actor_name=name
+        )(job)
         for name in ("first", "second")
     ]
     actors[0].send(7)
@@ -818,7 +829,7 @@ def test_dramatiq_keeps_the_place_of_what_comes_back(locks: lualock.Locks) -> No
 
 
 class Sent:
-    """A broker for the middleware: it tells with which delay a message was sent again."""
+    """A broker for the middleware: it records with which delay a message was sent again."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -845,7 +856,7 @@ class Failing:
 @settings(deadline=None, max_examples=200)
 @given(
     done=st.integers(0, 40),
-    told=st.fixed_dictionaries(
+    declared=st.fixed_dictionaries(
         {},
         optional={
             "max_retries": st.none() | st.integers(0, 40),
@@ -858,19 +869,19 @@ class Failing:
     error=st.sampled_from([Trouble(), Worse(), dramatiq.Retry(delay=500), dramatiq.Retry()]),
 )
 def test_dramatiq_retries(
-    done: int, told: dict[str, Any], again: int | None, error: Exception
+    done: int, declared: dict[str, Any], again: int | None, error: Exception
 ) -> None:
-    """Its middleware retries when the leaf says so, and no later."""
+    """The middleware retries when the integration expects it, and no later."""
     if again is not None:
-        told = told | {"retry_when": lambda retries, _: retries % 4 != again}
+        declared = declared | {"retry_when": lambda retries, _: retries % 4 != again}
 
     class Actor:
-        options = told
+        options = declared
 
     middleware: Any = Retries()
     broker = Sent(Actor())
     message = Failing({"retries": done})
-    expected_s = dramatiq_leaf._retry_delay_s(middleware, told | message.options, error)
+    expected_s = dramatiq_integration._retry_delay_s(middleware, declared | message.options, error)
     middleware.after_process_message(broker, message, exception=error)
     assert bool(broker.delays_ms) == (expected_s is not None)
     assert all(delay_ms / 1000 <= (expected_s or 0) for delay_ms in broker.delays_ms)
@@ -881,18 +892,18 @@ def test_dramatiq_retries(
 
 @BODIES
 def test_huey_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
-    """Functions and coroutine functions, in a consumer and called."""
+    """Huey runs functions and coroutine functions, in a consumer and called."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     task = consumer.task()(locks.job(body))
     assert task(7).get() == "rebuilt 7"
     assert task.call_local(8) == "rebuilt 8"
 
 
 def test_huey_refuses(locks: lualock.Locks) -> None:
-    """What a call returns then is the result of the task that is there; a class works too."""
+    """A refused call returns the result of the queued task; a class works too."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     task = consumer.task()(jobs.as_function(Graph))
     first = task(7)
     assert refused(task.enqueue(7), first.id)
@@ -909,9 +920,9 @@ def test_huey_refuses(locks: lualock.Locks) -> None:
 
 
 def test_huey_without_results(locks: lualock.Locks) -> None:
-    """A call then returns nothing, whatever became of it."""
+    """Without results a call returns None, whether it was refused or not."""
     consumer = huey.MemoryHuey(results=False)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     job: Any = locks.job(unique="queued")(rebuild)
     task = consumer.task()(job)
     assert (task(7), task(7)) == (None, None)
@@ -919,9 +930,9 @@ def test_huey_without_results(locks: lualock.Locks) -> None:
 
 
 def test_huey_runs_classes(locks: lualock.Locks) -> None:
-    """Each under its own name, whichever way it is said."""
+    """Each class runs under its own name, whichever way that is given."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
 
     class Other(Graph):
         pass
@@ -932,9 +943,9 @@ def test_huey_runs_classes(locks: lualock.Locks) -> None:
 
 
 def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
-    """As with tasks of its own: one that is there is also a periodic one, behind the same lock."""
+    """As with Huey's own tasks, a task can also be a periodic one, under the same lock."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     job: Any = locks.job(key="x", policy=jobs.Retry(60))(rebuild)
     task = consumer.task()(job)
     hourly = consumer.periodic_task(huey.crontab(minute=0), name="hourly")(task)
@@ -944,9 +955,9 @@ def test_huey_makes_a_task_of_a_task(locks: lualock.Locks) -> None:
 
 
 def test_huey_leaves_other_tasks_alone() -> None:
-    """The class is for all tasks, also for those without a lock."""
+    """The task class serves all tasks, also those without a lock."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     assert consumer.task()(rebuild)(7).get() == "rebuilt 7"
 
 
@@ -966,40 +977,40 @@ def test_huey_leaves_other_tasks_alone() -> None:
     ],
 )
 def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
-    """When Huey runs a task again, by its own rules."""
+    """The integration expects a retry when Huey makes one, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
-    assert huey_leaf._retry_s(task, error) == expected
+    assert huey_integration._retry_s(task, error) == expected
 
 
 def test_huey_times_of_users() -> None:
-    """The time of a ``RetryTask`` is that of its time zone."""
+    """The time of a ``RetryTask`` is read in its time zone."""
     eta = datetime.now(timezone(timedelta(hours=9))) + timedelta(hours=1)
-    delay_s = huey_leaf._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
+    delay_s = huey_integration._retry_s(huey.api.Task(), huey.exceptions.RetryTask(eta=eta))
     assert delay_s == pytest.approx(3600, abs=60)
 
 
 def test_huey_is_interrupted() -> None:
-    """That is no failure of the task, nor is that it cancels itself."""
+    """Neither an interruption nor a task's own cancellation is a failure."""
     for error, failed in ((Trouble(), True), (KeyboardInterrupt(), False)):
-        assert huey_leaf._failed(error) == failed
+        assert huey_integration._failed(error) == failed
 
 
 def test_huey_cancels(locks: lualock.Locks) -> None:
-    """What a hook cancels gives its place up; what cancels itself is no failure, and keeps its lock
-    if Huey tries it again."""
+    """A task that a hook cancels releases its reservation; one that cancels itself has not failed,
+    and keeps its lock if Huey tries it again."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     error: Exception = huey.CancelExecution(retry=True)
 
     def body(shop_id: int) -> None:
         raise error
 
-    rules: Any = {"unique": "queued", "on_retry": "hold", "on_final_failure": "keep"}
+    rules: Any = {"unique": "queued", "keep_lock_on_retry": True, "keep_lock_on_failure": True}
     job: Any = locks.job(key="x", **rules)(body)
     task = consumer.task(retry_delay=60)(job)
     task(7)
     assert locks.lock("x").locked()
-    jobs.bound(job).cancel([7], job_id=consumer.scheduled()[0].id)
+    jobs.adapter(job).cancel([7], job_id=consumer.scheduled()[0].id)
     error = huey.CancelExecution()
     task(7)
     assert not locks.lock("x").locked()
@@ -1009,7 +1020,7 @@ def test_huey_cancels(locks: lualock.Locks) -> None:
 
     consumer.pre_execute()(never)
     task(7)
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1018,7 +1029,7 @@ def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
     try:
         eta = datetime.now() + timedelta(hours=1)
-        assert huey_leaf._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
+        assert huey_integration._delay_s(eta, utc=False) == pytest.approx(3600, abs=60)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -1029,53 +1040,56 @@ def test_huey_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @BODIES
 async def test_taskiq_runs_both_kinds(locks: lualock.Locks, body: Callable[..., Any]) -> None:
-    """Functions and coroutine functions, in a worker and called; what is enqueued is unique."""
+    """taskiq runs functions and coroutine functions, in a worker and called; an enqueued task is
+    unique."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     job = locks.job(unique="queued")(body)
-    task = taskiq_leaf.locked(broker)(job)
-    entry = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker)(job)
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result()).return_value == "rebuilt 7"
     assert await task(8) == "rebuilt 8"
 
-    assert await jobs.bound(job).reserve_async([7], job_id="the first")
-    other = await taskiq_leaf.enqueue(task.kicker().with_labels(why="test"), 7)
+    assert await jobs.adapter(job).reserve_async([7], job_id="the first")
+    other = await taskiq_integration.enqueue(task.kicker().with_labels(why="test"), 7)
     assert refused(other, "the first")
-    third = await taskiq_leaf.enqueue(task.kicker().with_task_id("mine"), 8)
+    third = await taskiq_integration.enqueue(task.kicker().with_task_id("mine"), 8)
     assert isinstance(third, jobs.Enqueued)
     assert third.job_id == third.result.task_id == "mine"
     await broker.shutdown()
 
 
 async def test_taskiq_refuses_what_is_not_locked(locks: lualock.Locks) -> None:
-    """A task of the broker's own ``task`` keeps no place that nobody gives up."""
+    """A task of the broker's own ``task`` is refused, and keeps no reservation."""
     broker = taskiq.InMemoryBroker()
     job = locks.job(unique="queued")(rebuild)
-    with pytest.raises(lualock.InvalidArgument, match=r"with lualock\.jobs\.taskiq\.locked, above"):
-        await taskiq_leaf.enqueue(broker.task(job), 7)
-    assert not jobs.bound(job).place([7]).locked()
+    with pytest.raises(
+        lualock.InvalidArgument, match=r"with lualock\.integrations\.taskiq\.locked, above"
+    ):
+        await taskiq_integration.enqueue(broker.task(job), 7)
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
-    """Whoever waits for the result of a task that came back has it; and it comes back once, also
-    where a broker has more than one of our tasks."""
+    """A waiter for the result of a task that came back gets it; the task comes back once, also if a
+    broker has several locked tasks."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     busy = locks.lock("x").acquire()
     ran: list[int] = []
-    taskiq_leaf.locked(broker, "other")(locks.job(rebuild))
+    taskiq_integration.locked(broker, "other")(locks.job(rebuild))
 
     def body(shop_id: int) -> str:
         ran.append(shop_id)
         return rebuild(shop_id)
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0)
 
-    task = taskiq_leaf.locked(broker)(locks.job(key="x", policy=later)(body))
-    entry = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker)(locks.job(key="x", policy=later)(body))
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
     assert ran == [7]
@@ -1083,24 +1097,26 @@ async def test_taskiq_comes_back_with_its_id(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_waits_outside_of_the_task(locks: lualock.Locks) -> None:
-    """A task's ``timeout`` is for its run, and not for the time until it comes back."""
+    """A task's ``timeout`` limits its run, not the time until it comes back."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     busy = locks.lock("x").acquire()
 
-    def later(situation: jobs.Contention) -> jobs.Retry:
+    def later(contention: jobs.Contention) -> jobs.Retry:
         busy.release()
         return jobs.Retry(0.3)
 
-    task = taskiq_leaf.locked(broker, timeout=0.2)(locks.job(key="x", policy=later)(rebuild_async))
-    entry = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker, timeout=0.2)(
+        locks.job(key="x", policy=later)(rebuild_async)
+    )
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "rebuilt 7"
     await broker.shutdown()
 
 
 class Source(taskiq.ScheduleSource):
-    """Where what comes back waits."""
+    """A schedule source, in which tasks wait for their next delivery."""
 
     def __init__(self) -> None:
         self.made: list[taskiq.ScheduledTask] = []
@@ -1113,22 +1129,23 @@ class Source(taskiq.ScheduleSource):
 
 
 async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
-    """With a source for it a task waits there, as itself; what just fails does not come back."""
+    """With a schedule source a task waits there under its own id; a task that just fails does not
+    come back."""
     broker, source = taskiq.InMemoryBroker(await_inplace=True), Source()
     await broker.startup()
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(60))(trouble)
-    task = taskiq_leaf.locked(broker, schedule_source=source)(job)
+    task = taskiq_integration.locked(broker, schedule_source=source)(job)
     with locks.lock("x"):
-        entry = await taskiq_leaf.enqueue(task, 7)
+        entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     (waiting,) = source.made
     assert (waiting.task_id, waiting.labels["lualock"]) == (entry.job_id, entry.token)
     assert waiting.time is not None
     left = waiting.time - datetime.now(timezone.utc)
     assert left.total_seconds() == pytest.approx(60, abs=10)
-    jobs.bound(job).cancel([7], token=entry.token)
+    jobs.adapter(job).cancel([7], token=entry.token)
 
-    failing = await taskiq_leaf.enqueue(task, 7)
+    failing = await taskiq_integration.enqueue(task, 7)
     assert isinstance(failing, jobs.Enqueued)
     assert isinstance((await failing.result.wait_result(timeout=10)).error, Trouble)
     assert len(source.made) == 1
@@ -1136,30 +1153,30 @@ async def test_taskiq_waits_in_a_schedule(locks: lualock.Locks) -> None:
 
 
 async def test_taskiq_one_task_calls_another(locks: lualock.Locks) -> None:
-    """The inner one is no delivery, also where the outer one has no lock."""
+    """The inner task is not a delivery, also if the outer one has no lock."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     outer = Outer(locks)
-    outer.inner = taskiq_leaf.locked(broker, "inner")(outer.inner)
+    outer.inner = taskiq_integration.locked(broker, "inner")(outer.inner)
 
     async def body() -> str:
         return await outer.body_async()
 
     for task in (
-        taskiq_leaf.locked(broker, "outer")(locks.job(key="outer")(body)),
+        taskiq_integration.locked(broker, "outer")(locks.job(key="outer")(body)),
         broker.task("plain")(body),
     ):
         sent = await task.kiq()
         assert (await sent.wait_result(timeout=10)).return_value == "done"
-    assert [later.job_id for later in outer.told] == [None, None]
+    assert [later.job_id for later in outer.errors] == [None, None]
     await broker.shutdown()
 
 
 async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
-    """That one is no delivery, either."""
+    """The inner run is not a delivery."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
-    told: list[jobs.RetryLater] = []
+    errors: list[jobs.RetryLater] = []
     locks.lock("again False").acquire()
 
     async def again(outer: bool) -> str:
@@ -1167,24 +1184,24 @@ async def test_taskiq_a_task_calls_itself(locks: lualock.Locks) -> None:
             try:
                 await task(False)
             except jobs.RetryLater as later:
-                told.append(later)
+                errors.append(later)
         return "done"
 
     job = locks.job(key=lambda outer: f"again {outer}", policy=jobs.Retry(0))(again)
-    task = taskiq_leaf.locked(broker, "again")(job)
-    entry = await taskiq_leaf.enqueue(task, True)
+    task = taskiq_integration.locked(broker, "again")(job)
+    entry = await taskiq_integration.enqueue(task, True)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result(timeout=10)).return_value == "done"
-    assert [later.job_id for later in told] == [None]
+    assert [later.job_id for later in errors] == [None]
     await broker.shutdown()
 
 
 SESSION: Any = taskiq.TaskiqDepends(lambda: "a session")
 
 
-async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None:
-    """It is no argument of the job: neither of its lock's name, nor for who enqueues it, nor of its
-    callbacks; a job of either kind gets it, and keeps it over those that it calls."""
+async def test_taskiq_passes_dependencies(locks: lualock.Locks) -> None:
+    """A dependency is not an argument of the job: its lock's name, its producers and its callbacks
+    do not have it; the body does, also after it called other jobs."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
     refused: list[Any] = []
@@ -1202,14 +1219,14 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
     def plain(shop: int, session: Annotated[Any, SESSION]) -> Any:
         return shop, session
 
-    inner = taskiq_leaf.locked(broker, "inner")(locks.job(unique="queued")(look))
+    inner = taskiq_integration.locked(broker, "inner")(locks.job(unique="queued")(look))
     job: Any = locks.job(key=lambda shop: f"outer {shop}", unique="queued")(outer)
-    task = taskiq_leaf.locked(broker, "outer")(job)
-    told: Any = locks.job(on_failed=refused.append)(plain)
-    sync = taskiq_leaf.locked(broker, "plain")(told)
+    task = taskiq_integration.locked(broker, "outer")(job)
+    plain_job: Any = locks.job(on_skipped=refused.append)(plain)
+    sync = taskiq_integration.locked(broker, "plain")(plain_job)
 
     async def result(task: Any) -> Any:
-        entry = await taskiq_leaf.enqueue(task, 7)
+        entry = await taskiq_integration.enqueue(task, 7)
         assert isinstance(entry, jobs.Enqueued)
         answer = await entry.result.wait_result(timeout=10)
         answer.raise_for_error()
@@ -1219,7 +1236,7 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
     job_id, value = await result(task)
     assert value == (7, "another", "a session", job_id)
     assert (await result(sync))[1] == (7, "a session")
-    with job_held(told, 7):
+    with job_held(plain_job, 7):
         assert (await result(sync))[1] is None
     assert refused == [7]
 
@@ -1229,17 +1246,17 @@ async def test_taskiq_gives_what_a_task_depends_on(locks: lualock.Locks) -> None
             return f"graph of {repo_id} with {session}"
 
     with pytest.raises(lualock.InvalidArgument, match="Make it a function"):
-        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(Depending), 7)
+        await taskiq_integration.enqueue(taskiq_integration.locked(broker)(Depending), 7)
     await broker.shutdown()
 
 
 async def test_taskiq_runs_a_class() -> None:
-    """Under its own name."""
+    """A class runs under its own name."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     await broker.startup()
-    task = taskiq_leaf.locked(broker)(Graph)
+    task = taskiq_integration.locked(broker)(Graph)
     assert task.task_name.endswith(":Graph")
-    entry = await taskiq_leaf.enqueue(task, 7)
+    entry = await taskiq_integration.enqueue(task, 7)
     assert isinstance(entry, jobs.Enqueued)
     assert (await entry.result.wait_result()).return_value == "graph of 7"
     await broker.shutdown()
@@ -1261,7 +1278,7 @@ MIDDLEWARES: list[Any] = [
 async def test_taskiq_retries(
     make: Any, labels: dict[str, Any], done: int, error: Exception, own: dict[str, Any]
 ) -> None:
-    """Its middleware retries when the leaf says so, and no later."""
+    """The middleware retries when the integration expects it, and no later."""
     sent: list[Any] = []
 
     class Broker(taskiq.InMemoryBroker):
@@ -1273,22 +1290,22 @@ async def test_taskiq_retries(
     message = taskiq.TaskiqMessage(
         task_id="id", task_name="rebuild", labels=labels | {"_retries": done}, args=[7], kwargs={}
     )
-    expected_s = taskiq_leaf._retry_s(broker, message, error)
+    expected_s = taskiq_integration._retry_s(broker, message, error)
     result: Any = taskiq.TaskiqResult(is_err=True, return_value=None, execution_time=0, error=error)
     middleware: Any = broker.middlewares[0]
     await middleware.on_error(message, result, error)
     assert bool(sent) == (expected_s is not None)
     if sent and expected_s is not None:
-        told = broker.formatter.loads(sent[0].message)
-        told.parse_labels()
-        assert float(told.labels.get("delay", 0)) <= expected_s
+        resent = broker.formatter.loads(sent[0].message)
+        resent.parse_labels()
+        assert float(resent.labels.get("delay", 0)) <= expected_s
 
 
 # All of them
 
 
 def audited(job: Any) -> Any:
-    """A decorator of a user's own."""
+    """A user's own decorator."""
 
     @functools.wraps(job)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -1299,15 +1316,18 @@ def audited(job: Any) -> Any:
 
 @pytest.mark.parametrize("system", ["rq", "celery", "dramatiq", "huey", "taskiq"])
 def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: str) -> None:
-    """A leaf runs the job itself: what is around that would never be called, so it is refused."""
+    """An integration runs the job's body, so a decorator above the job, which it would never call,
+    is refused."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     ways: dict[str, Callable[[Any], Any]] = {
-        "rq": rq_leaf.locked,
+        "rq": rq_integration.locked,
         "celery": lambda job: app.task(job).run,
-        "dramatiq": dramatiq.actor(actor_class=dramatiq_leaf.LockedActor, broker=StubBroker()),
+        "dramatiq": dramatiq.actor(
+            actor_class=dramatiq_integration.LockedActor, broker=StubBroker()
+        ),
         "huey": consumer.task(),
-        "taskiq": taskiq_leaf.locked(taskiq.InMemoryBroker()),
+        "taskiq": taskiq_integration.locked(taskiq.InMemoryBroker()),
     }
     job = locks.job(key="x")(rebuild)
     with pytest.raises(lualock.InvalidArgument, match="never be called"):
@@ -1316,7 +1336,7 @@ def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: s
 
 
 def nested(locks: lualock.Locks) -> tuple[Any, list[int]]:
-    """A job that lets out what another one, which it calls, has to say."""
+    """Make a job that lets out the error of another job, which it calls."""
     runs: list[int] = []
     inner: Any = locks.job(key="inner", policy=jobs.Retry(0.0))(rebuild)
     locks.lock("inner").acquire()
@@ -1332,64 +1352,65 @@ def nested(locks: lualock.Locks) -> tuple[Any, list[int]]:
 def test_rq_comes_back_for_itself_alone(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That the lock of a job which it calls is held is an error of a job's own."""
+    """If the lock of a job that it calls is held, that is an error of the calling job."""
     job, runs = nested(locks)
-    entry: Any = rq_leaf.enqueue(
-        queue, in_module(monkeypatch, "found_by_rq", rq_leaf.locked(job)), 7
+    entry: Any = rq_integration.enqueue(
+        queue, in_module(monkeypatch, "found_by_rq", rq_integration.locked(job)), 7
     )
     work_off(queue)
     assert runs == [7]
     assert entry.result.get_status() == "failed"
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_comes_back_for_itself_alone(locks: lualock.Locks) -> None:
-    """It counts as one of its attempts."""
+    """The RetryLater of a job that it calls counts as one of its attempts."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
     job, runs = nested(locks)
     consumer.task(retries=1)(job)(7)
     while (task := consumer.dequeue()) is not None:
         consumer.execute(task)
     assert runs == [7, 7]
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_ends_what_is_interrupted(locks: lualock.Locks) -> None:
-    """It is not tried again, however many retries it has left: so nothing is kept for that."""
+    """An interrupted task is not tried again, however many retries are left, so nothing is kept for
+    that."""
     consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
 
     def body(shop_id: int) -> None:
         raise KeyboardInterrupt
 
-    for on_retry in ("release", "hold"):
-        job: Any = locks.job(key="x", unique="queued", on_retry=on_retry)(body)
-        task = consumer.task(retries=3, name=on_retry)(job)
+    for keep in (False, True):
+        job: Any = locks.job(key="x", unique="queued", keep_lock_on_retry=keep)(body)
+        task = consumer.task(retries=3, name=f"keeps it: {keep}")(job)
         task(7)
         consumer.execute(consumer.dequeue())
         assert not consumer.pending()
         assert not locks.lock("x").locked()
-        assert not jobs.bound(job).place([7]).locked()
+        assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_huey_runs_what_has_an_argument_called_task(locks: lualock.Locks) -> None:
-    """Huey itself gives a task by that name."""
+    """A job may have an argument with the name by which Huey passes its task."""
     consumer = huey.MemoryHuey(immediate=True)
-    consumer.task_wrapper_class = huey_leaf.LockedTask
+    consumer.task_wrapper_class = huey_integration.LockedTask
 
     def body(task: int) -> int:
         return task
 
     job = consumer.task()(locks.job(key="x", unique="queued")(body))
     assert [job(7).get(), job(task=7).get(), job.call_local(task=7)] == [7, 7, 7]
-    assert not jobs.bound(job.func).place([7]).locked()
+    assert not jobs.adapter(job.func).reservation([7]).locked()
 
 
 def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery) -> None:
-    """A task's own ``before_start`` raised."""
+    """A task whose own ``before_start`` raises releases its reservation."""
 
-    class Task(celery_leaf.LockedTask):
+    class Task(celery_integration.LockedTask):
         abstract = True
 
         def before_start(self, *args: Any) -> None:
@@ -1398,14 +1419,14 @@ def test_celery_frees_what_never_began(locks: lualock.Locks, app: celery.Celery)
     app.conf.task_eager_propagates = False
     job: Any = locks.job(key="x", unique="queued")(rebuild)
     assert app.task(base=Task)(job).delay(7).state == "FAILURE"
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Celery) -> None:
-    """Those of another task make none of one that is new."""
+    """The headers of another task do not make a new task a resent one."""
     job: Any = locks.job(key="x", unique="queued")(rebuild)
     task = app.task(job)
-    jobs.bound(job).reserve([7], job_id="first")
+    jobs.adapter(job).reserve([7], job_id="first")
     result = task.apply_async((7,), headers={"lualock": "A" * 22, "trace": "1"})
     assert result.refused.job_id == "first"
 
@@ -1414,7 +1435,8 @@ def test_celery_headers_that_are_handed_on(locks: lualock.Locks, app: celery.Cel
 async def test_taskiq_does_not_begin_what_it_has_given_up(
     locks: lualock.Locks, policy: Any
 ) -> None:
-    """A plain job waits for its lock in a thread, which nobody can end."""
+    """A plain job that waits for its lock in a thread, which cannot be cancelled, does not begin
+    afterwards."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
     runs: list[int] = []
 
@@ -1422,19 +1444,19 @@ async def test_taskiq_does_not_begin_what_it_has_given_up(
         runs.append(shop_id)
 
     job: Any = locks.job(key="x", unique="queued", policy=policy)(body)
-    task = taskiq_leaf.locked(broker, timeout=0.2)(job)
+    task = taskiq_integration.locked(broker, timeout=0.2)(job)
     with locks.lock("x"):
-        entry: Any = await taskiq_leaf.enqueue(task, 7)
+        entry: Any = await taskiq_integration.enqueue(task, 7)
         assert (await entry.result.wait_result()).is_err
         await asyncio.sleep(0.4)
     await asyncio.sleep(0.2)
     assert not runs
     assert not locks.lock("x").locked()
-    assert not jobs.bound(job).place([7]).locked()
+    assert not jobs.adapter(job).reservation([7]).locked()
 
 
 async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
-    """What comes back waits without its place, or is lost."""
+    """A task that should come back, and cannot be sent, keeps no reservation."""
 
     class Away(taskiq.InMemoryBroker):
         kicks = 0
@@ -1448,41 +1470,41 @@ async def test_taskiq_cannot_send_again(locks: lualock.Locks) -> None:
     broker = Away()
     job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(0.0))(rebuild_async)
     with locks.lock("x"):
-        await taskiq_leaf.enqueue(taskiq_leaf.locked(broker)(job), 7)
+        await taskiq_integration.enqueue(taskiq_integration.locked(broker)(job), 7)
         with pytest.raises(taskiq.exceptions.SendTaskError):
             await broker.wait_all()
     assert broker.kicks == 2
-    place: Any = jobs.bound(job).place([7])
-    assert not await place.locked()
+    reservation: Any = jobs.adapter(job).reservation([7])
+    assert not await reservation.locked()
 
 
 async def test_taskiq_has_no_names_of_its_own(locks: lualock.Locks) -> None:
-    """An argument of a job's may be called as one of ours."""
+    """An argument of a job may have any name that the integration uses."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
 
     async def body(task: int) -> int:
         return task
 
-    job = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
-    entry: Any = await taskiq_leaf.enqueue(job, task=7)
+    job = taskiq_integration.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_integration.enqueue(job, task=7)
     assert (await entry.result.wait_result()).return_value == 7
 
 
 def no_session() -> None:
-    """What a task depends on, and cannot be made."""
+    """A dependency that cannot be made."""
     raise Trouble
 
 
 async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
-    """What it depends on could not be made."""
+    """A task whose dependency could not be made releases its reservation."""
     broker = taskiq.InMemoryBroker(await_inplace=True)
 
     async def body(shop_id: int, db: Annotated[Any, taskiq.TaskiqDepends(no_session)]) -> None: ...
 
-    task = taskiq_leaf.locked(broker)(locks.job(key="x", unique="queued")(body))
-    entry: Any = await taskiq_leaf.enqueue(task, 7)
+    task = taskiq_integration.locked(broker)(locks.job(key="x", unique="queued")(body))
+    entry: Any = await taskiq_integration.enqueue(task, 7)
     assert (await entry.result.wait_result()).is_err
-    assert isinstance(await taskiq_leaf.enqueue(task, 7), jobs.Enqueued)
+    assert isinstance(await taskiq_integration.enqueue(task, 7), jobs.Enqueued)
 
 
 # arq and SAQ, which have a folder of their own
@@ -1506,7 +1528,7 @@ async def test_taskiq_frees_what_never_began(locks: lualock.Locks) -> None:
     ],
 )
 def test_apart(one_server: Server, case: str) -> None:
-    """What :mod:`tests.integrations.workers.apart_cases` says."""
+    """Each case of :mod:`tests.integrations.workers.apart_cases` holds."""
     done = subprocess.run(
         [apart.python(), "-m", "tests.integrations.workers.apart_cases", case, one_server.tcp_url],
         cwd=apart.ROOT,

@@ -61,7 +61,7 @@ class Example:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Example]]:
-    """All of them, each with its worker, side by side."""
+    """All examples, each with its worker, side by side."""
     server = Server("jobs-page", next(iter(BINARIES.values())))
     with Leash() as leash:
         leash.add(server.process)
@@ -75,7 +75,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exa
 
 @pytest.mark.parametrize("name", list(SECTIONS))
 def test_example(examples: dict[str, Example], name: str) -> None:
-    """What the section enqueues is run by the worker that it starts."""
+    """The worker that a section starts runs what the section enqueues."""
     example = examples[name]
     done = subprocess.run(
         [example.python, "-c", example.enqueue],
@@ -94,7 +94,7 @@ def test_example(examples: dict[str, Example], name: str) -> None:
 
 
 def test_the_lines_are_few() -> None:
-    """What is to be pasted is short: ten lines for the job, but for the imports and blank lines."""
+    """The lines to paste are at most ten for a job, without imports and blank lines."""
     for name, section in SECTIONS.items():
         lines = [
             line
@@ -105,7 +105,7 @@ def test_the_lines_are_few() -> None:
 
 
 def test_the_test_kit(pytester: pytest.Pytester) -> None:
-    """The examples of the plugin; what the second one tests is RQ's program from this page."""
+    """The examples of the plugin pass; the second one tests RQ's program from this page."""
     alone, program = PYTHON.findall(OWN_TESTS)
     pytester.makepyfile(tasks=PYTHON.findall(SECTIONS["RQ"])[0])
     pytester.makepyfile(test_alone=alone, test_program=program)
@@ -113,5 +113,5 @@ def test_the_test_kit(pytester: pytest.Pytester) -> None:
 
 
 def test_the_table_knows_all() -> None:
-    """Each system's section is in the table."""
+    """The table has each system's section."""
     assert sorted(re.findall(r"^\| \[(.+?)\]\(#", PAGE, re.MULTILINE)) == sorted(SECTIONS)

@@ -1,8 +1,7 @@
 """Seven job systems, with real worker processes of each on a real server.
 
-The fleet is started once. What takes long is begun in all systems before it is looked at in one,
-and the workers that are to be killed are killed first, so that their leases end while the other
-tests run.
+The fleet is started once. What takes long begins in all systems before one of them is checked, and
+the workers to kill are killed first, so that their leases end while the other tests run.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def killed(fleet: Fleet) -> dict[str, float]:
-    """A worker of each system has been killed in the middle of a job, at these times."""
+    """When a worker of each system was killed in the middle of a job."""
     times = {}
     fleet.everywhere("mortal", 1)
     for system in SYSTEMS:
@@ -60,36 +59,39 @@ def killed(fleet: Fleet) -> dict[str, float]:
         times[system] = time.monotonic()
     for system in SYSTEMS:
         fleet.start(system, workers=1, producers=0)
-    for system in SYSTEMS:  # by now the server knows that who waited for a job there is dead
+    for system in SYSTEMS:  # by now the server knows that a waiter there is dead
         fleet.send(system, "mortal", system, 2)
     return times
 
 
 @every_system
 def test_one_at_a_time(fleet: Fleet, killed: dict[str, float], system: str) -> None:
-    """Of hundreds of jobs for one lock each runs alone or is told, with its arguments."""
+    """Of hundreds of jobs for one lock each runs alone, or its callback gets its arguments."""
     each: list[list[Any]] = []
     entries: list[Entry] = []
     while len({entry.pid for entry in entries}) < 2 and len(each) < 5 * JOBS:
-        # Who had nothing to do may look only after a second, when another has done all there was.
+        # An idle worker may look only after a second, when another one has run all jobs.
         more = [[system, number] for number in range(len(each), len(each) + JOBS)]
         fleet.send_each(system, Order("exclusive", more))
         each += more
         fleet.until_count("exclusive", system, len(each), "end", "failed")
         entries = fleet.diary.entries("exclusive", system)
     alone(entries)
-    told = [entry.values for entry in entries if entry.event in ("end", "failed")]
-    assert sorted(told) == sorted(each)
+    arguments = [entry.values for entry in entries if entry.event in ("end", "failed")]
+    assert sorted(arguments) == sorted(each)
     assert len({entry.pid for entry in entries}) >= 2, "there was somebody to exclude"
 
 
 def test_one_at_a_time_in_all_systems(fleet: Fleet) -> None:
-    """A lock is a lock, whichever system a job comes from: Celery's exclude RQ's, and ours."""
+    """The lock is the same whichever system a job comes from: a Celery job excludes RQ's and a
+    plain caller."""
     each = [["all", number, 0.02] for number in range(20)]
     with fleet.lock("all", "exclusive"):
         for system in SYSTEMS:
             fleet.send(system, "exclusive", "all", -1)
-        fleet.until(lambda: fleet.diary.count("exclusive", "all", "failed") == 7, "", "all told")
+        fleet.until(
+            lambda: fleet.diary.count("exclusive", "all", "failed") == 7, "", "all callbacks"
+        )
     for system in SYSTEMS:
         fleet.send_each(system, Order("exclusive", each))
     ends = 7 + len(each) * len(SYSTEMS)
@@ -103,15 +105,15 @@ def test_one_at_a_time_in_all_systems(fleet: Fleet) -> None:
 
 @every_system
 def test_a_job_that_outlives_its_lease(fleet: Fleet, system: str) -> None:
-    """Its callback is called with exactly the job's arguments."""
+    """Its callback gets exactly the job's arguments."""
     fleet.everywhere("overdue", "shop 7", pages=3)
     assert exactly(fleet, "overdue", system, "expired")
 
 
 @every_system
 def test_a_job_that_finds_its_lock_held(fleet: Fleet, system: str) -> None:
-    """Its callback, too, is called with exactly the job's arguments; and so is that of a job which
-    is not even enqueued, by its producer."""
+    """Its callback gets exactly the job's arguments; so does that of a refused job, in its
+    producer."""
     if "superfluous" not in fleet.begun:
         jobs = ("superfluous", "unwanted")
         held = [fleet.lock(each, job).acquire() for each in SYSTEMS for job in jobs]
@@ -129,7 +131,7 @@ def test_a_job_that_finds_its_lock_held(fleet: Fleet, system: str) -> None:
 
 @every_system
 def test_a_server_that_is_away(fleet: Fleet, system: str) -> None:
-    """A job runs without its lock, or is told, as was asked for."""
+    """A job runs without its lock, or does not run, as it declares."""
     fleet.everywhere("careless", "shop 7", pages=3)
     fleet.everywhere("cautious", "shop 7", pages=3)
     fleet.until_count("careless", system, 1, "end")
@@ -141,7 +143,7 @@ def test_a_server_that_is_away(fleet: Fleet, system: str) -> None:
 @pytest.mark.full
 @every_system
 def test_a_deploy_that_changes_the_name(fleet: Fleet, system: str) -> None:
-    """Of versions that are deployed together no two run at a time, and all have their turn."""
+    """No two jobs of versions that are deployed together run at once, and all have their turn."""
     versions = ("before", "during", "after")
     rounds, each = 6, 2
     for first in range(0, rounds * each, each):
@@ -158,7 +160,7 @@ def test_a_deploy_that_changes_the_name(fleet: Fleet, system: str) -> None:
 @pytest.mark.full
 @every_system
 def test_a_job_that_comes_back_later(fleet: Fleet, system: str) -> None:
-    """All jobs run, one after the other, with the system's own way to try again."""
+    """All jobs run, one after the other, by the system's own way to try again."""
     numbers = range(3)
     fleet.send_each(system, Order("patient", [[system, number] for number in numbers]))
     fleet.until_count("patient", system, len(numbers), "end")
@@ -170,8 +172,8 @@ def test_a_job_that_comes_back_later(fleet: Fleet, system: str) -> None:
 
 @pytest.mark.full
 @every_system
-def test_coming_back_is_no_attempt(fleet: Fleet, system: str) -> None:
-    """A job that came back more often than it may be tried has all its attempts yet."""
+def test_coming_back_is_not_an_attempt(fleet: Fleet, system: str) -> None:
+    """A job that came back more often than it may be tried still has all its attempts."""
     if "stubborn" not in fleet.begun:
         held = [fleet.lock(each, "stubborn").acquire() for each in SYSTEMS]
         fleet.everywhere("stubborn")
@@ -187,7 +189,7 @@ def test_coming_back_is_no_attempt(fleet: Fleet, system: str) -> None:
 @every_system
 @pytest.mark.parametrize("job", ["holding", "freeing"])
 def test_the_lock_between_two_attempts(fleet: Fleet, system: str, job: str) -> None:
-    """Who waits for the lock has it before the second attempt, or after it, as was asked."""
+    """A waiter gets the lock before the second attempt, or after it, as the job declares."""
     ended = fleet.behind(job)[system].result()
     assert ended == (1 if job == "holding" else 0)
     fleet.until_count(job, system, 1, "end")
@@ -196,7 +198,8 @@ def test_the_lock_between_two_attempts(fleet: Fleet, system: str, job: str) -> N
 
 @every_system
 def test_the_lock_after_the_last_attempt(fleet: Fleet, system: str) -> None:
-    """It is kept where that was asked for, and then for as long as a queued job has its place."""
+    """The lock is kept if the job declares so, and then for as long as a queued job keeps its
+    reservation."""
     fleet.everywhere("keeping")
     fleet.until_count("keeping", system, 1, "start")
     (run,) = fleet.diary.entries("keeping", system, "start")
@@ -205,8 +208,8 @@ def test_the_lock_after_the_last_attempt(fleet: Fleet, system: str) -> None:
 
 
 @every_system
-def test_a_lock_that_was_held_for_attempts_in_vain(fleet: Fleet, system: str) -> None:
-    """When no attempt is left it is free: who waits for it has it after the last, and at once."""
+def test_a_kept_lock_when_no_attempt_is_left(fleet: Fleet, system: str) -> None:
+    """The lock is free after the last attempt, and the first waiter gets it at once."""
     assert fleet.behind("hopeless")[system].result() == 0
     assert fleet.diary.count("hopeless", system, "start") == 2
 
@@ -214,7 +217,7 @@ def test_a_lock_that_was_held_for_attempts_in_vain(fleet: Fleet, system: str) ->
 @pytest.mark.full
 @every_system
 def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
-    """Of fifty that enqueue together one does, and the others are told which job is there."""
+    """Of fifty producers that enqueue together one succeeds, and the others get its job's id."""
     each = [[system, number] for number in range(PRODUCERS)]
     with fleet.lock(system, "single"):  # so that it stays in the queue until all have tried
         outcomes = fleet.send_each(system, Order("single", each, together=True))
@@ -224,14 +227,14 @@ def test_unique_among_many_producers(fleet: Fleet, system: str) -> None:
     assert refused == [{"state": "queued", "job_id": enqueued["job_id"]}] * (PRODUCERS - 1)
     fleet.until_count("single", system, 1, "end")
     entries = fleet.diary.entries("single", system)
-    told = [entry.values for entry in entries if entry.event in ("end", "refused")]
-    assert sorted(told) == sorted(each)
+    arguments = [entry.values for entry in entries if entry.event in ("end", "refused")]
+    assert sorted(arguments) == sorted(each)
 
 
 @pytest.mark.full
 @every_system
 def test_one_trailing_run(fleet: Fleet, system: str) -> None:
-    """However many come while one runs, one more runs after it."""
+    """However many jobs come while one runs, one more runs after it."""
     fleet.send(system, "coalesced", system, 0)
     fleet.until_count("coalesced", system, 1, "start")
     fleet.send_each(system, Order("coalesced", [[system, number] for number in range(1, 11)]))
@@ -244,7 +247,7 @@ def test_one_trailing_run(fleet: Fleet, system: str) -> None:
 
 @every_system
 def test_a_run_that_is_replaced(fleet: Fleet, system: str) -> None:
-    """It is asked to stop, and the new one runs when it has."""
+    """The running job gets a stop request, and the new one runs after it."""
     fleet.send(system, "replaced", system, 1)
     fleet.until_count("replaced", system, 1, "start")
     fleet.send(system, "replaced", system, 2)
@@ -261,10 +264,11 @@ def test_a_run_that_is_replaced(fleet: Fleet, system: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("system", REMOVABLE)
 def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
-    """Another may be enqueued then, and the removed one does not run."""
+    """Another job can be enqueued then, and the removed one does not run."""
     (first,) = fleet.send_each(system, Order("removable", [[system, 1]], call="later"))
     assert first["state"] == "enqueued"
-    with fleet.server.client() as client:  # it keeps its place while it is not due, and an hour
+    # It keeps its reservation while it is not due, and for an hour.
+    with fleet.server.client() as client:
         left_s = client.pttl(reservation_key(fleet.lock(system, "removable").key)) / 1000
     assert 3600 < left_s < 3610
     assert fleet.send(system, "removable", system, 2) == first | {"state": "queued"}
@@ -272,7 +276,7 @@ def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
     fleet.until(
         lambda: fleet.send(system, "removable", system, 2)["state"] == "enqueued",
         system,
-        "the place of the job that was removed is free",
+        "the reservation of the removed job is free",
     )
     fleet.until_count("removable", system, 1, "end")
     assert [run.values for run in fleet.diary.entries("removable", system, "start")] == [
@@ -284,7 +288,7 @@ def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
 def test_the_worker_is_killed(
     fleet: Fleet, killed: dict[str, float], system: str, record_property: Any
 ) -> None:
-    """Another job has its lock when the lease ends, and no earlier."""
+    """Another job gets its lock when the lease ends, and no earlier."""
     fleet.until(
         lambda: [run for run in fleet.diary.entries("mortal", system, "end") if run.values[1] == 2],
         system,
@@ -300,7 +304,7 @@ def test_the_worker_is_killed(
 def test_the_job_of_a_worker_that_was_killed(
     fleet: Fleet, killed: dict[str, float], system: str
 ) -> None:
-    """Where a system delivers it again by itself, it has its lock again, and runs to its end."""
+    """If the system delivers the job again on its own, the job gets its lock again and ends."""
     fleet.until(
         lambda: [run for run in fleet.diary.entries("mortal", system, "end") if run.values[1] == 1],
         system,
@@ -314,7 +318,7 @@ def test_the_job_of_a_worker_that_was_killed(
 
 @pytest.mark.parametrize("system", ["rq", "celery"])
 def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
-    """RQ's work horses and Celery's pool have somebody above them, who frees the lock at once."""
+    """RQ and Celery have a main process, which sees the death and frees the lock at once."""
     fleet.send(system, "struck", system)
     fleet.until_count("struck", system, 1, "start")
     (run,) = fleet.diary.entries("struck", system, "start")
@@ -329,7 +333,7 @@ def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("job", ["limited", "terminated"])
 def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
-    """For its hard time limit, or because it was revoked: its lock is free once it is dead."""
+    """After a hard time limit or a revocation the lock is free once the process is dead."""
     sent = fleet.send("celery", job, "celery")
     fleet.until_count(job, "celery", 1, "start")
     since = time.monotonic()
@@ -341,7 +345,7 @@ def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
 
 
 def test_celery_puts_back_what_was_killed(fleet: Fleet) -> None:
-    """It finds its lock free, and need not wait for the end of the dead one's lease."""
+    """The job finds its lock free, and need not wait for the end of the dead process's lease."""
     fleet.send("celery", "requeued", "celery")
     fleet.until_count("requeued", "celery", 1, "start")
     (run,) = fleet.diary.entries("requeued", "celery", "start")
@@ -352,7 +356,7 @@ def test_celery_puts_back_what_was_killed(fleet: Fleet) -> None:
 
 
 def test_celery_ends_what_waits_for_its_lock(fleet: Fleet) -> None:
-    """The place of a job that waited is free; its token is what the worker's request says."""
+    """The reservation of a job that waited is free; its token is that of the worker's request."""
     with fleet.lock("celery", "waiting"):
         sent = fleet.send("celery", "waiting", "celery")
         fleet.until(lambda: fleet.lock("celery", "waiting").inspect().waiters, "celery", "it waits")
@@ -361,13 +365,13 @@ def test_celery_ends_what_waits_for_its_lock(fleet: Fleet) -> None:
         fleet.until(
             lambda: fleet.send("celery", "waiting", "celery")["state"] == "enqueued",
             "celery",
-            "the place of the job that was ended is free",
+            "the reservation of the ended job is free",
         )
     fleet.until_count("waiting", "celery", 1, "start")
 
 
-def test_celery_lets_what_it_told_to_end_keep_its_lock(fleet: Fleet) -> None:
-    """A signal that was sent has ended nothing yet."""
+def test_celery_signals_alone_free_no_lock(fleet: Fleet) -> None:
+    """A task that goes on after a signal keeps its lock."""
     sent = fleet.send("celery", "lingering", "celery")
     fleet.until_count("lingering", "celery", 1, "start")
     order = Order("lingering", [[sent["job_id"], ["celery"]]], call="remove")
@@ -382,23 +386,23 @@ def test_celery_lets_what_it_told_to_end_keep_its_lock(fleet: Fleet) -> None:
 
 @pytest.mark.full
 def test_no_key_is_left(fleet: Fleet) -> None:
-    """When all has ended nothing of lualock is on the server."""
+    """When all has ended, no key of lualock is on the server."""
     with fleet.server.client() as client:
         fleet.until(lambda: not client.keys("lualock:*"), "", "no key of lualock is left")
 
 
 def exactly(fleet: Fleet, job: str, system: str, event: str) -> bool:
-    """Whether a callback has been called once, and with what the job was enqueued with."""
+    """Check that a callback was called once, with the arguments that the job was enqueued with."""
     fleet.until_count(job, system, 1, event)
-    (told,) = fleet.diary.entries(job, system, event)
+    (entry,) = fleet.diary.entries(job, system, event)
     if system == "saq":  # its jobs have arguments by name only
         named = {"where": system, "shop": "shop 7", "pages": 3}
-        return (told.args, told.kwargs) == ([], named)
-    return (told.args, told.kwargs) == ([system, "shop 7"], {"pages": 3})
+        return (entry.args, entry.kwargs) == ([], named)
+    return (entry.args, entry.kwargs) == ([system, "shop 7"], {"pages": 3})
 
 
 def alone(entries: list[Entry]) -> None:
-    """No run began while another had not ended, and each had a greater fence."""
+    """Check that no run began while another had not ended, and that each had a greater fence."""
     assert overlaps(entries) == []
     fences = [entry.fence for entry in entries if entry.event == "start"]
     assert fences == sorted(set(fences))

@@ -309,8 +309,8 @@ def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> 
     """An interruption at any line of a job, queued or not, leaves nothing."""
 
     def scenario(locks: lualock.Locks, lines: Lines) -> None:
-        job = locks.job(key="x", timeout=3600)(lambda: None)
-        work = jobs.bound(job)
+        job = locks.job(key="x", ttl=3600)(lambda: None)
+        work = jobs.adapter(job)
         with suppress(Struck), lines:
             work.run((), {}, jobs.Delivery("a") if delivered else None)
         assert jobs.current_lease() is None

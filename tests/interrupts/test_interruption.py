@@ -55,7 +55,7 @@ def _request() -> AcquireRequest:
 
 
 def _release() -> protocol.Steps[None]:
-    return protocol.release(_request(), LeaseState(1, 30.0))
+    return protocol.release(_request(), LeaseState(1, b"", 30.0))
 
 
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
@@ -163,7 +163,7 @@ def test_a_release_that_may_have_happened_is_not_reported_as_expired() -> None:
     """A release whose reply was lost, and of which the server knows nothing, has an unknown
     outcome."""
     for reply in (b"missing", [b"held", b"other"]):
-        grant = LeaseState(1, 30.0)
+        grant = LeaseState(1, b"", 30.0)
         steps = protocol.release(_request(), grant)
         next(steps)
         again = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
@@ -185,13 +185,15 @@ def test_a_repeated_request_counts_from_the_remaining_time() -> None:
     next(steps)
     with pytest.raises(StopIteration) as done:
         steps.send([b"owned", 25_000, b"1795468272410195"])
-    assert done.value.value == LeaseState(1795468272410195, 125.0)
+    assert done.value.value == LeaseState(
+        1795468272410195, b"1795468272410195" + _request().token, 125.0
+    )
 
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_two_callers_that_extend_a_lease_at_the_same_time(answered: bool) -> None:
     """A sooner end without an answer is not undone by the answer to another extension."""
-    grant = LeaseState(1, 100.0)
+    grant = LeaseState(1, b"", 100.0)
     first = protocol.extend(_request(), grant, 30_000, lambda: 0.0)
     second = protocol.extend(_request(), grant, 1_000, lambda: 0.0)
     next(first)

@@ -1,5 +1,5 @@
-"""A deploy that changes what a job's lock is called: old and new code exclude each other, and no
-two of them ever wait for each other."""
+"""A deploy that changes the name of a job's lock: the previous and the new code exclude each other,
+and no two runs ever wait for each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import lualock
 from lualock import jobs
 from tests.jobs.test_jobs import Log, as_job, job_class
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, settle
@@ -30,7 +30,7 @@ class Versions:
         def plain(shop: int) -> None:
             self.log.append(shop)
             self.running.append(world.client.incr("running"))
-            time.sleep(0.001)  # let the others try
+            time.sleep(0.001)  # let the other runs try
             world.client.decr("running")
 
         async def coroutine(shop: int) -> None:
@@ -45,11 +45,12 @@ class Versions:
         return Queue(self.world, self.world.connect().job(**options)(self.body))
 
     def all(self, **options: Any) -> tuple[Queue, Queue, Queue]:
-        """Old code, the code of the deploy that changes the name, and what comes after it."""
+        """Make the previous code, the code of the deploy that changes the name, and the code after
+        it."""
         return (
             self.queue(key=lambda shop: f"old-{shop}", **options),
             self.queue(
-                key=lambda shop: f"new-{shop}", read_old=lambda shop: f"old-{shop}", **options
+                key=lambda shop: f"new-{shop}", previous_key=lambda shop: f"old-{shop}", **options
             ),
             self.queue(key=lambda shop: f"new-{shop}", **options),
         )
@@ -62,7 +63,7 @@ def versions(shell: World) -> Versions:
 
 
 async def test_neighbours_exclude_each_other(versions: Versions) -> None:
-    """While one version's job runs, none of a version that may be deployed beside it does."""
+    """While one version's job runs, no job of a version that may be deployed beside it runs."""
     old, both, new = versions.all()
     for runs, refused in ((old, both), (both, old), (both, new), (new, both), (both, both)):
         versions.log.clear()
@@ -81,17 +82,18 @@ async def test_neighbours_exclude_each_other(versions: Versions) -> None:
 
 def _locks(queue: Queue, *args: Any) -> list[Any]:
     work = queue.work
-    return work._job.locks(work._locks_for(work.asynchronous), args, {})
+    return work._job.locks_in_order(work._locks_for(work.asynchronous), args, {})
 
 
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
-    """Who has one name and is refused the other leaves nothing held, and is told by whom."""
-    told = Log()
-    _, both, _ = versions.all(on_failed=lambda shop, holder: told.append(holder))
+    """A job that gets one lock and is refused the other leaves nothing held, and its callback gets
+    the holder."""
+    holders = Log()
+    _, both, _ = versions.all(on_skipped=lambda shop, holder: holders.append(holder))
     first, last = _locks(both, 1)
     lease = await settle(last.acquire())
     await both.attempt("b", None, 1)
-    assert told == [(await settle(last.inspect())).holder]
+    assert holders == [(await settle(last.inspect())).holder]
     assert not held(versions.world, first.key)
     later = versions.all(policy=jobs.Retry(3))[1]
     with pytest.raises(jobs.RetryLater):
@@ -113,11 +115,11 @@ async def test_they_wait_in_one_order(versions: Versions) -> None:
 
 
 async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Versions) -> None:
-    """Where the old name of one is the new name of the other, neither waits for the other, who
-    waits for it."""
+    """If the previous name of one version is the new name of the other, no two runs wait for each
+    other."""
     world, wait = versions.world, jobs.Wait(5)
-    there = versions.queue(key="b", read_old="a", policy=wait)
-    back = versions.queue(key="a", read_old="b", policy=wait)
+    there = versions.queue(key="b", previous_key="a", policy=wait)
+    back = versions.queue(key="a", previous_key="b", policy=wait)
     a = there.work._locks_for(there.work.asynchronous).lock("a")
     lease = await settle(a.acquire())
 
@@ -133,8 +135,9 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     assert versions.log == [1, 2]
 
 
-async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> None:
-    """However long that takes, nobody else gets the first; the timeout begins with the job."""
+async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: World) -> None:
+    """However long a run waits for its second lock, it keeps the first; its ttl begins with the
+    job."""
     locks = shell.connect()
     one, two = locks.lock("one"), locks.lock("two")
     left: list[int] = []
@@ -157,10 +160,10 @@ async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> N
 
     made = locks.job(
         key="two",
-        read_old="one",
-        timeout=0.5,
+        previous_key="one",
+        ttl=0.5,
         policy=jobs.Wait(20),
-        on_expired=lambda: expired.append("told"),
+        on_expired=lambda: expired.append("expired"),
     )
     queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
     lease = await settle(two.acquire())
@@ -173,13 +176,14 @@ async def test_one_lock_is_kept_while_the_other_is_waited_for(shell: World) -> N
     await run
     assert all(300 < ms <= 500 for ms in left)
     assert len(left) == 2
-    assert expired == ["told"]
+    assert expired == ["expired"]
 
 
 async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: Versions) -> None:
-    """Somebody may have the first by then; what it has is free again."""
+    """A run that lost its first lock while it waited does not begin, and its second lock is free
+    again."""
     world = versions.world
-    both = versions.queue(key="two", read_old="one", policy=jobs.Wait(20))
+    both = versions.queue(key="two", previous_key="one", policy=jobs.Wait(20))
     one, two = _locks(both, 1)
     lease = await settle(two.acquire())
     run = asyncio.ensure_future(both.attempt("a", None, 1, beside=True))
@@ -195,42 +199,43 @@ async def test_a_job_that_lost_one_lock_while_it_waited_does_not_run(versions: V
 
 
 def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
-    """Where the old name of one is the new name of the other, and both enqueue at the same time,
-    one of them does: each is not refused for the other's sake."""
+    """If the previous name of one version is the new name of the other, and both enqueue at once,
+    one of them succeeds."""
 
     def job() -> None:
         """A job's body."""
 
-    made = locks.job(key="b", read_old="a", unique="queued")(job)
-    back = locks.job(key="a", read_old="b", unique="queued")(job)
+    made = locks.job(key="b", previous_key="a", unique="queued")(job)
+    back = locks.job(key="a", previous_key="b", unique="queued")(job)
     steps = {
-        name: jobs.bound(each)._entry((), {}).reserve(name, None)
+        name: jobs.adapter(each)._entry((), {}).reserve(name, None)
         for name, each in (("made", made), ("back", back))
     }
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     replies: dict[str, Any] = dict.fromkeys(steps)
-    while len(told) < 2:
-        for name in [name for name in steps if name not in told]:
+    while len(results) < 2:
+        for name in [name for name in steps if name not in results]:
             send = steps[name].throw if isinstance(replies[name], Exception) else steps[name].send
             try:
                 action = send(replies[name])
             except StopIteration as done:
-                told[name] = done.value
+                results[name] = done.value
                 continue
             try:
                 replies[name] = action()
             except Exception as error:
                 replies[name] = error
-    assert sorted(map(bool, told.values())) == [False, True]
+    assert sorted(map(bool, results.values())) == [False, True]
 
 
 async def test_unique_over_a_deploy(versions: Versions) -> None:
-    """What old code has enqueued refuses new code's, and the other way round; both run."""
+    """A job that the previous code enqueued refuses one of the new code, and the other way round;
+    both run."""
     old, both, new = versions.all(unique="both")
     for first, second in ((old, both), (both, old), (both, new), (new, both)):
-        told = await first.put(1)
+        entry = await first.put(1)
         refused = await second.put(1)
-        assert refused.job_id == told.job_id
+        assert refused.job_id == entry.job_id
         for lock in _locks(both, 1):
             assert not held(versions.world, lock.key)
         second.pushed.extend(first.pushed)
@@ -239,23 +244,23 @@ async def test_unique_over_a_deploy(versions: Versions) -> None:
         assert await second.put(1)
         second.pushed.clear()
         for lock in _locks(both, 1):
-            versions.world.client.delete(place(lock))
+            versions.world.client.delete(reservation_of(lock))
 
 
-async def test_a_refused_job_gives_both_places_up(versions: Versions) -> None:
-    """Whichever name's lock is held, a unique job that is dropped is in nobody's way afterwards."""
+async def test_a_dropped_job_releases_both_reservations(versions: Versions) -> None:
+    """A unique job that is dropped at either lock keeps no reservation."""
     both = versions.all(unique="queued")[1]
     for lock in _locks(both, 1):
         lease = await settle(lock.acquire())
         await both.put(1)
         assert await both.deliver() is None
-        assert not any(held(versions.world, place(each)) for each in _locks(both, 1))
+        assert not any(held(versions.world, reservation_of(each)) for each in _locks(both, 1))
         await settle(lease.release())
     assert versions.log == []
 
 
 async def test_a_retry_keeps_both(versions: Versions) -> None:
-    """A lock that is held for a retry is held under both names, and both are free at the end."""
+    """A lock that is kept for a retry is kept under both names, and both are free at the end."""
     attempts = Log()
 
     def failing(shop: int) -> None:
@@ -264,7 +269,7 @@ async def test_a_retry_keeps_both(versions: Versions) -> None:
             raise KeyError
 
     versions.body = as_job(versions.world, failing)
-    both = versions.all(on_retry="hold")[1]
+    both = versions.all(keep_lock_on_retry=True)[1]
     with pytest.raises(KeyError):
         await both.attempt("a", None, 1, will_retry=lambda error: 5)
     assert all(held(versions.world, lock.key) for lock in _locks(both, 1))
@@ -273,21 +278,21 @@ async def test_a_retry_keeps_both(versions: Versions) -> None:
 
 
 async def test_versions_by_number(versions: Versions) -> None:
-    """key_version= is part of a name that is made of arguments; read_old= may be the one before."""
-    zero, one = versions.queue(), versions.queue(key_version=1, read_old=0)
+    """key_version= is part of a name made of arguments; previous_key= may be an earlier number."""
+    zero, one = versions.queue(), versions.queue(key_version=1, previous_key=0)
     assert {lock.key for lock in _locks(one, 1)} == {
         zero.work.lock((1,)).key,
         versions.queue(key_version=1).work.lock((1,)).key,
     }
     assert one.work.lock((1,)).key == versions.queue(key_version=1).work.lock((1,)).key
-    assert len(_locks(versions.queue(key_version=1, read_old=1), 1)) == 1
-    by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, read_old=1)
+    assert len(_locks(versions.queue(key_version=1, previous_key=1), 1)) == 1
+    by_value = versions.queue(key=lambda shop: shop % 10, key_version=2, previous_key=1)
     assert len({lock.key for lock in _locks(by_value, 1)}) == 2
     assert by_value.work.lock((1,)).key == by_value.work.lock((11,)).key
 
 
 async def test_a_class_s_versions(shell: World) -> None:
-    """lock_key_version and lock_read_old, a number, a name, or a classmethod of the arguments."""
+    """lock_previous_key is a lock_key_version, a name, or a classmethod of the arguments."""
     locks = shell.connect()
 
     def keys(**members: Any) -> set[bytes]:
@@ -296,12 +301,12 @@ async def test_a_class_s_versions(shell: World) -> None:
 
     zero, one = keys(), keys(lock_key_version=1)
     assert zero != one
-    assert keys(lock_key_version=1, lock_read_old=0) == zero | one
-    assert keys(lock_read_old="before") == zero | {locks.lock("before").key}
-    by_shop = keys(lock_read_old=staticmethod(lambda shop: f"b{shop}"))
+    assert keys(lock_key_version=1, lock_previous_key=0) == zero | one
+    assert keys(lock_previous_key="before") == zero | {locks.lock("before").key}
+    by_shop = keys(lock_previous_key=staticmethod(lambda shop: f"b{shop}"))
     assert by_shop == zero | {locks.lock("b7").key}
     log = Log()
-    job = job_class(shell, locks, lambda shop: log.append(shop), lock_read_old="before")
+    job = job_class(shell, locks, lambda shop: log.append(shop), lock_previous_key="before")
     lease = await settle(locks.lock("before").acquire())
     await settle(job.run(7))
     await settle(lease.release())
@@ -310,7 +315,7 @@ async def test_a_class_s_versions(shell: World) -> None:
 
 
 async def test_refresh_lock_extends_both(shell: World) -> None:
-    """Inside a run under two names both leases get the whole timeout again."""
+    """Inside a run under two names both leases get their whole ttl again."""
     left: list[int] = []
     old, new = b"lualock:{old}", b"lualock:{new}"
 
@@ -331,7 +336,7 @@ async def test_refresh_lock_extends_both(shell: World) -> None:
         job.refresh_lock()
         look()
 
-    made = shell.connect().job(key="new", read_old="old", timeout=60)
+    made = shell.connect().job(key="new", previous_key="old", ttl=60)
     job: Any = made(coroutine if shell.asynchronous else plain)
     await settle(job())
     assert all(55_000 < ms <= 60_000 for ms in left)
@@ -341,8 +346,8 @@ async def test_refresh_lock_extends_both(shell: World) -> None:
 async def test_a_run_without_its_lock_keeps_the_other_no_longer(
     shell: World, one_server: Server
 ) -> None:
-    """A run that got the first lock, and goes on without the second, has the first for no longer
-    than its timeout: it is not renewed as while the run waited."""
+    """A run that got its first lock, and goes on without the second, has the first for no longer
+    than its ttl: it is no longer renewed."""
     locks = shell.connect()
     first = min((locks.lock("old"), locks.lock("new")), key=lambda lock: lock.key)
     user = ["ACL", "SETUSER", "half", "on", ">pw", f"~{first.key.decode()}*", "&*", "+@all"]
@@ -358,19 +363,19 @@ async def test_a_run_without_its_lock_keeps_the_other_no_longer(
 
     try:
         limited = shell.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))
-        made = limited.job(key="new", read_old="old", timeout=0.3, on_unavailable="run")
+        made = limited.job(key="new", previous_key="old", ttl=0.3, when_unavailable="run")
         await shell.beside(made(coroutine if shell.asynchronous else plain))
     finally:
         shell.client.execute_command("ACL", "DELUSER", "half")
 
 
 @pytest.mark.parametrize("new", ["before the old one", "the new one"])
-def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None:
-    """Also a run with two locks, whichever of them it took first."""
+def test_a_run_with_two_locks_gets_stop_requests(one_server: Server, new: str) -> None:
+    """A run with two locks gets stop requests, whichever of them it acquired first."""
     ran: list[str] = []
     with lualock.connect(one_server.url) as locks:
 
-        @locks.job(key=new, read_old="the old one", policy=jobs.Replace(10))
+        @locks.job(key=new, previous_key="the old one", policy=jobs.Replace(10))
         def build(name: str) -> None:
             ran.append(name)
             if name == "first":
@@ -385,8 +390,8 @@ def test_who_is_to_be_replaced_hears_of_it(one_server: Server, new: str) -> None
 
 
 @pytest.mark.parametrize("new", ["before the old one", "the new one"])
-async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new: str) -> None:
-    """The code of before the deploy, and that of after it, ask on the one name that they know."""
+async def test_a_run_gets_stop_requests_of_other_versions(shell: World, new: str) -> None:
+    """The previous and the next version send their stop requests to the one name that they know."""
     locks, ran = shell.connect(), Log()
 
     def plain() -> None:
@@ -405,7 +410,7 @@ async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new
 
     for name in ("the old one", new):
         ran.clear()
-        made = locks.job(key=new, read_old="the old one")
+        made = locks.job(key=new, previous_key="the old one")
         run = made(coroutine if shell.asynchronous else plain)
         other = locks.job(key=name, policy=jobs.Replace(10))
         replace = other(second if shell.asynchronous else lambda: ran.append("second"))
@@ -417,7 +422,7 @@ async def test_who_is_to_be_replaced_by_other_code_hears_of_it(shell: World, new
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
-    """Versions and old names that make no sense are refused."""
+    """Versions and previous keys that are not valid are refused."""
 
     def job() -> None:
         """A job's body."""
@@ -427,8 +432,8 @@ def test_what_cannot_be_used(locks: lualock.Locks) -> None:
         {"key_version": True},
         {"key_version": "1"},
         {"key": "whole", "key_version": 1},
-        {"read_old": -1},
-        {"read_old": 1.5},
+        {"previous_key": -1},
+        {"previous_key": 1.5},
     ):
         with pytest.raises(lualock.InvalidArgument):
             locks.job(**options)(job)

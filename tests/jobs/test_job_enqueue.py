@@ -1,4 +1,4 @@
-"""Unique from enqueue on: reserve, push, confirm; and the start that gives up the place."""
+"""Unique jobs: reserve, push and confirm, and the start that ends the reservation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import pytest
 
 import lualock
 from lualock._transport.asyncio import background as asyncio_background
-from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, bound, token_of
+from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, adapter, token_of
 from lualock.jobs.identity import job_holder_info, job_metadata
 from tests.jobs.test_job_policies import ODD
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.proxy import Proxy
 from tests.support.world import World, settle
 
 
 def queue_of(world: World, locks: Any = None, work: Any = None, **options: Any) -> Queue:
-    """A queue of a job of this world's shell."""
+    """Make the queue of a job of this world's API."""
 
     def rebuild(shop: int = 1) -> str:
         return f"rebuilt {shop}"
@@ -38,33 +38,34 @@ def queue_of(world: World, locks: Any = None, work: Any = None, **options: Any) 
 
 
 async def test_one_is_queued(world: World) -> None:
-    """While one is queued another is refused, and told which; once it has begun, no more."""
+    """While a job is queued, another one is refused and gets its id; once it has begun, it is
+    not."""
     queue = queue_of(world, unique="queued")
     first = await queue.put(1, job_id="a")
     token = queue.pushed[0][1]
     assert first == Enqueued("a", token, "pushed a")
     lock = queue.work.lock((1,))
-    assert token.encode() in world.client.get(place(lock))
-    assert not held(world, lock.key)  # a queued job is in nobody's way
-    assert (await settle(queue.work.place((1,)).inspect())).metadata == "job a"
+    assert token.encode() in world.client.get(reservation_of(lock))
+    assert not held(world, lock.key)  # a queued job keeps no other out
+    assert (await settle(queue.work.reservation((1,)).inspect())).metadata == "job a"
     refused = await queue.put(1, job_id="b")
     assert not refused
     assert (refused.job_id, refused.state) == ("a", "queued")
     assert await queue.put(2)
     assert len(queue.pushed) == 2
     assert await queue.deliver() == "rebuilt 1"
-    assert not held(world, place(lock))
+    assert not held(world, reservation_of(lock))
     assert await queue.put(1, job_id="b")
 
 
-async def test_who_waits_for_a_place(shell: World) -> None:
-    """Has it when the queued job begins, not when its place would have ended."""
+async def test_a_waiter_for_a_reservation(shell: World) -> None:
+    """A waiter gets the reservation when the queued job begins, not when it would have expired."""
     queue = queue_of(shell, unique="queued")
     await queue.put(1)
-    beside = queue.work.place((1,))
+    beside = queue.work.reservation((1,))
     waits = asyncio.ensure_future(shell.beside(beside.acquire))
     await shell.until_waiters(beside, 1)
-    since = time.monotonic()  # who has just come looks by itself
+    since = time.monotonic()  # a new waiter checks on its own
     await shell.until(lambda: time.monotonic() > since + 0.15)
     assert await queue.deliver() == "rebuilt 1"
     lease = await asyncio.wait_for(waits, 3)
@@ -72,10 +73,11 @@ async def test_who_waits_for_a_place(shell: World) -> None:
     await settle(lease.release())
 
 
-async def test_the_place_lasts(world: World) -> None:
-    """Reserved it lasts seconds, so that a crash frees it; confirmed the queue's time and delay."""
+async def test_how_long_a_reservation_lasts(world: World) -> None:
+    """A reservation lasts some seconds, so that a crash frees it; confirmed, it lasts for the
+    queue's time and the delay."""
     queue = queue_of(world, unique="queued", queue_ttl=500)
-    key = place(queue.work.lock((1,)))
+    key = reservation_of(queue.work.lock((1,)))
     reserved = await settle(queue.verb("reserve")((1,), job_id="a"))
     assert isinstance(reserved, Reserved)
     assert 0 < world.client.pttl(key) <= RESERVE_S * 1000 <= 15_000
@@ -86,7 +88,7 @@ async def test_the_place_lasts(world: World) -> None:
     assert not await settle(queue.verb("confirm")((1,), token=reserved.token))
     await queue.put(1, delay=3600.0)
     assert 4_090_000 < world.client.pttl(key) <= 4_100_000
-    # What the place lasted is no concern of the lease.
+    # The lease is independent of how long the reservation lasted.
     left: list[int] = []
 
     def work() -> None:
@@ -100,7 +102,7 @@ async def test_the_place_lasts(world: World) -> None:
 
 
 async def test_while_one_runs(world: World) -> None:
-    """unique= says whether one that is queued, one that runs, or either refuses the next."""
+    """unique= says whether a queued job, a running one, or either refuses the next one."""
     for unique, while_queued, while_running in (
         ("queued", False, True),
         ("running", True, False),
@@ -111,25 +113,26 @@ async def test_while_one_runs(world: World) -> None:
         await queue.put(job_id="a")
         assert bool(await queue.put(job_id="b")) == while_queued
         queue.pushed.clear()
-        world.client.delete(place(queue.work.lock()))
+        world.client.delete(reservation_of(queue.work.lock()))
         lease = await settle(queue.work.lock().acquire())
-        told = await queue.put(job_id="c")
-        assert bool(told) == while_running
-        if not told:
-            assert (told.state, told.job_id) == ("running", None)  # a plain lock, so no job's id
-            assert told.holder == (await settle(queue.work.lock().inspect())).holder
-            assert not held(world, place(queue.work.lock()))
+        entry = await queue.put(job_id="c")
+        assert bool(entry) == while_running
+        if not entry:
+            assert (entry.state, entry.job_id) == ("running", None)  # a plain lock, so no job's id
+            assert entry.holder == (await settle(queue.work.lock().inspect())).holder
+            assert not held(world, reservation_of(queue.work.lock()))
         await settle(lease.release())
 
 
 async def test_there_is_no_gap_at_the_start(world: World) -> None:
-    """While one runs, unique="both" tells its id; the place was the lock in the same moment."""
+    """With unique="both" there is no moment at which a job that begins is neither queued nor
+    running."""
     seen = Log()
 
     def work() -> None:
         with lualock.connect(world.server.url) as locks:
             entry = locks.job(unique="both", key="no gap")(lambda: None)
-            seen.append(bound(entry).reserve(job_id="b"))
+            seen.append(adapter(entry).reserve(job_id="b"))
 
     queue = queue_of(world, work=work, unique="both", key="no gap")
     await queue.put(job_id="a")
@@ -141,7 +144,7 @@ async def test_there_is_no_gap_at_the_start(world: World) -> None:
 
 
 async def test_fifty_producers(world: World) -> None:
-    """Of fifty that enqueue at once, one does, and the others are told its id."""
+    """Of fifty producers that enqueue at once one succeeds, and the others get its job's id."""
     queue = queue_of(world, unique="queued")
     puts = [world.beside(partial(_put, queue, f"id-{i}")) for i in range(50)]
     outcomes = await asyncio.gather(*puts)
@@ -158,7 +161,8 @@ def _put(queue: Queue, job_id: str) -> Any:
 
 
 async def test_never_two_under_pressure(shell: World) -> None:
-    """Producers and workers at full speed: from push to end there is never more than one job."""
+    """With producers and workers at full speed there is never more than one job from push to
+    end."""
     here: list[str] = []  # pushed, and not at its end
     most: list[int] = []
     todo: list[tuple[str, str]] = []
@@ -198,7 +202,7 @@ async def test_never_two_under_pressure(shell: World) -> None:
 
 
 async def test_a_failed_push(shell: World) -> None:
-    """What the push raised comes out, and the next one may be pushed at once."""
+    """An exception of the push is raised, and the next job can be pushed at once."""
     queue = queue_of(shell, unique="queued")
 
     def push(token: str) -> None:
@@ -210,7 +214,7 @@ async def test_a_failed_push(shell: World) -> None:
 
 
 async def test_what_cannot_be_enqueued_or_delivered(shell: World) -> None:
-    """A push that cannot be called, and an id that is none: said before anything is written."""
+    """A push that cannot be called and an invalid id are refused before anything is written."""
     queue = queue_of(shell, unique="queued")
     with pytest.raises(lualock.InvalidArgument, match="push must be callable, not NoneType"):
         await settle(queue.verb("enqueue")(None, job_id="a"))
@@ -224,7 +228,8 @@ async def test_what_cannot_be_enqueued_or_delivered(shell: World) -> None:
 
 
 async def test_the_callback(shell: World) -> None:
-    """It gets exactly the job's arguments, and the other's id if it asks; its result is told."""
+    """The callback gets exactly the job's arguments, and the conflicting id if it has a parameter
+    for it; its result is returned."""
     log = Log()
 
     def refused(shop: int, *, job_id: str) -> str:
@@ -241,7 +246,7 @@ async def test_the_callback(shell: World) -> None:
 
 
 async def test_a_system_that_refuses(shell: World) -> None:
-    """Where the system itself did not push it the same callback is told."""
+    """If the job system itself did not push the job, the same callback is called."""
     log = Log()
 
     def refused(shop: int, *, job_id: str) -> str:
@@ -249,8 +254,8 @@ async def test_a_system_that_refuses(shell: World) -> None:
         return "sorry"
 
     queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
-    told = await settle(queue.verb("refuse")((5,), job_id="a"))
-    assert told == Refused("a", "queued", None, "sorry")
+    entry = await settle(queue.verb("refuse")((5,), job_id="a"))
+    assert entry == Refused("a", "queued", None, "sorry")
     assert (
         await settle(queue.verb("refuse")((5,), job_id="a", state="running"))
     ).state == "running"
@@ -259,8 +264,8 @@ async def test_a_system_that_refuses(shell: World) -> None:
 
 
 async def test_a_loner(shell: World) -> None:
-    """It is refused while a job with its lock is queued or runs, and the callback gets that job's
-    id; a job that has ended, or runs again, is in nobody's way."""
+    """A loner is refused while a job with its lock is queued or runs, and the callback gets that
+    job's id; after that it is enqueued."""
     log = Log()
 
     class Loner(lualock.LockedJob):
@@ -272,18 +277,18 @@ async def test_a_loner(shell: World) -> None:
             log.note(number, job_id)
 
     async def perform(number: int) -> int:
-        told.append(await queue.put(number))
-        if len(told) == 1:
+        entries.append(await queue.put(number))
+        if len(entries) == 1:
             raise ZeroDivisionError
         return number
 
     def perform_plain(number: int) -> int:
-        told.append(queue.work.enqueue(str, (number,), job_id="another"))
-        if len(told) == 1:
+        entries.append(queue.work.enqueue(str, (number,), job_id="another"))
+        if len(entries) == 1:
             raise ZeroDivisionError
         return number
 
-    told: list[Any] = []
+    entries: list[Any] = []
     body = perform if shell.asynchronous else perform_plain
     queue = Queue(shell, type("Job", (Loner,), {"perform": staticmethod(body)}))
     assert await queue.put(5, job_id="a")
@@ -293,13 +298,13 @@ async def test_a_loner(shell: World) -> None:
         await queue.deliver(will_retry=lambda _: 0.0)
     assert (await queue.put(5)).state == "queued"  # it waits for its retry
     assert await queue.attempt("a", token, 5) == 5
-    assert [(entry.job_id, entry.state) for entry in told] == [("a", "running")] * 2
+    assert [(entry.job_id, entry.state) for entry in entries] == [("a", "running")] * 2
     assert log == [(5, "a")] * 4
     assert await queue.put(5)
 
 
 async def test_a_loner_may_say_less(shell: World) -> None:
-    """What a class says of lock_unique counts instead of its loner."""
+    """The lock_unique of a class counts instead of its loner."""
     job = type(
         "Job",
         (lualock.LockedJob,),
@@ -318,7 +323,7 @@ async def test_a_loner_may_say_less(shell: World) -> None:
 
 
 async def test_the_callback_of_a_class(shell: World) -> None:
-    """loner_enqueue_failed, as in resque-lock; inherited."""
+    """loner_enqueue_failed is called as in resque-lock, and is inherited."""
     log = Log()
 
     class Base(lualock.LockedJob):
@@ -340,16 +345,16 @@ async def test_the_callback_of_a_class(shell: World) -> None:
 
 
 def test_a_crash_between_reserve_and_push(one_server: Any, one_client: Any) -> None:
-    """A producer that is killed before it pushed is in the way for seconds, not longer."""
+    """A producer that is killed before it pushed blocks other jobs for some seconds, not longer."""
     code = """
         import sys, time, lualock
-        from lualock.jobs import bound
+        from lualock.jobs import adapter
         def work(): pass
         job = lualock.connect(sys.argv[1]).job(unique="queued", key="x")(work)
         def push(token):
             print(token, flush=True)
             time.sleep(60)
-        bound(job).enqueue(push, job_id="a")
+        adapter(job).enqueue(push, job_id="a")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), one_server.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as producer:
@@ -359,7 +364,7 @@ def test_a_crash_between_reserve_and_push(one_server: Any, one_client: Any) -> N
     key = b"lualock:{x}:reservation"
     assert 0 < one_client.pttl(key) <= RESERVE_S * 1000
     with lualock.connect(one_server.url) as locks:
-        work = bound(locks.job(unique="queued", key="x")(_nothing))
+        work = adapter(locks.job(unique="queued", key="x")(_nothing))
         refused = work.reserve(job_id="b")
         assert isinstance(refused, Refused)
         assert refused.job_id == "a"
@@ -373,58 +378,57 @@ def _nothing() -> None:
     """A job's body."""
 
 
-async def test_a_place_that_expired_while_its_job_was_queued(world: World) -> None:
-    """Another job is enqueued then; both run, one after the other, and the place is the other's."""
+async def test_a_reservation_that_expired_in_the_queue(world: World) -> None:
+    """After a reservation has expired another job is enqueued; both run one after the other, and
+    the reservation is the second job's."""
     log = Log()
     queue = queue_of(world, work=lambda shop: log.note(shop), unique="queued", key="x")
     await queue.put(1, job_id="a")
-    world.client.delete(place(queue.work.lock((1,))))
+    world.client.delete(reservation_of(queue.work.lock((1,))))
     assert await queue.put(2, job_id="b")
     await queue.deliver()
     refused = await queue.put(3)
-    assert refused.job_id == "b"  # what "a" did left the place of "b" alone
+    assert refused.job_id == "b"  # "a" did not end the reservation of "b"
     await queue.deliver()
     assert log == [(1,), (2,)]
     assert await queue.put(3)
 
 
 async def test_a_job_that_began_before_it_was_confirmed(world: World) -> None:
-    """A worker may be faster than the producer: confirming then does nothing."""
+    """A worker may be faster than the producer; then the confirmation changes nothing."""
     queue = queue_of(world, unique="queued")
     reserved = await settle(queue.verb("reserve")(job_id="a"))
     assert await queue.attempt("a", reserved.token) == "rebuilt 1"
     assert not await settle(queue.verb("confirm")(token=reserved.token))
-    assert not held(world, place(queue.work.lock()))
+    assert not held(world, reservation_of(queue.work.lock()))
 
 
 async def test_cancel(world: World) -> None:
-    """A job that is removed gives up its place; one that runs is not disturbed."""
+    """A removed job releases its reservation; a running one is not affected."""
     seen: list[bool] = []
 
     def work() -> None:
         with lualock.connect(world.server.url) as locks:
-            entry = bound(locks.job(unique="both", key="to cancel")(_nothing))
-            entry.cancel(token=told.token)
+            entry = adapter(locks.job(unique="both", key="to cancel")(_nothing))
+            entry.cancel(token=mine.token)
         seen.append(held(world, entry.lock().key))
 
     queue = queue_of(world, work=work, unique="both", key="to cancel")
-    told = await queue.put()
-    await settle(queue.verb("cancel")(token=told.token))
+    mine = await queue.put()
+    await settle(queue.verb("cancel")(token=mine.token))
     queue.pushed.clear()
-    told = await queue.put()
+    mine = await queue.put()
     await queue.deliver()
     assert seen == [True]
 
 
 @pytest.mark.parametrize("given_up", ["cancelled", "not pushed"])
-async def test_a_refused_release_takes_no_later_place(
+async def test_a_refused_release_ends_no_later_reservation(
     shell: World, given_up: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A place that the server would not give up is not taken away later: by then the same job may
-    have been enqueued again, under the same token."""
-    monkeypatch.setattr(
-        asyncio_background, "PAUSE_MIN_S", 0.3
-    )  # so that it is, before any next try
+    """A reservation that the server refused to release is not ended later: the same job may have
+    been enqueued again under that token."""
+    monkeypatch.setattr(asyncio_background, "PAUSE_MIN_S", 0.3)  # before any next try
     locks = shell.connect()
     queue = queue_of(shell, locks, unique="queued")
     other = locks.lock("other", ttl=30)
@@ -450,26 +454,26 @@ async def test_a_refused_release_takes_no_later_place(
     finally:
         shell.client.config_set("min-replicas-to-write", 0)
     assert await again()
-    # What was begun earlier is done earlier, and this is done.
+    # Cleanups end in the order in which they began, and this one has ended.
     await shell.until(lambda: not held(shell, other.key))
-    assert held(shell, place(queue.work.lock((1,))))
+    assert held(shell, reservation_of(queue.work.lock((1,))))
     refused = await queue.put(1)
     assert (refused.job_id, refused.state) == ("a", "queued")
 
 
-async def test_without_unique_it_is_just_pushed(shell: World) -> None:
-    """Nothing is asked of the server, and no token travels."""
+async def test_without_unique_a_job_is_just_pushed(shell: World) -> None:
+    """Without unique= no request is sent, and no token travels."""
     proxyless = queue_of(shell)
     shell.client.config_resetstat()
-    told = await proxyless.put(1)
-    assert told.token == ""
+    entry = await proxyless.put(1)
+    assert entry.token == ""
     assert shell.calls("evalsha") + shell.calls("eval") == 0
     assert await proxyless.deliver() == "rebuilt 1"
     await settle(proxyless.verb("cancel")((1,), token=""))
 
 
-async def test_a_token_made_of_the_id(shell: World) -> None:
-    """A system without room for a token: start finds the place by the job's id."""
+async def test_a_token_derived_from_the_id(shell: World) -> None:
+    """For a system that cannot carry a token, start finds the reservation by the job's id."""
     queue = queue_of(shell, unique="queued")
     assert len(token_of("a")) == 22
     assert token_of("a") != token_of("b")
@@ -477,32 +481,32 @@ async def test_a_token_made_of_the_id(shell: World) -> None:
     assert not await queue.put(1, job_id="b", token=token_of("b"))
     queue.pushed[0] = ("a", "", (1,))
     assert await queue.deliver() == "rebuilt 1"
-    assert not held(shell, place(queue.work.lock((1,))))
+    assert not held(shell, reservation_of(queue.work.lock((1,))))
 
 
 @pytest.mark.parametrize("lost", [1, 2])
 async def test_a_reserve_whose_reply_is_lost(shell: World, proxy: Proxy, lost: int) -> None:
-    """Lost once, it is asked again, and it is the same place; lost twice, the outcome is unknown,
-    nothing is pushed, and the place is free again."""
+    """After one lost reply the job gets the same reservation; after two the outcome is unknown,
+    nothing is pushed, and the reservation is free again."""
     queue = queue_of(shell, shell.connect(proxy.url), unique="queued")
-    await settle(queue.verb("cancel")(token=token_of("nobody")))  # connected, scripts loaded
+    await settle(queue.verb("cancel")(token=token_of("no job")))  # connected, scripts loaded
     await queue.put(2)
     queue.pushed.clear()
     proxy.lose_reply = lost
-    key = place(queue.work.lock((1,)))
+    key = reservation_of(queue.work.lock((1,)))
     if lost == 1:
         assert await queue.put(1)
         assert held(shell, key)
         return
-    with pytest.raises(lualock.LockUnavailable) as told:
+    with pytest.raises(lualock.LockUnavailable) as caught:
         await queue.put(1)
-    assert told.value.outcome_unknown
+    assert caught.value.outcome_unknown
     assert queue.pushed == []
     await shell.until(lambda: not held(shell, key))
 
 
 async def test_a_start_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
-    """Asked again, it is the same lease; the job runs once, and nothing stays behind."""
+    """A repeated start gets the same lease; the job runs once, and nothing stays behind."""
     log = Log()
 
     def work(shop: int) -> None:
@@ -518,11 +522,12 @@ async def test_a_start_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
     for shop in (1, 2):
         lock = queue.work.lock((shop,))
         assert not held(shell, lock.key)
-        assert not held(shell, place(lock))
+        assert not held(shell, reservation_of(lock))
 
 
 async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
-    """While the server is away nothing is pushed, or it is without a place, as the job says."""
+    """While the server is unreachable nothing is pushed, or the job is pushed without a
+    reservation, as it declares."""
     away = shell.connect("unix:///tmp/lualock-no-such-socket")
     queue = queue_of(shell, away, unique="queued")
     with pytest.raises(lualock.LockUnavailable):
@@ -532,16 +537,16 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
         shell,
         away,
         unique="queued",
-        on_unavailable="skip",
+        when_unavailable="skip",
         on_enqueue_failed=lambda *a: log.note("refused", *a),
     )
-    told = await queue.put(7)
-    assert (bool(told), told.state, log) == (False, "unavailable", [("refused", 7)])
+    entry = await queue.put(7)
+    assert (bool(entry), entry.state, log) == (False, "unavailable", [("refused", 7)])
     assert queue.pushed == []
-    queue = queue_of(shell, away, unique="queued", on_unavailable="run")
+    queue = queue_of(shell, away, unique="queued", when_unavailable="run")
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
-        told = await queue.put(7)
-    assert told.token == ""
+        entry = await queue.put(7)
+    assert entry.token == ""
     assert len(queue.pushed) == 1
     assert "without a reservation" in caplog.text
 
@@ -562,7 +567,7 @@ async def test_what_cannot_be_used(shell: World) -> None:
     with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be callable"):
         queue_of(shell, on_enqueue_failed="me")
     with pytest.raises(lualock.InvalidArgument, match="not a job of lualock"):
-        bound(len)
+        adapter(len)
     wrong: tuple[Any, ...] = ("ab", b"ab", 5, {"a": 1}, None)
     for args in wrong:
         with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
@@ -572,28 +577,29 @@ async def test_what_cannot_be_used(shell: World) -> None:
     assert shell.client.keys() == []
 
 
-def test_a_push_that_nobody_awaits(one_server: Any) -> None:
-    """Plain code that pushes by a coroutine function has pushed nothing: it is told so, and the
-    job has no place."""
+def test_a_push_that_is_not_awaited(one_server: Any) -> None:
+    """Plain code that pushes by a coroutine function gets an error, and the job has no
+    reservation."""
     one_server_client = one_server.client()
     one_server_client.flushall()
 
     async def push(token: str) -> None:
-        raise AssertionError("nobody awaits it")
+        raise AssertionError("no code awaits it")
 
     def body() -> None:
         """A job."""
 
     with lualock.connect(one_server.url) as locks:
-        queue = bound(locks.job(key="x", unique="queued")(body))
+        queue = adapter(locks.job(key="x", unique="queued")(body))
         with pytest.raises(lualock.InvalidArgument, match="returned a coroutine"):
             queue.enqueue(push, job_id="a")
-        assert not queue.place().locked()
+        assert not queue.reservation().locked()
     one_server_client.close()
 
 
 async def test_an_odd_delay(shell: World) -> None:
-    """Is refused by name before the job has a place, or is in its queue."""
+    """A delay that is not valid is refused by name before the job has a reservation or is
+    pushed."""
     for unique in ("queued", None):
         queue = queue_of(shell, unique=unique)
         for bad in (*ODD, None, 367 * 86_400):
@@ -606,8 +612,8 @@ async def test_an_odd_delay(shell: World) -> None:
     assert await queue.put(delay=366 * 86_400)
 
 
-async def test_an_id_that_is_no_text(shell: World) -> None:
-    """Two of them are two jobs, and each is recognised."""
+async def test_an_id_that_is_not_valid_text(shell: World) -> None:
+    """Two ids with lone surrogates are two jobs, and each one's delivery is recognised."""
     queue = queue_of(shell, unique="queued")
     first, second = "a\ud800", "a\ud801"
     assert job_metadata(first) != job_metadata(second) != job_metadata("a?")
@@ -626,12 +632,12 @@ async def test_an_id_that_is_no_text(shell: World) -> None:
 
 
 async def test_a_long_id(shell: World) -> None:
-    """It is told whole, or not at all; its own delivery is recognised all the same."""
-    for length, told in ((128, "x" * 128), (129, None)):
+    """A long id is reported whole or not at all, and its own delivery is recognised."""
+    for length, reported in ((128, "x" * 128), (129, None)):
         queue = queue_of(shell, unique="queued", key=f"job {length}")
         token = (await queue.put(1, job_id="x" * length)).token
         refused = await queue.put(1)
-        assert refused.job_id == told
+        assert refused.job_id == reported
         assert refused.holder
         assert await queue.deliver() == "rebuilt 1"
         running = shell.connect().lock(f"job {length}", metadata=job_metadata("x" * length))
@@ -642,7 +648,7 @@ async def test_a_long_id(shell: World) -> None:
 
 
 async def test_a_long_id_beside_a_long_holder(shell: World) -> None:
-    """There is room for both, for it is the holder that is cut; so the job is known everywhere."""
+    """If both do not fit, the holder is shortened and not the id, so the job is recognised."""
     queue = queue_of(shell, shell.connect(holder="\u00e9" * 125), unique="queued", key="x")
     job_id = "x" * 128
     token = (await queue.put(job_id=job_id)).token

@@ -1,5 +1,5 @@
 """A job's whole life, with every fault of a connection at each of its requests: it is enqueued, its
-attempts run once each and alone, and what is left is free again in time."""
+attempts run once each and alone, and nothing stays held."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lualock import jobs
 from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.faults import Fault, FaultProxy
 from tests.support.world import World
 from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL
 
-# In the order in which they come: reserve, confirm, start, hold it for the retry, start, release;
-# or the waiting for the lock, and the giving up of the place.
+# In the order in which they come: reserve, confirm, start, keep it for the retry, start, release;
+# or the wait for the lock, and the release of the reservation.
 SCENARIOS = [
     *(("retry", script) for script in ("reserve", "extend", "start", "adopt", "release")),
     *(("coalesce", script) for script in ("start", "reserve", "acquire", "release")),
@@ -29,11 +29,11 @@ SCENARIOS = [
 
 
 class OwnError(Exception):
-    """What the job raises at its first attempt."""
+    """The exception that the job raises at its first attempt."""
 
 
 async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: str) -> None:
-    """One job's life: enqueued, run, failed, run again."""
+    """Enqueue a job, run it, let it fail, run it again."""
     kind = name.split()[0]
     log = Log()
     rivals = lualock.connect(world.server.url)
@@ -48,32 +48,34 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     policies = {"retry": None, "coalesce": jobs.Coalesce(), "replace": jobs.Replace(5)}
     locks = world.connect(f"{proxy.url}?socket_timeout={SOCKET_TIMEOUT}", ttl=TTL)
     options: dict[str, Any] = {"unique": "both"} if kind == "retry" else {}
-    made = locks.job(key=name, on_retry="hold", queue_ttl=3, policy=policies[kind], **options)
+    made = locks.job(
+        key=name, keep_lock_on_retry=True, queue_ttl=3, policy=policies[kind], **options
+    )
     queue = Queue(world, made(as_job(world, work)))
     lease = rivals.lock(name, ttl=30).acquire() if kind != "retry" else None
     proxy.inject(FAULTS[fault], script)
 
     async def until(what: Any) -> Any:
-        """What a producer or a job system does: try again."""
+        """Try again, as a producer or a job system does."""
         give_up = asyncio.get_running_loop().time() + 8
         while asyncio.get_running_loop().time() < give_up:
             try:
-                told = await world.beside(what)
+                entry = await world.beside(what)
             except (lualock.LockUnavailable, jobs.RetryLater) as error:
-                # What happened once is made good by asking again, and nobody hears of it, unless a
-                # busy machine did not even make a connection in the short time.
+                # A fault that happens once is repaired by a second request, without an error. But a
+                # busy machine may not even make a connection in the short time.
                 if FAULTS[fault].times == 1 and "could not connect to the server" not in str(error):
                     raise
-                told = None
-            if told:
-                return told
+                entry = None
+            if entry:
+                return entry
             await asyncio.sleep(0.02)
-        raise AssertionError(f"{script} {fault}: nobody has the lock, and the job does not run")
+        raise AssertionError(f"{script} {fault}: the lock is free, and the job does not run")
 
     def attempt() -> Any:
-        return queue.work.run((), {}, jobs.Delivery("a", told.token or None, lambda error: 0.0))
+        return queue.work.run((), {}, jobs.Delivery("a", entry.token or None, lambda error: 0.0))
 
-    told = await until(lambda: queue.verb("enqueue")(lambda token: "pushed", job_id="a"))
+    entry = await until(lambda: queue.verb("enqueue")(lambda token: "pushed", job_id="a"))
     if kind == "retry":
         with pytest.raises(OwnError):
             await until(attempt)
@@ -91,14 +93,15 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     await asyncio.to_thread(proxy.deliver)
     mine = queue.work.lock()
     await world.until(lambda: not held(world, mine.key), TTL + SLACK)
-    left_ms = world.client.pttl(place(mine))
-    assert not held(world, place(mine)) or 0 < left_ms <= jobs.RESERVE_S * 1000
+    left_ms = world.client.pttl(reservation_of(mine))
+    assert not held(world, reservation_of(mine)) or 0 < left_ms <= jobs.RESERVE_S * 1000
     rivals.close()
 
 
 @pytest.mark.full
 async def test_faults(shell: World) -> None:
-    """Side by side, for they mostly wait for a socket's timeout or for the end of a lease."""
+    """Every fault leaves one run for each attempt and nothing held; the cases run side by side,
+    because they mostly wait."""
     for script in (SCRIPTS | verbs.SCRIPTS).values():
         shell.client.script_load(script.source)
     places = asyncio.Semaphore(AT_ONCE)
@@ -118,9 +121,9 @@ async def test_faults(shell: World) -> None:
     assert failures == []
 
 
-async def test_a_place_that_could_not_be_given_up(shell: World) -> None:
-    """A job that waited, and whose place would not go, comes back: nothing takes the place from its
-    next attempt, which others are told of."""
+async def test_a_reservation_that_could_not_be_released(shell: World) -> None:
+    """A job that waited, and whose reservation could not be released, comes back, and the
+    reservation stays its own."""
     with FaultProxy(shell.server.socket) as proxy, lualock.connect(shell.server.url) as rivals:
         locks = shell.connect(proxy.url)
         made = locks.job(key="x", unique="queued", policy=jobs.Wait(5))(as_job(shell, _never))
@@ -135,7 +138,7 @@ async def test_a_place_that_could_not_be_given_up(shell: World) -> None:
             await waits
         await shell.until(lambda: not held(shell, queue.work.lock().key))
         assert len(proxy.met) == 2
-        assert held(shell, place(queue.work.lock()))
+        assert held(shell, reservation_of(queue.work.lock()))
         refused = await queue.put(job_id="b")
         assert (refused.job_id, refused.state) == ("a", "queued")
         if shell.asynchronous:

@@ -1,11 +1,12 @@
-"""What docs/jobs.md says of groups and chains: no member is refused, a dropped one counts."""
+"""Groups and chains, as docs/jobs.md describes them: no member is refused, and a dropped one counts
+as done."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import celery
-import celery.contrib.testing.tasks  # the worker below looks for its task
+import celery.contrib.testing.tasks  # the worker below finds its task there
 import dramatiq
 import pytest
 from celery.contrib.testing.worker import start_worker
@@ -16,30 +17,30 @@ from huey import MemoryHuey, api
 
 import lualock
 from lualock import jobs
-from lualock.jobs import celery as celery_leaf
-from lualock.jobs import dramatiq as dramatiq_leaf
-from lualock.jobs import huey as huey_leaf
+from lualock.integrations import celery as celery_integration
+from lualock.integrations import dramatiq as dramatiq_integration
+from lualock.integrations import huey as huey_integration
 
 
-def decide(situation: jobs.Contention) -> Any:
-    """Most are dropped, one comes back."""
-    return jobs.Retry(0.1) if situation.args[0] == "late" else None
+def decide(contention: jobs.Contention) -> Any:
+    """Drop most jobs, and let one come back."""
+    return jobs.Retry(0.1) if contention.args[0] == "late" else None
 
 
-def shown(*told: Any) -> str:
-    """A job's body that shows what it was given."""
-    return f"shown {told}"
+def shown(*args: Any) -> str:
+    """Return the arguments: the body of the jobs here."""
+    return f"shown {args}"
 
 
 @pytest.mark.full
 def test_celery(locks: lualock.Locks) -> None:
-    """No member is refused, though another job has its place. One that was dropped when it came to
-    run counts, and its result is None; one that comes back later holds up what comes after it."""
-    app = celery.Celery("groups", task_cls=celery_leaf.LockedTask, set_as_current=False)
+    """No member is refused, although another job has its reservation; a dropped member counts with
+    the result None, and one that comes back later holds up what follows it."""
+    app = celery.Celery("groups", task_cls=celery_integration.LockedTask, set_as_current=False)
     app.conf.update(broker_url="memory://", result_backend="cache+memory://")
-    body = locks.job(key=lambda *told: f"show {told[-1]}", unique="queued", policy=decide)(shown)
+    body = locks.job(key=lambda *args: f"show {args[-1]}", unique="queued", policy=decide)(shown)
     task: Any = app.task(body)
-    assert jobs.bound(body).reserve(("busy",), job_id="there already")
+    assert jobs.adapter(body).reserve(("busy",), job_id="there already")
     locks.lock("show held").acquire()
     locks.lock("show late", ttl=1).acquire()
 
@@ -72,13 +73,13 @@ def test_celery(locks: lualock.Locks) -> None:
 
 
 def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
-    """They are sent past the actors, so none of their members is refused; a dropped one counts."""
+    """Members are sent past the actors, so none is refused; a dropped one counts."""
     broker = StubBroker()
     results: Any = Results  # Dramatiq has types, but not for everything
     broker.add_middleware(results(backend=StubBackend()))
-    body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
+    body = locks.job(key=lambda *args: f"show {args[0]}", unique="queued", policy=decide)(shown)
     actor: Any = dramatiq.actor(
-        actor_class=dramatiq_leaf.LockedActor, broker=broker, store_results=True
+        actor_class=dramatiq_integration.LockedActor, broker=broker, store_results=True
     )(body)
     assert actor.enqueue("busy")
     assert not actor.enqueue("busy")
@@ -102,10 +103,11 @@ def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
 
 
 def test_huey_pipelines(locks: lualock.Locks) -> None:
-    """They are sent past the tasks, so none is refused; after a dropped one they go on."""
+    """Members are sent past the tasks, so none is refused; the pipeline goes on after a dropped
+    one."""
     huey = MemoryHuey("groups", immediate=False)
-    huey.task_wrapper_class = huey_leaf.LockedTask
-    body = locks.job(key=lambda *told: f"show {told[0]}", unique="queued", policy=decide)(shown)
+    huey.task_wrapper_class = huey_integration.LockedTask
+    body = locks.job(key=lambda *args: f"show {args[0]}", unique="queued", policy=decide)(shown)
     task = huey.task()(body)
     assert task.enqueue("busy")
     locks.lock("show held").acquire()

@@ -1,5 +1,5 @@
 """A run, or an enqueueing, that is interrupted or loses its server between any two of its actions:
-what it has by then it gives up."""
+it releases all that it has by then."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Make = Callable[[lualock.Locks], Any]
 
 
 class Interruption(BaseException):
-    """As KeyboardInterrupt, but nobody else raises it."""
+    """As KeyboardInterrupt, but only the tests raise it."""
 
 
 def play(actions: Any, at: int, error: BaseException) -> bool:
-    """Carry actions out, but let one of them raise; whether it came to that."""
+    """Carry actions out, but let one of them raise; return whether that one was reached."""
     step, struck = 0, False
     try:
         action = next(actions)
@@ -54,8 +54,8 @@ def _work() -> None:
 
 def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
     def make(locks: lualock.Locks) -> Any:
-        job = locks.job(key="two", read_old="one", policy=policy, **options)(_work)
-        work = jobs.bound(job)
+        job = locks.job(key="two", previous_key="one", policy=policy, **options)(_work)
+        work = jobs.adapter(job)
         if token is not None:
             work.reserve(job_id="a", token=token)
         delivery = jobs.Delivery("a", token, will_retry=lambda error: 5)
@@ -65,33 +65,33 @@ def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
 
 
 def _enqueue(locks: lualock.Locks) -> Any:
-    work = jobs.bound(locks.job(key="two", read_old="one", unique="both")(_work))
+    work = jobs.adapter(locks.job(key="two", previous_key="one", unique="both")(_work))
     return Entry(work._job, locks, (), {}).enqueue(lambda token: None, "a", "t" * 22, 0.0)
 
 
-# How the actions are made, whether somebody has the lock, and how many keys are in use at the end
-# when the first action fails, the second, and so on. The wait to coalesce leaves its place: it is
-# the job's if it is delivered again, and else ends with its lease.
+# How the actions are made, whether the lock is held, and how many keys are in use at the end when
+# the first action fails, the second, and so on. The wait to coalesce leaves its reservation: it is
+# the job's if it is delivered again, and otherwise ends with its lease.
 SCENARIOS: dict[str, tuple[Make, bool, list[int]]] = {
     # start, start, extend the first, the job, release, release
     "run": (_run(), False, [0, 0, 0, 0, 0, 0]),
-    # The same; what is left is its places, for it did not run, or failed and will be retried.
+    # The same; its reservations are left, because it did not run, or failed and is tried again.
     "run that was queued": (_run(token="t" * 22, unique="both"), False, [2, 1, 0, 2, 0, 0]),
-    # start, start, wait, leave the place, release the other lock
+    # start, start, wait, release the reservation, release the other lock
     "wait": (_run(jobs.Wait(0.1)), True, [0, 0, 0, 0, 0]),
-    # start, start, request, wait, withdraw, leave the place, release the other lock
+    # start, start, request, wait, withdraw, release the reservation, release the other lock
     "replace": (_run(jobs.Replace(0.1)), True, [0, 0, 0, 0, 1, 0, 0]),
-    # start, start, reserve, wait, leave the place, release the other lock
+    # start, start, reserve, wait, release the reservation, release the other lock
     "coalesce": (_run(jobs.Coalesce(0.1, then=None)), True, [0, 0, 0, 1, 1, 0]),
     # reserve, reserve, push, confirm, confirm
     "enqueue": (_enqueue, False, [0, 0, 0, 2, 2]),
 }
-# Where it is the server that was away, also these are given up when it is back.
+# If it was the server that was away, these are released too when it is back.
 GIVEN_UP_LATE = {"coalesce": [5]}
 
 
 def struck(make: Make, busy: bool, url: str, client: Any, error: BaseException) -> Iterator[int]:
-    """Strike at one action after the other; what is left each time."""
+    """Interrupt one action after the other; yield what is left each time."""
     at = 0
     while True:
         at += 1
@@ -110,7 +110,7 @@ def struck(make: Make, busy: bool, url: str, client: Any, error: BaseException) 
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("kind", [Interruption, lualock.LockUnavailable])
 def test_every_action(name: str, kind: Any, one_server: Any, one_client: Any) -> None:
-    """Whichever action fails, all is given up that is not needed any more, and nothing else."""
+    """Whichever action fails, all that is not needed any more is released, and nothing else."""
     make, busy, left = SCENARIOS[name]
     late = GIVEN_UP_LATE.get(name, []) if kind is lualock.LockUnavailable else []
     left = [0 if at in late else count for at, count in enumerate(left, 1)]
@@ -121,16 +121,16 @@ def _in_use(client: Any) -> list[bytes]:
     return [key for key in client.keys("*") if client.get(key)[:1] not in b"RF"]
 
 
-@pytest.mark.parametrize("on_unavailable", ["skip", "run"])
-def test_who_goes_on_without_a_server_keeps_no_place(
-    on_unavailable: str, one_server: Any, one_client: Any
+@pytest.mark.parametrize("when_unavailable", ["skip", "run"])
+def test_a_job_without_a_server_keeps_no_reservation(
+    when_unavailable: str, one_server: Any, one_client: Any
 ) -> None:
-    """The server is away for a moment when a queued job begins: it is dropped, or run without its
-    lock, so it is not tried again, whatever the system would do about an error."""
+    """A queued job that finds the server unreachable is dropped, or runs without its lock, so it is
+    not tried again."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks:
-        job = locks.job(key="new", unique="both", on_unavailable=on_unavailable)(_work)
-        work = jobs.bound(job)
+        job = locks.job(key="new", unique="both", when_unavailable=when_unavailable)(_work)
+        work = jobs.adapter(job)
         work.reserve(job_id="a", token="t" * 22)
         delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
         actions = execute(Run(work._job, locks, (), {}, delivery))
@@ -138,31 +138,33 @@ def test_who_goes_on_without_a_server_keeps_no_place(
     assert _in_use(one_client) == []
 
 
-def test_who_is_interrupted_after_it_has_replaced_another_keeps_no_lock(
+def test_an_interruption_after_a_replacement_keeps_no_lock(
     one_server: Any, one_client: Any
 ) -> None:
-    """It has the lock, and takes back its request that the other stop."""
+    """A job that is interrupted when it has replaced another has released the lock and withdrawn
+    its stop request."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
-        work = jobs.bound(locks.job(key="new", policy=jobs.Replace(10))(_work))
+        work = jobs.adapter(locks.job(key="new", policy=jobs.Replace(10))(_work))
         others.lock("new", ttl=0.1).acquire()
         actions = execute(Run(work._job, locks, (), {}, None))
         assert play(actions, 4, Interruption())  # try, request, wait, withdraw
-    assert b"lualock:{new}" not in _in_use(one_client)  # (what it asked for asks nobody any more)
+    assert b"lualock:{new}" not in _in_use(one_client)  # (its stop request is withdrawn)
 
 
-def test_who_is_interrupted_on_its_way_back_keeps_no_place(
+def test_an_interruption_on_the_way_back_keeps_no_reservation(
     one_server: Any, one_client: Any
 ) -> None:
-    """Its place was to be kept until it is tried again, but nobody hears that it is to be."""
+    """A reservation that should be kept for the next delivery is released if the job system does
+    not learn of that."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
         job = locks.job(key="new", unique="queued", policy=jobs.Retry(5))(_work)
-        work = jobs.bound(job)
+        work = jobs.adapter(job)
         work.reserve(job_id="a", token="t" * 22)
         with others.lock("new"):
             actions = execute(Run(work._job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
-            assert play(actions, 2, Interruption())  # start, keep the place
+            assert play(actions, 2, Interruption())  # start, keep the reservation
     assert _in_use(one_client) == []
 
 
@@ -170,14 +172,14 @@ def test_who_is_interrupted_on_its_way_back_keeps_no_place(
     ("error", "options"),
     [
         (Interruption(), {}),
-        (lualock.LockUnavailable("struck"), {"on_unavailable": "skip"}),
-        (lualock.LockUnavailable("struck"), {"on_unavailable": "run"}),
+        (lualock.LockUnavailable("struck"), {"when_unavailable": "skip"}),
+        (lualock.LockUnavailable("struck"), {"when_unavailable": "run"}),
     ],
 )
-def test_who_is_not_tried_again_keeps_no_lock_for_it(
+def test_a_job_that_is_not_tried_again_keeps_no_lock(
     error: BaseException, options: dict[str, Any], one_server: Any, one_client: Any
 ) -> None:
-    """Its last attempt left it the lock; this one does not come to take it over."""
+    """The last attempt kept the lock for this one, which does not take it over."""
     one_client.flushall()
     times = []
 
@@ -187,7 +189,7 @@ def test_who_is_not_tried_again_keeps_no_lock_for_it(
             raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        job = jobs.bound(locks.job(key="new", on_retry="hold", **options)(work))._job
+        job = jobs.adapter(locks.job(key="new", keep_lock_on_retry=True, **options)(work))._job
         retried = jobs.Delivery(
             "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
         )
@@ -198,11 +200,11 @@ def test_who_is_not_tried_again_keeps_no_lock_for_it(
     assert _in_use(one_client) == []
 
 
-def test_who_is_dropped_at_the_first_of_two_locks_keeps_no_place(
+def test_a_job_dropped_at_the_first_of_two_locks_keeps_no_reservation(
     one_server: Any, one_client: Any
 ) -> None:
-    """A queued job has a place beside each of its locks, and gives up those to which it does not
-    come."""
+    """A queued job has a reservation beside each of its locks, and releases also those that it did
+    not reach."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
         lease = others.lock("one").acquire()
@@ -214,7 +216,7 @@ def test_who_is_dropped_at_the_first_of_two_locks_keeps_no_place(
 def test_an_interruption_while_the_lock_is_kept_for_a_retry(
     one_server: Any, one_client: Any
 ) -> None:
-    """The run is over, so nobody else would give up a lease that was not passed on."""
+    """The run is over, so a lease that was not passed on is released here or nowhere."""
     one_client.flushall()
     with lualock.connect(one_server.url) as locks:
         lease = locks.lock("new").acquire()
@@ -233,18 +235,18 @@ def test_an_interruption_while_the_lock_is_kept_for_a_retry(
     assert _in_use(one_client) == []
 
 
-def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
+def test_a_reservation_for_a_retry_is_made_before_it_is_extended(
     one_server: Any, one_client: Any
 ) -> None:
-    """A reservation whose reply was lost may come again when the retry has run: it must not last
-    for as long as a queue may be."""
+    """A late copy of a reservation may arrive when the retry has run, so it does not last for as
+    long as a queue may be."""
     one_client.flushall()
 
     def fails() -> None:
         raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        work = jobs.bound(locks.job(key="new", unique="both")(fails))
+        work = jobs.adapter(locks.job(key="new", unique="both")(fails))
         delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
         for at, most_s in (
             (4, jobs.RESERVE_S),
@@ -257,17 +259,17 @@ def test_a_place_for_a_retry_is_reserved_before_it_is_kept(
             one_client.flushall()
 
 
-@pytest.mark.parametrize("options", [{"unique": "both"}, {"on_retry": "hold"}])
-def test_who_is_interrupted_when_all_is_kept_for_its_retry_keeps_nothing(
+@pytest.mark.parametrize("options", [{"unique": "both"}, {"keep_lock_on_retry": True}])
+def test_an_interruption_when_all_is_kept_for_a_retry_keeps_nothing(
     options: dict[str, Any], one_server: Any, one_client: Any
 ) -> None:
-    """The system tries it again after its own error, but not after that."""
+    """The system tries a job again after its own error, but not after an interruption."""
 
     def fails() -> None:
         raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        work = jobs.bound(locks.job(key="new", **options)(fails))
+        work = jobs.adapter(locks.job(key="new", **options)(fails))
         delivery = jobs.Delivery(
             "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
         )

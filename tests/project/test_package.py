@@ -45,8 +45,9 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path, one_server: Serv
     ]
     subprocess.run(install, check=True, capture_output=True)
     code = (
-        "import lualock, sys\n"
+        "import importlib.metadata, lualock, sys\n"
         "assert lualock.__file__.startswith(sys.prefix)\n"
+        "assert lualock.__version__ == importlib.metadata.version('lualock')\n"
         "with lualock.connect().lock('x') as lease: print(lease.held)\n"
     )
     environment = {"PATH": os.environ["PATH"], "LUALOCK_URL": one_server.url}

@@ -119,7 +119,7 @@ def test_losses_and_waiters(pytester: pytest.Pytester) -> None:
 
 
 def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
-    """The kit does not answer for a server that it does not have; a place keeps its key."""
+    """The kit does not answer for a server that it does not have; a reservation keeps its key."""
     passes(
         pytester,
         """
@@ -144,18 +144,18 @@ def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
             @locks.job(key="x", unique="queued")
             def rebuild(): ...
 
-            place = jobs.bound(rebuild).place()
-            lock_kit.assert_free(place)
-            jobs.bound(rebuild).reserve(job_id="mine")
-            lock_kit.assert_locked(place)
+            reservation = jobs.adapter(rebuild).reservation()
+            lock_kit.assert_free(reservation)
+            jobs.adapter(rebuild).reserve(job_id="mine")
+            lock_kit.assert_locked(reservation)
             lock_kit.assert_free("x")
 
         def test_a_place_elsewhere(locks, lock_kit):
             @locks.job(key="x", unique="queued")
             def rebuild(): ...
 
-            work = jobs.bound(rebuild)
-            with lock_kit.held_elsewhere(work.place(), metadata="job 7"):
+            work = jobs.adapter(rebuild)
+            with lock_kit.held_elsewhere(work.reservation(), metadata="job 7"):
                 lock_kit.assert_free("x")
                 assert work.reserve(job_id="8").job_id == "7"
             assert work.reserve(job_id="8")

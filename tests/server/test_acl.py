@@ -168,7 +168,7 @@ class Everything:
                 await asyncio.sleep(0.005)
 
         body: Any = coroutine if self.world.asynchronous else plain
-        declare = self.locks.job(key="job", timeout=5, unique="both", policy=jobs.Replace(3))
+        declare = self.locks.job(key="job", ttl=5, unique="both", policy=jobs.Replace(3))
         queue = Queue(self.world, declare(body))
         assert await queue.put(1)
         assert not await queue.put(1)

@@ -206,6 +206,12 @@ async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
         ("redis://h#1", "a # has no meaning in it"),
         ("unix://tmp/redis.sock", "comes a path that begins with /"),
         ("unix://", "comes a path that begins with /"),
+        ("embedded://h", "embedded:// has no host"),
+        ("embedded:///tmp/lualock", "embedded:// has no path"),
+        ("embedded://?db=1", "embedded:// has no query"),
+        ("embedded://#1", "embedded:// has no fragment"),
+        ("embedded:", "exactly embedded://"),
+        ("embedded://me:s3cret@", "embedded:// has no host"),
         # Text that may be a password:
         ("redis://:12?s3cret=x@h", "URL. It begins"),
         ("redis://:12#s3cret@h", "URL. It begins"),

@@ -63,7 +63,7 @@ async def test_the_loss_at_a_sooner_end_that_is_not_answered(
     losses: list[Any] = []
     lease = await _held(shell, faulty, ttl=30, on_lost=losses.append)
     waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
-    await shell.until(lambda: lease._ended)
+    await shell.until(lambda: lease._wakeup)
     faulty.inject(fault, "extend")
     extending = await _extending(shell, lease, 0.4, faulty)
     await shell.until(lambda: losses and waiting.done(), wait_s=1.5)
@@ -79,7 +79,7 @@ async def test_the_loss_at_a_sooner_end_whose_request_was_cancelled(one_server: 
     async with aio.connect(one_server.url) as locks:
 
         async def body() -> None:
-            async with locks.lock("x", ttl=30, cancel_on_loss=True) as lease:
+            async with locks.lock("x", ttl=30, cancel_on_lost=True) as lease:
                 extending = asyncio.create_task(lease.extend(0.4))
                 await asyncio.sleep(0)
                 extending.cancel()

@@ -148,7 +148,7 @@ async def test_wait_lost_that_begins_while_the_lease_is_released(shell: World) -
         releasing = asyncio.ensure_future(shell.beside(lease.release))
         await shell.until(lambda: proxy.met)
         waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
-        await shell.until(lambda: lease._ended)
+        await shell.until(lambda: lease._wakeup)
         assert not releasing.done()
         await releasing
         await shell.until(waiting.done, wait_s=2)
@@ -378,14 +378,14 @@ async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
     """A lease that is shortened during its renewal ends sooner, since their order is unknown; a
     longer end stays."""
     lease = await settle(shell.connect().lock("x", ttl=30, renew=True).acquire())
-    count = lease._shortenings
+    revision = lease._revision
     await settle(lease.extend(90))
-    lease._confirm_until(lease._clock() + 30, count)
+    lease._confirm_until(lease._clock() + 30, revision)
     assert lease.remaining() > 60
     await settle(lease.extend(10))
-    lease._confirm_until(lease._clock() + 30, count)
+    lease._confirm_until(lease._clock() + 30, revision)
     assert lease.remaining() <= 10
-    lease._confirm_until(lease._clock() + 60, lease._shortenings)
+    lease._confirm_until(lease._clock() + 60, lease._revision)
     assert lease.remaining() > 50
 
 
@@ -523,7 +523,7 @@ async def test_a_body_is_cancelled_also_when_all_is_closed(one_server: Server) -
     cancelled: list[bool] = []
 
     async def body() -> None:
-        async with locks.lock("x", ttl=0.6, renew=True, cancel_on_loss=True):
+        async with locks.lock("x", ttl=0.6, renew=True, cancel_on_lost=True):
             await locks.aclose()
             with one_server.client() as client:
                 client.delete("lualock:{x}")
@@ -563,7 +563,7 @@ def test_a_loop_that_ends_after_aclose(one_server: Server, renewed: bool) -> Non
 
 async def _body_with(server: Server, **options: Any) -> tuple[aio.Locks, aio.Lock]:
     locks = aio.connect(server.url)
-    return locks, locks.lock("x", ttl=0.3, cancel_on_loss=True, **options)
+    return locks, locks.lock("x", ttl=0.3, cancel_on_lost=True, **options)
 
 
 async def test_the_body_is_cancelled(one_server: Server) -> None:
@@ -707,7 +707,7 @@ async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Se
     async with aio.connect(one_server.url) as locks:
         client = one_server.client()
         with pytest.raises(lualock.LeaseLost, match="extended"):  # noqa: PT012 - the body
-            async with locks.lock("x", ttl=30, cancel_on_loss=True) as lease:
+            async with locks.lock("x", ttl=30, cancel_on_lost=True) as lease:
                 client.delete("lualock:{x}")
                 await lease.extend(5)
         client.close()
@@ -719,7 +719,7 @@ async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Se
 async def test_a_body_that_has_ended_is_not_cancelled(one_server: Server) -> None:
     """A body that has ended is never cancelled, however late its loss is noticed."""
     async with aio.connect(one_server.url) as locks:
-        lock = locks.lock("x", ttl=0.1, cancel_on_loss=True)
+        lock = locks.lock("x", ttl=0.1, cancel_on_lost=True)
         lease = await lock.acquire()
         with pytest.raises(lualock.LeaseLost):
             async with lease:

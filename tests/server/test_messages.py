@@ -20,9 +20,9 @@ from lualock._core.lease import LeaseBase
 from lualock._protocol import AcquireRequest, LeaseState, ServerClock
 from lualock._transport import codec, errors
 from lualock.embedded import binaries
+from lualock.integrations._adapters import adapter_in, innermost_adapter
 from lualock.jobs.acquire import Attempt
 from lualock.jobs.actions import drive
-from lualock.jobs.adapter import adapter_in, innermost_adapter
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
@@ -155,7 +155,7 @@ def _server() -> ServerClock:
 
 def _unavailable(proxy: Proxy, server: Server) -> Iterator[Message]:
     lost = lualock.LockUnavailable("the reply was lost", outcome_unknown=True)
-    release = protocol.release(_request(), LeaseState(1, 30.0))
+    release = protocol.release(_request(), LeaseState(1, b"", 30.0))
     unsure = _answered(release, lost, b"missing")
     yield Message(unsure, "release of lock 'report'", "reply was lost", "Check the last work")
     adopt = protocol.adopt(_request(), b"o" * 22, _server(), fresh=False)
@@ -240,6 +240,11 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
         (lambda: fencing.fenced_set(client, "k", "v", fence=0), "fence", "above 0", "must be"),
         (lambda: fencing.fenced_set(None, "k", "v", fence=1), "client", "NoneType", "must be"),
         (lambda: fencing.fenced_set(client, "a}", "v", fence=1), "key 'a}'", "no hash", "Choose"),
+        (lambda: lock("x")(5), "decorate this int", "decorates functions", "Use a with"),
+        (lambda: lock("x")(_generator), "decorate _generator", "before the body", "Use a with"),
+        (lambda: lock("x")(_coroutine), "decorate _coroutine", "before the body", r"lualock\.aio"),
+        (lambda: lock("x")(staticmethod(_job)), "decorate _job", "goes above", "Swap"),
+        (lambda: lock("x")(_generator_of)(), "_generator_of", "without the lock", "iterate"),
         (lambda: locks.job(lambda: 1), "lock name", "for a lambda", "pass key="),
     ):
         error = _error(call)
@@ -260,20 +265,20 @@ def _jobs(locks: lualock.Locks) -> Iterator[Message]:
         yield from _superseded(locks)
     lost = _error(job.refresh_lock)
     yield Message(lost, "could not refresh lock 'report'", "part of no run", "inside the run")
-    ended = _error(lambda: jobs.bound(job).run((), {}, jobs.Delivery("7", ended=lambda: True)))
+    ended = _error(lambda: jobs.adapter(job).run((), {}, jobs.Delivery("7", ended=lambda: True)))
     yield Message(ended, "could not run job", "its job system gave it up", "while it waited")
 
 
 def _superseded(locks: lualock.Locks) -> Iterator[Message]:
     """The lock is held, and so is the reservation."""
-    adapter = jobs.bound(locks.job(key="report", unique="queued")(_job))
+    adapter = jobs.adapter(locks.job(key="report", unique="queued")(_job))
     adapter.reserve(job_id="7")
     attempt = Attempt(adapter._job, adapter.lock(), (), {}, None, [])
     error = _error(lambda: drive(jobs.Coalesce(1).take(attempt)))
     cause = r"another one \(job 7\) already waits for lock 'report'"
     yield Message(error, "could not run the job", cause, "nothing to do")
 
-    free = jobs.bound(locks.job(key="other")(_job))
+    free = jobs.adapter(locks.job(key="other")(_job))
     steps = jobs.Replace(5).take(Attempt(free._job, free.lock(), (), {}, None, []))
     next(steps)  # the stop request
     lease = steps.send(None)()
@@ -294,6 +299,10 @@ def _generator() -> Iterator[int]:
     yield 1
 
 
+def _generator_of() -> Iterator[int]:
+    return _generator()
+
+
 class _Nothing(lualock.LockedJob):
     """A job without a body."""
 
@@ -301,7 +310,7 @@ class _Nothing(lualock.LockedJob):
 def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
     made: Any = locks.job
     job = made(_job)
-    adapter = jobs.bound(job)
+    adapter = jobs.adapter(job)
 
     def above(value: object) -> None: ...
 
@@ -315,7 +324,7 @@ def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
         (lambda: made(key="x", key_version=1)(_job), "key='x'", "whole name", "Change the name"),
         (lambda: made(policy=5)(_job), "a policy", "not 5", "must be"),
         (lambda: made(unique="no")(_job), "unique", "not 'no'", "must be"),
-        (lambda: made(timeout=_coroutine)(_job), "timeout", "nothing awaits it", "must be a plain"),
+        (lambda: made(ttl=_coroutine)(_job), "ttl", "nothing awaits it", "must be a plain"),
         (lambda: job(object()), "argument 'value' of job", "no form", "Pass an id"),
         (
             lambda: made(key="x")(_job)(_generator()),
@@ -323,7 +332,7 @@ def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
             "without the lock",
             "'async def'",
         ),
-        (lambda: jobs.bound(5), "use 5", "not a job of lualock", "Decorate"),
+        (lambda: jobs.adapter(5), "use 5", "not a job of lualock", "Decorate"),
         (lambda: adapter.cancel(), "cancel a job", "nothing says which", "Pass its job_id"),
         (lambda: jobs.Delivery("7", "no token").owner, "the token", "not a job's", "unchanged"),
         (lambda: adapter.enqueue(_coroutine, job_id="7"), "_coroutine", "coroutine, ", "async def"),
@@ -351,6 +360,9 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Message]:
     yield Message(error, "LUALOCK_SERVER", "not an executable file", "[a-z]")
     error = lualock.EmbeddedUnavailable(binaries.NONE_FOUND)
     yield Message(error, "server", "no|not", "install|LUALOCK")
+    monkeypatch.setenv("LUALOCK_EMBEDDED", "0")
+    error = _error(lambda: lualock.connect("embedded://"))
+    yield Message(error, "the embedded server", "forbids it", "Set LUALOCK_URL or pass the URL")
 
 
 def test_every_message(

@@ -25,9 +25,9 @@ import lualock
 from lualock import aio, jobs
 from lualock._core.with_statement import blocks_on
 from lualock._transport.endpoint import Endpoint
-from lualock.jobs.in_thread import run_in_thread
+from lualock.integrations._in_thread import run_in_thread
 from tests.jobs.test_jobs import as_job
-from tests.support.delivery import Queue, held, place
+from tests.support.delivery import Queue, held, reservation_of
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.world import World, entered, settle
@@ -349,7 +349,7 @@ class Nested:
 
         locks = world.connect()
         body = coroutine if world.asynchronous else plain
-        self.job: Any = locks.job(key="x", timeout=TTL, **options)(body)
+        self.job: Any = locks.job(key="x", ttl=TTL, **options)(body)
         self.lock = self.job.lock_for()
 
     async def _note(self, call: Callable[[], Any]) -> None:
@@ -366,7 +366,7 @@ async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> No
     assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
     assert not held(shell, nested.lock.key)
-    assert not held(shell, place(nested.lock))
+    assert not held(shell, reservation_of(nested.lock))
     assert nested.lock.key not in nested.lock._locks._blocks.listed
 
 
@@ -426,7 +426,7 @@ async def test_two_runs_beside_each_other(shell: World) -> None:
         return number
 
     body: Any = coroutine if shell.asynchronous else plain
-    job: Any = shell.connect().job(key="x", timeout=TTL, policy=jobs.Wait(None))(body)
+    job: Any = shell.connect().job(key="x", ttl=TTL, policy=jobs.Wait(None))(body)
     runs = [asyncio.create_task(shell.beside(partial(job, 1)))]
     await shell.until(begun.is_set)
     runs.append(asyncio.create_task(shell.beside(partial(job, 2))))
@@ -438,7 +438,7 @@ async def test_two_runs_beside_each_other(shell: World) -> None:
 async def test_a_plain_job_in_a_thread(shell_plain: World) -> None:
     """A job that runs in a worker thread is inside its lock there; the loop's thread is not."""
     nested = Nested(shell_plain, policy=jobs.Wait(None))
-    assert await run_in_thread(jobs.bound(nested.job), (), {}, None) == "ran"
+    assert await run_in_thread(jobs.adapter(nested.job), (), {}, None) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
 
 

@@ -269,7 +269,7 @@ class Queue:
         what = work.ended if work.deliveries < MAX_DELIVERIES else ""
         where = {"lock": work.lock.name, "process": process.name, "id": work.id}
         self.world.record("done", what=what, **where)
-        if work.job.options.on_final_failure == "release" and work.deliveries < MAX_DELIVERIES:
+        if not work.job.options.keep_lock_on_failure and work.deliveries < MAX_DELIVERIES:
             self.forget(work, process)
 
     def forget(self, work: Work, process: Process, *, purged: bool = False) -> None:
@@ -300,9 +300,9 @@ def _declare(draw: Callable[[], float], choice: Callable[[Any], Any], body: Any)
     options = JobOptions(
         policy=policy,
         unique=unique,
-        on_retry=choice(("release", "hold")),
-        on_final_failure=choice(("release", "release", "release", "keep")),
-        on_unavailable=choice(("raise", "raise", "run", "skip")),
+        keep_lock_on_retry=choice((False, True)),
+        keep_lock_on_failure=choice((False, False, False, True)),
+        when_unavailable=choice(("raise", "raise", "run", "skip")),
         queue_ttl=choice((3.0, 20.0, 60.0)),
     )
     ttl_s = choice((None, None, 0.3 + draw(), 3.0))

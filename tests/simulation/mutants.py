@@ -91,7 +91,7 @@ def _call(text: str, start: int) -> tuple[int, int]:
 
 PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
-        "_protocol.exchange",
+        "_protocol.resend",
         "a request whose reply was lost is not repeated",
         "    if not error.outcome_unknown:\n        raise error\n    try:",
         "    raise error\n    try:",
@@ -171,7 +171,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.acquire",
         "an interruption gives nothing back",
-        "yield from give_back(request, attempt.ticket, orphan, attempt.until)",
+        "yield from give_back(request, attempt.ticket, orphan, attempt.requests_end_at)",
         "pass",
     ),
     (
@@ -183,7 +183,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.abandon",
         "the cleanup of an orphan takes away what has been won",
-        'b"" if request.state is None else lease_id(request, request.state)',
+        'b"" if request.state is None else request.state.lease_id',
         'b""',
     ),
     (
@@ -207,7 +207,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "a late hand-over is taken for certain",
-        "if alive and certain - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
+        "if alive and certain_until - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
         "if True:",
     ),
     (
@@ -279,8 +279,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "a claim is posted on a connection that may be dead",
-        "if alive and certain",
-        "if certain",
+        "if alive and certain_until",
+        "if certain_until",
     ),
     (
         "_core.lease",
@@ -391,7 +391,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
     ("wait.lua", "true: other_waiters > 0"): "equivalent: there is no waiter to notify",
     ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
-    ("wait.lua", "true: last_score and last_score >= first_place + BAND"): (
+    ("wait.lua", "true: last_score and last_score >= given_score + BAND"): (
         "equivalent but for the cost: reads again what the first command answered"
     ),
     ("lualock._protocol.extend", "a sooner end without an answer is ignored"): (

@@ -50,7 +50,7 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
             "wait",
             "\nif not held then\n  local next_holder",
             "\nif not held then\n"
-            "  do return {proof, 'queued', 60000, 0, '', last_fence or fence, 0, place} end\n"
+            "  do return {proof, 'queued', 60000, 0, '', last_fence or fence, 0, score} end\n"
             "  local next_holder",
         ),
     ),

@@ -52,7 +52,7 @@ class Words:
     tickets: Sequence[bytes]  # each begins with the token of its waiter
     fences: Sequence[bytes]  # of leases and requests
     deadlines: Sequence[bytes]
-    places: Sequence[bytes]
+    scores: Sequence[bytes]
     ttls_ms: Sequence[bytes]
     whole: bool = True  # whether a lease may be named with its fence
 
@@ -79,7 +79,7 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "deadline": choice(words.deadlines),
         "sent_us": choice((*words.deadlines, *words.fences)),
         "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
-        "place": choice(words.places),
+        "score": choice(words.scores),
         "max_waiters": choice((b"0", b"0", b"2")),
         "fair": choice((b"1", b"1", b"0")),
         "kept_lease": choice((b"", b"", lease)),
@@ -145,7 +145,7 @@ class Bench:
             tickets,
             fences,
             [b"%016d" % (now_us + by) for by in (-US, -1, 0, US, 60 * US)],
-            [b"%d" % place for place in (100 * BAND, 101 * BAND, *taken)],
+            [b"%d" % score for score in (100 * BAND, 101 * BAND, *taken)],
             (b"1", b"700", b"60000"),
         )
 
@@ -222,11 +222,11 @@ def _queue(chance: Random, now_us: int, tickets: list[bytes]) -> SortedSet | Non
     """Draw some waiters, in any order, some of them young."""
     waits = chance.sample(tickets, chance.choice((0, 0, 1, 2, 3)))
     ticks = (now_us - 1_735_689_600 * US) // 100
-    places = [
+    scores = [
         (float(chance.choice((100, 100, 101)) * BAND + ticks - by), ticket)
         for by, ticket in zip(chance.sample((-5, 10, 700, 5000), len(waits)), waits, strict=True)
     ]
-    return _set(*places) if places else None
+    return _set(*scores) if scores else None
 
 
 def _requests(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from lualock.jobs import Delivery, bound
+from lualock.jobs import Delivery, adapter
 from tests.support.world import World, settle
 
 _ids = count(1)
@@ -22,10 +22,10 @@ class Queue:
     pushed: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.work = bound(self.job)
+        self.work = adapter(self.job)
 
     def verb(self, name: str) -> Callable[..., Any]:
-        """A verb of enqueueing, as this world's shell has it."""
+        """Return a verb of enqueueing, as this world's API has it."""
         found: Callable[..., Any] = getattr(
             self.work, f"{name}_async" if self.world.asynchronous else name
         )
@@ -56,20 +56,20 @@ class Queue:
         return await settle(self.work.run(args, {}, delivery))
 
 
-def place(lock: Any) -> bytes:
-    """The key of the place beside a lock."""
+def reservation_of(lock: Any) -> bytes:
+    """Return the key of the reservation that belongs to a lock."""
     key: bytes = lock.key + b":reservation"
     return key
 
 
 def held(world: World, key: bytes) -> bool:
-    """Whether a lock's key is held, by the server's own account."""
+    """Return whether a lock's key is held, as the server has it."""
     record = world.client.get(key)
     return record is not None and record[:1] in b"HW"
 
 
 def watched(queue: Queue) -> list[Any]:
-    """The leases that are renewed for a queue's jobs."""
+    """Return the leases that are renewed for a queue's jobs."""
     locks: Any = queue.work._locks_for(queue.work.asynchronous)
     watch = locks._renewer() if queue.world.asynchronous else locks._renewer
     found: list[Any] = watch.leases()

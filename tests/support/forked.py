@@ -40,8 +40,7 @@ def fork_in_c() -> int:
     sys.setswitchinterval(60)
     try:
         time.sleep(4 * interval_s)  # a request under way is answered, and none comes after it
-        child: int = ctypes.PyDLL(None).fork()
-        return child
+        return int(ctypes.PyDLL(None).fork())
     finally:
         sys.setswitchinterval(interval_s)
 

@@ -109,7 +109,7 @@ async def test_a_loop_that_hangs(
     begun = time.monotonic()
     mine = aio.connect(one_server.url)
     lock = mine.lock(
-        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=losses.append, cancel_on_loss=True
+        *("x", TTL_S), renew=True, max_hold=max_hold, on_lost=losses.append, cancel_on_lost=True
     )
     held = []
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
@@ -410,13 +410,13 @@ async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Se
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            count = lease._shortenings
+            revision = lease._revision
 
             def shorten(lease: aio.Lease = lease) -> None:
                 next(lease._extend(1000))  # up to sending it
 
-            def read(lease: aio.Lease = lease, count: int = count) -> None:
-                lease._confirm_until(lease._clock() + 60, count)
+            def read(lease: aio.Lease = lease, revision: int = revision) -> None:
+                lease._confirm_until(lease._clock() + 60, revision)
 
             reached = interleaved(at, "_confirm_until", read, shorten, patience_s=0.02)
             if reached:
@@ -433,15 +433,15 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            count = lease._shortenings
+            revision = lease._revision
 
             def fail(lease: aio.Lease = lease) -> None:
                 steps: Any = lease._release()
                 next(steps)
                 steps.throw(lualock.LockUnavailable("the test says so"))
 
-            def read(lease: aio.Lease = lease, count: int = count) -> None:
-                lease._confirm_until(lease._clock() + 60, count)
+            def read(lease: aio.Lease = lease, revision: int = revision) -> None:
+                lease._confirm_until(lease._clock() + 60, revision)
 
             reached = interleaved(at, "_confirm_until", read, fail, patience_s=0.02)
             if reached:

@@ -216,7 +216,7 @@ def test_scripts_answer_as_real_ones_do(pair: Pair, seed: int) -> None:
         ],
         fences=(b"9" * 16, b"0" * 16),  # the true ones differ by microseconds
         deadlines=(b"9" * 16, b"9" * 16, b"9" * 16, b"0" * 16),
-        places=[b"%d" % (band * 2**44) for band in (100, 101)],
+        scores=[b"%d" % (band * 2**44) for band in (100, 101)],
         ttls_ms=(b"%d" % TTL_MS,),
         whole=False,
     )

@@ -90,7 +90,7 @@ def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> 
 def test_a_sooner_end_that_was_sent_twice(clock: Clock) -> None:
     """After a request for a sooner end that was sent twice no later request lets the lease promise
     more, since the copy may arrive at any time."""
-    grant = LeaseState(int(FENCE), 30.0)
+    grant = LeaseState(int(FENCE), FENCE + TOKEN, 30.0)
     steps = protocol.extend(_request(), grant, 10_000, clock)
     step = next(steps)
     assert isinstance(step, RunScript)

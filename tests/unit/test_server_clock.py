@@ -49,10 +49,10 @@ def test_a_server_time_is_never_placed_too_late() -> None:
     """The local time of a server's time is never later than the true one."""
     server = _server()
     for looked in (10.0, 10.1, 10.2):
-        passed = server.passed(SERVER_US + 1_000_000, 12.0)
+        passed = server.at_earliest(SERVER_US + 1_000_000, 12.0)
         assert passed is not None
         assert looked + 0.7 < passed <= looked + 1.0
-    assert server.passed(SERVER_US + 5_000_000, 12.0) is None  # in the future: a clock stepped
+    assert server.at_earliest(SERVER_US + 5_000_000, 12.0) is None  # in the future: a clock stepped
 
 
 def test_a_better_comparison_is_taken() -> None:

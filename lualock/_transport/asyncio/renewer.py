@@ -133,8 +133,7 @@ class LoopRenewer(RenewalThread):
             super().lose(lease, why)
 
     def _tell(self, lease: LeaseBase) -> None:
-        if lease._ended is not None:
-            lease._ended.set()
+        lease._wake_wait_lost()
         if lease._options.cancel and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
         if lease._options.on_lost is not None:

@@ -51,7 +51,7 @@ class _Inbox:
 class Subscriber:
     """Receive the messages of one event loop.
 
-    When the connection breaks, messages may be lost: each waiter is told to check again.
+    When the connection breaks, messages may be lost: each waiter then checks the queue.
     """
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:

@@ -77,6 +77,7 @@ class BlockingDriver:
         subscribed: bytes | None = None
         error: BaseException | None = None
         handled: list[BaseException] | None = None
+        step: Any
         perform, send = self._PERFORM, steps.send
         try:
             while True:
@@ -84,9 +85,10 @@ class BlockingDriver:
                     step = send(None) if error is None else steps.throw(error)
                     error = None
                     while True:
-                        if type(step) is Subscribe:
+                        kind = type(step)
+                        if kind is Subscribe:
                             subscribed = step.token
-                        step = send(perform[type(step)](self, step))
+                        step = send(perform[kind](self, step))
                 except StopIteration as done:
                     result: T = done.value
                     if handled is not None:
@@ -154,7 +156,7 @@ class BlockingDriver:
             connection = self._take(call.until)
             if connection.unusual_timeout:
                 self._set_timeout(connection, None)
-            call.via = reply = connection.send_call(call, self._collect)
+            call.via = reply = connection.send_call(call, self._collect_idle)
             self._idle.append(connection)
         except BaseException as error:
             if connection is not None:
@@ -166,11 +168,12 @@ class BlockingDriver:
             self._notify_returned()
         return reply
 
-    def _collect(self, connection: Connection) -> None:
+    def _collect_idle(self, connection: Connection) -> None:
+        """Read the pending replies of a connection, unless a thread uses it, which reads them."""
         try:
             self._idle.remove(connection)
         except ValueError:
-            return  # another thread uses it now, and reads the pending replies
+            return
         try:
             connection.collect()
             self._idle.append(connection)
@@ -188,7 +191,7 @@ class BlockingDriver:
         overtime_s = 0.0 if call.until is None else now - call.until
         call.until = now + GRACE_S
         try:
-            if overtime_s > GRACE_S / 2:  # the last request used the rest
+            if overtime_s > GRACE_S / 2:  # an earlier request has used the rest
                 raise LockUnavailable(
                     "could not clean up in time: no time is left. The clean-up goes on in the "
                     "background"
@@ -272,9 +275,9 @@ class BlockingDriver:
         end = now + self.endpoint.reply_s - silent.timeout_s
         if until is not None:
             end = min(end, until)
-        limit_s = self.endpoint.reply_s if until is None else end - now + silent.timeout_s
+        total_s = self.endpoint.reply_s if until is None else end - now + silent.timeout_s
         if end - now <= sockets.MIN_TIMEOUT_S:
-            raise errors.ReplyTimeout(f"no reply within {limit_s:.3g} s")
+            raise errors.ReplyTimeout(f"no reply within {total_s:.3g} s")
         for call in calls:
             call.doubled, call.via = True, None
         attempts = [(silent, replies)]
@@ -289,7 +292,7 @@ class BlockingDriver:
                     raise
             answered = first_to_answer(attempts, proofs, end, self.clock)
             if answered is None:
-                raise errors.ReplyTimeout(f"no reply within {limit_s:.3g} s")
+                raise errors.ReplyTimeout(f"no reply within {total_s:.3g} s")
             first, replies = answered
             if first is not silent:
                 first.permit = silent.permit
@@ -310,31 +313,34 @@ class BlockingDriver:
         replies: list[Any],
         until: float | None,
     ) -> tuple[Connection, list[Any]]:
-        """Send calls again whose script the server has forgotten; check that other errors answer
-        these calls."""
+        """Check that the errors among the replies answer these calls. Send those calls again whose
+        script the server has forgotten."""
         if any(type(reply) is ReplyError for reply in replies):
             self._check_order(connection, until)
-        again = [at for at, reply in enumerate(replies) if errors.is_noscript(reply)]
-        if again:
+        forgotten = [at for at, reply in enumerate(replies) if errors.is_noscript(reply)]
+        if forgotten:
             self._set_timeout(connection, until)
-            connection, found = self._ask_all(
-                connection, [calls[at] for at in again], until, source=True
+            connection, new_replies = self._ask_all(
+                connection, [calls[at] for at in forgotten], until, source=True
             )
-            for at, reply in zip(again, found, strict=True):
+            for at, reply in zip(forgotten, new_replies, strict=True):
                 replies[at] = reply
-            if any(type(reply) is ReplyError for reply in found):
+            if any(type(reply) is ReplyError for reply in new_replies):
                 self._check_order(connection, until)
         return connection, replies
 
     def _check_order(self, connection: Connection, until: float | None) -> None:
-        """Check that the errors on this connection answer our calls: an error has no proof."""
+        """Check by another request that this connection's replies are in order: an error has no
+        proof of its own."""
         self._set_timeout(connection, until)
         connection.ask(*codec.echo())
 
     def _close_broken(self, connection: Connection | None, error: BaseException) -> bool:
-        """Close the connection after an error. Returns whether the error means that it broke. (It
-        does not raise the error: an error and a frame that has it keep each other, and the
-        connection, alive.)"""
+        """Close the connection after an error. Returns whether the error means that it broke.
+
+        The caller raises the error: raised here, it and this frame would keep each other, and the
+        connection, alive.
+        """
         if connection is not None:
             connection.close()
         if not errors.is_broken(error):
@@ -348,7 +354,8 @@ class BlockingDriver:
     def _cleanup_later(self, step: CleanupLater) -> None:
         sent = step.orphan.via
         if not isinstance(sent, SentReply) or not sent.answered:
-            # Usually the orphan is only overtaken, on another connection, by what followed it.
+            # Usually a later request on another connection has only overtaken the orphan, which
+            # arrives soon. In the worst case it arrives just before it expires.
             self._background.add(self._call, step.call, self.clock() + OVERTAKEN_S)
             self._background.add(self._call, step.call, step.orphan.expires)
 
@@ -372,7 +379,7 @@ class BlockingDriver:
     def _wait_or_open(self, until: float | None) -> Connection:
         permit = Permit()
         with self._returned:
-            self._waiting += 1  # before looking, so that a thread that returns one notifies us
+            self._waiting += 1  # first, so that a thread that returns a connection notifies us
             try:
                 connection = self._take_idle()
                 while connection is None:
@@ -461,8 +468,8 @@ class BlockingDriver:
         self._subscriber.close()
 
     def resubscribe(self) -> None:
-        """Receive messages by a new connection from now on: the server of the old one may be the
-        wrong one."""
+        """Receive messages by a new connection from now on: the old one may lead to a server that
+        is not the primary."""
         self._subscriber.close()
 
     def _leave_server(self, connection: Connection) -> None:

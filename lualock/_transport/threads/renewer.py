@@ -109,8 +109,7 @@ class ThreadRenewer(RenewalThread):
     """
 
     def _tell(self, lease: LeaseBase) -> None:
-        if lease._ended is not None:
-            lease._ended.set()
+        lease._wake_wait_lost()
         if (on_lost := lease._options.on_lost) is not None:
             # In a thread of its own, so that on_lost never delays the renewal of other leases.
             threading.Thread(

@@ -6,7 +6,7 @@ waiter is woken by the server directly, without a thread in between, and a proce
 one connection. Invariants:
 
 * At most one waiter reads (``_reader``), and while there are waiters one of them reads.
-* When the connection breaks, messages may be lost: each waiter is told to check again.
+* When the connection breaks, messages may be lost: each waiter then checks the queue.
 * The reader checks from time to time that the connection is alive; so does a waiter that has only
   a short time.
 """
@@ -30,16 +30,16 @@ from lualock._transport.threads.permit import Permit
 from lualock.errors import LockUnavailable
 
 PING_AFTER_S = 15.0
-"""After this long without a message, a PING must show that the connection is still alive."""
+"""After this long without data, a waiter that comes sends a PING first."""
 
 DOUBTED_S = 5.0
-"""After this long without a message, a waiter that comes alone listens by a new connection instead:
-that takes no longer than finding out whether the old one is dead. A waiter sends a PING after this
-silence, or after a quarter of its time: it must not miss its turn on a dead connection."""
+"""After this long without data, a waiter without company listens by a new connection instead: that
+takes no longer than finding out whether the old one is dead."""
 
 
 def ping_after_s(seconds: float) -> float:
-    """Return how long a silence may be before a waiter of so many seconds sends a PING."""
+    """Return after how long a silence a waiter of so many seconds sends a PING, so that it does not
+    miss its turn on a dead connection."""
     return min(DOUBTED_S, sockets.silence_s(seconds))
 
 
@@ -51,7 +51,7 @@ class _Inbox:
     def __init__(self, token: bytes) -> None:
         self.token = token
         self.messages: list[bytes] = []
-        self.event: threading.Event | None = None  # set while it sleeps and another waiter reads
+        self.event: threading.Event | None = None  # exists while the waiter sleeps: it wakes it
         self.generation = 0  # of the connection that the waiter knows of
 
 
@@ -70,7 +70,7 @@ class Subscriber:
         self.channel = codec.new_channel(self._prefix)
         self._lock = threading.RLock()  # a signal handler may wait, too, in between
         self._opened = threading.Condition()
-        self._opener: weakref.ref[Permit] | None = None  # the attempt to open the connection
+        self._opener: weakref.ref[Permit] | None = None  # of the thread that opens the connection
         self._opener_thread = 0
         self._inboxes: dict[bytes, _Inbox] = {}
         self._sleeping: dict[bytes, _Inbox] = {}  # of waiters that wait while another one reads
@@ -134,7 +134,10 @@ class Subscriber:
         self._inboxes.pop(token, None)
 
     def wait(self, token: bytes, seconds: float) -> bytes | None:
-        """Return the next message for ``token``, or ``None`` if none comes within ``seconds``."""
+        """Return the next message for ``token``, or ``None`` if none comes within ``seconds``.
+
+        ``b""``: messages may have been lost, so the waiter checks the queue.
+        """
         inbox = self._inboxes[token]
         began_at = self._clock()
         end, left_s = began_at + seconds, seconds
@@ -167,7 +170,7 @@ class Subscriber:
                         return message
                 else:
                     if ping_after_s(seconds) == DOUBTED_S:
-                        wait_s = left_s  # the reader checks often enough
+                        wait_s = left_s  # the reader checks the connection often enough
                     event.wait(min(wait_s, threading.TIMEOUT_MAX))
                 left_s = end - self._clock()
         except BaseException:
@@ -239,7 +242,7 @@ class Subscriber:
         now = self._clock()
         patience_s = sockets.silence_s(min(self._endpoint.reply_s, left_s))
         if self._pinged_at > self._received_at:
-            due = max(self._pinged_at, since) + patience_s  # before ``since`` no waiter may read
+            due = max(self._pinged_at, since) + patience_s  # earlier, perhaps no waiter read
         else:
             due = max(self._received_at, since) + ping_after_s(seconds)
         if due > now:
@@ -247,8 +250,11 @@ class Subscriber:
         return patience_s if self._check_alive(now, patience_s) else 0.0
 
     def _check_alive(self, now: float, patience_s: float) -> bool:
-        """Return whether the connection may still be alive. A waiter reads at once, and so learns
-        that the server closed it; only a missing PONG shows that it is dead."""
+        """Send a PING unless one is unanswered. Returns whether the connection may still be alive.
+
+        The reader notices at once that the server closed it. That it is dead shows only in a PONG
+        that does not come.
+        """
         with self._lock:
             if self._connection is None:
                 return False
@@ -299,7 +305,7 @@ class Subscriber:
             raise errors.connect_error(error, str(self._endpoint)) from error
 
     def _drop_connection(self) -> None:
-        if self._connection is not None:  # first, so that an interruption leaves nothing open
+        if self._connection is not None:  # disconnect first: an interruption leaves nothing open
             if self._reader is None:
                 self._connection.disconnect()
             else:
@@ -322,5 +328,5 @@ def _own_handler_error() -> LockUnavailable:
         "while that connected to the server, in order to wait for a lock itself. Try again when "
         "the handler has returned, or use acquire(timeout=0)"
     )
-    error._lasts = True
+    error.retryable = False
     return error

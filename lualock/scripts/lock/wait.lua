@@ -2,14 +2,14 @@
 -- KEYS[1] lock         the lock's key
 -- KEYS[2] waiters      the tickets of the waiters
 -- ARGV[1] ticket       the caller's ticket, the same at every call
--- ARGV[2] place        the place that it had before, or where the places of its priority begin
+-- ARGV[2] score        the score of its place, or the lowest score of its priority if it has no place
 -- ARGV[3] max_waiters  how many may wait, or 0: any number
 -- ARGV[4] fair         '1': waiters are served in order; '0': any caller takes a free lock
 -- ARGV[5] deadline     the server's time, 16 digits, until which the caller waits for the reply
 -- ARGV[6] proof        a number of the request, fresh each time it is sent
 -- Returns fence                     the caller has the lock now; 16 digits
--- Returns {'owned', ttl_ms, fence}  this token has it already, and has claimed it by this
--- Returns {'queued', ttl_ms, held_ms, holder_info, fence, ahead, place}  another token has it
+-- Returns {'owned', ttl_ms, fence}  this token has it already; this call has claimed it
+-- Returns {'queued', ttl_ms, held_ms, holder_info, fence, ahead, score}  another token has it
 -- Returns {'late', time_us}         the deadline is over: no change
 -- Returns {'full', ttl_ms, held_ms, holder_info, count}  too many wait already
 -- Returns {'conflict'}              a key holds what lualock did not write
@@ -17,7 +17,7 @@
 local lock = KEYS[1]
 local waiters = KEYS[2]
 local ticket = ARGV[1]
-local place = ARGV[2]
+local score = ARGV[2]
 local max_waiters = ARGV[3]
 local fair = ARGV[4]
 local deadline = ARGV[5]
@@ -46,11 +46,11 @@ if time_us > deadline then
   return {proof, 'late', time_us}
 elseif held and string.sub(record, 18, 39) == own_token then
   local _, ttl_ms = open_ticket(ticket)
-  -- ZREM first, for it fails at a key that lualock did not write.
+  -- ZREM before any write: it fails if lualock did not write the key of the waiters.
   local was_queued = redis.call('ZREM', waiters, ticket) == 1
   --@include extend_at_least
   if was_queued then
-    -- An earlier request of this caller, which was taken for lost, took the lock.
+    -- An earlier request of this caller, whose reply was lost, has taken the lock.
     --@include notify_head
   end
   return {proof, 'owned', tonumber(left_ms), last_fence}
@@ -68,7 +68,7 @@ if not held then
     local granted = new_state .. fence .. own_token .. previous_token .. holder_info
     redis.call('SET', lock, granted, 'PX', ttl_ms)
     redis.call('ZREM', waiters, ticket)
-    -- By a message too, for a caller that does not read the reply at once.
+    -- Publish the fence as well, for a caller that does not read the reply at once.
     redis.pcall('PUBLISH', channel, own_token .. fence .. '+')
     if other_waiters > 0 then
       local left_ms = ttl_ms
@@ -83,8 +83,8 @@ if held then
   held_ms = math.floor((tonumber(fence) - tonumber(last_fence)) / 1000)
 end
 
-local first_place = tonumber(place)
-local newcomer = first_place % BAND == 0
+local given_score = tonumber(score)
+local newcomer = given_score % BAND == 0  -- the lowest score of a priority
 if max_waiters ~= '0' and newcomer and not redis.call('ZSCORE', waiters, ticket) then
   local limit = tonumber(max_waiters)
   if redis.call('ZCARD', waiters) >= limit then
@@ -110,22 +110,22 @@ if max_waiters ~= '0' and newcomer and not redis.call('ZSCORE', waiters, ticket)
 end
 
 if newcomer then
-  -- Behind every waiter of its priority, whatever the clock says.
-  local score = first_place + ticks(now)
+  -- Behind every waiter of its priority, even if the clock was set back.
+  local arrival = given_score + ticks(now)
   local last_score = tonumber(redis.call('ZREVRANGE', waiters, 0, 0, 'WITHSCORES')[2])
-  if last_score and last_score >= first_place + BAND then
-    -- That waiter has a lower priority: find the last one of the caller's.
-    local limit = string.format('(%.0f', first_place + BAND)
-    local found = redis.call('ZREVRANGEBYSCORE', waiters, limit, place, 'WITHSCORES', 'LIMIT', 0, 1)
+  if last_score and last_score >= given_score + BAND then
+    -- That waiter has a lower priority: find the last one of the caller's priority.
+    local limit = string.format('(%.0f', given_score + BAND)
+    local found = redis.call('ZREVRANGEBYSCORE', waiters, limit, score, 'WITHSCORES', 'LIMIT', 0, 1)
     last_score = tonumber(found[2])
   end
-  if last_score and last_score >= score then
-    score = last_score + 1
+  if last_score and last_score >= arrival then
+    arrival = last_score + 1
   end
-  place = string.format('%.0f', score)
+  score = string.format('%.0f', arrival)
 end
-if redis.call('ZADD', waiters, 'NX', place, ticket) == 0 and newcomer then
-  place = redis.call('ZSCORE', waiters, ticket)  -- a repeated request: it has a place already
+if redis.call('ZADD', waiters, 'NX', score, ticket) == 0 and newcomer then
+  score = redis.call('ZSCORE', waiters, ticket)  -- a repeated request: it has a place already
 end
 redis.call('PEXPIRE', waiters, WAITERS_TTL_MS)
 
@@ -136,9 +136,9 @@ if not held then
   if next_holder == own_token then
     return proof .. fence
   elseif not next_holder then
-    -- Messages are forbidden: the caller's turn comes when the waiters before it have checked.
+    -- The server's rules forbid messages: the caller's turn comes when those ahead have checked.
     local ahead = redis.call('ZRANK', waiters, ticket)
-    return {proof, 'queued', 0, 0, '', last_fence or fence, ahead, place}
+    return {proof, 'queued', 0, 0, '', last_fence or fence, ahead, score}
   end
   record, last_fence, held_ms = redis.call('GET', lock), fence, 0
 elseif state == HELD then
@@ -146,4 +146,4 @@ elseif state == HELD then
 end
 local ahead = redis.call('ZRANK', waiters, ticket)
 local left_ms, holder_info = redis.call('PTTL', lock), string.sub(record, 62)
-return {proof, 'queued', left_ms, held_ms, holder_info, last_fence, ahead, place}
+return {proof, 'queued', left_ms, held_ms, holder_info, last_fence, ahead, score}

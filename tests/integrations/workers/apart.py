@@ -21,7 +21,7 @@ SYSTEMS = ("arq", "saq")
 
 
 def python() -> Path:
-    """The interpreter that has them; it is made when it is not there yet."""
+    """Return the interpreter that has them; make it if it does not exist."""
     wanted = (ROOT / "pyproject.toml").read_text("utf-8")
     if not READY.exists() or READY.read_text("utf-8") != wanted:
         venv.create(FOLDER, with_pip=True, clear=True)

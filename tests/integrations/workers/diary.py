@@ -1,4 +1,5 @@
-"""What jobs write down while they run, and what the tests read: a file, a line an event.
+"""The diary: what jobs record while they run, and what the tests read; a file with an event in each
+line.
 
 Every process appends to the same file, one ``write`` a line, which the kernel does not mix. Times
 are on the system's monotonic clock, which is the same for all processes.
@@ -28,12 +29,12 @@ class Entry:
 
     @property
     def values(self) -> list[Any]:
-        """The arguments, whether they came by position or, as always in SAQ, by name."""
+        """Return the arguments, passed by position or, as always in SAQ, by name."""
         return [*self.args, *self.kwargs.values()]
 
 
 class Diary:
-    """The file, for those who write and for those who read."""
+    """The file, for the processes that write and for the tests that read."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -50,7 +51,7 @@ class Diary:
         os.write(self._fd, (json.dumps(asdict(entry)) + "\n").encode())
 
     def entries(self, job: str = "", where: str = "", *events: str) -> list[Entry]:
-        """What has been written, of a job, a place (its first argument) and some events."""
+        """Return the entries of a job, of a system (its first argument), and of some events."""
         with self._reading, open(self._path, "rb") as file:
             file.seek(self._offset)
             for line in file:
@@ -70,7 +71,7 @@ class Diary:
 
 
 def overlaps(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
-    """Runs that began while another had begun and not ended, whoever ran them."""
+    """Return the runs, in any process, that began while another had begun and not ended."""
     found: list[tuple[Entry, Entry]] = []
     running: list[Entry] = []
     for entry in sorted(entries, key=lambda entry: entry.at):
@@ -84,5 +85,5 @@ def overlaps(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
 
 
 def lock_name(job: str, where: str) -> str:
-    """How the lock of a job is called, for the jobs and for the tests."""
+    """Return the name of a job's lock, for the jobs and for the tests."""
     return f"{job}:{where}"

@@ -21,8 +21,8 @@ from tests.support.servers import Server
 from tests.support.waiting import wait_until
 
 APPS = "tests.integrations.workers.apps"
-# How each system starts a worker: with its own command, but for RQ, whose worker is told more than
-# its command line can say.
+# How each system starts a worker: with its own command, but for RQ, whose worker needs more
+# settings than its command line has.
 WORKERS = {
     "rq": f"-m {APPS}.rq",
     "celery": f"-m celery -A {APPS}.celery worker -c 2 --without-gossip --without-mingle -l INFO",
@@ -67,7 +67,7 @@ class Fleet:
         }
 
     def start(self, system: str, workers: int = 2, producers: int = 2) -> None:
-        """Start processes; they get ready while we go on."""
+        """Start processes, without waiting until they are ready."""
         commands = [WORKERS[system]] * workers
         if system in BESIDE and system not in self.workers:
             commands.append(BESIDE[system])
@@ -79,12 +79,12 @@ class Fleet:
             self._leash.add(self.producers[system][-1])
 
     def send(self, system: str, job: str, *args: Any, **kwargs: Any) -> Any:
-        """Enqueue one job; what became of it."""
+        """Enqueue one job; return the outcome."""
         return self.send_each(system, Order(job, [list(args)], kwargs))[0]
 
     def everywhere(self, job: str, *args: Any, **kwargs: Any) -> None:
-        """Enqueue a job in each system, the first time this is called, so that what they wait for
-        they wait for together. Its first argument, the name of the system, is added."""
+        """Enqueue a job in each system, the first time this is called, so that the systems wait
+        side by side. Its first argument, the name of the system, is added."""
         if job not in self.begun:
             self.begun.add(job)
             for system in SYSTEMS:
@@ -108,7 +108,7 @@ class Fleet:
         return answers
 
     def until(self, condition: Any, system: str, what: str) -> None:
-        """Return once a condition is true; what its workers said, if it does not come true."""
+        """Return once a condition is true; if it does not come true, show the workers' output."""
 
         def fulfilled() -> Any:
             for worker in self.workers.get(system, []):
@@ -123,7 +123,7 @@ class Fleet:
             raise AssertionError(f"{late}\n{self.said(system)}") from None
 
     def until_count(self, job: str, system: str, count: int, *events: str) -> None:
-        """Return once so many events of a system's job have been written down."""
+        """Return once a system's job has recorded that many events."""
         self.until(
             lambda: self.diary.count(job, system, *events) >= count,
             system,
@@ -132,7 +132,7 @@ class Fleet:
 
     def behind(self, job: str) -> dict[str, Future[int]]:
         """Enqueue a job in each system, the first time this is called, and wait for its lock from
-        when its first run has begun: how many of its runs had ended when we had the lock."""
+        the start of its first run on; return how many of its runs had ended by then."""
 
         def wait(system: str) -> int:
             self.until_count(job, system, 1, "start")
@@ -145,7 +145,7 @@ class Fleet:
         return self._behind[job]
 
     def free(self, system: str, job: str) -> Any:
-        """The lock of a system's job, once it is free: behind all who wait for it now."""
+        """Return the lock of a system's job once it is free, after all that wait for it now."""
         return self.lock(system, job).acquire(timeout=WAIT_S)
 
     def lock(self, system: str, job: str) -> lualock.Lock:
@@ -153,7 +153,7 @@ class Fleet:
         return self.locks.lock(lock_name(job, system))
 
     def kill(self, system: str, pid: int) -> None:
-        """SIGKILL to the worker that runs a job in this process, and to all that it started."""
+        """Kill by SIGKILL the worker that runs a job in this process, and all that it started."""
         session = os.getsid(pid)
         for worker in self.workers[system]:
             if worker.pid == session:
@@ -163,7 +163,7 @@ class Fleet:
         raise AssertionError(f"no worker of {system} has the process {pid}")
 
     def said(self, system: str) -> str:
-        """The end of what a system's processes said."""
+        """Return the end of the output of a system's processes."""
         logs = sorted(self.folder.glob(f"{system}-*.log"))
         return "\n".join(f"== {log.name}\n{log.read_text('utf-8')[-2000:]}" for log in logs)
 

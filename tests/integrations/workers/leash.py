@@ -1,8 +1,8 @@
-"""Ends what a test started when the test's own process is gone, whatever ended that.
+"""Ends what a test started when the test's own process is gone, whatever ended that process.
 
 ``python -m tests.integrations.workers.leash`` reads the ids of processes, a line each, that lead a
-session. When there is nothing more to read, for the only writer is gone, it kills these sessions:
-whatever the processes forked too, and put into groups of their own.
+session. When its input ends, because the only writer is gone, it kills these sessions, with all
+that the processes forked and put into groups of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class Leash:
-    """What is on it does not outlive this process, however that ends, nor the ``with``."""
+    """The processes on a leash do not outlive this process, however it ends, nor the ``with``."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[Any]] = []
@@ -38,7 +38,7 @@ class Leash:
         self.end(self._watcher)
 
     def add(self, process: subprocess.Popen[Any] | None) -> None:
-        """A process that leads a session, or is alone."""
+        """Add a process that leads a session, or is alone."""
         assert process is not None
         assert self._watcher.stdin is not None
         self._processes.append(process)
@@ -57,14 +57,14 @@ class Leash:
 
 
 def kill_session(leader: int) -> None:
-    """SIGKILL to a process and all of its session."""
+    """Send SIGKILL to a process and all of its session."""
     for pid in [leader, *_session(leader)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def _session(leader: int) -> list[int]:
-    """The processes of a session, where there is a /proc to look them up."""
+    """Return the processes of a session, on a system with a /proc."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(ProcessLookupError):

@@ -1,9 +1,9 @@
 """The jobs that every system runs, written once.
 
 A body is a generator, so that the same lines are a plain function for one system and a coroutine
-function for another: it yields for how many seconds it wants to sleep, or what is to be awaited
-where there is something to await. The first argument, ``where``, is the name of the test's system:
-each has locks of its own, unless a test wants it otherwise.
+function for another: it yields the seconds to sleep, or an awaitable of a coroutine. The first
+argument, ``where``, is the name of the test's system: each has locks of its own, unless a test
+needs a common one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ away = lualock.connect("redis://127.0.0.1:1")
 
 @dataclass
 class Declared:
-    """A job: its body, what ``locks.job`` is told, and of which locks; or it is a class."""
+    """A declared job: its body, its options, its locks, and whether it is a class."""
 
     body: Body
     options: dict[str, Any]
@@ -52,7 +52,7 @@ _declared: list[Declared] = []
 
 
 class Flop(Exception):
-    """What a job raises that is to be retried, where its system has no exception for that."""
+    """The exception of a job that should be retried, if its system has no exception for that."""
 
 
 flop: Callable[[], Exception] = Flop
@@ -65,8 +65,8 @@ def task(
 
     def declare(body: Body) -> Body:
         name = body.__name__
-        told = {"on_failed": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
-        callbacks = {option: _tell(event, name) for option, event in told.items()}
+        events = {"on_skipped": "failed", "on_expired": "expired", "on_enqueue_failed": "refused"}
+        callbacks = {option: _recorder(event, name) for option, event in events.items()}
         told_all = {"key": _key(name)} | callbacks | options
         _declared.append(Declared(body, told_all, server, is_class))
         return body
@@ -78,14 +78,14 @@ def _key(name: str) -> Callable[..., str]:
     return lambda where, *args, **kwargs: lock_name(name, where)
 
 
-def _tell(event: str, job: str) -> Callable[..., None]:
-    """A callback that writes down with what it was called."""
+def _recorder(event: str, job: str) -> Callable[..., None]:
+    """Return a callback that records its arguments."""
     return lambda *args, **kwargs: diary.write(event, job, *args, **kwargs)
 
 
 def jobs(module: str, *, asynchronous: bool, classes: bool = True) -> dict[str, Any]:
-    """All of them behind their locks, as an app's module would have them; without ``classes``
-    those that are some as functions."""
+    """Return all jobs under their locks, as an app's module has them; without ``classes`` the
+    classes are functions."""
     made = {}
     for job in _declared:
         function = (_coroutine if asynchronous else _plain)(job.body)
@@ -99,21 +99,21 @@ def jobs(module: str, *, asynchronous: bool, classes: bool = True) -> dict[str, 
 
 
 CALLBACKS = {
-    "on_failed": "lock_failed",
+    "on_skipped": "lock_failed",
     "on_expired": "lock_expired_before_release",
     "on_enqueue_failed": "loner_enqueue_failed",
 }
 
 
 def _locked_job(function: Callable[..., Any], job: Declared) -> type[lualock.LockedJob]:
-    """The same job as a class, with its callbacks under their old names."""
-    told = job.options
-    members = {name: staticmethod(told[option]) for option, name in CALLBACKS.items()}
-    members |= {"perform": staticmethod(function), "lock": staticmethod(told["key"])}
-    unique = told.get("unique")
+    """Make the same job as a class, with its callbacks under the names of resque-lock."""
+    options = job.options
+    members = {name: staticmethod(options[option]) for option, name in CALLBACKS.items()}
+    members |= {"perform": staticmethod(function), "lock": staticmethod(options["key"])}
+    unique = options.get("unique")
     settings = {
         "locks": job.locks,
-        "lock_timeout": told.get("timeout"),
+        "lock_timeout": options.get("ttl"),
         "loner": unique == "both",
         "lock_unique": None if unique == "both" else unique,
         "__module__": function.__module__,
@@ -157,7 +157,7 @@ def _coroutine(body: Body) -> Callable[..., Any]:
 
 @contextmanager
 def turn(job: str, *args: Any) -> Iterator[None]:
-    """A run that comes to its end, in the diary."""
+    """Record a run from its start to its end."""
     lease = current_lease()
     diary.write("start", job, *args, fence=0 if lease is None else lease.fence)
     yield
@@ -166,7 +166,7 @@ def turn(job: str, *args: Any) -> Iterator[None]:
 
 @task()
 def exclusive(where: str, number: int, hold: float = 0.002) -> Steps:
-    """One at a time, whatever the number."""
+    """Run one at a time, whatever the number."""
     with turn("exclusive", where, number):
         yield hold
     return number
@@ -174,35 +174,35 @@ def exclusive(where: str, number: int, hold: float = 0.002) -> Steps:
 
 @task(is_class=True)
 def superfluous(where: str, shop: str, *, pages: int = 1) -> Steps:
-    """Finds its lock held."""
+    """Find the lock held."""
     with turn("superfluous", where, shop):
         yield 0.0
 
 
 @task(is_class=True, unique="both")
 def unwanted(where: str, shop: str, *, pages: int = 1) -> Steps:
-    """Is not even enqueued."""
+    """Be refused when it is enqueued."""
     with turn("unwanted", where, shop):
         yield 0.0
 
 
-@task(is_class=True, timeout=0.2)
+@task(is_class=True, ttl=0.2)
 def overdue(where: str, shop: str, *, pages: int = 1) -> Steps:
-    """Takes longer than its lease."""
+    """Take longer than the lease."""
     with turn("overdue", where, shop):
         yield 0.4
 
 
-@task(server=away, on_unavailable="run")
+@task(server=away, when_unavailable="run")
 def careless(where: str, shop: str, *, pages: int = 1) -> Steps:
-    """Runs without its lock."""
+    """Run without the lock."""
     with turn("careless", where, shop):
         yield 0.0
 
 
-@task(server=away, on_unavailable="skip")
+@task(server=away, when_unavailable="skip")
 def cautious(where: str, shop: str, *, pages: int = 1) -> Steps:
-    """Does not run without its lock."""
+    """Do not run without the lock."""
     with turn("cautious", where, shop):
         yield 0.0
 
@@ -214,29 +214,29 @@ def _deployed(name: str, where: str, number: int) -> Steps:
 
 @task(policy=Wait(60), key=lambda where, number: f"old:{where}")
 def before(where: str, number: int) -> Steps:
-    """Code from before a deploy that changes the lock's name."""
+    """Run the code from before a deploy that changes the lock's name."""
     return _deployed("before", where, number)
 
 
 @task(
     policy=Wait(60),
     key=lambda where, number: f"new:{where}",
-    read_old=lambda where, number: f"old:{where}",
+    previous_key=lambda where, number: f"old:{where}",
 )
 def during(where: str, number: int) -> Steps:
-    """The code of that deploy."""
+    """Run the code of that deploy."""
     return _deployed("during", where, number)
 
 
 @task(policy=Wait(60), key=lambda where, number: f"new:{where}")
 def after(where: str, number: int) -> Steps:
-    """The code of the next one."""
+    """Run the code of the deploy after it."""
     return _deployed("after", where, number)
 
 
 @task(policy=Retry(SOON_S))
 def mortal(where: str, number: int) -> Steps:
-    """The first run never ends, and has a lease as it is by default."""
+    """Never end in the first run, which has a lease as it is by default."""
     first = not diary.count("mortal", where, "start")
     with turn("mortal", where, number):
         yield 600.0 if first else 0.0
@@ -250,38 +250,38 @@ def _never_done(name: str, where: str) -> Steps:
 
 @task()
 def struck(where: str) -> Steps:
-    """The process of its first run is killed, and the process above that sees it."""
+    """Be killed in the first run, under a main process that sees it."""
     return _never_done("struck", where)
 
 
 @task()
 def requeued(where: str) -> Steps:
-    """The process of its first run is killed, and the job is put back into its queue for that."""
+    """Be killed in the first run, and then put back into the queue."""
     return _never_done("requeued", where)
 
 
 @task(unique="queued", policy=Wait(600))
 def waiting(where: str) -> Steps:
-    """Is ended while it waits for its lock."""
+    """Be ended while it waits for its lock."""
     diary.write("start", "waiting", where)
     yield 0.0
 
 
 @task()
 def limited(where: str) -> Steps:
-    """Takes longer than Celery allows."""
+    """Take longer than Celery allows."""
     return _never_done("limited", where)
 
 
 @task()
 def terminated(where: str) -> Steps:
-    """Is revoked while it runs, with the order to kill it."""
+    """Be revoked while it runs, with ``terminate=True``."""
     return _never_done("terminated", where)
 
 
 @task()
 def lingering(where: str) -> Steps:
-    """Is told to end, and takes its time."""
+    """Catch the signal to end, and go on for a while."""
     before = signal.signal(signal.SIGTERM, lambda *_: diary.write("asked", "lingering", where))
     with turn("lingering", where):
         while not diary.count("lingering", where, "go"):
@@ -291,13 +291,13 @@ def lingering(where: str) -> Steps:
 
 @task(policy=Retry(SOON_S))
 def patient(where: str, number: int) -> Steps:
-    """Comes back later while another runs."""
+    """Come back later while another one runs."""
     with turn("patient", where, number):
         yield 0.2
 
 
 def _and_say_so(job: str) -> Callable[[Contention], Retry]:
-    """A policy of its own."""
+    """Record the contention, and come back later: a policy function."""
 
     def policy(situation: Contention) -> Retry:
         diary.write("later", job, *situation.args, **situation.kwargs)
@@ -308,7 +308,7 @@ def _and_say_so(job: str) -> Callable[[Contention], Retry]:
 
 @task(policy=_and_say_so("stubborn"))
 def stubborn(where: str) -> Steps:
-    """Comes back again and again, fails, and has an attempt left."""
+    """Come back again and again, fail, and still have an attempt left."""
     return _flaky("stubborn", where)
 
 
@@ -321,29 +321,29 @@ def _flaky(name: str, where: str) -> Steps:
     diary.write("end", name, where)
 
 
-@task(on_retry="hold", policy=Retry(SOON_S))
+@task(keep_lock_on_retry=True, policy=Retry(SOON_S))
 def holding(where: str) -> Steps:
-    """Fails at first, and keeps its lock until it is tried again."""
+    """Fail at first, and keep the lock until the retry."""
     return _flaky("holding", where)
 
 
-@task(on_retry="hold", policy=Retry(SOON_S))
+@task(keep_lock_on_retry=True, policy=Retry(SOON_S))
 def hopeless(where: str) -> Steps:
-    """Fails whenever it is tried, and keeps its lock until it was for the last time."""
+    """Fail at every attempt, and keep the lock until the last one."""
     diary.write("start", "hopeless", where)
     yield 0.0
     raise flop()
 
 
-@task(on_retry="release", policy=Retry(SOON_S))
+@task(keep_lock_on_retry=False, policy=Retry(SOON_S))
 def freeing(where: str) -> Steps:
-    """Fails at first, and lets others have its lock until it is tried again."""
+    """Fail at first, and free the lock until the retry."""
     return _flaky("freeing", where)
 
 
-@task(on_final_failure="keep", queue_ttl=KEPT_S)
+@task(keep_lock_on_failure=True, queue_ttl=KEPT_S)
 def keeping(where: str) -> Steps:
-    """Fails for good, and its lock stays for a while."""
+    """Fail for good, and keep the lock for a while."""
     diary.write("start", "keeping", where)
     yield 0.0
     raise ValueError("for good")
@@ -351,14 +351,14 @@ def keeping(where: str) -> Steps:
 
 @task(unique="queued", policy=_and_say_so("single"))
 def single(where: str, number: int) -> Steps:
-    """At most one is queued."""
+    """Be queued at most once."""
     with turn("single", where, number):
         yield 0.0
 
 
 @task(policy=Coalesce(wait=0, then=Retry(SOON_S)))
 def coalesced(where: str, number: int) -> Steps:
-    """Runs once more, however many come while it runs; and runs until it is told to go."""
+    """Run once more, however many come while it runs; end when a file says so."""
     with turn("coalesced", where, number):
         while not diary.count("coalesced", where, "go"):
             yield 0.02
@@ -366,7 +366,7 @@ def coalesced(where: str, number: int) -> Steps:
 
 @task(policy=Replace(wait=60))
 def replaced(where: str, number: int) -> Steps:
-    """The first runs until it is asked to stop."""
+    """Run until a stop request comes, the first time."""
     with turn("replaced", where, number):
         lease = current_lease()
         assert lease is not None
@@ -376,6 +376,6 @@ def replaced(where: str, number: int) -> Steps:
 
 @task(unique="queued")
 def removable(where: str, number: int) -> Steps:
-    """The first is removed from its queue before it runs."""
+    """Be removed from the queue before it runs, the first time."""
     with turn("removable", where, number):
         yield 0.0

@@ -316,7 +316,7 @@ def test_an_embedded_server(green: Green, monkeypatch: pytest.MonkeyPatch) -> No
         had: list[int] = []
 
         def work(number: int) -> None:
-            with lualock.connect() as locks, locks.lock("x"):
+            with lualock.connect("embedded://") as locks, locks.lock("x"):
                 had.append(number)
 
         for number in range(3):

@@ -8,7 +8,7 @@ import celery
 
 import lualock
 from lualock import jobs
-from lualock.jobs.celery import LockedTask
+from lualock.integrations.celery import LockedTask
 from tests.integrations.workers.diary import Diary
 
 app = celery.Celery("tests", broker=os.environ["LUALOCK_URL"], task_cls=LockedTask)
@@ -16,7 +16,7 @@ locks = lualock.connect(os.environ["LUALOCK_URL"])
 diary = Diary(os.environ["LUALOCK_DIARY"])
 
 
-@locks.job(key="held", policy=jobs.Wait(2), on_failed=lambda: diary.write("failed", "gives_up"))
+@locks.job(key="held", policy=jobs.Wait(2), on_skipped=lambda: diary.write("failed", "gives_up"))
 def gives_up() -> None:
     """Wait for a held lock, with a short timeout."""
     diary.write("ran", "gives_up")

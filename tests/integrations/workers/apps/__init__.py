@@ -1,6 +1,6 @@
 """A program of each system, as its users write one: the jobs, and ``send``, which enqueues one.
 
-What only some systems have, a start that is delayed or the removal of a queued job, is a function
+A feature of only some systems, a delayed start or the removal of a queued job, is a function
 ``later`` or ``remove`` of their programs. The workers are started by ``fleet``.
 """
 
@@ -19,6 +19,6 @@ BACK_S = 25
 
 
 def outcome(entry: Enqueued | Refused) -> dict[str, Any]:
-    """What became of a job, for the producer's answer."""
+    """Return the outcome of enqueueing a job, for the producer's answer."""
     state = "enqueued" if isinstance(entry, Enqueued) else entry.state
     return {"state": state, "job_id": entry.job_id}

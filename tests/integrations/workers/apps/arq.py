@@ -7,7 +7,7 @@ from typing import Any
 import arq
 from arq.connections import RedisSettings
 
-from lualock.jobs.arq import enqueue, locked, removed
+from lualock.integrations.arq import enqueue, locked, removed
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BACK_S, BROKER, DELAY_S, RETRY_S, outcome
 
@@ -23,7 +23,7 @@ class WorkerSettings:
     poll_delay = 0.1
     max_jobs = 4
     max_tries = 2
-    job_timeout = BACK_S - 10  # and ten seconds after that, what was lost comes back
+    job_timeout = BACK_S - 10  # and ten seconds after that, lost jobs come back
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import celery
 
-from lualock.jobs.celery import LockedTask
+from lualock.integrations.celery import LockedTask
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S
 

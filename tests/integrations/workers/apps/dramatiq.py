@@ -7,12 +7,12 @@ from typing import Any
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from lualock.jobs.dramatiq import LockedActor
+from lualock.integrations.dramatiq import LockedActor
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BACK_S, BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
-# What a worker was given that has died comes back when that has not been heard of for a while, to
-# whoever looks; here, soon, and often.
+# The messages of a dead worker come back when it has been silent for a while, to any worker that
+# looks; here that is soon, and often.
 broker = RedisBroker(  # type: ignore[no-untyped-call]  # Dramatiq has types in part
     url=BROKER, heartbeat_timeout=BACK_S * 1000, maintenance_chance=100_000
 )
@@ -31,11 +31,11 @@ def send(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    # It will be too old when it is due, and so be skipped: the only way to take a message back.
+    # It is too old when it is due, and so is skipped: the only way to take a message back.
     return outcome(
         jobs[job].enqueue_with_options(args=args, kwargs=kwargs, delay=DELAY_S * 1000, max_age=1)
     )
 
 
 def remove(job: str, job_id: str, args: list[Any]) -> None:
-    """Nothing to do: see ``later``."""
+    """Do nothing: see ``later``."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from huey import RedisHuey
 
-from lualock.jobs.huey import LockedTask
+from lualock.integrations.huey import LockedTask
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 

@@ -10,7 +10,7 @@ import redis
 import rq
 from rq.scheduler import RQScheduler
 
-from lualock.jobs.rq import enqueue, enqueue_in, horse_killed, locked, removed
+from lualock.integrations.rq import enqueue, enqueue_in, horse_killed, locked, removed
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 

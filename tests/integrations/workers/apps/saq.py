@@ -8,7 +8,7 @@ from typing import Any
 
 import saq
 
-from lualock.jobs.saq import enqueue, locked, removed
+from lualock.integrations.saq import enqueue, locked, removed
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BROKER, DELAY_S, FLAKY, RETRY_S, outcome
 
@@ -18,17 +18,17 @@ settings = {
     "queue": queue,
     "functions": list(jobs.values()),
     "concurrency": 4,
-    # Once, before there are jobs: it takes one that is just being taken for one that is stuck.
+    # Once, before there are jobs: it takes a job that is just being taken as stuck.
     "timers": {"sweep": 3600},
 }
 
 
 async def send(job: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> Any:
     named = inspect.signature(jobs[job]).bind(*args, **kwargs).arguments
-    told: dict[str, Any] = {"timeout": 0} | (
+    without_limit: dict[str, Any] = {"timeout": 0} | (
         {"retries": 2, "retry_delay": RETRY_S} if job in FLAKY else {}
     )
-    return outcome(await enqueue(queue, jobs[job], **named, **told, **options))
+    return outcome(await enqueue(queue, jobs[job], **named, **without_limit, **options))
 
 
 async def later(job: str, args: list[Any], kwargs: dict[str, Any]) -> Any:

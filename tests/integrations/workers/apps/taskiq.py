@@ -7,12 +7,12 @@ from typing import Any
 from taskiq import SmartRetryMiddleware, TaskiqScheduler
 from taskiq_redis import ListRedisScheduleSource, RedisStreamBroker
 
-from lualock.jobs.taskiq import enqueue, locked
+from lualock.integrations.taskiq import enqueue, locked
 from tests.integrations.workers import tasks
 from tests.integrations.workers.apps import BACK_S, BROKER, FLAKY, RETRY_S, outcome
 
-# What was enqueued before the first worker came is to be run, too, and a loop that is starved while
-# thirty processes start is to give up no connection.
+# Tasks that were enqueued before the first worker came run too, and a loop that is starved while
+# thirty processes start gives up no connection.
 broker = RedisStreamBroker(
     BROKER, consumer_id="0", socket_timeout=60, idle_timeout=BACK_S * 1000
 ).with_middlewares(SmartRetryMiddleware(default_delay=RETRY_S))

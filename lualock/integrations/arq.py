@@ -31,10 +31,10 @@ from arq.constants import retry_key_prefix
 from arq.jobs import Job, JobStatus
 from arq.utils import timestamp_ms
 
+from lualock import jobs
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.adapter import JobAdapter, bound, innermost_adapter
-from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
-from lualock.jobs.identity import token_of
+from lualock.integrations._adapters import innermost_adapter
+from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
 
@@ -80,7 +80,7 @@ def locked(job: Any) -> Callable[..., Any]:
 
     if isinstance(job, type):
         perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
-    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for bound()
+    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for jobs.adapter()
     return perform
 
 
@@ -98,7 +98,7 @@ async def enqueue(
     ``result`` is arq's job. Arguments that begin with ``_`` are arq's, except ``_function``: the
     job's name in arq, if ``arq.func`` gave it one.
     """
-    adapter = bound(job)
+    adapter = jobs.adapter(job)
     kwargs = {name: value for name, value in options.items() if not name.startswith("_")}
     job_id = options.pop("_job_id", None)
     if job_id is not None:
@@ -139,7 +139,7 @@ async def _refused(adapter: JobAdapter, args: Any, kwargs: Any, job_id: str, sta
 
 async def removed(job: Any, job_id: str, /, *args: Any, **kwargs: Any) -> None:
     """Release the reservation of a queued job that was aborted or removed."""
-    await bound(job).cancel_async(args, kwargs, token=token_of(job_id))
+    await jobs.adapter(job).cancel_async(args, kwargs, token=token_of(job_id))
 
 
 def _retry_s(ctx: dict[Any, Any], error: BaseException) -> float | None:

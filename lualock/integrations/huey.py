@@ -29,9 +29,9 @@ from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.utils import normalize_time
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.adapter import JobAdapter, innermost_adapter
-from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater, is_failure
-from lualock.jobs.identity import token_of
+from lualock.integrations._adapters import innermost_adapter
+from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
+from lualock.jobs.delivery import is_failure
 
 _BEGUN = "lualock_begun"
 _DROPPED = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
 from lualock.jobs import run
 from lualock.jobs.actions import drive, drive_async
@@ -17,12 +18,9 @@ from lualock.jobs.reservation import reservation_of
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
 
-SYSTEM = "__lualock_system__"
-"""The attribute of a function that names the integration that made it; see :func:`adapter_in`."""
-
 
 class JobAdapter:
-    """A declared job, as a function or as a class; :func:`bound` finds it.
+    """A declared job, as a function or as a class; :func:`adapter` finds it.
 
     Each method of enqueueing exists twice, for producers that are plain code and for coroutines.
     The kind of the job itself does not matter there.
@@ -40,7 +38,7 @@ class JobAdapter:
         """Return the lock of a run with these arguments."""
         return self._job.lock(self._locks_for(self.asynchronous), _as_tuple(args), kwargs or {})
 
-    def place(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
+    def reservation(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """Return the reservation of a queued job with these arguments, a lock of its own.
 
         The metadata of its ``inspect()`` says which job that is.
@@ -52,10 +50,10 @@ class JobAdapter:
     ) -> Any:
         """Run the job under its lock; await the result if the job is :attr:`asynchronous`.
 
-        Return what the job returned, or what ``on_failed`` returned if the lock was held.
+        Return what the job returned, or what ``on_skipped`` returned if the lock was held.
 
         :raises RetryLater: the policy wants another delivery; the job did not run.
-        :raises LockUnavailable: with ``on_unavailable="raise"``; the job did not run.
+        :raises LockUnavailable: with ``when_unavailable="raise"``; the job did not run.
         """
         locks = self._locks_for(self.asynchronous)
         return run.start(self._job, locks, _as_tuple(args), kwargs or {}, delivery)
@@ -68,7 +66,7 @@ class JobAdapter:
         *,
         job_id: str,
         token: str | None = None,
-        delay: float = 0.0,
+        delay: Seconds = 0.0,
     ) -> Enqueued | Refused:
         """Push a job into its queue unless it conflicts with another one.
 
@@ -81,7 +79,7 @@ class JobAdapter:
             carry one; ``None``: a fresh one.
         :param delay: seconds before the job is delivered; it keeps its reservation meanwhile.
         :raises InvalidArgument: a reservation cannot last that long; nothing was done.
-        :raises LockUnavailable: with ``on_unavailable="raise"``; the job was not pushed.
+        :raises LockUnavailable: with ``when_unavailable="raise"``; the job was not pushed.
         """
         return drive(self._entry(args, kwargs).enqueue(push, job_id, token, delay))
 
@@ -93,7 +91,7 @@ class JobAdapter:
         *,
         job_id: str,
         token: str | None = None,
-        delay: float = 0.0,
+        delay: Seconds = 0.0,
     ) -> Enqueued | Refused:
         """Do the same as :meth:`enqueue`; ``push`` may be a coroutine function."""
         entry = self._entry(args, kwargs, asynchronous=True)
@@ -127,7 +125,7 @@ class JobAdapter:
         return await drive_async(entry.reserve(job_id, token))
 
     def confirm(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: float = 0.0
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: Seconds = 0.0
     ) -> bool:
         """Keep the reservation of a job that is in its queue now.
 
@@ -136,7 +134,7 @@ class JobAdapter:
         return drive(self._entry(args, kwargs).confirm(token, delay))
 
     async def confirm_async(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: float = 0.0
+        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: Seconds = 0.0
     ) -> bool:
         """Do the same as :meth:`confirm`."""
         entry = self._entry(args, kwargs, asynchronous=True)
@@ -243,50 +241,17 @@ def _as_tuple(args: object) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def bound(job: Any) -> JobAdapter:
+def adapter(job: Any) -> JobAdapter:
     """Return the adapter of a function with ``locks.job`` or of a :class:`lualock.LockedJob`.
 
     :raises InvalidArgument: ``job`` is neither.
     """
-    adapter = getattr(job, "__lualock__", None)
-    if callable(adapter):  # the classmethod of LockedJob
-        adapter = adapter()
-    if not isinstance(adapter, JobAdapter):
+    found = getattr(job, "__lualock__", None)
+    if callable(found):  # the classmethod of LockedJob
+        found = found()
+    if not isinstance(found, JobAdapter):
         raise InvalidArgument(
             f"could not use {job!r}: it is not a job of lualock. Decorate the function with "
             "locks.job (as the innermost decorator), or make the class a LockedJob"
         )
-    return adapter
-
-
-def innermost_adapter(job: Any) -> JobAdapter:
-    """Return the adapter of a job that an integration runs itself.
-
-    The integration calls the job's body, so it never calls a decorator above ``locks.job``.
-
-    :raises InvalidArgument: ``job`` is not a job, or has a decorator above ``locks.job``.
-    """
-    adapter = bound(job)
-    if not isinstance(job, type) and getattr(job, "__wrapped__", None) != adapter.body:
-        raise InvalidArgument(
-            f"could not use job {adapter.name}: what is above locks.job (another decorator, or "
-            "pydantic=True of Celery) would never be called. Put it below locks.job"
-        )
-    return adapter
-
-
-def adapter_in(system: str, function: Any) -> JobAdapter:
-    """Return the adapter of a function that ``locked`` of an integration made.
-
-    Another function would run under its lock too, but not as the job that was queued, so that
-    job's reservation would stay.
-
-    :raises InvalidArgument: it is not a job, or ``locked`` did not make it.
-    """
-    adapter = bound(function)
-    if getattr(function, SYSTEM, None) != system:
-        raise InvalidArgument(
-            f"could not enqueue job {adapter.name}: it was not made for this system. Decorate it "
-            f"with lualock.jobs.{system}.locked, above locks.job"
-        )
-    return adapter
+    return found

@@ -30,9 +30,8 @@ from dramatiq.message import generate_unique_id
 from dramatiq.middleware import Interrupt, Middleware, Retries, SkipMessage
 
 from lualock.errors import LockError
-from lualock.jobs.adapter import innermost_adapter
-from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
-from lualock.jobs.identity import token_of
+from lualock.integrations._adapters import innermost_adapter
+from lualock.jobs import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _OPTION = "lualock"
 

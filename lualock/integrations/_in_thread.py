@@ -7,8 +7,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from lualock.jobs.adapter import JobAdapter
-from lualock.jobs.delivery import Delivery
+from lualock.jobs import Delivery, JobAdapter
 
 
 async def run_in_thread(

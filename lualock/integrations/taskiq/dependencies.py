@@ -15,7 +15,7 @@ from typing import Any
 from taskiq_dependencies import DependencyGraph
 
 from lualock.errors import InvalidArgument
-from lualock.jobs.adapter import JobAdapter
+from lualock.jobs import JobAdapter
 
 _values: ContextVar[Mapping[str, Any]] = ContextVar("lualock_taskiq_dependencies")
 

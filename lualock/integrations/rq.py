@@ -27,9 +27,9 @@ from uuid import uuid4
 import rq
 from rq.job import Job, get_current_job
 
-from lualock.jobs.adapter import SYSTEM, JobAdapter, adapter_in, bound, innermost_adapter
-from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
-from lualock.jobs.identity import token_of
+from lualock import jobs
+from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter
+from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
 _META = "lualock"
 _SYNC = "sync"
@@ -65,7 +65,7 @@ def locked(job: Any) -> Any:
         finally:
             _in_delivery.reset(reset_token)
 
-    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for bound()
+    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for jobs.adapter()
     setattr(perform, SYSTEM, "rq")
     if isinstance(job, type):
         # RQ finds a function by its name, which must lead to `perform` and not to the class.
@@ -106,7 +106,7 @@ def enqueue_in(
 def removed(job: Job) -> None:
     """Release the reservation of a job that was cancelled, deleted, or in an emptied queue."""
     token = job.meta.get(_META) or token_of(job.id)  # the token of its lock between two attempts
-    bound(job.func).cancel(job.args, job.kwargs, token=token)
+    jobs.adapter(job.func).cancel(job.args, job.kwargs, token=token)
 
 
 def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:

@@ -36,10 +36,10 @@ from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
 
 from lualock.errors import LockError
-from lualock.jobs.adapter import SYSTEM, adapter_in, innermost_adapter
-from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
-from lualock.jobs.in_thread import run_in_thread
-from lualock.jobs.taskiq_dependencies import Dependencies
+from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter
+from lualock.integrations._in_thread import run_in_thread
+from lualock.integrations.taskiq.dependencies import Dependencies
+from lualock.jobs import Delivery, Enqueued, Refused, RetryLater
 
 _LABEL = "lualock"
 
@@ -115,7 +115,7 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
                 raise
             raise _DeliverAgain(delay_s=later.delay_s, source=source) from None
 
-    perform.__lualock__ = dependencies.adapter  # type: ignore[attr-defined]  # for bound()
+    perform.__lualock__ = dependencies.adapter  # type: ignore[attr-defined]  # for jobs.adapter()
     setattr(perform, SYSTEM, "taskiq")
     return perform
 

@@ -25,10 +25,10 @@ import saq
 from saq.job import Job
 from saq.utils import now_seconds
 
-from lualock.jobs.adapter import bound, innermost_adapter
-from lualock.jobs.delivery import Delivery, Enqueued, Refused, RetryLater
-from lualock.jobs.identity import token_of
-from lualock.jobs.in_thread import run_in_thread
+from lualock import jobs
+from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations._in_thread import run_in_thread
+from lualock.jobs import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _META = "lualock"
 _OWN_DELAY = "lualock_retry"
@@ -69,7 +69,7 @@ def locked(job: Any) -> Callable[..., Any]:
 
     if isinstance(job, type):
         perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
-    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for bound()
+    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for jobs.adapter()
     return perform
 
 
@@ -100,7 +100,7 @@ async def enqueue(
     ``result`` is SAQ's job. As in SAQ, arguments with the name of a property of SAQ's jobs are
     SAQ's. ``_function`` is the job's name in SAQ, if it has one of its own there.
     """
-    adapter = bound(job)
+    adapter = jobs.adapter(job)
     fields = {name: options.pop(name) for name in list(options) if name in Job.__dataclass_fields__}
     kwargs = fields.pop("kwargs", {}) | options
     new_job = Job(_function or job.__qualname__, kwargs=kwargs, **fields)
@@ -126,4 +126,4 @@ async def removed(job: Any, job_of_saq: Job) -> None:
     """Release the reservation of a queued job that was aborted."""
     # Without a token in `meta`, this is the token of its lock between two attempts.
     token = job_of_saq.meta.get(_META) or token_of(job_of_saq.key)
-    await bound(job).cancel_async((), job_of_saq.kwargs or {}, token=token)
+    await jobs.adapter(job).cancel_async((), job_of_saq.kwargs or {}, token=token)

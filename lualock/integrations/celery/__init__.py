@@ -29,9 +29,9 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.jobs.adapter import JobAdapter, innermost_adapter
-from lualock.jobs.celery_retries import delay_s, failed, retry_s
-from lualock.jobs.delivery import Delivery, Enqueued, RetryLater
+from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations.celery.retries import delay_s, failed, retry_s
+from lualock.jobs import Delivery, Enqueued, JobAdapter, RetryLater
 
 HEADER = "lualock"
 _BEGUN = "lualock_begun"
@@ -52,7 +52,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     """
 
     abstract = True
-    Request = "lualock.jobs.celery_request:LockedRequest"
+    Request = "lualock.integrations.celery.request:LockedRequest"
     work: JobAdapter | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -17,8 +17,8 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.worker.request import Request
 
 from lualock.errors import LockError
-from lualock.jobs.adapter import JobAdapter
-from lualock.jobs.celery import HEADER
+from lualock.integrations.celery import HEADER
+from lualock.jobs import JobAdapter
 
 log = logging.getLogger("lualock.jobs")
 
@@ -30,7 +30,7 @@ _WATCH_S, _CHECK_EVERY_S = 60.0, 0.1
 
 
 class LockedRequest(Request):  # type: ignore[misc]  # Celery has no types
-    """The request of a :class:`lualock.jobs.celery.LockedTask`."""
+    """The request of a :class:`lualock.integrations.celery.LockedTask`."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         super().on_timeout(soft, timeout)

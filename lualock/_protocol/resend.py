@@ -1,4 +1,7 @@
-"""Send a request once more if its reply was lost."""
+"""Send a request once more if its reply was lost.
+
+If no reply comes for a while, the driver also sends it on a fresh connection (*hedging*).
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,11 @@ def still_unknown(first: LockUnavailable, second: LockUnavailable) -> LockUnavai
     """Make the error for a request that was repeated: the first one may have been executed."""
     if second.outcome_unknown:
         return second
-    return LockUnavailable(
+    error = LockUnavailable(
         f"{first}; the repeated request failed, too: {second}", outcome_unknown=True
     )
+    error.retryable = second.retryable
+    return error
 
 
 def ask_again(step: RunScript) -> Steps[Any]:

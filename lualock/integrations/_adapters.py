@@ -1,0 +1,44 @@
+"""Find the adapter of a job, as an integration needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lualock import jobs
+from lualock.errors import InvalidArgument
+
+SYSTEM = "__lualock_system__"
+"""The attribute of a function that names the integration that made it; see :func:`adapter_in`."""
+
+
+def innermost_adapter(job: Any) -> jobs.JobAdapter:
+    """Return the adapter of a job that an integration runs itself.
+
+    The integration calls the job's body, so it never calls a decorator above ``locks.job``.
+
+    :raises InvalidArgument: ``job`` is not a job, or has a decorator above ``locks.job``.
+    """
+    adapter = jobs.adapter(job)
+    if not isinstance(job, type) and getattr(job, "__wrapped__", None) != adapter.body:
+        raise InvalidArgument(
+            f"could not use job {adapter.name}: what is above locks.job (another decorator, or "
+            "pydantic=True of Celery) would never be called. Put it below locks.job"
+        )
+    return adapter
+
+
+def adapter_in(system: str, function: Any) -> jobs.JobAdapter:
+    """Return the adapter of a function that ``locked`` of an integration made.
+
+    Another function would run under its lock too, but not as the job that was queued, so that
+    job's reservation would stay.
+
+    :raises InvalidArgument: it is not a job, or ``locked`` did not make it.
+    """
+    adapter = jobs.adapter(function)
+    if getattr(function, SYSTEM, None) != system:
+        raise InvalidArgument(
+            f"could not enqueue job {adapter.name}: it was not made for this system. Decorate it "
+            f"with lualock.integrations.{system}.locked, above locks.job"
+        )
+    return adapter

@@ -1,0 +1,227 @@
+"""A lock as a decorator: every call of the function is inside a ``with`` block of the lock."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio
+from tests.jobs.test_jobs import as_job
+from tests.support.delivery import held
+from tests.support.world import World, entered, settle
+
+
+def decorated(world: World, work: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
+    """Return a function under a new lock, and the lock."""
+    lock = world.connect().lock("x", **options)
+    return lock(as_job(world, work)), lock
+
+
+async def test_a_call_holds_the_lock(world: World) -> None:
+    """The lock is held during a call, and free after it; arguments and result pass through."""
+
+    def work(number: int, *, factor: int) -> int:
+        assert held(world, lock.key)
+        return number * factor
+
+    call, lock = decorated(world, work)
+    assert not held(world, lock.key)
+    for number in (2, 3):
+        assert await settle(call(number, factor=7)) == number * 7
+        assert not held(world, lock.key)
+
+
+async def test_the_function_keeps_its_metadata(shell: World) -> None:
+    """Name, documentation, signature and kind are those of the function."""
+
+    def work(number: int) -> int:
+        """Work."""
+        return number
+
+    body = as_job(shell, work)
+    body.__doc__, body.mark = work.__doc__, 1  # type: ignore[attr-defined]
+    call: Any = shell.connect().lock("x")(body)
+    assert (call.__name__, call.__qualname__) == (work.__name__, work.__qualname__)
+    assert (call.__doc__, call.mark, call.__wrapped__) == ("Work.", 1, body)
+    assert inspect.signature(call) == inspect.signature(work)
+    assert inspect.iscoroutinefunction(call) == shell.asynchronous
+
+
+async def test_an_error_frees_the_lock(shell: World) -> None:
+    """The function's own error comes out, and the lock is free."""
+
+    def work() -> None:
+        raise KeyError("own")
+
+    call, lock = decorated(shell, work)
+    with pytest.raises(KeyError, match="own"):
+        await settle(call())
+    assert not held(shell, lock.key)
+
+
+async def test_a_call_waits_for_its_turn(shell: World) -> None:
+    """A call waits while another holder has the lock."""
+    call, lock = decorated(shell, lambda: 7)
+    lease = await settle(lock.acquire())
+    waiting = asyncio.ensure_future(shell.beside(call))
+    await shell.until_waiters(lock, 1)
+    await settle(lease.release())
+    assert await waiting == 7
+
+
+async def test_calls_in_parallel(shell: World) -> None:
+    """Calls in many threads or tasks run one after the other, each exactly once."""
+    inside: list[int] = []
+    done: list[int] = []
+
+    def enter(number: int) -> None:
+        inside.append(number)
+        assert len(inside) == 1
+        done.append(inside.pop())
+
+    call, _ = decorated(shell, enter)
+    await asyncio.gather(*(shell.beside(partial(call, number)) for number in range(20)))
+    assert sorted(done) == list(range(20))
+
+
+async def test_a_call_inside_itself(shell: World) -> None:
+    """A call inside a call, or inside a block, of the lock is a deadlock with itself: refused."""
+
+    async def work_async(again: bool) -> str:
+        return await call(False) if again else "done"
+
+    def work(again: bool) -> str:
+        result: str = call(False) if again else "done"
+        return result
+
+    lock = shell.connect().lock("x", ttl=2)
+    call = lock(work_async if shell.asynchronous else work)
+    with pytest.raises(lualock.SelfDeadlock):
+        await settle(call(True))
+    async with entered(lock):
+        with pytest.raises(lualock.SelfDeadlock):
+            await settle(call(False))
+    assert await settle(call(False)) == "done"
+
+
+async def test_a_lease_that_ends_during_a_call(shell: World) -> None:
+    """The call raises ``LeaseLost``; if the function raises, that is a note of its error."""
+
+    def work(fail: bool) -> None:
+        shell.client.delete(lock.key)
+        if fail:
+            raise KeyError("own")
+
+    call, lock = decorated(shell, work)
+    with pytest.raises(lualock.LeaseLost):
+        await settle(call(False))
+    with pytest.raises(KeyError) as caught:
+        await settle(call(True))
+    if hasattr(caught.value, "__notes__"):
+        assert "expired before it was released" in str(caught.value.__notes__)
+
+
+async def test_a_cancelled_call(one_server: Any) -> None:
+    """With ``cancel_on_lost`` the function is cancelled when the lease is lost."""
+    async with aio.connect(one_server.url) as locks:
+
+        @locks.lock("x", ttl=0.1, cancel_on_lost=True)
+        async def endless() -> None:
+            await asyncio.Event().wait()
+
+        with pytest.raises(lualock.LeaseLost, match="its body was cancelled"):
+            await endless()
+
+
+async def test_methods(shell: World) -> None:
+    """Methods of each kind can be decorated, and get their instance or class."""
+    lock = shell.connect().lock("x")
+
+    def nothing() -> str:
+        return "nothing"
+
+    class Shop:
+        method = lock(as_job(shell, me))
+        of_class: Any = classmethod(lock(as_job(shell, me)))
+        static = staticmethod(lock(as_job(shell, nothing)))
+
+    shop = Shop()
+    assert await settle(shop.method()) is shop
+    assert await settle(Shop.of_class()) is Shop
+    assert await settle(shop.static()) == "nothing"
+
+
+def me(self: Any) -> Any:
+    """A method that returns its instance or class."""
+    return self
+
+
+def rows() -> Iterator[int]:
+    """A generator function."""
+    yield 1
+
+
+async def rows_async() -> AsyncIterator[int]:
+    """An asynchronous generator function."""
+    yield 1
+
+
+async def coroutine() -> None:
+    """A coroutine function."""
+
+
+def plain() -> None:
+    """A plain function."""
+
+
+class CalledLikeACoroutine:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (5, "this int: a lock decorates functions"),
+        (CalledLikeACoroutine, "CalledLikeACoroutine: a lock decorates functions"),
+        (staticmethod(plain), "plain: @staticmethod goes above the lock"),
+        (classmethod(me), "me: @classmethod goes above the lock"),
+        (rows, "rows: .* Use a with statement inside it"),
+        (partial(rows), "this partial: it is a generator function"),
+        (rows_async, "rows_async: it is a generator function"),
+    ],
+)
+def test_what_cannot_be_decorated(shell: World, function: Any, said: str) -> None:
+    """What is not a function whose call does its work is refused, and nothing is sent."""
+    lock = shell.connect().lock("x")
+    with pytest.raises(lualock.InvalidArgument, match=f"^could not decorate {said}"):
+        lock(function)
+
+
+def test_functions_of_the_other_api(shell: World) -> None:
+    """A lock for threads refuses coroutine functions, and one of asyncio plain functions."""
+    lock = shell.connect().lock("x")
+    coroutines = [coroutine, partial(coroutine), CalledLikeACoroutine()]
+    plains = [plain, partial(plain), print]
+    said = "lock of lualock.connect" if shell.asynchronous else "lock of lualock.aio.connect"
+    for refused in plains if shell.asynchronous else coroutines:
+        with pytest.raises(lualock.InvalidArgument, match=said):
+            lock(refused)
+    for accepted in coroutines if shell.asynchronous else plains:
+        assert lock(accepted)
+
+
+@pytest.mark.parametrize("make", [rows, coroutine, rows_async])
+async def test_a_result_that_is_not_done(shell: World, make: Callable[[], Any]) -> None:
+    """A function that only returns work to be done would leave that work without the lock."""
+    call, lock = decorated(shell, lambda: make())
+    with pytest.raises(lualock.InvalidArgument, match="which would run without the lock"):
+        await settle(call())
+    assert not held(shell, lock.key)
