@@ -89,7 +89,7 @@ def world(server: Server, asynchronous: bool, resp: int) -> Iterator[World]:
 
 
 @pytest.fixture
-def shell(one_server: Server, asynchronous: bool) -> Iterator[World]:
+def api(one_server: Server, asynchronous: bool) -> Iterator[World]:
     """Yield a world for both APIs on one server, for tests that do not depend on its kind."""
     yield from _world(one_server, asynchronous, 3)
 

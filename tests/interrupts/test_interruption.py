@@ -377,11 +377,11 @@ def test_the_interpreter_exits_with_leases_held(one_server: Server) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("bye\n", "", 0)
 
 
-async def test_close_and_use_again(shell: World) -> None:
+async def test_close_and_use_again(api: World) -> None:
     """After a close, which ends idle connections, the locks still work."""
-    locks = shell.connect()
+    locks = api.connect()
     lock = locks.lock("x", ttl=30)
     lease = await settle(lock.acquire())
-    await settle(locks.aclose() if shell.asynchronous else locks.close())
+    await settle(locks.aclose() if api.asynchronous else locks.close())
     await settle(lease.release())
     assert not await settle(lock.locked())

@@ -71,8 +71,8 @@ STOPPED = """
 
     TTL = 0.5
 
-    async def main(shell, renew):
-        locks = (aio if shell == "asyncio" else lualock).connect()
+    async def main(api, renew):
+        locks = (aio if api == "asyncio" else lualock).connect()
         lease = await settle(locks.lock("x", ttl=TTL, renew=renew == "renewed").acquire())
         now = time.monotonic()  # read first: after the print this process may be stopped
         print("has", flush=True)
@@ -99,24 +99,24 @@ STOPPED = """
 
 @pytest.mark.full
 @pytest.mark.parametrize("renewed", ["renewed", "not renewed"])
-async def test_stopped_past_the_end_of_its_lease(shell: World, renewed: str) -> None:
+async def test_stopped_past_the_end_of_its_lease(api: World, renewed: str) -> None:
     """A holder that was stopped learns at its first check that its lease is lost, and its later
     calls change nothing for the new holder."""
-    mine = shell.connect().lock("x", ttl=30)
-    with program(STOPPED, shell.server.url, "asyncio" if shell.asynchronous else "", renewed) as p:
+    mine = api.connect().lock("x", ttl=30)
+    with program(STOPPED, api.server.url, "asyncio" if api.asynchronous else "", renewed) as p:
         assert line(p) == "has"
         p.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         lease = await settle(mine.acquire(timeout=10))
-        record = shell.client.get(mine.key)
+        record = api.client.get(mine.key)
         # Its ttl of 0.5 s was counted from before it was stopped.
-        await shell.until(lambda: time.monotonic() > stopped + 0.6)
+        await api.until(lambda: time.monotonic() > stopped + 0.6)
         p.send_signal(signal.SIGCONT)
         assert line(p) == "lost"
         assert [line(p) for _ in range(3)] == ["LeaseLost"] * 3
         assert line(p) == "end"
-        assert shell.client.get(mine.key) == record
-        assert shell.client.pttl(mine.key) <= 30_000
+        assert api.client.get(mine.key) == record
+        assert api.client.pttl(mine.key) <= 30_000
         await settle(lease.release())
 
 

@@ -57,9 +57,9 @@ class Versions:
 
 
 @pytest.fixture
-def versions(shell: World) -> Versions:
+def versions(api: World) -> Versions:
     """A job in three versions."""
-    return Versions(shell)
+    return Versions(api)
 
 
 async def test_neighbours_exclude_each_other(versions: Versions) -> None:
@@ -135,19 +135,19 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     assert versions.log == [1, 2]
 
 
-async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: World) -> None:
+async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(api: World) -> None:
     """However long a run waits for its second lock, it keeps the first; its ttl begins with the
     job."""
-    locks = shell.connect()
+    locks = api.connect()
     one, two = locks.lock("one"), locks.lock("two")
     left: list[int] = []
     expired: list[str] = []
 
     def look() -> None:
-        left.extend(shell.client.pttl(lock.key) for lock in (one, two))
+        left.extend(api.client.pttl(lock.key) for lock in (one, two))
 
     def over() -> bool:
-        return not shell.client.exists(one.key) and not shell.client.exists(two.key)
+        return not api.client.exists(one.key) and not api.client.exists(two.key)
 
     def plain() -> None:
         look()
@@ -156,7 +156,7 @@ async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: 
 
     async def coroutine() -> None:
         look()
-        await shell.until(over)
+        await api.until(over)
 
     made = locks.job(
         key="two",
@@ -165,13 +165,13 @@ async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(shell: 
         policy=jobs.Wait(20),
         on_expired=lambda: expired.append("expired"),
     )
-    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    queue = Queue(api, made(coroutine if api.asynchronous else plain))
     lease = await settle(two.acquire())
     run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
-    await shell.until(lambda: held(shell, one.key))
+    await api.until(lambda: held(api, one.key))
     since = time.monotonic()
-    await shell.until(lambda: time.monotonic() > since + 1.2)
-    assert held(shell, one.key)
+    await api.until(lambda: time.monotonic() > since + 1.2)
+    assert held(api, one.key)
     await settle(lease.release())
     await run
     assert all(300 < ms <= 500 for ms in left)
@@ -291,12 +291,12 @@ async def test_versions_by_number(versions: Versions) -> None:
     assert by_value.work.lock((1,)).key == by_value.work.lock((11,)).key
 
 
-async def test_a_class_s_versions(shell: World) -> None:
+async def test_a_class_s_versions(api: World) -> None:
     """lock_previous_key is a lock_key_version, a name, or a classmethod of the arguments."""
-    locks = shell.connect()
+    locks = api.connect()
 
     def keys(**members: Any) -> set[bytes]:
-        queue = Queue(shell, job_class(shell, locks, lambda shop: None, **members))
+        queue = Queue(api, job_class(api, locks, lambda shop: None, **members))
         return {lock.key for lock in _locks(queue, 7)}
 
     zero, one = keys(), keys(lock_key_version=1)
@@ -306,7 +306,7 @@ async def test_a_class_s_versions(shell: World) -> None:
     by_shop = keys(lock_previous_key=staticmethod(lambda shop: f"b{shop}"))
     assert by_shop == zero | {locks.lock("b7").key}
     log = Log()
-    job = job_class(shell, locks, lambda shop: log.append(shop), lock_previous_key="before")
+    job = job_class(api, locks, lambda shop: log.append(shop), lock_previous_key="before")
     lease = await settle(locks.lock("before").acquire())
     await settle(job.run(7))
     await settle(lease.release())
@@ -314,17 +314,17 @@ async def test_a_class_s_versions(shell: World) -> None:
     assert log == [8]
 
 
-async def test_refresh_lock_extends_both(shell: World) -> None:
+async def test_refresh_lock_extends_both(api: World) -> None:
     """Inside a run under two names both leases get their whole ttl again."""
     left: list[int] = []
     old, new = b"lualock:{old}", b"lualock:{new}"
 
     def look() -> None:
-        left.extend(shell.client.pttl(key) for key in (old, new))
+        left.extend(api.client.pttl(key) for key in (old, new))
 
     def shorten() -> None:
         for key in (old, new):
-            shell.client.pexpire(key, 5_000)
+            api.client.pexpire(key, 5_000)
 
     async def coroutine() -> None:
         shorten()
@@ -336,37 +336,37 @@ async def test_refresh_lock_extends_both(shell: World) -> None:
         job.refresh_lock()
         look()
 
-    made = shell.connect().job(key="new", previous_key="old", ttl=60)
-    job: Any = made(coroutine if shell.asynchronous else plain)
+    made = api.connect().job(key="new", previous_key="old", ttl=60)
+    job: Any = made(coroutine if api.asynchronous else plain)
     await settle(job())
     assert all(55_000 < ms <= 60_000 for ms in left)
     assert len(left) == 2
 
 
 async def test_a_run_without_its_lock_keeps_the_other_no_longer(
-    shell: World, one_server: Server
+    api: World, one_server: Server
 ) -> None:
     """A run that got its first lock, and goes on without the second, has the first for no longer
     than its ttl: it is no longer renewed."""
-    locks = shell.connect()
+    locks = api.connect()
     first = min((locks.lock("old"), locks.lock("new")), key=lambda lock: lock.key)
     user = ["ACL", "SETUSER", "half", "on", ">pw", f"~{first.key.decode()}*", "&*", "+@all"]
-    shell.client.execute_command(*user)
+    api.client.execute_command(*user)
 
     def plain() -> None:
-        assert held(shell, first.key)
-        wait_until(lambda: not held(shell, first.key), what="the first lock is free")
+        assert held(api, first.key)
+        wait_until(lambda: not held(api, first.key), what="the first lock is free")
 
     async def coroutine() -> None:
-        assert held(shell, first.key)
-        await shell.until(lambda: not held(shell, first.key))
+        assert held(api, first.key)
+        await api.until(lambda: not held(api, first.key))
 
     try:
-        limited = shell.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))
+        limited = api.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))
         made = limited.job(key="new", previous_key="old", ttl=0.3, when_unavailable="run")
-        await shell.beside(made(coroutine if shell.asynchronous else plain))
+        await api.beside(made(coroutine if api.asynchronous else plain))
     finally:
-        shell.client.execute_command("ACL", "DELUSER", "half")
+        api.client.execute_command("ACL", "DELUSER", "half")
 
 
 @pytest.mark.parametrize("new", ["before the old one", "the new one"])
@@ -390,9 +390,9 @@ def test_a_run_with_two_locks_gets_stop_requests(one_server: Server, new: str) -
 
 
 @pytest.mark.parametrize("new", ["before the old one", "the new one"])
-async def test_a_run_gets_stop_requests_of_other_versions(shell: World, new: str) -> None:
+async def test_a_run_gets_stop_requests_of_other_versions(api: World, new: str) -> None:
     """The previous and the next version send their stop requests to the one name that they know."""
-    locks, ran = shell.connect(), Log()
+    locks, ran = api.connect(), Log()
 
     def plain() -> None:
         ran.append("first")
@@ -411,12 +411,12 @@ async def test_a_run_gets_stop_requests_of_other_versions(shell: World, new: str
     for name in ("the old one", new):
         ran.clear()
         made = locks.job(key=new, previous_key="the old one")
-        run = made(coroutine if shell.asynchronous else plain)
+        run = made(coroutine if api.asynchronous else plain)
         other = locks.job(key=name, policy=jobs.Replace(10))
-        replace = other(second if shell.asynchronous else lambda: ran.append("second"))
-        first = asyncio.ensure_future(shell.beside(run))
-        await shell.until(lambda: ran)
-        await shell.beside(replace)
+        replace = other(second if api.asynchronous else lambda: ran.append("second"))
+        first = asyncio.ensure_future(api.beside(run))
+        await api.until(lambda: ran)
+        await api.beside(replace)
         await first
         assert ran == ["first", "second"]
 

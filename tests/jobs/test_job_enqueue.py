@@ -58,15 +58,15 @@ async def test_one_is_queued(world: World) -> None:
     assert await queue.put(1, job_id="b")
 
 
-async def test_a_waiter_for_a_reservation(shell: World) -> None:
+async def test_a_waiter_for_a_reservation(api: World) -> None:
     """A waiter gets the reservation when the queued job begins, not when it would have expired."""
-    queue = queue_of(shell, unique="queued")
+    queue = queue_of(api, unique="queued")
     await queue.put(1)
     beside = queue.work.reservation((1,))
-    waits = asyncio.ensure_future(shell.beside(beside.acquire))
-    await shell.until_waiters(beside, 1)
+    waits = asyncio.ensure_future(api.beside(beside.acquire))
+    await api.until_waiters(beside, 1)
     since = time.monotonic()  # a new waiter checks on its own
-    await shell.until(lambda: time.monotonic() > since + 0.15)
+    await api.until(lambda: time.monotonic() > since + 0.15)
     assert await queue.deliver() == "rebuilt 1"
     lease = await asyncio.wait_for(waits, 3)
     assert not await queue.put(1)
@@ -160,7 +160,7 @@ def _put(queue: Queue, job_id: str) -> Any:
     return queue.verb("enqueue")(push, job_id=job_id)
 
 
-async def test_never_two_under_pressure(shell: World) -> None:
+async def test_never_two_under_pressure(api: World) -> None:
     """With producers and workers at full speed there is never more than one job from push to
     end."""
     here: list[str] = []  # pushed, and not at its end
@@ -171,7 +171,7 @@ async def test_never_two_under_pressure(shell: World) -> None:
         most.append(len(here))
         here.pop()
 
-    queue = queue_of(shell, work=work, unique="both")
+    queue = queue_of(api, work=work, unique="both")
 
     def push(token: str) -> None:
         here.append(token)
@@ -180,7 +180,7 @@ async def test_never_two_under_pressure(shell: World) -> None:
 
     async def produce(name: int) -> int:
         puts = [
-            await shell.beside(partial(queue.verb("enqueue"), push, job_id=f"{name}-{n}"))
+            await api.beside(partial(queue.verb("enqueue"), push, job_id=f"{name}-{n}"))
             for n in range(40)
         ]
         return sum(map(bool, puts))
@@ -201,9 +201,9 @@ async def test_never_two_under_pressure(shell: World) -> None:
     assert pushed > 5
 
 
-async def test_a_failed_push(shell: World) -> None:
+async def test_a_failed_push(api: World) -> None:
     """An exception of the push is raised, and the next job can be pushed at once."""
-    queue = queue_of(shell, unique="queued")
+    queue = queue_of(api, unique="queued")
 
     def push(token: str) -> None:
         raise ZeroDivisionError("the broker's")
@@ -213,9 +213,9 @@ async def test_a_failed_push(shell: World) -> None:
     assert await queue.put()
 
 
-async def test_what_cannot_be_enqueued_or_delivered(shell: World) -> None:
+async def test_what_cannot_be_enqueued_or_delivered(api: World) -> None:
     """A push that cannot be called and an invalid id are refused before anything is written."""
-    queue = queue_of(shell, unique="queued")
+    queue = queue_of(api, unique="queued")
     with pytest.raises(lualock.InvalidArgument, match="push must be callable, not NoneType"):
         await settle(queue.verb("enqueue")(None, job_id="a"))
     bad: list[Any] = [None, "", 7]
@@ -224,10 +224,10 @@ async def test_what_cannot_be_enqueued_or_delivered(shell: World) -> None:
             await settle(queue.verb("enqueue")(print, job_id=job_id))
         with pytest.raises(lualock.InvalidArgument, match="a job's id must be a str"):
             await queue.attempt(job_id, None)
-    assert shell.client.keys() == []
+    assert api.client.keys() == []
 
 
-async def test_the_callback(shell: World) -> None:
+async def test_the_callback(api: World) -> None:
     """The callback gets exactly the job's arguments, and the conflicting id if it has a parameter
     for it; its result is returned."""
     log = Log()
@@ -236,8 +236,8 @@ async def test_the_callback(shell: World) -> None:
         log.note(shop, job_id)
         return "sorry"
 
-    queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
-    plain = queue_of(shell, unique="queued", key="x", on_enqueue_failed=lambda *a: log.note(*a))
+    queue = queue_of(api, unique="queued", on_enqueue_failed=refused)
+    plain = queue_of(api, unique="queued", key="x", on_enqueue_failed=lambda *a: log.note(*a))
     await queue.put(5, job_id="a")
     assert (await queue.put(5)).result == "sorry"
     await plain.put(6)
@@ -245,7 +245,7 @@ async def test_the_callback(shell: World) -> None:
     assert log == [(5, "a"), (6,)]
 
 
-async def test_a_system_that_refuses(shell: World) -> None:
+async def test_a_system_that_refuses(api: World) -> None:
     """If the job system itself did not push the job, the same callback is called."""
     log = Log()
 
@@ -253,23 +253,23 @@ async def test_a_system_that_refuses(shell: World) -> None:
         log.note(shop, job_id)
         return "sorry"
 
-    queue = queue_of(shell, unique="queued", on_enqueue_failed=refused)
+    queue = queue_of(api, unique="queued", on_enqueue_failed=refused)
     entry = await settle(queue.verb("refuse")((5,), job_id="a"))
     assert entry == Refused("a", "queued", None, "sorry")
     assert (
         await settle(queue.verb("refuse")((5,), job_id="a", state="running"))
     ).state == "running"
     assert log == [(5, "a"), (5, "a")]
-    assert shell.client.keys() == []
+    assert api.client.keys() == []
 
 
-async def test_a_loner(shell: World) -> None:
+async def test_a_loner(api: World) -> None:
     """A loner is refused while a job with its lock is queued or runs, and the callback gets that
     job's id; after that it is enqueued."""
     log = Log()
 
     class Loner(lualock.LockedJob):
-        locks = shell.connect()
+        locks = api.connect()
         loner = True
 
         @classmethod
@@ -289,8 +289,8 @@ async def test_a_loner(shell: World) -> None:
         return number
 
     entries: list[Any] = []
-    body = perform if shell.asynchronous else perform_plain
-    queue = Queue(shell, type("Job", (Loner,), {"perform": staticmethod(body)}))
+    body = perform if api.asynchronous else perform_plain
+    queue = Queue(api, type("Job", (Loner,), {"perform": staticmethod(body)}))
     assert await queue.put(5, job_id="a")
     token = queue.pushed[0][1]
     assert (await queue.put(5)).state == "queued"
@@ -303,39 +303,39 @@ async def test_a_loner(shell: World) -> None:
     assert await queue.put(5)
 
 
-async def test_a_loner_may_say_less(shell: World) -> None:
+async def test_a_loner_may_say_less(api: World) -> None:
     """The lock_unique of a class counts instead of its loner."""
     job = type(
         "Job",
         (lualock.LockedJob,),
         {
-            "locks": shell.connect(),
+            "locks": api.connect(),
             "loner": True,
             "lock_unique": "queued",
-            "perform": staticmethod(as_job(shell, lambda: None)),
+            "perform": staticmethod(as_job(api, lambda: None)),
         },
     )
-    queue = Queue(shell, job)
+    queue = Queue(api, job)
     lease = await settle(queue.work.lock().acquire())
     assert await queue.put()
     assert not await queue.put()
     await settle(lease.release())
 
 
-async def test_the_callback_of_a_class(shell: World) -> None:
+async def test_the_callback_of_a_class(api: World) -> None:
     """loner_enqueue_failed is called as in resque-lock, and is inherited."""
     log = Log()
 
     class Base(lualock.LockedJob):
-        locks = shell.connect()
+        locks = api.connect()
         loner = True
 
         @classmethod
         def loner_enqueue_failed(cls, shop: int) -> None:
             log.note(cls.__name__, shop)
 
-    job = type("Job", (Base,), {"perform": staticmethod(as_job(shell, lambda shop: shop))})
-    queue = Queue(shell, job)
+    job = type("Job", (Base,), {"perform": staticmethod(as_job(api, lambda shop: shop))})
+    queue = Queue(api, job)
     await queue.put(5)
     assert not await queue.put(5)
     assert log == [("Job", 5)]
@@ -424,25 +424,25 @@ async def test_cancel(world: World) -> None:
 
 @pytest.mark.parametrize("given_up", ["cancelled", "not pushed"])
 async def test_a_refused_release_ends_no_later_reservation(
-    shell: World, given_up: str, monkeypatch: pytest.MonkeyPatch
+    api: World, given_up: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reservation that the server refused to release is not ended later: the same job may have
     been enqueued again under that token."""
     monkeypatch.setattr(asyncio_background, "PAUSE_MIN_S", 0.3)  # before any next try
-    locks = shell.connect()
-    queue = queue_of(shell, locks, unique="queued")
+    locks = api.connect()
+    queue = queue_of(api, locks, unique="queued")
     other = locks.lock("other", ttl=30)
     lease = await settle(other.acquire())
     again = partial(queue.put, 1, job_id="a", token=token_of("a"))
 
     def push(_: str) -> None:
-        shell.client.config_set("min-replicas-to-write", 1)
+        api.client.config_set("min-replicas-to-write", 1)
         raise ConnectionError("the broker's")
 
     try:
         if given_up == "cancelled":
             await again()
-            shell.client.config_set("min-replicas-to-write", 1)
+            api.client.config_set("min-replicas-to-write", 1)
             with pytest.raises(lualock.LockUnavailable, match="replicas"):
                 await settle(queue.verb("cancel")((1,), job_id="a"))
         else:
@@ -452,43 +452,43 @@ async def test_a_refused_release_ends_no_later_reservation(
         with pytest.raises(lualock.LockUnavailable, match="replicas"):
             await settle(lease.release())
     finally:
-        shell.client.config_set("min-replicas-to-write", 0)
+        api.client.config_set("min-replicas-to-write", 0)
     assert await again()
     # Cleanups end in the order in which they began, and this one has ended.
-    await shell.until(lambda: not held(shell, other.key))
-    assert held(shell, reservation_of(queue.work.lock((1,))))
+    await api.until(lambda: not held(api, other.key))
+    assert held(api, reservation_of(queue.work.lock((1,))))
     refused = await queue.put(1)
     assert (refused.job_id, refused.state) == ("a", "queued")
 
 
-async def test_without_unique_a_job_is_just_pushed(shell: World) -> None:
+async def test_without_unique_a_job_is_just_pushed(api: World) -> None:
     """Without unique= no request is sent, and no token travels."""
-    proxyless = queue_of(shell)
-    shell.client.config_resetstat()
+    proxyless = queue_of(api)
+    api.client.config_resetstat()
     entry = await proxyless.put(1)
     assert entry.token == ""
-    assert shell.calls("evalsha") + shell.calls("eval") == 0
+    assert api.calls("evalsha") + api.calls("eval") == 0
     assert await proxyless.deliver() == "rebuilt 1"
     await settle(proxyless.verb("cancel")((1,), token=""))
 
 
-async def test_a_token_derived_from_the_id(shell: World) -> None:
+async def test_a_token_derived_from_the_id(api: World) -> None:
     """For a system that cannot carry a token, start finds the reservation by the job's id."""
-    queue = queue_of(shell, unique="queued")
+    queue = queue_of(api, unique="queued")
     assert len(token_of("a")) == 22
     assert token_of("a") != token_of("b")
     await queue.put(1, job_id="a", token=token_of("a"))
     assert not await queue.put(1, job_id="b", token=token_of("b"))
     queue.pushed[0] = ("a", "", (1,))
     assert await queue.deliver() == "rebuilt 1"
-    assert not held(shell, reservation_of(queue.work.lock((1,))))
+    assert not held(api, reservation_of(queue.work.lock((1,))))
 
 
 @pytest.mark.parametrize("lost", [1, 2])
-async def test_a_reserve_whose_reply_is_lost(shell: World, proxy: Proxy, lost: int) -> None:
+async def test_a_reserve_whose_reply_is_lost(api: World, proxy: Proxy, lost: int) -> None:
     """After one lost reply the job gets the same reservation; after two the outcome is unknown,
     nothing is pushed, and the reservation is free again."""
-    queue = queue_of(shell, shell.connect(proxy.url), unique="queued")
+    queue = queue_of(api, api.connect(proxy.url), unique="queued")
     await settle(queue.verb("cancel")(token=token_of("no job")))  # connected, scripts loaded
     await queue.put(2)
     queue.pushed.clear()
@@ -496,23 +496,23 @@ async def test_a_reserve_whose_reply_is_lost(shell: World, proxy: Proxy, lost: i
     key = reservation_of(queue.work.lock((1,)))
     if lost == 1:
         assert await queue.put(1)
-        assert held(shell, key)
+        assert held(api, key)
         return
     with pytest.raises(lualock.LockUnavailable) as caught:
         await queue.put(1)
     assert caught.value.outcome_unknown
     assert queue.pushed == []
-    await shell.until(lambda: not held(shell, key))
+    await api.until(lambda: not held(api, key))
 
 
-async def test_a_start_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
+async def test_a_start_whose_reply_is_lost(api: World, proxy: Proxy) -> None:
     """A repeated start gets the same lease; the job runs once, and nothing stays behind."""
     log = Log()
 
     def work(shop: int) -> None:
         log.note(shop)
 
-    queue = queue_of(shell, shell.connect(proxy.url), work=work, unique="both")
+    queue = queue_of(api, api.connect(proxy.url), work=work, unique="both")
     for shop in (1, 2):
         await queue.put(shop)
         proxy.lose_reply = shop - 1  # the first time all is well, and the server learns the script
@@ -521,20 +521,20 @@ async def test_a_start_whose_reply_is_lost(shell: World, proxy: Proxy) -> None:
     assert log == [(1,), (2,)]
     for shop in (1, 2):
         lock = queue.work.lock((shop,))
-        assert not held(shell, lock.key)
-        assert not held(shell, reservation_of(lock))
+        assert not held(api, lock.key)
+        assert not held(api, reservation_of(lock))
 
 
-async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unavailable(api: World, caplog: pytest.LogCaptureFixture) -> None:
     """While the server is unreachable nothing is pushed, or the job is pushed without a
     reservation, as it declares."""
-    away = shell.connect("unix:///tmp/lualock-no-such-socket")
-    queue = queue_of(shell, away, unique="queued")
+    away = api.connect("unix:///tmp/lualock-no-such-socket")
+    queue = queue_of(api, away, unique="queued")
     with pytest.raises(lualock.LockUnavailable):
         await queue.put()
     log = Log()
     queue = queue_of(
-        shell,
+        api,
         away,
         unique="queued",
         when_unavailable="skip",
@@ -543,7 +543,7 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
     entry = await queue.put(7)
     assert (bool(entry), entry.state, log) == (False, "unavailable", [("refused", 7)])
     assert queue.pushed == []
-    queue = queue_of(shell, away, unique="queued", when_unavailable="run")
+    queue = queue_of(api, away, unique="queued", when_unavailable="run")
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
         entry = await queue.put(7)
     assert entry.token == ""
@@ -551,9 +551,9 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
     assert "without a reservation" in caplog.text
 
 
-async def test_what_cannot_be_used(shell: World) -> None:
+async def test_what_cannot_be_used(api: World) -> None:
     """Bad ids, tokens and options are refused by name."""
-    queue = queue_of(shell, unique="queued")
+    queue = queue_of(api, unique="queued")
     for bad in (5, "", None):
         with pytest.raises(lualock.InvalidArgument, match="a job's id must be"):
             await settle(queue.verb("reserve")(job_id=bad))
@@ -561,11 +561,11 @@ async def test_what_cannot_be_used(shell: World) -> None:
         with pytest.raises(lualock.InvalidArgument, match="not a job's token"):
             await settle(queue.verb("reserve")(job_id="a", token=token))
     with pytest.raises(lualock.InvalidArgument, match="unique must be None or 'queued'"):
-        queue_of(shell, unique="always")
+        queue_of(api, unique="always")
     with pytest.raises(lualock.InvalidArgument, match="queue_ttl must be"):
-        queue_of(shell, queue_ttl=0)
+        queue_of(api, queue_ttl=0)
     with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be callable"):
-        queue_of(shell, on_enqueue_failed="me")
+        queue_of(api, on_enqueue_failed="me")
     with pytest.raises(lualock.InvalidArgument, match="not a job of lualock"):
         adapter(len)
     wrong: tuple[Any, ...] = ("ab", b"ab", 5, {"a": 1}, None)
@@ -574,7 +574,7 @@ async def test_what_cannot_be_used(shell: World) -> None:
             queue.work.lock(args)
         with pytest.raises(lualock.InvalidArgument, match="args must be a list or tuple"):
             await settle(queue.verb("reserve")(args, job_id="a"))
-    assert shell.client.keys() == []
+    assert api.client.keys() == []
 
 
 def test_a_push_that_is_not_awaited(one_server: Any) -> None:
@@ -597,24 +597,24 @@ def test_a_push_that_is_not_awaited(one_server: Any) -> None:
     one_server_client.close()
 
 
-async def test_an_odd_delay(shell: World) -> None:
+async def test_an_odd_delay(api: World) -> None:
     """A delay that is not valid is refused by name before the job has a reservation or is
     pushed."""
     for unique in ("queued", None):
-        queue = queue_of(shell, unique=unique)
+        queue = queue_of(api, unique=unique)
         for bad in (*ODD, None, 367 * 86_400):
             with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
                 await queue.put(delay=bad)
             with pytest.raises(lualock.InvalidArgument, match=r"^delay must be"):
                 await settle(queue.verb("confirm")(token="t" * 22, delay=bad))
         assert queue.pushed == []
-        assert shell.client.keys() == []
+        assert api.client.keys() == []
     assert await queue.put(delay=366 * 86_400)
 
 
-async def test_an_id_that_is_not_valid_text(shell: World) -> None:
+async def test_an_id_that_is_not_valid_text(api: World) -> None:
     """Two ids with lone surrogates are two jobs, and each one's delivery is recognised."""
-    queue = queue_of(shell, unique="queued")
+    queue = queue_of(api, unique="queued")
     first, second = "a\ud800", "a\ud801"
     assert job_metadata(first) != job_metadata(second) != job_metadata("a?")
     assert await queue.put(1, job_id=first)
@@ -631,31 +631,31 @@ async def test_an_id_that_is_not_valid_text(shell: World) -> None:
         await settle(lease.release())
 
 
-async def test_a_long_id(shell: World) -> None:
+async def test_a_long_id(api: World) -> None:
     """A long id is reported whole or not at all, and its own delivery is recognised."""
     for length, reported in ((128, "x" * 128), (129, None)):
-        queue = queue_of(shell, unique="queued", key=f"job {length}")
+        queue = queue_of(api, unique="queued", key=f"job {length}")
         token = (await queue.put(1, job_id="x" * length)).token
         refused = await queue.put(1)
         assert refused.job_id == reported
         assert refused.holder
         assert await queue.deliver() == "rebuilt 1"
-        running = shell.connect().lock(f"job {length}", metadata=job_metadata("x" * length))
+        running = api.connect().lock(f"job {length}", metadata=job_metadata("x" * length))
         lease = await settle(running.acquire())
         with pytest.raises(RetryLater):
             await queue.attempt("x" * length, token, 1)
         await settle(lease.release())
 
 
-async def test_a_long_id_beside_a_long_holder(shell: World) -> None:
+async def test_a_long_id_beside_a_long_holder(api: World) -> None:
     """If both do not fit, the holder is shortened and not the id, so the job is recognised."""
-    queue = queue_of(shell, shell.connect(holder="\u00e9" * 125), unique="queued", key="x")
+    queue = queue_of(api, api.connect(holder="\u00e9" * 125), unique="queued", key="x")
     job_id = "x" * 128
     token = (await queue.put(job_id=job_id)).token
     refused = await queue.put()
     assert refused.job_id == job_id
     assert refused.holder.startswith("\u00e9" * 61)
-    lease = await settle(shell.connect().lock("x", metadata=job_metadata(job_id)).acquire())
+    lease = await settle(api.connect().lock("x", metadata=job_metadata(job_id)).acquire())
     with pytest.raises(RetryLater):
         await queue.attempt(job_id, token)
     await settle(lease.release())

@@ -99,49 +99,49 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
 
 
 @pytest.mark.full
-async def test_faults(shell: World) -> None:
+async def test_faults(api: World) -> None:
     """Every fault leaves one run for each attempt and nothing held; the cases run side by side,
     because they mostly wait."""
     for script in (SCRIPTS | verbs.SCRIPTS).values():
-        shell.client.script_load(script.source)
+        api.client.script_load(script.source)
     places = asyncio.Semaphore(AT_ONCE)
     failures: list[str] = []
 
     async def one(kind: str, script: str, fault: str) -> None:
         async with places:
-            with FaultProxy(shell.server.socket) as proxy:
+            with FaultProxy(api.server.socket) as proxy:
                 try:
-                    await life(shell, proxy, f"{kind} {script} {fault}", script, fault)
+                    await life(api, proxy, f"{kind} {script} {fault}", script, fault)
                 except Exception as error:
                     failures.append(f"{kind}, {script}, {fault}: {error!r}")
 
     await asyncio.gather(*(one(*case, fault) for case in SCENARIOS for fault in FAULTS))
-    if shell.asynchronous:
-        await asyncio.gather(*(locks.aclose() for locks in shell.made))
+    if api.asynchronous:
+        await asyncio.gather(*(locks.aclose() for locks in api.made))
     assert failures == []
 
 
-async def test_a_reservation_that_could_not_be_released(shell: World) -> None:
+async def test_a_reservation_that_could_not_be_released(api: World) -> None:
     """A job that waited, and whose reservation could not be released, comes back, and the
     reservation stays its own."""
-    with FaultProxy(shell.server.socket) as proxy, lualock.connect(shell.server.url) as rivals:
-        locks = shell.connect(proxy.url)
-        made = locks.job(key="x", unique="queued", policy=jobs.Wait(5))(as_job(shell, _never))
-        queue = Queue(shell, made)
+    with FaultProxy(api.server.socket) as proxy, lualock.connect(api.server.url) as rivals:
+        locks = api.connect(proxy.url)
+        made = locks.job(key="x", unique="queued", policy=jobs.Wait(5))(as_job(api, _never))
+        queue = Queue(api, made)
         assert await queue.put(job_id="a")
         lease = rivals.lock("x").acquire()
         proxy.choose = {"release": Fault("drop request")}.get
         waits = asyncio.ensure_future(queue.deliver(beside=True, will_retry=lambda error: 5.0))
-        await shell.until_waiters(queue.work.lock(), 1)
+        await api.until_waiters(queue.work.lock(), 1)
         lease.release()
         with pytest.raises(lualock.LockUnavailable):
             await waits
-        await shell.until(lambda: not held(shell, queue.work.lock().key))
+        await api.until(lambda: not held(api, queue.work.lock().key))
         assert len(proxy.met) == 2
-        assert held(shell, reservation_of(queue.work.lock()))
+        assert held(api, reservation_of(queue.work.lock()))
         refused = await queue.put(job_id="b")
         assert (refused.job_id, refused.state) == ("a", "queued")
-        if shell.asynchronous:
+        if api.asynchronous:
             await locks.aclose()
 
 

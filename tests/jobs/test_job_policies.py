@@ -61,9 +61,9 @@ class Work:
 
 
 @pytest.fixture
-def work(shell: World) -> Work:
+def work(api: World) -> Work:
     """A job's body."""
-    return Work(shell)
+    return Work(api)
 
 
 async def test_retry_later(work: Work) -> None:
@@ -162,7 +162,7 @@ async def test_a_plain_lock_excludes_jobs(work: Work) -> None:
     await settle(lease.release())
 
 
-async def test_replace(shell: World) -> None:
+async def test_replace(api: World) -> None:
     """The running job gets a stop request, and the other one runs after it; no other holder gets
     one."""
     log = Log()
@@ -182,13 +182,13 @@ async def test_replace(shell: World) -> None:
             pass
         return bool(asked())
 
-    body = coroutine if shell.asynchronous else plain
-    queue = Queue(shell, shell.connect().job(key="x", policy=jobs.Replace(wait=10))(body))
+    body = coroutine if api.asynchronous else plain
+    queue = Queue(api, api.connect().job(key="x", policy=jobs.Replace(wait=10))(body))
     first = asyncio.create_task(queue.attempt("a", None, 1, beside=True))
-    await shell.until(lambda: log == [1])
+    await api.until(lambda: log == [1])
     second = asyncio.create_task(queue.attempt("b", None, 2, beside=True))
     assert list(await asyncio.gather(first, second)) == [True, False]
-    assert not shell.client.exists(b"lualock:{x}:stop_requests")
+    assert not api.client.exists(b"lualock:{x}:stop_requests")
     assert await queue.attempt("c", None, 2) is False  # it was free: no holder gets a request
     assert jobs.current_lease() is None
 
@@ -442,7 +442,7 @@ ODD: tuple[Any, ...] = (
 
 
 @pytest.mark.parametrize("verb", ["later", "wait", "request_release"])
-async def test_a_policy_function_with_an_odd_delay(shell: World, verb: str) -> None:
+async def test_a_policy_function_with_an_odd_delay(api: World, verb: str) -> None:
     """A delay that is not valid is refused before anything is sent, and nothing stays behind."""
 
     odds = list(ODD)
@@ -456,13 +456,13 @@ async def test_a_policy_function_with_an_odd_delay(shell: World, verb: str) -> N
     def work() -> None:
         """A job's body."""
 
-    made = shell.connect().job(key="x", policy=Odd())
-    queue = Queue(shell, made(as_job(shell, work)))
+    made = api.connect().job(key="x", policy=Odd())
+    queue = Queue(api, made(as_job(api, work)))
     lease = await settle(queue.work.lock().acquire())
     while odds:
         with pytest.raises(lualock.InvalidArgument, match=r"^(delay|timeout|expires_in) must be"):
             await queue.attempt("a", None)
-    assert shell.client.keys() == [queue.work.lock().key]
+    assert api.client.keys() == [queue.work.lock().key]
     await settle(lease.release())
 
 

@@ -89,7 +89,7 @@ async def test_the_lock_is_kept_for_the_retry(world: World) -> None:
     assert not held(world, lock.key)
 
 
-async def test_a_waiter_for_a_lock_that_is_kept_for_a_retry(shell: World) -> None:
+async def test_a_waiter_for_a_lock_that_is_kept_for_a_retry(api: World) -> None:
     """The waiter gets a message when the retry begins, whose lease ends much earlier, and follows
     it."""
     log = Log()
@@ -105,17 +105,17 @@ async def test_a_waiter_for_a_lock_that_is_kept_for_a_retry(shell: World) -> Non
         log.append("ran")
         if len(log) == 1:
             raise OwnError
-        await shell.until(lambda: len(log) > 2)
+        await api.until(lambda: len(log) > 2)
 
-    made = shell.connect().job(key="x", keep_lock_on_retry=True, ttl=0.3)
-    queue = Queue(shell, made(coroutine if shell.asynchronous else work))
+    made = api.connect().job(key="x", keep_lock_on_retry=True, ttl=0.3)
+    queue = Queue(api, made(coroutine if api.asynchronous else work))
     lock = queue.work.lock()
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
-    waits = asyncio.ensure_future(shell.beside(lock.acquire))
-    await shell.until_waiters(lock, 1)
+    waits = asyncio.ensure_future(api.beside(lock.acquire))
+    await api.until_waiters(lock, 1)
     since = time.monotonic()  # a new waiter checks on its own
-    await shell.until(lambda: time.monotonic() > since + 0.15)
+    await api.until(lambda: time.monotonic() > since + 0.15)
     run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
     try:
         lease = await asyncio.wait_for(asyncio.shield(waits), 3)
@@ -164,54 +164,54 @@ async def test_the_final_failure(world: World) -> None:
     assert held(world, lock.key)
 
 
-async def test_an_interrupted_job_has_not_failed(shell: World) -> None:
+async def test_an_interrupted_job_has_not_failed(api: World) -> None:
     """A worker that is stopped frees the lock, also of a job that keeps it when it fails."""
 
     def work() -> None:
         raise Interruption
 
-    queue = queue_of(shell, work, keep_lock_on_failure=True)
+    queue = queue_of(api, work, keep_lock_on_failure=True)
     with pytest.raises(Interruption):
         await queue.attempt("a", None)
-    assert not held(shell, queue.work.lock().key)
+    assert not held(api, queue.work.lock().key)
 
 
-async def test_what_the_system_does_not_count_as_a_failure(shell: World) -> None:
+async def test_what_the_system_does_not_count_as_a_failure(api: World) -> None:
     """An exception by which a job only instructs its system frees the lock at its end."""
-    queue = queue_of(shell, failing(9, Log()), keep_lock_on_failure=True)
+    queue = queue_of(api, failing(9, Log()), keep_lock_on_failure=True)
     for kept in (False, True):
         with pytest.raises(OwnError):
             await queue.attempt("a", None, failed=lambda error, kept=kept: kept)
-        assert held(shell, queue.work.lock().key) == kept
+        assert held(api, queue.work.lock().key) == kept
 
 
-async def test_a_result_that_asks_for_a_retry(shell: World) -> None:
+async def test_a_result_that_asks_for_a_retry(api: World) -> None:
     """The result of a job may ask for a retry too, in a system that allows it."""
-    queue = queue_of(shell, lambda: "once more", keep_lock_on_retry=True, keep_lock_on_failure=True)
+    queue = queue_of(api, lambda: "once more", keep_lock_on_retry=True, keep_lock_on_failure=True)
     lock = queue.work.lock()
     result = await queue.attempt("a", None, result_retry=lambda result: 5 if result else None)
     assert result == "once more"
-    assert held(shell, lock.key)
+    assert held(api, lock.key)
     await queue.attempt("a", None)
-    assert not held(shell, lock.key)
+    assert not held(api, lock.key)
 
 
-async def test_a_removed_retry(shell: World) -> None:
+async def test_a_removed_retry(api: World) -> None:
     """A job that is revoked while its lock is kept for its retry frees it, and hands it over."""
-    queue = queue_of(shell, failing(1, Log()), keep_lock_on_retry=True)
+    queue = queue_of(api, failing(1, Log()), keep_lock_on_retry=True)
     lock = queue.work.lock()
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     # Its queue gave it no token, so a system knows only its id.
     await settle(queue.verb("cancel")(job_id="b", token=""))
-    assert held(shell, lock.key)
+    assert held(api, lock.key)
     await settle(queue.verb("cancel")(job_id="a", token=""))
-    assert not held(shell, lock.key)
+    assert not held(api, lock.key)
     with pytest.raises(lualock.InvalidArgument, match="which job is cancelled"):
         await settle(queue.verb("cancel")())
 
 
-async def test_delivered_twice(shell: World) -> None:
+async def test_delivered_twice(api: World) -> None:
     """Of two deliveries of one job at the same time one runs; the other comes later whatever the
     policy, because it is the only one if the first has died."""
     log = Log()
@@ -219,7 +219,7 @@ async def test_delivered_twice(shell: World) -> None:
 
     def work() -> None:
         log.append("ran")
-        with lualock.connect(shell.server.url) as locks:
+        with lualock.connect(api.server.url) as locks:
             other = jobs.adapter(
                 locks.job(key="x", on_skipped=lambda: log.note("failed"))(_nothing)
             )
@@ -228,10 +228,10 @@ async def test_delivered_twice(shell: World) -> None:
             log.append(caught.value.delay_s)
             assert other.run((), {}, jobs.Delivery("b", "u" * 22)) is None
 
-    queue = queue_of(shell, work)
+    queue = queue_of(api, work)
     await queue.attempt("a", "t" * 22)
     assert log == ["ran", 5.0, ("failed",)]
-    lease = await settle(shell.connect().lock("x", ttl=0.5, metadata="job a").acquire())
+    lease = await settle(api.connect().lock("x", ttl=0.5, metadata="job a").acquire())
     with pytest.raises(jobs.RetryLater) as caught:
         await queue.attempt("a", None)
     assert 0 < caught.value.delay_s <= 0.55
@@ -242,23 +242,23 @@ def _nothing() -> None:
     """A job's body."""
 
 
-async def test_a_retry_that_is_not_known(shell: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_retry_that_is_not_known(api: World, caplog: pytest.LogCaptureFixture) -> None:
     """If the system cannot say whether it tries again, the lock is free and the job's error goes
     on."""
 
     def broken(error: BaseException) -> float:
         raise KeyError("the integration's")
 
-    queue = queue_of(shell, failing(1, Log()), keep_lock_on_retry=True, keep_lock_on_failure=True)
+    queue = queue_of(api, failing(1, Log()), keep_lock_on_retry=True, keep_lock_on_failure=True)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=broken)
-    assert not held(shell, queue.work.lock().key)
+    assert not held(api, queue.work.lock().key)
     assert "retried is not known" in caplog.text
 
 
 @pytest.mark.parametrize("keep_lock", [True, False])
 async def test_a_retry_after_an_odd_delay(
-    shell: World, caplog: pytest.LogCaptureFixture, keep_lock: bool
+    api: World, caplog: pytest.LogCaptureFixture, keep_lock: bool
 ) -> None:
     """With a delay that is not valid the job's own error is raised, nothing is kept, and the log
     says why; a time in the past means at once."""
@@ -266,39 +266,39 @@ async def test_a_retry_after_an_odd_delay(
     def work() -> None:
         raise OwnError
 
-    queue = queue_of(shell, work, keep_lock_on_retry=keep_lock, unique="queued", queue_ttl=100)
+    queue = queue_of(api, work, keep_lock_on_retry=keep_lock, unique="queued", queue_ttl=100)
     lock = queue.work.lock()
     for odd in (*ODD[1:], 367 * 86_400):
         with pytest.raises(OwnError):
             await queue.attempt("a", "t" * 22, will_retry=lambda error, odd=odd: odd)
         assert "is not known" in caplog.text
         caplog.clear()
-        assert not held(shell, lock.key)
-        assert not held(shell, reservation_of(lock))
+        assert not held(api, lock.key)
+        assert not held(api, reservation_of(lock))
     with pytest.raises(OwnError):
         await queue.attempt("a", "t" * 22, will_retry=lambda error: -5)
     kept = lock.key if keep_lock else reservation_of(lock)
-    assert 95_000 < shell.client.pttl(kept) <= 100_000
+    assert 95_000 < api.client.pttl(kept) <= 100_000
 
 
-async def test_a_lease_that_ended_before_it_could_be_kept(shell: World) -> None:
+async def test_a_lease_that_ended_before_it_could_be_kept(api: World) -> None:
     """A lease that ended before it could be kept has expired: the callback is called, and nothing
     is taken."""
     log = Log()
 
     def work() -> None:
-        shell.client.delete(b"lualock:{x}")
+        api.client.delete(b"lualock:{x}")
         raise OwnError
 
-    queue = queue_of(shell, work, keep_lock_on_retry=True, on_expired=lambda: log.note("expired"))
+    queue = queue_of(api, work, keep_lock_on_retry=True, on_expired=lambda: log.note("expired"))
     with pytest.raises(OwnError) as caught:
         await queue.attempt("a", None, will_retry=again)
     assert log == [("expired",)]
     assert "expired before it was kept" in " ".join(getattr(caught.value, "__notes__", []))
-    assert not shell.client.exists(b"lualock:{x}")
+    assert not api.client.exists(b"lualock:{x}")
 
 
-async def test_a_job_that_released_its_own_lease(shell: World) -> None:
+async def test_a_job_that_released_its_own_lease(api: World) -> None:
     """A job that released its lease early has not lost it, and does not get it again for its
     retry."""
     log = Log()
@@ -311,17 +311,17 @@ async def test_a_job_that_released_its_own_lease(shell: World) -> None:
         jobs.current_lease().release()
         raise OwnError
 
-    made = shell.connect().job(
+    made = api.connect().job(
         key="x", keep_lock_on_retry=True, on_expired=lambda: log.note("expired")
     )
-    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    queue = Queue(api, made(coroutine if api.asynchronous else plain))
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     assert log == []
-    assert not held(shell, queue.work.lock().key)
+    assert not held(api, queue.work.lock().key)
 
 
-async def test_the_reply_to_keeping_a_lock_is_lost(shell: World, proxy: Proxy) -> None:
+async def test_the_reply_to_keeping_a_lock_is_lost(api: World, proxy: Proxy) -> None:
     """After a lost reply the lock is kept all the same, and the retry finds it."""
     log = Log()
 
@@ -330,13 +330,13 @@ async def test_the_reply_to_keeping_a_lock_is_lost(shell: World, proxy: Proxy) -
             proxy.lose_reply = 1
         return str(failing(1, log)())
 
-    queue = queue_of(shell, work, shell.connect(proxy.url), keep_lock_on_retry=True)
+    queue = queue_of(api, work, api.connect(proxy.url), keep_lock_on_retry=True)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
     assert proxy.lose_reply == 0
-    assert held(shell, queue.work.lock().key)
+    assert held(api, queue.work.lock().key)
     assert await queue.attempt("a", None) == "done"
-    assert not held(shell, queue.work.lock().key)
+    assert not held(api, queue.work.lock().key)
 
 
 @on_one
@@ -415,20 +415,20 @@ async def test_a_waiting_worker_that_is_known_to_be_dead(world: World) -> None:
 AWAY = "unix:///tmp/lualock-no-such-socket"
 
 
-async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unavailable(api: World, caplog: pytest.LogCaptureFixture) -> None:
     """While the server is unreachable a job raises, runs without its lock, or is dropped, as it
     declares."""
     log = Log()
-    options = {"on_skipped": lambda: log.note("failed"), "locks": shell.connect(AWAY)}
+    options = {"on_skipped": lambda: log.note("failed"), "locks": api.connect(AWAY)}
     with pytest.raises(lualock.LockUnavailable):
-        await queue_of(shell, lambda: log.note("ran"), **options).attempt("a", None)
+        await queue_of(api, lambda: log.note("ran"), **options).attempt("a", None)
     with pytest.raises(lualock.LockUnavailable):
-        await settle(queue_of(shell, lambda: log.note("ran"), **options).job())
+        await settle(queue_of(api, lambda: log.note("ran"), **options).job())
     assert log == []
-    skip = queue_of(shell, lambda: log.note("ran"), when_unavailable="skip", **options)
+    skip = queue_of(api, lambda: log.note("ran"), when_unavailable="skip", **options)
     assert await skip.attempt("a", None) is None
     assert log == [("failed",)]
-    run = queue_of(shell, lambda: log.note("ran"), when_unavailable="run", **options)
+    run = queue_of(api, lambda: log.note("ran"), when_unavailable="run", **options)
     with caplog.at_level(logging.WARNING, logger="lualock.jobs"):
         await run.attempt("a", None)
         await settle(run.job())
@@ -436,27 +436,27 @@ async def test_unavailable(shell: World, caplog: pytest.LogCaptureFixture) -> No
     assert "runs without its lock" in caplog.text
 
 
-async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
+async def test_a_silent_server(api: World, proxy: Proxy) -> None:
     """If it is unknown whether the lock was acquired, the job does not run, and the lock is
     free."""
     ran = Log()
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: ran.append("ran"), locks, when_unavailable="skip")
+    locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(api, lambda: ran.append("ran"), locks, when_unavailable="skip")
     await queue.attempt("a", None)  # connected
     proxy.silent = True
     await queue.attempt("a", None)
     proxy.silent = False
     assert ran == ["ran"]
-    await shell.until(lambda: not held(shell, queue.work.lock().key))
+    await api.until(lambda: not held(api, queue.work.lock().key))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("mode", ["raise", "run", "skip"])
-async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str) -> None:
+async def test_a_short_outage_at_the_start(api: World, proxy: Proxy, mode: str) -> None:
     """The reservation of a job that does not come again is free when the server is back; that of
     one that comes again stays, unless it ran or was dropped."""
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, when_unavailable=mode, unique="queued")
+    locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(api, lambda: None, locks, when_unavailable=mode, unique="queued")
     key = reservation_of(queue.work.lock())
     for delay_s in (1.0, None):
         await queue.put(job_id="a")
@@ -464,41 +464,41 @@ async def test_a_short_outage_at_the_start(shell: World, proxy: Proxy, mode: str
         proxy.silent = True
         with suppress(lualock.LockUnavailable):
             await queue.attempt("a", token, will_retry=lambda error, delay_s=delay_s: delay_s)
-        assert held(shell, key)
+        assert held(api, key)
         proxy.silent = False
         if mode == "raise" and delay_s is not None:
             assert (await queue.put()).job_id == "a"
             assert await queue.attempt("a", token) is None
-        await shell.until(lambda: not held(shell, key))
+        await api.until(lambda: not held(api, key))
 
 
-async def test_a_late_cleanup_ends_no_newer_reservation(shell: World, proxy: Proxy) -> None:
+async def test_a_late_cleanup_ends_no_newer_reservation(api: World, proxy: Proxy) -> None:
     """The reservation that is released after an outage is that of the job that had it, not of a
     newer one."""
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
-    queue = queue_of(shell, lambda: None, locks, when_unavailable="skip", unique="queued")
+    locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
+    queue = queue_of(api, lambda: None, locks, when_unavailable="skip", unique="queued")
     await queue.put(job_id="a")
     proxy.silent = True
     await queue.deliver()
     key = reservation_of(queue.work.lock())
-    shell.client.delete(key)
-    newer = queue_of(shell, lambda: None, unique="queued")
+    api.client.delete(key)
+    newer = queue_of(api, lambda: None, unique="queued")
     assert await newer.put(job_id="b")
     proxy.commands.clear()
     proxy.silent = False
-    await shell.until(lambda: any(key in command for command in proxy.commands))
+    await api.until(lambda: any(key in command for command in proxy.commands))
     await settle(queue.verb("confirm")(token=token_of("no job")))  # its reply comes after that
     assert (await newer.put()).job_id == "b"
 
 
 async def test_an_outage_that_ends_with_the_job(
-    shell: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    api: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that ran without its lock releases its reservation, even if the outage was longer than
     the cleanup in the background."""
     for module in (background, asyncio_background):
         monkeypatch.setattr(module, "PATIENCE_S", 0.0)
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
     key = b"lualock:{x}:reservation"
 
     async def coroutine() -> None:
@@ -510,45 +510,45 @@ async def test_an_outage_that_ends_with_the_job(
         proxy.silent = False
 
     made = locks.job(key="x", when_unavailable="run", unique="queued")
-    queue = Queue(shell, made(coroutine if shell.asynchronous else plain))
+    queue = Queue(api, made(coroutine if api.asynchronous else plain))
     await queue.put(job_id="a")
     proxy.silent = True
     await queue.deliver()
-    await shell.until(lambda: not held(shell, key))
+    await api.until(lambda: not held(api, key))
 
 
 @pytest.mark.parametrize("keep_lock", [False, True])
-async def test_a_short_outage_at_the_end(shell: World, proxy: Proxy, keep_lock: bool) -> None:
+async def test_a_short_outage_at_the_end(api: World, proxy: Proxy, keep_lock: bool) -> None:
     """A lock that could not be released is free when the server is back, and so is one that could
     not be kept for the retry, which then gets it."""
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
 
     def work() -> None:
         proxy.silent = True
         raise OwnError
 
-    queue = queue_of(shell, work, locks, ttl=3600, keep_lock_on_retry=keep_lock)
+    queue = queue_of(api, work, locks, ttl=3600, keep_lock_on_retry=keep_lock)
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
-    assert held(shell, queue.work.lock().key)
+    assert held(api, queue.work.lock().key)
     proxy.silent = False
-    await shell.until(lambda: not held(shell, queue.work.lock().key))
+    await api.until(lambda: not held(api, queue.work.lock().key))
 
 
-async def test_an_outage_when_the_previous_lock_is_released(shell: World, proxy: Proxy) -> None:
+async def test_an_outage_when_the_previous_lock_is_released(api: World, proxy: Proxy) -> None:
     """The lock of the previous name, acquired for no run, is free when the server is back."""
-    locks = shell.connect(f"{proxy.url}?socket_timeout=0.2")
+    locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
 
     def policy(contention: jobs.Contention) -> None:
         proxy.silent = True
 
     made = locks.job(key="x", previous_key="old", ttl=3600, policy=policy)
-    queue = Queue(shell, made(as_job(shell, _nothing)))
-    lease = await settle(shell.connect().lock("x").acquire())
+    queue = Queue(api, made(as_job(api, _nothing)))
+    lease = await settle(api.connect().lock("x").acquire())
     await queue.attempt("a", None)
-    assert held(shell, b"lualock:{old}")
+    assert held(api, b"lualock:{old}")
     proxy.silent = False
-    await shell.until(lambda: not held(shell, b"lualock:{old}"))
+    await api.until(lambda: not held(api, b"lualock:{old}"))
     await settle(lease.release())
 
 
@@ -567,17 +567,17 @@ def test_what_cannot_be_used(locks: lualock.Locks) -> None:
             type("Bad", (lualock.LockedJob,), {member: bad})
 
 
-async def test_a_class_s_options(shell: World) -> None:
+async def test_a_class_s_options(api: World) -> None:
     """A class has the decorator's options, with lock_ before their names, and they are
     inherited."""
     members = {
-        "perform": staticmethod(as_job(shell, failing(1, Log()))),
-        "locks": shell.connect(),
+        "perform": staticmethod(as_job(api, failing(1, Log()))),
+        "locks": api.connect(),
         "lock_keep_on_retry": True,
         "lock_queue_ttl": 100,
     }
     base: Any = type("Base", (lualock.LockedJob,), members)
-    queue = Queue(shell, type("Job", (base,), {}))
+    queue = Queue(api, type("Job", (base,), {}))
     with pytest.raises(OwnError):
         await queue.attempt("a", None, will_retry=again)
-    assert 155_000 < shell.client.pttl(queue.work.lock().key) <= 160_000
+    assert 155_000 < api.client.pttl(queue.work.lock().key) <= 160_000

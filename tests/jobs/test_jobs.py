@@ -23,9 +23,9 @@ class Log(list[Any]):
         self.append((*what, named) if named else what)
 
 
-def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
+def as_job(api: World, work: Callable[..., Any]) -> Callable[..., Any]:
     """Make of the work what this world's API runs: a function or a coroutine function."""
-    if not shell.asynchronous:
+    if not api.asynchronous:
         return work
 
     async def job(*args: Any, **kwargs: Any) -> Any:
@@ -38,35 +38,35 @@ def as_job(shell: World, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def locks(shell: World) -> Any:
+def locks(api: World) -> Any:
     """The locks of the API."""
-    return shell.connect()
+    return api.connect()
 
 
-def job_class(shell: World, locks: Any, work: Callable[..., Any], **members: Any) -> Any:
+def job_class(api: World, locks: Any, work: Callable[..., Any], **members: Any) -> Any:
     """Make a LockedJob of this world's API with these members."""
-    body = as_job(shell, work)
+    body = as_job(api, work)
     return type(
         "Rebuild", (lualock.LockedJob,), {"locks": locks, "perform": staticmethod(body)} | members
     )
 
 
-async def test_a_job_runs_and_frees_its_lock(shell: World, locks: Any) -> None:
+async def test_a_job_runs_and_frees_its_lock(api: World, locks: Any) -> None:
     """The result is the job's; meanwhile the lock is held, afterwards it is free."""
     job: Any = None
 
     def work(repo_id: int) -> str:
-        held = shell.client.get(job.lock_for(repo_id).key)
+        held = api.client.get(job.lock_for(repo_id).key)
         assert held
         assert held.startswith(b"H")
         return f"graph {repo_id}"
 
-    job = job_class(shell, locks, work)
+    job = job_class(api, locks, work)
     assert await settle(job.run(17)) == "graph 17"
     assert not await settle(job.locked(17))
 
 
-async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
+async def test_a_held_job_does_not_run(api: World, locks: Any) -> None:
     """The second run is dropped; lock_failed gets its arguments, and the holder if it has a
     parameter for it."""
     log = Log()
@@ -78,7 +78,7 @@ async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
     def work(repo_id: int, depth: int = 3) -> None:
         log.note("ran", repo_id)
 
-    job = job_class(shell, locks, work, lock_failed=staticmethod(lock_failed))
+    job = job_class(api, locks, work, lock_failed=staticmethod(lock_failed))
     lease = await settle(job.lock_for(17).acquire())
     assert await settle(job.locked(17))
     assert await settle(job.run(17, depth=3)) == "busy"
@@ -91,10 +91,10 @@ async def test_a_held_job_does_not_run(shell: World, locks: Any) -> None:
 
 
 async def test_a_dropped_job_without_a_callback_is_logged(
-    shell: World, locks: Any, caplog: pytest.LogCaptureFixture
+    api: World, locks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log of a dropped job names the holder of its lock."""
-    job = job_class(shell, locks, lambda: None)
+    job = job_class(api, locks, lambda: None)
     await settle(job.lock_for().acquire())
     with caplog.at_level(logging.INFO, logger="lualock.jobs"):
         assert await settle(job.run()) is None
@@ -102,15 +102,15 @@ async def test_a_dropped_job_without_a_callback_is_logged(
     assert "MainThread" in caplog.text
 
 
-async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
+async def test_exactly_the_arguments(api: World, locks: Any) -> None:
     """A callback without `holder`, and a job with an argument of that name, get the job's
     arguments."""
     log = Log()
     plain = job_class(
-        shell, locks, lambda a, b=2: None, lock_failed=staticmethod(lambda *a, **k: log.note(a, k))
+        api, locks, lambda a, b=2: None, lock_failed=staticmethod(lambda *a, **k: log.note(a, k))
     )
     own = job_class(
-        shell,
+        api,
         locks,
         lambda holder="x": None,
         lock_failed=staticmethod(lambda holder="x": log.note(holder)),
@@ -122,17 +122,17 @@ async def test_exactly_the_arguments(shell: World, locks: Any) -> None:
     assert log == [((1,), {"b": 2}), ("x",)]
 
 
-async def test_expired_before_release(shell: World, locks: Any) -> None:
+async def test_expired_before_release(api: World, locks: Any) -> None:
     """The callback of a run that outlives its lease is called once, with its arguments, and the
     result stands."""
     log = Log()
 
     def work(repo_id: int) -> str:
-        shell.client.delete(job.lock_for(repo_id).key)
+        api.client.delete(job.lock_for(repo_id).key)
         return "late"
 
     job = job_class(
-        shell,
+        api,
         locks,
         work,
         lock_timeout=30,
@@ -142,19 +142,19 @@ async def test_expired_before_release(shell: World, locks: Any) -> None:
     assert log == [("expired", 17)]
 
 
-async def test_expired_and_taken_over(shell: World, locks: Any) -> None:
+async def test_expired_and_taken_over(api: World, locks: Any) -> None:
     """The late run gets the callback, and the new holder's lock stays as it is."""
     log = Log()
     other: Any = None
 
     def work() -> None:
-        shell.client.delete(job.lock_for().key)
-        with lualock.connect(shell.server.url) as plain:
+        api.client.delete(job.lock_for().key)
+        with lualock.connect(api.server.url) as plain:
             nonlocal other
             other = plain.lock(b"the job", ttl=30).acquire(timeout=5)
 
     job = job_class(
-        shell,
+        api,
         locks,
         work,
         lock=staticmethod(lambda: "the job"),
@@ -166,17 +166,17 @@ async def test_expired_and_taken_over(shell: World, locks: Any) -> None:
     assert (await settle(job.lock_for().inspect())).fence == other.fence
 
 
-async def test_a_real_expiry_by_the_clock(shell: World, locks: Any) -> None:
+async def test_a_real_expiry_by_the_clock(api: World, locks: Any) -> None:
     """lock_timeout is the server's ttl: when it has passed the run is expired."""
     log = Log()
 
     def work() -> None:
         key = job.lock_for().key
-        while shell.client.exists(key):
+        while api.client.exists(key):
             pass
 
     job = job_class(
-        shell,
+        api,
         locks,
         work,
         lock_timeout=0.05,
@@ -186,19 +186,19 @@ async def test_a_real_expiry_by_the_clock(shell: World, locks: Any) -> None:
     assert log == [("expired",)]
 
 
-async def test_not_expired_when_released_or_unknown(shell: World, locks: Any) -> None:
+async def test_not_expired_when_released_or_unknown(api: World, locks: Any) -> None:
     """Only the server's reply makes a run expired, not a reply that never came."""
     log = Log()
 
     def work() -> str:
         # The server is gone when the run wants to release.
         job.lock_for()._locks._driver.endpoint.settings["path"] = "/tmp/lualock-no-such-socket"
-        shell.client.client_kill_filter(_type="normal", skipme=True)
+        api.client.client_kill_filter(_type="normal", skipme=True)
         return "done"
 
-    own = shell.connect()
+    own = api.connect()
     job = job_class(
-        shell,
+        api,
         own,
         work,
         lock_expired_before_release=staticmethod(lambda: log.note("expired")),
@@ -210,7 +210,7 @@ async def test_not_expired_when_released_or_unknown(shell: World, locks: Any) ->
 @pytest.mark.parametrize("gone", [False, True], ids=["in time", "expired"])
 @pytest.mark.parametrize("callback_raises", [False, True])
 async def test_the_job_s_own_error_survives(
-    shell: World,
+    api: World,
     locks: Any,
     gone: bool,
     callback_raises: bool,
@@ -220,14 +220,14 @@ async def test_the_job_s_own_error_survives(
 
     def work() -> None:
         if gone:
-            shell.client.delete(job.lock_for().key)
+            api.client.delete(job.lock_for().key)
         raise ZeroDivisionError("the job's own")
 
     def expired() -> None:
         if callback_raises:
             raise KeyError("the callback's")
 
-    job = job_class(shell, locks, work, lock_expired_before_release=staticmethod(expired))
+    job = job_class(api, locks, work, lock_expired_before_release=staticmethod(expired))
     with pytest.raises(ZeroDivisionError, match="the job's own") as caught:
         await settle(job.run())
     notes = " ".join(getattr(caught.value, "__notes__", []))
@@ -237,19 +237,17 @@ async def test_the_job_s_own_error_survives(
     assert not await settle(job.locked())
 
 
-async def test_a_callback_s_error_is_raised_when_the_job_succeeded(
-    shell: World, locks: Any
-) -> None:
+async def test_a_callback_s_error_is_raised_when_the_job_succeeded(api: World, locks: Any) -> None:
     """A callback that raises is not lost, and leaves nothing held."""
 
     def broken(*args: Any) -> None:
         raise KeyError("the callback's")
 
     def work() -> None:
-        shell.client.delete(job.lock_for().key)
+        api.client.delete(job.lock_for().key)
 
     job = job_class(
-        shell,
+        api,
         locks,
         work,
         lock_failed=staticmethod(broken),
@@ -266,21 +264,21 @@ async def test_a_callback_s_error_is_raised_when_the_job_succeeded(
     assert not await settle(job.locked())
 
 
-async def test_refresh_lock(shell: World, locks: Any) -> None:
+async def test_refresh_lock(api: World, locks: Any) -> None:
     """Inside the run, refresh_lock gives the lease its whole ttl again, and the run is not
     expired."""
     log = Log()
     left: list[int] = []
 
     async def refreshing() -> None:
-        shell.client.pexpire(job.lock_for().key, 5000)
+        api.client.pexpire(job.lock_for().key, 5000)
         await settle(job.refresh_lock())
-        left.append(shell.client.pttl(job.lock_for().key))
+        left.append(api.client.pttl(job.lock_for().key))
 
     def refreshing_plainly() -> None:
-        shell.client.pexpire(job.lock_for().key, 5000)
+        api.client.pexpire(job.lock_for().key, 5000)
         job.refresh_lock()
-        left.append(shell.client.pttl(job.lock_for().key))
+        left.append(api.client.pttl(job.lock_for().key))
 
     job: Any = type(
         "Refreshing",
@@ -288,7 +286,7 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
         {
             "locks": locks,
             "lock_timeout": 60,
-            "perform": staticmethod(refreshing if shell.asynchronous else refreshing_plainly),
+            "perform": staticmethod(refreshing if api.asynchronous else refreshing_plainly),
             "lock_expired_before_release": staticmethod(lambda: log.note("expired")),
         },
     )
@@ -297,39 +295,39 @@ async def test_refresh_lock(shell: World, locks: Any) -> None:
     assert log == []
 
 
-async def test_refresh_lock_is_owner_checked(shell: World, locks: Any) -> None:
+async def test_refresh_lock_is_owner_checked(api: World, locks: Any) -> None:
     """Code outside of the run cannot refresh its lock, and a lost lease is not refreshed."""
-    job = job_class(shell, locks, lambda: 1 / 0, lock_timeout=60)
+    job = job_class(api, locks, lambda: 1 / 0, lock_timeout=60)
     with pytest.raises(ZeroDivisionError):
         await settle(job.run())
     await settle(job.lock_for().acquire())
-    shell.client.pexpire(job.lock_for().key, 5000)
+    api.client.pexpire(job.lock_for().key, 5000)
     with pytest.raises(lualock.LeaseLost, match="part of no run"):
         await settle(job.refresh_lock())
-    assert shell.client.pttl(job.lock_for().key) <= 5000
+    assert api.client.pttl(job.lock_for().key) <= 5000
 
     async def losing() -> None:
-        shell.client.delete(lost.lock_for().key)
+        api.client.delete(lost.lock_for().key)
         await settle(lost.refresh_lock())
 
     def losing_plainly() -> None:
-        shell.client.delete(lost.lock_for().key)
+        api.client.delete(lost.lock_for().key)
         lost.refresh_lock()
 
     lost: Any = type(
         "Losing",
         (lualock.LockedJob,),
-        {"locks": locks, "perform": staticmethod(losing if shell.asynchronous else losing_plainly)},
+        {"locks": locks, "perform": staticmethod(losing if api.asynchronous else losing_plainly)},
     )
     with pytest.raises(lualock.LeaseLost, match="before it was extended"):
         await settle(lost.run())
 
 
-async def test_settings_are_inherited(shell: World, locks: Any) -> None:
+async def test_settings_are_inherited(api: World, locks: Any) -> None:
     """A subclass has its parent's timeout and callbacks, and a lock of its own."""
     log = Log()
     parent = job_class(
-        shell,
+        api,
         locks,
         lambda *args: log.note("ran", *args),
         lock_timeout=77,
@@ -345,11 +343,11 @@ async def test_settings_are_inherited(shell: World, locks: Any) -> None:
     assert log == [("ran", 1), ("failed", 1)]
 
 
-async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -> None:
+async def test_a_timeout_computed_from_the_arguments(api: World, locks: Any) -> None:
     """lock_timeout as a classmethod gets the job's arguments; None means renewed."""
     job: Any = type(
         "Job",
-        (job_class(shell, locks, lambda minutes: None),),
+        (job_class(api, locks, lambda minutes: None),),
         {"lock_timeout": classmethod(lambda cls, minutes: minutes * 60 if minutes else None)},
     )
     assert job.lock_for(2).ttl == 120
@@ -357,25 +355,25 @@ async def test_a_timeout_computed_from_the_arguments(shell: World, locks: Any) -
     assert "renewed" in repr(job.lock_for(None))
     with pytest.raises(lualock.InvalidArgument, match=r"the ttl of job .+Job must be"):
         await settle(job.run(-1))
-    assert shell.client.keys("*") == []
+    assert api.client.keys("*") == []
 
 
-async def test_lock_and_identifier(shell: World, locks: Any) -> None:
+async def test_lock_and_identifier(api: World, locks: Any) -> None:
     """lock() returns the whole name, as of plain locks; identifier() is a part of a class's own
     name."""
-    named = job_class(shell, locks, lambda a: None, lock=staticmethod(lambda a: f"graph-{a}"))
+    named = job_class(api, locks, lambda a: None, lock=staticmethod(lambda a: f"graph-{a}"))
     assert named.lock_for(1).key == locks.lock("graph-1").key
-    one = job_class(shell, locks, lambda a, b: None, identifier=staticmethod(lambda a, b: a))
+    one = job_class(api, locks, lambda a, b: None, identifier=staticmethod(lambda a, b: a))
     assert one.lock_for(1, 2).key == one.lock_for(1, 3).key
     assert one.lock_for(1, 2).key != one.lock_for(2, 2).key
-    all_one = job_class(shell, locks, lambda a: None, identifier=staticmethod(lambda a: None))
+    all_one = job_class(api, locks, lambda a: None, identifier=staticmethod(lambda a: None))
     assert all_one.lock_for(1).key == all_one.lock_for(2).key
-    bad = job_class(shell, locks, lambda: None, lock=staticmethod(lambda: 7))
+    bad = job_class(api, locks, lambda: None, lock=staticmethod(lambda: 7))
     with pytest.raises(lualock.InvalidArgument, match="must be str or bytes, not int"):
         await settle(bad.run())
 
 
-async def test_one_run_among_many(shell: World, locks: Any) -> None:
+async def test_one_run_among_many(api: World, locks: Any) -> None:
     """Of many starts at once one runs, and the callback of the others is called."""
     log = Log()
     inside = asyncio.Event()
@@ -399,13 +397,13 @@ async def test_one_run_among_many(shell: World, locks: Any) -> None:
         (lualock.LockedJob,),
         {
             "locks": locks,
-            "perform": staticmethod(work if shell.asynchronous else plain_work),
+            "perform": staticmethod(work if api.asynchronous else plain_work),
             "lock_failed": staticmethod(lambda: log.note("failed")),
         },
     )
-    first = asyncio.create_task(shell.beside(job.run))
+    first = asyncio.create_task(api.beside(job.run))
     await inside.wait()
-    await asyncio.gather(*(shell.beside(job.run) for _ in range(10)))
+    await asyncio.gather(*(api.beside(job.run) for _ in range(10)))
     assert log == [("failed",)] * 10
     done.set()
     assert await first == "ran"
@@ -431,7 +429,7 @@ async def test_cancelling_a_job_frees_its_lock(one_server: Any) -> None:
         assert not await work.locked()
 
 
-async def test_the_decorator(shell: World, locks: Any) -> None:
+async def test_the_decorator(api: World, locks: Any) -> None:
     """A decorated function is called as before, runs once at a time, and has its lock."""
     log = Log()
 
@@ -443,7 +441,7 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
         ttl=60,
         on_skipped=lambda a, b=2, holder=None: log.note("failed", a, b, holder is not None),
         on_expired=lambda a, b=2: log.note("expired", a, b),
-    )(as_job(shell, add))
+    )(as_job(api, add))
     assert await settle(job(1, b=3)) == 4
     assert job.__name__ == "add"
     assert job.lock_for(1).ttl == 60
@@ -459,13 +457,13 @@ async def test_the_decorator(shell: World, locks: Any) -> None:
         await settle(job(object()))
 
 
-async def test_the_decorator_s_key_and_ttl(shell: World, locks: Any) -> None:
+async def test_the_decorator_s_key_and_ttl(api: World, locks: Any) -> None:
     """key= may be a name, or a function that returns a name or a value; ttl= may be a function."""
 
     def work(a: int) -> None:
         """Nothing: its name and its argument count."""
 
-    body = as_job(shell, work)
+    body = as_job(api, work)
     assert locks.job(key="one")(body).lock_for(5).key == locks.lock("one").key
     assert locks.job(key=lambda a: f"n-{a}")(body).lock_for(5).key == locks.lock("n-5").key
     by_value = locks.job(key=lambda a: a % 10)(body)
@@ -523,7 +521,7 @@ def test_work_that_would_run_without_the_lock_is_refused(locks: Any) -> None:
     assert not returns_one.locked()
 
 
-async def test_work_that_would_go_on_without_the_lock_is_refused(shell: World, locks: Any) -> None:
+async def test_work_that_would_go_on_without_the_lock_is_refused(api: World, locks: Any) -> None:
     """A generator, or a future, that a job returns outlives its lock."""
 
     async def asynchronous() -> Any:
@@ -538,7 +536,7 @@ async def test_work_that_would_go_on_without_the_lock_is_refused(shell: World, l
         return made
 
     makes: list[Any] = [generator, asynchronous, future]
-    job = job_class(shell, locks, lambda: makes.pop()())
+    job = job_class(api, locks, lambda: makes.pop()())
     while makes:
         with pytest.raises(lualock.InvalidArgument, match="would run without the lock"):
             await settle(job.run())
@@ -638,7 +636,7 @@ def test_what_cannot_be_decorated(locks: Any) -> None:
         locks.job(key="x")(dict.update)
 
 
-async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> None:
+async def test_whatever_its_arguments_are_called(api: World, locks: Any) -> None:
     """A job's arguments may have the names that lualock uses, in each way to declare it."""
     names = "self cls args kwargs holder key token job_id timeout body callback func name version"
     calls: list[Any] = []
@@ -650,8 +648,8 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
     arguments = {name: at for at, name in enumerate(names.split())}
     members = {"lock_failed": staticmethod(scope["failed"])}
     for job in (
-        job_class(shell, locks, scope["work"], **members),
-        job_class(shell, locks, scope["work"], **members, lock_timeout=staticmethod(lambda **_: 5)),
+        job_class(api, locks, scope["work"], **members),
+        job_class(api, locks, scope["work"], **members, lock_timeout=staticmethod(lambda **_: 5)),
     ):
         calls.clear()
         lock = job.lock_for(**arguments)
@@ -661,7 +659,7 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
         await settle(job.run(**arguments))
         await settle(lease.release())
         assert calls == [arguments, arguments]
-    made = locks.job(on_skipped=scope["failed"])(as_job(shell, scope["work"]))
+    made = locks.job(on_skipped=scope["failed"])(as_job(api, scope["work"]))
     calls.clear()
     await settle(made(**arguments))
     lease = await settle(made.lock_for(**arguments).acquire())
@@ -670,7 +668,7 @@ async def test_whatever_its_arguments_are_called(shell: World, locks: Any) -> No
     assert calls == [arguments, arguments]
 
 
-async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -> None:
+async def test_callbacks_get_what_they_have_room_for(api: World, locks: Any) -> None:
     """The holder is passed only by the name of a callback's parameter of its own, never in the
     position of an argument."""
     calls = Log()
@@ -685,7 +683,7 @@ async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -
         calls.append((shop, holder))
 
     for callback, wanted in ((own, (7, True)), (by_place, 7), (only_by_place, (7, 0))):
-        job = job_class(shell, locks, lambda shop: None, lock_failed=staticmethod(callback))
+        job = job_class(api, locks, lambda shop: None, lock_failed=staticmethod(callback))
         lease = await settle(job.lock_for(7).acquire())
         await settle(job.run(7))
         await settle(lease.release())
@@ -697,7 +695,7 @@ async def test_callbacks_get_what_they_have_room_for(shell: World, locks: Any) -
     def open_work(*args: Any, **kwargs: Any) -> None:
         """A job of any arguments."""
 
-    job = job_class(shell, locks, open_work, lock_failed=staticmethod(any_args))
+    job = job_class(api, locks, open_work, lock_failed=staticmethod(any_args))
     lease = await settle(job.lock_for(1, holder="mine").acquire())
     await settle(job.run(1, holder="mine"))
     await settle(lease.release())

@@ -21,20 +21,20 @@ BAD_TTLS += ["30", None, True, Decimal(3), [30], b"30"]  # type: ignore[list-ite
 
 
 @pytest.fixture
-def nothing_written(shell: World) -> Any:
+def nothing_written(api: World) -> Any:
     """Check at the end that the server got no write."""
     yield
-    assert shell.client.keys("*") == []
+    assert api.client.keys("*") == []
 
 
 @pytest.mark.usefixtures("nothing_written")
 @pytest.mark.parametrize("ttl", [ttl for ttl in BAD_TTLS if ttl is not None], ids=repr)
-def test_ttl_of_a_lock(shell: World, ttl: Any) -> None:
+def test_ttl_of_a_lock(api: World, ttl: Any) -> None:
     """A ttl that is not a number of seconds from 1 ms to 366 days is refused."""
     with pytest.raises(lualock.InvalidArgument, match="ttl must be"):
-        shell.connect().lock("x", ttl=ttl)
+        api.connect().lock("x", ttl=ttl)
     with pytest.raises(ValueError, match="ttl must be"):
-        shell.connect(ttl=ttl)
+        api.connect(ttl=ttl)
 
 
 @pytest.mark.parametrize(
@@ -47,22 +47,22 @@ def test_a_number_is_shown_unrounded(ttl: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize("ttl", BAD_TTLS, ids=repr)
-async def test_ttl_of_extend(shell: World, ttl: Any) -> None:
+async def test_ttl_of_extend(api: World, ttl: Any) -> None:
     """A bad ttl of ``extend()`` is refused and leaves the lease unchanged; 0 does not end it."""
-    lock = shell.connect().lock("x", ttl=30)
+    lock = api.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
     with pytest.raises(lualock.InvalidArgument, match="ttl must be"):
         await settle(lease.extend(ttl))
     assert lease.held
-    assert 0 < shell.client.pttl(lock.key) <= 30_000
+    assert 0 < api.client.pttl(lock.key) <= 30_000
 
 
 @pytest.mark.usefixtures("nothing_written")
 @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, math.inf, "5", True, [1]], ids=repr)
-async def test_timeout(shell: World, timeout: Any) -> None:
+async def test_timeout(api: World, timeout: Any) -> None:
     """A timeout that is not None, 0 or a positive number of seconds is refused."""
     with pytest.raises(lualock.InvalidArgument, match="timeout must be"):
-        await settle(shell.connect().lock("x").acquire(timeout=timeout))
+        await settle(api.connect().lock("x").acquire(timeout=timeout))
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,17 @@ async def test_timeout(shell: World, timeout: Any) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_name(shell: World, name: Any, message: str) -> None:
+def test_name(api: World, name: Any, message: str) -> None:
     """A name that is empty, too long, or neither text nor bytes is refused."""
     with pytest.raises(lualock.InvalidArgument, match=message):
-        shell.connect().lock(name)
+        api.connect().lock(name)
 
 
 @pytest.mark.parametrize("prefix", ["", "a{b", "a}", "x" * 129, None, 3], ids=repr)
-def test_prefix(shell: World, prefix: Any) -> None:
+def test_prefix(api: World, prefix: Any) -> None:
     """A prefix that is not text, or breaks the hash tag, is refused."""
     with pytest.raises(lualock.InvalidArgument, match="prefix"):
-        shell.connect(prefix=prefix)
+        api.connect(prefix=prefix)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +99,17 @@ def test_prefix(shell: World, prefix: Any) -> None:
         lambda locks: locks.lock("x", metadata="x" * 257),
     ],
 )
-def test_other_options(shell: World, use: Callable[[Any], Any]) -> None:
+def test_other_options(api: World, use: Callable[[Any], Any]) -> None:
     """Every option is checked when the lock object is created, not when it is acquired."""
     with pytest.raises(lualock.InvalidArgument):
-        use(shell.connect())
+        use(api.connect())
 
 
 @pytest.mark.parametrize("holder", [7, "", "two\nlines", "x" * 257], ids=repr)
-def test_holder(shell: World, holder: Any) -> None:
+def test_holder(api: World, holder: Any) -> None:
     """A holder's description must be one line of at most 256 bytes."""
     with pytest.raises(lualock.InvalidArgument, match="holder"):
-        shell.connect(holder=holder)
+        api.connect(holder=holder)
 
 
 def test_the_wrong_kind_of_client() -> None:
@@ -159,9 +159,9 @@ def test_errors_survive_pickling() -> None:
     assert unknown.outcome_unknown
 
 
-async def test_nothing_that_is_connected_is_pickled(shell: World) -> None:
+async def test_nothing_that_is_connected_is_pickled(api: World) -> None:
     """Locks and leases refuse to be pickled, and give the reason."""
-    locks = shell.connect()
+    locks = api.connect()
     lock = locks.lock("x", ttl=5)
     lease = await settle(lock.acquire())
     for thing in (locks, lock, lease):

@@ -60,22 +60,22 @@ def test_a_signal_handler_that_raises_while_connections_are_closed(
     assert line._connection._sock is None
 
 
-async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tuple[Any, Any]:
+async def _with_a_claim_unread(api: World, proxy: Proxy, **options: Any) -> tuple[Any, Any]:
     """Return ``Locks`` and a waited-for lease: the reply to its claim has come and was not read."""
-    locks = shell.connect(proxy.url)
-    first = await settle(shell.connect().lock("x", ttl=60).acquire())
-    if not shell.asynchronous:  # two connections: one breaks, the other has the reply
+    locks = api.connect(proxy.url)
+    first = await settle(api.connect().lock("x", ttl=60).acquire())
+    if not api.asynchronous:  # two connections: one breaks, the other has the reply
         locks._driver._idle.extend(locks._driver._connect(None) for _ in range(2))
     waiter = asyncio.ensure_future(
-        shell.beside(partial(locks.lock("x", ttl=60, **options).acquire, timeout=10))
+        api.beside(partial(locks.lock("x", ttl=60, **options).acquire, timeout=10))
     )
-    await shell.until_waiters(locks.lock("x"), 1)
+    await api.until_waiters(locks.lock("x"), 1)
     await settle(first.release())
     lease = await waiter
     assert lease._state.claim is not None
-    if shell.asynchronous:
+    if api.asynchronous:
         (connections,) = locks._driver._loops.values()
-        await shell.until(lambda: not connections.connection.busy)
+        await api.until(lambda: not connections.connection.busy)
     else:
         line = lease._state.claim.connection
         readable, _, _ = select.select([line.socket], [], [], 5)
@@ -86,11 +86,11 @@ async def _with_a_claim_unread(shell: World, proxy: Proxy, **options: Any) -> tu
     return locks, lease
 
 
-async def test_closing_keeps_the_reply_to_a_claim(shell: World, proxy: Proxy) -> None:
+async def test_closing_keeps_the_reply_to_a_claim(api: World, proxy: Proxy) -> None:
     """A lease whose claim was answered lasts its whole ttl after its connection is closed."""
     losses: list[Any] = []
-    locks, lease = await _with_a_claim_unread(shell, proxy, on_lost=losses.append)
-    await settle(locks.aclose() if shell.asynchronous else locks.close())
+    locks, lease = await _with_a_claim_unread(api, proxy, on_lost=losses.append)
+    await settle(locks.aclose() if api.asynchronous else locks.close())
     assert lease.remaining() > 50
     await settle(lease.release())
     assert losses == []
@@ -102,14 +102,14 @@ async def test_a_broken_connection_keeps_the_reply_to_a_claim_on_another(
     """When one connection of a thread breaks and the others are closed, received replies are
     kept."""
     with one_server.client() as client:
-        shell = World(one_server, asynchronous=False, resp=3, client=client)
-        locks, lease = await _with_a_claim_unread(shell, proxy)
+        api = World(one_server, asynchronous=False, resp=3, client=client)
+        locks, lease = await _with_a_claim_unread(api, proxy)
         proxy.lose_reply = 1
         assert not locks.lock("y").locked()
         assert proxy.lose_reply == 0
         assert lease.remaining() > 50
         lease.release()
-        shell.close()
+        api.close()
 
 
 # asyncio.

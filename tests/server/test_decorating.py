@@ -37,45 +37,45 @@ async def test_a_call_holds_the_lock(world: World) -> None:
         assert not held(world, lock.key)
 
 
-async def test_the_function_keeps_its_metadata(shell: World) -> None:
+async def test_the_function_keeps_its_metadata(api: World) -> None:
     """Name, documentation, signature and kind are those of the function."""
 
     def work(number: int) -> int:
         """Work."""
         return number
 
-    body = as_job(shell, work)
+    body = as_job(api, work)
     body.__doc__, body.mark = work.__doc__, 1  # type: ignore[attr-defined]
-    call: Any = shell.connect().lock("x")(body)
+    call: Any = api.connect().lock("x")(body)
     assert (call.__name__, call.__qualname__) == (work.__name__, work.__qualname__)
     assert (call.__doc__, call.mark, call.__wrapped__) == ("Work.", 1, body)
     assert inspect.signature(call) == inspect.signature(work)
-    assert inspect.iscoroutinefunction(call) == shell.asynchronous
+    assert inspect.iscoroutinefunction(call) == api.asynchronous
 
 
-async def test_an_error_frees_the_lock(shell: World) -> None:
+async def test_an_error_frees_the_lock(api: World) -> None:
     """The function's own error comes out, and the lock is free."""
 
     def work() -> None:
         raise KeyError("own")
 
-    call, lock = decorated(shell, work)
+    call, lock = decorated(api, work)
     with pytest.raises(KeyError, match="own"):
         await settle(call())
-    assert not held(shell, lock.key)
+    assert not held(api, lock.key)
 
 
-async def test_a_call_waits_for_its_turn(shell: World) -> None:
+async def test_a_call_waits_for_its_turn(api: World) -> None:
     """A call waits while another holder has the lock."""
-    call, lock = decorated(shell, lambda: 7)
+    call, lock = decorated(api, lambda: 7)
     lease = await settle(lock.acquire())
-    waiting = asyncio.ensure_future(shell.beside(call))
-    await shell.until_waiters(lock, 1)
+    waiting = asyncio.ensure_future(api.beside(call))
+    await api.until_waiters(lock, 1)
     await settle(lease.release())
     assert await waiting == 7
 
 
-async def test_calls_in_parallel(shell: World) -> None:
+async def test_calls_in_parallel(api: World) -> None:
     """Calls in many threads or tasks run one after the other, each exactly once."""
     inside: list[int] = []
     done: list[int] = []
@@ -85,12 +85,12 @@ async def test_calls_in_parallel(shell: World) -> None:
         assert len(inside) == 1
         done.append(inside.pop())
 
-    call, _ = decorated(shell, enter)
-    await asyncio.gather(*(shell.beside(partial(call, number)) for number in range(20)))
+    call, _ = decorated(api, enter)
+    await asyncio.gather(*(api.beside(partial(call, number)) for number in range(20)))
     assert sorted(done) == list(range(20))
 
 
-async def test_a_call_inside_itself(shell: World) -> None:
+async def test_a_call_inside_itself(api: World) -> None:
     """A call inside a call, or inside a block, of the lock is a deadlock with itself: refused."""
 
     async def work_async(again: bool) -> str:
@@ -100,8 +100,8 @@ async def test_a_call_inside_itself(shell: World) -> None:
         result: str = call(False) if again else "done"
         return result
 
-    lock = shell.connect().lock("x", ttl=2)
-    call = lock(work_async if shell.asynchronous else work)
+    lock = api.connect().lock("x", ttl=2)
+    call = lock(work_async if api.asynchronous else work)
     with pytest.raises(lualock.SelfDeadlock):
         await settle(call(True))
     async with entered(lock):
@@ -110,15 +110,15 @@ async def test_a_call_inside_itself(shell: World) -> None:
     assert await settle(call(False)) == "done"
 
 
-async def test_a_lease_that_ends_during_a_call(shell: World) -> None:
+async def test_a_lease_that_ends_during_a_call(api: World) -> None:
     """The call raises ``LeaseLost``; if the function raises, that is a note of its error."""
 
     def work(fail: bool) -> None:
-        shell.client.delete(lock.key)
+        api.client.delete(lock.key)
         if fail:
             raise KeyError("own")
 
-    call, lock = decorated(shell, work)
+    call, lock = decorated(api, work)
     with pytest.raises(lualock.LeaseLost):
         await settle(call(False))
     with pytest.raises(KeyError) as caught:
@@ -139,17 +139,17 @@ async def test_a_cancelled_call(one_server: Any) -> None:
             await endless()
 
 
-async def test_methods(shell: World) -> None:
+async def test_methods(api: World) -> None:
     """Methods of each kind can be decorated, and get their instance or class."""
-    lock = shell.connect().lock("x")
+    lock = api.connect().lock("x")
 
     def nothing() -> str:
         return "nothing"
 
     class Shop:
-        method = lock(as_job(shell, me))
-        of_class: Any = classmethod(lock(as_job(shell, me)))
-        static = staticmethod(lock(as_job(shell, nothing)))
+        method = lock(as_job(api, me))
+        of_class: Any = classmethod(lock(as_job(api, me)))
+        static = staticmethod(lock(as_job(api, nothing)))
 
     shop = Shop()
     assert await settle(shop.method()) is shop
@@ -198,30 +198,30 @@ class CalledLikeACoroutine:
         (rows_async, "rows_async: it is a generator function"),
     ],
 )
-def test_what_cannot_be_decorated(shell: World, function: Any, said: str) -> None:
+def test_what_cannot_be_decorated(api: World, function: Any, said: str) -> None:
     """What is not a function whose call does its work is refused, and nothing is sent."""
-    lock = shell.connect().lock("x")
+    lock = api.connect().lock("x")
     with pytest.raises(lualock.InvalidArgument, match=f"^could not decorate {said}"):
         lock(function)
 
 
-def test_functions_of_the_other_api(shell: World) -> None:
+def test_functions_of_the_other_api(api: World) -> None:
     """A lock for threads refuses coroutine functions, and one of asyncio plain functions."""
-    lock = shell.connect().lock("x")
+    lock = api.connect().lock("x")
     coroutines = [coroutine, partial(coroutine), CalledLikeACoroutine()]
     plains = [plain, partial(plain), print]
-    said = "lock of lualock.connect" if shell.asynchronous else "lock of lualock.aio.connect"
-    for refused in plains if shell.asynchronous else coroutines:
+    said = "lock of lualock.connect" if api.asynchronous else "lock of lualock.aio.connect"
+    for refused in plains if api.asynchronous else coroutines:
         with pytest.raises(lualock.InvalidArgument, match=said):
             lock(refused)
-    for accepted in coroutines if shell.asynchronous else plains:
+    for accepted in coroutines if api.asynchronous else plains:
         assert lock(accepted)
 
 
 @pytest.mark.parametrize("make", [rows, coroutine, rows_async])
-async def test_a_result_that_is_not_done(shell: World, make: Callable[[], Any]) -> None:
+async def test_a_result_that_is_not_done(api: World, make: Callable[[], Any]) -> None:
     """A function that only returns work to be done would leave that work without the lock."""
-    call, lock = decorated(shell, lambda: make())
+    call, lock = decorated(api, lambda: make())
     with pytest.raises(lualock.InvalidArgument, match="which would run without the lock"):
         await settle(call())
-    assert not held(shell, lock.key)
+    assert not held(api, lock.key)

@@ -57,20 +57,20 @@ async def _until_renewed(world: World, lease: Any) -> None:
 
 @pytest.mark.parametrize("fault", [LOST, Fault("delay reply", seconds=2)], ids=["lost", "late"])
 async def test_the_loss_at_a_sooner_end_that_is_not_answered(
-    shell: World, faulty: FaultProxy, fault: Fault
+    api: World, faulty: FaultProxy, fault: Fault
 ) -> None:
     """``on_lost`` is called once at the sooner end, although the request had no answer."""
     losses: list[Any] = []
-    lease = await _held(shell, faulty, ttl=30, on_lost=losses.append)
-    waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
-    await shell.until(lambda: lease._wakeup)
+    lease = await _held(api, faulty, ttl=30, on_lost=losses.append)
+    waiting = asyncio.ensure_future(api.beside(lease.wait_lost))
+    await api.until(lambda: lease._wakeup)
     faulty.inject(fault, "extend")
-    extending = await _extending(shell, lease, 0.4, faulty)
-    await shell.until(lambda: losses and waiting.done(), wait_s=1.5)
+    extending = await _extending(api, lease, 0.4, faulty)
+    await api.until(lambda: losses and waiting.done(), wait_s=1.5)
     assert waiting.result()
     assert extending.done() == (fault is LOST)
     await asyncio.gather(extending, return_exceptions=True)
-    await _until_another_loss(shell, losses)
+    await _until_another_loss(api, losses)
     assert losses[:-1] == [lease]
 
 
@@ -91,34 +91,32 @@ async def test_the_loss_at_a_sooner_end_whose_request_was_cancelled(one_server: 
             await done.pop()
 
 
-async def test_a_sooner_end_that_is_not_answered_is_renewed(
-    shell: World, faulty: FaultProxy
-) -> None:
+async def test_a_sooner_end_that_is_not_answered_is_renewed(api: World, faulty: FaultProxy) -> None:
     """A renewed lease is renewed before its sooner end, although the request had no answer."""
     losses: list[Any] = []
-    lease = await _held(shell, faulty, ttl=30, renew=True, on_lost=losses.append)
+    lease = await _held(api, faulty, ttl=30, renew=True, on_lost=losses.append)
     faulty.inject(LOST, "extend")
     with pytest.raises(lualock.LockUnavailable):
         await settle(lease.extend(0.6))
     assert 0 < lease.remaining() <= 0.6
-    await _until_renewed(shell, lease)
-    await _until_renewed(shell, lease)
+    await _until_renewed(api, lease)
+    await _until_renewed(api, lease)
     assert losses == []
     await settle(lease.release())
 
 
 async def test_a_sooner_end_is_renewed_while_its_answer_is_out(
-    shell: World, faulty: FaultProxy
+    api: World, faulty: FaultProxy
 ) -> None:
     """A lease is renewed while ``extend()`` waits for its answer, if there is another
     connection."""
-    lease = await _held(shell, faulty, ttl=30, renew=True)
+    lease = await _held(api, faulty, ttl=30, renew=True)
     faulty.inject(Fault("delay reply", seconds=0.6), "extend")
-    extending = await _extending(shell, lease, 0.9, faulty)
-    await _until_renewed(shell, lease)
-    assert shell.asynchronous or not extending.done()
+    extending = await _extending(api, lease, 0.9, faulty)
+    await _until_renewed(api, lease)
+    assert api.asynchronous or not extending.done()
     await extending
-    await _until_renewed(shell, lease)
+    await _until_renewed(api, lease)
     await settle(lease.release())
 
 
@@ -126,36 +124,36 @@ async def test_a_sooner_end_is_renewed_while_its_answer_is_out(
 
 
 async def test_a_sooner_end_and_a_late_answer_to_a_later_one(
-    shell: World, faulty: FaultProxy
+    api: World, faulty: FaultProxy
 ) -> None:
     """Of two extensions in unknown order the lease keeps the sooner end, as on the server."""
-    lease = await _held(shell, faulty, ttl=10)
+    lease = await _held(api, faulty, ttl=10)
     faulty.inject(Fault("delay reply", seconds=0.3), "extend")
-    later = await _extending(shell, lease, 60, faulty)
+    later = await _extending(api, lease, 60, faulty)
     await settle(lease.extend(1))
     assert lease.remaining() <= 1
     await later
     assert lease.remaining() <= 1
-    assert shell.client.pttl("lualock:{x}") <= 1000
+    assert api.client.pttl("lualock:{x}") <= 1000
 
 
-async def test_two_later_ends_at_the_same_time(shell: World, faulty: FaultProxy) -> None:
+async def test_two_later_ends_at_the_same_time(api: World, faulty: FaultProxy) -> None:
     """Of two later ends at one time neither shortens the lease."""
-    lease = await _held(shell, faulty, ttl=10)
+    lease = await _held(api, faulty, ttl=10)
     faulty.inject(Fault("delay reply", times=2, seconds=0.2), "extend")
-    both = [await _extending(shell, lease, ttl, faulty) for ttl in (60, 50)]
+    both = [await _extending(api, lease, ttl, faulty) for ttl in (60, 50)]
     assert lease.remaining() <= 10
     await asyncio.gather(*both)
     assert lease.remaining() > 40
 
 
 async def test_a_late_answer_to_a_lease_whose_release_failed(
-    shell: World, faulty: FaultProxy
+    api: World, faulty: FaultProxy
 ) -> None:
     """A late answer to ``extend()`` does not make a lease held again after a failed release."""
-    lease = await _held(shell, faulty, ttl=30)
+    lease = await _held(api, faulty, ttl=30)
     faulty.choose = {"extend": Fault("delay reply", seconds=0.4), "release": LOST}.get
-    extending = await _extending(shell, lease, 60, faulty)
+    extending = await _extending(api, lease, 60, faulty)
     with pytest.raises(lualock.LockUnavailable):
         await settle(lease.release())
     await asyncio.gather(extending, return_exceptions=True)
@@ -171,39 +169,39 @@ async def _until_another_loss(world: World, losses: list[Any]) -> None:
     await world.until(lambda: other in losses)
 
 
-async def test_extend_does_not_report_a_loss_again(shell: World) -> None:
+async def test_extend_does_not_report_a_loss_again(api: World) -> None:
     """Repeated calls of ``extend()`` on a lost lease report its loss only once."""
     losses: list[Any] = []
-    locks = shell.connect()
+    locks = api.connect()
     ended = await settle(locks.lock("x", ttl=0.2, on_lost=losses.append).acquire())
-    await shell.until(lambda: losses and not shell.client.exists("lualock:{x}"))
+    await api.until(lambda: losses and not api.client.exists("lualock:{x}"))
     gone = await settle(locks.lock("y", ttl=30, on_lost=losses.append).acquire())
-    shell.client.delete("lualock:{y}")
+    api.client.delete("lualock:{y}")
     for lease, ttl in [(ended, 1), (ended, 30), (gone, 60), (gone, 1), (gone, 60)]:
         with pytest.raises(lualock.LeaseLost):
             await settle(lease.extend(ttl))
-    await _until_another_loss(shell, losses)
+    await _until_another_loss(api, losses)
     assert losses[:-1] == [ended, gone]
 
 
 @pytest.mark.parametrize(("first", "seconds"), [("renewal", 0.3), ("extend", 1.2)])
 async def test_extend_and_a_renewal_find_the_loss_at_once(
-    shell: World, faulty: FaultProxy, first: str, seconds: float
+    api: World, faulty: FaultProxy, first: str, seconds: float
 ) -> None:
     """A loss that ``extend()`` and a renewal both find is reported once, whatever their order."""
     losses: list[Any] = []
-    lease = await _held(shell, faulty, ttl=3, renew=True, on_lost=losses.append)
-    shell.client.delete("lualock:{x}")
+    lease = await _held(api, faulty, ttl=3, renew=True, on_lost=losses.append)
+    api.client.delete("lualock:{x}")
     faulty.inject(Fault("delay reply", seconds=seconds), "extend")
     sent = len(faulty.seen)
     if first == "renewal":
-        await shell.until(lambda: faulty.met)
-    extending = asyncio.ensure_future(shell.beside(lambda: lease.extend(3)))
-    await shell.until(lambda: len(faulty.seen) == sent + 2)
+        await api.until(lambda: faulty.met)
+    extending = asyncio.ensure_future(api.beside(lambda: lease.extend(3)))
+    await api.until(lambda: len(faulty.seen) == sent + 2)
     with pytest.raises(lualock.LeaseLost):
         await extending
     assert faulty.seen[sent].answered.is_set()
-    await _until_another_loss(shell, losses)
+    await _until_another_loss(api, losses)
     assert losses[:-1] == [lease]
 
 

@@ -180,11 +180,11 @@ async def test_inspect(world: World) -> None:
     assert not (await settle(lock.inspect())).held
 
 
-async def test_the_holder_is_named_by_default(shell: World) -> None:
+async def test_the_holder_is_named_by_default(api: World) -> None:
     """The default holder is host, process and thread."""
     import os
 
-    lock = shell.connect().lock("x")
+    lock = api.connect().lock("x")
     async with entered(lock):
         holder = (await settle(lock.inspect())).holder
     assert f":{os.getpid()}:MainThread" in holder
@@ -208,9 +208,9 @@ async def test_a_lost_lease_is_raised_when_the_body_succeeded(world: World) -> N
             world.client.delete(lock.key)
 
 
-async def test_a_lease_is_a_context_manager(shell: World) -> None:
+async def test_a_lease_is_a_context_manager(api: World) -> None:
     """``with lock.acquire(timeout=5)`` releases at its end, even after an error."""
-    lock = shell.connect().lock("x")
+    lock = api.connect().lock("x")
     with pytest.raises(KeyError):
         async with entered(await settle(lock.acquire(timeout=5))) as lease:
             raise KeyError
@@ -219,9 +219,9 @@ async def test_a_lease_is_a_context_manager(shell: World) -> None:
     assert not await settle(lock.locked())
 
 
-async def test_one_lock_object_in_many_threads_or_tasks(shell: World) -> None:
+async def test_one_lock_object_in_many_threads_or_tasks(api: World) -> None:
     """A lock object can be shared: each ``with`` block releases its own lease."""
-    lock = shell.connect().lock("x", ttl=30)
+    lock = api.connect().lock("x", ttl=30)
     inside = 0
     most = 0
 
@@ -240,40 +240,40 @@ async def test_one_lock_object_in_many_threads_or_tasks(shell: World) -> None:
             most = max(most, inside)
             inside -= 1
 
-    runs = [async_body() if shell.asynchronous else asyncio.to_thread(body) for _ in range(8)]
+    runs = [async_body() if api.asynchronous else asyncio.to_thread(body) for _ in range(8)]
     await asyncio.gather(*runs)
     assert most == 1
     assert not await settle(lock.locked())
 
 
 @pytest.mark.parametrize("end", ["released", "passed on", "expired"])
-async def test_a_lease_that_is_over_cannot_be_entered(shell: World, end: str) -> None:
+async def test_a_lease_that_is_over_cannot_be_entered(api: World, end: str) -> None:
     """``with`` on a released, passed on or lost lease raises before its body."""
-    lease = await settle(shell.connect().lock("x", ttl=0.05 if end == "expired" else 30).acquire())
+    lease = await settle(api.connect().lock("x", ttl=0.05 if end == "expired" else 30).acquire())
     match end:
         case "released":
             await settle(lease.release())
         case "passed on":
             lease.handle()
         case _:
-            await shell.until(lambda: lease.lost)
+            await api.until(lambda: lease.lost)
     with pytest.raises(lualock.LeaseLost, match=end):
         async with entered(lease):
             pytest.fail("the body ran")
 
 
-async def test_overlapping_blocks_release_their_own_lease(shell: World) -> None:
+async def test_overlapping_blocks_release_their_own_lease(api: World) -> None:
     """A block that outlives its lease does not release the lease of the next block."""
-    lock = shell.connect().lock("x", ttl=0.05)
+    lock = api.connect().lock("x", ttl=0.05)
 
     async def next_block() -> Any:
-        lease = await settle(lock.__aenter__() if shell.asynchronous else lock.__enter__())
+        lease = await settle(lock.__aenter__() if api.asynchronous else lock.__enter__())
         await settle(lease.extend(30))
         return lease
 
     with pytest.raises(lualock.LeaseLost, match="holds the lock now"):  # noqa: PT012 - as above
         async with entered(lock) as first:
-            if shell.asynchronous:
+            if api.asynchronous:
                 second = await asyncio.create_task(next_block())
             else:
                 second = await asyncio.to_thread(lambda: asyncio.run(next_block()))
@@ -295,11 +295,11 @@ async def test_a_forgotten_lease_is_lost_before_its_deadline(world: World) -> No
         assert lease.remaining() == 0.0
 
 
-async def test_a_released_lease_is_not_renewed(shell: World) -> None:
+async def test_a_released_lease_is_not_renewed(api: World) -> None:
     """After its release a lease is not renewed any more."""
-    locks = shell.connect()
+    locks = api.connect()
     lease = await settle(locks.lock("x").acquire())
-    watch = locks._renewer() if shell.asynchronous else locks._renewer
+    watch = locks._renewer() if api.asynchronous else locks._renewer
     assert watch.leases() == [lease]
     await settle(lease.release())
     assert watch.leases() == []
@@ -316,9 +316,9 @@ async def test_different_names_are_different_locks(world: World) -> None:
     assert len({lease.fence for lease in leases}) == len(names)
 
 
-async def test_different_prefixes_are_different_locks(shell: World) -> None:
+async def test_different_prefixes_are_different_locks(api: World) -> None:
     """Programs with different prefixes do not see each other's locks."""
-    one, two = shell.connect(prefix="one"), shell.connect(prefix="two")
+    one, two = api.connect(prefix="one"), api.connect(prefix="two")
     assert await settle(one.lock("x").try_acquire()) is not None
     assert await settle(two.lock("x").try_acquire()) is not None
     assert await settle(one.lock("x").try_acquire()) is None
@@ -370,15 +370,15 @@ async def test_a_late_renewal_is_logged(world: World, caplog: pytest.LogCaptureF
         lease.check()
 
 
-async def test_blocks_without_a_with_statement(shell: World) -> None:
+async def test_blocks_without_a_with_statement(api: World) -> None:
     """Exit stacks and methods that are called by name release what they acquired; so does a block
     that begins after a mere access to ``__exit__``."""
-    lock = shell.connect().lock("x", ttl=30)
-    end = "__aexit__" if shell.asynchronous else "__exit__"
+    lock = api.connect().lock("x", ttl=30)
+    end = "__aexit__" if api.asynchronous else "__exit__"
     begin = end.replace("exit", "enter")
-    stack: Any = contextlib.AsyncExitStack() if shell.asynchronous else contextlib.ExitStack()
+    stack: Any = contextlib.AsyncExitStack() if api.asynchronous else contextlib.ExitStack()
     assert hasattr(lock, end)
-    if shell.asynchronous:
+    if api.asynchronous:
         async with stack:
             lease = await stack.enter_async_context(lock)
             assert lease.held
@@ -395,11 +395,11 @@ async def test_blocks_without_a_with_statement(shell: World) -> None:
     assert not await settle(lock.locked())
 
 
-async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
+async def test_a_block_keeps_its_lease_alone(api: World) -> None:
     """A block keeps its lock held even if the lease has no name, and a block that is dropped
     releases it."""
-    lock = shell.connect().lock("x", ttl=30)
-    method = "__aexit__" if shell.asynchronous else "__exit__"
+    lock = api.connect().lock("x", ttl=30)
+    method = "__aexit__" if api.asynchronous else "__exit__"
     block = getattr(lock, method)
     lease = await settle(getattr(lock, method.replace("exit", "enter"))())
     seen = weakref.ref(lease)
@@ -408,14 +408,14 @@ async def test_a_block_keeps_its_lease_alone(shell: World) -> None:
     assert seen() is not None
     assert await settle(lock.locked())
     del block
-    await shell.until(lambda: seen() is None)
-    await shell.until(lambda: (shell.client.get(lock.key) or b"R")[:1] == b"R")
+    await api.until(lambda: seen() is None)
+    await api.until(lambda: (api.client.get(lock.key) or b"R")[:1] == b"R")
 
 
-async def test_methods_that_are_kept_and_called_again(shell: World) -> None:
+async def test_methods_that_are_kept_and_called_again(api: World) -> None:
     """``__enter__`` and ``__exit__`` that are kept and called by name end the right block."""
-    lock = shell.connect().lock("x", ttl=30)
-    end = "__aexit__" if shell.asynchronous else "__exit__"
+    lock = api.connect().lock("x", ttl=30)
+    end = "__aexit__" if api.asynchronous else "__exit__"
     enter, leave = getattr(lock, end.replace("exit", "enter")), getattr(lock, end)
     for _ in range(2):
         lease = await settle(enter())
@@ -427,19 +427,19 @@ async def test_methods_that_are_kept_and_called_again(shell: World) -> None:
         await settle(leave(None, None, None))
 
 
-async def test_a_block_that_ends_in_another_thread_releases_no_other_lease(shell: World) -> None:
+async def test_a_block_that_ends_in_another_thread_releases_no_other_lease(api: World) -> None:
     """A stack that another thread or task closes after the loss of its lease raises, and the new
     holder keeps the lock."""
-    lock = shell.connect().lock("x", ttl=0.2)
-    end = "__aexit__" if shell.asynchronous else "__exit__"
+    lock = api.connect().lock("x", ttl=0.2)
+    end = "__aexit__" if api.asynchronous else "__exit__"
 
     async def in_another(work: Any) -> Any:
-        if shell.asynchronous:
+        if api.asynchronous:
             return await asyncio.create_task(work())
-        return await shell.beside(work)
+        return await api.beside(work)
 
     lost = await in_another(getattr(lock, end.replace("exit", "enter")))
-    await shell.until(lambda: not lost.held and not shell.client.exists(lock.key))
+    await api.until(lambda: not lost.held and not api.client.exists(lock.key))
     async with entered(lock) as lease:
         await settle(lease.extend(30))
         with pytest.raises(lualock.LeaseLost):
@@ -472,16 +472,16 @@ async def test_a_block_whose_release_was_cancelled_is_over(one_server: Server) -
         assert not await lock.locked()
 
 
-async def test_the_block_of_a_lease_is_released_too(shell: World) -> None:
+async def test_the_block_of_a_lease_is_released_too(api: World) -> None:
     """``with lock.acquire():`` has the same protection as soon as its body begins."""
-    lock = shell.connect().lock("x", ttl=30)
+    lock = api.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
-    end = "__aexit__" if shell.asynchronous else "__exit__"
+    end = "__aexit__" if api.asynchronous else "__exit__"
     assert hasattr(lease, end)
     assert lease.held  # an access does not begin the block
     statement = getattr(lease, end)
     await settle(getattr(lease, end.replace("exit", "enter"))())
     assert callable(statement)
     del statement
-    await shell.until(lambda: not lease.held)
-    await shell.until(lambda: (shell.client.get(lock.key) or b"R")[:1] == b"R")
+    await api.until(lambda: not lease.held)
+    await api.until(lambda: (api.client.get(lock.key) or b"R")[:1] == b"R")

@@ -75,50 +75,50 @@ async def test_on_lost_is_not_called_after_a_release(world: World) -> None:
     assert losses == [other]
 
 
-async def test_on_lost_when_extend_finds_it_gone(shell: World) -> None:
+async def test_on_lost_when_extend_finds_it_gone(api: World) -> None:
     """``on_lost`` is called when ``extend()`` raises ``LeaseLost``."""
     losses: list[Any] = []
-    lock = shell.connect().lock("x", ttl=30, on_lost=losses.append)
+    lock = api.connect().lock("x", ttl=30, on_lost=losses.append)
     lease = await settle(lock.acquire())
-    shell.client.delete(lock.key)
+    api.client.delete(lock.key)
     with pytest.raises(lualock.LeaseLost):
         await settle(lease.extend(30))
-    await shell.until(lambda: losses)
+    await api.until(lambda: losses)
     assert losses == [lease]
 
 
-async def test_the_loss_is_reported_at_the_extended_end(shell: World) -> None:
+async def test_the_loss_is_reported_at_the_extended_end(api: World) -> None:
     """After ``extend()`` the loss is reported at the new end, sooner or later."""
     losses: list[str] = []
-    locks = shell.connect()
+    locks = api.connect()
     longer = await settle(locks.lock("a", ttl=0.3, on_lost=lambda _: losses.append("a")).acquire())
     await settle(longer.extend(1.0))
     sooner = await settle(locks.lock("b", ttl=60, on_lost=lambda _: losses.append("b")).acquire())
     await settle(sooner.extend(0.5))
-    await shell.until(lambda: len(losses) == 2)
+    await api.until(lambda: len(losses) == 2)
     assert losses == ["b", "a"]
 
 
 async def test_a_callback_that_raises_or_hangs(
-    shell: World, caplog: pytest.LogCaptureFixture
+    api: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A callback that raises or hangs does not stop the renewal of other leases; its error is
     logged."""
     hang = threading.Event()
 
     def bad(lease: Any) -> None:
-        if not shell.asynchronous:
+        if not api.asynchronous:
             hang.wait(20)
         raise RuntimeError("from the callback")
 
-    locks = shell.connect()
+    locks = api.connect()
     renewed = await settle(locks.lock("renewed", ttl=0.3, renew=True).acquire())
     lost = await settle(locks.lock("x", ttl=0.1, on_lost=bad).acquire())
     await asyncio.sleep(1)  # long enough for a renewal of the other lease
     assert renewed.held
     assert lost.lost
     hang.set()
-    await shell.until(lambda: "on_lost of lock 'x' raised" in caplog.text)
+    await api.until(lambda: "on_lost of lock 'x' raised" in caplog.text)
     assert "from the callback" in caplog.text
 
 
@@ -140,18 +140,18 @@ async def test_wait_lost(world: World) -> None:
         await world.beside(lambda: kept.wait_lost(-1))
 
 
-async def test_wait_lost_that_begins_while_the_lease_is_released(shell: World) -> None:
+async def test_wait_lost_that_begins_while_the_lease_is_released(api: World) -> None:
     """``wait_lost()`` that begins during a release ends with the release, not with the ttl."""
-    with FaultProxy(shell.server.socket) as proxy:
-        lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
+    with FaultProxy(api.server.socket) as proxy:
+        lease = await settle(api.connect(proxy.url).lock("x", ttl=30).acquire())
         proxy.inject(Fault("delay reply", seconds=0.3), "release")
-        releasing = asyncio.ensure_future(shell.beside(lease.release))
-        await shell.until(lambda: proxy.met)
-        waiting = asyncio.ensure_future(shell.beside(lease.wait_lost))
-        await shell.until(lambda: lease._wakeup)
+        releasing = asyncio.ensure_future(api.beside(lease.release))
+        await api.until(lambda: proxy.met)
+        waiting = asyncio.ensure_future(api.beside(lease.wait_lost))
+        await api.until(lambda: lease._wakeup)
         assert not releasing.done()
         await releasing
-        await shell.until(waiting.done, wait_s=2)
+        await api.until(waiting.done, wait_s=2)
         assert not waiting.result()
 
 
@@ -180,13 +180,13 @@ async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
     await world.until(lambda: not world.client.exists(lock.key))
 
 
-async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
+async def test_a_max_hold_shorter_than_the_ttl(api: World) -> None:
     """A lease ends with ``max_hold`` even if its ttl is longer."""
-    lock = shell.connect().lock("x", max_hold=0.3)
+    lock = api.connect().lock("x", max_hold=0.3)
     lease = await settle(lock.acquire())
     assert 0 < lease.remaining() <= 0.3
-    assert shell.client.pttl(lock.key) <= 300
-    await shell.until(lambda: lease.lost)
+    assert api.client.pttl(lock.key) <= 300
+    await api.until(lambda: lease.lost)
 
 
 @pytest.mark.parametrize(
@@ -198,19 +198,19 @@ async def test_a_max_hold_shorter_than_the_ttl(shell: World) -> None:
         ({"on_lost": 5}, "on_lost must be callable"),
     ],
 )
-async def test_bad_options(shell: World, options: dict[str, Any], message: str) -> None:
+async def test_bad_options(api: World, options: dict[str, Any], message: str) -> None:
     """Options that cannot be combined are refused when the lock object is created."""
     with pytest.raises(lualock.InvalidArgument, match=message):
-        shell.connect().lock("x", **options)
+        api.connect().lock("x", **options)
 
 
 # Renewal.
 
 
 @pytest.mark.full
-async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: Proxy) -> None:
+async def test_many_leases_are_renewed_in_few_round_trips(api: World, proxy: Proxy) -> None:
     """Leases that are due together are renewed in one round trip, and all stay held."""
-    locks = shell.connect(proxy.url)
+    locks = api.connect(proxy.url)
     leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(300)]
     await asyncio.sleep(3)  # long enough for two renewals of each lease
     assert all(lease.held for lease in leases)
@@ -221,29 +221,29 @@ async def test_many_leases_are_renewed_in_few_round_trips(shell: World, proxy: P
 
 @pytest.mark.full
 async def test_renewal_survives_lost_replies_and_forgotten_scripts(
-    shell: World, proxy: Proxy
+    api: World, proxy: Proxy
 ) -> None:
     """A batch whose reply is lost, or whose script is unknown, is repeated in time."""
-    locks = shell.connect(proxy.url)
+    locks = api.connect(proxy.url)
     leases = [await settle(locks.lock(f"l{n}", ttl=1.5, renew=True).acquire()) for n in range(20)]
     for _ in range(6):
         proxy.lose_reply = 1
-        shell.client.script_flush()
+        api.client.script_flush()
         await asyncio.sleep(0.5)  # long enough for renewals, whatever is lost
         assert all(lease.held for lease in leases)
-    assert all(shell.client.exists(f"lualock:{{l{n}}}") for n in range(20))
+    assert all(api.client.exists(f"lualock:{{l{n}}}") for n in range(20))
 
 
 async def test_a_failing_renewal_is_logged(
-    shell: World, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    api: World, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the server is silent, renewal is logged and repeated; then the lease is lost."""
     losses: list[Any] = []
-    lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=losses.append)
+    lock = api.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=losses.append)
     with caplog.at_level(logging.WARNING, logger="lualock.watch"):
         lease = await settle(lock.acquire())
         proxy.silent = True
-        await shell.until(lambda: losses)
+        await api.until(lambda: losses)
     assert caplog.text.count("could not be renewed, trying again") >= 2
     assert "is lost: it expired" in caplog.text
     assert lease.lost
@@ -266,21 +266,21 @@ class _RaisingProvider(redis.CredentialProvider):
 
 
 async def test_renewal_goes_on_after_an_error_of_the_program(
-    shell: World, caplog: pytest.LogCaptureFixture
+    api: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A credential provider that raises during a renewal costs no lease."""
     whims = _RaisingProvider()
-    client: Any = redis.asyncio.Redis if shell.asynchronous else redis.Redis
-    make: Any = aio.Locks if shell.asynchronous else lualock.Locks
-    locks = make(client(unix_socket_path=shell.server.socket, credential_provider=whims))
-    shell.made.append(locks)
+    client: Any = redis.asyncio.Redis if api.asynchronous else redis.Redis
+    make: Any = aio.Locks if api.asynchronous else lualock.Locks
+    locks = make(client(unix_socket_path=api.server.socket, credential_provider=whims))
+    api.made.append(locks)
     lock = locks.lock("x", ttl=1, renew=True)
     with caplog.at_level(logging.WARNING, logger="lualock.watch"):
         lease = await settle(lock.acquire())
         deadline = lease._state.deadline
         whims.raises = True
-        shell.client.client_kill_filter(_type="normal", skipme=True)
-        await shell.until(lambda: lease._state.deadline > deadline)
+        api.client.client_kill_filter(_type="normal", skipme=True)
+        await api.until(lambda: lease._state.deadline > deadline)
     assert not whims.raises
     assert "too many requests" in caplog.text
     assert lease.held
@@ -336,48 +336,48 @@ def test_a_loss_is_reported_once_a_thread_can_be_started(
 
 
 async def test_leases_are_watched_once_a_thread_can_be_started(
-    shell: World, monkeypatch: pytest.MonkeyPatch
+    api: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the renewing thread cannot be started the lock is not taken; the next acquisition is
     renewed."""
     failed = threads_fail(monkeypatch, "lualock-watch", 1)
-    lock = shell.connect().lock("x", ttl=0.6, renew=True)
+    lock = api.connect().lock("x", ttl=0.6, renew=True)
     with pytest.raises(RuntimeError, match="start"):
         await settle(lock.acquire())
     assert failed
     lease = await settle(lock.acquire(timeout=0))
     deadline = lease._state.deadline
-    await shell.until(lambda: lease._state.deadline > deadline)
+    await api.until(lambda: lease._state.deadline > deadline)
     assert lease.held
     await settle(lease.release())
 
 
 @pytest.mark.parametrize("when", ["acquired", "renewed"])
-async def test_errors_keep_no_lease_alive(shell: World, proxy: Proxy, when: str) -> None:
+async def test_errors_keep_no_lease_alive(api: World, proxy: Proxy, when: str) -> None:
     """A dropped lease is freed at once, without the collector: no error with its frames keeps it
     alive and renewed."""
     gc.collect()
     gc.disable()
     try:
-        lock = shell.connect(proxy.url).lock("x", ttl=1, renew=True)
+        lock = api.connect(proxy.url).lock("x", ttl=1, renew=True)
         proxy.lose_reply = 3 if when == "acquired" else 0
         lease = await settle(lock.acquire(timeout=5))
         if when == "renewed":
             proxy.lose_reply = 3
-            await shell.until(lambda: not proxy.lose_reply)
+            await api.until(lambda: not proxy.lose_reply)
             proxy.commands.clear()
-            await shell.until(lambda: proxy.commands)  # and again, with or without success
+            await api.until(lambda: proxy.commands)  # and again, with or without success
         seen = weakref.ref(lease)
         del lease
-        await shell.until(lambda: seen() is None)
+        await api.until(lambda: seen() is None)
     finally:
         gc.enable()
 
 
-async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
+async def test_extend_and_renewal_at_the_same_time(api: World) -> None:
     """A lease that is shortened during its renewal ends sooner, since their order is unknown; a
     longer end stays."""
-    lease = await settle(shell.connect().lock("x", ttl=30, renew=True).acquire())
+    lease = await settle(api.connect().lock("x", ttl=30, renew=True).acquire())
     revision = lease._revision
     await settle(lease.extend(90))
     lease._confirm_until(lease._clock() + 30, revision)
@@ -389,37 +389,37 @@ async def test_extend_and_renewal_at_the_same_time(shell: World) -> None:
     assert lease.remaining() > 50
 
 
-async def test_a_handed_over_lease_is_watched(shell: World) -> None:
+async def test_a_handed_over_lease_is_watched(api: World) -> None:
     """A waiter's lease, whose claim is read later, is renewed beyond the claim window."""
-    locks = shell.connect()
+    locks = api.connect()
     first = await settle(locks.lock("x", ttl=60).acquire())
     waiter = asyncio.ensure_future(
-        shell.beside(locks.lock("x", ttl=CLAIM_MS / 1000 + 1, renew=True).acquire)
+        api.beside(locks.lock("x", ttl=CLAIM_MS / 1000 + 1, renew=True).acquire)
     )
-    await shell.until_waiters(locks.lock("x"), 1)
+    await api.until_waiters(locks.lock("x"), 1)
     await settle(first.release())
     lease = await waiter
-    await shell.until(lambda: lease.remaining() > CLAIM_MS / 1000, wait_s=2)
+    await api.until(lambda: lease.remaining() > CLAIM_MS / 1000, wait_s=2)
     await settle(lease.release())
 
 
 # asyncio: the body.
 
 
-async def test_a_lease_that_is_held_when_all_is_closed(shell: World) -> None:
+async def test_a_lease_that_is_held_when_all_is_closed(api: World) -> None:
     """A held lease is renewed after ``aclose()``, and its loss is reported."""
     losses: list[Any] = []
-    locks = shell.connect()
+    locks = api.connect()
     lock = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append)
     lease, released = await settle(lock.acquire()), await settle(locks.lock("y").acquire())
     await settle(released.release())
     end = time.monotonic() + lease.remaining()
     for _ in range(2):
-        await settle(locks.aclose() if shell.asynchronous else locks.close())
-    await shell.until(lambda: time.monotonic() + lease.remaining() > end + 0.5)
+        await settle(locks.aclose() if api.asynchronous else locks.close())
+    await api.until(lambda: time.monotonic() + lease.remaining() > end + 0.5)
     assert losses == []
-    shell.client.delete(lock.key)
-    await shell.until(lambda: losses)
+    api.client.delete(lock.key)
+    await api.until(lambda: losses)
     assert losses == [lease]
 
 
@@ -676,30 +676,30 @@ async def test_a_coroutine_as_callback(one_server: Server) -> None:
         assert losses == [lease]
 
 
-async def test_entered_leases_are_watched_too(shell: World) -> None:
+async def test_entered_leases_are_watched_too(api: World) -> None:
     """A ``with`` block on a lease that ends in it raises at its end if its body succeeded."""
     losses: list[Any] = []
-    lock = shell.connect().lock("x", ttl=0.2, on_lost=losses.append)
+    lock = api.connect().lock("x", ttl=0.2, on_lost=losses.append)
     with pytest.raises(lualock.LeaseLost):  # noqa: PT012 - its body is what is tested
         async with entered(lock) as lease:
-            await shell.until(lambda: losses)
-            await shell.until(lambda: not shell.client.exists(lock.key))
+            await api.until(lambda: losses)
+            await api.until(lambda: not api.client.exists(lock.key))
             assert lease.lost
 
 
-async def test_a_lease_that_ended_in_the_client_only(shell: World) -> None:
+async def test_a_lease_that_ended_in_the_client_only(api: World) -> None:
     """A lease that the server still has can be extended after its local end, and is watched
     again."""
     losses: list[Any] = []
-    lock = shell.connect().lock("x", ttl=0.3, on_lost=losses.append)
+    lock = api.connect().lock("x", ttl=0.3, on_lost=losses.append)
     lease = await settle(lock.acquire())
-    shell.client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
-    await shell.until(lambda: losses)
+    api.client.pexpire(lock.key, 60_000)  # as if the server's clock were slower
+    await api.until(lambda: losses)
     assert lease.lost
     await settle(lease.extend(0.4))
     assert lease.held
     assert not lease.lost
-    await shell.until(lambda: len(losses) == 2)
+    await api.until(lambda: len(losses) == 2)
 
 
 async def test_a_body_that_finds_the_loss_itself_is_not_cancelled(one_server: Server) -> None:
@@ -738,14 +738,14 @@ async def test_wait_lost_of_a_lease_that_is_made_shorter(world: World) -> None:
     assert await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_loss_is_reported_during_a_slow_renewal(shell: World, proxy: Proxy) -> None:
+async def test_a_loss_is_reported_during_a_slow_renewal(api: World, proxy: Proxy) -> None:
     """A loss is reported on time while a renewal waits for a silent server."""
     losses: list[Any] = []
-    locks = shell.connect(proxy.url)
+    locks = api.connect(proxy.url)
     renewed = await settle(locks.lock("renewed", ttl=0.9, renew=True).acquire())
     lease = await settle(locks.lock("x", ttl=0.3, on_lost=losses.append).acquire())
     proxy.silent = True
-    await shell.until(lambda: losses, wait_s=2)
+    await api.until(lambda: losses, wait_s=2)
     assert losses == [lease]
     assert renewed.name == "renewed"
 

@@ -48,9 +48,9 @@ async def test_adopt(world: World) -> None:
     assert not await settle(locks.lock("x").locked())
 
 
-async def test_a_lease_that_was_passed_on_is_over(shell: World) -> None:
+async def test_a_lease_that_was_passed_on_is_over(api: World) -> None:
     """After ``handle()`` the first lease can be neither checked nor extended nor entered."""
-    lease = await settle(shell.connect().lock("x", ttl=30).acquire())
+    lease = await settle(api.connect().lock("x", ttl=30).acquire())
     lease.handle()
     for use in (lease.check, lambda: lease.extend(5)):
         with pytest.raises(lualock.LeaseLost, match=r"passed on: handle\(\) was called") as caught:
@@ -59,9 +59,9 @@ async def test_a_lease_that_was_passed_on_is_over(shell: World) -> None:
     assert "passed on" in repr(lease)
 
 
-async def test_a_with_block_does_not_release_a_lease_in_trust(shell: World) -> None:
+async def test_a_with_block_does_not_release_a_lease_in_trust(api: World) -> None:
     """The end of a ``with`` block does not release a lease that was passed on."""
-    locks = shell.connect()
+    locks = api.connect()
     async with entered(locks.lock("x", ttl=30)) as lease:
         handle = lease.handle()
     assert await settle(locks.lock("x").locked())
@@ -69,9 +69,9 @@ async def test_a_with_block_does_not_release_a_lease_in_trust(shell: World) -> N
     await settle(adopted.release())
 
 
-async def test_releasing_a_lease_in_trust(shell: World) -> None:
+async def test_releasing_a_lease_in_trust(api: World) -> None:
     """``release()`` frees a lease in trust, unless it has been adopted."""
-    locks = shell.connect()
+    locks = api.connect()
     lease = await settle(locks.lock("x", ttl=30).acquire())
     handle = lease.handle()
     await settle(lease.release())
@@ -81,28 +81,28 @@ async def test_releasing_a_lease_in_trust(shell: World) -> None:
 
 
 @pytest.mark.full
-async def test_renewed_in_trust(shell: World) -> None:
+async def test_renewed_in_trust(api: World) -> None:
     """The first process renews a lease until it is adopted; then the adopting one does."""
-    locks = shell.connect()
+    locks = api.connect()
     lease = await settle(locks.lock("x", ttl=0.4, renew=True).acquire())
     handle = lease.handle()
     await asyncio.sleep(1)  # longer than its ttl
-    second = await settle(shell.connect().adopt(handle))
+    second = await settle(api.connect().adopt(handle))
     await asyncio.sleep(1)  # longer than its ttl
     assert second.held
-    watch = locks._renewer() if shell.asynchronous else locks._renewer
+    watch = locks._renewer() if api.asynchronous else locks._renewer
     assert watch.leases() == []  # the first process noticed, and reports no loss
     assert not lease.lost
-    third = await settle(shell.connect().adopt(second.handle(), renew=False))
-    await shell.until(lambda: third.lost)
+    third = await settle(api.connect().adopt(second.handle(), renew=False))
+    await api.until(lambda: third.lost)
 
 
-async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(shell: World) -> None:
+async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(api: World) -> None:
     """A lease that has ended can be neither passed on nor adopted."""
-    locks = shell.connect()
+    locks = api.connect()
     lease = await settle(locks.lock("x", ttl=0.2).acquire())
     handle = lease.handle()
-    await shell.until(lambda: not shell.client.exists("lualock:{x}"))
+    await api.until(lambda: not api.client.exists("lualock:{x}"))
     with pytest.raises(lualock.LeaseLost, match="the lock is now free"):
         await settle(locks.adopt(handle))
     other = await settle(locks.lock("x", ttl=30).acquire())
@@ -110,7 +110,7 @@ async def test_a_lease_that_ended_cannot_be_passed_on_or_adopted(shell: World) -
         await settle(locks.adopt(handle))
     await settle(other.release())
     ended = await settle(locks.lock("y", ttl=0.05).acquire())
-    await shell.until(lambda: ended.lost)
+    await api.until(lambda: ended.lost)
     with pytest.raises(lualock.LeaseLost):
         ended.handle()
 
@@ -129,9 +129,9 @@ async def test_waiters_stay_in_line(world: World) -> None:
     await settle(got.release())
 
 
-async def test_a_lost_reply(shell: World, proxy: Proxy) -> None:
+async def test_a_lost_reply(api: World, proxy: Proxy) -> None:
     """An adoption whose reply is lost is repeated, with the same result."""
-    locks = shell.connect(proxy.url)
+    locks = api.connect(proxy.url)
     lease = await settle(locks.lock("x", ttl=30).acquire())
     proxy.lose_reply = 1
     adopted = await settle(locks.adopt(lease.handle()))
@@ -139,16 +139,16 @@ async def test_a_lost_reply(shell: World, proxy: Proxy) -> None:
     await settle(adopted.release())
 
 
-async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
+async def test_replies_lost_for_good(api: World, proxy: Proxy) -> None:
     """If the outcome of an adoption stays unknown, no process keeps the lock."""
-    locks = shell.connect(proxy.url)
-    shell.client.script_load(SCRIPTS["adopt"].source)
+    locks = api.connect(proxy.url)
+    api.client.script_load(SCRIPTS["adopt"].source)
     lease = await settle(locks.lock("x", ttl=30).acquire())
     proxy.lose_reply = 2
     with pytest.raises(lualock.LockUnavailable) as caught:
         await settle(locks.adopt(lease.handle()))
     assert caught.value.outcome_unknown
-    await shell.until(lambda: shell.client.get("lualock:{x}")[:1] == b"R")
+    await api.until(lambda: api.client.get("lualock:{x}")[:1] == b"R")
 
 
 @pytest.mark.parametrize(
@@ -163,16 +163,16 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
         ("lualock1." + "t" * 22 + ".1000.10.bHVhbG9jazp7fX0=", "is damaged"),
     ],
 )
-async def test_an_invalid_handle(shell: World, handle: Any, message: str) -> None:
+async def test_an_invalid_handle(api: World, handle: Any, message: str) -> None:
     """A text that is not a handle is refused without a request, and not repeated in the error."""
     with pytest.raises(lualock.InvalidArgument, match=message) as caught:
-        await settle(shell.connect().adopt(handle))
+        await settle(api.connect().adopt(handle))
     assert "ttttt" not in str(caught.value)
 
 
-async def test_odd_names(shell: World) -> None:
+async def test_odd_names(api: World) -> None:
     """A handle works for any name of a lock."""
-    locks = shell.connect()
+    locks = api.connect()
     for name in ("a}b%7D{c", b"\x00\xff\n", "\u00e4" * 100, " "):
         lease = await settle(locks.lock(name, ttl=30).acquire())
         adopted = await settle(locks.adopt(lease.handle()))

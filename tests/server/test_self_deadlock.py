@@ -80,14 +80,14 @@ async def acquire(lock: Any) -> Any:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_inside_its_own_block(shell: World, way: str) -> None:
+async def test_inside_its_own_block(api: World, way: str) -> None:
     """A second lock object of the name, even of other ``Locks``, is refused without a request; the
     block goes on, and its end frees the lock."""
-    lock = lock_of(shell)
-    others = [lock, lock_of(shell, lock._locks), lock_of(shell)]
+    lock = lock_of(api)
+    others = [lock, lock_of(api, lock._locks), lock_of(api)]
     for wait in (acquire, enter_and_leave):
         async with WAYS[way](lock) as lease:
-            shell.client.config_resetstat()
+            api.client.config_resetstat()
             for other in others:
                 with pytest.raises(
                     lualock.SelfDeadlock,
@@ -95,7 +95,7 @@ async def test_inside_its_own_block(shell: World, way: str) -> None:
                 ) as refused:
                     await wait(other)
                 assert refused.value.name == "x"
-            assert shell.calls("evalsha") + shell.calls("eval") == 0
+            assert api.calls("evalsha") + api.calls("eval") == 0
             lease.check()
         for other in others:
             await enter_and_leave(other)
@@ -103,9 +103,9 @@ async def test_inside_its_own_block(shell: World, way: str) -> None:
     assert (str(copy), copy.name) == (str(refused.value), "x")
 
 
-async def test_with_a_timeout(shell: World) -> None:
+async def test_with_a_timeout(api: World) -> None:
     """A wait with a timeout is not refused: the server refuses it when the time is over."""
-    lock = lock_of(shell)
+    lock = lock_of(api)
     async with entered(lock):
         for timeout in (0, 0.05):
             with pytest.raises(lualock.NotAcquired):
@@ -113,22 +113,22 @@ async def test_with_a_timeout(shell: World) -> None:
         assert await settle(lock.try_acquire()) is None
 
 
-async def test_another_lock(shell: World) -> None:
+async def test_another_lock(api: World) -> None:
     """Another name, prefix or database is another lock."""
-    lock = lock_of(shell)
+    lock = lock_of(api)
     locks = lock._locks
-    where = shell.server.url + ("&" if "?" in shell.server.url else "?") + "db=1"
+    where = api.server.url + ("&" if "?" in api.server.url else "?") + "db=1"
     async with entered(lock):
         await enter_and_leave(locks.lock("y", TTL))
-        await enter_and_leave(lock_of(shell, shell.connect(prefix="other")))
-        await enter_and_leave(lock_of(shell, shell.connect(where)))
+        await enter_and_leave(lock_of(api, api.connect(prefix="other")))
+        await enter_and_leave(lock_of(api, api.connect(where)))
 
 
 @pytest.mark.parametrize("end", ["released", "passed on", "lost"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
+async def test_a_lease_that_has_ended(api: World, way: str, end: str) -> None:
     """A block whose lease has ended goes on, and refuses no waiter."""
-    lock = lock_of(shell)
+    lock = lock_of(api)
     try:
         async with WAYS[way](lock) as lease:
             if end == "released":
@@ -138,7 +138,7 @@ async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
                 await settle(adopted.release())
             else:
                 await settle(lease.extend(0.02))
-                await shell.until(lambda: lease.lost)
+                await api.until(lambda: lease.lost)
             await enter_and_leave(lock)
     except lualock.LeaseLost:
         assert end == "lost"
@@ -148,10 +148,10 @@ async def test_a_lease_that_has_ended(shell: World, way: str, end: str) -> None:
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("way", WAYS)
 async def test_nothing_stays_behind(
-    shell: World, way: str, error: type[BaseException] | None
+    api: World, way: str, error: type[BaseException] | None
 ) -> None:
     """After any end of a block its lock can be waited for, and nothing is kept of its objects."""
-    lock = lock_of(shell)
+    lock = lock_of(api)
     server, key = lock._locks._endpoint.server, lock.key
     with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt):
         async with WAYS[way](lock) as lease:
@@ -168,23 +168,23 @@ async def test_nothing_stays_behind(
     assert key not in blocks_on(server).listed
 
 
-async def test_a_lock_entered_by_name_and_dropped(shell: World) -> None:
+async def test_a_lock_entered_by_name_and_dropped(api: World) -> None:
     """A lock object that was entered by name and dropped is not renewed."""
-    lock = lock_of(shell)
-    lease = await settle((lock.__aenter__ if shell.asynchronous else lock.__enter__)())
+    lock = lock_of(api)
+    lease = await settle((lock.__aenter__ if api.asynchronous else lock.__enter__)())
     seen = weakref.ref(lease)
     del lease, lock
     gc.collect()
     assert seen() is None
 
 
-async def test_methods_by_name_of_two_lock_objects(shell: World) -> None:
+async def test_methods_by_name_of_two_lock_objects(api: World) -> None:
     """``__exit__`` by name ends the block that began on its own object."""
-    first, second = lock_of(shell), lock_of(shell)
-    begin, end = ("__aenter__", "__aexit__") if shell.asynchronous else ("__enter__", "__exit__")
+    first, second = lock_of(api), lock_of(api)
+    begin, end = ("__aenter__", "__aexit__") if api.asynchronous else ("__enter__", "__exit__")
     lost = await settle(getattr(first, begin)())
     await settle(lost.extend(0.02))
-    await shell.until(lambda: lost.lost)
+    await api.until(lambda: lost.lost)
     lease = await settle(getattr(second, begin)())
     with pytest.raises(lualock.LeaseLost):
         await settle(getattr(first, end)(None, None, None))
@@ -193,19 +193,19 @@ async def test_methods_by_name_of_two_lock_objects(shell: World) -> None:
     assert not await settle(first.locked())
 
 
-async def test_another_thread_or_task(shell: World) -> None:
+async def test_another_thread_or_task(api: World) -> None:
     """Another thread or task, even a child task, waits and gets the lock when the block has
     ended."""
-    lock = lock_of(shell)
+    lock = lock_of(api)
     async with entered(lock):
-        waiting = asyncio.ensure_future(shell.beside(lambda: lock_of(shell).acquire()))
-        await shell.until_waiters(lock, 1)
+        waiting = asyncio.ensure_future(api.beside(lambda: lock_of(api).acquire()))
+        await api.until_waiters(lock, 1)
     await settle((await waiting).release())
 
 
-def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
+def test_a_thread_that_has_the_ident_of_a_dead_one(thread_api: World) -> None:
     """A thread with the ident of a dead one may wait for the lock that the dead one entered."""
-    lock = shell_plain.connect().lock("x", 30)
+    lock = thread_api.connect().lock("x", 30)
     begins = threading.Thread(target=lock.__enter__)
     begins.start()
     begins.join()
@@ -227,7 +227,7 @@ def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
         waits.join()
     else:
         pytest.skip("this system does not use idents again")
-    wait_until(lambda: results or shell_plain.waiters(lock) == 1)
+    wait_until(lambda: results or thread_api.waiters(lock) == 1)
     lock.__exit__(None, None, None)
     waits.join()
     assert isinstance(results[0], lualock.Lease)
@@ -235,7 +235,7 @@ def test_a_thread_that_has_the_ident_of_a_dead_one(shell_plain: World) -> None:
 
 
 @pytest.fixture
-def shell_plain(one_server: Server) -> Iterator[World]:
+def thread_api(one_server: Server) -> Iterator[World]:
     """Return the world of the API for threads."""
     with one_server.client() as client:
         world = World(one_server, asynchronous=False, resp=3, client=client)
@@ -243,10 +243,10 @@ def shell_plain(one_server: Server) -> Iterator[World]:
         world.close()
 
 
-async def test_the_plain_lock_in_two_coroutines(shell_plain: World) -> None:
+async def test_the_plain_lock_in_two_coroutines(thread_api: World) -> None:
     """A blocking wait in a second coroutine is refused: it would stop the loop that the first one
     needs."""
-    lock = lock_of(shell_plain)
+    lock = lock_of(thread_api)
     inside, leave = asyncio.Event(), asyncio.Event()
 
     async def first() -> None:
@@ -263,17 +263,17 @@ async def test_the_plain_lock_in_two_coroutines(shell_plain: World) -> None:
     await enter_and_leave(lock)
 
 
-async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None:
+async def test_a_plain_wait_in_a_task_that_is_inside(thread_api: World) -> None:
     """A blocking wait is refused if a task of its thread is in a block of the lock; an ended task
     does not count."""
-    plain = lock_of(shell_plain)
-    async with aio.connect(shell_plain.server.url) as locks:
-        lock = lock_of(shell_plain, locks)
+    plain = lock_of(thread_api)
+    async with aio.connect(thread_api.server.url) as locks:
+        lock = lock_of(thread_api, locks)
         async with lock:
             with pytest.raises(lualock.SelfDeadlock, match="this thread"):
                 plain.acquire()
             waiting = asyncio.create_task(asyncio.to_thread(plain.acquire))
-            await shell_plain.until_waiters(plain, 1)
+            await thread_api.until_waiters(plain, 1)
         (await waiting).release()
         await asyncio.create_task(lock.__aenter__())
         refuse = partial(lock._locks._blocks.refuse_own_wait, lock.key)
@@ -283,25 +283,25 @@ async def test_a_plain_wait_in_a_task_that_is_inside(shell_plain: World) -> None
         await lock.__aexit__(None, None, None)
 
 
-async def test_a_task_that_waits_inside_its_plain_block(shell_plain: World) -> None:
+async def test_a_task_that_waits_inside_its_plain_block(thread_api: World) -> None:
     """An asyncio wait in the task of a blocking block is refused; a task that began inside it gets
     the lock after the block."""
-    lock = lock_of(shell_plain)
-    async with aio.connect(shell_plain.server.url) as locks:
+    lock = lock_of(thread_api)
+    async with aio.connect(thread_api.server.url) as locks:
         other = locks.lock("x", TTL)
         with lock:
             for wait in (acquire, enter_and_leave):
                 with pytest.raises(lualock.SelfDeadlock, match="this task"):
                     await wait(other)
             child = asyncio.create_task(acquire(other))
-            await shell_plain.until_waiters(lock, 1)
+            await thread_api.until_waiters(lock, 1)
         await (await child).release()
 
 
-def test_a_forked_child(shell_plain: World) -> None:
+def test_a_forked_child(thread_api: World) -> None:
     """A forked child does not count as inside the blocks of its parent: it waits and gets the
     lock."""
-    lock = lock_of(shell_plain)
+    lock = lock_of(thread_api)
     with lock:
         if not (child := os.fork()):
             status = 1
@@ -309,7 +309,7 @@ def test_a_forked_child(shell_plain: World) -> None:
                 lock.acquire().release()
                 status = 0
             os._exit(status)
-        wait_until(lambda: shell_plain.waiters(lock) == 1)
+        wait_until(lambda: thread_api.waiters(lock) == 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -360,58 +360,58 @@ class Nested:
 
 
 @pytest.mark.parametrize("policy", ENDLESS)
-async def test_a_job_that_would_wait_for_itself(shell: World, policy: str) -> None:
+async def test_a_job_that_would_wait_for_itself(api: World, policy: str) -> None:
     """A job that would wait for itself is refused at once, and goes on without a reservation."""
-    nested = Nested(shell, policy=ENDLESS[policy])
+    nested = Nested(api, policy=ENDLESS[policy])
     assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
-    assert not held(shell, nested.lock.key)
-    assert not held(shell, reservation_of(nested.lock))
+    assert not held(api, nested.lock.key)
+    assert not held(api, reservation_of(nested.lock))
     assert nested.lock.key not in nested.lock._locks._blocks.listed
 
 
-async def test_coalesce_checks_first(shell: World) -> None:
+async def test_coalesce_checks_first(api: World) -> None:
     """A refused ``Coalesce`` takes no reservation, which would drop another job."""
 
     def call() -> Any:
-        shell.client.config_resetstat()
+        api.client.config_resetstat()
         return nested.job(False)
 
-    nested = Nested(shell, call, policy=jobs.Coalesce())
+    nested = Nested(api, call, policy=jobs.Coalesce())
     for _ in range(2):  # the first time the server learns the scripts
         assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock] * 2
-    assert shell.calls("evalsha") + shell.calls("eval") == 2  # the inner try, the outer release
+    assert api.calls("evalsha") + api.calls("eval") == 2  # the inner try, the outer release
 
 
 @pytest.mark.parametrize("policy", DEFINITE)
-async def test_a_job_that_calls_itself(shell: World, policy: str) -> None:
+async def test_a_job_that_calls_itself(api: World, policy: str) -> None:
     """A policy that does not wait for ever gives its usual answer to a job that calls itself."""
     chosen, answer = DEFINITE[policy]
-    nested = Nested(shell, policy=chosen)
+    nested = Nested(api, policy=chosen)
     assert await settle(nested.job()) == "ran"
     assert nested.answers == [answer]
 
 
-async def test_a_job_that_takes_its_lock_by_name(shell: World) -> None:
+async def test_a_job_that_takes_its_lock_by_name(api: World) -> None:
     """A run counts as a block of its lock, and ends as one."""
-    nested = Nested(shell, lambda: lock_of(shell).acquire())
+    nested = Nested(api, lambda: lock_of(api).acquire())
     for _ in range(2):
         assert await settle(nested.job()) == "ran"
     assert nested.answers == [lualock.SelfDeadlock] * 2
     await enter_and_leave(nested.lock)
 
 
-async def test_a_job_that_calls_another(shell: World) -> None:
+async def test_a_job_that_calls_another(api: World) -> None:
     """A job may wait for another job with another key."""
-    locks = shell.connect()
-    other: Any = locks.job(key="y", policy=jobs.Wait(None))(as_job(shell, lambda: "the other"))
-    nested = Nested(shell, other, policy=jobs.Wait(None))
+    locks = api.connect()
+    other: Any = locks.job(key="y", policy=jobs.Wait(None))(as_job(api, lambda: "the other"))
+    nested = Nested(api, other, policy=jobs.Wait(None))
     assert await settle(nested.job()) == "ran"
     assert nested.answers == ["the other"]
 
 
-async def test_two_runs_beside_each_other(shell: World) -> None:
+async def test_two_runs_beside_each_other(api: World) -> None:
     """A second run in another thread or task waits for the first and runs after it."""
     begun, ends = threading.Event(), threading.Event()
 
@@ -425,27 +425,27 @@ async def test_two_runs_beside_each_other(shell: World) -> None:
         ends.wait(5)
         return number
 
-    body: Any = coroutine if shell.asynchronous else plain
-    job: Any = shell.connect().job(key="x", ttl=TTL, policy=jobs.Wait(None))(body)
-    runs = [asyncio.create_task(shell.beside(partial(job, 1)))]
-    await shell.until(begun.is_set)
-    runs.append(asyncio.create_task(shell.beside(partial(job, 2))))
-    await shell.until_waiters(job.lock_for(1), 1)
+    body: Any = coroutine if api.asynchronous else plain
+    job: Any = api.connect().job(key="x", ttl=TTL, policy=jobs.Wait(None))(body)
+    runs = [asyncio.create_task(api.beside(partial(job, 1)))]
+    await api.until(begun.is_set)
+    runs.append(asyncio.create_task(api.beside(partial(job, 2))))
+    await api.until_waiters(job.lock_for(1), 1)
     ends.set()
     assert await asyncio.gather(*runs) == [1, 2]
 
 
-async def test_a_plain_job_in_a_thread(shell_plain: World) -> None:
+async def test_a_plain_job_in_a_thread(thread_api: World) -> None:
     """A job that runs in a worker thread is inside its lock there; the loop's thread is not."""
-    nested = Nested(shell_plain, policy=jobs.Wait(None))
+    nested = Nested(thread_api, policy=jobs.Wait(None))
     assert await run_in_thread(jobs.adapter(nested.job), (), {}, None) == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
 
 
-async def test_a_delivery_that_would_wait_for_itself(shell: World) -> None:
+async def test_a_delivery_that_would_wait_for_itself(api: World) -> None:
     """A refused call leaves the reservation of a queued job in place."""
-    nested = Nested(shell, unique="both", policy=jobs.Coalesce())
-    queue = Queue(shell, nested.job)
+    nested = Nested(api, unique="both", policy=jobs.Coalesce())
+    queue = Queue(api, nested.job)
     assert await queue.put()
     assert await queue.deliver() == "ran"
     assert nested.answers == [lualock.SelfDeadlock]
@@ -483,22 +483,22 @@ def guarded(lock: Any) -> Iterator[None]:
         yield
 
 
-def test_a_block_in_a_context_manager_of_the_program(shell_plain: World) -> None:
+def test_a_block_in_a_context_manager_of_the_program(thread_api: World) -> None:
     """The caller of a generator's block is inside the block."""
-    lock = lock_of(shell_plain)
+    lock = lock_of(thread_api)
     with guarded(lock), pytest.raises(lualock.SelfDeadlock):
         lock.acquire()
 
 
-def test_a_block_that_a_call_left_open_in_a_thread_of_a_pool(shell_plain: World) -> None:
+def test_a_block_that_a_call_left_open_in_a_thread_of_a_pool(thread_api: World) -> None:
     """A call with a context of its own may wait for a block that an earlier call left open on its
     thread."""
-    lock = lock_of(shell_plain)
+    lock = lock_of(thread_api)
     first, second = guarded(lock), guarded(lock)
     with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
         pool.submit(copy_context().run, first.__enter__).result()
         waiting = pool.submit(copy_context().run, second.__enter__)
-        wait_until(lambda: shell_plain.waiters(lock) == 1)
+        wait_until(lambda: thread_api.waiters(lock) == 1)
         other.submit(copy_context().run, first.__exit__, None, None, None).result()
         assert waiting.result(5) is None
         pool.submit(copy_context().run, second.__exit__, None, None, None).result()

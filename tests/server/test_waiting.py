@@ -339,9 +339,9 @@ async def test_restarted_server(world: World) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["paused", "gone"])
-async def test_time_is_kept_without_a_server(shell: World, trouble: str) -> None:
+async def test_time_is_kept_without_a_server(api: World, trouble: str) -> None:
     """A timeout is kept whatever the server does, at the first try and while waiting."""
-    world, name = shell, shell.server.name
+    world, name = api, api.server.name
     server = Server(name, BINARIES[name])
     try:
         lock = world.connect(server.url).lock("x", ttl=30)
@@ -590,16 +590,16 @@ asyncio.run(main())
 
 
 @pytest.mark.full
-async def test_a_holder_that_dies_with_a_crowd_in_front(shell: World) -> None:
+async def test_a_holder_that_dies_with_a_crowd_in_front(api: World) -> None:
     """However many waiters ahead die, a live one checks soon after the end of the lease."""
-    lock = shell.connect().lock("x", ttl=30)
+    lock = api.connect().lock("x", ttl=30)
     lease = await settle(lock.acquire())
-    with program(CROWD, shell.server.url):
-        await shell.until_waiters(lock, 12)
+    with program(CROWD, api.server.url):
+        await api.until_waiters(lock, 12)
         await settle(lease.extend(3))
         start = time.monotonic()
-        alive = asyncio.ensure_future(shell.beside(shell.connect().lock("x", ttl=30).acquire))
-        await shell.until_waiters(lock, 13)
+        alive = asyncio.ensure_future(api.beside(api.connect().lock("x", ttl=30).acquire))
+        await api.until_waiters(lock, 13)
     got = await asyncio.wait_for(alive, 20)
     assert time.monotonic() - start < 12  # half a second for each of the dead
     assert lease.lost

@@ -132,32 +132,32 @@ async def test_a_waiter_is_woken_by_the_new_primary(world: World) -> None:
         await settle(lease.release())
 
 
-async def test_a_waiter_that_stays_subscribed_at_the_old_primary(shell: World) -> None:
+async def test_a_waiter_that_stays_subscribed_at_the_old_primary(api: World) -> None:
     """A waiter at the old primary receives, by replication, a message whose lock went to the next
     waiter. Their fences differ, so it learns that the lease is not its own, and subscribes at the
     new one."""
-    server = Server(shell.server.name, BINARIES[shell.server.name])
+    server = Server(api.server.name, BINARIES[api.server.name])
     with closing(server), server.client() as new, to_fail_over(server) as change:
-        await _follow(shell, new, change.old)
-        holder, deceived = shell.connect(change.url), shell.connect(change.url)
+        await _follow(api, new, change.old)
+        holder, deceived = api.connect(change.url), api.connect(change.url)
         held = await settle(holder.lock("x", ttl=60).acquire())
-        first = _waiter(shell, deceived)
-        await shell.until(lambda: new.zcard("lualock:{x}:waiters") == 1)
-        await change.repeat(shell, new)
-        second = _waiter(shell, shell.connect(server.url))
-        await shell.until(lambda: new.zcard("lualock:{x}:waiters") == 2)
+        first = _waiter(api, deceived)
+        await api.until(lambda: new.zcard("lualock:{x}:waiters") == 1)
+        await change.repeat(api, new)
+        second = _waiter(api, api.connect(server.url))
+        await api.until(lambda: new.zcard("lualock:{x}:waiters") == 2)
         # Connections for requests break, and that for messages does not.
         change.old.client_kill_filter(_type="normal", skipme=True)
         await settle(held.release())
         has = await asyncio.wait_for(second, 10)
-        if shell.asynchronous:  # there the claim is sent at once, and its reply read later
+        if api.asynchronous:  # there the claim is sent at once, and its reply read later
             believes = await asyncio.wait_for(first, 10)
             assert held.fence < believes.fence < has.fence
-            await shell.until(lambda: believes.lost)
-            first = _waiter(shell, deceived)
-        await shell.until(lambda: new.zcard("lualock:{x}:waiters") == 1)
+            await api.until(lambda: believes.lost)
+            first = _waiter(api, deceived)
+        await api.until(lambda: new.zcard("lualock:{x}:waiters") == 1)
         assert has.held
-        await shell.until(lambda: len(new.pubsub_channels("lualock:wake:*")) == 2)
+        await api.until(lambda: len(new.pubsub_channels("lualock:wake:*")) == 2)
         await settle(has.release())
         assert (await asyncio.wait_for(first, 5)).held
 

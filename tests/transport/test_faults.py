@@ -484,19 +484,19 @@ async def _cold(world: World, proxy: FaultProxy, fault: Fault, nth: int) -> None
 
 
 @pytest.mark.parametrize("fault", ["request dropped", "reply dropped", "reply dropped twice"])
-async def test_scripts_that_the_server_forgot(shell: World, fault: str) -> None:
+async def test_scripts_that_the_server_forgot(api: World, fault: str) -> None:
     """The same holds for the request that sends a whole script because the server forgot it."""
     for nth in (1, 2, 3, 4):  # EVALSHA, EVAL, and the same for the release
-        async with faulty(shell) as proxy:
-            shell.client.script_flush()
-            await _cold(shell, proxy, FAULTS[fault], nth)
+        async with faulty(api) as proxy:
+            api.client.script_flush()
+            await _cold(api, proxy, FAULTS[fault], nth)
 
 
 @pytest.mark.parametrize("step", ["acquire", "wait", "wait behind another"])
-async def test_an_orphan_that_comes_late_does_nothing(shell: World, step: str) -> None:
+async def test_an_orphan_that_comes_late_does_nothing(api: World, step: str) -> None:
     """An orphaned request that arrives late takes neither the lock nor a place in the queue."""
-    async with faulty(shell) as proxy:
-        case = Case(shell, proxy, "x", step.split()[0], Fault("orphan", times=9))
+    async with faulty(api) as proxy:
+        case = Case(api, proxy, "x", step.split()[0], Fault("orphan", times=9))
         lock, fence = case.victim(), None
         if step != "acquire":  # after a wait it does not try without a place
             held = await case.take(case.rival())
@@ -515,14 +515,14 @@ async def test_an_orphan_that_comes_late_does_nothing(shell: World, step: str) -
 
 
 @pytest.mark.parametrize("end", ["released", "passed on", "in trust"])
-async def test_an_orphan_of_a_lease_that_was_acquired(shell: World, end: str) -> None:
+async def test_an_orphan_of_a_lease_that_was_acquired(api: World, end: str) -> None:
     """A lock that an orphaned request takes after the lease of its repetition is released when the
     orphan has expired; the lease itself is not."""
-    async with faulty(shell) as proxy:
-        lock = shell.connect(f"{proxy.url}?socket_timeout=1").lock("x", ttl=30)
+    async with faulty(api) as proxy:
+        lock = api.connect(f"{proxy.url}?socket_timeout=1").lock("x", ttl=30)
         proxy.inject(Fault("stray"), "acquire")
         lease = await settle(lock.acquire())
-        direct = shell.connect()
+        direct = api.connect()
         if end == "released":
             await settle(lease.release())
         else:
@@ -534,7 +534,7 @@ async def test_an_orphan_of_a_lease_that_was_acquired(shell: World, end: str) ->
             assert reply[0] == b"owned"
         else:
             assert int(reply) > lease.fence, "an orphan has the lock"
-        await shell.until(lambda: any(one.script == "abandon" and one.reply for one in proxy.seen))
+        await api.until(lambda: any(one.script == "abandon" and one.reply for one in proxy.seen))
         if end == "in trust":
             await settle((await settle(direct.adopt(handle))).release())
         assert not await settle(lock.locked())
@@ -565,11 +565,11 @@ async def test_an_orphan_whose_connection_breaks_later(server: Server, lives: bo
 
 
 @pytest.mark.full
-async def test_a_claim_that_never_arrives(shell: World) -> None:
+async def test_a_claim_that_never_arrives(api: World) -> None:
     """A holder whose claim is lost unnoticed ends before the claim window does, and the lock goes
     to the next."""
-    async with faulty(shell) as proxy:
-        case = Case(shell, proxy, "x", "claim", Fault("half-open", times=99))
+    async with faulty(api) as proxy:
+        case = Case(api, proxy, "x", "claim", Fault("half-open", times=99))
         held = await case.take(case.rival())
         waiter = await case.queued(case.victim(ttl=30))
         other = await case.queued(case.rival())
@@ -603,13 +603,13 @@ class Chance:
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_contenders_with_faults_by_chance(shell: World, seed: int) -> None:
+async def test_contenders_with_faults_by_chance(api: World, seed: int) -> None:
     """Six contenders break no rule while a tenth of all requests meet a fault and orphans come at
     any time."""
     chance = Chance(seed, share=0.1)
-    async with faulty(shell) as proxy:
+    async with faulty(api) as proxy:
         proxy.choose = chance
-        case = Case(shell, proxy, f"chance {seed}", "", Fault("", times=99))
+        case = Case(api, proxy, f"chance {seed}", "", Fault("", times=99))
         loop = asyncio.get_running_loop()
         end = loop.time() + 2
         turns = 0

@@ -54,21 +54,21 @@ def _knows(client: Any) -> bool:
         return False
 
 
-async def test_a_client_without_another_reference(shell: World, sentinel_port: int) -> None:
+async def test_a_client_without_another_reference(api: World, sentinel_port: int) -> None:
     """``connect(sentinel.master_for(...))`` is enough, even for later connections, if the program
     keeps no other reference."""
-    kind: Any = redis.asyncio.Sentinel if shell.asynchronous else redis.Sentinel
-    connect: Any = aio.connect if shell.asynchronous else lualock.connect
+    kind: Any = redis.asyncio.Sentinel if api.asynchronous else redis.Sentinel
+    connect: Any = aio.connect if api.asynchronous else lualock.connect
     sentinel = kind([("127.0.0.1", sentinel_port)], protocol=2)
     try:
         locks = connect(sentinel.master_for("primary"))
-        shell.made.append(locks)
+        api.made.append(locks)
         for _ in range(2):
             gc.collect()
             lease = await settle(locks.lock("x").acquire())
-            assert shell.client.exists("lualock:{x}")
+            assert api.client.exists("lualock:{x}")
             await settle(lease.release())
-            shell.client.client_kill_filter(_type="normal", skipme=True)
+            api.client.client_kill_filter(_type="normal", skipme=True)
     finally:
         for client in sentinel.sentinels:
-            await settle(client.aclose() if shell.asynchronous else client.close())
+            await settle(client.aclose() if api.asynchronous else client.close())

@@ -57,18 +57,18 @@ VERBS: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 async def test_a_dead_connection_costs_a_fraction(
-    shell: World, swallower: FaultProxy, verb: str
+    api: World, swallower: FaultProxy, verb: str
 ) -> None:
     """Every verb is sent again on a fresh connection and carried out once, within a second of two,
     or two seconds of the five that a reply may take."""
-    locks = shell.connect(swallower.url)
+    locks = api.connect(swallower.url)
     lease = await settle(locks.lock("mine", ttl=30).acquire())
     swallower.fall_silent()
     limit_s = 1.0 if verb == "acquire" else 2.0
     found = await _within(limit_s, lambda: VERBS[verb](locks.lock("free", ttl=30), lease))
     if "acquire" in verb:
         assert found.held
-        assert shell.client.get(found._request.key)[17:39] == found.token.encode()
+        assert api.client.get(found._request.key)[17:39] == found.token.encode()
         await settle(found.release())
         assert not await settle(locks.lock("free").locked())
     if verb == "release":
@@ -79,13 +79,13 @@ async def test_a_dead_connection_costs_a_fraction(
 
 @pytest.mark.full
 async def test_a_hand_over_and_an_adoption_by_dead_connections(
-    shell: World, swallower: FaultProxy
+    api: World, swallower: FaultProxy
 ) -> None:
     """The verbs that pass a lease on are sent again, and pass it on once."""
-    locks, others = shell.connect(swallower.url), shell.connect()
+    locks, others = api.connect(swallower.url), api.connect()
     lease = await settle(locks.lock("x", ttl=30).acquire())
-    waiter = asyncio.ensure_future(shell.beside(others.lock("x", ttl=30).acquire))
-    await shell.until_waiters(locks.lock("x"), 1)
+    waiter = asyncio.ensure_future(api.beside(others.lock("x", ttl=30).acquire))
+    await api.until_waiters(locks.lock("x"), 1)
     swallower.fall_silent()
     await _within(2, lease.release)
     theirs = await asyncio.wait_for(waiter, 2)
@@ -98,28 +98,28 @@ async def test_a_hand_over_and_an_adoption_by_dead_connections(
 
 
 @pytest.mark.full
-async def test_renewal_by_dead_connections(shell: World, swallower: FaultProxy) -> None:
+async def test_renewal_by_dead_connections(api: World, swallower: FaultProxy) -> None:
     """A renewed lease survives that its connections die repeatedly."""
-    lease = await settle(shell.connect(swallower.url).lock("x", ttl=2, renew=True).acquire())
+    lease = await settle(api.connect(swallower.url).lock("x", ttl=2, renew=True).acquire())
     for _ in range(3):
         swallower.fall_silent()
         await asyncio.sleep(1)  # long enough for a renewal
         assert lease.held
-    assert shell.client.exists(lease._request.key)
+    assert api.client.exists(lease._request.key)
     await settle(lease.release())
 
 
 async def test_a_claim_after_a_long_wait_is_waited_for(
-    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a long wait the reply to the claim is awaited, since the connection may be dead: the
     lease lasts."""
     monkeypatch.setattr(sys.modules["lualock._protocol.wait"], "TRUSTED_S", 0.2)
-    others = shell.connect()
+    others = api.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
-    lock = shell.connect(swallower.url).lock("x", ttl=30)
-    waiter = asyncio.ensure_future(shell.beside(lock.acquire))
-    await shell.until_waiters(lock, 1)
+    lock = api.connect(swallower.url).lock("x", ttl=30)
+    waiter = asyncio.ensure_future(api.beside(lock.acquire))
+    await api.until_waiters(lock, 1)
     await asyncio.sleep(0.4)  # the long wait
     swallower.inject(Fault("half-open"), "claim")
     await settle(held.release())
@@ -130,16 +130,16 @@ async def test_a_claim_after_a_long_wait_is_waited_for(
 
 
 async def test_a_lonely_waiter_does_not_trust_an_old_connection(
-    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new waiter opens a new connection for messages if the old one has long been silent."""
     monkeypatch.setattr(subscriber, "DOUBTED_S", 0.2)
     monkeypatch.setattr(asyncio_subscriber, "DOUBTED_S", 0.2)
-    others, lock = shell.connect(), shell.connect(swallower.url).lock("x", ttl=30)
+    others, lock = api.connect(), api.connect(swallower.url).lock("x", ttl=30)
     for _ in range(2):
         held = await settle(others.lock("x", ttl=30).acquire())
-        waiter = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=4)))
-        await shell.until_waiters(lock, 1)
+        waiter = asyncio.ensure_future(api.beside(lambda: lock.acquire(timeout=4)))
+        await api.until_waiters(lock, 1)
         await settle(held.release())
         lease = await asyncio.wait_for(waiter, 2)
         await settle(lease.release())
@@ -149,16 +149,16 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
 
 @pytest.mark.parametrize("patience", ["a timeout", "a shorter timeout", "none"])
 async def test_a_waiter_notices_a_dead_connection_for_messages(
-    shell: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: str
+    api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
     """A waiter whose connection for messages dies gets the lock when it is its turn."""
     timeout = {"a timeout": 6.0, "a shorter timeout": 2.0, "none": None}[patience]
     if timeout is None:
         monkeypatch.setattr(subscriber, "DOUBTED_S", 0.5)
-    held = await settle(shell.connect().lock("x", ttl=30).acquire())
-    lock = shell.connect(swallower.url).lock("x", ttl=30)
-    waiter = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=timeout)))
-    await shell.until_waiters(shell.connect().lock("x"), 1)
+    held = await settle(api.connect().lock("x", ttl=30).acquire())
+    lock = api.connect(swallower.url).lock("x", ttl=30)
+    waiter = asyncio.ensure_future(api.beside(lambda: lock.acquire(timeout=timeout)))
+    await api.until_waiters(api.connect().lock("x"), 1)
     await asyncio.sleep(0.3)  # after this time it does not check again before the lease ends
     swallower.fall_silent()
     await settle(held.release())
@@ -168,17 +168,15 @@ async def test_a_waiter_notices_a_dead_connection_for_messages(
 
 
 async def test_an_idle_connection_for_messages_is_kept(
-    shell: World, monkeypatch: pytest.MonkeyPatch
+    api: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection for messages that is only idle answers a ping and stays in use."""
     monkeypatch.setattr(subscriber, "DOUBTED_S", 0.1)
-    held = await settle(shell.connect().lock("x", ttl=30).acquire())
-    lock = shell.connect().lock("x", ttl=30)
-    listening = partial(shell.client.client_list, _type="pubsub")
-    waiters = [
-        asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=9))) for _ in range(3)
-    ]
-    await shell.until_waiters(shell.connect().lock("x"), 3)
+    held = await settle(api.connect().lock("x", ttl=30).acquire())
+    lock = api.connect().lock("x", ttl=30)
+    listening = partial(api.client.client_list, _type="pubsub")
+    waiters = [asyncio.ensure_future(api.beside(lambda: lock.acquire(timeout=9))) for _ in range(3)]
+    await api.until_waiters(api.connect().lock("x"), 3)
     before = [client["id"] for client in listening()]
     await asyncio.sleep(1)  # the silence
     assert [client["id"] for client in listening()] == before
@@ -189,17 +187,17 @@ async def test_an_idle_connection_for_messages_is_kept(
 
 
 @pytest.mark.parametrize("met", ["inside a block", "while it is dealt with", "no server"])
-async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) -> None:
+async def test_an_error_of_the_program_keeps_its_frames(api: World, met: str) -> None:
     """An error of the program keeps its frames when a dead connection is met after it."""
 
     def fail() -> None:
         raise ZeroDivisionError
 
-    lock = shell.connect().lock("x", ttl=30)
-    nowhere = shell.connect("redis://127.0.0.1:1").lock("x", ttl=30)
+    lock = api.connect().lock("x", ttl=30)
+    nowhere = api.connect("redis://127.0.0.1:1").lock("x", ttl=30)
 
     async def deal_with_it() -> None:
-        shell.client.client_kill_filter(_type="normal", skipme=True)
+        api.client.client_kill_filter(_type="normal", skipme=True)
         if met == "no server":
             with pytest.raises(lualock.LockUnavailable):
                 await settle(nowhere.acquire(timeout=0.2))
@@ -209,7 +207,7 @@ async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) 
     async def work() -> None:
         if met == "inside a block":
             async with entered(lock):
-                shell.client.client_kill_filter(_type="normal", skipme=True)
+                api.client.client_kill_filter(_type="normal", skipme=True)
                 fail()
         await settle((await settle(lock.acquire())).release())  # so that it is connected
         try:
@@ -224,11 +222,11 @@ async def test_an_error_of_the_program_keeps_its_frames(shell: World, met: str) 
     assert not await settle(lock.locked())
 
 
-async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server: Server) -> None:
+async def test_a_second_connection_that_is_dead_as_well(api: World, one_server: Server) -> None:
     """A third connection is opened while there is time, so that two dead ones do not cost the whole
     timeout."""
     with FaultProxy(one_server.socket) as proxy:
-        locks = shell.connect(f"{proxy.url}?socket_timeout=1".replace("?protocol", "&protocol"))
+        locks = api.connect(f"{proxy.url}?socket_timeout=1".replace("?protocol", "&protocol"))
         await settle((await settle(locks.lock("x").acquire())).release())
         faults = iter([Fault("half-open"), Fault("half-open")])
         proxy.choose = lambda script: next(faults, None)
@@ -236,9 +234,9 @@ async def test_a_second_connection_that_is_dead_as_well(shell: World, one_server
         await settle(lease.release())
 
 
-async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy) -> None:
+async def test_a_slow_server_is_not_flooded(api: World, swallower: FaultProxy) -> None:
     """A request is sent again only once, and the first reply counts, on either connection."""
-    locks = shell.connect(swallower.url)
+    locks = api.connect(swallower.url)
     await settle(
         (await settle(locks.lock("x").acquire())).release()
     )  # now the server has the scripts
@@ -247,27 +245,27 @@ async def test_a_slow_server_is_not_flooded(shell: World, swallower: FaultProxy)
     swallower.choose = lambda script: next(faults, None) if script == "acquire" else None
     lease = await _within(1.5, lambda: locks.lock("x", ttl=30).acquire(timeout=2))
     assert _acquired(swallower, "acquire") == 2
-    assert shell.client.get(lease._request.key)[17:39] == lease.token.encode()
+    assert api.client.get(lease._request.key)[17:39] == lease.token.encode()
     await settle(lease.release())
     assert not await settle(locks.lock("x").locked())
 
 
-async def test_a_late_copy_is_cleaned_up(shell: World, swallower: FaultProxy) -> None:
+async def test_a_late_copy_is_cleaned_up(api: World, swallower: FaultProxy) -> None:
     """A first copy that arrives after the release of the second one's lease is cleaned up."""
-    locks = shell.connect(swallower.url)
+    locks = api.connect(swallower.url)
     await settle(locks.lock("warm").locked())
     swallower.inject(Fault("orphan"), "acquire")
     lease = await _within(0.9, lambda: locks.lock("x", ttl=30).acquire(timeout=1.2))
     await settle(lease.release())
-    shell.client.delete(lease._request.key)  # otherwise it counts as a repeated request
+    api.client.delete(lease._request.key)  # otherwise it counts as a repeated request
     await asyncio.to_thread(swallower.deliver)
-    await shell.until(lambda: shell.client.get(lease._request.key)[:1] not in (b"H", b"W"))
+    await api.until(lambda: api.client.get(lease._request.key)[:1] not in (b"H", b"W"))
 
 
-async def test_errors_of_a_silent_server_show_the_time(shell: World, one_server: Server) -> None:
+async def test_errors_of_a_silent_server_show_the_time(api: World, one_server: Server) -> None:
     """A silent server costs no more than the timeout, and the error shows the time."""
     with FaultProxy(one_server.socket) as proxy:
-        locks = shell.connect(proxy.url)
+        locks = api.connect(proxy.url)
         await settle(locks.lock("warm").locked())
         proxy.choose = lambda script: Fault("half-open")
         began = time.monotonic()
@@ -279,13 +277,13 @@ async def test_errors_of_a_silent_server_show_the_time(shell: World, one_server:
 
 @pytest.mark.full
 async def test_a_connection_attempt_without_an_answer_delays_no_other_caller(
-    shell: World, one_server: Server
+    api: World, one_server: Server
 ) -> None:
     """While one caller connects without an answer, another one opens its own connection."""
     with FaultProxy(one_server.socket) as proxy:
-        lock = shell.connect(proxy.url).lock("x", ttl=30)
+        lock = api.connect(proxy.url).lock("x", ttl=30)
         proxy.mute = True
-        first = asyncio.ensure_future(shell.beside(lambda: lock.acquire(timeout=4)))
+        first = asyncio.ensure_future(api.beside(lambda: lock.acquire(timeout=4)))
         await asyncio.sleep(0.1)  # it connects
         proxy.mute = False
         lease = await _within(2, lambda: lock.acquire(timeout=3))
@@ -312,7 +310,7 @@ def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 async def test_a_name_server_that_hangs(
-    shell: World, one_server: Server, hanging_names: threading.Event
+    api: World, one_server: Server, hanging_names: threading.Event
 ) -> None:
     """``timeout=`` is kept, and a loss is reported in time, while a name look-up hangs."""
     lost = threading.Event()
@@ -320,17 +318,17 @@ async def test_a_name_server_that_hangs(
         port = door.getsockname()[1]
         threading.Thread(target=_let_in, args=(door, proxy), daemon=True).start()
         url = f"redis://localhost:{port}"
-        locks = shell.connect(url)
+        locks = api.connect(url)
         lease = await settle(
             locks.lock("held", ttl=2, renew=True, on_lost=lambda _: lost.set()).acquire()
         )
         hanging_names.set()
         began = time.monotonic()
         with pytest.raises(lualock.LockUnavailable):
-            await settle(shell.connect(url).lock("x").acquire(timeout=1))
+            await settle(api.connect(url).lock("x").acquire(timeout=1))
         assert 0.9 < time.monotonic() - began < 1.6
         proxy.fall_silent()  # so that the renewal has to connect, too
-        await shell.until(lost.is_set, 3.5)
+        await api.until(lost.is_set, 3.5)
         assert not lease.held
 
 

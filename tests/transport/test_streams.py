@@ -118,15 +118,15 @@ async def _spoilt(world: World, act: Spoil, nth: int) -> None:
 
 
 @pytest.mark.parametrize("act", [_twice, _never, _swap, _refused], ids=lambda act: act.__name__)
-async def test_no_reply_to_another_request_is_believed(shell: World, act: Spoil) -> None:
+async def test_no_reply_to_another_request_is_believed(api: World, act: Spoil) -> None:
     """A reply that is doubled, dropped, late or an error makes no second holder, and no verb
     reports what did not happen."""
     for nth in range(1, 8):
-        await _spoilt(shell, act, nth)
+        await _spoilt(api, act, nth)
 
 
 async def test_without_proofs_another_reply_is_believed(
-    shell: World, monkeypatch: pytest.MonkeyPatch
+    api: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without proofs a stream that is one reply behind is believed, so the test above depends on
     them."""
@@ -140,7 +140,7 @@ async def test_without_proofs_another_reply_is_believed(
     wrong = []
     for act, nth in itertools.product((_twice, _never, _refused), range(1, 8)):
         try:
-            await _spoilt(shell, act, nth)
+            await _spoilt(api, act, nth)
         except Exception as error:
             wrong.append(repr(error)[:200])
             break
