@@ -84,8 +84,8 @@ def _took_us(setting: Setting, system: str) -> list[tuple[float, float]]:
     )
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-300:])
-    told = json.loads(done.stdout.splitlines()[-1])
-    return [(plain * 1e6, locked * 1e6) for plain, locked in told]
+    times = json.loads(done.stdout.splitlines()[-1])
+    return [(plain * 1e6, locked * 1e6) for plain, locked in times]
 
 
 def targets(rows: list[Row]) -> Targets:

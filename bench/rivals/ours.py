@@ -27,8 +27,8 @@ class Lualock(Rival):
         return self._lock(key)
 
     def pair(self, key: str) -> Callable[[], object]:
-        wish = self._lock(key)
-        return lambda: wish.acquire().release()
+        lock = self._lock(key)
+        return lambda: lock.acquire().release()
 
     def close(self) -> None:
         super().close()

@@ -14,7 +14,8 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that the server is to have; it does not exist yet, and must not at the end."""
+    """Return the folder for the server; it does not exist at the beginning, and must not at the
+    end."""
     top = tempfile.mkdtemp(dir="/tmp", prefix="lle-")
     path = Path(top, "e")
     monkeypatch.setenv("LUALOCK_EMBEDDED_DIR", str(path))

@@ -163,15 +163,15 @@ def test_a_release_that_may_have_happened_is_not_reported_as_expired() -> None:
     """A release whose reply was lost, and of which the server knows nothing, has an unknown
     outcome."""
     for reply in (b"missing", [b"held", b"other"]):
-        grant = LeaseState(1, b"", 30.0)
-        steps = protocol.release(_request(), grant)
+        state = LeaseState(1, b"", 30.0)
+        steps = protocol.release(_request(), state)
         next(steps)
         again = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
         assert isinstance(again, RunScript)
         with pytest.raises(lualock.LockUnavailable, match="released, or had expired"):
             steps.send(reply)
-        assert not grant.released
-        assert not grant.lost
+        assert not state.released
+        assert not state.lost
     steps = _release()
     next(steps)
     with pytest.raises(lualock.LeaseLost):
@@ -193,9 +193,9 @@ def test_a_repeated_request_counts_from_the_remaining_time() -> None:
 @pytest.mark.parametrize("answered", [True, False])
 def test_two_callers_that_extend_a_lease_at_the_same_time(answered: bool) -> None:
     """A sooner end without an answer is not undone by the answer to another extension."""
-    grant = LeaseState(1, b"", 100.0)
-    first = protocol.extend(_request(), grant, 30_000, lambda: 0.0)
-    second = protocol.extend(_request(), grant, 1_000, lambda: 0.0)
+    state = LeaseState(1, b"", 100.0)
+    first = protocol.extend(_request(), state, 30_000, lambda: 0.0)
+    second = protocol.extend(_request(), state, 1_000, lambda: 0.0)
     next(first)
     next(second)
     lost = lualock.LockUnavailable("lost", outcome_unknown=True)
@@ -209,7 +209,7 @@ def test_two_callers_that_extend_a_lease_at_the_same_time(answered: bool) -> Non
     else:
         with pytest.raises(lualock.LockUnavailable):
             first.throw(lualock.LockUnavailable("the server is busy"))
-    assert (grant.deadline, grant.at_most_s) == (1.0, 1.0)
+    assert (state.deadline, state.at_most_s) == (1.0, 1.0)
 
 
 async def test_cancelled_acquire_leaves_nothing_held(one_server: Server) -> None:

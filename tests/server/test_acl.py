@@ -1,4 +1,4 @@
-"""The ACL rule for a user who only takes locks: it is sufficient and minimal."""
+"""The ACL rule for a user that only takes locks: it is sufficient and minimal."""
 
 from __future__ import annotations
 

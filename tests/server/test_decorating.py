@@ -187,7 +187,7 @@ class CalledLikeACoroutine:
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         (5, "this int: a lock decorates functions"),
         (CalledLikeACoroutine, "CalledLikeACoroutine: a lock decorates functions"),
@@ -198,10 +198,10 @@ class CalledLikeACoroutine:
         (rows_async, "rows_async: it is a generator function"),
     ],
 )
-def test_what_cannot_be_decorated(api: World, function: Any, said: str) -> None:
+def test_what_cannot_be_decorated(api: World, function: Any, message: str) -> None:
     """What is not a function whose call does its work is refused, and nothing is sent."""
     lock = api.connect().lock("x")
-    with pytest.raises(lualock.InvalidArgument, match=f"^could not decorate {said}"):
+    with pytest.raises(lualock.InvalidArgument, match=f"^could not decorate {message}"):
         lock(function)
 
 
@@ -210,9 +210,9 @@ def test_functions_of_the_other_api(api: World) -> None:
     lock = api.connect().lock("x")
     coroutines = [coroutine, partial(coroutine), CalledLikeACoroutine()]
     plains = [plain, partial(plain), print]
-    said = "lock of lualock.connect" if api.asynchronous else "lock of lualock.aio.connect"
+    message = "lock of lualock.connect" if api.asynchronous else "lock of lualock.aio.connect"
     for refused in plains if api.asynchronous else coroutines:
-        with pytest.raises(lualock.InvalidArgument, match=said):
+        with pytest.raises(lualock.InvalidArgument, match=message):
             lock(refused)
     for accepted in coroutines if api.asynchronous else plains:
         assert lock(accepted)

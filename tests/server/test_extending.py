@@ -310,7 +310,7 @@ def test_a_lease_that_another_loop_extends(one_server: Server) -> None:
     leases: list[aio.Lease] = []
     losses: list[aio.Lease] = []
 
-    async def watch() -> None:
+    async def wait_in_loop() -> None:
         lost = asyncio.Event()
 
         def on_lost(lease: aio.Lease) -> None:
@@ -321,12 +321,12 @@ def test_a_lease_that_another_loop_extends(one_server: Server) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(lost.wait(), 5)
 
-    watching = threading.Thread(target=asyncio.run, args=(watch(),))
-    watching.start()
+    waiting = threading.Thread(target=asyncio.run, args=(wait_in_loop(),))
+    waiting.start()
     wait_until(lambda: leases)
     start = time.monotonic()
     asyncio.run(leases[0].extend(0.4))
-    watching.join()
+    waiting.join()
     assert losses == leases
     assert time.monotonic() - start < 3
 

@@ -299,10 +299,10 @@ async def test_a_released_lease_is_not_renewed(api: World) -> None:
     """After its release a lease is not renewed any more."""
     locks = api.connect()
     lease = await settle(locks.lock("x").acquire())
-    watch = locks._renewer() if api.asynchronous else locks._renewer
-    assert watch.leases() == [lease]
+    renewer = locks._renewer() if api.asynchronous else locks._renewer
+    assert renewer.leases() == [lease]
     await settle(lease.release())
-    assert watch.leases() == []
+    assert renewer.leases() == []
 
 
 async def test_different_names_are_different_locks(world: World) -> None:

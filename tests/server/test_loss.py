@@ -16,7 +16,7 @@ import redis
 
 import lualock
 from lualock import aio
-from lualock._core import renewal as watch
+from lualock._core import renewal
 from lualock._protocol import CLAIM_MS
 from lualock._transport import errors
 from tests.support.faults import Fault, FaultProxy
@@ -316,7 +316,7 @@ def test_a_loss_is_reported_once_a_thread_can_be_started(
 ) -> None:
     """If no thread can be started for ``on_lost``, it is tried again, and other leases are
     renewed."""
-    monkeypatch.setattr(watch, "RETRY_S", 0.1)
+    monkeypatch.setattr(renewal, "RETRY_S", 0.1)
     losses: list[Any] = []
     gone = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append)
     lost = gone.acquire()

@@ -90,8 +90,8 @@ async def test_renewed_in_trust(api: World) -> None:
     second = await settle(api.connect().adopt(handle))
     await asyncio.sleep(1)  # longer than its ttl
     assert second.held
-    watch = locks._renewer() if api.asynchronous else locks._renewer
-    assert watch.leases() == []  # the first process noticed, and reports no loss
+    renewer = locks._renewer() if api.asynchronous else locks._renewer
+    assert renewer.leases() == []  # the first process noticed, and reports no loss
     assert not lease.lost
     third = await settle(api.connect().adopt(second.handle(), renew=False))
     await api.until(lambda: third.lost)

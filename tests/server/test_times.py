@@ -324,13 +324,13 @@ async def test_both_kinds(api: World, one: Time) -> None:
 
 @uses(checked=True)
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [("5", "number of seconds or a timedelta, not str"), (timedelta(seconds=-1), "not -1.0")],
     ids=["text", "negative"],
 )
-async def test_what_is_not_a_time(api: World, one: Time, value: Any, said: str) -> None:
+async def test_what_is_not_a_time(api: World, one: Time, value: Any, message: str) -> None:
     """A text is refused, and a negative ``timedelta`` as its number of seconds is."""
-    with pytest.raises(lualock.InvalidArgument, match=f"must be .*{said}"):
+    with pytest.raises(lualock.InvalidArgument, match=f"must be .*{message}"):
         await one.use(api, value)
 
 

@@ -544,19 +544,19 @@ def _notifies_of_its_end(run: Run) -> Iterator[str]:
     if after.state != b"W" or not after.queue or run.store.silent:
         return
     score, first = after.queue[0]
-    wanted = first[:22] + b"=%d" % run.left_ms(after)
+    expected = first[:22] + b"=%d" % run.left_ms(after)
     if not young(run, score) and not any(
-        text == wanted and received for text, received in run.messages
+        text == expected and received for text, received in run.messages
     ):
         yield "shortened it, and sent the head no message"
 
 
 def _lasts(run: Run, ttl_ms: bytes, shorten: bytes = b"0") -> Iterator[str]:
     """A lease lasts as long as the call says; only ``shorten`` makes it shorter."""
-    wanted_ms = int(ttl_ms)
+    expected_ms = int(ttl_ms)
     if shorten == b"0":
-        wanted_ms = max(wanted_ms, run.left_ms(run.before))
-    if run.left_ms(run.after) != wanted_ms:
+        expected_ms = max(expected_ms, run.left_ms(run.before))
+    if run.left_ms(run.after) != expected_ms:
         yield "let it last for another time"
 
 
@@ -592,13 +592,13 @@ def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 
 def _inspects(run: Run) -> Iterator[str]:
     before = run.before
-    wanted: list[Any] = [b"free", len(before.tickets)]
+    expected: list[Any] = [b"free", len(before.tickets)]
     if before.owner:
         held_ms = (run.store.now_us - int(before.fence)) // 1000
-        wanted = [b"held", run.left_ms(before), held_ms, before.fence, before.holder_info]
-        wanted.append(len(before.tickets))
-    if run.reply != wanted:
-        yield f"answers {run.reply}, and it is {wanted}"
+        expected = [b"held", run.left_ms(before), held_ms, before.fence, before.holder_info]
+        expected.append(len(before.tickets))
+    if run.reply != expected:
+        yield f"answers {run.reply}, and it is {expected}"
     if run.after != before:
         yield "changed data"
 

@@ -264,15 +264,15 @@ def _died(run: JobRun, word: bytes) -> Iterator[str]:
             yield f"answers {word!r}, and it is otherwise"
         return
     yield from _nothing(run)
-    wanted = (
+    expected = (
         b"missing"
         if not lock.owner
         else b"kept"
         if same and lock.owner == reservation_token
         else b"another"
     )
-    if word != wanted or (same and lock.owner != reservation_token):
-        yield f"answers {word!r}, and it is {wanted!r}"
+    if word != expected or (same and lock.owner != reservation_token):
+        yield f"answers {word!r}, and it is {expected!r}"
 
 
 def _requests(entries: bytes | None) -> list[tuple[bytes, bytes]]:
@@ -303,10 +303,10 @@ def _request_release(run: JobRun, word: bytes) -> Iterator[str]:
         (time, requester), *rest = _requests(after.stop_requests) or [(b"", b"")]
         stand = [one for one in requests if one[0] > before.lock.fence][:15]
         left_ms = (after.stop_requests_end_ms or 0) - now_ms
-        wanted_ms = int(ttl_ms)
+        expected_ms = int(ttl_ms)
         if stand:
-            wanted_ms = max(wanted_ms, (before.stop_requests_end_ms or 0) - now_ms)
-        if requester != token or left_ms != wanted_ms or run.at_lock.now > deadline:
+            expected_ms = max(expected_ms, (before.stop_requests_end_ms or 0) - now_ms)
+        if requester != token or left_ms != expected_ms or run.at_lock.now > deadline:
             yield "left no request, or too late, or for another time"
         if rest != stand:
             yield "forgot an earlier request, or kept one for another holder"
@@ -332,11 +332,11 @@ def _withdraw(run: JobRun, word: bytes) -> Iterator[str]:
     requesters = [requester for _, requester in requests]
     later = requesters[: requesters.index(token)] if token in requesters else requesters
     tickets = [one for one in before.lock.tickets if one[:22] in later]
-    wanted = b"missing" if not requests else b"alone" if later else b"withdrawn"
+    expected = b"missing" if not requests else b"alone" if later else b"withdrawn"
     if any(run.at_lock.reachable(one) for one in tickets):
-        wanted = b"superseded"
-    if word != wanted:
-        yield f"answers {word!r}, and it is {wanted!r}"
+        expected = b"superseded"
+    if word != expected:
+        yield f"answers {word!r}, and it is {expected!r}"
     stand = [one for one in requests if one[1] != token]
     if _requests(after.stop_requests) != stand:
         yield "left its own request, or withdrew another"

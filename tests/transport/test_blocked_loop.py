@@ -44,8 +44,8 @@ def _watching() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "lualock-watch"]
 
 
-def _naps(watch: Any) -> bool:
-    left_s: float = watch._wakes_at - watch._clock()
+def _sleeps(renewer: Any) -> bool:
+    left_s: float = renewer._wakes_at - renewer._clock()
     return 1 < left_s < math.inf
 
 
@@ -177,7 +177,7 @@ async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> N
     released."""
     losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        watch = locks._renewer()
+        renewer = locks._renewer()
         leases = [
             await locks.lock(name, TTL_S, on_lost=losses.append).acquire()
             for name in ("x", "y", "z")
@@ -185,11 +185,11 @@ async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> N
         with one_server.client() as client:
             wait_until(lambda: leases[2].lost and not client.exists("lualock:{x}"))
         time.sleep(TTL_S / 4)  # noqa: ASYNC251 - the loop is blocked while the thread finds the loss
-        watch.close()
+        renewer.close()
         with pytest.raises(lualock.LeaseLost):
             await leases[0].release()
         assert losses == []
-        watch.resume()
+        renewer.resume()
         await _until(lambda: len(losses) == 2)
         late = await locks.lock("late", 0.1, on_lost=losses.append).acquire()
         await _until(lambda: late in losses)
@@ -274,7 +274,7 @@ def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
         leases.append(loop.run_until_complete(locks.lock(f"l{number}").acquire()))
         wait_until(lambda: len(_watching()) == 1)
         loop.run_until_complete(locks.aclose())  # the lease is watched as before
-        wait_until(partial(_naps, leases[-1]._renewer))
+        wait_until(partial(_sleeps, leases[-1]._renewer))
         loop.close()
     asyncio.run(locks.lock("last").acquire())
     wait_until(lambda: not _watching())
@@ -459,8 +459,8 @@ async def test_a_sooner_end_while_the_answer_to_a_claim_is_read(one_server: Serv
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            grant = lease._state
-            grant.claim, grant.claimed_deadline = _Claimed(), grant.deadline
+            state = lease._state
+            state.claim, state.claimed_deadline = _Claimed(), state.deadline
 
             def shorten(lease: aio.Lease = lease) -> None:
                 lease._read_claim()
@@ -482,29 +482,29 @@ class _Claimed:
 
 def test_a_sooner_end_while_the_thread_plans_its_next_check(locks: lualock.Locks) -> None:
     """A sooner end counts at whatever point the thread plans its next check."""
-    watch = _IdleRenewer(locks._driver.server_clock)
+    renewer = _IdleRenewer(locks._driver.server_clock)
     with locks.lock("x", ttl=60) as lease:
         for at in itertools.count(1):
             watched = lualock.Lease(
                 lease._request,
                 replace(lease._state),
                 locks._driver,
-                watch,
+                renewer,
                 LeaseOptions(renew=True),
             )
-            watch.next_check_at()
+            renewer.next_check_at()
 
             def shorten(watched: lualock.Lease = watched) -> None:
                 watched._state.deadline = watched._clock() + 1
                 watched._end_changed()
 
             def plan(watched: lualock.Lease = watched) -> None:
-                watch._check_again(watched, watch._first_check_at(watched))
+                renewer._check_again(watched, renewer._first_check_at(watched))
 
             reached = interleaved(at, "_check_again", plan, shorten)
             if reached:
-                assert watch.next_check_at() < watched._clock() + 1
-            watch.drop(watched)
+                assert renewer.next_check_at() < watched._clock() + 1
+            renewer.drop(watched)
             if not reached:
                 break
         assert at > 10

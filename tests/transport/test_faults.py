@@ -145,7 +145,7 @@ class Case:
             assert unknown or not self._did_release(lease.token), error  # noqa: PT017 - most cases do not raise
         self.witness.release_ended(lease)
 
-    async def watch(self, seconds: float) -> None:
+    async def observe(self, seconds: float) -> None:
         """Check all leases for so long."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
@@ -294,7 +294,7 @@ async def _extend(case: Case) -> None:
         await case.world.beside(lambda: lease.extend(TTL))
         case.promises_no_more(lease)
     except lualock.LockUnavailable:
-        await case.watch(TTL / 2)
+        await case.observe(TTL / 2)
     except lualock.LeaseLost:
         assert not lease.held
     case.witness.check()
@@ -308,7 +308,7 @@ async def _renew(case: Case) -> None:
     case.arm()
     other = await case.queued(case.rival())
     await case.met()
-    await case.watch(TTL)
+    await case.observe(TTL)
     await case.give(lease)
     await case.give(await other)
 
@@ -332,7 +332,7 @@ async def _claim_later(case: Case) -> None:
     case.arm()
     await case.give(held)
     lease = await waiter
-    await case.watch(TTL / 4)
+    await case.observe(TTL / 4)
     await case.give(lease)
     await case.give(await other)
 

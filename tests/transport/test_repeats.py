@@ -83,21 +83,21 @@ def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> 
     again = steps.send([b"late", 10**15 + 500_000])
     assert isinstance(again, RunScript)
     clock.now = 2.0
-    grant = _result(steps, FENCE)
-    assert grant.deadline == 30.0
+    state = _result(steps, FENCE)
+    assert state.deadline == 30.0
 
 
 def test_a_sooner_end_that_was_sent_twice(clock: Clock) -> None:
     """After a request for a sooner end that was sent twice no later request lets the lease promise
     more, since the copy may arrive at any time."""
-    grant = LeaseState(int(FENCE), FENCE + TOKEN, 30.0)
-    steps = protocol.extend(_request(), grant, 10_000, clock)
+    state = LeaseState(int(FENCE), FENCE + TOKEN, 30.0)
+    steps = protocol.extend(_request(), state, 10_000, clock)
     step = next(steps)
     assert isinstance(step, RunScript)
     step.doubled = True
     assert _result(steps, b"extended") == 10.0
     clock.now = 1.0
-    steps = protocol.extend(_request(), grant, 30_000, clock)
+    steps = protocol.extend(_request(), state, 30_000, clock)
     next(steps)
     assert _result(steps, b"extended") == 11.0
 
