@@ -54,9 +54,11 @@ def ttl_ms(ttl: object, what: str = "ttl") -> int:
     """
     number = seconds(ttl, what)
     if not MIN_TTL_S <= number <= MAX_TTL_S:
+        renewed = what == "ttl" and number > MAX_TTL_S
+        advice = ". For a lock without a known end leave the ttl out: it is renewed" * renewed
         raise InvalidArgument(
             f"{what} must be from {MIN_TTL_S} to {MAX_TTL_S:.0f} seconds (366 days), "
-            f"{_not(ttl, number)}; for a lock without a known end use the default, which is renewed"
+            f"{_not(ttl, number)}{advice}"
         )
     return math.ceil(number * 1000 - 1e-6)
 

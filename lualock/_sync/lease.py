@@ -109,7 +109,8 @@ class Lease(LeaseBase):
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
-        if not self._state.released:
+        if not self._state.released:  # what _release() does, without a call
+            self._revision += 1
             steps = protocol.release(self._request, self._state)
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))

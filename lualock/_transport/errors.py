@@ -184,7 +184,11 @@ def _reply_error(text: str, key: bytes) -> LockError:
             error = LockUnavailable(f"could not run the script: {cause} ({text}). {advice}")
             error.retryable = refusal is not _CLUSTER
             return error
-    return LockUnavailable(f"could not run the script: the server refused it ({text})")
+    error = LockUnavailable(f"could not run the script: the server refused it ({text})")
+    if "DB index" in text:
+        error = LockUnavailable(f"could not use the server: it has no such database ({text})")
+        error.retryable = False
+    return error
 
 
 def connect_error(error: BaseException, address: str) -> LockError:

@@ -45,7 +45,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
     """An actor whose function was decorated with ``locks.job``."""
 
     def __init__(self, fn: Any, *, broker: dramatiq.Broker, **options: Any) -> None:
-        self.work = innermost_adapter(fn)
+        self.__lualock__ = self.work = innermost_adapter(fn)  # for jobs.adapter()
         if not any(isinstance(middleware, _Messages) for middleware in broker.middleware):
             broker.add_middleware(_Messages())
 

@@ -51,7 +51,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         self, huey: Any, func: Any, context: bool = False, name: str | None = None, **options: Any
     ) -> None:
         if hasattr(func, "__lualock__"):
-            self.work = innermost_adapter(func)
+            self.__lualock__ = self.work = innermost_adapter(func)  # for jobs.adapter()
             if context:
                 raise InvalidArgument(
                     f"could not make task {self.work.name}: with context=True the task would be "

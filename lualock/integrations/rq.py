@@ -28,6 +28,7 @@ import rq
 from rq.job import Job, get_current_job
 
 from lualock import jobs
+from lualock._core.options import Seconds, seconds
 from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
@@ -77,13 +78,14 @@ def locked(job: Any) -> Any:
 
 def enqueue(queue: rq.Queue, job: Any, /, *args: Any, **options: Any) -> Enqueued | Refused:
     """Call ``queue.enqueue(job, ...)`` unless it conflicts with a job; ``result`` is RQ's job."""
-    return enqueue_in(queue, timedelta(), job, *args, **options)
+    return enqueue_in(queue, 0, job, *args, **options)
 
 
 def enqueue_in(
-    queue: rq.Queue, delay: timedelta, job: Any, /, *args: Any, **options: Any
+    queue: rq.Queue, delay: Seconds, job: Any, /, *args: Any, **options: Any
 ) -> Enqueued | Refused:
     """Call ``queue.enqueue_in(delay, job, ...)`` unless the job conflicts with another one."""
+    delay_s = seconds(delay, "delay")
     is_locked_class = isinstance(job, type) and "delivered" in vars(job)  # not of a base class
     function = job.delivered if is_locked_class else job
     adapter = adapter_in("rq", function)
@@ -97,10 +99,12 @@ def enqueue_in(
 
     def push(token: str) -> Job:
         rq_options["meta"] = meta | ({_META: token} if token else {})
-        send = functools.partial(queue.enqueue_in, delay) if delay else queue.enqueue
+        send = queue.enqueue
+        if delay_s:
+            send = functools.partial(queue.enqueue_in, timedelta(seconds=delay_s))
         return send(function, args=args, kwargs=kwargs, job_id=job_id, **rq_options)
 
-    return adapter.enqueue(push, args, kwargs, job_id=job_id, delay=max(0.0, delay.total_seconds()))
+    return adapter.enqueue(push, args, kwargs, job_id=job_id, delay=max(0.0, delay_s))
 
 
 def removed(job: Job) -> None:

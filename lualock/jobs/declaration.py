@@ -237,6 +237,11 @@ class Job:
             value = key(*args, **kwargs)
             if isinstance(value, str | bytes):
                 return value
+            if value is None:
+                raise InvalidArgument(
+                    f"could not name the lock of job {self.name}: {parameter} returned None, which "
+                    "would be one lock for all arguments. Return a text or a number"
+                )
             return naming.lock_name(self.name, {"(the result of key=)": value}, version)
 
         return call_key

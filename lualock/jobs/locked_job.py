@@ -231,7 +231,7 @@ def _check_spelling(cls: type[LockedJob]) -> None:
     known = [name for name in dir(LockedJob) if name.startswith(_SETTING_PREFIXES)]
     for name in vars(cls):
         if name.startswith(_SETTING_PREFIXES) and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
             advice = f"Did you mean {near[0]}?" if near else "Choose another name"
             raise InvalidArgument(
                 f"could not use {cls.__qualname__}.{name}: it is not a setting of a LockedJob "

@@ -111,6 +111,23 @@ class Outer:
         return "done"
 
 
+def test_tasks_have_the_adapter_of_their_job(locks: lualock.Locks) -> None:
+    """``jobs.adapter`` finds the job of a task, an actor or a decorated function of any system."""
+    job = locks.job(unique="queued")(rebuild)
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_integration.LockedTask
+    with celery.Celery("test", broker="memory://", task_cls=celery_integration.LockedTask) as app:
+        broker = StubBroker()
+        made: list[Any] = [
+            app.task(job),
+            consumer.task()(job),
+            dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job),
+            rq_integration.locked(job),
+        ]
+        found = [jobs.adapter(task) for task in made]
+    assert [adapter.lock([7]).key for adapter in found] == [job.lock_for(7).key] * 4
+
+
 # RQ
 
 
@@ -281,6 +298,17 @@ def test_rq_a_loner(queue: rq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(one.job_id, one.state) for one in entries] == [(entry.job_id, "running")] * 2
     assert refused_ids == [entry.job_id] * 2
     assert rq_integration.enqueue(queue, loner, 7)
+
+
+@pytest.mark.parametrize("delay", [600, timedelta(minutes=10)])
+def test_rq_enqueues_for_later(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, delay: Any
+) -> None:
+    """The delay of a job is a number of seconds or a timedelta."""
+    declared = rq_integration.locked(locks.job(unique="queued")(rebuild))
+    job = in_module(monkeypatch, "scheduled", declared)
+    entry = rq_integration.enqueue_in(queue, delay, job, 7)
+    assert queue.scheduled_job_registry.get_job_ids() == [entry.job_id]
 
 
 @pytest.mark.parametrize("body", [rebuild, trouble])

@@ -468,6 +468,8 @@ async def test_the_decorator_s_key_and_ttl(api: World, locks: Any) -> None:
     assert locks.job(key=lambda a: f"n-{a}")(body).lock_for(5).key == locks.lock("n-5").key
     by_value = locks.job(key=lambda a: a % 10)(body)
     assert by_value.lock_for(5).key == by_value.lock_for(15).key != by_value.lock_for(6).key
+    with pytest.raises(lualock.InvalidArgument, match="key returned None"):
+        locks.job(key=lambda a: None)(body).lock_for(5)
     assert locks.job(ttl=lambda a: a)(body).lock_for(5).ttl == 5
     assert locks.job(body).lock_for(5).ttl == 30
 

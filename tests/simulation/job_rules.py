@@ -94,17 +94,15 @@ class _Job:
     until: float = -math.inf
     reserved_at: float = math.inf  # since when it may have its present reservation
     answered: float = -math.inf  # when a reservation was last confirmed
-    requests: int = 0  # how many requests for a reservation are under way
+    requests_under_way: int = 0  # for a reservation
     freeing_at: float = -math.inf  # when the last attempt to end it began
     freeing: list[float] = field(default_factory=list)  # when the attempts began that are under way
     freed_at: float = -math.inf  # when it was surely ended last
     spans: list[_Span] = field(default_factory=list)
-    requested_at: list[float] = field(default_factory=list)  # when reservations were requested,
-    confirmed_at: dict[float, float] = field(
-        default_factory=dict
-    )  # and by that time, when each was confirmed
-    freed: list[float] = field(default_factory=list)  # when it was surely ended,
-    freeing_since: list[float] = field(default_factory=list)  # and when that began
+    requested_at: list[float] = field(default_factory=list)  # when reservations were requested
+    confirmed_at: dict[float, float] = field(default_factory=dict)  # by the time of the request
+    freed: list[float] = field(default_factory=list)  # when it was surely ended
+    freeing_since: list[float] = field(default_factory=list)  # when that began, in the same order
     began: list[float] = field(default_factory=list)
     unlocked: bool = False  # whether the last run had no lock
     ended: float = math.inf
@@ -121,7 +119,7 @@ class _Job:
 
     def reopen(self, t: float) -> None:
         """Note that it is certain again, because nothing had changed."""
-        if not self.freeing and not self.requests and self.until > t:
+        if not self.freeing and not self.requests_under_way and self.until > t:
             self.open = t
 
 
@@ -181,9 +179,9 @@ class _Rules:
             job.requested_at.append(t)
             job.reserved_at = min(job.reserved_at, t)
             job.close(t)
-            job.requests += 1
+            job.requests_under_way += 1
         elif kind == "answered":
-            job.requests -= 1
+            job.requests_under_way -= 1
             job.reopen(t)
         elif kind == "keeping":
             assert event.until is not None
@@ -240,7 +238,11 @@ class _Rules:
             self._alone.append(event)
         job.confirmed_at[event.since] = event.t
         job.reserved_at = min(job.reserved_at, event.since)
-        if job.freeing or job.requests or max(job.freeing_at, job.freed_at) >= event.since:
+        if (
+            job.freeing
+            or job.requests_under_way
+            or max(job.freeing_at, job.freed_at) >= event.since
+        ):
             return  # it may have been ended before this answer
         if job.open is None:
             job.open = event.t

@@ -186,7 +186,7 @@ class Request:
 
     def copy_done(self, sent: SentCopy) -> None:
         """Take note: all replies of a copy have come, or its connection broke."""
-        if not self._opening:  # else ``_silent`` checks once it is open
+        if not self._opening:  # otherwise ``_silent`` checks once it is open
             self._check_copies()
 
     def _check_copies(self) -> None:

@@ -66,7 +66,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
                 f"could not make task {cls.__name__}: with bind=True the task itself would be one "
                 "of the arguments that name its lock. Leave it out, and use celery.current_task"
             )
-        cls.work = innermost_adapter(function)
+        cls.__lualock__ = cls.work = innermost_adapter(function)  # for jobs.adapter()
         cls.run = staticmethod(_locked(cls.work))
 
     def apply_async(
