@@ -22,7 +22,7 @@ from lualock._core.lease import LeaseBase
 from lualock._protocol import CLAIM_MS, MIN_REQUEST_S, ServerClock, Steps
 from lualock.errors import LockError, LockUnavailable
 
-log = logging.getLogger("lualock.watch")
+log = logging.getLogger("lualock.renewal")
 
 RENEW_AT = 2 / 3
 """What is left of the ttl when a lease is renewed, as a share of it."""

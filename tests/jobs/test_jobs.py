@@ -514,7 +514,7 @@ def test_work_that_would_run_without_the_lock_is_refused(locks: Any) -> None:
     async def coroutine() -> None:
         raise AssertionError("it ran")
 
-    @locks.job  # type: ignore[untyped-decorator]  # `locks` is of either shell
+    @locks.job  # type: ignore[untyped-decorator]  # `locks` is of either API
     def returns_one() -> Any:
         return coroutine()
 

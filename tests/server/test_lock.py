@@ -361,7 +361,7 @@ async def test_a_dropped_lease_is_not_renewed(world: World) -> None:
 async def test_a_late_renewal_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A renewed lease whose key has vanished is lost, and the log shows it."""
     locks = world.connect(ttl=0.3)
-    with caplog.at_level(logging.ERROR, logger="lualock.watch"):
+    with caplog.at_level(logging.ERROR, logger="lualock.renewal"):
         lease = await settle(locks.lock("x").acquire())
         world.client.flushall()
         await world.until(lambda: lease.lost)

@@ -49,7 +49,7 @@ async def test_on_lost_when_a_renewal_finds_it_gone(
     """A renewed lease whose key was deleted is lost at its next renewal, and the log shows it."""
     losses: list[Any] = []
     lock = world.connect().lock("x", ttl=0.6, renew=True, on_lost=losses.append)
-    with caplog.at_level(logging.ERROR, logger="lualock.watch"):
+    with caplog.at_level(logging.ERROR, logger="lualock.renewal"):
         lease = await settle(lock.acquire())
         world.client.delete(lock.key)
         await world.until(lambda: losses)
@@ -171,7 +171,7 @@ async def test_max_hold(world: World, caplog: pytest.LogCaptureFixture) -> None:
     losses: list[Any] = []
     lock = world.connect().lock("x", ttl=0.4, renew=True, max_hold=0.9, on_lost=losses.append)
     start = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+    with caplog.at_level(logging.WARNING, logger="lualock.renewal"):
         lease = await settle(lock.acquire())
         await world.until(lambda: losses)
     assert 0.8 < time.monotonic() - start < 2
@@ -240,7 +240,7 @@ async def test_a_failing_renewal_is_logged(
     """While the server is silent, renewal is logged and repeated; then the lease is lost."""
     losses: list[Any] = []
     lock = api.connect(proxy.url).lock("x", ttl=1, renew=True, on_lost=losses.append)
-    with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+    with caplog.at_level(logging.WARNING, logger="lualock.renewal"):
         lease = await settle(lock.acquire())
         proxy.silent = True
         await api.until(lambda: losses)
@@ -275,7 +275,7 @@ async def test_renewal_goes_on_after_an_error_of_the_program(
     locks = make(client(unix_socket_path=api.server.socket, credential_provider=whims))
     api.made.append(locks)
     lock = locks.lock("x", ttl=1, renew=True)
-    with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+    with caplog.at_level(logging.WARNING, logger="lualock.renewal"):
         lease = await settle(lock.acquire())
         deadline = lease._state.deadline
         whims.raises = True
@@ -340,7 +340,7 @@ async def test_leases_are_watched_once_a_thread_can_be_started(
 ) -> None:
     """If the renewing thread cannot be started the lock is not taken; the next acquisition is
     renewed."""
-    failed = threads_fail(monkeypatch, "lualock-watch", 1)
+    failed = threads_fail(monkeypatch, "lualock-renewer", 1)
     lock = api.connect().lock("x", ttl=0.6, renew=True)
     with pytest.raises(RuntimeError, match="start"):
         await settle(lock.acquire())

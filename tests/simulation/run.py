@@ -58,7 +58,7 @@ class Result:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Turn logging off: errors are expected in a run."""
-    logs = [logging.getLogger(name) for name in ("lualock", "lualock.watch", "lualock.jobs")]
+    logs = [logging.getLogger(name) for name in ("lualock", "lualock.renewal", "lualock.jobs")]
     before = [log.disabled for log in logs]
     for log in logs:
         log.disabled = True

@@ -41,7 +41,7 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 
 
 def _watching() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "lualock-watch"]
+    return [thread for thread in threading.enumerate() if thread.name == "lualock-renewer"]
 
 
 def _sleeps(renewer: Any) -> bool:
@@ -83,7 +83,7 @@ async def test_a_loop_that_runs_again_just_before_the_end(
     losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
         lease = await locks.lock("x", ttl=1, renew=True, on_lost=losses.append).acquire()
-        with caplog.at_level(logging.WARNING, logger="lualock.watch"):
+        with caplog.at_level(logging.WARNING, logger="lualock.renewal"):
             wait_until(lambda: "the event loop has not run" in caplog.text, wait_s=10)
         assert lease.held
         deadline = lease._state.deadline

@@ -47,7 +47,7 @@ def test_a_call_is_repeated_until_it_succeeds(error: Exception) -> None:
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the thread cannot be started, the next call starts it, and both calls are made."""
     cleanup, done = BackgroundCleanup(clock.now), list[str]()
-    assert not threads_fail(monkeypatch, "lualock-cleaner", 1)
+    assert not threads_fail(monkeypatch, "lualock-cleanup", 1)
     with pytest.raises(RuntimeError, match="start"):
         cleanup.add(lambda _: done.append("first"), CALL)
     cleanup.add(lambda _: done.append("second"), CALL)

@@ -70,7 +70,7 @@ class BackgroundCleanup:
                 if self._runs or sys.is_finalizing():  # then no thread can start any more
                     return
                 self._runs = True
-            threading.Thread(target=self._run, name="lualock-cleaner", daemon=True).start()
+            threading.Thread(target=self._run, name="lualock-cleanup", daemon=True).start()
         except BaseException:
             self._runs = False  # the next task starts a thread, for this one too; two do no harm
             raise

@@ -42,7 +42,7 @@ class RenewalThread(LeaseRenewer):
                 try:
                     self._turn, self._wakes_at = turn, look_at
                     threading.Thread(
-                        target=self._run, args=(turn,), name="lualock-watch", daemon=True
+                        target=self._run, args=(turn,), name="lualock-renewer", daemon=True
                     ).start()
                 except BaseException:
                     # If a signal handler raised, the thread may run all the same; the next lease
