@@ -73,6 +73,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exa
     server.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", list(SECTIONS))
 def test_example(examples: dict[str, Example], name: str) -> None:
     """The worker that a section starts runs what the section enqueues."""
@@ -104,6 +105,7 @@ def test_the_lines_are_few() -> None:
         assert len(lines) <= 10, name
 
 
+@pytest.mark.full
 def test_the_test_kit(pytester: pytest.Pytester) -> None:
     """The examples of the plugin pass; the second one tests RQ's program from this page."""
     alone, program = PYTHON.findall(OWN_TESTS)

@@ -196,6 +196,7 @@ def test_the_lock_between_two_attempts(fleet: Fleet, system: str, job: str) -> N
     assert fleet.diary.count(job, system, "start") == 2
 
 
+@pytest.mark.full
 @every_system
 def test_the_lock_after_the_last_attempt(fleet: Fleet, system: str) -> None:
     """The lock is kept if the job declares so, and then for as long as a queued job keeps its
@@ -207,6 +208,7 @@ def test_the_lock_after_the_last_attempt(fleet: Fleet, system: str) -> None:
         assert time.monotonic() - run.at >= 2.0
 
 
+@pytest.mark.full
 @every_system
 def test_a_kept_lock_when_no_attempt_is_left(fleet: Fleet, system: str) -> None:
     """The lock is free after the last attempt, and the first waiter gets it at once."""
@@ -245,6 +247,7 @@ def test_one_trailing_run(fleet: Fleet, system: str) -> None:
     alone(fleet.diary.entries("coalesced", system))
 
 
+@pytest.mark.full
 @every_system
 def test_a_run_that_is_replaced(fleet: Fleet, system: str) -> None:
     """The running job gets a stop request, and the new one runs after it."""
@@ -284,6 +287,7 @@ def test_a_job_that_is_removed(fleet: Fleet, system: str) -> None:
     ]
 
 
+@pytest.mark.full
 @every_system
 def test_the_worker_is_killed(
     fleet: Fleet, killed: dict[str, float], system: str, record_property: Any
@@ -300,6 +304,7 @@ def test_the_worker_is_killed(
     assert LEASE_S / 3 < recovered_s < LEASE_S + LATE_S
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("system", ["dramatiq", "arq", "taskiq"])
 def test_the_job_of_a_worker_that_was_killed(
     fleet: Fleet, killed: dict[str, float], system: str
@@ -316,6 +321,7 @@ def test_the_job_of_a_worker_that_was_killed(
     alone([run for run in runs if run.at > killed[system]])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("system", ["rq", "celery"])
 def test_a_death_that_is_seen(fleet: Fleet, system: str) -> None:
     """RQ and Celery have a main process, which sees the death and frees the lock at once."""
@@ -344,6 +350,7 @@ def test_celery_kills_it_itself(fleet: Fleet, job: str) -> None:
         assert time.monotonic() - since < LEASE_S / 2
 
 
+@pytest.mark.full
 def test_celery_puts_back_what_was_killed(fleet: Fleet) -> None:
     """The job finds its lock free, and need not wait for the end of the dead process's lease."""
     fleet.send("celery", "requeued", "celery")
@@ -355,6 +362,7 @@ def test_celery_puts_back_what_was_killed(fleet: Fleet) -> None:
     assert again.at - run.at < LEASE_S / 2
 
 
+@pytest.mark.full
 def test_celery_ends_what_waits_for_its_lock(fleet: Fleet) -> None:
     """The reservation of a job that waited is free; its token is that of the worker's request."""
     with fleet.lock("celery", "waiting"):
@@ -370,6 +378,7 @@ def test_celery_ends_what_waits_for_its_lock(fleet: Fleet) -> None:
     fleet.until_count("waiting", "celery", 1, "start")
 
 
+@pytest.mark.full
 def test_celery_signals_alone_free_no_lock(fleet: Fleet) -> None:
     """A task that goes on after a signal keeps its lock."""
     sent = fleet.send("celery", "lingering", "celery")

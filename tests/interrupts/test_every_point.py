@@ -132,6 +132,7 @@ async def _wait_long_and_give(locks: aio.Locks, points: Points) -> None:
     await _wait_and_give(locks, points, patient=True)
 
 
+@pytest.mark.full
 async def test_every_await_of_a_waiter_that_waits_long(server: Server, resp: int) -> None:
     """The same holds for a waiter that has read the reply with its place."""
     assert await _every_point(server, resp, _wait_long_and_give) >= 4
@@ -149,6 +150,7 @@ async def _give_up(locks: aio.Locks, points: Points) -> None:
         await points.run(locks.lock("x", ttl=60).acquire(timeout=0.1))
 
 
+@pytest.mark.full
 async def test_every_await_of_one_that_gives_up(server: Server, resp: int) -> None:
     """A waiter that is cancelled at any await after its timeout leaves nothing."""
     assert await _every_point(server, resp, _time_out) >= 4
@@ -304,6 +306,7 @@ def test_every_line_of_one_that_gives_up(one_server: Server, resp: int) -> None:
     assert _struck_at_every_line(one_server, resp, scenario) > 100
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("delivered", [False, True])
 def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> None:
     """An interruption at any line of a job, queued or not, leaves nothing."""

@@ -9,9 +9,12 @@ import pytest
 
 from tests.support.forked import CASES
 from tests.support.servers import Server
+from tests.support.tiers import full
+
+LONG = ("event_loops", "renewal", "waiting")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*sorted(CASES.keys() - LONG), *full(*LONG)])
 def test_a_fork_without_hooks(one_server: Server, case: str) -> None:
     """A child that C code forked opens its own connections, and owns no lease of its parent."""
     ended = subprocess.run(

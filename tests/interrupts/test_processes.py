@@ -198,6 +198,7 @@ def test_forked_while_holding_and_waiting(one_server: Server) -> None:
     assert forked(code, one_server.url) == "0 False\n"
 
 
+@pytest.mark.full
 def test_forked_at_any_time(one_server: Server) -> None:
     """A child takes and waits for locks, whatever its parent's threads did at the fork."""
     code = """

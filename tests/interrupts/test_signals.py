@@ -157,6 +157,7 @@ HANDLERS: dict[str, Callable[..., None]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", HANDLERS)
 @pytest.mark.parametrize("waits", [True, False], ids=["waits", "requests"])
 def test_any_kind_of_handler(one_server: Server, proxy: FaultProxy, kind: str, waits: bool) -> None:
@@ -207,6 +208,7 @@ class _Stopped(TimeoutError):
     """The error by which a job system stops a thread."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("error", [_Stopped, TimeoutError, ConnectionError])
 @pytest.mark.parametrize("waits", [True, False], ids=["waits", "requests"])
 def test_an_error_that_is_raised_in_a_thread(

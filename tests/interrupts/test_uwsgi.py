@@ -82,6 +82,7 @@ def _answer(url: str) -> Any:
         return json.loads(reply.read())
 
 
+@pytest.mark.full
 @pytest.mark.skipif(UWSGI is None, reason="there is no uWSGI for this platform")
 def test_workers_of_a_preloaded_application(one_server: Server, tmp_path: Path) -> None:
     """Each worker reads its own replies, renews its own leases, and has no lease of its parent."""

@@ -135,6 +135,7 @@ async def test_they_wait_in_one_order_when_the_deploy_is_taken_back(versions: Ve
     assert versions.log == [1, 2]
 
 
+@pytest.mark.full
 async def test_the_first_lock_is_kept_while_the_run_waits_for_the_second(api: World) -> None:
     """However long a run waits for its second lock, it keeps the first; its ttl begins with the
     job."""

@@ -339,6 +339,7 @@ async def test_the_reply_to_keeping_a_lock_is_lost(api: World, proxy: Proxy) -> 
     assert not held(api, queue.work.lock().key)
 
 
+@pytest.mark.full
 @on_one
 def test_a_killed_worker(server: Server) -> None:
     """A worker killed by SIGKILL in a job frees the lock within a lease; the same job, delivered
@@ -491,6 +492,7 @@ async def test_a_late_cleanup_ends_no_newer_reservation(api: World, proxy: Proxy
     assert (await newer.put()).job_id == "b"
 
 
+@pytest.mark.full
 async def test_an_outage_that_ends_with_the_job(
     api: World, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +519,7 @@ async def test_an_outage_that_ends_with_the_job(
     await api.until(lambda: not held(api, key))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("keep_lock", [False, True])
 async def test_a_short_outage_at_the_end(api: World, proxy: Proxy, keep_lock: bool) -> None:
     """A lock that could not be released is free when the server is back, and so is one that could
@@ -535,6 +538,7 @@ async def test_a_short_outage_at_the_end(api: World, proxy: Proxy, keep_lock: bo
     await api.until(lambda: not held(api, queue.work.lock().key))
 
 
+@pytest.mark.full
 async def test_an_outage_when_the_previous_lock_is_released(api: World, proxy: Proxy) -> None:
     """The lock of the previous name, acquired for no run, is free when the server is back."""
     locks = api.connect(f"{proxy.url}?socket_timeout=0.2")

@@ -19,6 +19,7 @@ from demo.graph import network, repositories
 LEASE_S = 1.5
 
 
+@pytest.mark.full
 def test_the_demo_shows_what_happened() -> None:
     """In a whole run every check is ok, and the exit status is 0."""
     done = subprocess.run(

@@ -75,6 +75,7 @@ def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.full
 def test_losses_and_waiters(pytester: pytest.Pytester) -> None:
     """The kit shows a lost lease of a job and the waiters, in both APIs."""
     passes(
@@ -118,6 +119,7 @@ def test_losses_and_waiters(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.full
 def test_a_lock_of_another_server(pytester: pytest.Pytester) -> None:
     """The kit does not answer for a server that it does not have; a reservation keeps its key."""
     passes(
@@ -171,6 +173,7 @@ FAILS = {
 }
 
 
+@pytest.mark.full
 def test_a_failed_assertion_states_the_facts(pytester: pytest.Pytester) -> None:
     """Each assertion can fail, and its error states the facts."""
     tests = [f"def test_{n}(locks, lock_kit): {line}" for n, line in enumerate(FAILS)]

@@ -16,6 +16,7 @@ import lualock
 from lualock import aio
 from tests.support.faults import Fault, FaultProxy
 from tests.support.servers import Server
+from tests.support.tiers import full
 from tests.support.waiting import wait_until
 from tests.support.world import World, settle
 
@@ -184,6 +185,7 @@ async def test_extend_does_not_report_a_loss_again(api: World) -> None:
     assert losses[:-1] == [ended, gone]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("first", "seconds"), [("renewal", 0.3), ("extend", 1.2)])
 async def test_extend_and_a_renewal_find_the_loss_at_once(
     api: World, faulty: FaultProxy, first: str, seconds: float
@@ -205,7 +207,7 @@ async def test_extend_and_a_renewal_find_the_loss_at_once(
     assert losses[:-1] == [lease]
 
 
-@pytest.mark.parametrize("answered", [True, False], ids=["released", "being released"])
+@pytest.mark.parametrize("answered", [True, *full(False)], ids=["released", "being released"])
 def test_a_renewal_that_comes_after_the_release(
     one_server: Server, faulty: FaultProxy, caplog: pytest.LogCaptureFixture, answered: bool
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_renewal_that_comes_after_the_release(
 # Other loops, and a loop whose connections are closed.
 
 
+@pytest.mark.full
 async def test_what_is_extended_while_all_is_closed(one_server: Server, faulty: FaultProxy) -> None:
     """A lease that is extended during ``aclose()`` is renewed, and its loss is reported, even if
     the new renewer has made its round before the answer comes."""
@@ -268,6 +271,7 @@ async def test_what_is_extended_while_all_is_closed(one_server: Server, faulty: 
     await locks.aclose()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cancelled", [False, True], ids=["closed", "cancelled"])
 async def test_renewal_goes_on_while_closing_takes_its_time(
     faulty: FaultProxy, monkeypatch: pytest.MonkeyPatch, cancelled: bool

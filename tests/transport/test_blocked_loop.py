@@ -28,6 +28,7 @@ from lualock._transport.asyncio.renewer import HUNG_TTLS
 from tests.support.faults import Fault, FaultProxy
 from tests.support.interleaving import interleaved
 from tests.support.servers import Server
+from tests.support.tiers import full
 from tests.support.waiting import wait_until
 
 TTL_S = 0.4
@@ -95,7 +96,7 @@ async def test_a_loop_that_runs_again_just_before_the_end(
 # Blocked for too long.
 
 
-@pytest.mark.parametrize("max_hold", [None, 2 * TTL_S], ids=["hangs", "max_hold"])
+@pytest.mark.parametrize("max_hold", [None, *full(2 * TTL_S)], ids=["hangs", "max_hold"])
 async def test_a_loop_that_hangs(
     one_server: Server,
     locks: lualock.Locks,
@@ -300,6 +301,7 @@ def for_asyncio_only(server: Server, what: str = "class") -> redis.asyncio.Redis
     return redis.asyncio.Redis(connection_pool=pool)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["class", "credentials"])
 async def test_a_client_for_asyncio_only(
     one_server: Server, caplog: pytest.LogCaptureFixture, what: str
@@ -362,6 +364,7 @@ def test_renewal_leaves_nothing_open(one_server: Server, what: str, how: str) ->
 # A lease that its holder and the thread change at the same time.
 
 
+@pytest.mark.full
 async def test_a_renewal_that_comes_after_the_release_of_a_loop_that_was_blocked(
     one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -89,6 +89,7 @@ async def test_one_call_at_most_meets_the_old_primary(world: World, says: str) -
         assert world.client.get("lualock:{x}")[:1] == b"R"
 
 
+@pytest.mark.full
 @few
 async def test_renewal_alone_finds_the_new_primary(world: World) -> None:
     """Leases are renewed at the new primary, even if the program calls nothing else."""
@@ -132,6 +133,7 @@ async def test_a_waiter_is_woken_by_the_new_primary(world: World) -> None:
         await settle(lease.release())
 
 
+@pytest.mark.full
 async def test_a_waiter_that_stays_subscribed_at_the_old_primary(api: World) -> None:
     """A waiter at the old primary receives, by replication, a message whose lock went to the next
     waiter. Their fences differ, so it learns that the lease is not its own, and subscribes at the

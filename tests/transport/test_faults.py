@@ -19,6 +19,7 @@ from lualock.scripts import SCRIPTS
 from tests.conftest import server_named
 from tests.support.faults import Exchange, Fault, FaultProxy
 from tests.support.servers import BINARIES, Server
+from tests.support.tiers import full
 from tests.support.witness import Witness
 from tests.support.world import World, settle
 
@@ -492,7 +493,7 @@ async def test_scripts_that_the_server_forgot(api: World, fault: str) -> None:
             await _cold(api, proxy, FAULTS[fault], nth)
 
 
-@pytest.mark.parametrize("step", ["acquire", "wait", "wait behind another"])
+@pytest.mark.parametrize("step", ["acquire", *full("wait", "wait behind another")])
 async def test_an_orphan_that_comes_late_does_nothing(api: World, step: str) -> None:
     """An orphaned request that arrives late takes neither the lock nor a place in the queue."""
     async with faulty(api) as proxy:
@@ -514,7 +515,7 @@ async def test_an_orphan_that_comes_late_does_nothing(api: World, step: str) -> 
         assert (info.fence, info.waiters) == (fence, 0), replies
 
 
-@pytest.mark.parametrize("end", ["released", "passed on", "in trust"])
+@pytest.mark.parametrize("end", ["released", *full("passed on", "in trust")])
 async def test_an_orphan_of_a_lease_that_was_acquired(api: World, end: str) -> None:
     """A lock that an orphaned request takes after the lease of its repetition is released when the
     orphan has expired; the lease itself is not."""

@@ -38,6 +38,7 @@ def test_core_tests_under_green_threads(library: str) -> None:
         pytest.fail(f"{done.stdout[-20_000:]}\n{done.stderr[-5_000:]}", pytrace=False)
 
 
+@pytest.mark.full
 @each_library
 def test_a_celery_worker_with_a_pool_of_green_threads(
     library: str, one_server: Server, one_client: Any, tmp_path: Path

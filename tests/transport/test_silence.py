@@ -21,6 +21,7 @@ from lualock._transport.asyncio import subscriber as asyncio_subscriber
 from lualock._transport.threads import subscriber
 from tests.support.faults import Fault, FaultProxy
 from tests.support.servers import Server
+from tests.support.tiers import full
 from tests.support.world import World, entered, settle
 
 
@@ -53,9 +54,10 @@ VERBS: dict[str, Callable[[Any, Any], Any]] = {
     "extend": lambda lock, lease: lease.extend(60),
     "release_requested": lambda lock, lease: lease.release_requested(),
 }
+MAIN_VERBS = ("acquire", "release")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*MAIN_VERBS, *full(*sorted(VERBS.keys() - MAIN_VERBS))])
 async def test_a_dead_connection_costs_a_fraction(
     api: World, swallower: FaultProxy, verb: str
 ) -> None:
@@ -109,6 +111,7 @@ async def test_renewal_by_dead_connections(api: World, swallower: FaultProxy) ->
     await settle(lease.release())
 
 
+@pytest.mark.full
 async def test_a_claim_after_a_long_wait_is_waited_for(
     api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +132,7 @@ async def test_a_claim_after_a_long_wait_is_waited_for(
     await settle(lease.release())
 
 
+@pytest.mark.full
 async def test_a_lonely_waiter_does_not_trust_an_old_connection(
     api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +151,7 @@ async def test_a_lonely_waiter_does_not_trust_an_old_connection(
         await asyncio.sleep(0.4)  # the silence
 
 
-@pytest.mark.parametrize("patience", ["a timeout", "a shorter timeout", "none"])
+@pytest.mark.parametrize("patience", ["a timeout", *full("a shorter timeout", "none")])
 async def test_a_waiter_notices_a_dead_connection_for_messages(
     api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
@@ -167,6 +171,7 @@ async def test_a_waiter_notices_a_dead_connection_for_messages(
     await settle(lease.release())
 
 
+@pytest.mark.full
 async def test_an_idle_connection_for_messages_is_kept(
     api: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +227,7 @@ async def test_an_error_of_the_program_keeps_its_frames(api: World, met: str) ->
     assert not await settle(lock.locked())
 
 
+@pytest.mark.full
 async def test_a_second_connection_that_is_dead_as_well(api: World, one_server: Server) -> None:
     """A third connection is opened while there is time, so that two dead ones do not cost the whole
     timeout."""
@@ -262,6 +268,7 @@ async def test_a_late_copy_is_cleaned_up(api: World, swallower: FaultProxy) -> N
     await api.until(lambda: api.client.get(lease._request.key)[:1] not in (b"H", b"W"))
 
 
+@pytest.mark.full
 async def test_errors_of_a_silent_server_show_the_time(api: World, one_server: Server) -> None:
     """A silent server costs no more than the timeout, and the error shows the time."""
     with FaultProxy(one_server.socket) as proxy:
@@ -309,6 +316,7 @@ def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     ended.set()
 
 
+@pytest.mark.full
 async def test_a_name_server_that_hangs(
     api: World, one_server: Server, hanging_names: threading.Event
 ) -> None:

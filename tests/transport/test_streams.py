@@ -17,6 +17,7 @@ from lualock import aio
 from lualock._transport import codec
 from tests.support.servers import Server
 from tests.support.streams import Crossed, Spoil
+from tests.support.tiers import full
 from tests.support.world import World, settle
 
 QUICK = "&socket_timeout=0.8"  # a lost reply is missed after a quarter of this
@@ -117,7 +118,9 @@ async def _spoilt(world: World, act: Spoil, nth: int) -> None:
         taken.release()
 
 
-@pytest.mark.parametrize("act", [_twice, _never, _swap, _refused], ids=lambda act: act.__name__)
+@pytest.mark.parametrize(
+    "act", [_twice, _never, *full(_swap), _refused], ids=lambda act: act.__name__
+)
 async def test_no_reply_to_another_request_is_believed(api: World, act: Spoil) -> None:
     """A reply that is doubled, dropped, late or an error makes no second holder, and no verb
     reports what did not happen."""
