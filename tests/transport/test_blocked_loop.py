@@ -20,6 +20,7 @@ import redis.asyncio
 from redis.asyncio.connection import UnixDomainSocketConnection
 
 import lualock
+from lualock import _protocol as protocol
 from lualock import aio
 from lualock._core.lease import LeaseOptions
 from lualock._core.renewal import LeaseRenewer
@@ -454,6 +455,42 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
             if not reached:
                 break
         assert at > 10
+
+
+class _Unreachable:
+    """A driver whose every request fails."""
+
+    def run(self, steps: Any) -> None:
+        next(steps)
+        steps.throw(lualock.LockUnavailable("the test says so"))
+
+
+@pytest.mark.parametrize("how", ["release", "the end of a block"])
+def test_a_failing_release_while_the_renewer_reads_an_answer(
+    locks: lualock.Locks, how: str
+) -> None:
+    """With the API for threads, a failing release leaves nothing held either, whichever way the
+    lease is released."""
+    lock = locks.lock("x", ttl=60)
+    for at in itertools.count(1):
+        lease = lock.acquire()
+        driver, revision = lease._driver, lease._revision
+        lease._driver = _Unreachable()  # type: ignore[assignment]
+
+        def fail(lease: lualock.Lease = lease) -> None:
+            with contextlib.suppress(lualock.LockUnavailable):
+                lease.release() if how == "release" else lease._leave(None, None, None)
+
+        def read(lease: lualock.Lease = lease, revision: int = revision) -> None:
+            lease._confirm_until(lease._clock() + 60, revision)
+
+        reached = interleaved(at, "_confirm_until", read, fail, patience_s=0.02)
+        if reached:
+            assert not lease.held
+        driver.run(protocol.undo(lease._request))
+        if not reached:
+            break
+    assert at > 10
 
 
 async def test_a_sooner_end_while_the_answer_to_a_claim_is_read(one_server: Server) -> None:
