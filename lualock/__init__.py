@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {"LockedJob": "lualock.jobs", "acl_rule": "lualock.ops.acl"}
-_ROOMS = ("embedded", "fencing", "jobs")
+_ROOMS = ("embedded", "fencing", "integrations", "jobs")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from lualock.errors import InvalidArgument
+
+_GENERATOR_CONTEXTS = contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,11 +71,18 @@ def _problem(function: Any, *, asynchronous: bool) -> str | None:
 def check_result(result: object, name: str) -> None:
     """Check that a function returned a result, and not work that is still to be done.
 
-    :raises InvalidArgument: it returned an awaitable or a generator.
+    :raises InvalidArgument: it returned an awaitable, a generator, or a context manager that a
+        generator makes.
     """
+    if isinstance(result, _GENERATOR_CONTEXTS):
+        raise InvalidArgument(
+            f"could not finish {name}: it returned a context manager, whose body would run without "
+            "the lock. Put the lock below @contextmanager, as a with statement inside the function"
+        )
     if isinstance(result, AsyncGenerator | Awaitable | Generator):
         if isinstance(result, Coroutine | Generator):
-            result.close()
+            with suppress(Exception):  # it refuses to end, or it runs
+                result.close()
         raise InvalidArgument(
             f"could not finish {name}: it returned a {type(result).__name__}, which would run "
             "without the lock. Declare it as 'async def' and await the result there, or iterate "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from lualock._core import fork
 from lualock.errors import InvalidArgument
@@ -29,14 +30,14 @@ def seconds(value: object, what: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         if isinstance(value, timedelta):
-            return value.total_seconds()
+            return timedelta.total_seconds(value)
         raise InvalidArgument(
             f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}"
         )
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf
+        number = math.inf if value > 0 else -math.inf
     if math.isnan(number):
         raise InvalidArgument(f"{what} must be a number of seconds or a timedelta, not NaN")
     return number
@@ -127,12 +128,17 @@ def max_hold_s(value: object, *, renewed: bool) -> float | None:
     return number
 
 
+def is_function(value: object) -> TypeGuard[Callable[..., Any]]:
+    """Return whether a value can be called for a result. A lock is callable only as a decorator."""
+    return callable(value) and not hasattr(value, "try_acquire")
+
+
 def callback(value: object, what: str) -> None:
     """Check a callback, which may be ``None``.
 
     :raises InvalidArgument: it is not callable.
     """
-    if value is not None and not callable(value):
+    if value is not None and not is_function(value):
         raise InvalidArgument(f"{what} must be callable or None, not {type(value).__name__}")
 
 

@@ -37,8 +37,8 @@ class Block:
     """One ``with`` block on its ``target``, a lock or a lease."""
 
     __slots__ = (
-        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "ref"),
-        *("surrounding_task", "target", "task", "thread", "token"),
+        *("__weakref__", "blocks", "end_other", "entered", "guard", "key", "lease", "listed"),
+        *("ref", "surrounding_task", "target", "task", "thread", "token"),
     )
 
     key: bytes
@@ -51,8 +51,9 @@ class Block:
     surrounding_task: asyncio.Task[Any] | None
     """The task that began a block of either API, if any. Only listed blocks have this attribute."""
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Any, end_other: Callable[..., Any] | None = None) -> None:
         self.target = target
+        self.end_other = end_other  # ends another block of the target, if this one has ended
         self.lease: Any = None  # while the block goes on
         self.guard: weakref.ref[Any] | None = None  # ``None``: no statement owns the block
         self.blocks: Blocks | None = None  # of its server, once it has begun
@@ -238,7 +239,8 @@ def end(block: Block, *error: Any) -> None:
     """Release the lease of the block."""
     lease = block.lease
     if lease is None:  # not begun, or ended before: the call means another block
-        type(block.target).__exit__(block.target, *error)
+        if block.end_other is not None:
+            block.end_other(block.target, *error)
         return
     try:
         lease._leave(*error)
@@ -250,9 +252,8 @@ def end(block: Block, *error: Any) -> None:
 
 
 def _end_async(block: Block, *error: Any) -> Coroutine[Any, Any, None]:
-    if block.lease is None:
-        method: Callable[..., Coroutine[Any, Any, None]] = type(block.target).__aexit__
-        return method(block.target, *error)
+    if block.lease is None and block.end_other is not None:
+        return cast(Coroutine[Any, Any, None], block.end_other(block.target, *error))
     # From here on the coroutine is the guard.
     coroutine = end_async(block, *error)
     block.guard = weakref.ref(coroutine, block.on_guard_dropped)
@@ -283,7 +284,7 @@ class _BlockEnd:
     def __get__(self, target: Any, _: type) -> Callable[..., Any]:
         if target is None:
             return self._method
-        block = Block(target)
+        block = Block(target, self._method)
         guard = partial(self._end, block)
         block.guard = weakref.ref(guard, block.on_guard_dropped)
         _looked_up[get_ident()] = block

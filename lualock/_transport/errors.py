@@ -36,6 +36,7 @@ _REFUSALS = {
     "CLUSTERDOWN": ("the cluster is down", "Try again later"),
     "MOVED": _CLUSTER,
     "CROSSSLOT": _CLUSTER,
+    "ASK": _CLUSTER,
     "TRYAGAIN": ("the slot of the lock is being moved to another node", "Try again later"),
 }
 

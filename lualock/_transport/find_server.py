@@ -24,10 +24,10 @@ def find_server(server: object, *, asynchronous: bool) -> tuple[Endpoint, Any]:
     chosen = configured or server
     if chosen is None:
         return _default()
-    if chosen == urls.EMBEDDED:
-        return _embedded()
     if not isinstance(chosen, str):
         return Endpoint.of_client(chosen, asynchronous=asynchronous), None
+    if chosen == urls.EMBEDDED:
+        return _embedded()
     try:
         return Endpoint.of_url(chosen, asynchronous=asynchronous), None
     except InvalidArgument as error:
@@ -40,7 +40,7 @@ def _default() -> tuple[Endpoint, Any]:
     endpoint, started = _embedded()
     try:
         _warn_once()
-    except Warning:  # a filter made it an error, so the caller gets no locks
+    except BaseException:  # a filter made it an error, so the caller gets no locks
         started.close()
         raise
     return endpoint, started
@@ -81,6 +81,6 @@ def _warn_once() -> None:
 def _callers_level() -> int:
     """Return the ``stacklevel`` by which a warning names the line that called this library."""
     frame, level = sys._getframe(1), 1
-    while frame.f_globals.get("__name__", "").partition(".")[0] == "lualock" and frame.f_back:
+    while str(frame.f_globals.get("__name__")).partition(".")[0] == "lualock" and frame.f_back:
         frame, level = frame.f_back, level + 1
     return level

@@ -28,6 +28,7 @@ from huey.api import Result, Task, TaskWrapper
 from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.utils import normalize_time
 
+from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, LockError
 from lualock.integrations._adapters import innermost_adapter
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
@@ -151,7 +152,7 @@ def _failed(error: BaseException) -> bool:
     return is_failure(error) and not isinstance(error, CancelExecution)
 
 
-def _retry_s(task: Any, error: BaseException) -> float | None:
+def _retry_s(task: Any, error: BaseException) -> Seconds | None:
     """Return in how many seconds Huey retries a task that raised this, or ``None``."""
     if not isinstance(error, Exception):  # Huey does not retry an interrupted task
         return None
@@ -164,7 +165,7 @@ def _retry_s(task: Any, error: BaseException) -> float | None:
         retries = retries if error.retry is None else error.retry
     elif isinstance(error, RateLimitExceeded):
         retries, delay_s = retries or error.retry, delay_s or error.delay
-    return float(delay_s) if retries else None
+    return delay_s if retries else None
 
 
 def _delay_s(eta: datetime | None, utc: bool = True) -> float:

@@ -71,7 +71,7 @@ def check_policy(policy: Any) -> None:
 
     :raises InvalidArgument: it is not.
     """
-    possible = hasattr(policy, "take") or callable(policy) or policy is None
+    possible = hasattr(policy, "take") or options.is_function(policy) or policy is None
     if inspect.iscoroutine(policy):  # a callable returned it, and nothing will await it
         policy.close()
     if not possible or isinstance(policy, type) or inspect.iscoroutinefunction(policy):
@@ -225,7 +225,7 @@ class Job:
                     "lock. Change the name"
                 )
             return lambda *args, **kwargs: key
-        if not callable(key):
+        if not options.is_function(key):
             raise InvalidArgument(
                 f"{parameter} must be a name or a function of the job's arguments, not "
                 f"{type(key).__name__}"

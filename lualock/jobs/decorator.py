@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
@@ -176,7 +177,8 @@ class JobMaker:
                 key_version=key_version,
                 previous_key=previous_key,
             )
-        has_name = hasattr(body, "__qualname__") and hasattr(body, "__module__")
+        innermost = inspect.unwrap(body)  # a wrapper has a name also where the wrapped has none
+        has_name = hasattr(innermost, "__qualname__") and hasattr(body, "__module__")
         if not callable(body) or isinstance(body, type) or not has_name:
             raise InvalidArgument(
                 f"could not make a job of this {type(body).__name__}: locks.job decorates "
@@ -198,8 +200,7 @@ class JobMaker:
                 "or pass key="
             )
         for name, callback in (("on_skipped", on_skipped), ("on_expired", on_expired)):
-            if callback is not None and not callable(callback):
-                raise InvalidArgument(f"{name} must be a function, not {type(callback).__name__}")
+            options.callback(callback, name)
         job = Job(
             naming.qualified_name(body),
             body,
@@ -221,7 +222,7 @@ class JobMaker:
         elif previous_key is not None:
             job.previous_name = job.name_function(previous_key, 0, "previous_key")
         check_plain_function("ttl", ttl)
-        if callable(ttl):
+        if options.is_function(ttl):
             job.ttl = ttl
         elif ttl is not None:
             job.ttl = _constant(options.ttl_ms(ttl) / 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, ClassVar
 
 from lualock._core import options
@@ -25,6 +26,21 @@ from lualock.jobs.job_adapter import JobAdapter
 
 # The names of settings begin so. Another name that does is misspelt.
 _SETTING_PREFIXES = "lock_", "loner"
+_OF_THE_DECORATOR = {
+    "keep_lock_on_failure": "lock_keep_on_failure",
+    "keep_lock_on_retry": "lock_keep_on_retry",
+    "key_version": "lock_key_version",
+    "on_enqueue_failed": "loner_enqueue_failed",
+    "on_expired": "lock_expired_before_release",
+    "on_skipped": "lock_failed",
+    "policy": "lock_policy",
+    "previous_key": "lock_previous_key",
+    "queue_ttl": "lock_queue_ttl",
+    "ttl": "lock_timeout",
+    "unique": "lock_unique",
+    "when_unavailable": "lock_when_unavailable",
+}
+"""What the parameters of ``locks.job`` are called in a class."""
 
 
 class LockedJob:
@@ -103,13 +119,14 @@ class LockedJob:
                 )
 
         _check_kinds(cls)
-        if cls.lock_timeout is not None and not callable(cls.lock_timeout):
+        if cls.lock_timeout is not None and not options.is_function(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
         for name in ("lock", "identifier", "lock_timeout", "lock_previous_key"):
             check_plain_function(f"{cls.__qualname__}.{name}", getattr(cls, name))
         check_version(cls.lock_key_version, f"{cls.__qualname__}.lock_key_version")
         previous = cls.lock_previous_key
-        if not (previous is None or isinstance(previous, str | bytes) or callable(previous)):
+        named = isinstance(previous, str | bytes) or options.is_function(previous)
+        if previous is not None and not named:
             check_version(previous, f"{cls.__qualname__}.lock_previous_key")
         cls._job_options()
         if hasattr(cls, "perform"):
@@ -229,10 +246,13 @@ class LockedJob:
 def _check_spelling(cls: type[LockedJob]) -> None:
     """Refuse a misspelt setting, because Python ignores it and the job runs without it."""
     known = [name for name in dir(LockedJob) if name.startswith(_SETTING_PREFIXES)]
-    for name in vars(cls):
+    mixins = [base for base in cls.__mro__[1:] if not issubclass(base, LockedJob)]
+    for name in (*vars(cls), *chain.from_iterable(map(vars, mixins))):
+        near = _OF_THE_DECORATOR.get(name) if name in vars(cls) else None
         if name.startswith(_SETTING_PREFIXES) and name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
-            advice = f"Did you mean {near[0]}?" if near else "Choose another name"
+            near = next(iter(difflib.get_close_matches(name, known, 1, cutoff=0.8)), "")
+        if near is not None:
+            advice = f"Did you mean {near}?" if near else "Choose another name"
             raise InvalidArgument(
                 f"could not use {cls.__qualname__}.{name}: it is not a setting of a LockedJob "
                 f"(names that begin with {' or '.join(_SETTING_PREFIXES)} are). {advice}"
@@ -242,7 +262,7 @@ def _check_spelling(cls: type[LockedJob]) -> None:
 def _check_kinds(cls: type[LockedJob]) -> None:
     """Refuse members of the wrong type here, not only in the first run or when it fails."""
     name = cls.__qualname__
-    if not callable(cls.lock):
+    if not options.is_function(cls.lock):
         raise InvalidArgument(
             f"{name}.lock must be a classmethod that returns the lock's name, not {cls.lock!r}"
         )
