@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -12,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from lualock.errors import InvalidArgument
 
 _GENERATOR_CONTEXTS = contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager
+# Other iterators, such as an open file, are results: they call no function of the program.
+_UNFINISHED = AsyncGenerator, Awaitable, Generator, Future, filter, map
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,20 +74,20 @@ def _problem(function: Any, *, asynchronous: bool) -> str | None:
 def check_result(result: object, name: str) -> None:
     """Check that a function returned a result, and not work that is still to be done.
 
-    :raises InvalidArgument: it returned an awaitable, a generator, or a context manager that a
-        generator makes.
+    :raises InvalidArgument: it returned an awaitable, a future, a generator, ``map`` or ``filter``,
+        or a context manager that a generator makes.
     """
     if isinstance(result, _GENERATOR_CONTEXTS):
         raise InvalidArgument(
             f"could not finish {name}: it returned a context manager, whose body would run without "
             "the lock. Put the lock below @contextmanager, as a with statement inside the function"
         )
-    if isinstance(result, AsyncGenerator | Awaitable | Generator):
+    if isinstance(result, _UNFINISHED):
         if isinstance(result, Coroutine | Generator):
             with suppress(Exception):  # it refuses to end, or it runs
                 result.close()
         raise InvalidArgument(
             f"could not finish {name}: it returned a {type(result).__name__}, which would run "
-            "without the lock. Declare it as 'async def' and await the result there, or iterate "
-            "over it there"
+            "without the lock. Finish it inside the function: await it in an 'async def', iterate "
+            "over it, or wait for its result"
         )

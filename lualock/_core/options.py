@@ -139,7 +139,7 @@ def callback(value: object, what: str) -> None:
     :raises InvalidArgument: it is not callable.
     """
     if value is not None and not is_function(value):
-        raise InvalidArgument(f"{what} must be callable or None, not {type(value).__name__}")
+        raise InvalidArgument(f"{what} must be a function or None, not {type(value).__name__}")
 
 
 PRIORITY_MAX = 100

@@ -40,7 +40,7 @@ def _default() -> tuple[Endpoint, Any]:
     endpoint, started = _embedded()
     try:
         _warn_once()
-    except BaseException:  # a filter made it an error, so the caller gets no locks
+    except BaseException:  # a filter or a hook raised it, so the caller gets no locks
         started.close()
         raise
     return endpoint, started

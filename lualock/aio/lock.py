@@ -125,7 +125,7 @@ class Lock(LockBase):
         A call waits without a limit, and raises what the block raises.
 
         :raises InvalidArgument: it is not a coroutine function. A call raises this if the function
-            returns an awaitable or a generator, which would run without the lock.
+            returns work that would run without the lock, such as an awaitable or a generator.
         """
         name = check_function(function, asynchronous=True)
 

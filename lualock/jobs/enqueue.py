@@ -44,8 +44,8 @@ class Entry:
     ) -> Actions[Enqueued | Refused]:
         """Push a job unless it conflicts with another one."""
         delay_s = options.delay_s(delay, "delay")
-        if not callable(push):
-            raise InvalidArgument(f"push must be callable, not {type(push).__name__}")
+        if not options.is_function(push):
+            raise InvalidArgument(f"push must be a function, not {type(push).__name__}")
         reserved = yield from self.reserve(job_id, token)
         if isinstance(reserved, Refused):
             return reserved

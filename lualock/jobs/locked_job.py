@@ -29,6 +29,7 @@ _SETTING_PREFIXES = "lock_", "loner"
 _OF_THE_DECORATOR = {
     "keep_lock_on_failure": "lock_keep_on_failure",
     "keep_lock_on_retry": "lock_keep_on_retry",
+    "key": "lock",
     "key_version": "lock_key_version",
     "on_enqueue_failed": "loner_enqueue_failed",
     "on_expired": "lock_expired_before_release",
@@ -125,9 +126,15 @@ class LockedJob:
             check_plain_function(f"{cls.__qualname__}.{name}", getattr(cls, name))
         check_version(cls.lock_key_version, f"{cls.__qualname__}.lock_key_version")
         previous = cls.lock_previous_key
-        named = isinstance(previous, str | bytes) or options.is_function(previous)
-        if previous is not None and not named:
+        if isinstance(previous, int):
             check_version(previous, f"{cls.__qualname__}.lock_previous_key")
+        elif not (
+            previous is None or isinstance(previous, str | bytes) or options.is_function(previous)
+        ):
+            raise InvalidArgument(
+                f"{cls.__qualname__}.lock_previous_key must be a name, a function of the job's "
+                f"arguments, or a version, not {type(previous).__name__}"
+            )
         cls._job_options()
         if hasattr(cls, "perform"):
             cls._new_job()  # raises what is wrong with it

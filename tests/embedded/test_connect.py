@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import lualock
 from lualock import aio
 from lualock._transport import find_server
 from lualock.jobs import counterpart
+from tests.support.waiting import wait_until
 from tests.support.world import settle
 
 
@@ -86,6 +88,34 @@ def test_a_warning_that_is_an_error(connect: Any, home: Path) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeWarning, match="no server is configured"):
             connect()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_a_warning_that_raises(
+    connect: Any, home: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    """An error of any kind while the warning is shown leaves no server running."""
+
+    def show(*_: Any, **__: Any) -> None:
+        assert home.exists()
+        raise kind("no warnings here")
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with pytest.raises(kind, match="no warnings here"):
+            connect()
+    wait_until(lambda: not home.exists())
+
+
+@pytest.mark.parametrize("module", [{}, {"__name__": None}], ids=["no name", "None"])
+async def test_a_caller_that_has_no_module(connect: Any, module: dict[str, Any]) -> None:
+    """A caller whose code is in no module gets its locks too."""
+    given = {"connect": connect, "__builtins__": {}, **module}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec("made = connect()", given)
+    await use(given["made"])
 
 
 @pytest.mark.parametrize("way", ["nothing configured", "passed", "configured"])

@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 import lualock
 from lualock import jobs
+from lualock._core.options import Seconds
 from lualock.integrations import celery as celery_integration
 from lualock.integrations import dramatiq as dramatiq_integration
 from lualock.integrations import huey as huey_integration
@@ -996,6 +997,7 @@ def test_huey_leaves_other_tasks_alone() -> None:
         (1, Trouble(), 30),
         (0, huey.exceptions.RetryTask(), 30),
         (0, huey.exceptions.RetryTask(delay=0), 0),
+        (0, huey.exceptions.RetryTask(delay=timedelta(minutes=1)), timedelta(minutes=1)),
         (0, huey.exceptions.RetryTask(eta=NOW - timedelta(hours=1)), 0),
         (0, huey.CancelExecution(retry=True), 30),
         (1, huey.CancelExecution(), 30),
@@ -1004,10 +1006,26 @@ def test_huey_leaves_other_tasks_alone() -> None:
         (0, huey.exceptions.RateLimitExceeded("calls", 7, retry=False), None),
     ],
 )
-def test_huey_retries(retries: int, error: Exception, expected: float | None) -> None:
+def test_huey_retries(retries: int, error: Exception, expected: Seconds | None) -> None:
     """The integration expects a retry when Huey makes one, by its own rules."""
     task = huey.api.Task(retries=retries, retry_delay=30)
     assert huey_integration._retry_s(task, error) == expected
+
+
+@pytest.mark.parametrize("delay", [60, timedelta(minutes=1)], ids=["number", "timedelta"])
+def test_huey_keeps_the_lock(locks: lualock.Locks, delay: Any) -> None:
+    """A job that asks Huey for a retry keeps its lock until then."""
+    consumer = huey.MemoryHuey()
+    consumer.task_wrapper_class = huey_integration.LockedTask
+
+    def body() -> None:
+        raise huey.exceptions.RetryTask(delay=delay)
+
+    job: Any = locks.job(key="x", unique="queued", keep_lock_on_retry=True)(body)
+    consumer.task()(job)()
+    consumer.execute(consumer.dequeue())
+    assert consumer.scheduled_count() == 1
+    assert locks.lock("x").locked()
 
 
 def test_huey_times_of_users() -> None:

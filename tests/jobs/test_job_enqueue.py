@@ -216,7 +216,7 @@ async def test_a_failed_push(api: World) -> None:
 async def test_what_cannot_be_enqueued_or_delivered(api: World) -> None:
     """A push that cannot be called and an invalid id are refused before anything is written."""
     queue = queue_of(api, unique="queued")
-    with pytest.raises(lualock.InvalidArgument, match="push must be callable, not NoneType"):
+    with pytest.raises(lualock.InvalidArgument, match="push must be a function, not NoneType"):
         await settle(queue.verb("enqueue")(None, job_id="a"))
     bad: list[Any] = [None, "", 7]
     for job_id in bad:
@@ -564,7 +564,7 @@ async def test_what_cannot_be_used(api: World) -> None:
         queue_of(api, unique="always")
     with pytest.raises(lualock.InvalidArgument, match="queue_ttl must be"):
         queue_of(api, queue_ttl=0)
-    with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be callable"):
+    with pytest.raises(lualock.InvalidArgument, match="on_enqueue_failed must be a function"):
         queue_of(api, on_enqueue_failed="me")
     with pytest.raises(lualock.InvalidArgument, match="not a job of lualock"):
         adapter(len)

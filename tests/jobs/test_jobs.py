@@ -13,6 +13,8 @@ import pytest
 
 import lualock
 from lualock import aio
+from lualock.jobs.decorator import JobMaker
+from lualock.jobs.locked_job import _OF_THE_DECORATOR
 from tests.support.world import World, settle
 
 
@@ -484,9 +486,46 @@ def test_the_decorator_refuses(locks: Any) -> None:
     for thing in (7, functools.partial(print), object, _Callable()):
         with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
             locks.job(thing)
+    limit = lualock.connect("redis://h").lock("limit")
+    for nameless in (functools.partial(print), _Callable()):  # the lock's wrapper has a name
+        with pytest.raises(lualock.InvalidArgument, match="decorates functions"):
+            locks.job(limit(nameless))
+    assert locks.job(limit(_nothing)).lock_for().key == locks.job(_nothing).lock_for().key
     with pytest.raises(lualock.InvalidArgument, match="lock name for a lambda"):
         locks.job(lambda: None)
     assert locks.job(key="named")(lambda: 5)() == 5
+
+
+def test_a_lock_is_no_function(api: World, locks: Any) -> None:
+    """A lock can be called only as a decorator, so it is refused where a function is expected."""
+    lock, body = locks.lock("x"), as_job(api, _nothing)
+    text = "must be a function or None, not Lock"
+    callbacks = {"on_skipped": "lock_failed", "on_expired": "lock_expired_before_release"}
+    callbacks["on_enqueue_failed"] = "loner_enqueue_failed"
+    of_job = {
+        **dict.fromkeys(callbacks, text),
+        "key": "must be a name or a function of the job's arguments, not Lock",
+        "previous_key": "must be a name or a function of the job's arguments, not Lock",
+        "ttl": "must be a number of seconds or a timedelta, not Lock",
+        "policy": "must be one of lualock.jobs, .* or a plain function that returns one",
+    }
+    of_class = {
+        **dict.fromkeys(callbacks.values(), text),
+        "identifier": text,
+        "lock": "must be a classmethod that returns the lock's name",
+        "lock_policy": of_job["policy"],
+        "lock_previous_key": "must be a name, a function of the job's arguments, or a version",
+        "lock_timeout": of_job["ttl"],
+        "locks": r"must be what lualock\.connect\(\) or",
+    }
+    for name, message in of_job.items():
+        with pytest.raises(lualock.InvalidArgument, match=message):
+            locks.job(**{name: lock})(body)
+    for name, message in of_class.items():
+        with pytest.raises(lualock.InvalidArgument, match=message):
+            type("Job", (lualock.LockedJob,), {"perform": staticmethod(body), name: lock})
+    with pytest.raises(lualock.InvalidArgument, match=f"on_lost {text}"):
+        locks.lock("y", on_lost=lock)
 
 
 def _nothing() -> None:
@@ -721,6 +760,10 @@ def test_a_class_refuses(locks: Any) -> None:
         lualock.InvalidArgument, match=r"Job\.loners: it is not a setting of a LockedJob"
     ):
         type("Job", (lualock.LockedJob,), {"loners": 5})
+    misspelt = type("Misspelt", (), {"lock_uniqe": "queued"})
+    for bases in ((misspelt, lualock.LockedJob), (lualock.LockedJob, misspelt)):
+        with pytest.raises(lualock.InvalidArgument, match=r"Job\.lock_uniqe: .*mean lock_unique"):
+            type("Job", bases, {})
     mixin = type("Mixin", (), {"perform": lambda self: None})
     with pytest.raises(lualock.InvalidArgument, match="must be a classmethod"):
         type("Job", (mixin, lualock.LockedJob), {})
@@ -742,6 +785,18 @@ def test_a_class_refuses(locks: Any) -> None:
     for bad in (0, "5", True, float("nan"), [5]):
         with pytest.raises(lualock.InvalidArgument, match="lock_timeout must be"):
             type("Job", (lualock.LockedJob,), {"lock_timeout": bad})
+
+
+def test_a_class_refuses_the_decorator_s_names() -> None:
+    """Each parameter of ``locks.job`` has another name in a class, and the error says which."""
+    parameters = {*inspect.signature(JobMaker.__call__).parameters} - {"self", "body"}
+    assert {*_OF_THE_DECORATOR} == parameters
+    for name, setting in _OF_THE_DECORATOR.items():
+        assert hasattr(lualock.LockedJob, setting)
+        with pytest.raises(lualock.InvalidArgument, match=rf"Job\.{name}: .*mean {setting}\?"):
+            type("Job", (lualock.LockedJob,), {name: None})
+    mixin = type("Mixin", (), {"key": "of its own", "ttl": 5})
+    assert type("Job", (mixin, lualock.LockedJob), {})
 
 
 def test_locks_of_a_class_may_be_made_later(locks: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -135,6 +137,19 @@ def test_the_wrong_kind_of_client() -> None:
     for make, client, message in wrong:
         with pytest.raises(lualock.InvalidArgument, match=message):
             make(client)
+
+
+@pytest.mark.parametrize("module", ["lualock", "lualock.aio"])
+def test_bytes_are_not_a_url(module: str) -> None:
+    """A URL in bytes is refused, also where Python forbids to compare bytes with text (``-bb``)."""
+    code = (
+        f"import {module} as api, lualock\n"
+        "for url in (b'redis://h', b'embedded://'):\n"
+        "    try: api.connect(url)\n"
+        "    except lualock.InvalidArgument as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-bb", "-c", code], capture_output=True, text=True)
+    assert run.stdout.count("is not a client") == 2, run.stderr
 
 
 def test_only_the_settings_of_a_client_are_used(one_server: Any) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -218,10 +221,83 @@ def test_functions_of_the_other_api(api: World) -> None:
         assert lock(accepted)
 
 
-@pytest.mark.parametrize("make", [rows, coroutine, rows_async])
-async def test_a_result_that_is_not_done(api: World, make: Callable[[], Any]) -> None:
+def endless_rows() -> Iterator[int]:
+    """A generator that refuses to be closed."""
+    while True:
+        try:
+            yield 1
+        except GeneratorExit:
+            yield 2
+
+
+def begun() -> Any:
+    """Return a generator that refuses to be closed and has begun."""
+    generator = endless_rows()
+    next(generator)
+    return generator
+
+
+UNFINISHED: list[Callable[[], Any]] = [
+    *(rows, coroutine, rows_async, begun, Future),
+    *(contextmanager(rows), asynccontextmanager(rows_async)),
+    *(lambda: map(str, [1]), lambda: filter(None, [1])),
+]
+
+
+def in_job(world: World, work: Callable[..., Any]) -> tuple[Any, Any]:
+    """Return a function as a job, and its lock."""
+    job = world.connect().job(as_job(world, work))
+    return job, job.lock_for()
+
+
+@pytest.mark.parametrize("make", UNFINISHED)
+@pytest.mark.parametrize("under", [decorated, in_job])
+async def test_a_result_that_is_not_done(
+    api: World, under: Callable[..., tuple[Any, Any]], make: Callable[[], Any]
+) -> None:
     """A function that only returns work to be done would leave that work without the lock."""
-    call, lock = decorated(api, lambda: make())
-    with pytest.raises(lualock.InvalidArgument, match="which would run without the lock"):
+
+    def work() -> Any:
+        return make()
+
+    call, lock = under(api, work)
+    # A plain job says of a coroutine how to enqueue it.
+    message = "would run without the lock|nothing here awaits it"
+    with pytest.raises(lualock.InvalidArgument, match=message):
         await settle(call())
     assert not held(api, lock.key)
+
+
+def test_a_generator_that_runs(locks: lualock.Locks) -> None:
+    """A generator that is returned while it runs cannot be closed, and is refused alike."""
+    lock = locks.lock("x")
+
+    @lock
+    def work() -> Any:
+        return running
+
+    def calls() -> Iterator[None]:
+        with pytest.raises(lualock.InvalidArgument, match="would run without the lock"):
+            work()
+        yield
+
+    running = calls()
+    next(running)
+    assert not lock.locked()
+
+
+@pytest.mark.parametrize("under", [decorated, in_job])
+async def test_a_result_that_is_a_context_manager(
+    api: World, under: Callable[..., tuple[Any, Any]]
+) -> None:
+    """A file, a lease, or another object that is no work to be done is a result."""
+    lease = await settle(api.connect().lock("other").acquire())
+    results = [io.StringIO(), lease, nullcontext(), iter([1])]
+
+    def work() -> Any:
+        return results[0]
+
+    call, _ = under(api, work)
+    while results:
+        assert await settle(call()) is results.pop(0)
+    await settle(lease.release())

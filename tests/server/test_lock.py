@@ -412,6 +412,41 @@ async def test_a_block_keeps_its_lease_alone(api: World) -> None:
     await api.until(lambda: (api.client.get(lock.key) or b"R")[:1] == b"R")
 
 
+def overriding(kind: type, *methods: str) -> Any:
+    """Return a subclass with these methods, each of which calls only that of its base class."""
+
+    def calls_super(name: str) -> Any:
+        return lambda self, *args: getattr(super(audited, self), name)(*args)
+
+    members = {name: calls_super(name) for name in methods}
+    audited = type("Audited", (kind,), {"__slots__": (), **members})
+    return audited
+
+
+@pytest.mark.parametrize("overridden", [(0,), (1,), (0, 1)], ids=["enter", "exit", "both"])
+@pytest.mark.parametrize("raises", [False, True], ids=["ends", "raises"])
+@pytest.mark.parametrize("of_lease", [False, True], ids=["lock", "lease"])
+async def test_a_subclass_that_overrides_a_block(
+    api: World, of_lease: bool, raises: bool, overridden: tuple[int, ...]
+) -> None:
+    """The block of a subclass whose methods call ``super()`` is held, and free after its end."""
+    lock = api.connect().lock("x", ttl=30)
+    both = ("__aenter__", "__aexit__") if api.asynchronous else ("__enter__", "__exit__")
+    thing = await settle(lock.acquire()) if of_lease else lock
+    thing.__class__ = overriding(type(thing), *(both[at] for at in overridden))
+    with pytest.raises(KeyError) if raises else contextlib.nullcontext():
+        async with entered(thing) as lease:
+            assert lease.held
+            assert await settle(lock.locked())
+            if raises:
+                raise KeyError
+    assert not lease.held
+    assert not await settle(lock.locked())
+    if not of_lease:
+        with pytest.raises(lualock.InvalidArgument, match="not entered"):
+            await settle(getattr(thing, both[1])(None, None, None))
+
+
 async def test_methods_that_are_kept_and_called_again(api: World) -> None:
     """``__enter__`` and ``__exit__`` that are kept and called by name end the right block."""
     lock = api.connect().lock("x", ttl=30)

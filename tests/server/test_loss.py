@@ -195,7 +195,7 @@ async def test_a_max_hold_shorter_than_the_ttl(api: World) -> None:
         ({"max_hold": 5, "ttl": 30}, "max_hold needs a lease that is renewed"),
         ({"max_hold": 0}, "max_hold must be at least"),
         ({"max_hold": "5"}, "max_hold must be a number"),
-        ({"on_lost": 5}, "on_lost must be callable"),
+        ({"on_lost": 5}, "on_lost must be a function"),
     ],
 )
 async def test_bad_options(api: World, options: dict[str, Any], message: str) -> None:

@@ -224,7 +224,7 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
         (lambda: lock("x", priority=101), "priority", "not 101", "must be from -100"),
         (lambda: lock("x", max_waiters=0), "max_waiters", "not 0", "must be a whole number"),
         (lambda: lock("x", fair="no"), "fair", "not 'no'", "must be True or False"),
-        (lambda: lock("x", on_lost=5), "on_lost", "not int", "must be callable"),
+        (lambda: lock("x", on_lost=5), "on_lost", "not int", "must be a function"),
         (lambda: lock("x", on_lost=_coroutine), "on_lost", "plain lock", "must be a plain"),
         (lambda: lock("x", metadata="m" * 300), "metadata", "more than the 256", "keep a ref"),
         (lambda: lock(""), "a lock's name", "empty", "must not"),

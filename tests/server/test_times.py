@@ -313,10 +313,18 @@ def uses(*, checked: bool = False) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("one", found.values(), ids=found)
 
 
+class Overridden(timedelta):
+    """A timedelta whose method returns another number than its value is."""
+
+    def total_seconds(self) -> float:
+        return 7.0
+
+
 @uses()
 async def test_both_kinds(api: World, one: Time) -> None:
-    """A ``timedelta`` counts as its seconds."""
-    for value in (one.seconds, timedelta(seconds=one.seconds)):
+    """A ``timedelta`` counts as its seconds, whatever a subclass of it says."""
+    values = one.seconds, timedelta(seconds=one.seconds), Overridden(seconds=one.seconds)
+    for value in values:
         api.client.flushall()
         found = await one.use(api, value)
         assert found == pytest.approx(one.seconds, abs=one.spread)
@@ -325,11 +333,16 @@ async def test_both_kinds(api: World, one: Time) -> None:
 @uses(checked=True)
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("5", "number of seconds or a timedelta, not str"), (timedelta(seconds=-1), "not -1.0")],
-    ids=["text", "negative"],
+    [
+        ("5", "number of seconds or a timedelta, not str"),
+        (timedelta(seconds=-1), "not -1.0"),
+        (Overridden(seconds=-1), "not -1.0"),
+        (-(10**400), "not -inf"),
+    ],
+    ids=["text", "negative", "subclass", "huge"],
 )
 async def test_what_is_not_a_time(api: World, one: Time, value: Any, message: str) -> None:
-    """A text is refused, and a negative ``timedelta`` as its number of seconds is."""
+    """A text is refused, and so is what is negative by its real number of seconds."""
     with pytest.raises(lualock.InvalidArgument, match=f"must be .*{message}"):
         await one.use(api, value)
 

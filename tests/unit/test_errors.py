@@ -52,6 +52,8 @@ def test_retryable(kind: type[lualock.LockError]) -> None:
     [
         *(("OOM command not allowed", True), ("LOADING", True), ("ERR something else", True)),
         *(("MOVED 1 x:1", False), ("CROSSSLOT Keys", False), ("NOPERM no permissions", False)),
+        *(("ASK 1 x:1", False), ("TRYAGAIN Multiple keys", True), ("CLUSTERDOWN", True)),
+        ("ERR DB index is out of range", False),
     ],
 )
 def test_an_error_reply(reply: str, retryable: bool) -> None:
