@@ -216,8 +216,10 @@ async def test_a_failed_push(api: World) -> None:
 async def test_what_cannot_be_enqueued_or_delivered(api: World) -> None:
     """A push that cannot be called and an invalid id are refused before anything is written."""
     queue = queue_of(api, unique="queued")
-    with pytest.raises(lualock.InvalidArgument, match="push must be a function, not NoneType"):
-        await settle(queue.verb("enqueue")(None, job_id="a"))
+    for push in (None, api.connect().lock("x")):
+        message = f"push must be a function, not {type(push).__name__}"
+        with pytest.raises(lualock.InvalidArgument, match=message):
+            await settle(queue.verb("enqueue")(push, job_id="a"))
     bad: list[Any] = [None, "", 7]
     for job_id in bad:
         with pytest.raises(lualock.InvalidArgument, match="a job's id must be a str"):
