@@ -26,6 +26,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar, Token
 from functools import partial
 from threading import get_ident
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from lualock.errors import InvalidArgument, LockError, SelfDeadlock
@@ -37,8 +38,8 @@ class Block:
     """One ``with`` block on its ``target``, a lock or a lease."""
 
     __slots__ = (
-        *("__weakref__", "blocks", "end_other", "entered", "guard", "key", "lease", "listed"),
-        *("ref", "surrounding_task", "target", "task", "thread", "token"),
+        *("__weakref__", "blocks", "entered", "guard", "key", "lease", "listed", "ref"),
+        *("surrounding_task", "target", "task", "thread", "token"),
     )
 
     key: bytes
@@ -51,9 +52,8 @@ class Block:
     surrounding_task: asyncio.Task[Any] | None
     """The task that began a block of either API, if any. Only listed blocks have this attribute."""
 
-    def __init__(self, target: Any, end_other: Callable[..., Any] | None = None) -> None:
+    def __init__(self, target: Any) -> None:
         self.target = target
-        self.end_other = end_other  # ends another block of the target, if this one has ended
         self.lease: Any = None  # while the block goes on
         self.guard: weakref.ref[Any] | None = None  # ``None``: no statement owns the block
         self.blocks: Blocks | None = None  # of its server, once it has begun
@@ -235,15 +235,25 @@ def find_block(entered: list[Block], task: asyncio.Task[Any] | None = None) -> B
     )
 
 
-def end(block: Block, *error: Any) -> None:
-    """Release the lease of the block."""
+def end(
+    block: Block,
+    end_other: Callable[..., None] | None,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Release the lease of the block.
+
+    :param end_other: the target's method, called if the block has not begun, or ended before:
+        the call then means another block.
+    """
     lease = block.lease
-    if lease is None:  # not begun, or ended before: the call means another block
-        if block.end_other is not None:
-            block.end_other(block.target, *error)
+    if lease is None:
+        if end_other is not None:
+            end_other(block.target, kind, error, trace)
         return
     try:
-        lease._leave(*error)
+        lease._leave(error)
     except BaseException as failure:
         if isinstance(failure, LockError) or lease._state.released:
             block.close()  # a further call cannot release more
@@ -251,20 +261,26 @@ def end(block: Block, *error: Any) -> None:
     block.close()
 
 
-def _end_async(block: Block, *error: Any) -> Coroutine[Any, Any, None]:
-    if block.lease is None and block.end_other is not None:
-        return cast(Coroutine[Any, Any, None], block.end_other(block.target, *error))
+def _end_async(
+    block: Block,
+    end_other: Callable[..., Coroutine[Any, Any, None]],
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> Coroutine[Any, Any, None]:
+    if block.lease is None:
+        return end_other(block.target, kind, error, trace)
     # From here on the coroutine is the guard.
-    coroutine = end_async(block, *error)
+    coroutine = end_async(block, error)
     block.guard = weakref.ref(coroutine, block.on_guard_dropped)
     return coroutine
 
 
-async def end_async(block: Block, *error: Any) -> None:
+async def end_async(block: Block, error: BaseException | None) -> None:
     """:func:`end`, of an ``async with`` block."""
     lease = block.lease
     try:
-        await lease._leave(*error)
+        await lease._leave(error)
     except BaseException as failure:
         if isinstance(failure, LockError) or lease._state.released:
             block.close()
@@ -284,8 +300,8 @@ class _BlockEnd:
     def __get__(self, target: Any, _: type) -> Callable[..., Any]:
         if target is None:
             return self._method
-        block = Block(target, self._method)
-        guard = partial(self._end, block)
+        block = Block(target)
+        guard = partial(self._end, block, self._method)
         block.guard = weakref.ref(guard, block.on_guard_dropped)
         _looked_up[get_ident()] = block
         return guard

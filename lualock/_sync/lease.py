@@ -98,11 +98,11 @@ class Lease(LeaseBase):
     ) -> None:
         block = self._pop_block()
         if block is None:
-            self._leave(kind, error, trace)
+            self._leave(error)
         else:
-            end(block, kind, error, trace)
+            end(block, None, kind, error, trace)
 
-    def _leave(self, _: object, error: BaseException | None, __: object) -> None:
+    def _leave(self, error: BaseException | None) -> None:
         if not fork.same[0]:
             fork.start_anew()
         if self._passed_on or self._pid != fork.pid:

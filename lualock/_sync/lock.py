@@ -149,4 +149,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(find_block(self._entered), kind, error, trace)
+        end(find_block(self._entered), None, kind, error, trace)

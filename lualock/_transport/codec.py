@@ -48,10 +48,12 @@ def pack(call: RunScript, *, source: bool = False) -> tuple[bytes, bytes]:
     command has the whole script."""
     script, parts = call.script, call.parts
     pieces = [script.eval if source else script.evalsha]
-    for part in parts:
-        size = len(part)
-        pieces.append(_HEADERS[size] if size < _SMALL else b"\r\n$%d\r\n" % size)
-        pieces.append(part)
+    try:
+        for part in parts:
+            pieces.append(_HEADERS[len(part)])
+            pieces.append(part)
+    except IndexError:  # a part is longer than most
+        pieces[1:] = [piece for part in parts for piece in (b"\r\n$%d\r\n" % len(part), part)]
     if script.proof_at is not None:
         pieces.append(b"\r\n")
         return b"".join(pieces), parts[script.proof_at]

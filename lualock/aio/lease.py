@@ -110,11 +110,11 @@ class Lease(LeaseBase):
     ) -> None:
         block = self._pop_block()
         if block is None:
-            await self._leave(kind, error, trace)
+            await self._leave(error)
         else:
-            await end_async(block, kind, error, trace)
+            await end_async(block, error)
 
-    async def _leave(self, _: object, error: BaseException | None, __: object) -> None:
+    async def _leave(self, error: BaseException | None) -> None:
         if self._passed_on or self._pid != fork.current():
             return  # passed on; or the parent's lease
         if self._renewer is not None:

@@ -154,4 +154,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(find_block(self._entered, _current_task()), kind, error, trace)
+        await end_async(find_block(self._entered, _current_task()), error)

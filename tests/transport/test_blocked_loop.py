@@ -479,7 +479,7 @@ def test_a_failing_release_while_the_renewer_reads_an_answer(
 
         def fail(lease: lualock.Lease = lease) -> None:
             with contextlib.suppress(lualock.LockUnavailable):
-                lease.release() if how == "release" else lease._leave(None, None, None)
+                lease.release() if how == "release" else lease._leave(None)
 
         def read(lease: lualock.Lease = lease, revision: int = revision) -> None:
             lease._confirm_until(lease._clock() + 60, revision)

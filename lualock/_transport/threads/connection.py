@@ -138,7 +138,9 @@ class Connection:
 
     def _resolve_oldest(self, reply: Any) -> None:
         pending = self._pending[0]  # it stays pending if this is interrupted, or refuses the reply
-        if type(reply) is ReplyError and errors.is_noscript(reply) and not pending.call.moot:
+        if type(reply) is bytes and (rest := reply.removeprefix(pending.proof)) is not reply:
+            pending.resolve(rest)  # the usual case, without a call
+        elif type(reply) is ReplyError and errors.is_noscript(reply) and not pending.call.moot:
             # The server has forgotten the script: send the whole script, and wait for that reply.
             request, pending.proof = codec.pack(pending.call, source=True)
             self.socket.sendall(request)

@@ -129,7 +129,8 @@ class BlockingDriver:
                 self._set_timeout(connection, until)
             request, proof = codec.pack(call)
             try:
-                reply = connection.ask(request, proof)
+                connection.send(request)
+                reply = connection.read(proof)
             except errors.ReplyTimeout as timeout:
                 if not errors.is_broken(timeout):
                     raise
