@@ -116,6 +116,14 @@ def _chain() -> Iterator[_Entry]:
         yield entry
 
 
+class _This(threading.local):
+    """The current thread, without a call of Python's at each use."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+
+
+_this = _This()
 _servers: dict[str, Blocks] = {}
 
 
@@ -148,7 +156,7 @@ class Blocks:
 
         :param entered: the list that keeps the block if no statement does.
         """
-        block.thread = threading.current_thread()  # not its ident: idents are reused
+        block.thread = _this.thread  # not its ident: idents are reused
         block.task = task
         block.blocks, block.key = self, key
         block.lease = lease
