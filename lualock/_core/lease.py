@@ -130,9 +130,8 @@ class LeaseBase:
         claim, state = self._state.claim, self._state
         if claim is None:
             return False
-        try:
-            reply = claim.poll()
-        except LockError:
+        reply = claim.poll()
+        if isinstance(reply, LockError):
             state.claim = None
             return False
         if reply is None:

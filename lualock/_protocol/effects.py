@@ -59,7 +59,8 @@ class PendingReply(Protocol):
     def poll(self) -> Any:
         """Return the reply, or ``None`` if it has not come yet. Never waits.
 
-        :raises LockUnavailable: the reply will never come.
+        A reply that is an error, or that will never come, is a ``LockError``. It is not raised: its
+        traceback and this reply would keep each other alive, and so the caller's frames.
         """
 
 

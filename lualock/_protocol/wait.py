@@ -90,10 +90,8 @@ def _answer_to(check_queue: PendingReply) -> Any:
 
     An error counts as no reply: only an awaited reply is proved to answer this request.
     """
-    try:
-        return check_queue.poll()
-    except LockError:
-        return None
+    reply = check_queue.poll()
+    return None if isinstance(reply, LockError) else reply
 
 
 def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:

@@ -17,8 +17,10 @@ import redis
 import lualock
 from lualock import aio
 from lualock._core import renewal
-from lualock._protocol import CLAIM_MS
+from lualock._protocol import CLAIM_MS, RunScript
 from lualock._transport import errors
+from lualock._transport.asyncio.pending import SentReply
+from lualock.scripts import SCRIPTS
 from tests.support.faults import Fault, FaultProxy
 from tests.support.proxy import Proxy
 from tests.support.servers import BINARIES, Server
@@ -757,3 +759,29 @@ def test_a_lock_for_threads_refuses_a_coroutine_as_callback(locks: lualock.Locks
 
     with pytest.raises(lualock.InvalidArgument, match="plain function"):
         locks.lock("x", on_lost=on_lost)
+
+
+async def test_a_lost_reply_to_a_claim_keeps_no_lease_alive(one_server: Server) -> None:
+    """A lease whose claim was never answered ends with its last reference, so it is not renewed
+    until the garbage collector runs."""
+
+    class Broken:
+        def call(self, *_: Any, **__: Any) -> asyncio.Future[Any]:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(lualock.LockUnavailable("the reply was lost"))
+            return future
+
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=30).acquire()
+        claim = RunScript(SCRIPTS["claim"], (b"k", b"l", b"1", b"p"))
+        state, broken = lease._state, Broken()
+        state.claim = SentReply(locks._driver, claim, broken)  # type: ignore[arg-type]
+        await asyncio.sleep(0)  # the reply is noticed
+        assert lease.held
+        seen = weakref.ref(lease)
+        gc.disable()
+        try:
+            del lease
+            assert seen() is None
+        finally:
+            gc.enable()

@@ -267,8 +267,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "an error is believed that may answer another request",
-        "        return check_queue.poll()\n    except LockError:\n        return None",
-        "        return check_queue.poll()\n    except LockError:\n        raise",
+        "    return None if isinstance(reply, LockError) else reply",
+        "    if isinstance(reply, LockError):\n        raise reply\n    return reply",
     ),
     (
         "_protocol.acquire",

@@ -322,9 +322,9 @@ class SentReply:
     def poll(self) -> Any:
         """See :class:`lualock._protocol.Pending`."""
         if self._error is not None:
-            raise self._error
+            return self._error
         if isinstance(self._reply, Refused):
-            raise errors.reply_error(str(self._reply), self.call)
+            return errors.reply_error(str(self._reply), self.call)
         return self._reply
 
 
@@ -352,7 +352,7 @@ class ThreadSentReply(SentReply):
         """See :class:`lualock._protocol.Pending`."""
         if self._reply is None and self._error is None:
             if self._resend and not self._connection.open:
-                raise errors.lost_reply_error(ConnectionResetError("reset"), "sim")
+                return errors.lost_reply_error(ConnectionResetError("reset"), "sim")
             self._connection.flush()
             if self._resend:
                 self._resend = False

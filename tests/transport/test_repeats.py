@@ -110,7 +110,7 @@ def test_an_error_is_believed_only_with_a_proof(server: ServerClock) -> None:
         """A reply that is an error, perhaps to another request."""
 
         def poll(self) -> Any:
-            raise lualock.LockUnavailable("out of memory")
+            return lualock.LockUnavailable("out of memory")
 
     steps = protocol.acquire(_request(), server, None)
     next(steps)

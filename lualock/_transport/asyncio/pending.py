@@ -45,17 +45,16 @@ class SentReply:
             self._follow(self._connection.call(self._call, source=True))
 
     def poll(self) -> Any:
-        """Return the reply, or ``None`` while it has not come. Never waits.
-
-        :raises LockUnavailable: it will never come, or it is an error.
-        """
-        if not self._future.done() or isinstance(self._future.exception(), ReplyOverdue):
+        """Return the reply, ``None`` while it has not come, or an error. Never waits."""
+        if not self._future.done():
             return None
+        if (error := self._future.exception()) is not None:
+            return None if isinstance(error, ReplyOverdue) else error
         reply = self._future.result()
         if isinstance(reply, ReplyError):
             if errors.is_noscript(reply):
                 return None  # it is being sent again
-            raise errors.reply_error(str(reply), self._call)
+            return errors.reply_error(str(reply), self._call)
         return reply
 
 

@@ -47,16 +47,13 @@ class SentReply:
         return self.connection is None and self._reply is not None
 
     def poll(self) -> Any:
-        """Return the reply, or ``None`` while it has not come. Never waits.
-
-        :raises LockUnavailable: it will never come, or it is an error.
-        """
+        """Return the reply, ``None`` while it has not come, or an error. Never waits."""
         if (connection := self.connection) is not None:
             self._collect(connection)
         if self.connection is None and self._reply is None:
-            raise LockUnavailable(
+            return LockUnavailable(
                 "could not read the reply: its connection broke", outcome_unknown=True
             )
         if isinstance(self._reply, ReplyError):
-            raise errors.reply_error(str(self._reply), self.call)
+            return errors.reply_error(str(self._reply), self.call)
         return self._reply
