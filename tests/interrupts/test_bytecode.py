@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -62,3 +63,15 @@ def test_every_backward_jump_is_guarded() -> None:
     assert _unguarded(NAKED, "naked")
     for path in sorted(SOURCE.rglob("*.py")):
         assert _unguarded(path.read_text(), str(path.relative_to(SOURCE))) == []
+
+
+def test_no_condition_is_entered() -> None:
+    """A condition has a lock of its own that ``with`` enters: entering the condition runs Python
+    code, where an exception of a signal handler leaves the lock taken for good."""
+    entered = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        text = file.read_text("utf-8")
+        for name in re.findall(r"(\w+) = threading\.Condition\(", text):
+            entered += [f"{file.name}: {name}"] * text.count(f"with self.{name}:")
+        assert "threading.Condition()" not in text, f"{file}: a condition without a lock of its own"
+    assert entered == []

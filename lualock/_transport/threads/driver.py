@@ -67,7 +67,10 @@ class BlockingDriver:
         """Drop the parent's sockets: a child never uses them."""
         self._idle: deque[Connection] = deque()  # append and pop are atomic, so it needs no lock
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
-        self._returned = threading.Condition()
+        # Its own lock is entered, never the condition: that runs Python code, and a signal handler
+        # that raises there leaves the lock taken for good.
+        self._lock = threading.RLock()
+        self._returned = threading.Condition(self._lock)
         self._waiting = 0  # threads that wait for a connection
 
     # Run a protocol.
@@ -379,7 +382,7 @@ class BlockingDriver:
 
     def _wait_or_open(self, until: float | None) -> Connection:
         permit = Permit()
-        with self._returned:
+        with self._lock:
             self._waiting += 1  # first, so that a thread that returns a connection notifies us
             try:
                 connection = self._take_idle()
@@ -416,7 +419,7 @@ class BlockingDriver:
             return None
 
     def _notify_returned(self) -> None:
-        with self._returned:
+        with self._lock:
             self._returned.notify()
 
     def _at_least_one_request(self, until: float) -> float:

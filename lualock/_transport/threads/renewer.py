@@ -29,12 +29,13 @@ class RenewalThread(LeaseRenewer):
     def after_fork(self) -> None:
         # A child has no such thread and owns no lease; the condition may be in any state.
         self._start_empty(self._driver.server_clock)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._turn: object = None  # identifies the thread that watches
         self.closed = False
 
     def _wake_at(self, look_at: float) -> None:
-        with self._changed:
+        with self._lock:
             if self.closed:
                 return
             if self._wakes_at == math.inf:
@@ -55,13 +56,13 @@ class RenewalThread(LeaseRenewer):
 
     def close(self) -> None:
         """Watch nothing until :meth:`open` is called. A round that has begun goes on."""
-        with self._changed:
+        with self._lock:
             self.closed = True
             self._changed.notify()
 
     def open(self) -> None:
         """Watch again: leases that are added from now on, and all others once the thread runs."""
-        with self._changed:
+        with self._lock:
             self.closed = False
 
     def _run(self, turn: object) -> None:
@@ -73,7 +74,7 @@ class RenewalThread(LeaseRenewer):
             except BaseException:  # whatever it is, no other thread watches the leases
                 log.exception("watching leases failed")
                 time.sleep(ERROR_PAUSE_S)
-            with self._changed:
+            with self._lock:
                 # Infinity first: a lease that is added from here on finds no thread and comes here
                 # to start one, and next_look sees a lease that was added before.
                 self._wakes_at = math.inf
@@ -88,7 +89,7 @@ class RenewalThread(LeaseRenewer):
 
     def _nap(self, turn: object) -> bool:
         """Wait until the next check is due. Returns whether this thread still watches."""
-        with self._changed:
+        with self._lock:
             while self._turn is turn and not self.closed:
                 nap_s = self._wakes_at - self._clock()
                 if nap_s <= 0:

@@ -69,7 +69,8 @@ class Subscriber:
         """Drop the parent's connection: a child listens on a channel of its own."""
         self.channel = codec.new_channel(self._prefix)
         self._lock = threading.RLock()  # a signal handler may wait, too, in between
-        self._opened = threading.Condition()
+        self._opening = threading.RLock()
+        self._opened = threading.Condition(self._opening)
         self._opener: weakref.ref[Permit] | None = None  # of the thread that opens the connection
         self._opener_thread = 0
         self._inboxes: dict[bytes, _Inbox] = {}
@@ -106,7 +107,7 @@ class Subscriber:
         # An attempt that began while the server was silent may never end.
         reply_s = self._endpoint.reply_s if until is None else until - now
         patient_until = now + sockets.silence_s(reply_s)
-        with self._opened:
+        with self._opening:
             while self._opener is not None and self._opener() is not None:
                 if self._opener_thread == threading.get_ident():
                     raise _own_handler_error()
@@ -125,7 +126,7 @@ class Subscriber:
         finally:
             if self._opener is mine:
                 self._opener = None
-            with self._opened:
+            with self._opening:
                 self._opened.notify_all()
         return self.channel
 
