@@ -270,9 +270,10 @@ def test_the_threads_of_loops_that_were_just_closed(one_server: Server) -> None:
     """The renewal threads of closed loops end when another loop begins, before their leases are
     due."""
     locks = aio.connect(one_server.url)
-    leases = []
+    leases, loops = [], []
     for number in range(3):
         loop = asyncio.new_event_loop()
+        loops.append(loop)  # a loop that is collected earlier wakes no thread before it is due
         leases.append(loop.run_until_complete(locks.lock(f"l{number}").acquire()))
         wait_until(lambda: len(_watching()) == 1)
         loop.run_until_complete(locks.aclose())  # the lease is watched as before
