@@ -116,14 +116,15 @@ def _chain() -> Iterator[_Entry]:
         yield entry
 
 
-class _This(threading.local):
-    """The current thread, without a call of Python's at each use."""
+class _Current(threading.local):
+    """Keep the current thread, because ``threading.current_thread()`` takes twice the time: see
+    :meth:`Connection.read <lualock._transport.threads.connection.Connection.read>`."""
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
 
 
-_this = _This()
+_current = _Current()
 _servers: dict[str, Blocks] = {}
 
 
@@ -156,7 +157,7 @@ class Blocks:
 
         :param entered: the list that keeps the block if no statement does.
         """
-        block.thread = _this.thread  # not its ident: idents are reused
+        block.thread = _current.thread  # not its ident: idents are reused
         block.task = task
         block.blocks, block.key = self, key
         block.lease = lease
@@ -250,7 +251,8 @@ def end(
     error: BaseException | None,
     trace: TracebackType | None,
 ) -> None:
-    """Release the lease of the block.
+    """Release the lease of the block. One function for a statement and for a call by name: a second
+    frame costs 0.7 % of the client's instructions for a block.
 
     :param end_other: the target's method, called if the block has not begun, or ended before:
         the call then means another block.

@@ -103,15 +103,12 @@ class Lease(LeaseBase):
             end(block, None, kind, error, trace)
 
     def _leave(self, error: BaseException | None) -> None:
-        if not fork.same[0]:
-            fork.start_anew()
-        if self._passed_on or self._pid != fork.pid:
+        if self._passed_on or self._pid != fork.current():
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
-        if not self._state.released:  # what _release() does, without a call
-            self._revision += 1
-            steps = protocol.release(self._request, self._state)
+        steps = self._release()
+        if steps is not None:
             try:
                 self._driver.run(steps if error is None else protocol.leave(steps, error))
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lualock import jobs
@@ -9,6 +10,15 @@ from lualock.errors import InvalidArgument
 
 SYSTEM = "__lualock_system__"
 """The attribute of a function that names the integration that made it; see :func:`adapter_in`."""
+
+
+def with_adapter(function: Callable[..., Any], adapter: Any, job: Any) -> Callable[..., Any]:
+    """Return the function that an integration made of a job, so that :func:`jobs.adapter` finds the
+    job's adapter. A job that is a class gives the function its name."""
+    function.__lualock__ = adapter  # type: ignore[attr-defined]  # functions take any attribute
+    if isinstance(job, type):
+        function.__name__, function.__qualname__ = job.__name__, job.__qualname__
+    return function
 
 
 def innermost_adapter(job: Any) -> jobs.JobAdapter:

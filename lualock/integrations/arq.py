@@ -33,7 +33,7 @@ from arq.utils import timestamp_ms
 
 from lualock import jobs
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations._adapters import innermost_adapter, with_adapter
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
@@ -78,10 +78,7 @@ def locked(job: Any) -> Callable[..., Any]:
         finally:
             _context.reset(reset_token)
 
-    if isinstance(job, type):
-        perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
-    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for jobs.adapter()
-    return perform
+    return with_adapter(perform, adapter, job)
 
 
 async def _cancel(adapter: JobAdapter, args: Any, kwargs: Any, delivery: Delivery) -> None:

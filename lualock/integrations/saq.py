@@ -26,7 +26,7 @@ from saq.job import Job
 from saq.utils import now_seconds
 
 from lualock import jobs
-from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations._adapters import innermost_adapter, with_adapter
 from lualock.integrations._in_thread import run_in_thread
 from lualock.jobs import Delivery, Enqueued, Refused, RetryLater, token_of
 
@@ -67,10 +67,7 @@ def locked(job: Any) -> Callable[..., Any]:
         finally:
             _context.reset(reset_token)
 
-    if isinstance(job, type):
-        perform.__name__, perform.__qualname__ = job.__name__, job.__qualname__
-    perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for jobs.adapter()
-    return perform
+    return with_adapter(perform, adapter, job)
 
 
 def _delivery(job: Job, worker: saq.Worker[Any]) -> Delivery:

@@ -184,8 +184,8 @@ class Lines:
 
     It does not raise on the way out of a ``with`` block, nor at a ``try:`` directly in one. A trace
     function could raise there before the block's lock is released, but a signal handler cannot. The
-    interpreter runs handlers after calls, at the start of functions and after backward jumps. There
-    is none of these between the last call of a block and the one that leaves it, nor at a bare
+    interpreter runs handlers after calls, at the start of functions and after backward jumps. None
+    of these stands between the last call of a block and the call that leaves it, or at a bare
     ``try:``.
     """
 

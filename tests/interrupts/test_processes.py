@@ -42,7 +42,7 @@ def program(code: str, url: str, *arguments: str) -> Iterator[subprocess.Popen[s
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """Return its next line of output; fail with its errors if there is none."""
+    """Return the next line that the process printed; without one, fail with its errors."""
     assert process.stdout is not None
     assert process.stderr is not None
     output = process.stdout.readline().strip()

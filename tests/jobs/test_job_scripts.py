@@ -303,16 +303,16 @@ def test_died(raw: Raw) -> None:
 
 def test_died_with_waiters(raw: Raw) -> None:
     """The first waiter has the lock of the dead run, or it is free."""
-    for heard in (True, False):
+    for subscribed in (True, False):
         raw("start", B, 30_000, ALWAYS, b"me\njob 1", A)
-        with raw.client.pubsub() as ear:
-            if heard:
-                ear.subscribe("ear")
-                assert ear.get_message(timeout=5)
-            raw("wait", D + b"1000 ear me", 0, 0, 1, ALWAYS)
+        with raw.client.pubsub() as messages:
+            if subscribed:
+                messages.subscribe("channel")
+                assert messages.get_message(timeout=5)
+            raw("wait", D + b"1000 channel me", 0, 0, 1, ALWAYS)
             reply = raw("died", b"job 1", A, b"")
-            assert reply == (b"handed_over" if heard else b"released")
-        assert (raw.client.get(LOCK)[17:39] == D) == heard
+            assert reply == (b"handed_over" if subscribed else b"released")
+        assert (raw.client.get(LOCK)[17:39] == D) == subscribed
         raw.client.setrange(LOCK, 0, "F")
         assert raw("died", b"job 1", A, b"") == b"missing"
         assert raw("request_release", A, 5_000, ALWAYS) == b"free"

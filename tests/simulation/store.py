@@ -66,7 +66,7 @@ class SortedSet:
 class _Command:
     run: Callable[..., Reply]
     writes: bool
-    grows: bool  # needs memory, and is refused if there is none
+    grows: bool  # whether a server without memory refuses the command
 
 
 COMMANDS: dict[bytes, _Command] = {}
@@ -145,7 +145,7 @@ class Store:
             self.find(key)
 
     def find(self, key: bytes) -> Value:
-        """Return the value at a key; None if there is none, or it has expired."""
+        """Return the value at a key; ``None`` if the key is missing or has expired."""
         end_ms = self.ends.get(key)
         if end_ms is not None and self.now_us // 1000 > end_ms:
             del self.ends[key]
