@@ -54,10 +54,10 @@ class Diary:
         """Return the entries of a job, of a system (its first argument), and of some events."""
         with self._reading, open(self._path, "rb") as file:
             file.seek(self._offset)
-            for line in file:
-                if line.endswith(b"\n"):  # else its writer is not done
-                    self._read.append(Entry(**json.loads(line)))
-                    self._offset += len(line)
+            # Read once: a loop over the file may meet the rest of a line whose begin it has passed.
+            whole, newline, _ = file.read().rpartition(b"\n")
+            self._read += [Entry(**json.loads(line)) for line in whole.splitlines()]
+            self._offset += len(whole + newline)
         return [
             entry
             for entry in self._read
