@@ -34,14 +34,15 @@ class EventLog:
     def write(self, what: str, repo_id: int, job: int, holder: str = "") -> Event:
         """Record an event of this moment."""
         event = Event(time.monotonic(), self.process, what, repo_id, job, holder)
-        with self._path.open(
-            "a"
-        ) as file:  # one short write: whole even if this process is killed next
+        # One short write: whole even if this process is killed next.
+        with self._path.open("a") as file:
             file.write(json.dumps(asdict(event)) + "\n")
         return event
 
 
 def read_all(folder: Path) -> list[Event]:
     """Return the events of all processes, in the order of time."""
-    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    # Only whole lines: a process may be writing its last one.
+    texts = [path.read_text().rpartition("\n")[0] for path in folder.glob("*.jsonl")]
+    lines = [line for text in texts for line in text.splitlines()]
     return sorted((Event(**json.loads(line)) for line in lines), key=lambda event: event.at)

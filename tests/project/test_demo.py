@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from demo.checks import problems
-from demo.events import Event
+from demo.events import Event, EventLog, read_all
 from demo.graph import network, repositories
 
 LEASE_S = 1.5
@@ -42,6 +42,14 @@ def test_the_graph() -> None:
     assert network(1) == ["ada/looms", "grace/looms"]
     assert network(9) == ["barbara/paths", "edsger/paths", "leslie/clocks", "nancy/clocks"]
     assert len(repositories()) == 12
+
+
+def test_an_event_that_is_being_written(tmp_path: Path) -> None:
+    """A line whose writer is not done is left for the next reading."""
+    event = EventLog(tmp_path, "worker-1").write("started", 1, 1)
+    with (tmp_path / "worker-1.jsonl").open("a") as file:
+        file.write('{"at": 2.0, "process": "wor')
+    assert read_all(tmp_path) == [event]
 
 
 def story() -> list[Event]:
