@@ -21,7 +21,7 @@ from lualock.jobs import verbs
 from lualock.ops.acl import acl_rule
 from lualock.scripts import SCRIPTS
 from tests.jobs.test_jobs import as_job
-from tests.project.test_readme import README
+from tests.project.test_docs import README
 from tests.support.delivery import Queue
 from tests.support.servers import Server
 from tests.support.world import World, few, settle
