@@ -11,6 +11,7 @@ import pytest
 import redis
 
 import lualock
+from lualock import errors
 from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,13 @@ def test_links(page: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+def test_the_table_of_errors_has_every_class() -> None:
+    """The page of errors says of each class when it is raised, and what to do."""
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")
+    raised = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert raised - {"LockError"} == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_the_commands_it_names_exist() -> None:
