@@ -53,9 +53,10 @@ check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The site in docs/_build; a warning is an error. Part of `make test`.
+# The site in docs/_build, read anew each time, for a warning is shown (and an error) only then. Part
+# of `make test`: 5 s.
 docs: $(VENV)/installed-for-tests
-	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs docs/_build
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

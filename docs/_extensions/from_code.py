@@ -15,7 +15,6 @@ from itertools import takewhile
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst.states import Inliner
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -70,7 +69,6 @@ class ConstantRole(SphinxRole):
         try:
             value = value_of(self.text)
         except ValueError as error:
-            assert isinstance(self.inliner, Inliner)
             return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
         return [nodes.Text(f"{value} ("), nodes.literal("", self.text), nodes.Text(")")], []
 

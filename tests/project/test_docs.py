@@ -20,6 +20,7 @@ SITE = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in 
 PAGES = [*sorted(ROOT.glob("*.md")), *SITE]
 PYTHON = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^( *)(```+|:::+).*?^\1\2", re.DOTALL | re.MULTILINE)
+PATH = re.compile(r"`((?!bench/results)(?:bench|demo|docs|lualock|model|tests)/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -76,6 +77,13 @@ def test_links(page: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths(page: Path) -> None:
+    """Each file and folder of the repository that a page names exists."""
+    for path in PATH.findall(page.read_text("utf-8")):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_table_of_errors_has_every_class() -> None:
