@@ -19,13 +19,10 @@ from tests.support.waiting import wait_until
 
 PAGE = (apart.ROOT / "docs" / "jobs.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
-OWN_TESTS = SECTIONS.pop("Tests of your own")
 del SECTIONS["Groups and chains"]  # see test_job_groups.py
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CONSOLE = re.compile(r"^```console\n\$ (.*?)\n```", re.DOTALL | re.MULTILINE)
 WAIT_S = 60.0
-
-pytest_plugins = ["pytester"]
 
 
 class Example:
@@ -103,15 +100,6 @@ def test_the_lines_are_few() -> None:
             if line and not re.match(r"(import|from) ", line)
         ]
         assert len(lines) <= 10, name
-
-
-@pytest.mark.full
-def test_the_test_kit(pytester: pytest.Pytester) -> None:
-    """The examples of the plugin pass; the second one tests RQ's program from this page."""
-    alone, program = PYTHON.findall(OWN_TESTS)
-    pytester.makepyfile(tasks=PYTHON.findall(SECTIONS["RQ"])[0])
-    pytester.makepyfile(test_alone=alone, test_program=program)
-    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=3)
 
 
 def test_the_table_knows_all() -> None:
