@@ -9,6 +9,7 @@ from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.lock_options import lock_options
 from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._sync.lease import Lease
@@ -87,9 +88,8 @@ class Locks(LocksBase, asynchronous=False):
             It is called in a thread of its own.
         :raises InvalidArgument: an argument is not valid.
         """
-        return Lock(
-            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
-        )
+        others = ttl, renew, metadata, fair, priority, max_waiters, max_hold
+        return Lock(self, name, lock_options(on_lost, *others))
 
     @property
     def job(self) -> JobMaker:

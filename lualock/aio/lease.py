@@ -97,7 +97,7 @@ class Lease(LeaseBase):
         return self
 
     def _begin(self) -> None:
-        if self._options.cancel:
+        if self._options.cancel_on_lost:
             self._body = _Body()
             self.check()  # a lease that is lost already reports nothing later
 
@@ -119,7 +119,11 @@ class Lease(LeaseBase):
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)
-        loss = self._cancelled_error() if self._options.cancel and self._body.end(error) else None
+        loss = (
+            self._cancelled_error()
+            if self._options.cancel_on_lost and self._body.end(error)
+            else None
+        )
         cause = loss or error
         # A lost lease has nothing to release, and the server may not even answer. But the lease
         # may have been extended since.

@@ -31,25 +31,6 @@ class Lock(LockBase):
     __slots__ = ()
     _locks: Locks
 
-    def __init__(
-        self,
-        locks: Locks,
-        name: str | bytes,
-        ttl: Seconds | None = None,
-        renew: bool | None = None,
-        metadata: str = "",
-        fair: bool = True,
-        priority: int = 0,
-        max_waiters: int | None = None,
-        max_hold: Seconds | None = None,
-        on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_lost: bool = False,
-    ) -> None:
-        queueing = fair, priority, max_waiters
-        lease_options = max_hold, on_lost, cancel_on_lost
-        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
-        self._locks = locks
-
     async def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
@@ -69,12 +50,12 @@ class Lock(LockBase):
     async def _hold(
         self, request: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
     ) -> Lease:
-        driver, lease_options = self._locks._driver, self._options
+        driver, lock_options = self._locks._driver, self._options
         try:
             state = await driver.run(steps)
             self._crowded = state.waited
-            renewer = self._locks._renewer() if lease_options.needed else None
-            lease = Lease(request, state, driver, renewer, lease_options)
+            renewer = self._locks._renewer() if lock_options.needs_renewer else None
+            lease = Lease(request, state, driver, renewer, lock_options)
             if block is not None:
                 task = _current_task()
                 self._locks._blocks.push(self._key, block, lease, task, self._entered)

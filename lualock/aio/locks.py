@@ -11,6 +11,7 @@ from lualock import _protocol as protocol
 from lualock._core import fork, options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.lock_options import lock_options
 from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._transport.asyncio.driver import AsyncDriver
@@ -110,10 +111,8 @@ class Locks(LocksBase, asynchronous=True):
             then raises :class:`LeaseLost`.
         :raises InvalidArgument: an argument is not valid.
         """
-        return Lock(
-            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
-            *(cancel_on_lost,),
-        )
+        others = ttl, renew, metadata, fair, priority, max_waiters, max_hold, cancel_on_lost
+        return Lock(self, name, lock_options(on_lost, *others))
 
     @property
     def job(self) -> JobMaker:

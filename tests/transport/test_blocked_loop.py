@@ -22,7 +22,7 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 import lualock
 from lualock import _protocol as protocol
 from lualock import aio
-from lualock._core.lease import LeaseOptions
+from lualock._core.lock_options import LockOptions
 from lualock._core.renewal import LeaseRenewer
 from lualock._protocol import ServerClock
 from lualock._transport.asyncio.renewer import HUNG_TTLS
@@ -531,7 +531,7 @@ def test_a_sooner_end_while_the_thread_plans_its_next_check(locks: lualock.Locks
                 replace(lease._state),
                 locks._driver,
                 renewer,
-                LeaseOptions(renew=True),
+                LockOptions(renew=True),
             )
             renewer.next_check_at()
 

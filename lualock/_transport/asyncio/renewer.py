@@ -134,7 +134,7 @@ class LoopRenewer(RenewalThread):
 
     def _tell(self, lease: LeaseBase) -> None:
         lease._wake_wait_lost()
-        if lease._options.cancel and (body := getattr(lease, "_body", None)) is not None:
+        if lease._options.cancel_on_lost and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
         if lease._options.on_lost is not None:
             self.loop_driver.background.spawn(_call_on_lost(lease._options.on_lost, lease))
