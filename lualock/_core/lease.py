@@ -31,8 +31,8 @@ class LeaseBase:
     """
 
     __slots__ = (
-        *("__weakref__", "_block", "_check_at", "_clock", "_driver", "_hold_until", "_options"),
-        *("_passed_on", "_pid", "_renewed", "_renewer", "_request", "_revision"),
+        *("__weakref__", "_block", "_body", "_check_at", "_clock", "_driver", "_hold_until"),
+        *("_options", "_passed_on", "_pid", "_renewed", "_renewer", "_request", "_revision"),
         *("_sibling_leases", "_state", "_ttl_ms", "_wakeup", "fence"),
     )
 
@@ -42,6 +42,7 @@ class LeaseBase:
 
     _sibling_leases: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
     _block: Block  # only while the lease is entered by name, without a ``with`` statement
+    _body: Any  # only in asyncio, while its loss cancels the body of a ``with`` block
 
     def __init__(
         self,
@@ -133,7 +134,9 @@ class LeaseBase:
         return False
 
     def _resubscribe(self) -> None:
-        self._driver.resubscribe()
+        resubscribe = self._driver.resubscribe
+        if self._renewer is None or not self._renewer.call(resubscribe):
+            resubscribe()
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""

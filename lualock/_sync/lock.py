@@ -1,4 +1,5 @@
-"""Define the lock of the API for threads."""
+# Generated from lualock/aio/lock.py by `python tools/unasync.py`: edit that file.
+"""Define the lock of the threads API."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ class Lock(LockBase):
 
     def locked(self) -> bool:
         """Return whether the lock is held now."""
-        return self.inspect().held
+        info = self.inspect()
+        return info.held
 
     def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
@@ -115,7 +117,7 @@ class Lock(LockBase):
     def __enter__(self) -> Lease:
         block = begin(self)
         if inside.get() or self._key in self._locks._blocks.listed:
-            self._locks._blocks.refuse_own_wait(self._key)
+            self._locks._blocks.refuse_own_wait(self._key, None)
         request, server = self._request(), self._locks._driver.server_clock
         return self._hold(request, protocol.acquire(request, server, None), block)
 
@@ -126,4 +128,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(find_block(self._entered), None, kind, error, trace)
+        end(find_block(self._entered, None), error=error)

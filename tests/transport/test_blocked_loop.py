@@ -179,7 +179,7 @@ async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> N
     released."""
     losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        renewer = locks._renewer()
+        renewer = locks._renewers.current()
         leases = [
             await locks.lock(name, TTL_S, on_lost=losses.append).acquire()
             for name in ("x", "y", "z")
