@@ -12,6 +12,7 @@ import redis
 
 import lualock
 from lualock import errors
+from tests.integrations.test_jobs_pages import PAGES as JOB_PAGES
 from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +30,8 @@ def name_of(page: Path) -> str:
 
 
 def runs_here(page: Path) -> bool:
-    """Whether the page has examples that need no worker: test_jobs_page.py has the others."""
-    of_jobs = name_of(page).startswith(("docs/jobs/", "docs/jobs.md"))
-    return not of_jobs and PYTHON.search(page.read_text("utf-8")) is not None
+    """Whether the page has examples that need no worker: test_jobs_pages.py has the others."""
+    return page not in JOB_PAGES and PYTHON.search(page.read_text("utf-8")) is not None
 
 
 def anchors(page: Path) -> set[str]:
@@ -105,6 +105,6 @@ def test_what_it_quotes() -> None:
     (quoted,) = re.findall(
         r"^```text\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    page = (ROOT / "docs" / "jobs.md").read_text("utf-8")
+    page = (ROOT / "docs" / "jobs" / "celery.md").read_text("utf-8")
     for line in quoted.splitlines():
         assert f"\n{line.removesuffix(' ...')}" in page, line
