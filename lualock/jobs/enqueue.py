@@ -151,7 +151,7 @@ class Entry:
         found = False
         for lock in self.locks:
             holder = b""
-            if pid is not None and lock._locks._settings.holder is None:
+            if pid is not None and lock._locks._settings.holder_info.holder is None:
                 holder = options.process_holder(pid)
             driver: Any = lock._locks._driver
             steps = verbs.died(lock._request(), job_metadata(job_id), owner, holder)

@@ -117,7 +117,7 @@ def _acquire_all(run: Run) -> Actions[None]:
         if unavailable and when_unavailable == "run":
             log.warning("job %s runs without its lock: %s", run.job.name, error)
             for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
-                lease._renewed = run.locks[-1]._options.renew
+                lease._renewed = run.locks[-1]._options.renewed
             return
         while run.held:
             yield from release_quietly(run.held.pop()[1])
