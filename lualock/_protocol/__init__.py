@@ -17,7 +17,7 @@ file of its own.
 from lualock._protocol.abandon import ABANDON, WAIT, abandon_request
 from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
-from lualock._protocol.attempt import ACQUIRE, CHECK_LATE_S, CLAIM, CLAIM_MS
+from lualock._protocol.attempt import ACQUIRE, CLAIM
 from lualock._protocol.effects import (
     MIN_REQUEST_S,
     AwaitMessage,
@@ -45,6 +45,7 @@ from lualock._protocol.request import (
     release_unknown,
 )
 from lualock._protocol.resend import resend
+from lualock._protocol.schedule import CHECK_LATE_S, CLAIM_MS
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.stop_request import (
     RELEASE_REQUESTED,

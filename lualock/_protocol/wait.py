@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lualock._protocol.abandon import abandon_request
-from lualock._protocol.attempt import CLAIM_MS, Attempt
+from lualock._protocol.attempt import Attempt
 from lualock._protocol.effects import (
     AwaitMessage,
     PendingReply,
@@ -16,6 +16,7 @@ from lualock._protocol.effects import (
 )
 from lualock._protocol.replies import Held
 from lualock._protocol.request import LeaseState
+from lualock._protocol.schedule import CLAIM_MS
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
