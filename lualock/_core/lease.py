@@ -351,7 +351,47 @@ class LeaseBase:
         if self._renewer is not None:
             self._renewer.drop(self)
         self._wake_wait_lost()
-        self._driver.cleanup_in_background(protocol.abandon_request(self._request))
+        self.abandon_in_background()
+
+    # What other rooms of the library build on a lease. In asyncio the result of `keep_for` is
+    # awaited.
+
+    def keep_for(self, request: AcquireRequest) -> Any:
+        """End the lease, and keep its lock for a later process that has the token of ``request``.
+
+        On an error the lock is released, because no process renews it any more.
+
+        :raises LeaseLost: the lease had ended before.
+        :raises LockUnavailable: the server did not answer.
+        """
+        if self._renewer is not None:
+            self._renewer.drop(self)
+        self._state.released = True
+        return self._driver.run(self._keep_for(request))
+
+    def _keep_for(self, request: AcquireRequest) -> Steps[None]:
+        token, server = self._request.token, self._driver.server_clock
+        try:
+            yield from protocol.adopt(request, token, server, "kept", fresh=False)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from protocol.undo(self._request)
+            raise
+
+    def stop_renewal(self) -> None:
+        """Let the lease end on its own, without a report, unless it is extended."""
+        if self._renewer is not None:
+            self._renewed = False
+            self._renewer.drop(self)
+
+    def link(self, siblings: tuple[LeaseBase, ...]) -> None:
+        """Let :meth:`release_requested` check these leases of the same holder, too."""
+        self._sibling_leases = siblings
+
+    def abandon_in_background(self) -> Any:
+        """Release the lock in the background, until the server answers."""
+        return self._driver.cleanup_in_background(protocol.abandon_request(self._request))
 
     def __reduce__(self) -> str:
         raise TypeError(

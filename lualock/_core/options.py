@@ -219,6 +219,16 @@ class HolderInfo:
         """Encode it for a lease of the calling thread."""
         return (default_holder() if self.holder is None else self.holder) + self.metadata
 
+    def with_metadata(self, metadata: str) -> HolderInfo:
+        """Return the same holder with other metadata.
+
+        If both do not fit, the holder is shortened: only people read it, but code reads metadata.
+        """
+        raw, holder = b"\n" + metadata.encode("utf-8", "replace"), self.holder
+        if holder is not None:
+            holder = holder[: MAX_HOLDER_INFO_BYTES - len(raw)]
+        return HolderInfo(holder, raw)
+
 
 def holder_info(holder: str | None, metadata: str) -> HolderInfo:
     """Check and encode the holder and the metadata of leases.

@@ -20,9 +20,8 @@ from lualock.jobs.delivery import Delivery, RetryLater, Superseded, check_retry_
 from lualock.jobs.identity import job_metadata
 from lualock.jobs.reservation import (
     extend_reservation,
-    release_reservation,
+    release_held_by,
     reservation_of,
-    reservation_request,
 )
 
 log = logging.getLogger("lualock.jobs")
@@ -68,7 +67,6 @@ class Attempt:
         self.refused = NotAcquired()
         self._requests = requests
         self._owner = None if delivery is None else delivery.owner
-        self._driver: Any = lock._locks._driver
         self._reservation: AnyLease | None = None  # while it must be renewed
 
     def take(self) -> Actions[AnyLease]:
@@ -77,14 +75,14 @@ class Attempt:
         :raises RetryLater: the job should be delivered again.
         :raises NotAcquired: the job does not run.
         """
-        request, server = self.lock._request(), self._driver.server_clock
+        request, server = self.lock.request(), self.lock.server_clock
         self._requests.append(request)
         if self._owner is None:
             steps = protocol.acquire(request, server, 0)
         else:
             steps = verbs.start(request, self._owner, server)
         try:
-            lease: AnyLease = yield partial(self.lock._hold, request, steps)
+            lease: AnyLease = yield partial(self.lock.hold, request, steps)
             return lease
         except NotAcquired as refused:
             self.refused = refused
@@ -173,7 +171,7 @@ class Attempt:
         :raises SelfDeadlock: it is part of a run that holds the lock.
         """
         if timeout is None:
-            self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
+            self.lock.refuse_own_wait()
 
     def wait(self, timeout: Seconds | None, request: AcquireRequest | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then release the job's reservation, if it has one.
@@ -181,11 +179,12 @@ class Attempt:
         :raises NotAcquired: not within that time; it is stored as :attr:`refused`.
         :raises SelfDeadlock: this code is part of a run that holds the lock, and there is no limit.
         """
-        request = request or self.lock._request()
+        request = request or self.lock.request()
         self._requests.append(request)
-        steps = self.lock._acquire(request, options.wait_s(timeout))
+        self.refuse_own_wait(timeout)
+        steps = protocol.acquire(request, self.lock.server_clock, options.wait_s(timeout))
         try:
-            lease: Any = yield partial(self.lock._hold, request, steps)
+            lease: Any = yield partial(self.lock.hold, request, steps)
         except NotAcquired as refused:
             self.refused = refused
             raise
@@ -225,12 +224,12 @@ class Attempt:
         :raises InvalidArgument: ``expires_in`` is not valid.
         """
         expires_in_ms = options.ttl_ms(expires_in, "expires_in")
-        server = self._driver.server_clock
+        server = self.lock.server_clock
         return self.action(stop_request.request_release(request, expires_in_ms, server))
 
     def action(self, steps: Steps[Any]) -> Action:
         """Return the action that carries out a protocol."""
-        return partial(self._driver.run, steps)
+        return partial(self.lock.run, steps)
 
     def reserve(self) -> Actions[None]:
         """Acquire the reservation, which one waiting job has, and renew it while the job waits.
@@ -238,13 +237,12 @@ class Attempt:
         :raises Superseded: another job has it.
         """
         if self._owner is None:
-            self._owner = self.lock._request().token
-        reservation = reservation_of(self.lock, self.job_id, None)
-        request = reservation._request()
-        request.token = self._owner
-        steps = verbs.reserve(request, self.lock.key, self._driver.server_clock, alone=False)
+            self._owner = self.lock.request().token
+        reservation = reservation_of(self.lock)
+        request = reservation.request(self._owner)
+        steps = verbs.reserve(request, self.lock.key, self.lock.server_clock, alone=False)
         try:
-            self._reservation = yield partial(reservation._hold, request, steps)
+            self._reservation = yield partial(reservation.hold, request, steps)
         except verbs.AlreadyHeld as held:
             raise Superseded(
                 f"could not run the job: another one ({held.metadata or held.holder}) already "
@@ -263,7 +261,7 @@ class Attempt:
         """
         if self._owner is not None and self._may_have_reservation():
             self.stop_renewal()
-            yield from release_reservation(self.lock, self._owner)
+            yield from release_held_by(reservation_of(self.lock), self._owner)
 
     def _release_reservation_quietly(self) -> Actions[None]:
         """Release the job's reservation; in the background while the server is unreachable."""
@@ -282,14 +280,13 @@ class Attempt:
         """Abandon the lock that the job's last attempt may have kept for this one."""
         if self._owner is None or self.delivery is None or not self.job.options.keep_lock_on_retry:
             return
-        request = self.lock._request()
-        request.token = self._owner
-        yield abandon_in_background(self._driver, request)
+        yield partial(self.lock.abandon_in_background, self.lock.request(self._owner))
 
     def _abandon_reservation(self) -> Actions[None]:
         assert self._owner is not None
         self.stop_renewal()
-        yield abandon_in_background(self._driver, reservation_request(self.lock, self._owner))
+        reservation = reservation_of(self.lock)
+        yield partial(reservation.abandon_in_background, reservation.request(self._owner))
 
     def _may_have_reservation(self) -> bool:
         """Return whether the job may have one, from its queue or an earlier delivery's policy."""
@@ -300,8 +297,8 @@ class Attempt:
     def stop_renewal(self) -> None:
         """Stop renewing the job's reservation; it then expires on its own."""
         reservation, self._reservation = self._reservation, None
-        if reservation is not None and reservation._renewer is not None:
-            reservation._renewer.drop(reservation)
+        if reservation is not None:
+            reservation.stop_renewal()
 
 
 def restore_ttl(lease: AnyLease, lock: AnyLock) -> Actions[None]:
@@ -311,7 +308,8 @@ def restore_ttl(lease: AnyLease, lock: AnyLock) -> Actions[None]:
 
     :raises LeaseLost: the lease ended meanwhile.
     """
-    lease._renewed = lock._options.renew
+    if not lock.renewed:
+        lease.stop_renewal()
     yield partial(lease.extend, lock.ttl)
 
 
@@ -325,12 +323,4 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
     except LockError as error:
         log.warning("could not clean up after a job's lock: %s", error)
         if isinstance(error, LockUnavailable):
-            yield abandon_in_background(lease._driver, lease._request)
-
-
-def abandon_in_background(driver: Any, request: AcquireRequest) -> Action:
-    """Return the action that gives back what a token may hold, a lease or a reservation.
-
-    It goes on in the background until the server answers.
-    """
-    return partial(driver.cleanup_in_background, protocol.abandon_request(request))
+            yield lease.abandon_in_background

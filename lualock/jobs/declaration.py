@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming
 from lualock.jobs.delivery import Delivery
-from lualock.jobs.identity import job_holder_info
+from lualock.jobs.identity import job_metadata
 
 if TYPE_CHECKING:
     from lualock import _sync, aio
@@ -179,13 +179,15 @@ class Job:
             previous = self._lock_named(locks, self.previous_name, args, kwargs)
             if previous.key != result[0].key:
                 result.append(previous)
-        if job_id is not None:
-            for lock in result:
-                lock._holder_info = job_holder_info(lock._holder_info, job_id)
         result.sort(key=lambda lock: lock.key)
-        for lock in result[:-1]:  # renewed while the run waits for the others; see `restore_ttl`
-            lock._options = replace(lock._options, renew=True)
-        return result
+        metadata = None if job_id is None else job_metadata(job_id)
+        # All but the last are renewed while the run waits for the others; see `restore_ttl`.
+        return [
+            lock.derived(
+                ttl=lock.ttl, renew=lock.renewed or lock is not result[-1], metadata=metadata
+            )
+            for lock in result
+        ]
 
     def _lock_named(
         self,

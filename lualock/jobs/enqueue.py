@@ -9,23 +9,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.options import Seconds
-from lualock._protocol import LeaseState
-from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
+from lualock.errors import InvalidArgument, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.declaration import AnyLock, AnyLocks, Job
 from lualock.jobs.delivery import RESERVE_S, Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.identity import encode_token, job_id_of, job_metadata
-from lualock.jobs.reservation import extend_reservation, release_reservation, reservation_of
+from lualock.jobs.reservation import extend_reservation, release_held_by, reservation_of
 
 log = logging.getLogger("lualock.jobs")
 
@@ -64,7 +60,7 @@ class Entry:
         """Take the job's reservation, for some seconds."""
         job, declared = self.job, self.job.options
         job_metadata(job_id)
-        raw = self.locks[0]._request().token if token is None else encode_token(token)
+        raw = self.locks[0].request().token if token is None else encode_token(token)
         done: list[AnyLock] = []
         try:
             for lock in self.locks:
@@ -100,12 +96,10 @@ class Entry:
                 refused.metadata = info.metadata
                 raise refused
             return
-        request = reservation_of(lock, job_id, RESERVE_S)._request()
-        request.token = token
+        request = reservation_of(lock, RESERVE_S, job_id).request(token)
         alone = self.job.options.unique == "both"
-        driver: Any = lock._locks._driver
-        steps = verbs.reserve(request, lock.key, driver.server_clock, alone=alone)
-        yield partial(driver.run, steps)
+        steps = verbs.reserve(request, lock.key, lock.server_clock, alone=alone)
+        yield partial(lock.run, steps)
 
     def refuse(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
         """Report a job that is not enqueued, and call ``on_enqueue_failed``."""
@@ -138,32 +132,25 @@ class Entry:
         else:  # it was enqueued without unique=, and nothing is known about it
             return
         for lock in self.locks:
-            yield from release_reservation(lock, raw)
-            request = lock._request()
-            request.token = raw
-            driver: Any = lock._locks._driver
-            with suppress(LeaseLost):  # it waits for no retry
-                yield partial(driver.run, protocol.release(request, LeaseState(0, raw, math.inf)))
+            yield from release_held_by(reservation_of(lock), raw)
+            yield from release_held_by(lock, raw)
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """Release the lock of a job whose process is dead; return whether it had the lock."""
         owner = Delivery(job_id, token).owner
         found = False
         for lock in self.locks:
-            holder = b""
-            if pid is not None and lock._locks._settings.holder is None:
-                holder = options.process_holder(pid)
-            driver: Any = lock._locks._driver
-            steps = verbs.died(lock._request(), job_metadata(job_id), owner, holder)
-            found |= yield partial(driver.run, steps)
-            yield from release_reservation(lock, owner)
+            holder = b"" if pid is None else lock.holder_in(pid)
+            steps = verbs.died(lock.request(), job_metadata(job_id), owner, holder)
+            found |= yield partial(lock.run, steps)
+            yield from release_held_by(reservation_of(lock), owner)
         return found
 
     def _undo(self, locks: list[AnyLock], token: str) -> Actions[None]:
         """Release reservations; one that cannot be released expires on its own in seconds."""
         for lock in locks if token else ():
             try:
-                yield from release_reservation(lock, encode_token(token))
+                yield from release_held_by(reservation_of(lock), encode_token(token))
             except LockError as error:
                 log.warning(
                     "the reservation of job %s expires on its own: %s", self.job.name, error

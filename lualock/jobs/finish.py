@@ -6,16 +6,13 @@ import logging
 from functools import partial
 from typing import Any, NamedTuple
 
-from lualock import _protocol as protocol
-from lualock._core import options
-from lualock._protocol import LeaseState, Steps, note
+from lualock._protocol import note
 from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
-from lualock.jobs.acquire import abandon_in_background
 from lualock.jobs.actions import Actions
 from lualock.jobs.declaration import AnyLease, AnyLock, Run
 from lualock.jobs.delivery import RESERVE_S, check_retry_s, is_failure
-from lualock.jobs.reservation import extend_reservation, reservation_of, reservation_request
+from lualock.jobs.reservation import extend_reservation, reservation_of
 
 log = logging.getLogger("lualock.jobs")
 
@@ -39,12 +36,12 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
             log.error("job %s could not release its lock: %s", job.name, unknown)
             problem = problem or unknown
             if isinstance(unknown, LockUnavailable):
-                yield abandon_in_background(lease._driver, lease._request)
+                yield lease.abandon_in_background
         except GeneratorExit:
             raise
         except BaseException as raised:
             interruption = interruption or raised
-            yield abandon_in_background(lease._driver, lease._request)
+            yield lease.abandon_in_background
     if keep is None:
         # Attempts that failed could clean up only if the server was reachable.
         for attempt in run.failed_attempts:
@@ -74,10 +71,8 @@ def _abandon_kept(run: Run) -> Actions[None]:
     """Abandon what may have been kept for a retry that will not come."""
     assert run.delivery is not None
     for lock in run.locks:
-        request, driver = lock._request(), lock._locks._driver
-        request.token = run.delivery.owner
-        yield abandon_in_background(driver, request)
-        yield abandon_in_background(driver, reservation_request(lock, request.token))
+        for kept in (lock, reservation_of(lock)):
+            yield partial(kept.abandon_in_background, kept.request(run.delivery.owner))
 
 
 class _Keep(NamedTuple):
@@ -124,51 +119,20 @@ def _release_or_keep(run: Run, lock: AnyLock, lease: AnyLease, keep: _Keep | Non
     if keep is None:
         yield lease.release
     elif keep.keeps_lock:
-        yield from _keep_lock(run, lock, lease, keep.for_s)
+        token = None if run.delivery is None else run.delivery.owner
+        yield partial(lease.keep_for, lock.request(token, keep.for_s))
     else:
         # Reserve before the release, so that the job has one of the two at every moment.
         yield from _keep_reservation(run, lock, keep.for_s)
         yield lease.release
 
 
-def _keep_lock(run: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions[None]:
-    """Hand the lease over to the token of the job's next delivery."""
-    driver: Any = lock._locks._driver
-    request = lock._request()
-    if run.delivery is not None:
-        request.token = run.delivery.owner
-    request.ttl_ms = options.ttl_ms(min(for_s, options.MAX_TTL_S))
-    adopt = protocol.adopt(request, lease._request.token, driver.server_clock, "kept", fresh=False)
-    yield partial(_hand_over, lease, adopt)
-
-
-def _hand_over(lease: AnyLease, steps: Steps[LeaseState]) -> Any:
-    if lease._renewer is not None:
-        lease._renewer.drop(lease)
-    lease._state.released = True
-    return lease._driver.run(_hand_over_steps(lease, steps))
-
-
-def _hand_over_steps(lease: AnyLease, steps: Steps[LeaseState]) -> Steps[None]:
-    """Hand a lease over, or release it on an error, because nothing renews it any more."""
-    try:
-        yield from steps
-    except GeneratorExit:
-        raise
-    except BaseException:
-        yield from protocol.undo(lease._request)
-        raise
-
-
 def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     assert run.delivery is not None
-    driver: Any = lock._locks._driver
-    reservation = reservation_of(lock, run.job_id, RESERVE_S)
-    request = reservation._request()
-    request.token = run.delivery.owner
-    reserve = verbs.reserve(request, lock.key, driver.server_clock, alone=False)
+    request = reservation_of(lock, RESERVE_S).request(run.delivery.owner)
+    steps = verbs.reserve(request, lock.key, lock.server_clock, alone=False)
     try:
-        yield partial(driver.run, reserve)
+        yield partial(lock.run, steps)
     except LockError as error:
         log.info("job %s waits for its retry without a reservation: %s", run.job.name, error)
         return

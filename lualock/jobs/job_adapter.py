@@ -27,7 +27,7 @@ class JobAdapter:
     """
 
     def __init__(self, job: Job, locks: Callable[[], AnyLocks]) -> None:
-        self._job = job
+        self.job = job
         self._locks = locks
         self.name = job.name
         self.body = job.body
@@ -36,14 +36,14 @@ class JobAdapter:
 
     def lock(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """Return the lock of a run with these arguments."""
-        return self._job.lock(self._locks_for(self.asynchronous), _as_tuple(args), kwargs or {})
+        return self.job.lock(self._locks_for(self.asynchronous), _as_tuple(args), kwargs or {})
 
     def reservation(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """Return the reservation of a queued job with these arguments, a lock of its own.
 
         The metadata of its ``inspect()`` says which job that is.
         """
-        return reservation_of(self.lock(args, kwargs), None, None)
+        return reservation_of(self.lock(args, kwargs))
 
     def run(
         self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None
@@ -56,7 +56,7 @@ class JobAdapter:
         :raises LockUnavailable: with ``when_unavailable="raise"``; the job did not run.
         """
         locks = self._locks_for(self.asynchronous)
-        return run.start(self._job, locks, _as_tuple(args), kwargs or {}, delivery)
+        return run.start(self.job, locks, _as_tuple(args), kwargs or {}, delivery)
 
     def enqueue(
         self,
@@ -223,7 +223,7 @@ class JobAdapter:
         return await drive_async(entry.died(job_id, token, pid))
 
     def _entry(self, args: Args, kwargs: Kwargs | None, *, asynchronous: bool = False) -> Entry:
-        return Entry(self._job, self._locks_for(asynchronous), _as_tuple(args), kwargs or {})
+        return Entry(self.job, self._locks_for(asynchronous), _as_tuple(args), kwargs or {})
 
     def _locks_for(self, asynchronous: bool) -> AnyLocks:
         return locks_for(self._locks(), asynchronous=asynchronous)

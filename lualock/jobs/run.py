@@ -22,7 +22,7 @@ from lualock import _protocol as protocol
 from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
-from lualock.jobs.acquire import Attempt, abandon_in_background, release_quietly, restore_ttl
+from lualock.jobs.acquire import Attempt, release_quietly, restore_ttl
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.declaration import AnyLease, AnyLocks, Job, Run
 from lualock.jobs.delivery import Delivery, RetryLater
@@ -49,7 +49,7 @@ def execute(run: Run) -> Actions[Any]:
         _current.set(outer_runs)
         for request in run.requests:
             if request.state is not None and not _is_over(request.state):
-                yield abandon_in_background(run.locks[0]._locks._driver, request)
+                yield partial(run.locks[0].abandon_in_background, request)
         raise
 
 
@@ -74,7 +74,7 @@ def _execute(run: Run) -> Actions[Any]:
     # refused at that lock, and sends its stop request there. Code that knows only the other name
     # sends it to the other lock.
     if run.held:
-        run.held[0][1]._sibling_leases = tuple(lease for _, lease in run.held[1:])
+        run.held[0][1].link(tuple(lease for _, lease in run.held[1:]))
     leases = ((lock.key, lease) for lock, lease in reversed(run.held))
     outer_runs = _current.get()
     try:
@@ -84,7 +84,7 @@ def _execute(run: Run) -> Actions[Any]:
                 f"could not run job {job.name}: its job system gave it up while it waited for its "
                 "lock"
             )
-        blocks = [lock._inside(lease) for lock, lease in run.held]
+        blocks = [lock.begin_block(lease) for lock, lease in run.held]
         try:
             result = yield partial(job.body, *run.args, **run.kwargs)
         finally:
@@ -117,7 +117,8 @@ def _acquire_all(run: Run) -> Actions[None]:
         if unavailable and when_unavailable == "run":
             log.warning("job %s runs without its lock: %s", run.job.name, error)
             for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
-                lease._renewed = run.locks[-1]._options.renew
+                if not run.locks[-1].renewed:
+                    lease.stop_renewal()
             return
         while run.held:
             yield from release_quietly(run.held.pop()[1])

@@ -82,7 +82,7 @@ async def test_neighbours_exclude_each_other(versions: Versions) -> None:
 
 def _locks(queue: Queue, *args: Any) -> list[Any]:
     work = queue.work
-    return work._job.locks_in_order(work._locks_for(work.asynchronous), args, {})
+    return work.job.locks_in_order(work._locks_for(work.asynchronous), args, {})
 
 
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:

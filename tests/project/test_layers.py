@@ -107,6 +107,27 @@ def test_no_modules_import_each_other() -> None:
         visit(module, ())
 
 
+def _of_its_own(value: ast.expr) -> bool:
+    """Return whether this is the object whose method the code is part of."""
+    return ast.unparse(value) in ("self", "cls", "super()")
+
+
+def test_the_rooms_above_the_core_reach_into_nothing_private() -> None:
+    """Jobs, integrations and the test kit use only what locks, leases and drivers document: no
+    attribute of another object that begins with an underscore, and no assignment to a request."""
+    reaches = []
+    for module, path in MODULES.items():
+        if _room(module) not in ("jobs", "integrations", "testing"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and not _of_its_own(node.value):
+                private = node.attr.startswith("_") and not node.attr.endswith("__")
+                stored = isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "request"
+                if private or stored:
+                    reaches.append(f"{module}:{node.lineno}: {ast.unparse(node)}")
+    assert reaches == []
+
+
 def test_only_the_transport_touches_the_client() -> None:
     """Only ``_transport`` imports redis and hiredis, except for type checkers."""
     for path in ROOT.rglob("*.py"):

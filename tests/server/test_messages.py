@@ -273,13 +273,13 @@ def _superseded(locks: lualock.Locks) -> Iterator[Message]:
     """The lock is held, and so is the reservation."""
     adapter = jobs.adapter(locks.job(key="report", unique="queued")(_job))
     adapter.reserve(job_id="7")
-    attempt = Attempt(adapter._job, adapter.lock(), (), {}, None, [])
+    attempt = Attempt(adapter.job, adapter.lock(), (), {}, None, [])
     error = _error(lambda: drive(jobs.Coalesce(1).take(attempt)))
     cause = r"another one \(job 7\) already waits for lock 'report'"
     yield Message(error, "could not run the job", cause, "nothing to do")
 
     free = jobs.adapter(locks.job(key="other")(_job))
-    steps = jobs.Replace(5).take(Attempt(free._job, free.lock(), (), {}, None, []))
+    steps = jobs.Replace(5).take(Attempt(free.job, free.lock(), (), {}, None, []))
     next(steps)  # the stop request
     lease = steps.send(None)()
     steps.send(lease)  # withdraws the stop request

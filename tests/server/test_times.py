@@ -216,7 +216,7 @@ async def job_ttl(world: World, value: Any) -> float:
 async def queue_ttl(world: World, value: Any) -> float:
     made = [queue_of(world, queue_ttl=value).work]
     made.append(jobs.adapter(job_class(world, lock_queue_ttl=value)))
-    (found,) = {job._job.options.queue_ttl_s for job in made}
+    (found,) = {job.job.options.queue_ttl_s for job in made}
     return found
 
 

@@ -226,10 +226,8 @@ class Driver:
         request: AcquireRequest | None = variables.get("request")
         if request is not None and request.key.endswith(RESERVATION):
             return self._actor.at_reservation(verb, request, steps, waits=False)
-        if "lease" in variables:
-            return self._actor.keep_for_retry(
-                getgeneratorlocals(variables["steps"])["request"], steps
-            )
+        if verb == "_keep_for":
+            return self._actor.keep_for_retry(variables["request"], steps)
         return steps
 
     def resubscribe(self) -> None:
@@ -306,9 +304,10 @@ class Lock(LockBase):
     __slots__ = ()
     _locks: Locks
 
-    def __init__(self, locks: Locks, name: str | bytes, ttl: float | None, metadata: str) -> None:
-        settings = locks._settings
-        super().__init__(settings, name, ttl, None, metadata, True, 0, None, None, None)
+    def __init__(
+        self, locks: Locks, name: str | bytes, ttl: float | None, renew: bool | None
+    ) -> None:
+        super().__init__(locks._settings, name, ttl, renew, "", True, 0, None, None, None)
         self._locks = locks
 
     def _request(self) -> AcquireRequest:
@@ -347,6 +346,8 @@ class Locks:
         self._blocks = _Blocks()
         self._driver = Driver(actor)
 
-    def lock(self, name: str | bytes, ttl: float | None = None, *, metadata: str = "") -> Lock:
+    def lock(
+        self, name: str | bytes, ttl: float | None = None, *, renew: bool | None = None
+    ) -> Lock:
         """See :class:`lualock.Locks`."""
-        return Lock(self, name, ttl, metadata)
+        return Lock(self, name, ttl, renew)
