@@ -16,13 +16,9 @@ from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
 from lualock.jobs.declaration import AnyLease, AnyLock, Job, check_policy
-from lualock.jobs.delivery import Delivery, RetryLater, Superseded, check_retry_s
+from lualock.jobs.delivery import Delivery, RetryLater, Superseded
 from lualock.jobs.identity import job_metadata
-from lualock.jobs.reservation import (
-    extend_reservation,
-    release_held_by,
-    reservation_of,
-)
+from lualock.jobs.reservation import Reservation
 
 log = logging.getLogger("lualock.jobs")
 
@@ -66,21 +62,23 @@ class Attempt:
         self.job_id = None if delivery is None else delivery.job_id
         self.refused = NotAcquired()
         self._requests = requests
-        self._owner = None if delivery is None else delivery.owner
-        self._reservation: AnyLease | None = None  # while it must be renewed
+        # What the job may have beside the lock, from its queue or an earlier delivery's policy.
+        self.reservation: Reservation | None = None
+        if delivery is not None and (job.options.reserves or job.options.policy is not None):
+            self.reservation = Reservation(lock, delivery.owner)
 
     def take(self) -> Actions[AnyLease]:
-        """Acquire the lock, with the job's policy if it is held; call :meth:`give_up` on an error.
+        """Acquire the lock, with the job's policy if it is held; call :func:`give_up` on an error.
 
         :raises RetryLater: the job should be delivered again.
         :raises NotAcquired: the job does not run.
         """
         request, server = self.lock.request(), self.lock.server_clock
         self._requests.append(request)
-        if self._owner is None:
+        if self.delivery is None:
             steps = protocol.acquire(request, server, 0)
         else:
-            steps = verbs.start(request, self._owner, server)
+            steps = verbs.start(request, self.delivery.owner, server)
         try:
             lease: AnyLease = yield partial(self.lock.hold, request, steps)
             return lease
@@ -88,51 +86,6 @@ class Attempt:
             self.refused = refused
         yield from self._delay_redelivery()
         return (yield from self.go_on(self.job.options.policy))
-
-    def give_up(self, error: BaseException) -> Actions[None]:
-        """End an attempt that failed with this error.
-
-        The reservation, and a lock that the job's last attempt kept for this one, stay only if the
-        job will be delivered again: other jobs are dropped while they exist.
-        """
-        if self._owner is None:
-            return
-        delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
-        if isinstance(error, RetryLater) and self.delivery is not None and self.delivery.ended():
-            delay_s = None  # the job system ignores this retry
-        if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
-            yield from self._abandon_lock()
-        if not self._may_have_reservation():
-            return
-        if delay_s is not None and self.delivery is not None:
-            self.stop_renewal()
-            ttl_s = delay_s + self.job.options.queue_ttl_s
-            try:
-                yield from extend_reservation(self.lock, self._owner, ttl_s)
-            except GeneratorExit:
-                raise
-            except BaseException as interruption:
-                yield from self.give_up(interruption)  # this error replaces the RetryLater
-                raise
-        elif isinstance(error, LockUnavailable):
-            yield from self._abandon_reservation()
-        else:
-            yield from self._release_reservation_quietly()
-
-    def _retry_s(self, error: BaseException) -> float | None:
-        """Return in how many seconds the system retries a job that raises this, or ``None``."""
-        if isinstance(error, NotAcquired) or self.delivery is None:
-            return None
-        if isinstance(error, LockUnavailable) and self.job.options.when_unavailable != "raise":
-            return None  # it runs without its lock, or is dropped
-        try:
-            return check_retry_s(self.delivery.will_retry(error))
-        except Exception:
-            log.exception(
-                "whether job %s is retried is not known, so its reservation is released",
-                self.job.name,
-            )
-            return None
 
     def _delay_redelivery(self) -> Actions[None]:
         """Retry later, without the policy, if another delivery of this very job has the lock.
@@ -189,7 +142,8 @@ class Attempt:
             self.refused = refused
             raise
         try:
-            yield from self._release_reservation()
+            if self.reservation is not None:
+                yield from self.reservation.release()
         except GeneratorExit:
             raise
         except BaseException:
@@ -236,13 +190,9 @@ class Attempt:
 
         :raises Superseded: another job has it.
         """
-        if self._owner is None:
-            self._owner = self.lock.request().token
-        reservation = reservation_of(self.lock)
-        request = reservation.request(self._owner)
-        steps = verbs.reserve(request, self.lock.key, self.lock.server_clock, alone=False)
+        reservation = self.reservation or Reservation(self.lock, self.lock.request().token)
         try:
-            self._reservation = yield partial(reservation.hold, request, steps)
+            yield from reservation.hold()
         except verbs.AlreadyHeld as held:
             raise Superseded(
                 f"could not run the job: another one ({held.metadata or held.holder}) already "
@@ -253,64 +203,7 @@ class Attempt:
                 held_s=self.refused.held_s,
                 remaining_s=self.refused.remaining_s,
             ) from None
-
-    def _release_reservation(self) -> Actions[None]:
-        """Release the job's reservation.
-
-        :raises LockUnavailable: whether it was released is unknown.
-        """
-        if self._owner is not None and self._may_have_reservation():
-            self.stop_renewal()
-            yield from release_held_by(reservation_of(self.lock), self._owner)
-
-    def _release_reservation_quietly(self) -> Actions[None]:
-        """Release the job's reservation; in the background while the server is unreachable."""
-        try:
-            yield from self._release_reservation()
-        except LockUnavailable as error:
-            log.warning("the reservation of job %s stays for now: %s", self.job.name, error)
-            yield from self._abandon_reservation()
-
-    def release_everything(self) -> Actions[None]:
-        """Release the reservation and a kept lock of a job that ran without this lock."""
-        yield from self._abandon_lock()
-        yield from self._release_reservation_quietly()
-
-    def _abandon_lock(self) -> Actions[None]:
-        """Abandon the lock that the job's last attempt may have kept for this one."""
-        if self._owner is None or self.delivery is None or not self.job.options.keep_lock_on_retry:
-            return
-        yield partial(self.lock.abandon_in_background, self.lock.request(self._owner))
-
-    def _abandon_reservation(self) -> Actions[None]:
-        assert self._owner is not None
-        self.stop_renewal()
-        reservation = reservation_of(self.lock)
-        yield partial(reservation.abandon_in_background, reservation.request(self._owner))
-
-    def _may_have_reservation(self) -> bool:
-        """Return whether the job may have one, from its queue or an earlier delivery's policy."""
-        declared = self.job.options
-        may_reserve = declared.reserves or declared.policy is not None
-        return self._reservation is not None or (self.delivery is not None and may_reserve)
-
-    def stop_renewal(self) -> None:
-        """Stop renewing the job's reservation; it then expires on its own."""
-        reservation, self._reservation = self._reservation, None
-        if reservation is not None:
-            reservation.stop_renewal()
-
-
-def restore_ttl(lease: AnyLease, lock: AnyLock) -> Actions[None]:
-    """Give a lease the ttl and the renewal that the lock declares, when the run begins.
-
-    Until then the lease was renewed, because the run waited for another lock.
-
-    :raises LeaseLost: the lease ended meanwhile.
-    """
-    if not lock.renewed:
-        lease.stop_renewal()
-    yield partial(lease.extend, lock.ttl)
+        self.reservation = reservation
 
 
 def release_quietly(lease: AnyLease) -> Actions[None]:

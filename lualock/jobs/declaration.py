@@ -179,9 +179,11 @@ class Job:
             previous = self._lock_named(locks, self.previous_name, args, kwargs)
             if previous.key != result[0].key:
                 result.append(previous)
+        if len(result) == 1 and job_id is None:
+            return result
         result.sort(key=lambda lock: lock.key)
         metadata = None if job_id is None else job_metadata(job_id)
-        # All but the last are renewed while the run waits for the others; see `restore_ttl`.
+        # All but the last are renewed while the run waits for the others; see `run._acquire_each`.
         return [
             lock.derived(
                 ttl=lock.ttl, renew=lock.renewed or lock is not result[-1], metadata=metadata
@@ -218,7 +220,7 @@ class Job:
         check_version(version, "a key's version")
         if key is None:
             return lambda *args, **kwargs: naming.lock_name(
-                self.name, naming.bind(self.signature, args, kwargs), version
+                self.name, naming.bind_arguments(self.signature, args, kwargs), version
             )
         if isinstance(key, str | bytes):
             if version:

@@ -19,9 +19,9 @@ from lualock.errors import InvalidArgument, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.declaration import AnyLock, AnyLocks, Job
-from lualock.jobs.delivery import RESERVE_S, Delivery, Enqueued, Refused, Reserved
+from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.identity import encode_token, job_id_of, job_metadata
-from lualock.jobs.reservation import extend_reservation, release_held_by, reservation_of
+from lualock.jobs.reservation import Reservation, release_held_by
 
 log = logging.getLogger("lualock.jobs")
 
@@ -96,10 +96,8 @@ class Entry:
                 refused.metadata = info.metadata
                 raise refused
             return
-        request = reservation_of(lock, RESERVE_S, job_id).request(token)
         alone = self.job.options.unique == "both"
-        steps = verbs.reserve(request, lock.key, lock.server_clock, alone=alone)
-        yield partial(lock.run, steps)
+        yield from Reservation(lock, token, job_id).reserve(alone=alone)
 
     def refuse(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
         """Report a job that is not enqueued, and call ``on_enqueue_failed``."""
@@ -115,7 +113,7 @@ class Entry:
         existed = bool(token)
         for lock in self.locks if token else ():
             ttl_s = delay_s + self.job.options.queue_ttl_s
-            existed &= yield from extend_reservation(lock, encode_token(token), ttl_s)
+            existed &= yield from Reservation(lock, encode_token(token)).extend(ttl_s)
         return existed
 
     def cancel(self, job_id: str | None, token: str | None) -> Actions[None]:
@@ -132,7 +130,7 @@ class Entry:
         else:  # it was enqueued without unique=, and nothing is known about it
             return
         for lock in self.locks:
-            yield from release_held_by(reservation_of(lock), raw)
+            yield from Reservation(lock, raw).release()
             yield from release_held_by(lock, raw)
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
@@ -143,14 +141,14 @@ class Entry:
             holder = b"" if pid is None else lock.holder_in(pid)
             steps = verbs.died(lock.request(), job_metadata(job_id), owner, holder)
             found |= yield partial(lock.run, steps)
-            yield from release_held_by(reservation_of(lock), owner)
+            yield from Reservation(lock, owner).release()
         return found
 
     def _undo(self, locks: list[AnyLock], token: str) -> Actions[None]:
         """Release reservations; one that cannot be released expires on its own in seconds."""
         for lock in locks if token else ():
             try:
-                yield from release_held_by(reservation_of(lock), encode_token(token))
+                yield from Reservation(lock, encode_token(token)).release()
             except LockError as error:
                 log.warning(
                     "the reservation of job %s expires on its own: %s", self.job.name, error

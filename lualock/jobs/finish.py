@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lualock._protocol import note
-from lualock.errors import LeaseLost, LockError, LockUnavailable
-from lualock.jobs import verbs
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.jobs.acquire import Attempt
 from lualock.jobs.actions import Actions
 from lualock.jobs.declaration import AnyLease, AnyLock, Run
-from lualock.jobs.delivery import RESERVE_S, check_retry_s, is_failure
-from lualock.jobs.reservation import extend_reservation, reservation_of
+from lualock.jobs.delivery import Delivery, RetryLater, check_retry_s, is_failure
+from lualock.jobs.reservation import Reservation, abandon_held_by
 
 log = logging.getLogger("lualock.jobs")
 
@@ -45,7 +45,7 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
     if keep is None:
         # Attempts that failed could clean up only if the server was reachable.
         for attempt in run.failed_attempts:
-            yield from attempt.release_everything()
+            yield from _release_everything(attempt)
     if interruption is not None:
         if keep is not None and _what_to_keep(run, interruption, None) is None:
             yield from _abandon_kept(run)
@@ -67,14 +67,6 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
         note(error, f"and then its expiry callback raised: {failure!r}")
 
 
-def _abandon_kept(run: Run) -> Actions[None]:
-    """Abandon what may have been kept for a retry that will not come."""
-    assert run.delivery is not None
-    for lock in run.locks:
-        for kept in (lock, reservation_of(lock)):
-            yield partial(kept.abandon_in_background, kept.request(run.delivery.owner))
-
-
 class _Keep(NamedTuple):
     """What a job keeps while it waits, and for how long: its lock, or only its reservation."""
 
@@ -86,7 +78,7 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
     """Return what the job keeps at the end of this run; ``None``: nothing."""
     declared = run.job.options
     try:
-        delay_s = _retry_s(run, error, result)
+        delay_s = _retry_s(run.delivery, error, result)
         failed = delay_s is None and error is not None and _failed(run, error)
     except Exception:
         log.exception(
@@ -102,8 +94,7 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
     return None
 
 
-def _retry_s(run: Run, error: BaseException | None, result: Any) -> float | None:
-    delivery = run.delivery
+def _retry_s(delivery: Delivery | None, error: BaseException | None, result: Any) -> float | None:
     if delivery is None:
         return None
     return check_retry_s(
@@ -129,12 +120,76 @@ def _release_or_keep(run: Run, lock: AnyLock, lease: AnyLease, keep: _Keep | Non
 
 def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     assert run.delivery is not None
-    request = reservation_of(lock, RESERVE_S).request(run.delivery.owner)
-    steps = verbs.reserve(request, lock.key, lock.server_clock, alone=False)
+    reservation = Reservation(lock, run.delivery.owner)
     try:
-        yield partial(lock.run, steps)
+        yield from reservation.reserve()
     except LockError as error:
         log.info("job %s waits for its retry without a reservation: %s", run.job.name, error)
         return
     # First reserved for a short time: a copy of that request may arrive after the job has run.
-    yield from extend_reservation(lock, request.token, for_s)
+    yield from reservation.extend(for_s)
+
+
+def _abandon_kept(run: Run) -> Actions[None]:
+    """Abandon what may have been kept for a retry that will not come."""
+    assert run.delivery is not None
+    for lock in run.locks:
+        yield from abandon_held_by(lock, run.delivery.owner)
+        yield from Reservation(lock, run.delivery.owner).abandon()
+
+
+def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:
+    """End an attempt that failed with this error.
+
+    The reservation, and a lock that the job's last attempt kept for this one, stay only if the job
+    will be delivered again: other jobs are dropped while they exist.
+    """
+    delivery, reservation = attempt.delivery, attempt.reservation
+    delay_s = None if delivery is None else _delay_s(attempt, delivery, error)
+    if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
+        yield from _abandon_kept_lock(attempt)
+    if reservation is None:
+        return
+    if delay_s is not None:
+        try:
+            yield from reservation.extend(delay_s + attempt.job.options.queue_ttl_s)
+        except GeneratorExit:
+            raise
+        except BaseException as interruption:
+            yield from give_up(attempt, interruption)  # this error replaces the RetryLater
+            raise
+    elif isinstance(error, LockUnavailable):
+        yield from reservation.abandon()
+    else:
+        yield from reservation.release_quietly()
+
+
+def _delay_s(attempt: Attempt, delivery: Delivery, error: BaseException) -> float | None:
+    """Return in how many seconds the job that could not begin is delivered again, or ``None``."""
+    if isinstance(error, RetryLater):
+        return None if delivery.ended() else error.delay_s  # it ignores a retry of an ended job
+    if isinstance(error, NotAcquired):
+        return None
+    if isinstance(error, LockUnavailable) and attempt.job.options.when_unavailable != "raise":
+        return None  # it runs without its lock, or is dropped
+    try:
+        return _retry_s(delivery, error, None)
+    except Exception:
+        log.exception(
+            "whether job %s is retried is not known, so its reservation is released",
+            attempt.job.name,
+        )
+        return None
+
+
+def _abandon_kept_lock(attempt: Attempt) -> Actions[None]:
+    """Abandon the lock that the job's last attempt may have kept for this one."""
+    if attempt.delivery is not None and attempt.job.options.keep_lock_on_retry:
+        yield from abandon_held_by(attempt.lock, attempt.delivery.owner)
+
+
+def _release_everything(attempt: Attempt) -> Actions[None]:
+    """Release the reservation and a kept lock of a job that ran without this lock."""
+    yield from _abandon_kept_lock(attempt)
+    if attempt.reservation is not None:
+        yield from attempt.reservation.release_quietly()

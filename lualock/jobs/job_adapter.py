@@ -7,13 +7,12 @@ from typing import Any
 
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
-from lualock.jobs import run
+from lualock.jobs import run, verbs
 from lualock.jobs.actions import drive, drive_async
 from lualock.jobs.counterpart import locks_for
 from lualock.jobs.declaration import AnyLock, AnyLocks, Job
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.enqueue import Entry
-from lualock.jobs.reservation import reservation_of
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -43,7 +42,7 @@ class JobAdapter:
 
         The metadata of its ``inspect()`` says which job that is.
         """
-        return reservation_of(self.lock(args, kwargs))
+        return self.lock(args, kwargs).derived(verbs.RESERVATION)
 
     def run(
         self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None

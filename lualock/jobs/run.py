@@ -22,11 +22,11 @@ from lualock import _protocol as protocol
 from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
-from lualock.jobs.acquire import Attempt, release_quietly, restore_ttl
+from lualock.jobs.acquire import Attempt, release_quietly
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.declaration import AnyLease, AnyLocks, Job, Run
 from lualock.jobs.delivery import Delivery, RetryLater
-from lualock.jobs.finish import finish
+from lualock.jobs.finish import finish, give_up
 
 log = logging.getLogger("lualock.jobs")
 
@@ -116,7 +116,7 @@ def _acquire_all(run: Run) -> Actions[None]:
         unavailable = isinstance(error, LockUnavailable)
         if unavailable and when_unavailable == "run":
             log.warning("job %s runs without its lock: %s", run.job.name, error)
-            for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
+            for _, lease in run.held:  # it waits for no other lock any more; see `_acquire_each`
                 if not run.locks[-1].renewed:
                     lease.stop_renewal()
             return
@@ -136,16 +136,21 @@ def _acquire_each(run: Run) -> Actions[None]:
         for attempt in attempts:
             lease = yield from attempt.take()
             run.held.append((attempt.lock, lease))
+        # The others were renewed while the run waited. Give them their own ttl, now that it begins.
+        last = run.locks[-1]
         for _, lease in run.held[:-1]:
-            yield from restore_ttl(lease, run.locks[-1])
+            if not last.renewed:
+                lease.stop_renewal()
+            yield partial(lease.extend, last.ttl)
     except GeneratorExit:
         for attempt in attempts:
-            attempt.stop_renewal()
+            if attempt.reservation is not None:
+                attempt.reservation.stop_renewal()
         raise
     except BaseException as error:
         run.failed_attempts = attempts[len(run.held) :]
         for attempt in run.failed_attempts:
-            yield from attempt.give_up(error)
+            yield from give_up(attempt, error)
         raise
 
 
@@ -157,7 +162,8 @@ def start(
     delivery: Delivery | None = None,
 ) -> Any:
     """Run a job; for a coroutine function, return the coroutine that runs it."""
-    actions = execute(Run(job, locks, args, kwargs, delivery))
+    run = Run(job, locks, args, kwargs, delivery)
+    actions = execute(run)
     return drive_async(actions) if job.asynchronous else drive(actions)
 
 
