@@ -47,11 +47,12 @@ chaos: $(VENV)/installed-for-tests
 model:
 	@model/check.sh
 
-# Style and types: part of `make test`.
+# Style, types, and whether the threads API is current: part of `make test`.
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tools/unasync.py --check
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

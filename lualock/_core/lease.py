@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from lualock import _protocol as protocol
 from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
+from lualock._core.lock_options import LockOptions
 from lualock._core.options import Seconds
 from lualock._core.with_statement import Block
 from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, Steps, stop_request
@@ -24,22 +23,6 @@ _end_mutex = fork.Mutex()
 in flight, and read the replies at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseOptions:
-    """The options that count while a lease is held."""
-
-    renew: bool
-    max_hold_s: float | None = None
-    on_lost: Callable[..., Any] | None = None
-    cancel: bool = False
-    needed: bool = field(init=False)
-    """Whether the lease needs a renewer at all."""
-
-    def __post_init__(self) -> None:
-        needed = self.renew or self.cancel or self.on_lost is not None
-        object.__setattr__(self, "needed", needed)  # the class is frozen
-
-
 class LeaseBase:
     """A held lock: its token, its fencing token and its deadline.
 
@@ -48,8 +31,8 @@ class LeaseBase:
     """
 
     __slots__ = (
-        *("__weakref__", "_block", "_check_at", "_clock", "_driver", "_hold_until", "_options"),
-        *("_passed_on", "_pid", "_renewed", "_renewer", "_request", "_revision"),
+        *("__weakref__", "_block", "_body", "_check_at", "_clock", "_driver", "_hold_until"),
+        *("_options", "_passed_on", "_pid", "_renewed", "_renewer", "_request", "_revision"),
         *("_sibling_leases", "_state", "_ttl_ms", "_wakeup", "fence"),
     )
 
@@ -59,6 +42,7 @@ class LeaseBase:
 
     _sibling_leases: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
     _block: Block  # only while the lease is entered by name, without a ``with`` statement
+    _body: Any  # only in asyncio, while its loss cancels the body of a ``with`` block
 
     def __init__(
         self,
@@ -66,7 +50,7 @@ class LeaseBase:
         state: LeaseState,
         driver: Any,
         renewer: Any,
-        lease_options: LeaseOptions,
+        lock_options: LockOptions,
     ) -> None:
         self._request = request
         self._state = state
@@ -74,18 +58,18 @@ class LeaseBase:
         self._clock: Clock = driver.clock
         self._driver = driver
         self._renewer = renewer
-        self._options = lease_options
+        self._options = lock_options
         self._pid = request.pid
         self._revision = 0  # grows when a request to shorten or release the lease begins or ends
         self._wakeup: Any = None  # an event that wakes wait_lost()
         self._passed_on = False  # by handle()
         self.fence = state.fence
         if renewer is not None:
-            self._renewed = lease_options.renew
+            self._renewed = lock_options.renewed
             self._check_at = 0.0
             self._hold_until = math.inf
-            if lease_options.max_hold_s is not None:
-                self._hold_until = state.deadline - request.ttl_ms / 1000 + lease_options.max_hold_s
+            if lock_options.max_hold_s is not None:
+                self._hold_until = state.deadline - request.ttl_ms / 1000 + lock_options.max_hold_s
             renewer.add(self)
 
     @property
@@ -150,7 +134,9 @@ class LeaseBase:
         return False
 
     def _resubscribe(self) -> None:
-        self._driver.resubscribe()
+        resubscribe = self._driver.resubscribe
+        if self._renewer is None or not self._renewer.call(resubscribe):
+            resubscribe()
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` unless :attr:`held`. Cheap: call it before each step of work."""
@@ -233,9 +219,9 @@ class LeaseBase:
             self._passed_on = True
             self._wake_wait_lost()
         request = self._request
-        renew = self._options.renew
+        renewed = self._options.renewed
         return handles.write(
-            request.key, request.token, self._ttl_ms, fair=request.fair == b"1", renew=renew
+            request.key, request.token, self._ttl_ms, fair=request.fair == b"1", renew=renewed
         )
 
     def _release(self) -> Steps[None] | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import struct
 from binascii import b2a_base64
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lualock import _protocol as protocol
 from lualock._core import fork, handles, keys, options
 from lualock._core.handles import Handle
-from lualock._core.lease import LeaseOptions
-from lualock._core.options import Seconds
+from lualock._core.lock_options import LockOptions
+from lualock._core.options import HolderInfo, Seconds
 from lualock._core.supply import Supply
 from lualock._core.with_statement import Block, Blocks, inside
 from lualock._protocol import AcquireRequest, LeaseState, ServerClock, Steps, T, stop_request
@@ -40,7 +40,7 @@ _tokens = Supply(_make_tokens)
 class Settings:
     """The settings of a ``Locks`` object for all its locks."""
 
-    __slots__ = ("holder", "prefix", "ttl_ms")
+    __slots__ = ("holder_info", "prefix", "ttl_ms")
 
     def __init__(
         self,
@@ -50,8 +50,7 @@ class Settings:
     ) -> None:
         self.prefix = keys.prefix_bytes(prefix)
         self.ttl_ms = options.ttl_ms(ttl)
-        options.holder_info(holder, "")
-        self.holder = holder
+        self.holder_info = HolderInfo(options.holder_bytes(holder))
 
 
 class LocksBase:
@@ -129,55 +128,35 @@ class LockBase:
     """A reusable object that names a lock: stateless, safe to share."""
 
     __slots__ = (
-        *(
-            "_holder_info",
-            "_priority_base",
-            "_options",
-            "_crowded",
-            "_entered",
-            "_fair",
-            "_key",
-            "_locks",
-        ),
-        *("_max_waiters", "_name", "_queue", "_ttl_ms"),
+        *("_crowded", "_entered", "_holder_info", "_key", "_locks", "_name", "_options", "_queue"),
+        "_ttl_ms",
     )
 
     _locks: Any
 
-    def __init__(
-        self,
-        settings: Settings,
-        name: str | bytes,
-        ttl: Seconds | None,
-        renew: bool | None,
-        metadata: str,
-        fair: bool,
-        priority: int,
-        max_waiters: int | None,
-        max_hold: Seconds | None,
-        on_lost: Callable[..., Any] | None,
-        cancel_on_lost: bool = False,
-    ) -> None:
+    def __init__(self, locks: Any, name: str | bytes, lock_options: LockOptions) -> None:
+        on_lost = lock_options.on_lost
+        if on_lost is not None and not locks.asynchronous and inspect.iscoroutinefunction(on_lost):
+            raise InvalidArgument(
+                "on_lost of a plain lock must be a plain function, not a coroutine function"
+            )
+        settings: Settings = locks._settings
+        self._locks = locks
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
         self._queue = keys.waiters_key(self._key)
-        self._fair = b"1" if options.flag(fair, "fair") else b"0"
-        self._priority_base = options.priority_base(priority)
-        self._max_waiters = options.max_waiters(max_waiters)
+        self._options = lock_options
+        self._ttl_ms = settings.ttl_ms if lock_options.ttl_ms is None else lock_options.ttl_ms
+        if lock_options.max_hold_s is not None:
+            cap_s = min(lock_options.max_hold_s, options.MAX_TTL_S)
+            self._ttl_ms = min(self._ttl_ms, options.ttl_ms(cap_s))
+        self._holder_info = settings.holder_info
+        if lock_options.metadata_bytes:
+            self._holder_info = HolderInfo(self._holder_info.holder, lock_options.metadata_bytes)
         # Whether the last acquisition had to wait: then a try outside the queue probably fails.
         # Only a hint, so it does not matter which thread writes it last.
         self._crowded = False
-        self._ttl_ms = settings.ttl_ms if ttl is None else options.ttl_ms(ttl)
-        # With a ttl the lease lasts that long; without one it is renewed until released.
-        renewed = ttl is None if renew is None else options.flag(renew, "renew")
-        max_hold_s = options.max_hold_s(max_hold, renewed=renewed)
-        if max_hold_s is not None:
-            self._ttl_ms = min(self._ttl_ms, options.ttl_ms(min(max_hold_s, options.MAX_TTL_S)))
-        options.callback(on_lost, "on_lost")
-        cancel = options.flag(cancel_on_lost, "cancel_on_lost")
-        self._options = LeaseOptions(renewed, max_hold_s, on_lost, cancel)
         self._entered: list[Block] = []  # its blocks that no statement owns
-        self._holder_info = options.holder_info(settings.holder, metadata)
 
     @property
     def name(self) -> str:
@@ -202,7 +181,7 @@ class LockBase:
     @property
     def renewed(self) -> bool:
         """Whether a lease is renewed until released."""
-        return self._options.renew
+        return self._options.renewed
 
     def __reduce__(self) -> str:
         raise TypeError("a lock cannot be pickled or copied: make another one with the same name")
@@ -214,6 +193,7 @@ class LockBase:
             token = _tokens.spare.pop()
         except IndexError:
             token = _tokens.more()
+        lock_options = self._options
         return AcquireRequest(
             self._name,
             self._key,
@@ -221,9 +201,9 @@ class LockBase:
             token,
             self._ttl_ms,
             self._holder_info.text(),
-            self._priority_base,
-            self._max_waiters,
-            self._fair,
+            lock_options.priority_base,
+            lock_options.waiters_limit,
+            lock_options.fair_flag,
             self._crowded,
             fork.pid,
         )
@@ -315,5 +295,5 @@ class LockBase:
         return options.process_holder(pid) if self._holder_info.holder is None else b""
 
     def __repr__(self) -> str:
-        renewed = ", renewed" if self._options.renew else ""
+        renewed = ", renewed" if self._options.renewed else ""
         return f"<{type(self).__name__} {self.name!r} ttl={self.ttl:g}s{renewed}>"

@@ -210,10 +210,21 @@ class HolderInfo:
     """The text that the server keeps with a lease: its holder, a newline, its metadata.
 
     ``holder`` is ``None`` for :func:`default_holder`, which differs from thread to thread.
+
+    :raises InvalidArgument: it has more than ``MAX_HOLDER_INFO_BYTES``.
     """
 
     holder: bytes | None
-    metadata: bytes
+    metadata: bytes = b""
+
+    def __post_init__(self) -> None:
+        size = MAX_DEFAULT_HOLDER_BYTES if self.holder is None else len(self.holder)
+        size += len(self.metadata)
+        if size > MAX_HOLDER_INFO_BYTES:
+            raise InvalidArgument(
+                f"holder and metadata have {size} bytes together, more than the "
+                f"{MAX_HOLDER_INFO_BYTES} allowed: keep a reference there, and the rest elsewhere"
+            )
 
     def text(self) -> bytes:
         """Encode it for a lease of the calling thread."""
@@ -230,29 +241,28 @@ class HolderInfo:
         return HolderInfo(holder, raw)
 
 
-def holder_info(holder: str | None, metadata: str) -> HolderInfo:
-    """Check and encode the holder and the metadata of leases.
+def holder_bytes(holder: object) -> bytes | None:
+    """Encode the holder of leases; ``None``: :func:`default_holder`.
 
-    :raises InvalidArgument: they have more than 256 bytes, or the holder is not one line of text.
+    :raises InvalidArgument: it is not one line of text.
     """
-    if holder is not None and not isinstance(holder, str):
+    if holder is None:
+        return None
+    if not isinstance(holder, str):
         raise InvalidArgument(f"holder must be str, not {type(holder).__name__}")
+    if not holder or "\n" in holder:
+        raise InvalidArgument("holder must be one line of text, and not empty")
+    return holder.encode("utf-8", "replace")
+
+
+def metadata_bytes(metadata: object) -> bytes:
+    """Encode the metadata of leases as they follow the holder.
+
+    :raises InvalidArgument: it is not a text.
+    """
     if not isinstance(metadata, str):
         raise InvalidArgument(f"metadata must be str, not {type(metadata).__name__}")
-    if holder is not None and (not holder or "\n" in holder):
-        raise InvalidArgument("holder must be one line of text, and not empty")
-    found = HolderInfo(
-        None if holder is None else holder.encode("utf-8", "replace"),
-        b"\n" + metadata.encode("utf-8", "replace") if metadata else b"",
-    )
-    size = len(found.metadata)
-    size += MAX_DEFAULT_HOLDER_BYTES if found.holder is None else len(found.holder)
-    if size > MAX_HOLDER_INFO_BYTES:
-        raise InvalidArgument(
-            f"holder and metadata have {size} bytes together, more than the "
-            f"{MAX_HOLDER_INFO_BYTES} allowed: keep a reference there, and the rest elsewhere"
-        )
-    return found
+    return b"\n" + metadata.encode("utf-8", "replace") if metadata else b""
 
 
 def split_holder_info(raw: bytes) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import heapq
 import logging
 import math
 import weakref
+from collections.abc import Callable
 
 from lualock import _protocol as protocol
 from lualock._core.lease import LeaseBase
@@ -173,6 +174,10 @@ class LeaseRenewer:
         except Exception:  # no thread can be started: renew the other leases
             log.exception("the loss of lock %r could not be reported, trying again", lease.name)
             self.add(lease, self._clock() + RETRY_S)
+
+    def call(self, function: Callable[..., object], *args: object) -> bool:
+        """Call a function in the event loop of the leases; return false if there is none."""
+        return False
 
     def _wake_at(self, check_at: float) -> None:
         """Schedule a check at that time."""

@@ -246,10 +246,10 @@ def find_block(entered: list[Block], task: asyncio.Task[Any] | None = None) -> B
 
 def end(
     block: Block,
-    end_other: Callable[..., None] | None,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
+    end_other: Callable[..., None] | None = None,
+    kind: type[BaseException] | None = None,
+    error: BaseException | None = None,
+    trace: TracebackType | None = None,
 ) -> None:
     """Release the lease of the block. One function for a statement and for a call by name: a second
     frame costs 0.7 % of the client's instructions for a block.

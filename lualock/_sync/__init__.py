@@ -1,4 +1,5 @@
-"""The API for threads; ``lualock`` exports its names. ``lualock.aio`` is its counterpart."""
+# Generated from lualock/aio/__init__.py by `python tools/unasync.py`: edit that file.
+"""The threads API: the same names as in ``lualock``, in the same order."""
 
 from lualock._sync.lease import Lease
 from lualock._sync.lock import Lock

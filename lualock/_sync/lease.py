@@ -1,8 +1,8 @@
-"""Define the lease of the API for threads."""
+# Generated from lualock/aio/lease.py by `python tools/unasync.py`: edit that file.
+"""Define the lease of the threads API."""
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
 
 from lualock import _protocol as protocol
@@ -12,12 +12,11 @@ from lualock._core.options import Seconds
 from lualock._core.with_statement import begin, block_end, end
 from lualock._transport.threads.driver import BlockingDriver
 from lualock._transport.threads.renewer import ThreadRenewer
-
-_making = fork.Mutex()  # held to make the event that several threads may wait for
+from lualock._transport.threads.waking import wait_for_change
 
 
 class Lease(LeaseBase):
-    """A held lock. Use it as a context manager, or call :meth:`release`.
+    """A held lock. Use it in ``with``, or release it by :meth:`release`.
 
     Entering a lease that has ended raises :class:`LeaseLost`.
     """
@@ -33,7 +32,8 @@ class Lease(LeaseBase):
             lock. Nothing was changed.
         :raises LockUnavailable: the server did not answer. The lease is over all the same: it is
             released in the background as soon as the server answers again, if that is within a
-            minute; else it ends with its ttl. A further release may raise ``LeaseLost``.
+            minute and the program still runs; else it ends with its ttl. A further release may
+            raise ``LeaseLost``.
         """
         if self._renewer is not None:
             self._renewer.drop(self)
@@ -52,7 +52,7 @@ class Lease(LeaseBase):
         counts as shortened from then on, because the request may still be executed.
 
         :raises LeaseLost: the lease had ended, or was released, before. Nothing was changed.
-        :raises InvalidArgument: ``ttl`` is not from 0.001 to 366 days.
+        :raises InvalidArgument: ``ttl`` is not from 0.001 s to 366 days.
         """
         self._driver.run(self._extend(options.ttl_ms(ttl)))
 
@@ -76,17 +76,13 @@ class Lease(LeaseBase):
         while not self.lost:
             if (check_in_s := self._next_check_s(give_up_at)) <= 0:
                 return False
-            with _making.lock:
-                if self._wakeup is None:
-                    self._wakeup = threading.Event()
-                wakeup = self._wakeup
-            wakeup.wait(min(check_in_s, threading.TIMEOUT_MAX))
+            wait_for_change(self, check_in_s)
         return True
 
     def __enter__(self) -> Lease:
         block = begin(self)
         self.check()  # else the body runs without the lock
-        self._enter(block)
+        self._enter(block, None)
         return self
 
     @block_end
@@ -100,7 +96,7 @@ class Lease(LeaseBase):
         if block is None:
             self._leave(error)
         else:
-            end(block, None, kind, error, trace)
+            end(block, error=error)
 
     def _leave(self, error: BaseException | None) -> None:
         if self._passed_on or self._pid != fork.current():

@@ -1,9 +1,9 @@
-"""Define the lock of the API for threads."""
+# Generated from lualock/aio/lock.py by `python tools/unasync.py`: edit that file.
+"""Define the lock of the threads API."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from lualock._core.options import Seconds
 from lualock._core.with_statement import Block, begin, block_end, end, find_block, inside
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
 from lualock._sync.lease import Lease
-from lualock.errors import InvalidArgument, NotAcquired
+from lualock.errors import NotAcquired
 
 if TYPE_CHECKING:
     from lualock._sync.locks import Locks
@@ -30,28 +30,6 @@ class Lock(LockBase):
 
     __slots__ = ()
     _locks: Locks
-
-    def __init__(
-        self,
-        locks: Locks,
-        name: str | bytes,
-        ttl: Seconds | None = None,
-        renew: bool | None = None,
-        metadata: str = "",
-        fair: bool = True,
-        priority: int = 0,
-        max_waiters: int | None = None,
-        max_hold: Seconds | None = None,
-        on_lost: Callable[[Lease], object] | None = None,
-    ) -> None:
-        if inspect.iscoroutinefunction(on_lost):
-            raise InvalidArgument(
-                "on_lost of a plain lock must be a plain function, not a coroutine function"
-            )
-        queueing = fair, priority, max_waiters
-        lease_options = max_hold, on_lost
-        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
-        self._locks = locks
 
     def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
@@ -72,12 +50,12 @@ class Lock(LockBase):
     def _hold(
         self, request: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
     ) -> Lease:
-        driver, lease_options = self._locks._driver, self._options
+        driver, lock_options = self._locks._driver, self._options
         try:
             state = driver.run(steps)
             self._crowded = state.waited
-            renewer = self._locks._renewer if lease_options.needed else None
-            lease = Lease(request, state, driver, renewer, lease_options)
+            renewer = self._locks._renewer if lock_options.needs_renewer else None
+            lease = Lease(request, state, driver, renewer, lock_options)
             if block is not None:
                 self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease
@@ -110,7 +88,8 @@ class Lock(LockBase):
 
     def locked(self) -> bool:
         """Return whether the lock is held now."""
-        return self.inspect().held
+        info = self.inspect()
+        return info.held
 
     def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
@@ -138,7 +117,7 @@ class Lock(LockBase):
     def __enter__(self) -> Lease:
         block = begin(self)
         if inside.get() or self._key in self._locks._blocks.listed:
-            self._locks._blocks.refuse_own_wait(self._key)
+            self._locks._blocks.refuse_own_wait(self._key, None)
         request, server = self._request(), self._locks._driver.server_clock
         return self._hold(request, protocol.acquire(request, server, None), block)
 
@@ -149,4 +128,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end(find_block(self._entered), None, kind, error, trace)
+        end(find_block(self._entered, None), error=error)

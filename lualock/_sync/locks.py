@@ -1,4 +1,5 @@
-"""Define ``Locks`` and ``connect`` of the API for threads."""
+# Generated from lualock/aio/locks.py by `python tools/unasync.py`: edit that file.
+"""Define ``Locks`` and ``connect`` of the threads API."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.lock_options import lock_options
 from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._sync.lease import Lease
@@ -87,9 +89,8 @@ class Locks(LocksBase, asynchronous=False):
             It is called in a thread of its own.
         :raises InvalidArgument: an argument is not valid.
         """
-        return Lock(
-            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
-        )
+        others = ttl, renew, metadata, fair, priority, max_waiters, max_hold
+        return Lock(self, name, lock_options(on_lost, *others))
 
     @property
     def job(self) -> JobMaker:
@@ -143,10 +144,12 @@ class Locks(LocksBase, asynchronous=False):
 
         Leases that are still held are renewed as before.
         """
-        self._driver.close()
-        keep, self._keep = self._keep, None
-        if keep is not None:
-            keep.close()
+        try:
+            self._driver.close()
+        finally:
+            keep, self._keep = self._keep, None
+            if keep is not None:
+                keep.close()
 
     def __enter__(self) -> Locks:
         return self
@@ -164,14 +167,15 @@ def connect(
 ) -> Locks:
     """Return the locks of a server. Nothing is sent yet.
 
-    :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis`` (Sentinel's
-        too), or ``"embedded://"``: a server shared by all processes of this user on this machine
-        (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``, else
-        ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that server.
+    :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis``
+        (Sentinel's too), or ``"embedded://"``: a server shared by all processes of this user on
+        this machine (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``,
+        else ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that
+        server.
     :raises InvalidArgument: an argument is not valid.
     :raises EmbeddedUnavailable: the embedded server is forbidden, or cannot run.
 
-    The other parameters are those of :class:`Locks`.
+    The other parameters are those of :class:`Locks`. Use it as ``with connect() as locks``.
     """
     settings = Settings(prefix, ttl, holder)
     return Locks._of(*find_server(server, asynchronous=False), settings)

@@ -1,4 +1,4 @@
-"""The asyncio API. ``lualock`` itself is its counterpart for threads: same names, same order."""
+"""The asyncio API: the same names as in ``lualock``, in the same order."""
 
 from lualock.aio.lease import Lease
 from lualock.aio.lock import Lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -13,9 +12,10 @@ from lualock._core import options
 from lualock._core.decorating import P, R, check_function, check_result
 from lualock._core.lock import LockBase
 from lualock._core.options import Seconds
-from lualock._core.with_statement import Block, begin, block_end, end_async, find_block
+from lualock._core.with_statement import Block, begin, block_end, end_async, find_block, inside
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps
-from lualock.aio.lease import Lease, _current_task
+from lualock._transport.asyncio.tasks import begin_body, current_task
+from lualock.aio.lease import Lease
 from lualock.errors import NotAcquired
 
 if TYPE_CHECKING:
@@ -30,25 +30,6 @@ class Lock(LockBase):
 
     __slots__ = ()
     _locks: Locks
-
-    def __init__(
-        self,
-        locks: Locks,
-        name: str | bytes,
-        ttl: Seconds | None = None,
-        renew: bool | None = None,
-        metadata: str = "",
-        fair: bool = True,
-        priority: int = 0,
-        max_waiters: int | None = None,
-        max_hold: Seconds | None = None,
-        on_lost: Callable[[Lease], object] | None = None,
-        cancel_on_lost: bool = False,
-    ) -> None:
-        queueing = fair, priority, max_waiters
-        lease_options = max_hold, on_lost, cancel_on_lost
-        super().__init__(locks._settings, name, ttl, renew, metadata, *queueing, *lease_options)
-        self._locks = locks
 
     async def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
@@ -69,23 +50,23 @@ class Lock(LockBase):
     async def _hold(
         self, request: AcquireRequest, steps: Steps[LeaseState], block: Block | None = None
     ) -> Lease:
-        driver, lease_options = self._locks._driver, self._options
+        driver, lock_options = self._locks._driver, self._options
         try:
             state = await driver.run(steps)
             self._crowded = state.waited
-            renewer = self._locks._renewer() if lease_options.needed else None
-            lease = Lease(request, state, driver, renewer, lease_options)
+            renewer = self._locks._renewers.current() if lock_options.needs_renewer else None
+            lease = Lease(request, state, driver, renewer, lock_options)
             if block is not None:
-                task = _current_task()
-                self._locks._blocks.push(self._key, block, lease, task, self._entered)
+                self._locks._blocks.push(self._key, block, lease, current_task(), self._entered)
             return lease
         except BaseException:
             if request.state is not None:  # acquired, and interrupted before the caller has it
                 await driver.run(protocol.undo(request))
             raise
 
-    def _task(self) -> asyncio.Task[Any] | None:
-        return _current_task()
+    # async only:
+    _task = staticmethod(current_task)
+    # end
 
     async def try_acquire(self) -> Lease | None:
         """Acquire the lock if it is free now, else return ``None``. Never waits.
@@ -111,7 +92,8 @@ class Lock(LockBase):
 
     async def locked(self) -> bool:
         """Return whether the lock is held now."""
-        return (await self.inspect()).held
+        info = await self.inspect()
+        return info.held
 
     async def inspect(self) -> LockInfo:
         """Return the holder of the lock, since when, for how long, its fence and its metadata."""
@@ -140,11 +122,13 @@ class Lock(LockBase):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
-        if self._key in self._locks._blocks.listed:
-            self._locks._blocks.refuse_own_wait(self._key, _current_task())
+        if inside.get() or self._key in self._locks._blocks.listed:
+            self._locks._blocks.refuse_own_wait(self._key, current_task())
         request, server = self._request(), self._locks._driver.server_clock
         lease = await self._hold(request, protocol.acquire(request, server, None), block)
-        lease._begin()
+        # async only:
+        begin_body(lease)
+        # end
         return lease
 
     @block_end
@@ -154,4 +138,4 @@ class Lock(LockBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await end_async(find_block(self._entered, _current_task()), error)
+        await end_async(find_block(self._entered, current_task()), error=error)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lualock import _protocol as protocol
-from lualock._core import fork, options
+from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
 from lualock._core.lock import LocksBase, Settings
+from lualock._core.lock_options import lock_options
 from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._transport.asyncio.driver import AsyncDriver
-from lualock._transport.asyncio.renewer import LoopRenewer
+from lualock._transport.asyncio.renewer import LoopRenewers
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.find_server import find_server
 from lualock.aio.lease import Lease
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Locks(LocksBase, asynchronous=True):
-    """The locks of one server, for coroutines.
+    """The locks of one server.
 
     Every time that a method takes is a number of seconds or a ``timedelta``.
 
@@ -55,21 +54,7 @@ class Locks(LocksBase, asynchronous=True):
         self._keep = keep
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
-        self._renewers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def _renewer(self) -> LoopRenewer:
-        loop = asyncio.get_running_loop()
-        found = self._renewers.get(loop)
-        if found is None or found.pid != fork.current():
-            for ref in self._renewers.keyrefs():  # a list, because other threads add their loops
-                other = ref()
-                ended = self._renewers.get(other) if other and other.is_closed() else None
-                if ended is not None:
-                    ended.close()  # else its thread waits until the next lease is due
-            found = self._renewers[loop] = LoopRenewer(self._driver, loop)
-        return found
+        self._renewers = LoopRenewers(self._driver)
 
     def lock(
         self,
@@ -89,11 +74,12 @@ class Locks(LocksBase, asynchronous=True):
 
         :param name: any ``str`` or ``bytes`` of 1 to 1024 bytes; ``"a"`` and ``b"a"`` are the same.
         :param ttl: seconds that a lease lasts. With a ``ttl`` it is not renewed unless
-            ``renew=True``. Without one it lasts 30 s and is renewed until released. Renewal goes on
-            while the event loop is blocked. A loop that has not run for ``HUNG_TTLS`` ttls counts
-            as hung: the lease ends, and its loss is reported as soon as the loop runs again. If the
-            client's connections or credentials exist for asyncio only (Sentinel, a custom
-            connection class), the lease is not renewed while the loop is blocked.
+            ``renew=True``. Without one it lasts 30 s and is renewed until released.
+            In asyncio, renewal goes on while the event loop is blocked. A loop that has not run for
+            ``HUNG_TTLS`` ttls counts as hung: the lease ends, and its loss is reported as soon as
+            the loop runs again. If the client's connections or credentials exist for asyncio only
+            (Sentinel, a custom connection class), the lease is not renewed while the loop is
+            blocked.
         :param metadata: free text for :meth:`Lock.inspect`, such as the purpose of the lock.
         :param fair: ``True``: waiters are served in turn, and a release hands the lock over.
             ``False``: a release frees the lock for the first request that arrives, and notifies
@@ -110,10 +96,8 @@ class Locks(LocksBase, asynchronous=True):
             then raises :class:`LeaseLost`.
         :raises InvalidArgument: an argument is not valid.
         """
-        return Lock(
-            *(self, name, ttl, renew, metadata, fair, priority, max_waiters, max_hold, on_lost),
-            *(cancel_on_lost,),
-        )
+        others = ttl, renew, metadata, fair, priority, max_waiters, max_hold, cancel_on_lost
+        return Lock(self, name, lock_options(on_lost, *others))
 
     @property
     def job(self) -> JobMaker:
@@ -165,29 +149,21 @@ class Locks(LocksBase, asynchronous=True):
         return await lock._hold(request, steps)
 
     async def aclose(self) -> None:
-        """Close this loop's connections, and the embedded server if this object uses it.
+        """Close the idle connections, and the embedded server if this object uses it.
 
-        Leases that are still held are renewed as before, until the loop ends: a connection is
-        opened again for them.
+        Leases that are still held are renewed as before.
+        In asyncio, this closes all connections of the running loop. They are opened again for the
+        leases that are still held, and renewal ends with the loop.
         """
         try:
-            await self._driver.aclose()  # until then renewal goes on
-        finally:  # also if closing is cancelled, and for leases acquired meanwhile
-            await self._resume_renewal()
+            await self._driver.aclose()
+        finally:
+            # async only:
+            await self._renewers.resume()  # until now the renewers have gone on
+            # end
             keep, self._keep = self._keep, None
             if keep is not None:
                 keep.close()
-
-    async def _resume_renewal(self) -> None:
-        """Go on renewing leases that are still held after the connections were closed."""
-        loop = asyncio.get_running_loop()
-        renewer = self._renewers.get(loop)
-        if renewer is None:
-            return
-        if renewer.pid == fork.current() and renewer.leases() and await self._driver.begin():
-            renewer.resume()
-        else:
-            del self._renewers[loop]
 
     async def __aenter__(self) -> Locks:
         return self

@@ -238,7 +238,7 @@ def test_forked_while_a_thread_makes_shared_objects(one_server: Server) -> None:
     locks of the other API, and the event of ``wait_lost``."""
     code = """
         from lualock import aio, _sync as sync
-        from lualock._sync import lease as sync_lease
+        from lualock._transport.threads import waking
 
         @aio.connect().job
         def job():
@@ -253,7 +253,7 @@ def test_forked_while_a_thread_makes_shared_objects(one_server: Server) -> None:
             return make(*how)
 
         def hold():
-            with sync_lease._making.lock:
+            with waking._making.lock:
                 job()
 
         sync.Locks._of = classmethod(make_slowly)

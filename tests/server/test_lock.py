@@ -299,7 +299,7 @@ async def test_a_released_lease_is_not_renewed(api: World) -> None:
     """After its release a lease is not renewed any more."""
     locks = api.connect()
     lease = await settle(locks.lock("x").acquire())
-    renewer = locks._renewer() if api.asynchronous else locks._renewer
+    renewer = locks._renewers.current() if api.asynchronous else locks._renewer
     assert renewer.leases() == [lease]
     await settle(lease.release())
     assert renewer.leases() == []

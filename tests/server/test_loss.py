@@ -726,7 +726,7 @@ async def test_a_body_that_has_ended_is_not_cancelled(one_server: Server) -> Non
         with pytest.raises(lualock.LeaseLost):
             async with lease:
                 time.sleep(0.15)  # noqa: ASYNC251 - the loop is blocked, so no loss is reported
-        locks._renewer()._tell(lease)
+        locks._renewers.current()._tell(lease)
         await asyncio.sleep(0.01)  # a cancellation would come here
 
 

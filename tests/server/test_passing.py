@@ -90,7 +90,7 @@ async def test_renewed_in_trust(api: World) -> None:
     second = await settle(api.connect().adopt(handle))
     await asyncio.sleep(1)  # longer than its ttl
     assert second.held
-    renewer = locks._renewer() if api.asynchronous else locks._renewer
+    renewer = locks._renewers.current() if api.asynchronous else locks._renewer
     assert renewer.leases() == []  # the first process noticed, and reports no loss
     assert not lease.lost
     third = await settle(api.connect().adopt(second.handle(), renew=False))

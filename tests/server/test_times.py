@@ -82,12 +82,12 @@ def parameters() -> set[tuple[str, str, str]]:
     return found
 
 
-@of("Lock.ttl", "Locks.lock.ttl")
+@of("Locks.lock.ttl")
 async def lock_ttl(world: World, value: Any) -> float:
     return float(world.connect().lock("x", value).ttl)
 
 
-@of("Lock.max_hold", "Locks.lock.max_hold")
+@of("Locks.lock.max_hold")
 async def max_hold(world: World, value: Any) -> float:
     lease = await settle(world.connect().lock("x", max_hold=value).acquire())
     return float(lease._options.max_hold_s)

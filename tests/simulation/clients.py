@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lualock._core import keys, options
-from lualock._core.lease import LeaseBase, LeaseOptions
+from lualock._core.lease import LeaseBase
+from lualock._core.lock_options import LockOptions
 from lualock._core.renewal import LeaseRenewer
 from lualock._protocol import (
     AcquireRequest,
@@ -199,10 +200,8 @@ class Client:
             return
         self._crowded[lock.name] = state.waited
         world.known.add(token)
-        lease_options = LeaseOptions(turn.renew)
-        lease = LeaseBase(
-            request, state, process, self.renewal if turn.renew else None, lease_options
-        )
+        renewer = self.renewal if turn.renew else None
+        lease = LeaseBase(request, state, process, renewer, LockOptions(renew=turn.renew))
         holding = Holding(self, turn, request, lease, identity)
         world.record("got", fence=state.fence, until=holding.until(), **identity)
         world.server.check_deadline(lock.key, token, holding.until())

@@ -17,6 +17,7 @@ from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, Settings
+from lualock._core.lock_options import LockOptions
 from lualock._core.with_statement import Blocks
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps, T
 from lualock.errors import KeyConflict, LeaseLost, LockError, LockUnavailable, NotAcquired
@@ -197,12 +198,12 @@ class Actor(Client):
         world = self.world
         lock._crowded = state.waited
         world.known.add(request.token)
-        lease_options = lock._options
-        renewer = self.renewal if lease_options.needed else None
-        lease = Lease(request, state, self.locks._driver, renewer, lease_options)
+        lock_options = lock._options
+        renewer = self.renewal if lock_options.needs_renewer else None
+        lease = Lease(request, state, self.locks._driver, renewer, lock_options)
         turn = Turn(
             *(self.resources[request.key], 0.0, None, request.ttl_ms, 0.0, 0),
-            *(lease_options.renew, self.careful, "release"),
+            *(lock_options.renewed, self.careful, "release"),
         )
         lease.holding = holding = Holding(self, turn, request, lease, identity)
         lease.over = False
@@ -304,19 +305,14 @@ class Lock(LockBase):
     __slots__ = ()
     _locks: Locks
 
-    def __init__(
-        self, locks: Locks, name: str | bytes, ttl: float | None, renew: bool | None
-    ) -> None:
-        super().__init__(locks._settings, name, ttl, renew, "", True, 0, None, None, None)
-        self._locks = locks
-
     def _request(self) -> AcquireRequest:
         actor = self._locks.actor
         holder_info = options.process_holder(actor.pid) + self._holder_info.metadata
         token = actor.new_id().ljust(22, "_").encode()
         return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, holder_info),
-            *(self._priority_base, self._max_waiters, self._fair, self._crowded),
+            *(self._options.priority_base, self._options.waiters_limit, self._options.fair_flag),
+            self._crowded,
         )
 
     def acquire(self, timeout: float | None = None) -> Steps[Lease]:
@@ -329,7 +325,7 @@ class Lock(LockBase):
         if not request.key.endswith(RESERVATION):
             return (yield from actor.take_lock(self, request, steps))
         state = yield from actor.at_reservation("take", request, steps, waits=True)
-        renewer = actor.renewal if self._options.needed else None
+        renewer = actor.renewal if self._options.needs_renewer else None
         return Lease(request, state, self._locks._driver, renewer, self._options)
 
     def inspect(self) -> Steps[LockInfo]:
@@ -350,4 +346,4 @@ class Locks:
         self, name: str | bytes, ttl: float | None = None, *, renew: bool | None = None
     ) -> Lock:
         """See :class:`lualock.Locks`."""
-        return Lock(self, name, ttl, renew)
+        return Lock(self, name, LockOptions(ttl=ttl, renew=renew))

@@ -71,6 +71,6 @@ def held(world: World, key: bytes) -> bool:
 def watched(queue: Queue) -> list[Any]:
     """Return the leases that are renewed for a queue's jobs."""
     locks: Any = queue.work._locks_for(queue.work.asynchronous)
-    renewer = locks._renewer() if queue.world.asynchronous else locks._renewer
+    renewer = locks._renewers.current() if queue.world.asynchronous else locks._renewer
     found: list[Any] = renewer.leases()
     return found

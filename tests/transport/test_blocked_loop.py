@@ -22,7 +22,7 @@ from redis.asyncio.connection import UnixDomainSocketConnection
 import lualock
 from lualock import _protocol as protocol
 from lualock import aio
-from lualock._core.lease import LeaseOptions
+from lualock._core.lock_options import LockOptions
 from lualock._core.renewal import LeaseRenewer
 from lualock._protocol import ServerClock
 from lualock._transport.asyncio.renewer import HUNG_TTLS
@@ -179,7 +179,7 @@ async def test_a_loss_that_is_found_while_all_is_closed(one_server: Server) -> N
     released."""
     losses: list[Any] = []
     async with aio.connect(one_server.url) as locks:
-        renewer = locks._renewer()
+        renewer = locks._renewers.current()
         leases = [
             await locks.lock(name, TTL_S, on_lost=losses.append).acquire()
             for name in ("x", "y", "z")
@@ -531,7 +531,7 @@ def test_a_sooner_end_while_the_thread_plans_its_next_check(locks: lualock.Locks
                 replace(lease._state),
                 locks._driver,
                 renewer,
-                LeaseOptions(renew=True),
+                LockOptions(renew=True),
             )
             renewer.next_check_at()
 

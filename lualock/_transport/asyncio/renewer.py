@@ -77,7 +77,7 @@ class LoopRenewer(RenewalThread):
             return False
 
     def call(self, function: Callable[..., object], *args: object) -> bool:
-        """Call a function in the loop. Returns false if the loop is closed."""
+        """Call a function in the loop; return false if it is closed."""
         loop = self._loop()
         try:
             if loop is not None:
@@ -134,10 +134,44 @@ class LoopRenewer(RenewalThread):
 
     def _tell(self, lease: LeaseBase) -> None:
         lease._wake_wait_lost()
-        if lease._options.cancel and (body := getattr(lease, "_body", None)) is not None:
+        if lease._options.cancel_on_lost and (body := getattr(lease, "_body", None)) is not None:
             body.cancel()  # there is none where the lease is not used as a context manager
         if lease._options.on_lost is not None:
             self.loop_driver.background.spawn(_call_on_lost(lease._options.on_lost, lease))
+
+
+class LoopRenewers:
+    """The renewers of a ``Locks`` object, one for each event loop."""
+
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+        self._renewers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopRenewer] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def current(self) -> LoopRenewer:
+        """Return the renewer of the running loop."""
+        loop = asyncio.get_running_loop()
+        found = self._renewers.get(loop)
+        if found is None or found.pid != fork.current():
+            for ref in self._renewers.keyrefs():  # a list, because other threads add their loops
+                other = ref()
+                ended = self._renewers.get(other) if other and other.is_closed() else None
+                if ended is not None:
+                    ended.close()  # else its thread waits until the next lease is due
+            found = self._renewers[loop] = LoopRenewer(self._driver, loop)
+        return found
+
+    async def resume(self) -> None:
+        """Go on renewing leases that are still held after the connections were closed."""
+        loop = asyncio.get_running_loop()
+        renewer = self._renewers.get(loop)
+        if renewer is None:
+            return
+        if renewer.pid == fork.current() and renewer.leases() and await self._driver.begin():
+            renewer.resume()
+        else:
+            del self._renewers[loop]
 
 
 class _RenewalDriver(BlockingDriver):

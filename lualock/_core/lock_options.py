@@ -1,0 +1,74 @@
+"""Define ``LockOptions``: the options of a lock, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+from lualock._core import options
+from lualock._core.options import Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LockOptions:
+    """The parameters of :meth:`lualock.Locks.lock`, and what follows from them.
+
+    :raises InvalidArgument: a parameter is not valid.
+    """
+
+    on_lost: Callable[..., Any] | None = None
+    ttl: Seconds | None = None
+    renew: bool | None = None
+    metadata: str = ""
+    fair: bool = True
+    priority: int = 0
+    max_waiters: int | None = None
+    max_hold: Seconds | None = None
+    cancel_on_lost: bool = False
+
+    ttl_ms: int | None = field(init=False)
+    """``None``: the ttl of the ``Locks`` object."""
+
+    renewed: bool = field(init=False)
+    """Whether a lease is renewed: with a ttl it lasts that long, without one until released."""
+
+    max_hold_s: float | None = field(init=False)
+    metadata_bytes: bytes = field(init=False)
+    fair_flag: bytes = field(init=False)
+    priority_base: bytes = field(init=False)
+    waiters_limit: bytes = field(init=False)
+    needs_renewer: bool = field(init=False)
+    """Whether a lease is renewed, or its loss is reported."""
+
+    def __post_init__(self) -> None:
+        derive = partial(object.__setattr__, self)  # the class is frozen
+        derive("fair_flag", b"1" if options.flag(self.fair, "fair") else b"0")
+        derive("priority_base", options.priority_base(self.priority))
+        derive("waiters_limit", options.max_waiters(self.max_waiters))
+        derive("ttl_ms", None if self.ttl is None else options.ttl_ms(self.ttl))
+        renewed = self.ttl is None if self.renew is None else options.flag(self.renew, "renew")
+        derive("renewed", renewed)
+        derive("max_hold_s", options.max_hold_s(self.max_hold, renewed=renewed))
+        options.callback(self.on_lost, "on_lost")
+        reported = options.flag(self.cancel_on_lost, "cancel_on_lost") or self.on_lost is not None
+        derive("needs_renewer", renewed or reported)
+        derive("metadata_bytes", options.metadata_bytes(self.metadata))
+
+
+_cached = lru_cache(maxsize=128, typed=True)(LockOptions)  # typed: 1 is a ttl, and True is not
+
+
+def lock_options(on_lost: Callable[..., Any] | None, *others: Any) -> LockOptions:
+    """Return the options with these values, in the order of the fields.
+
+    They are cached, because a lock object is often made for one use. A callback is not, because
+    the cache would keep alive what it refers to.
+    """
+    if on_lost is None:
+        try:
+            return _cached(None, *others)
+        except TypeError:
+            pass  # a value that cannot be hashed is not valid
+    return LockOptions(on_lost, *others)

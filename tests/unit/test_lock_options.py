@@ -1,0 +1,57 @@
+"""The options of a lock are checked once, and shared between locks."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import aio
+from lualock._core.lock_options import LockOptions
+
+
+def test_locks_with_the_same_values_share_their_options() -> None:
+    """The options of two locks are one object if all their values are the same."""
+    locks = lualock.connect("redis://h")
+    first, second = locks.lock("x", 10, priority=1), locks.lock("y", 10, priority=1)
+    assert first._options is second._options
+    assert locks.lock("x", 10)._options is not first._options
+    assert locks.lock("x")._options == LockOptions()
+
+
+@pytest.mark.parametrize(
+    ("good", "equal"),
+    [({"ttl": 1}, {"ttl": True}), ({"priority": 0}, {"priority": False}), ({}, {"fair": 1})],
+    ids=repr,
+)
+@pytest.mark.parametrize("api", [lualock, aio], ids=["sync", "asyncio"])
+def test_equal_is_not_valid(api: Any, good: dict[str, Any], equal: dict[str, Any]) -> None:
+    """A value of a wrong type is refused, although it equals one that was accepted before."""
+    locks = api.connect("redis://h")
+    locks.lock("x", **good)
+    with pytest.raises(lualock.InvalidArgument):
+        locks.lock("x", **equal)
+
+
+def test_a_value_without_a_hash_is_refused_by_name() -> None:
+    """A value that cannot be hashed is refused as any other that is not valid."""
+    with pytest.raises(lualock.InvalidArgument, match=r"^priority must be an int, not list"):
+        lualock.connect("redis://h").lock("x", priority=[1])  # type: ignore[arg-type]
+
+
+def test_a_callback_ends_with_its_lock() -> None:
+    """The cache keeps no callback alive, nor what it refers to."""
+
+    class Owner:
+        def on_lost(self, lease: lualock.Lease) -> None:
+            """Do nothing."""
+
+    owner = Owner()
+    dropped = weakref.ref(owner)
+    lualock.connect("redis://h").lock("x", on_lost=owner.on_lost)
+    del owner
+    gc.collect()
+    assert dropped() is None
