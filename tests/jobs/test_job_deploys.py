@@ -209,7 +209,7 @@ def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
     made = locks.job(key="b", previous_key="a", unique="queued")(job)
     back = locks.job(key="a", previous_key="b", unique="queued")(job)
     steps = {
-        name: jobs.adapter(each)._entry((), {}).reserve(name, None)
+        name: jobs.adapter(each)._entry(locks, (), {}).reserve(name, None)
         for name, each in (("made", made), ("back", back))
     }
     results: dict[str, Any] = {}
