@@ -1,9 +1,9 @@
-"""Acquire one lock of a run: the first try, and what a policy may do after that."""
+"""Acquire the locks of a run, each with a first try and what a policy may do after that."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from lualock._protocol import AcquireRequest, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
-from lualock.jobs.declaration import AnyLease, AnyLock, Job, check_policy
+from lualock.jobs.declaration import AnyLease, AnyLock, AnyLocks, Job, check_policy
 from lualock.jobs.delivery import Delivery, RetryLater, Superseded
 from lualock.jobs.identity import job_metadata
 from lualock.jobs.reservation import Reservation
@@ -40,52 +40,69 @@ class Contention:
     remaining_s: float | None
 
 
-class Attempt:
-    """One run's attempt to acquire one of its locks.
-
-    Its methods are generators of actions, like those of :mod:`lualock.jobs.run`.
-    """
+class Run:
+    """One run of a job: its arguments, and an attempt at each of its locks."""
 
     def __init__(
         self,
         job: Job,
-        lock: AnyLock,
+        locks: AnyLocks,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         delivery: Delivery | None,
-        requests: list[AcquireRequest],
     ) -> None:
-        self.job = job
-        self.lock = lock
-        self.args, self.kwargs = args, kwargs
-        self.delivery = delivery
+        self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
         self.job_id = None if delivery is None else delivery.job_id
+        # All requests for a lease, also those whose result an interruption discarded.
+        self.requests: list[AcquireRequest] = []
+        in_order = job.locks_in_order(locks, args, kwargs, self.job_id)
+        self.attempts = [Attempt(self, lock) for lock in in_order]
+
+    def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
+        """Return a call of a callback; see :meth:`Job.bind_callback`."""
+        return self.job.bind_callback(callback, self.args, self.kwargs, **extra)
+
+
+class Attempt:
+    """One run's attempt to acquire one of its locks; ``lease`` is what it has won.
+
+    Its methods are generators of actions, like those of :mod:`lualock.jobs.run`.
+    """
+
+    def __init__(self, run: Run, lock: AnyLock) -> None:
+        self.run, self.job, self.delivery, self.lock = run, run.job, run.delivery, lock
+        self.lease: AnyLease | None = None
         self.refused = NotAcquired()
-        self._requests = requests
         # What the job may have beside the lock, from its queue or an earlier delivery's policy.
         self.reservation: Reservation | None = None
-        if delivery is not None and (job.options.reserves or job.options.policy is not None):
-            self.reservation = Reservation(lock, delivery.owner)
+        declared = run.job.options
+        if run.delivery is not None and (declared.reserves or declared.policy is not None):
+            self.reservation = Reservation(lock, run.delivery.owner)
 
-    def take(self) -> Actions[AnyLease]:
+    def pop_lease(self) -> AnyLease | None:
+        """Return the lease, which the caller ends; the attempt does not have it any more."""
+        lease, self.lease = self.lease, None
+        return lease
+
+    def take(self) -> Actions[None]:
         """Acquire the lock, with the job's policy if it is held; call :func:`give_up` on an error.
 
         :raises RetryLater: the job should be delivered again.
         :raises NotAcquired: the job does not run.
         """
         request, server = self.lock.request(), self.lock.server_clock
-        self._requests.append(request)
+        self.run.requests.append(request)
         if self.delivery is None:
             steps = protocol.acquire(request, server, 0)
         else:
             steps = verbs.start(request, self.delivery.owner, server)
         try:
-            lease: AnyLease = yield partial(self.lock.hold, request, steps)
-            return lease
+            self.lease = yield partial(self.lock.hold, request, steps)
+            return
         except NotAcquired as refused:
             self.refused = refused
         yield from self._delay_redelivery()
-        return (yield from self.go_on(self.job.options.policy))
+        self.lease = yield from self.go_on(self.job.options.policy)
 
     def _delay_redelivery(self) -> Actions[None]:
         """Retry later, without the policy, if another delivery of this very job has the lock.
@@ -116,7 +133,8 @@ class Attempt:
     def contention(self) -> Contention:
         """What is known about the job and the holder now."""
         holder = self.refused.holder, self.refused.held_s, self.refused.remaining_s
-        return Contention(self.job.name, self.args, self.kwargs, self.job_id, *holder)
+        run = self.run
+        return Contention(run.job.name, run.args, run.kwargs, run.job_id, *holder)
 
     def refuse_own_wait(self, timeout: Seconds | None) -> None:
         """Refuse to wait without a limit for a run that this code itself is part of.
@@ -133,7 +151,7 @@ class Attempt:
         :raises SelfDeadlock: this code is part of a run that holds the lock, and there is no limit.
         """
         request = request or self.lock.request()
-        self._requests.append(request)
+        self.run.requests.append(request)
         self.refuse_own_wait(timeout)
         steps = protocol.acquire(request, self.lock.server_clock, options.wait_s(timeout))
         try:
@@ -169,7 +187,7 @@ class Attempt:
             ahead=refused.ahead,
         )
         retry.delay_s = delay_s
-        retry.job_id = self.job_id
+        retry.job_id = self.run.job_id
         raise retry from None
 
     def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Action:

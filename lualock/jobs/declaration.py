@@ -1,4 +1,4 @@
-"""Define a job as ``locks.job`` and ``LockedJob`` declare it: its options, its locks, its runs."""
+"""Define a job as ``locks.job`` and ``LockedJob`` declare it: its options, locks and callbacks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from lualock._core.decorating import is_generator_function, is_kind
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, LocksBase
 from lualock._core.options import Seconds
-from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming
-from lualock.jobs.delivery import Delivery
 from lualock.jobs.identity import job_metadata
 
 if TYPE_CHECKING:
@@ -269,28 +267,3 @@ class Job:
             if name in signature.parameters and name not in kwargs:
                 keywords[name] = value
         return partial(callback, *args, **keywords)
-
-
-class Run:
-    """One run of a job: its arguments, its locks, and the leases that it holds."""
-
-    def __init__(
-        self,
-        job: Job,
-        locks: AnyLocks,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        delivery: Delivery | None,
-    ) -> None:
-        self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
-        self.job_id = None if delivery is None else delivery.job_id
-        self.locks = job.locks_in_order(locks, args, kwargs, self.job_id)
-        self.held: list[tuple[AnyLock, AnyLease]] = []
-        # Attempts that did not get their lock, and the job runs all the same.
-        self.failed_attempts: list[Any] = []
-        # All requests for a lease, also those whose result an interruption discarded.
-        self.requests: list[AcquireRequest] = []
-
-    def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
-        """Return a call of a callback; see :meth:`Job.bind_callback`."""
-        return self.job.bind_callback(callback, self.args, self.kwargs, **extra)

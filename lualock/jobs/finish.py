@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from lualock._protocol import note
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
-from lualock.jobs.acquire import Attempt
+from lualock.jobs.acquire import Attempt, Run
 from lualock.jobs.actions import Actions
-from lualock.jobs.declaration import AnyLease, AnyLock, Run
+from lualock.jobs.declaration import AnyLease, AnyLock
 from lualock.jobs.delivery import Delivery, RetryLater, check_retry_s, is_failure
 from lualock.jobs.reservation import Reservation, abandon_held_by
 
@@ -23,10 +23,12 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
     keep = _what_to_keep(run, error, result)
     problem: LockError | None = None
     interruption: BaseException | None = None
-    while run.held:
-        lock, lease = run.held.pop()
+    failed = [attempt for attempt in run.attempts if attempt.lease is None]
+    for attempt in reversed(run.attempts):
+        if (lease := attempt.pop_lease()) is None:
+            continue
         try:
-            yield from _release_or_keep(run, lock, lease, keep)
+            yield from _release_or_keep(run, attempt.lock, lease, keep)
         except LeaseLost as lost:
             if lost.given_up:
                 continue  # the job itself released it
@@ -44,7 +46,7 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
             yield lease.abandon_in_background
     if keep is None:
         # Attempts that failed could clean up only if the server was reachable.
-        for attempt in run.failed_attempts:
+        for attempt in failed:
             yield from _release_everything(attempt)
     if interruption is not None:
         if keep is not None and _what_to_keep(run, interruption, None) is None:
@@ -133,9 +135,9 @@ def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
 def _abandon_kept(run: Run) -> Actions[None]:
     """Abandon what may have been kept for a retry that will not come."""
     assert run.delivery is not None
-    for lock in run.locks:
-        yield from abandon_held_by(lock, run.delivery.owner)
-        yield from Reservation(lock, run.delivery.owner).abandon()
+    for attempt in run.attempts:
+        yield from abandon_held_by(attempt.lock, run.delivery.owner)
+        yield from Reservation(attempt.lock, run.delivery.owner).abandon()
 
 
 def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:

@@ -12,7 +12,7 @@ import pytest
 import lualock
 from lualock import _protocol as protocol
 from lualock import jobs
-from lualock.jobs.declaration import Run
+from lualock.jobs.acquire import Run
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.run import execute
 
