@@ -311,7 +311,7 @@ def restore_ttl(lease: AnyLease, lock: AnyLock) -> Actions[None]:
 
     :raises LeaseLost: the lease ended meanwhile.
     """
-    lease._renewed = lock._options.renew
+    lease._set_renewed(lock._options.renew)
     yield partial(lease.extend, lock.ttl)
 
 

@@ -145,7 +145,7 @@ def _keep_lock(run: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Action
 def _hand_over(lease: AnyLease, steps: Steps[LeaseState]) -> Any:
     if lease._renewer is not None:
         lease._renewer.drop(lease)
-    lease._state.released = True
+    lease._state.mark_released()
     return lease._driver.run(_hand_over_steps(lease, steps))
 
 

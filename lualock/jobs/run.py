@@ -18,7 +18,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from lualock import _protocol as protocol
 from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
@@ -54,7 +53,7 @@ def execute(run: Run) -> Actions[Any]:
 
 
 def _is_over(state: LeaseState) -> bool:
-    return state.released or state.lost or protocol.is_release_unknown(state)
+    return state.released or state.lost or state.is_release_unknown
 
 
 def _execute(run: Run) -> Actions[Any]:
@@ -117,7 +116,7 @@ def _acquire_all(run: Run) -> Actions[None]:
         if unavailable and when_unavailable == "run":
             log.warning("job %s runs without its lock: %s", run.job.name, error)
             for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
-                lease._renewed = run.locks[-1]._options.renew
+                lease._set_renewed(run.locks[-1]._options.renew)
             return
         while run.held:
             yield from release_quietly(run.held.pop()[1])
