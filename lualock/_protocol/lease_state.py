@@ -19,10 +19,11 @@ which is never later. Callers count each end from before its request was sent.
 =====================  =============================================================================
 event                  what changes
 =====================  =============================================================================
-``extended``           at the same revision: no claim, the later end; at another: the sooner end
+``extended``           at the same revision: no claim, the later end; else the sooner end
 ``shorten_to``         no claim, the sooner end, ``at_most_s``
-``shortened``          ``at_most_s`` as before, unless another request has changed it
-``not_shortened``      all that ``shorten_to`` changed as before, unless another request changed it
+``shortened``          ``at_most_s`` as before, unless the revision has changed
+``not_shortened``      all that ``shorten_to`` changed as before, unless the end or the revision has
+                       changed
 ``claim_confirmed``    no claim, the later of the end and ``claimed_deadline``
 ``claim_refused``      no claim, ``lost``
 ``claim_unanswered``   no claim: the lease lasts as long as is certain
@@ -50,12 +51,16 @@ acquisition its construction."""
 
 
 class Shortening(NamedTuple):
-    """What a request for a sooner end replaced, and what counts since it was sent."""
+    """What a request for a sooner end replaced, and what counts since it was sent.
+
+    ``believed``: the end, ``at_most_s`` and the revision. Another request for a sooner end may have
+    left the same end, so the revision is compared too.
+    """
 
     claim: PendingReply | None
     deadline: float
     at_most_s: float
-    believed: tuple[float, float]
+    believed: tuple[float, float, int]
 
 
 @dataclass(slots=True)
@@ -123,16 +128,18 @@ class LeaseState:
         claim, deadline, at_most_s = self.claim, self.deadline, self.at_most_s
         self.claim, self.deadline = None, min(deadline, until)
         self.at_most_s = min(at_most_s, ttl_s)
-        return Shortening(claim, deadline, at_most_s, (self.deadline, self.at_most_s))
+        return Shortening(
+            claim, deadline, at_most_s, (self.deadline, self.at_most_s, self.revision)
+        )
 
     def shortened(self, shortening: Shortening) -> None:
         """Note the reply to that request, of which no copy is in flight."""
-        if shortening.believed[1] == self.at_most_s:
+        if shortening.believed[1:] == (self.at_most_s, self.revision):
             self.at_most_s = shortening.at_most_s
 
     def not_shortened(self, shortening: Shortening) -> None:
         """Note that the request was never sent."""
-        if shortening.believed == (self.deadline, self.at_most_s):
+        if shortening.believed == (self.deadline, self.at_most_s, self.revision):
             self.claim, self.deadline, self.at_most_s = shortening[:3]
 
     # A claim.

@@ -5,13 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import lualock
+from lualock import _protocol as protocol
+from lualock._core.lease import LeaseBase, LeaseOptions
 from lualock._protocol import (
+    CLAIM_MS,
+    AcquireRequest,
+    AwaitMessage,
     LeaseState,
+    Pipeline,
+    RunScript,
+    Steps,
 )
 from tests.support.interleaving import interleaved
 
@@ -267,3 +278,251 @@ def test_two_threads_read_the_reply_to_a_claim() -> None:
             assert state.lost is not confirmed
             assert sorted(answers) == [False, True]
             answers.clear()
+
+
+# The end that is believed, beside that on a server.
+
+TTL_S = 4.0
+
+
+@dataclass
+class Server:
+    """The lease on the server."""
+
+    ends_at: float
+
+
+@dataclass(eq=False)
+class Sent:
+    """A copy of a request: the server executes it at any time, or never."""
+
+    verb: str
+    ttl_s: float = 0.0
+    shorten: bool = False
+    reply: bytes | None = None
+
+    def execute(self, server: Server, now: float) -> None:
+        """Do what the script does, and keep the reply."""
+        if server.ends_at == NEVER and self.verb != "claim":
+            self.reply = b"already"
+        elif now >= server.ends_at:
+            self.reply = b"missing"
+        elif self.verb in ("release", "abandon"):
+            server.ends_at, self.reply = NEVER, b"released"
+        else:
+            ends_at = now + self.ttl_s
+            server.ends_at = ends_at if self.shorten else max(ends_at, server.ends_at)
+            self.reply = b"claimed" if self.verb == "claim" else b"extended"
+
+
+@dataclass(eq=False)
+class Call:
+    """What the holder or the renewing thread does, and the copies that may answer its request."""
+
+    steps: Steps[Any]
+    done: Callable[[Any], object] = lambda _: None
+    step: Any = None
+    copies: list[Sent] = field(default_factory=list)
+
+
+class History:
+    """A lease with requests in flight; a message granted it, or it was acquired at once."""
+
+    def __init__(self, *, granted: bool) -> None:
+        self.now = 0.0
+        self.clock: Callable[[], float] = lambda: self.now
+        self.calls: list[Call] = []
+        self.release: Call | None = None
+        self.claim, self.claim_sent = Claim(), Sent("claim", TTL_S)
+        self.sent = [self.claim_sent] if granted else []
+        self.server = Server(CLAIM_MS / 1000 if granted else TTL_S)
+        self.state = LeaseState(1, b"", self.server.ends_at)
+        if granted:
+            self.state = replace(self.state, claim=self.claim, claimed_deadline=TTL_S)
+        request = AcquireRequest(
+            *("x", b"key", b"queue", b"t" * 22, int(TTL_S * 1000), b"", b"0", b"0", b"1"),
+            crowded=False,
+        )
+        self.lease = LeaseBase(request, self.state, self, None, LeaseOptions(renew=False))
+
+    def resubscribe(self) -> None:
+        """Do nothing: no channel is subscribed."""
+
+    def act(self, action: str, which: int, amount: int) -> None:
+        """Let one thing happen to one of the calls or requests."""
+        waiting = [sent for sent in self.sent if sent.reply is None]
+        if action == "time passes":
+            self.now += amount / 4
+        elif action == "extend":
+            self.begin(Call(self.lease._extend(amount * 250)))
+        elif action == "renew":
+            self.renew()
+        elif action == "release" and self.release is None:
+            steps = self.lease._release()
+            if steps is not None:
+                self.release = Call(steps)
+                self.begin(self.release)
+        elif action == "execute" and waiting:
+            waiting[which % len(waiting)].execute(self.server, self.now)
+        elif action == "answer claim":
+            self.claim.reply = self.claim_sent.reply
+        elif action == "lose claim":
+            self.claim.reply = lualock.LockUnavailable("lost", outcome_unknown=True)
+        elif self.calls:
+            self.go_on(self.calls[which % len(self.calls)], action)
+
+    def renew(self) -> None:
+        """Begin to renew the lease, as :class:`LeaseRenewer` does."""
+        revision = self.state.revision
+        extension = self.lease._request, self.state, self.lease._full_ttl_ms
+
+        def done(outcomes: list[Any]) -> None:
+            if isinstance(outcomes[0], float):
+                self.state.extended(outcomes[0], revision)
+            elif not isinstance(outcomes[0], lualock.LockUnavailable):
+                self.lease._mark_lost(outcomes[0])
+
+        self.begin(Call(protocol.extend_all([extension], self.clock, 1.0), done))
+
+    def begin(self, call: Call) -> None:
+        """Send the first request of a call."""
+        self.calls.append(call)
+        self.advance(call, lambda: next(call.steps))
+
+    def go_on(self, call: Call, action: str) -> None:
+        """Let an answer come, get lost, or be impossible; or send a second copy."""
+        replies = [sent.reply for sent in call.copies if sent.reply is not None]
+        if isinstance(call.step, AwaitMessage):
+            self.advance(call, lambda: call.steps.send(None))
+        elif action == "answer" and replies:
+            reply: Any = [replies[-1]] if isinstance(call.step, Pipeline) else replies[-1]
+            self.advance(call, lambda: call.steps.send(reply))
+        elif action == "answer at once":
+            call.copies[-1].execute(self.server, self.now)
+            self.go_on(call, "answer")
+        elif action == "lose":
+            lost = lualock.LockUnavailable("lost", outcome_unknown=True)
+            self.advance(call, lambda: call.steps.throw(lost))
+        elif action == "give up":
+            while call in self.calls:
+                self.go_on(call, "lose")
+        elif action == "not sent" and len(call.copies) == 1 and not replies:
+            self.sent.remove(call.copies[0])
+            self.advance(call, lambda: call.steps.throw(lualock.LockUnavailable("not sent")))
+        elif action == "double" and isinstance(call.step, RunScript):
+            call.step.doubled = True
+            self.send(call, call.step)
+
+    def advance(self, call: Call, step: Callable[[], Any]) -> None:
+        """Let a call read its answer, and send its next request."""
+        call.copies = []
+        try:
+            call.step = step()
+        except (StopIteration, lualock.LockError) as end:
+            self.calls.remove(call)
+            if isinstance(end, StopIteration):
+                call.done(end.value)
+            if call is self.release:
+                self.release = None
+        else:
+            if not isinstance(call.step, AwaitMessage):
+                self.send(call, call.step)
+
+    def send(self, call: Call, step: Any) -> None:
+        """Send one copy of a request."""
+        script = step.calls[0] if isinstance(step, Pipeline) else step
+        copy = Sent(script.script.name)
+        if copy.verb == "extend":
+            copy.ttl_s, copy.shorten = int(script.parts[3]) / 1000, script.parts[4] == b"1"
+        self.sent.append(copy)
+        call.copies.append(copy)
+
+
+ACTIONS = (
+    *("time passes", "extend", "extend", "renew", "execute", "execute", "answer"),
+    *("answer at once", "answer at once", "answer at once", "lose", "give up", "not sent"),
+    *("double", "release", "answer claim", "lose claim"),
+)
+"""Those that lead further stand here more often."""
+
+HAPPENING = st.tuples(
+    st.sampled_from(ACTIONS), st.integers(0, 3), st.sampled_from([1, 2, 3, 6, 12, 24])
+)
+
+
+def _check_end(granted: bool, happenings: list[tuple[str, int, int]]) -> None:
+    history = History(granted=granted)
+    for happening in happenings:
+        history.act(*happening)
+        if history.release is None:
+            left_s = history.server.ends_at - history.now
+            assert history.lease.remaining() <= max(0.0, left_s), happening
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.booleans(), st.lists(HAPPENING, min_size=5, max_size=20))
+def test_the_end_is_never_later_than_on_the_server(
+    granted: bool, happenings: list[tuple[str, int, int]]
+) -> None:
+    """Whatever requests are late, lost, doubled or executed in another order, a lease ends here no
+    later than on the server. While it is being released it promises nothing."""
+    _check_end(granted, happenings)
+
+
+HISTORIES: dict[str, tuple[bool, str]] = {
+    "a sooner end counts as soon as it is sent": (False, "extend 1, execute"),
+    "a sooner end is executed after a later one": (
+        False,
+        "extend 1, extend 24, answer at once/1, execute",
+    ),
+    "a sooner end is executed after a later one that was sent later": (
+        False,
+        "extend 1, extend 24, execute/1, execute, answer, answer",
+    ),
+    "a second copy of a sooner end is executed late": (
+        False,
+        "extend 1, double, answer at once, extend 24, answer at once, execute",
+    ),
+    "a sooner end without an answer is executed": (False, "extend 1, execute, give up"),
+    "a later one is answered, and a sooner one was not sent": (
+        False,
+        "extend 2, extend 1, answer at once/1, not sent",
+    ),
+    "a sooner end was not sent, and another one is executed": (
+        True,
+        "extend 2, execute, extend 1, answer claim, not sent/1, renew, answer at once, "
+        "answer at once, not sent",
+    ),
+    "one of two equal ends is answered, and the other executed late": (
+        True,
+        "lose claim, extend 2, extend 2, answer at once, extend 24, answer at once/1, execute/1",
+    ),
+    "a renewal is answered after a sooner end": (
+        False,
+        "renew, execute, extend 1, answer at once/1, answer",
+    ),
+    "a renewal is answered after a failed release": (
+        False,
+        "release, renew, not sent, answer at once/1, answer at once",
+    ),
+    "an extension is answered after a failed release": (
+        False,
+        "extend 1, release, not sent/1, answer at once, answer at once",
+    ),
+    "a claim is answered after a failed release": (
+        True,
+        "execute, release, execute, give up, answer claim",
+    ),
+}
+"""Each with whether a message granted the lease, and what happens: ``action amount/which``."""
+
+
+@pytest.mark.parametrize(("granted", "happenings"), HISTORIES.values(), ids=HISTORIES)
+def test_a_history(granted: bool, happenings: str) -> None:
+    """The same for some orders of events that need a guard each."""
+    parsed = []
+    for happening in happenings.split(", "):
+        words, _, which = happening.partition("/")
+        action = words.rstrip(" 0123456789")
+        parsed.append((action, int(which or 0), int(words[len(action) :] or 1)))
+    _check_end(granted, parsed)
