@@ -14,8 +14,8 @@ from lualock._protocol.effects import (
     Steps,
     Subscribe,
 )
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import Held
-from lualock._protocol.request import LeaseState
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04

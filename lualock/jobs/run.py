@@ -18,7 +18,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from lualock import _protocol as protocol
 from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
@@ -56,7 +55,7 @@ def execute(run: Run) -> Actions[Any]:
 
 
 def _is_over(state: LeaseState) -> bool:
-    return state.released or state.lost or protocol.is_release_unknown(state)
+    return state.released or state.lost or state.is_release_unknown
 
 
 def _execute(run: Run) -> Actions[Any]:
