@@ -82,7 +82,9 @@ class LocksBase:
         return made
 
     @staticmethod
-    def open(endpoint: Endpoint, keep: Any, settings: Settings, *, asynchronous: bool) -> LocksBase:
+    def for_endpoint(
+        endpoint: Endpoint, keep: Any, settings: Settings, *, asynchronous: bool
+    ) -> LocksBase:
         """Open the locks of a server, for threads or for asyncio."""
         return LocksBase._kinds[asynchronous]._of(endpoint, keep, settings)
 
@@ -90,7 +92,7 @@ class LocksBase:
         """Open the same locks for the other API. They need an embedded server of this object, so
         they must not outlive it."""
         made = not self.asynchronous
-        return LocksBase.open(self._endpoint, None, self._settings, asynchronous=made)
+        return LocksBase.for_endpoint(self._endpoint, None, self._settings, asynchronous=made)
 
     @property
     def server(self) -> str:

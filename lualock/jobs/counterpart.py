@@ -38,6 +38,6 @@ def default_locks() -> _sync.Locks:
     with _creation.lock:
         if _default is None:
             found = find_server(None, asynchronous=False)
-            locks = LocksBase.open(*found, Settings(), asynchronous=False)
+            locks = LocksBase.for_endpoint(*found, Settings(), asynchronous=False)
             _default = cast("_sync.Locks", locks)
         return _default

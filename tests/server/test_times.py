@@ -87,6 +87,17 @@ async def lock_ttl(world: World, value: Any) -> float:
     return float(world.connect().lock("x", value).ttl)
 
 
+@of("Lock.derived.ttl")
+async def derived(world: World, value: Any) -> float:
+    return float(world.connect().lock("x").derived(b":y", value).ttl)
+
+
+@of("Locks.lock_at.ttl")
+async def lock_at(world: World, value: Any) -> float:
+    locks = world.connect()
+    return float(locks.lock_at(locks.lock("x").key, value).ttl)
+
+
 @of("Locks.lock.max_hold")
 async def max_hold(world: World, value: Any) -> float:
     lease = await settle(world.connect().lock("x", max_hold=value).acquire())
