@@ -34,16 +34,12 @@ from lualock._protocol.effects import (
     T,
     watched,
 )
-from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
+from lualock._protocol.extend import EXTEND, extend, extend_all
 from lualock._protocol.inspect import INSPECT, inspect
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
 from lualock._protocol.replies import LockInfo, conflict
-from lualock._protocol.request import (
-    AcquireRequest,
-    LeaseState,
-    is_release_unknown,
-    release_unknown,
-)
+from lualock._protocol.request import AcquireRequest
 from lualock._protocol.resend import resend
 from lualock._protocol.schedule import CHECK_LATE_S, CLAIM_MS
 from lualock._protocol.server_clock import ServerClock
@@ -99,15 +95,12 @@ __all__ = [
     "extend_all",
     "hand_over",
     "inspect",
-    "is_release_unknown",
     "leave",
     "note",
     "release",
     "release_requested",
-    "release_unknown",
     "request_release",
     "resend",
-    "shortens",
     "take",
     "undo",
     "wait",

@@ -8,8 +8,9 @@ from typing import Any
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back, schedule_cleanup
 from lualock._protocol.effects import Connect, RunScript, Steps
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState, owned
+from lualock._protocol.request import AcquireRequest, owned
 from lualock._protocol.resend import still_unknown
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable

@@ -17,8 +17,9 @@ from lualock._protocol.effects import (
     SendScript,
     Steps,
 )
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import Held, conflict
-from lualock._protocol.request import AcquireRequest, LeaseState, owned
+from lualock._protocol.request import AcquireRequest, owned
 from lualock._protocol.resend import still_unknown
 from lualock._protocol.schedule import YOUNG_S, next_check_s
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps

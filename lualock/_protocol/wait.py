@@ -1,4 +1,26 @@
-"""Wait in the queue: take a place, wait for the turn, claim the lock."""
+"""Wait in the queue: take a place, wait for the turn, claim the lock.
+
+A waiter is always in one of these states. ``acquire`` leads from *new* to *trying*; the rest is
+here.
+
+=========  ========================================  ===============================================
+state      what happens                              next
+=========  ========================================  ===============================================
+new        ``acquire`` is sent                       trying
+trying     the lock was free                         held
+..         it is held: subscribe, send ``wait``      queued; refused if the queue is full
+queued     the answer: the lock is the waiter's      held
+..         message ``=`` (it has become first)       queued, with an earlier next check
+..         an empty message; or the time of the      queued: ``wait`` is sent again, which keeps the
+           next check has come                       place
+..         a message with a fence                    granted
+..         the caller's time is over                 refused: ``abandon`` leaves the queue
+granted    the claim is sent in time, or answered    held
+           ``claimed``
+..         the claim came too late                   queued: the place was kept
+any        an error, a cancellation, a signal        abandoned: what the token has is given back
+=========  ========================================  ===============================================
+"""
 
 from __future__ import annotations
 
@@ -14,8 +36,8 @@ from lualock._protocol.effects import (
     Steps,
     Subscribe,
 )
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import Held
-from lualock._protocol.request import LeaseState
 from lualock._protocol.schedule import CLAIM_MS
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 

@@ -227,10 +227,8 @@ class Driver:
         request: AcquireRequest | None = variables.get("request")
         if request is not None and request.key.endswith(RESERVATION):
             return self._actor.at_reservation(verb, request, steps, waits=False)
-        if "lease" in variables:
-            return self._actor.keep_for_retry(
-                getgeneratorlocals(variables["steps"])["request"], steps
-            )
+        if verb == "_keep_for":
+            return self._actor.keep_for_retry(variables["request"], steps)
         return steps
 
     def resubscribe(self) -> None:
@@ -344,6 +342,8 @@ class Locks:
         self._blocks = _Blocks()
         self._driver = Driver(actor)
 
-    def lock(self, name: str | bytes, ttl: float | None = None, *, metadata: str = "") -> Lock:
+    def lock(
+        self, name: str | bytes, ttl: float | None = None, *, renew: bool | None = None
+    ) -> Lock:
         """See :class:`lualock.Locks`."""
-        return Lock(self, name, LockOptions(ttl=ttl, metadata=metadata))
+        return Lock(self, name, LockOptions(ttl=ttl, renew=renew))
