@@ -18,10 +18,6 @@ from lualock._protocol import AcquireRequest, AwaitMessage, Clock, LeaseState, S
 from lualock._protocol.replies import duration
 from lualock.errors import LeaseLost, LockError
 
-_end_mutex = fork.Mutex()
-"""Held while the end of a lease is moved: the renewing thread and the holder may both have requests
-in flight, and read the replies at the same time."""
-
 
 class LeaseBase:
     """A held lock: its token, its fencing token and its deadline.
@@ -32,14 +28,15 @@ class LeaseBase:
 
     __slots__ = (
         *("__weakref__", "_block", "_body", "_check_at", "_clock", "_driver", "_hold_until"),
-        *("_options", "_passed_on", "_pid", "_renewed", "_renewer", "_request", "_revision"),
-        *("_sibling_leases", "_state", "_ttl_ms", "_wakeup", "fence"),
+        *("_options", "_pid", "_renewed", "_renewer", "_request", "_sibling_leases", "_state"),
+        *("_ttl_ms", "_wakeup", "fence"),
     )
 
     fence: int
     """The fencing token: a number that grows with every acquisition of the lock. Send it with each
     write to what the lock protects, and let the receiver refuse a smaller one than it has seen."""
 
+    _check_at: float  # set by the renewer only
     _sibling_leases: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
     _block: Block  # only while the lease is entered by name, without a ``with`` statement
     _body: Any  # only in asyncio, while its loss cancels the body of a ``with`` block
@@ -60,13 +57,10 @@ class LeaseBase:
         self._renewer = renewer
         self._options = lock_options
         self._pid = request.pid
-        self._revision = 0  # grows when a request to shorten or release the lease begins or ends
         self._wakeup: Any = None  # an event that wakes wait_lost()
-        self._passed_on = False  # by handle()
         self.fence = state.fence
         if renewer is not None:
             self._renewed = lock_options.renewed
-            self._check_at = 0.0
             self._hold_until = math.inf
             if lock_options.max_hold_s is not None:
                 self._hold_until = state.deadline - request.ttl_ms / 1000 + lock_options.max_hold_s
@@ -87,7 +81,7 @@ class LeaseBase:
 
         Counted from before the request was sent, so it is never more than on the server.
         """
-        return 0.0 if self._passed_on else self._remaining_s()
+        return 0.0 if self._state.passed_on else self._remaining_s()
 
     def _remaining_s(self) -> float:
         if self._state.released or self._state.lost or self._pid != fork.current():
@@ -104,7 +98,7 @@ class LeaseBase:
     @property
     def lost(self) -> bool:
         """Whether the lease ended without a release. True before the server expires it."""
-        return not self._state.released and not self._passed_on and not self.held
+        return not self._state.released and not self._state.passed_on and not self.held
 
     def _read_claim(self) -> bool:
         """Read the reply to the claim, if it has come; return whether it confirms the whole ttl.
@@ -115,22 +109,16 @@ class LeaseBase:
         if claim is None:
             return False
         reply = claim.poll()
-        if isinstance(reply, LockError):
-            state.claim = None
-            return False
         if reply is None:
             return False
-        with _end_mutex.lock:
-            if state.claim is not claim:
-                return False  # another thread has read it, and the end may have changed since
-            state.claim = None
-            if reply == b"claimed":
-                state.deadline = max(state.deadline, state.claimed_deadline)
-                return True
-            state.lost = True
-        # The message was late, or came by the wrong server: a former primary passes on the
-        # messages of the new one.
-        self._resubscribe()
+        if isinstance(reply, LockError):
+            state.claim_unanswered()
+        elif reply == b"claimed":
+            return state.claim_confirmed(claim)
+        elif state.claim_refused(claim):
+            # The message was late, or came by the wrong server: a former primary passes on the
+            # messages of the new one.
+            self._resubscribe()
         return False
 
     def _resubscribe(self) -> None:
@@ -152,7 +140,7 @@ class LeaseBase:
         if self._wakeup is not None:
             self._wakeup.clear()
         # Look after clearing the event: an end from here on sets it again.
-        if self._state.released or self._passed_on:
+        if self._state.released or self._state.passed_on:
             return 0.0
         return min(give_up - self._clock(), self._remaining_s() + 0.001)
 
@@ -171,9 +159,9 @@ class LeaseBase:
             )
         elif self._state.released:
             why = "it was released before. Acquire the lock again"
-        elif self._passed_on:
+        elif self._state.passed_on:
             why = "it was passed on: handle() was called. Adopt it, or acquire the lock again"
-        elif protocol.is_release_unknown(self._state):
+        elif self._state.is_release_unknown:
             why = (
                 "its release failed, and is repeated as soon as the server can be reached. "
                 "Acquire the lock again"
@@ -182,7 +170,7 @@ class LeaseBase:
             ago_s = self._clock() - self._state.deadline
             end = "the server has ended it" if ago_s < 0 else f"it expired {duration(ago_s)} ago"
             why = f"{end}. Stop the work, or acquire the lock again"
-        given_up = self._state.released or self._passed_on
+        given_up = self._state.released or self._state.passed_on
         return LeaseLost(
             f"could not {verb} the lease on {self.name!r}: {why}",
             name=self.name,
@@ -214,9 +202,9 @@ class LeaseBase:
         """
         if self._state.released:
             raise self._not_held_error("pass on")
-        if not self._passed_on:
+        if not self._state.passed_on:
             self.check()
-            self._passed_on = True
+            self._state.mark_passed_on()
             self._wake_wait_lost()
         request = self._request
         renewed = self._options.renewed
@@ -226,14 +214,15 @@ class LeaseBase:
 
     def _release(self) -> Steps[None] | None:
         """Return the steps that release the lease; ``None`` if it was released before."""
-        if self._state.released:
+        state = self._state
+        if state.released:
             return None
         if not fork.same[0]:
             fork.start_anew()
         if self._pid != fork.pid:
             raise self._not_held_error("release")
-        self._revision += 1  # the reply to a renewal in flight changes nothing from now on
-        return protocol.release(self._request, self._state)
+        state.begin_release()
+        return protocol.release(self._request, state)
 
     def _wake_wait_lost(self) -> None:
         if self._wakeup is not None:
@@ -241,17 +230,17 @@ class LeaseBase:
 
     def _extend(self, ttl_ms: int) -> Steps[None]:
         state = self._state
-        given_up = state.released or self._passed_on or protocol.is_release_unknown(state)
+        given_up = state.released or state.passed_on or state.is_release_unknown
         if given_up or self._pid != fork.current():
             raise self._not_held_error("extend")
         shortens_claim = self._clock() + ttl_ms / 1000 < state.claimed_deadline
         while shortens_claim and state.claim is not None and self._remaining_s() > 0:
             # The claim went out on another connection: it may arrive later and undo the new ttl.
             yield AwaitMessage(0.001)
-        shortens = protocol.shortens(state, self._clock() + ttl_ms / 1000)
+        shortens = state.may_outlast(self._clock() + ttl_ms / 1000)
         if shortens:
-            self._next_revision()
-        revision = self._revision
+            state.next_revision()
+        revision = state.revision
         steps = protocol.extend(self._request, state, ttl_ms, self._clock)
         if shortens:  # the sooner end counts as soon as the request is sent
             steps = protocol.watched(steps, self._end_changed)
@@ -262,30 +251,11 @@ class LeaseBase:
                 self._renewer.lose(self, str(error))
             raise
         if shortens:
-            self._next_revision()
-        self._confirm_until(deadline, revision)
-        state.lost = False  # perhaps lost by the local clock, but the server still had it
+            state.next_revision()
+        state.extended(deadline, revision)
+        state.mark_held()
         self._ttl_ms = ttl_ms
         self._end_changed()
-
-    def _confirm_until(self, deadline: float, revision: int) -> None:
-        """Note the reply to an extension that was sent at this revision of the lease."""
-        state = self._state
-        with _end_mutex.lock:
-            if revision == self._revision and not protocol.is_release_unknown(state):
-                state.claim = None
-                state.deadline = max(state.deadline, deadline)
-                if revision != self._revision:
-                    # A release, which does not take the mutex because of its cost, has just begun.
-                    # If it has failed already, the line above undid what it noted.
-                    protocol.release_unknown(state)
-            elif deadline < state.deadline:
-                # Shortened or released at the same time; which came second is unknown.
-                state.deadline = deadline
-
-    def _next_revision(self) -> None:
-        with _end_mutex.lock:
-            self._revision += 1
 
     def _end_changed(self) -> None:
         if self._remaining_s() <= 0:
@@ -319,25 +289,69 @@ class LeaseBase:
         # The last renewal, unless the lease lasts until then already.
         return int(left_s * 1000) if until > self._state.deadline + 0.001 else None
 
+    def _set_renewed(self, renewed: bool) -> None:
+        """Renew the lease from now on, or not any more."""
+        self._renewed = renewed
+
     def _mark_lost(self, error: LockError) -> bool:
         """Note the server's report that the lease has ended; return whether it was lost."""
         if getattr(error, "given_up", False):
-            self._state.released = True
+            self._state.mark_released()
         else:
-            self._state.lost = True
+            self._state.mark_lost()
         self._wake_wait_lost()
         return self._state.lost
 
     def _on_block_dropped(self) -> None:
         """Release the lease of a block that was dropped before its end, in the background."""
         state = self._state
-        if state.released or state.lost or self._passed_on or self._pid != fork.current():
+        if state.released or state.lost or state.passed_on or self._pid != fork.current():
             return
-        state.released = True
+        state.mark_released()
         if self._renewer is not None:
             self._renewer.drop(self)
         self._wake_wait_lost()
-        self._driver.cleanup_in_background(protocol.abandon_request(self._request))
+        self.abandon_in_background()
+
+    # What other rooms of the library build on a lease. In asyncio the result of `keep_for` is
+    # awaited.
+
+    def keep_for(self, request: AcquireRequest) -> Any:
+        """End the lease, and keep its lock for a later process that has the token of ``request``.
+
+        On an error the lock is released, because no process renews it any more.
+
+        :raises LeaseLost: the lease had ended before.
+        :raises LockUnavailable: the server did not answer.
+        """
+        if self._renewer is not None:
+            self._renewer.drop(self)
+        self._state.mark_released()
+        return self._driver.run(self._keep_for(request))
+
+    def _keep_for(self, request: AcquireRequest) -> Steps[None]:
+        token, server = self._request.token, self._driver.server_clock
+        try:
+            yield from protocol.adopt(request, token, server, "kept", fresh=False)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from protocol.undo(self._request)
+            raise
+
+    def stop_renewal(self) -> None:
+        """Let the lease end on its own, without a report, unless it is extended."""
+        if self._renewer is not None:
+            self._set_renewed(False)
+            self._renewer.drop(self)
+
+    def link(self, siblings: tuple[LeaseBase, ...]) -> None:
+        """Let :meth:`release_requested` check these leases of the same holder, too."""
+        self._sibling_leases = siblings
+
+    def abandon_in_background(self) -> Any:
+        """Release the lock in the background, until the server answers."""
+        return self._driver.cleanup_in_background(protocol.abandon_request(self._request))
 
     def __reduce__(self) -> str:
         raise TypeError(
@@ -346,7 +360,9 @@ class LeaseBase:
         )
 
     def __repr__(self) -> str:
-        state = "released" if self._state.released else "passed on" if self._passed_on else "lost"
+        how = "released" if self._state.released else "lost"
+        if self._state.passed_on and not self._state.released:
+            how = "passed on"
         if self.held:
-            state = "held"
-        return f"<{type(self).__name__} {self.name!r} {state} fence={self.fence}>"
+            how = "held"
+        return f"<{type(self).__name__} {self.name!r} {how} fence={self.fence}>"

@@ -15,7 +15,7 @@ from lualock._core.lock_options import LockOptions
 from lualock._core.options import HolderInfo, Seconds
 from lualock._core.supply import Supply
 from lualock._core.with_statement import Block, Blocks, inside
-from lualock._protocol import AcquireRequest, LeaseState, ServerClock, Steps, stop_request
+from lualock._protocol import AcquireRequest, LeaseState, ServerClock, Steps, T, stop_request
 from lualock.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -53,6 +53,25 @@ class Settings:
         self.holder_info = HolderInfo(options.holder_bytes(holder))
 
 
+class Crowded(set[bytes]):
+    """The keys of locks whose last acquisition had to wait.
+
+    For these a try outside the queue probably fails. Without this hint, 32 processes at one lock
+    lose a fifth of their rate. Because it is only a hint, any thread may write it last.
+    """
+
+    MAX = 1024
+
+    def note(self, key: bytes, waited: bool) -> None:
+        """Note whether an acquisition had to wait."""
+        if not waited:
+            self.discard(key)
+            return
+        if len(self) >= self.MAX:
+            self.clear()
+        self.add(key)
+
+
 class LocksBase:
     """The common part of ``Locks`` of both APIs.
 
@@ -65,6 +84,7 @@ class LocksBase:
     _endpoint: Endpoint
     _settings: Settings
     _blocks: Blocks
+    _crowded: Crowded
     _keep: Any
     """The embedded server, which must live as long as this object."""
 
@@ -80,6 +100,36 @@ class LocksBase:
         made = cls.__new__(cls)
         made._open(endpoint, keep, settings)
         return made
+
+    @staticmethod
+    def for_endpoint(
+        endpoint: Endpoint, keep: Any, settings: Settings, *, asynchronous: bool
+    ) -> LocksBase:
+        """Open the locks of a server, for threads or for asyncio."""
+        return LocksBase._kinds[asynchronous]._of(endpoint, keep, settings)
+
+    def counterpart(self) -> LocksBase:
+        """Open the same locks for the other API. They need an embedded server of this object, so
+        they must not outlive it."""
+        made = not self.asynchronous
+        return LocksBase.for_endpoint(self._endpoint, None, self._settings, asynchronous=made)
+
+    @property
+    def server(self) -> str:
+        """The server's address and database."""
+        return self._endpoint.server
+
+    @property
+    def prefix(self) -> bytes:
+        """The beginning of every key."""
+        return self._settings.prefix
+
+    def lock_at(self, key: bytes, ttl: Seconds | None = None, *, metadata: str = "") -> Any:
+        """Return the lock with this key; it may be derived from one with a name."""
+        end = key.index(b"}") + 1
+        made: Any = self
+        named: LockBase = made.lock(keys.name_of(self.prefix, key[:end]))
+        return named.derived(key[end:], ttl, metadata=metadata)
 
     def _passed_on(self, handle: object) -> tuple[Handle, bytes]:
         """Decode a handle; return it and the name of its lock."""
@@ -100,7 +150,7 @@ class LockBase:
     """A reusable object that names a lock: stateless, safe to share."""
 
     __slots__ = (
-        *("_crowded", "_entered", "_holder_info", "_key", "_locks", "_name", "_options", "_queue"),
+        *("_entered", "_holder_info", "_key", "_locks", "_name", "_options", "_queue"),
         "_ttl_ms",
     )
 
@@ -125,9 +175,6 @@ class LockBase:
         self._holder_info = settings.holder_info
         if lock_options.metadata_bytes:
             self._holder_info = HolderInfo(self._holder_info.holder, lock_options.metadata_bytes)
-        # Whether the last acquisition had to wait: then a try outside the queue probably fails.
-        # Only a hint, so it does not matter which thread writes it last.
-        self._crowded = False
         self._entered: list[Block] = []  # its blocks that no statement owns
 
     @property
@@ -144,6 +191,16 @@ class LockBase:
     def ttl(self) -> float:
         """Seconds that a lease lasts unless renewed."""
         return self._ttl_ms / 1000
+
+    @property
+    def locks(self) -> Any:
+        """The ``Locks`` object that the lock belongs to."""
+        return self._locks
+
+    @property
+    def renewed(self) -> bool:
+        """Whether a lease is renewed until released."""
+        return self._options.renewed
 
     def __reduce__(self) -> str:
         raise TypeError("a lock cannot be pickled or copied: make another one with the same name")
@@ -166,7 +223,7 @@ class LockBase:
             lock_options.priority_base,
             lock_options.waiters_limit,
             lock_options.fair_flag,
-            self._crowded,
+            self._key in self._locks._crowded,
             fork.pid,
         )
 
@@ -183,15 +240,78 @@ class LockBase:
             self._locks._blocks.refuse_own_wait(self._key, self._task())
         return protocol.acquire(request, self._locks._driver.server_clock, wait_s)
 
-    def _inside(self, lease: Any) -> Block:
+    def _request_release(self, expires_in: Seconds, server: ServerClock) -> Steps[bool]:
+        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
+        return stop_request.request_release(self._request(), expires_in_ms, server)
+
+    # What other rooms of the library build on a lock. In asyncio the results of `hold` and `run`
+    # are awaited.
+
+    def derived(
+        self,
+        suffix: bytes = b"",
+        ttl: Seconds | None = None,
+        *,
+        renew: bool | None = None,
+        metadata: str | None = None,
+    ) -> Self:
+        """Return another lock, whose key is this one's and a suffix.
+
+        ``ttl`` and ``renew`` are as for ``locks.lock``. ``metadata`` replaces this lock's, and
+        shortens a holder that does not fit beside it.
+        """
+        made: Self = self._locks.lock(self._name, ttl, renew=renew)
+        made._key = self._key + suffix
+        made._queue = keys.waiters_key(made._key)
+        info = self._holder_info
+        made._holder_info = info if metadata is None else info.with_metadata(metadata)
+        return made
+
+    def request(self, token: bytes | None = None, ttl_s: float | None = None) -> AcquireRequest:
+        """Return a request for the lock, with this token and this ttl instead of its own."""
+        request = self._request()
+        if token is not None:
+            request.token = token
+        if ttl_s is not None:
+            request.ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
+        return request
+
+    @property
+    def server_clock(self) -> ServerClock:
+        """The server's clock, from which the steps of a protocol take their deadlines."""
+        clock: ServerClock = self._locks._driver.server_clock
+        return clock
+
+    def run(self, steps: Steps[T]) -> Any:
+        """Carry out the steps of a protocol, and return their result."""
+        return self._locks._driver.run(steps)
+
+    def hold(self, request: AcquireRequest, steps: Steps[LeaseState]) -> Any:
+        """Carry out steps that acquire the lock for a request, and return the lease."""
+        made: Any = self
+        return made._hold(request, steps)
+
+    def abandon_in_background(self, request: AcquireRequest) -> Any:
+        """Release what the token of a request may have, in the background until the server
+        answers."""
+        return self._locks._driver.cleanup_in_background(protocol.abandon_request(request))
+
+    def begin_block(self, lease: Any) -> Block:
         """Begin a block on the lock for code that got its lease by other means."""
         block = Block(self)
         self._locks._blocks.push(self._key, block, lease, self._task())
         return block
 
-    def _request_release(self, expires_in: Seconds, server: ServerClock) -> Steps[bool]:
-        expires_in_ms = options.ttl_ms(expires_in, "expires_in")
-        return stop_request.request_release(self._request(), expires_in_ms, server)
+    def refuse_own_wait(self) -> None:
+        """Refuse to wait for the lock without a limit.
+
+        :raises SelfDeadlock: the caller is inside a block of the lock, which then never ends.
+        """
+        self._locks._blocks.refuse_own_wait(self._key, self._task())
+
+    def holder_in(self, pid: int) -> bytes:
+        """Return how the holder of a lease begins in a process of this machine; empty: unknown."""
+        return options.process_holder(pid) if self._holder_info.holder is None else b""
 
     def __repr__(self) -> str:
         renewed = ", renewed" if self._options.renewed else ""

@@ -230,6 +230,16 @@ class HolderInfo:
         """Encode it for a lease of the calling thread."""
         return (default_holder() if self.holder is None else self.holder) + self.metadata
 
+    def with_metadata(self, metadata: str) -> HolderInfo:
+        """Return the same holder with other metadata.
+
+        If both do not fit, the holder is shortened: only people read it, but code reads metadata.
+        """
+        raw, holder = b"\n" + metadata.encode("utf-8", "replace"), self.holder
+        if holder is not None:
+            holder = holder[: MAX_HOLDER_INFO_BYTES - len(raw)]
+        return HolderInfo(holder, raw)
+
 
 def holder_bytes(holder: object) -> bytes | None:
     """Encode the holder of leases; ``None``: :func:`default_holder`.

@@ -118,7 +118,7 @@ class LeaseRenewer:
             elif lease._read_claim():
                 self._check_again(lease, self._first_check_at(lease))
             elif (ttl_ms := lease._renewal_ms(now, self._renewed_until(lease))) is not None:
-                renewals.append((lease, ttl_ms, lease._revision))
+                renewals.append((lease, ttl_ms, lease._state.revision))
                 ends = min(ends, lease._state.deadline)
             else:
                 self._not_renewed(lease)
@@ -135,7 +135,7 @@ class LeaseRenewer:
     def _not_renewed(self, lease: LeaseBase) -> None:
         """Schedule the end of a lease that is not renewed any more."""
         if lease._renewed:
-            lease._renewed = False
+            lease._set_renewed(False)
             log.warning("lock %r is not renewed any more: max_hold is over", lease.name)
         self._check_again(lease, lease._state.deadline)
 
@@ -145,7 +145,7 @@ class LeaseRenewer:
         failures: list[LockError] = []
         for (lease, ttl_ms, revision), outcome in zip(renewals, outcomes, strict=True):
             if isinstance(outcome, float):
-                lease._confirm_until(outcome, revision)
+                lease._state.extended(outcome, revision)
                 self._check_again(lease, self._first_check_at(lease))
             elif isinstance(outcome, LockUnavailable):
                 # Retried until the local deadline.
@@ -164,10 +164,10 @@ class LeaseRenewer:
         """Report the loss of a lease, found here or by its holder."""
         if not self.drop(lease):
             return  # released, or reported, at the same time
-        if lease._passed_on:
+        if lease._state.passed_on:
             log.warning("the lease of lock %r was passed on and is now lost: %s", lease.name, why)
             return
-        lease._state.lost = True
+        lease._state.mark_lost()
         log.error("the lease of lock %r is lost: %s", lease.name, why)
         try:
             self._tell(lease)

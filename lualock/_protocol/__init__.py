@@ -17,7 +17,7 @@ file of its own.
 from lualock._protocol.abandon import ABANDON, WAIT, abandon_request
 from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
-from lualock._protocol.attempt import ACQUIRE, CHECK_LATE_S, CLAIM, CLAIM_MS
+from lualock._protocol.attempt import ACQUIRE, CLAIM
 from lualock._protocol.effects import (
     MIN_REQUEST_S,
     AwaitMessage,
@@ -34,17 +34,14 @@ from lualock._protocol.effects import (
     T,
     watched,
 )
-from lualock._protocol.extend import EXTEND, extend, extend_all, shortens
+from lualock._protocol.extend import EXTEND, extend, extend_all
 from lualock._protocol.inspect import INSPECT, inspect
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
 from lualock._protocol.replies import LockInfo, conflict
-from lualock._protocol.request import (
-    AcquireRequest,
-    LeaseState,
-    is_release_unknown,
-    release_unknown,
-)
+from lualock._protocol.request import AcquireRequest
 from lualock._protocol.resend import resend
+from lualock._protocol.schedule import CHECK_LATE_S, CLAIM_MS
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.stop_request import (
     RELEASE_REQUESTED,
@@ -98,15 +95,12 @@ __all__ = [
     "extend_all",
     "hand_over",
     "inspect",
-    "is_release_unknown",
     "leave",
     "note",
     "release",
     "release_requested",
-    "release_unknown",
     "request_release",
     "resend",
-    "shortens",
     "take",
     "undo",
     "wait",

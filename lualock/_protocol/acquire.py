@@ -11,7 +11,8 @@ from __future__ import annotations
 from lualock._protocol.abandon import give_back, schedule_cleanup
 from lualock._protocol.attempt import Attempt
 from lualock._protocol.effects import Steps
-from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.lease_state import LeaseState
+from lualock._protocol.request import AcquireRequest
 from lualock._protocol.server_clock import ServerClock
 from lualock._protocol.wait import abandon, wait
 from lualock.errors import KeyConflict, LockError, NotAcquired

@@ -17,31 +17,17 @@ from lualock._protocol.effects import (
     SendScript,
     Steps,
 )
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import Held, conflict
-from lualock._protocol.request import AcquireRequest, LeaseState, owned
+from lualock._protocol.request import AcquireRequest, owned
 from lualock._protocol.resend import still_unknown
+from lualock._protocol.schedule import YOUNG_S, next_check_s
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable, NotAcquired, QueueFull
 from lualock.scripts import SCRIPTS
 
 ACQUIRE = SCRIPTS["acquire"]
 CLAIM = SCRIPTS["claim"]
-CLAIM_MS = 2500
-"""How long a waiter that was granted the lock has to claim it; also in Lua."""
-
-CHECK_MAX_S = 60.0
-"""The longest time between two checks of a waiter; the queue's key lives three times as long."""
-
-CHECK_AT_END, CHECK_LEAST_S, CHECK_BEHIND_S = 8, 1.0, 0.5
-"""The first CHECK_AT_END waiters check when the lease ends: two of them always, the others at most
-every CHECK_LEAST_S. Those behind check at most every CHECK_BEHIND_S times the waiters ahead."""
-
-YOUNG_S = 0.08
-"""After how long a new waiter checks once more. In its first 60 ms (in Lua) it gets no message that
-it has become first."""
-
-CHECK_LATE_S = 0.005
-"""How long after the end of a lease the next waiter checks, so that it is not too early."""
 
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 """Pauses between the attempts to reach a server that does not answer."""
@@ -242,26 +228,11 @@ class Attempt:
         """Return how long to wait for a message before the next check of the queue."""
         assert self.held_reply is not None
         left_ms, ahead = self.held_reply[1], self.held_reply[5]
-        next_check_s: float = CHECK_MAX_S
-        if left_ms >= 0:
-            # When the lease expires it is the first waiter's turn, then the second's. Waiters ahead
-            # may have died with the holder; a check skips dead ones. Counted from the request,
-            # because its reply may have been read late.
-            left_s = left_ms / 1000 - (self.clock() - self.sent_at)
-            next_check_s = max(0.0, left_s) + CHECK_LATE_S * (ahead + 1)
-            if ahead > 1:
-                near = ahead < CHECK_AT_END
-                next_check_s = max(next_check_s, CHECK_LEAST_S if near else CHECK_BEHIND_S * ahead)
-        if ahead > 0:
-            # A message tells a waiter that it has become first. The message can be lost, or that
-            # waiter can die. So every waiter checks, but rarely: there may be many.
-            next_check_s = min(next_check_s, CLAIM_MS / 1000 * 2 ** min(max(1, ahead - 1), 8))
-        if (young_s := self.young_until - self.clock()) > 0:
-            # Even if this waiter is first: one with a higher priority may have come and gone.
-            next_check_s = min(next_check_s, young_s)
-        # Spread the checks of waiters that came together.
-        next_check_s = min(next_check_s, CHECK_MAX_S * (1 - ahead % 8 / 32))
-        return min(next_check_s, self.left_s())
+        now = self.clock()
+        # Counted from the request, because its reply may have been read late.
+        lease_left_s = None if left_ms < 0 else left_ms / 1000 - (now - self.sent_at)
+        check_s = next_check_s(ahead, lease_left_s, self.young_until - now)
+        return min(check_s, self.left_s())
 
     def mark_first(self, left_ms: int) -> None:
         """Note the message that this waiter is first now, and for how long the lock is held."""

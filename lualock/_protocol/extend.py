@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lualock._protocol.effects import Clock, Pipeline, RunScript, Steps
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import lost
-from lualock._protocol.request import AcquireRequest, LeaseState
+from lualock._protocol.request import AcquireRequest
 from lualock._protocol.resend import resend
 from lualock.errors import LockError, LockUnavailable
 from lualock.scripts import SCRIPTS
@@ -23,40 +24,23 @@ def extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, clock: Clock
     :raises LeaseLost: the lease had ended, or was released, before; nothing was changed.
     """
     sent_at = clock()
-    deadline = sent_at + ttl_ms / 1000
+    ttl_s = ttl_ms / 1000
     # Only a request marked so can shorten the lease: another that arrives late changes nothing.
-    shorten = shortens(state, deadline)
+    shorten = state.may_outlast(sent_at + ttl_s)
     step = _extend(request, state, ttl_ms, shorten=shorten)
-    claim, previous_deadline, at_most_s = state.claim, state.deadline, state.at_most_s
-    if shorten:  # without an answer it may still be executed at any time
-        state.claim, state.deadline = None, min(previous_deadline, deadline)
-        state.at_most_s = min(at_most_s, ttl_ms / 1000)
-    # Another thread or task may shorten the lease meanwhile: that is not undone here.
-    believed = state.deadline, state.at_most_s
+    shortening = state.shorten_to(sent_at + ttl_s, ttl_s) if shorten else None
     try:
         reply = yield step
-        if state.at_most_s == believed[1] and not step.doubled:
-            state.at_most_s = at_most_s
+        if shortening is not None and not step.doubled:
+            state.shortened(shortening)
     except LockUnavailable as error:
-        if shorten and not error.outcome_unknown and believed == (state.deadline, state.at_most_s):
-            state.claim, state.deadline, state.at_most_s = (
-                claim,
-                previous_deadline,
-                at_most_s,
-            )  # nothing done
+        if shortening is not None and not error.outcome_unknown:
+            state.not_shortened(shortening)
         reply = yield from resend(step, error)
     if reply == b"extended":
-        state.claimed_deadline = 0.0
-        return min(deadline, sent_at + state.at_most_s)
+        state.claim_superseded()
+        return state.certain_until(sent_at, ttl_s)
     raise lost(request.name, request.key, reply, "extended")
-
-
-def shortens(state: LeaseState, deadline: float) -> bool:
-    """Return whether the lease may last longer than that already.
-
-    A claim without an answer may have been executed.
-    """
-    return deadline < max(state.deadline, state.claimed_deadline)
 
 
 def _extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, *, shorten: bool) -> RunScript:
@@ -94,7 +78,7 @@ def extend_all(
                 return outcomes + [again] * (len(leases) - start)
         for (request, state, ttl_ms), reply in zip(part, replies, strict=True):
             if reply == b"extended":
-                outcomes.append(sent_at + min(ttl_ms / 1000, state.at_most_s))
+                outcomes.append(state.certain_until(sent_at, ttl_ms / 1000))
             elif isinstance(reply, LockError):
                 outcomes.append(reply)
             else:

@@ -1,11 +1,33 @@
-"""Wait in the queue: take a place, wait for the turn, claim the lock."""
+"""Wait in the queue: take a place, wait for the turn, claim the lock.
+
+A waiter is always in one of these states. ``acquire`` leads from *new* to *trying*; the rest is
+here.
+
+=========  ========================================  ===============================================
+state      what happens                              next
+=========  ========================================  ===============================================
+new        ``acquire`` is sent                       trying
+trying     the lock was free                         held
+..         it is held: subscribe, send ``wait``      queued; refused if the queue is full
+queued     the answer: the lock is the waiter's      held
+..         message ``=`` (it has become first)       queued, with an earlier next check
+..         an empty message; or the time of the      queued: ``wait`` is sent again, which keeps the
+           next check has come                       place
+..         a message with a fence                    granted
+..         the caller's time is over                 refused: ``abandon`` leaves the queue
+granted    the claim is sent in time, or answered    held
+           ``claimed``
+..         the claim came too late                   queued: the place was kept
+any        an error, a cancellation, a signal        abandoned: what the token has is given back
+=========  ========================================  ===============================================
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lualock._protocol.abandon import abandon_request
-from lualock._protocol.attempt import CLAIM_MS, Attempt
+from lualock._protocol.attempt import Attempt
 from lualock._protocol.effects import (
     AwaitMessage,
     PendingReply,
@@ -14,8 +36,9 @@ from lualock._protocol.effects import (
     Steps,
     Subscribe,
 )
+from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import Held
-from lualock._protocol.request import LeaseState
+from lualock._protocol.schedule import CLAIM_MS
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 
 REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
@@ -23,7 +46,8 @@ REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
 for locks that had waiters the last time: with 64 processes, most wake-ups only read that answer."""
 
 TRUSTED_S = 1.0
-"""A claim waits for its reply if the last answer is older: the connection may be dead then."""
+"""A claim waits for its reply if the last answer is older, because the connection may be dead then.
+Not if the driver repeats the claim in time: with 10,000 waiters in a loop that wait costs 20 %."""
 
 
 def wait(attempt: Attempt) -> Steps[LeaseState]:
@@ -106,10 +130,12 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
     if now > server.stale_at:
         server.refine(attempt.began_at, now, granted_us)
     granted_at = server.at_earliest(granted_us, now)
-    certain_until = granted_at + min(ttl_s, CLAIM_MS / 1000) if granted_at is not None else now
+    claim_s = min(ttl_s, CLAIM_MS / 1000)
+    certain_until = granted_at + claim_s if granted_at is not None else now
     # Before the first answer, the message itself shows that a request has arrived.
     alive = now - (attempt.answered_at if attempt.queued else attempt.sent_at) < TRUSTED_S
-    if alive and certain_until - now > min(ttl_s, CLAIM_MS / 1000) / 2:
+    arrives = alive or server.repeat_s < claim_s / 2
+    if arrives and certain_until - now > claim_s / 2:
         # There is enough time to begin at once, and to read the reply to the claim later.
         try:
             pending = yield attempt.claim(SendScript, lease_id)

@@ -99,7 +99,7 @@ class Lease(LeaseBase):
             end(block, error=error)
 
     def _leave(self, error: BaseException | None) -> None:
-        if self._passed_on or self._pid != fork.current():
+        if self._state.passed_on or self._pid != fork.current():
             return  # passed on; or the parent's lease
         if self._renewer is not None:
             self._renewer.drop(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,12 @@ def innermost_adapter(job: Any) -> jobs.JobAdapter:
             "pydantic=True of Celery) would never be called. Put it below locks.job"
         )
     return adapter
+
+
+def run_here(adapter: jobs.JobAdapter, args: Any, kwargs: Any, delivery: Any) -> Any:
+    """Run a job to its end in this thread; a coroutine gets an event loop of its own."""
+    result = adapter.run(args, kwargs, delivery)
+    return asyncio.run(result) if adapter.asynchronous else result
 
 
 def adapter_in(system: str, function: Any) -> jobs.JobAdapter:

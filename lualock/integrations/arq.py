@@ -63,7 +63,7 @@ def locked(job: Any) -> Callable[..., Any]:
         try:
             return await adapter.run(args, kwargs, delivery)
         except RetryLater as later:
-            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
+            if delivery is None or not later.is_of(delivery):
                 raise
             if not _retries_jobs(_worker_state(delivery.job_id)):
                 await _cancel(adapter, args, kwargs, delivery)

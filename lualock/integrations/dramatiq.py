@@ -102,7 +102,7 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             result = self.work.run(args, kwargs, delivery)
             return _run_coroutine(result) if self.work.asynchronous else result
         except RetryLater as later:
-            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
+            if delivery is None or not later.is_of(delivery):
                 raise
             delay_ms = int(later.delay_s * 1000)
         except Interrupt as interruption:

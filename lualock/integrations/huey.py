@@ -17,7 +17,6 @@ cannot carry a token, so the token of its reservation is derived from its id.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from datetime import datetime, timezone
@@ -30,7 +29,7 @@ from huey.utils import normalize_time
 
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations._adapters import innermost_adapter, run_here
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 from lualock.jobs.delivery import is_failure
 
@@ -133,10 +132,9 @@ def _locked(adapter: JobAdapter) -> Any:
             retry_s = functools.partial(_retry_s, task)
             delivery = Delivery(task.id, will_retry=retry_s, failed=_failed)
         try:
-            result = adapter.run(args, kwargs, delivery)
-            return asyncio.run(result) if adapter.asynchronous else result
+            return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
-            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
+            if not later.is_of(delivery):
                 raise
             raise RetryTask(str(later), delay=later.delay_s) from None
 

@@ -14,7 +14,6 @@ as RQ's own retries do. The token of a queued job travels in its ``meta``.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -29,7 +28,7 @@ from rq.job import Job, get_current_job
 
 from lualock import jobs
 from lualock._core.options import Seconds, seconds
-from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter
+from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter, run_here
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
 _META = "lualock"
@@ -52,12 +51,12 @@ def locked(job: Any) -> Any:
         delivered = None if _in_delivery.get() else get_current_job()
         if delivered is not None and getattr(delivered.func, "__lualock__", None) is not adapter:
             delivered = None  # another job calls this one
+        delivery = None if delivered is None else _delivery(delivered)
         reset_token = _in_delivery.set(_in_delivery.get() or delivered is not None)
         try:
-            result = adapter.run(args, kwargs, None if delivered is None else _delivery(delivered))
-            return asyncio.run(result) if adapter.asynchronous else result
+            return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
-            if delivered is None or later.job_id != delivered.id:  # of a job that this one calls
+            if delivered is None or not later.is_of(delivery):
                 raise
             if delivered.worker_name == _SYNC:
                 removed(delivered)

@@ -58,7 +58,7 @@ def locked(job: Any) -> Callable[..., Any]:
                 return await adapter.run((), kwargs, delivery)
             return await run_in_thread(adapter, (), kwargs, delivery)
         except RetryLater as later:
-            if delivered is not None and later.job_id == delivered.key:  # not of a job it calls
+            if delivered is not None and later.is_of(delivery):
                 # SAQ takes the delay from the job, and counts every delivery; this must not count.
                 delivered.meta[_OWN_DELAY] = [delivered.retry_delay, delivered.retry_backoff]
                 delivered.retry_delay, delivered.retry_backoff = later.delay_s, False

@@ -2,8 +2,8 @@
 
 * ``decorator`` and ``locked_job`` declare a job; ``declaration`` is what both make.
 * ``naming`` derives the lock's name from the job's arguments; ``identity`` is about ids and tokens.
-* ``run`` is the order of events of one run: ``acquire`` takes its lock, ``policies`` say what to do
-  while another holder has that lock, ``finish`` gives it up.
+* ``run`` is the order of events of one run: ``acquire`` takes its locks, ``policies`` say what to
+  do while another holder has one, ``finish`` gives them up, or keeps what the next delivery needs.
 * ``enqueue`` is the order of events of enqueueing, ``reservation`` what a queued job holds.
 * ``actions`` carries both orders of events out, for functions and for coroutines.
 * ``verbs`` and ``scripts/`` are the protocol of jobs, beyond that of locks.

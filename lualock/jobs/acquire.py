@@ -1,9 +1,9 @@
-"""Acquire one lock of a run: the first try, and what a policy may do after that."""
+"""Acquire the locks of a run, each with a first try and what a policy may do after that."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,15 +15,10 @@ from lualock._protocol import AcquireRequest, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
 from lualock.jobs.actions import Action, Actions
-from lualock.jobs.declaration import AnyLease, AnyLock, Job, check_policy
-from lualock.jobs.delivery import Delivery, RetryLater, Superseded, check_retry_s
+from lualock.jobs.declaration import AnyLease, AnyLock, AnyLocks, Job, check_policy
+from lualock.jobs.delivery import Delivery, RetryLater, Superseded
 from lualock.jobs.identity import job_metadata
-from lualock.jobs.reservation import (
-    extend_reservation,
-    release_reservation,
-    reservation_of,
-    reservation_request,
-)
+from lualock.jobs.reservation import Reservation
 
 log = logging.getLogger("lualock.jobs")
 
@@ -45,96 +40,69 @@ class Contention:
     remaining_s: float | None
 
 
-class Attempt:
-    """One run's attempt to acquire one of its locks.
-
-    Its methods are generators of actions, like those of :mod:`lualock.jobs.run`.
-    """
+class Run:
+    """One run of a job: its arguments, and an attempt at each of its locks."""
 
     def __init__(
         self,
         job: Job,
-        lock: AnyLock,
+        locks: AnyLocks,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         delivery: Delivery | None,
-        requests: list[AcquireRequest],
     ) -> None:
-        self.job = job
-        self.lock = lock
-        self.args, self.kwargs = args, kwargs
-        self.delivery = delivery
+        self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
         self.job_id = None if delivery is None else delivery.job_id
-        self.refused = NotAcquired()
-        self._requests = requests
-        self._owner = None if delivery is None else delivery.owner
-        self._driver: Any = lock._locks._driver
-        self._reservation: AnyLease | None = None  # while it must be renewed
+        # All requests for a lease, also those whose result an interruption discarded.
+        self.requests: list[AcquireRequest] = []
+        in_order = job.locks_in_order(locks, args, kwargs, self.job_id)
+        self.attempts = [Attempt(self, lock) for lock in in_order]
 
-    def take(self) -> Actions[AnyLease]:
-        """Acquire the lock, with the job's policy if it is held; call :meth:`give_up` on an error.
+    def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
+        """Return a call of a callback; see :meth:`Job.bind_callback`."""
+        return self.job.bind_callback(callback, self.args, self.kwargs, **extra)
+
+
+class Attempt:
+    """One run's attempt to acquire one of its locks; ``lease`` is what it has won.
+
+    Its methods are generators of actions, like those of :mod:`lualock.jobs.run`.
+    """
+
+    def __init__(self, run: Run, lock: AnyLock) -> None:
+        self.run, self.job, self.delivery, self.lock = run, run.job, run.delivery, lock
+        self.lease: AnyLease | None = None
+        self.refused = NotAcquired()
+        # What the job may have beside the lock, from its queue or an earlier delivery's policy.
+        self.reservation: Reservation | None = None
+        declared = run.job.options
+        if run.delivery is not None and (declared.reserves or declared.policy is not None):
+            self.reservation = Reservation(lock, run.delivery.owner)
+
+    def pop_lease(self) -> AnyLease | None:
+        """Return the lease, which the caller ends; the attempt does not have it any more."""
+        lease, self.lease = self.lease, None
+        return lease
+
+    def take(self) -> Actions[None]:
+        """Acquire the lock, with the job's policy if it is held; call :func:`give_up` on an error.
 
         :raises RetryLater: the job should be delivered again.
         :raises NotAcquired: the job does not run.
         """
-        request, server = self.lock._request(), self._driver.server_clock
-        self._requests.append(request)
-        if self._owner is None:
+        request, server = self.lock.request(), self.lock.server_clock
+        self.run.requests.append(request)
+        if self.delivery is None:
             steps = protocol.acquire(request, server, 0)
         else:
-            steps = verbs.start(request, self._owner, server)
+            steps = verbs.start(request, self.delivery.owner, server)
         try:
-            lease: AnyLease = yield partial(self.lock._hold, request, steps)
-            return lease
+            self.lease = yield partial(self.lock.hold, request, steps)
+            return
         except NotAcquired as refused:
             self.refused = refused
         yield from self._delay_redelivery()
-        return (yield from self.go_on(self.job.options.policy))
-
-    def give_up(self, error: BaseException) -> Actions[None]:
-        """End an attempt that failed with this error.
-
-        The reservation, and a lock that the job's last attempt kept for this one, stay only if the
-        job will be delivered again: other jobs are dropped while they exist.
-        """
-        if self._owner is None:
-            return
-        delay_s = error.delay_s if isinstance(error, RetryLater) else self._retry_s(error)
-        if isinstance(error, RetryLater) and self.delivery is not None and self.delivery.ended():
-            delay_s = None  # the job system ignores this retry
-        if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
-            yield from self._abandon_lock()
-        if not self._may_have_reservation():
-            return
-        if delay_s is not None and self.delivery is not None:
-            self.stop_renewal()
-            ttl_s = delay_s + self.job.options.queue_ttl_s
-            try:
-                yield from extend_reservation(self.lock, self._owner, ttl_s)
-            except GeneratorExit:
-                raise
-            except BaseException as interruption:
-                yield from self.give_up(interruption)  # this error replaces the RetryLater
-                raise
-        elif isinstance(error, LockUnavailable):
-            yield from self._abandon_reservation()
-        else:
-            yield from self._release_reservation_quietly()
-
-    def _retry_s(self, error: BaseException) -> float | None:
-        """Return in how many seconds the system retries a job that raises this, or ``None``."""
-        if isinstance(error, NotAcquired) or self.delivery is None:
-            return None
-        if isinstance(error, LockUnavailable) and self.job.options.when_unavailable != "raise":
-            return None  # it runs without its lock, or is dropped
-        try:
-            return check_retry_s(self.delivery.will_retry(error))
-        except Exception:
-            log.exception(
-                "whether job %s is retried is not known, so its reservation is released",
-                self.job.name,
-            )
-            return None
+        self.lease = yield from self.go_on(self.job.options.policy)
 
     def _delay_redelivery(self) -> Actions[None]:
         """Retry later, without the policy, if another delivery of this very job has the lock.
@@ -165,7 +133,8 @@ class Attempt:
     def contention(self) -> Contention:
         """What is known about the job and the holder now."""
         holder = self.refused.holder, self.refused.held_s, self.refused.remaining_s
-        return Contention(self.job.name, self.args, self.kwargs, self.job_id, *holder)
+        run = self.run
+        return Contention(run.job.name, run.args, run.kwargs, run.job_id, *holder)
 
     def refuse_own_wait(self, timeout: Seconds | None) -> None:
         """Refuse to wait without a limit for a run that this code itself is part of.
@@ -173,7 +142,7 @@ class Attempt:
         :raises SelfDeadlock: it is part of a run that holds the lock.
         """
         if timeout is None:
-            self.lock._locks._blocks.refuse_own_wait(self.lock._key, self.lock._task())
+            self.lock.refuse_own_wait()
 
     def wait(self, timeout: Seconds | None, request: AcquireRequest | None = None) -> Actions[Any]:
         """Wait in the lock's queue; then release the job's reservation, if it has one.
@@ -181,16 +150,18 @@ class Attempt:
         :raises NotAcquired: not within that time; it is stored as :attr:`refused`.
         :raises SelfDeadlock: this code is part of a run that holds the lock, and there is no limit.
         """
-        request = request or self.lock._request()
-        self._requests.append(request)
-        steps = self.lock._acquire(request, options.wait_s(timeout))
+        request = request or self.lock.request()
+        self.run.requests.append(request)
+        self.refuse_own_wait(timeout)
+        steps = protocol.acquire(request, self.lock.server_clock, options.wait_s(timeout))
         try:
-            lease: Any = yield partial(self.lock._hold, request, steps)
+            lease: Any = yield partial(self.lock.hold, request, steps)
         except NotAcquired as refused:
             self.refused = refused
             raise
         try:
-            yield from self._release_reservation()
+            if self.reservation is not None:
+                yield from self.reservation.release()
         except GeneratorExit:
             raise
         except BaseException:
@@ -216,7 +187,7 @@ class Attempt:
             ahead=refused.ahead,
         )
         retry.delay_s = delay_s
-        retry.job_id = self.job_id
+        retry.job_id = self.run.job_id
         raise retry from None
 
     def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Action:
@@ -225,26 +196,21 @@ class Attempt:
         :raises InvalidArgument: ``expires_in`` is not valid.
         """
         expires_in_ms = options.ttl_ms(expires_in, "expires_in")
-        server = self._driver.server_clock
+        server = self.lock.server_clock
         return self.action(stop_request.request_release(request, expires_in_ms, server))
 
     def action(self, steps: Steps[Any]) -> Action:
         """Return the action that carries out a protocol."""
-        return partial(self._driver.run, steps)
+        return partial(self.lock.run, steps)
 
     def reserve(self) -> Actions[None]:
         """Acquire the reservation, which one waiting job has, and renew it while the job waits.
 
         :raises Superseded: another job has it.
         """
-        if self._owner is None:
-            self._owner = self.lock._request().token
-        reservation = reservation_of(self.lock, self.job_id, None)
-        request = reservation._request()
-        request.token = self._owner
-        steps = verbs.reserve(request, self.lock.key, self._driver.server_clock, alone=False)
+        reservation = self.reservation or Reservation(self.lock, self.lock.request().token)
         try:
-            self._reservation = yield partial(reservation._hold, request, steps)
+            yield from reservation.hold()
         except verbs.AlreadyHeld as held:
             raise Superseded(
                 f"could not run the job: another one ({held.metadata or held.holder}) already "
@@ -255,64 +221,7 @@ class Attempt:
                 held_s=self.refused.held_s,
                 remaining_s=self.refused.remaining_s,
             ) from None
-
-    def _release_reservation(self) -> Actions[None]:
-        """Release the job's reservation.
-
-        :raises LockUnavailable: whether it was released is unknown.
-        """
-        if self._owner is not None and self._may_have_reservation():
-            self.stop_renewal()
-            yield from release_reservation(self.lock, self._owner)
-
-    def _release_reservation_quietly(self) -> Actions[None]:
-        """Release the job's reservation; in the background while the server is unreachable."""
-        try:
-            yield from self._release_reservation()
-        except LockUnavailable as error:
-            log.warning("the reservation of job %s stays for now: %s", self.job.name, error)
-            yield from self._abandon_reservation()
-
-    def release_everything(self) -> Actions[None]:
-        """Release the reservation and a kept lock of a job that ran without this lock."""
-        yield from self._abandon_lock()
-        yield from self._release_reservation_quietly()
-
-    def _abandon_lock(self) -> Actions[None]:
-        """Abandon the lock that the job's last attempt may have kept for this one."""
-        if self._owner is None or self.delivery is None or not self.job.options.keep_lock_on_retry:
-            return
-        request = self.lock._request()
-        request.token = self._owner
-        yield abandon_in_background(self._driver, request)
-
-    def _abandon_reservation(self) -> Actions[None]:
-        assert self._owner is not None
-        self.stop_renewal()
-        yield abandon_in_background(self._driver, reservation_request(self.lock, self._owner))
-
-    def _may_have_reservation(self) -> bool:
-        """Return whether the job may have one, from its queue or an earlier delivery's policy."""
-        declared = self.job.options
-        may_reserve = declared.reserves or declared.policy is not None
-        return self._reservation is not None or (self.delivery is not None and may_reserve)
-
-    def stop_renewal(self) -> None:
-        """Stop renewing the job's reservation; it then expires on its own."""
-        reservation, self._reservation = self._reservation, None
-        if reservation is not None and reservation._renewer is not None:
-            reservation._renewer.drop(reservation)
-
-
-def restore_ttl(lease: AnyLease, lock: AnyLock) -> Actions[None]:
-    """Give a lease the ttl and the renewal that the lock declares, when the run begins.
-
-    Until then the lease was renewed, because the run waited for another lock.
-
-    :raises LeaseLost: the lease ended meanwhile.
-    """
-    lease._renewed = lock._options.renewed
-    yield partial(lease.extend, lock.ttl)
+        self.reservation = reservation
 
 
 def release_quietly(lease: AnyLease) -> Actions[None]:
@@ -325,12 +234,4 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
     except LockError as error:
         log.warning("could not clean up after a job's lock: %s", error)
         if isinstance(error, LockUnavailable):
-            yield abandon_in_background(lease._driver, lease._request)
-
-
-def abandon_in_background(driver: Any, request: AcquireRequest) -> Action:
-    """Return the action that gives back what a token may hold, a lease or a reservation.
-
-    It goes on in the background until the server answers.
-    """
-    return partial(driver.cleanup_in_background, protocol.abandon_request(request))
+            yield lease.abandon_in_background

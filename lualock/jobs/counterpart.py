@@ -28,10 +28,7 @@ def locks_for(locks: AnyLocks, *, asynchronous: bool) -> AnyLocks:
     with _creation.lock:
         counterpart = _counterparts.get(locks)
         if counterpart is None:
-            # `locks` keeps the embedded server running, and outlives its counterpart.
-            kind = LocksBase._kinds[asynchronous]
-            counterpart = kind._of(locks._endpoint, None, locks._settings)
-            _counterparts[locks] = counterpart
+            counterpart = _counterparts[locks] = locks.counterpart()
     return cast(AnyLocks, counterpart)
 
 
@@ -40,6 +37,7 @@ def default_locks() -> _sync.Locks:
     global _default
     with _creation.lock:
         if _default is None:
-            locks = LocksBase._kinds[False]._of(*find_server(None, asynchronous=False), Settings())
+            found = find_server(None, asynchronous=False)
+            locks = LocksBase.for_endpoint(*found, Settings(), asynchronous=False)
             _default = cast("_sync.Locks", locks)
         return _default

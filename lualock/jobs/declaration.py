@@ -1,10 +1,10 @@
-"""Define a job as ``locks.job`` and ``LockedJob`` declare it: its options, its locks, its runs."""
+"""Define a job as ``locks.job`` and ``LockedJob`` declare it: its options, locks and callbacks."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,9 @@ from lualock._core.decorating import is_generator_function, is_kind
 from lualock._core.lease import LeaseBase
 from lualock._core.lock import LockBase, LocksBase
 from lualock._core.options import Seconds
-from lualock._protocol import AcquireRequest
 from lualock.errors import InvalidArgument
 from lualock.jobs import naming
-from lualock.jobs.delivery import Delivery
-from lualock.jobs.identity import job_holder_info
+from lualock.jobs.identity import job_metadata
 
 if TYPE_CHECKING:
     from lualock import _sync, aio
@@ -179,13 +177,17 @@ class Job:
             previous = self._lock_named(locks, self.previous_name, args, kwargs)
             if previous.key != result[0].key:
                 result.append(previous)
-        if job_id is not None:
-            for lock in result:
-                lock._holder_info = job_holder_info(lock._holder_info, job_id)
+        if len(result) == 1 and job_id is None:
+            return result
         result.sort(key=lambda lock: lock.key)
-        for lock in result[:-1]:  # renewed while the run waits for the others; see `restore_ttl`
-            lock._options = replace(lock._options, renew=True)
-        return result
+        metadata = None if job_id is None else job_metadata(job_id)
+        # All but the last are renewed while the run waits for the others; see `run._acquire_each`.
+        return [
+            lock.derived(
+                ttl=lock.ttl, renew=lock.renewed or lock is not result[-1], metadata=metadata
+            )
+            for lock in result
+        ]
 
     def _lock_named(
         self,
@@ -216,7 +218,7 @@ class Job:
         check_version(version, "a key's version")
         if key is None:
             return lambda *args, **kwargs: naming.lock_name(
-                self.name, naming.bind(self.signature, args, kwargs), version
+                self.name, naming.bind_arguments(self.signature, args, kwargs), version
             )
         if isinstance(key, str | bytes):
             if version:
@@ -265,28 +267,3 @@ class Job:
             if name in signature.parameters and name not in kwargs:
                 keywords[name] = value
         return partial(callback, *args, **keywords)
-
-
-class Run:
-    """One run of a job: its arguments, its locks, and the leases that it holds."""
-
-    def __init__(
-        self,
-        job: Job,
-        locks: AnyLocks,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        delivery: Delivery | None,
-    ) -> None:
-        self.job, self.args, self.kwargs, self.delivery = job, args, kwargs, delivery
-        self.job_id = None if delivery is None else delivery.job_id
-        self.locks = job.locks_in_order(locks, args, kwargs, self.job_id)
-        self.held: list[tuple[AnyLock, AnyLease]] = []
-        # Attempts that did not get their lock, and the job runs all the same.
-        self.failed_attempts: list[Any] = []
-        # All requests for a lease, also those whose result an interruption discarded.
-        self.requests: list[AcquireRequest] = []
-
-    def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
-        """Return a call of a callback; see :meth:`Job.bind_callback`."""
-        return self.job.bind_callback(callback, self.args, self.kwargs, **extra)

@@ -177,28 +177,7 @@ class JobMaker:
                 key_version=key_version,
                 previous_key=previous_key,
             )
-        innermost = inspect.unwrap(body)  # a wrapper has a name also where the wrapped has none
-        has_name = hasattr(innermost, "__qualname__") and hasattr(body, "__module__")
-        if not callable(body) or isinstance(body, type) or not has_name:
-            raise InvalidArgument(
-                f"could not make a job of this {type(body).__name__}: locks.job decorates "
-                "functions. Define a function that calls it"
-            )
-        if isinstance(body, staticmethod):
-            raise InvalidArgument(
-                "could not make a job of this staticmethod: @staticmethod goes above @locks.job. "
-                "Swap the two"
-            )
-        if hasattr(body, "__lualock__"):
-            raise InvalidArgument(
-                f"could not make a job of {body.__qualname__}: it is a job already, so its own "
-                "lock would refuse it. Use locks.job once"
-            )
-        if key is None and "<lambda>" in body.__qualname__:
-            raise InvalidArgument(
-                "could not derive a lock name for a lambda: it has no name. Use a named function, "
-                "or pass key="
-            )
+        _check_body(body, named=key is not None)
         for name, callback in (("on_skipped", on_skipped), ("on_expired", on_expired)):
             options.callback(callback, name)
         job = Job(
@@ -227,6 +206,36 @@ class JobMaker:
         elif ttl is not None:
             job.ttl = _constant(options.ttl_ms(ttl) / 1000)
         return _decorated(job, self._locks)
+
+
+def _check_body(body: Any, *, named: bool) -> None:
+    """Check that ``locks.job`` can decorate this.
+
+    :param named: whether the lock has a name that is not derived from the function's.
+    :raises InvalidArgument: it cannot.
+    """
+    innermost = inspect.unwrap(body)  # a wrapper has a name also where the wrapped has none
+    has_name = hasattr(innermost, "__qualname__") and hasattr(body, "__module__")
+    if not callable(body) or isinstance(body, type) or not has_name:
+        raise InvalidArgument(
+            f"could not make a job of this {type(body).__name__}: locks.job decorates "
+            "functions. Define a function that calls it"
+        )
+    if isinstance(body, staticmethod):
+        raise InvalidArgument(
+            "could not make a job of this staticmethod: @staticmethod goes above @locks.job. "
+            "Swap the two"
+        )
+    if hasattr(body, "__lualock__"):
+        raise InvalidArgument(
+            f"could not make a job of {body.__qualname__}: it is a job already, so its own "
+            "lock would refuse it. Use locks.job once"
+        )
+    if not named and "<lambda>" in body.__qualname__:
+        raise InvalidArgument(
+            "could not derive a lock name for a lambda: it has no name. Use a named function, "
+            "or pass key="
+        )
 
 
 def _constant(value: Any) -> Callable[..., Any]:

@@ -25,6 +25,10 @@ class RetryLater(NotAcquired):
     delay_s: float = 0.0
     job_id: str | None = None
 
+    def is_of(self, delivery: Delivery | None) -> bool:
+        """Return whether this delivery comes back, and not that of a job which its job called."""
+        return delivery is not None and self.job_id == delivery.job_id
+
 
 class Superseded(NotAcquired):
     """The job did not run, and need not: another job that begins later covers it."""

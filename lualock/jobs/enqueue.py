@@ -9,23 +9,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.options import Seconds
-from lualock._protocol import LeaseState
-from lualock.errors import InvalidArgument, LeaseLost, LockError, LockUnavailable
+from lualock.errors import InvalidArgument, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
 from lualock.jobs.declaration import AnyLock, AnyLocks, Job
-from lualock.jobs.delivery import RESERVE_S, Delivery, Enqueued, Refused, Reserved
+from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.identity import encode_token, job_id_of, job_metadata
-from lualock.jobs.reservation import extend_reservation, release_reservation, reservation_of
+from lualock.jobs.reservation import Reservation, release_held_by
 
 log = logging.getLogger("lualock.jobs")
 
@@ -64,7 +60,7 @@ class Entry:
         """Take the job's reservation, for some seconds."""
         job, declared = self.job, self.job.options
         job_metadata(job_id)
-        raw = self.locks[0]._request().token if token is None else encode_token(token)
+        raw = self.locks[0].request().token if token is None else encode_token(token)
         done: list[AnyLock] = []
         try:
             for lock in self.locks:
@@ -100,12 +96,8 @@ class Entry:
                 refused.metadata = info.metadata
                 raise refused
             return
-        request = reservation_of(lock, job_id, RESERVE_S)._request()
-        request.token = token
         alone = self.job.options.unique == "both"
-        driver: Any = lock._locks._driver
-        steps = verbs.reserve(request, lock.key, driver.server_clock, alone=alone)
-        yield partial(driver.run, steps)
+        yield from Reservation(lock, token, job_id).reserve(alone=alone)
 
     def refuse(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
         """Report a job that is not enqueued, and call ``on_enqueue_failed``."""
@@ -121,7 +113,7 @@ class Entry:
         existed = bool(token)
         for lock in self.locks if token else ():
             ttl_s = delay_s + self.job.options.queue_ttl_s
-            existed &= yield from extend_reservation(lock, encode_token(token), ttl_s)
+            existed &= yield from Reservation(lock, encode_token(token)).extend(ttl_s)
         return existed
 
     def cancel(self, job_id: str | None, token: str | None) -> Actions[None]:
@@ -138,32 +130,25 @@ class Entry:
         else:  # it was enqueued without unique=, and nothing is known about it
             return
         for lock in self.locks:
-            yield from release_reservation(lock, raw)
-            request = lock._request()
-            request.token = raw
-            driver: Any = lock._locks._driver
-            with suppress(LeaseLost):  # it waits for no retry
-                yield partial(driver.run, protocol.release(request, LeaseState(0, raw, math.inf)))
+            yield from Reservation(lock, raw).release()
+            yield from release_held_by(lock, raw)
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """Release the lock of a job whose process is dead; return whether it had the lock."""
         owner = Delivery(job_id, token).owner
         found = False
         for lock in self.locks:
-            holder = b""
-            if pid is not None and lock._locks._settings.holder_info.holder is None:
-                holder = options.process_holder(pid)
-            driver: Any = lock._locks._driver
-            steps = verbs.died(lock._request(), job_metadata(job_id), owner, holder)
-            found |= yield partial(driver.run, steps)
-            yield from release_reservation(lock, owner)
+            holder = b"" if pid is None else lock.holder_in(pid)
+            steps = verbs.died(lock.request(), job_metadata(job_id), owner, holder)
+            found |= yield partial(lock.run, steps)
+            yield from Reservation(lock, owner).release()
         return found
 
     def _undo(self, locks: list[AnyLock], token: str) -> Actions[None]:
         """Release reservations; one that cannot be released expires on its own in seconds."""
         for lock in locks if token else ():
             try:
-                yield from release_reservation(lock, encode_token(token))
+                yield from Reservation(lock, encode_token(token)).release()
             except LockError as error:
                 log.warning(
                     "the reservation of job %s expires on its own: %s", self.job.name, error

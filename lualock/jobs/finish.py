@@ -6,16 +6,13 @@ import logging
 from functools import partial
 from typing import Any, NamedTuple
 
-from lualock import _protocol as protocol
-from lualock._core import options
-from lualock._protocol import LeaseState, Steps, note
-from lualock.errors import LeaseLost, LockError, LockUnavailable
-from lualock.jobs import verbs
-from lualock.jobs.acquire import abandon_in_background
+from lualock._protocol import note
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.jobs.acquire import Attempt, Run
 from lualock.jobs.actions import Actions
-from lualock.jobs.declaration import AnyLease, AnyLock, Run
-from lualock.jobs.delivery import RESERVE_S, check_retry_s, is_failure
-from lualock.jobs.reservation import extend_reservation, reservation_of, reservation_request
+from lualock.jobs.declaration import AnyLease, AnyLock
+from lualock.jobs.delivery import Delivery, RetryLater, check_retry_s, is_failure
+from lualock.jobs.reservation import Reservation, abandon_held_by
 
 log = logging.getLogger("lualock.jobs")
 
@@ -26,10 +23,12 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
     keep = _what_to_keep(run, error, result)
     problem: LockError | None = None
     interruption: BaseException | None = None
-    while run.held:
-        lock, lease = run.held.pop()
+    failed = [attempt for attempt in run.attempts if attempt.lease is None]
+    for attempt in reversed(run.attempts):
+        if (lease := attempt.pop_lease()) is None:
+            continue
         try:
-            yield from _release_or_keep(run, lock, lease, keep)
+            yield from _release_or_keep(run, attempt.lock, lease, keep)
         except LeaseLost as lost:
             if lost.given_up:
                 continue  # the job itself released it
@@ -39,16 +38,16 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
             log.error("job %s could not release its lock: %s", job.name, unknown)
             problem = problem or unknown
             if isinstance(unknown, LockUnavailable):
-                yield abandon_in_background(lease._driver, lease._request)
+                yield lease.abandon_in_background
         except GeneratorExit:
             raise
         except BaseException as raised:
             interruption = interruption or raised
-            yield abandon_in_background(lease._driver, lease._request)
+            yield lease.abandon_in_background
     if keep is None:
         # Attempts that failed could clean up only if the server was reachable.
-        for attempt in run.failed_attempts:
-            yield from attempt.release_everything()
+        for attempt in failed:
+            yield from _release_everything(attempt)
     if interruption is not None:
         if keep is not None and _what_to_keep(run, interruption, None) is None:
             yield from _abandon_kept(run)
@@ -70,16 +69,6 @@ def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
         note(error, f"and then its expiry callback raised: {failure!r}")
 
 
-def _abandon_kept(run: Run) -> Actions[None]:
-    """Abandon what may have been kept for a retry that will not come."""
-    assert run.delivery is not None
-    for lock in run.locks:
-        request, driver = lock._request(), lock._locks._driver
-        request.token = run.delivery.owner
-        yield abandon_in_background(driver, request)
-        yield abandon_in_background(driver, reservation_request(lock, request.token))
-
-
 class _Keep(NamedTuple):
     """What a job keeps while it waits, and for how long: its lock, or only its reservation."""
 
@@ -91,7 +80,7 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
     """Return what the job keeps at the end of this run; ``None``: nothing."""
     declared = run.job.options
     try:
-        delay_s = _retry_s(run, error, result)
+        delay_s = _retry_s(run.delivery, error, result)
         failed = delay_s is None and error is not None and _failed(run, error)
     except Exception:
         log.exception(
@@ -107,8 +96,7 @@ def _what_to_keep(run: Run, error: BaseException | None, result: Any) -> _Keep |
     return None
 
 
-def _retry_s(run: Run, error: BaseException | None, result: Any) -> float | None:
-    delivery = run.delivery
+def _retry_s(delivery: Delivery | None, error: BaseException | None, result: Any) -> float | None:
     if delivery is None:
         return None
     return check_retry_s(
@@ -124,53 +112,86 @@ def _release_or_keep(run: Run, lock: AnyLock, lease: AnyLease, keep: _Keep | Non
     if keep is None:
         yield lease.release
     elif keep.keeps_lock:
-        yield from _keep_lock(run, lock, lease, keep.for_s)
+        token = None if run.delivery is None else run.delivery.owner
+        yield partial(lease.keep_for, lock.request(token, keep.for_s))
     else:
         # Reserve before the release, so that the job has one of the two at every moment.
         yield from _keep_reservation(run, lock, keep.for_s)
         yield lease.release
 
 
-def _keep_lock(run: Run, lock: AnyLock, lease: AnyLease, for_s: float) -> Actions[None]:
-    """Hand the lease over to the token of the job's next delivery."""
-    driver: Any = lock._locks._driver
-    request = lock._request()
-    if run.delivery is not None:
-        request.token = run.delivery.owner
-    request.ttl_ms = options.ttl_ms(min(for_s, options.MAX_TTL_S))
-    adopt = protocol.adopt(request, lease._request.token, driver.server_clock, "kept", fresh=False)
-    yield partial(_hand_over, lease, adopt)
-
-
-def _hand_over(lease: AnyLease, steps: Steps[LeaseState]) -> Any:
-    if lease._renewer is not None:
-        lease._renewer.drop(lease)
-    lease._state.released = True
-    return lease._driver.run(_hand_over_steps(lease, steps))
-
-
-def _hand_over_steps(lease: AnyLease, steps: Steps[LeaseState]) -> Steps[None]:
-    """Hand a lease over, or release it on an error, because nothing renews it any more."""
-    try:
-        yield from steps
-    except GeneratorExit:
-        raise
-    except BaseException:
-        yield from protocol.undo(lease._request)
-        raise
-
-
 def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
     assert run.delivery is not None
-    driver: Any = lock._locks._driver
-    reservation = reservation_of(lock, run.job_id, RESERVE_S)
-    request = reservation._request()
-    request.token = run.delivery.owner
-    reserve = verbs.reserve(request, lock.key, driver.server_clock, alone=False)
+    reservation = Reservation(lock, run.delivery.owner)
     try:
-        yield partial(driver.run, reserve)
+        yield from reservation.reserve()
     except LockError as error:
         log.info("job %s waits for its retry without a reservation: %s", run.job.name, error)
         return
     # First reserved for a short time: a copy of that request may arrive after the job has run.
-    yield from extend_reservation(lock, request.token, for_s)
+    yield from reservation.extend(for_s)
+
+
+def _abandon_kept(run: Run) -> Actions[None]:
+    """Abandon what may have been kept for a retry that will not come."""
+    assert run.delivery is not None
+    for attempt in run.attempts:
+        yield from abandon_held_by(attempt.lock, run.delivery.owner)
+        yield from Reservation(attempt.lock, run.delivery.owner).abandon()
+
+
+def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:
+    """End an attempt that failed with this error.
+
+    The reservation, and a lock that the job's last attempt kept for this one, stay only if the job
+    will be delivered again: other jobs are dropped while they exist.
+    """
+    delivery, reservation = attempt.delivery, attempt.reservation
+    delay_s = None if delivery is None else _delay_s(attempt, delivery, error)
+    if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
+        yield from _abandon_kept_lock(attempt)
+    if reservation is None:
+        return
+    if delay_s is not None:
+        try:
+            yield from reservation.extend(delay_s + attempt.job.options.queue_ttl_s)
+        except GeneratorExit:
+            raise
+        except BaseException as interruption:
+            yield from give_up(attempt, interruption)  # this error replaces the RetryLater
+            raise
+    elif isinstance(error, LockUnavailable):
+        yield from reservation.abandon()
+    else:
+        yield from reservation.release_quietly()
+
+
+def _delay_s(attempt: Attempt, delivery: Delivery, error: BaseException) -> float | None:
+    """Return in how many seconds the job that could not begin is delivered again, or ``None``."""
+    if isinstance(error, RetryLater):
+        return None if delivery.ended() else error.delay_s  # it ignores a retry of an ended job
+    if isinstance(error, NotAcquired):
+        return None
+    if isinstance(error, LockUnavailable) and attempt.job.options.when_unavailable != "raise":
+        return None  # it runs without its lock, or is dropped
+    try:
+        return _retry_s(delivery, error, None)
+    except Exception:
+        log.exception(
+            "whether job %s is retried is not known, so its reservation is released",
+            attempt.job.name,
+        )
+        return None
+
+
+def _abandon_kept_lock(attempt: Attempt) -> Actions[None]:
+    """Abandon the lock that the job's last attempt may have kept for this one."""
+    if attempt.delivery is not None and attempt.job.options.keep_lock_on_retry:
+        yield from abandon_held_by(attempt.lock, attempt.delivery.owner)
+
+
+def _release_everything(attempt: Attempt) -> Actions[None]:
+    """Release the reservation and a kept lock of a job that ran without this lock."""
+    yield from _abandon_kept_lock(attempt)
+    if attempt.reservation is not None:
+        yield from attempt.reservation.release_quietly()

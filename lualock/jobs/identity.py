@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from base64 import urlsafe_b64encode
 
-from lualock._core import options
 from lualock.errors import InvalidArgument
 
 _MAX_ID_BYTES = 128
@@ -50,18 +49,6 @@ def job_metadata(job_id: str) -> str:
     if len(raw) > _MAX_ID_BYTES or raw != job_id.encode("utf-8", "replace"):
         return f"long job {hashlib.sha256(raw).hexdigest()[:40]}"
     return f"job {job_id}"
-
-
-def job_holder_info(holder_info: options.HolderInfo, job_id: str) -> options.HolderInfo:
-    """Return the holder info for a lease of a job: the holder, and the job as metadata.
-
-    If both do not fit, the holder is shortened: only people read it, but code reads the id.
-    """
-    metadata = b"\n" + job_metadata(job_id).encode("utf-8", "replace")
-    holder = holder_info.holder
-    if holder is not None:
-        holder = holder[: options.MAX_HOLDER_INFO_BYTES - len(metadata)]
-    return options.HolderInfo(holder, metadata)
 
 
 def job_id_of(metadata: str) -> str | None:

@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec
 
 from lualock._core.options import Seconds
+from lualock._protocol import T
 from lualock.errors import InvalidArgument
-from lualock.jobs import run
-from lualock.jobs.actions import drive, drive_async
+from lualock.jobs import run, verbs
+from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.counterpart import locks_for
 from lualock.jobs.declaration import AnyLock, AnyLocks, Job
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.enqueue import Entry
-from lualock.jobs.reservation import reservation_of
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
+P = ParamSpec("P")
+
+
+def _of_both_apis(
+    verb: Callable[Concatenate[Any, AnyLocks, P], Actions[T]],
+) -> tuple[Callable[Concatenate[Any, P], T], Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]]:
+    """Return the two methods that carry a verb out: in this thread, and in this task.
+
+    :param verb: the method that returns the actions; ``locks`` are those of the API in question.
+    """
+
+    def plain(self: JobAdapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return drive(verb(self, self._locks_for(False), *args, **kwargs))
+
+    async def awaited(self: JobAdapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await drive_async(verb(self, self._locks_for(True), *args, **kwargs))
+
+    # What help() and the reference show: the verb without `locks`, and the result of its actions.
+    signature = inspect.signature(verb)
+    own, _, *others = signature.parameters.values()
+    result = str(signature.return_annotation).removeprefix("Actions[").removesuffix("]")
+    signature = signature.replace(parameters=[own, *others], return_annotation=result)
+    name = verb.__name__.removeprefix("_")
+    methods: list[tuple[Any, str]] = [(plain, name), (awaited, f"{name}_async")]
+    for method, name in methods:
+        method.__name__, method.__qualname__ = name, f"JobAdapter.{name}"
+        method.__doc__, method.__signature__ = verb.__doc__, signature
+    return plain, awaited
 
 
 class JobAdapter:
     """A declared job, as a function or as a class; :func:`adapter` finds it.
 
-    Each method of enqueueing exists twice, for producers that are plain code and for coroutines.
-    The kind of the job itself does not matter there.
+    Each method of enqueueing exists twice, as :meth:`enqueue` for producers that are plain code and
+    as ``enqueue_async`` for coroutines. The kind of the job itself does not matter there.
     """
 
     def __init__(self, job: Job, locks: Callable[[], AnyLocks]) -> None:
-        self._job = job
+        self.job = job
         self._locks = locks
         self.name = job.name
         self.body = job.body
@@ -36,14 +65,14 @@ class JobAdapter:
 
     def lock(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """Return the lock of a run with these arguments."""
-        return self._job.lock(self._locks_for(self.asynchronous), _as_tuple(args), kwargs or {})
+        return self.job.lock(self._locks_for(self.asynchronous), _as_tuple(args), kwargs or {})
 
     def reservation(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """Return the reservation of a queued job with these arguments, a lock of its own.
 
         The metadata of its ``inspect()`` says which job that is.
         """
-        return reservation_of(self.lock(args, kwargs), None, None)
+        return self.lock(args, kwargs).derived(verbs.RESERVATION)
 
     def run(
         self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None
@@ -56,10 +85,11 @@ class JobAdapter:
         :raises LockUnavailable: with ``when_unavailable="raise"``; the job did not run.
         """
         locks = self._locks_for(self.asynchronous)
-        return run.start(self._job, locks, _as_tuple(args), kwargs or {}, delivery)
+        return run.start(self.job, locks, _as_tuple(args), kwargs or {}, delivery)
 
-    def enqueue(
+    def _enqueue(
         self,
+        locks: AnyLocks,
         push: Callable[[str], Any],
         args: Args = (),
         kwargs: Kwargs | None = None,
@@ -67,103 +97,85 @@ class JobAdapter:
         job_id: str,
         token: str | None = None,
         delay: Seconds = 0.0,
-    ) -> Enqueued | Refused:
+    ) -> Actions[Enqueued | Refused]:
         """Push a job into its queue unless it conflicts with another one.
 
         Without ``unique=`` it is always pushed. What ``push`` raises is raised here, and the job
         then has no reservation.
 
         :param push: called at most once, with the token that must travel with the job; the token
-            is empty if none is needed.
+            is empty if none is needed. For ``enqueue_async`` it may be a coroutine function.
         :param token: a token derived from the job's id (:func:`token_of`), for systems that cannot
             carry one; ``None``: a fresh one.
         :param delay: seconds before the job is delivered; it keeps its reservation meanwhile.
         :raises InvalidArgument: a reservation cannot last that long; nothing was done.
         :raises LockUnavailable: with ``when_unavailable="raise"``; the job was not pushed.
         """
-        return drive(self._entry(args, kwargs).enqueue(push, job_id, token, delay))
+        return self._entry(locks, args, kwargs).enqueue(push, job_id, token, delay)
 
-    async def enqueue_async(
+    enqueue, enqueue_async = _of_both_apis(_enqueue)
+
+    def _reserve(
         self,
-        push: Callable[[str], Any],
+        locks: AnyLocks,
         args: Args = (),
         kwargs: Kwargs | None = None,
         *,
         job_id: str,
         token: str | None = None,
-        delay: Seconds = 0.0,
-    ) -> Enqueued | Refused:
-        """Do the same as :meth:`enqueue`; ``push`` may be a coroutine function."""
-        entry = self._entry(args, kwargs, asynchronous=True)
-        return await drive_async(entry.enqueue(push, job_id, token, delay))
-
-    def reserve(
-        self,
-        args: Args = (),
-        kwargs: Kwargs | None = None,
-        *,
-        job_id: str,
-        token: str | None = None,
-    ) -> Reserved | Refused:
+    ) -> Actions[Reserved | Refused]:
         """Take the job's reservation for some seconds: the first part of :meth:`enqueue`.
 
         The ``token`` of the result must travel with the job; it is empty if none is needed. The
         same token again gets the same reservation.
         """
-        return drive(self._entry(args, kwargs).reserve(job_id, token))
+        return self._entry(locks, args, kwargs).reserve(job_id, token)
 
-    async def reserve_async(
+    reserve, reserve_async = _of_both_apis(_reserve)
+
+    def _confirm(
         self,
+        locks: AnyLocks,
         args: Args = (),
         kwargs: Kwargs | None = None,
         *,
-        job_id: str,
-        token: str | None = None,
-    ) -> Reserved | Refused:
-        """Do the same as :meth:`reserve`."""
-        entry = self._entry(args, kwargs, asynchronous=True)
-        return await drive_async(entry.reserve(job_id, token))
-
-    def confirm(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: Seconds = 0.0
-    ) -> bool:
+        token: str,
+        delay: Seconds = 0.0,
+    ) -> Actions[bool]:
         """Keep the reservation of a job that is in its queue now.
 
         Return whether it existed: it does not if the job has begun, or if it expired.
         """
-        return drive(self._entry(args, kwargs).confirm(token, delay))
+        return self._entry(locks, args, kwargs).confirm(token, delay)
 
-    async def confirm_async(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, token: str, delay: Seconds = 0.0
-    ) -> bool:
-        """Do the same as :meth:`confirm`."""
-        entry = self._entry(args, kwargs, asynchronous=True)
-        return await drive_async(entry.confirm(token, delay))
+    confirm, confirm_async = _of_both_apis(_confirm)
 
-    def refuse(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, job_id: str, state: str = "queued"
-    ) -> Refused:
+    def _refuse(
+        self,
+        locks: AnyLocks,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+        *,
+        job_id: str,
+        state: str = "queued",
+    ) -> Actions[Refused]:
         """Report a job that its system itself did not push, because it has one with that id.
 
         This calls ``on_enqueue_failed``, as if lualock had refused the job.
         """
-        return drive(self._entry(args, kwargs).refuse(job_id, state, None))
+        return self._entry(locks, args, kwargs).refuse(job_id, state, None)
 
-    async def refuse_async(
-        self, args: Args = (), kwargs: Kwargs | None = None, *, job_id: str, state: str = "queued"
-    ) -> Refused:
-        """Do the same as :meth:`refuse`."""
-        entry = self._entry(args, kwargs, asynchronous=True)
-        return await drive_async(entry.refuse(job_id, state, None))
+    refuse, refuse_async = _of_both_apis(_refuse)
 
-    def cancel(
+    def _cancel(
         self,
+        locks: AnyLocks,
         args: Args = (),
         kwargs: Kwargs | None = None,
         *,
         job_id: str | None = None,
         token: str | None = None,
-    ) -> None:
+    ) -> Actions[None]:
         """Release what a job holds that was removed, revoked or purged, or could not be pushed.
 
         That is its reservation, and a lock that is kept for its retry. A run that has begun is not
@@ -174,29 +186,20 @@ class JobAdapter:
         :raises LockUnavailable: cancel again. Otherwise what the job holds expires on its own,
             after at most ``queue_ttl`` and its delay.
         """
-        drive(self._entry(args, kwargs).cancel(job_id, token))
+        return self._entry(locks, args, kwargs).cancel(job_id, token)
 
-    async def cancel_async(
-        self,
-        args: Args = (),
-        kwargs: Kwargs | None = None,
-        *,
-        job_id: str | None = None,
-        token: str | None = None,
-    ) -> None:
-        """Do the same as :meth:`cancel`."""
-        entry = self._entry(args, kwargs, asynchronous=True)
-        await drive_async(entry.cancel(job_id, token))
+    cancel, cancel_async = _of_both_apis(_cancel)
 
-    def died(
+    def _died(
         self,
+        locks: AnyLocks,
         args: Args = (),
         kwargs: Kwargs | None = None,
         *,
         job_id: str,
         token: str | None = None,
         pid: int | None = None,
-    ) -> bool:
+    ) -> Actions[bool]:
         """Release the lock of a job whose process is dead, before its lease ends.
 
         Return whether the job had the lock. A lock that is kept for the job's retry stays. Call
@@ -207,23 +210,12 @@ class JobAdapter:
             another process.
         :raises LockUnavailable: the lock expires on its own.
         """
-        return drive(self._entry(args, kwargs).died(job_id, token, pid))
+        return self._entry(locks, args, kwargs).died(job_id, token, pid)
 
-    async def died_async(
-        self,
-        args: Args = (),
-        kwargs: Kwargs | None = None,
-        *,
-        job_id: str,
-        token: str | None = None,
-        pid: int | None = None,
-    ) -> bool:
-        """Do the same as :meth:`died`."""
-        entry = self._entry(args, kwargs, asynchronous=True)
-        return await drive_async(entry.died(job_id, token, pid))
+    died, died_async = _of_both_apis(_died)
 
-    def _entry(self, args: Args, kwargs: Kwargs | None, *, asynchronous: bool = False) -> Entry:
-        return Entry(self._job, self._locks_for(asynchronous), _as_tuple(args), kwargs or {})
+    def _entry(self, locks: AnyLocks, args: Args, kwargs: Kwargs | None) -> Entry:
+        return Entry(self.job, locks, _as_tuple(args), kwargs or {})
 
     def _locks_for(self, asynchronous: bool) -> AnyLocks:
         return locks_for(self._locks(), asynchronous=asynchronous)

@@ -156,7 +156,7 @@ class LockedJob:
     @classmethod
     def _derived(cls, version: int, /, *args: Any, **kwargs: Any) -> str:
         if cls.identifier is None:
-            arguments = naming.bind(inspect.signature(cls.perform), args, kwargs)
+            arguments = naming.bind_arguments(inspect.signature(cls.perform), args, kwargs)
         else:
             arguments = {"(the result of identifier)": cls.identifier(*args, **kwargs)}
         return naming.lock_name(naming.qualified_name(cls), arguments, version)

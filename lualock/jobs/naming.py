@@ -101,7 +101,7 @@ _TAGGED: dict[type | tuple[type, ...], Callable[[Any], str]] = {
 }
 
 
-def bind(
+def bind_arguments(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments by parameter, with defaults.

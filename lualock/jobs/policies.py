@@ -89,7 +89,7 @@ class Replace:
 
     def take(self, attempt: Attempt) -> _Take:
         # The stop request and the wait share a token, so that no job asks itself to stop.
-        request = attempt.lock._request()
+        request = attempt.lock.request()
         withdraw = attempt.action(stop_request.withdraw(request))
         try:
             wait_s = options.delay_s(self.wait, "wait")

@@ -5,69 +5,115 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import suppress
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
 from lualock import _protocol as protocol
-from lualock._core import options
-from lualock._core.keys import waiters_key
-from lualock._protocol import AcquireRequest, LeaseState
-from lualock.errors import LeaseLost, LockError
+from lualock._protocol import LeaseState
+from lualock.errors import LeaseLost, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
-from lualock.jobs.declaration import AnyLock
-from lualock.jobs.identity import job_holder_info
+from lualock.jobs.declaration import AnyLease, AnyLock
+from lualock.jobs.delivery import RESERVE_S
+from lualock.jobs.identity import job_metadata
 
 log = logging.getLogger("lualock.jobs")
 
 
-def reservation_of(lock: AnyLock, job_id: str | None, ttl: float | None) -> AnyLock:
-    """Return the reservation that belongs to a lock; without a ttl it is renewed."""
-    reservation = lock._locks.lock(lock._name, ttl)
-    if job_id is not None:
-        reservation._holder_info = job_holder_info(reservation._holder_info, job_id)
-    reservation._key = verbs.reservation_key(lock.key)
-    reservation._queue = waiters_key(reservation._key)
-    return reservation
+class Reservation:
+    """The reservation of one job beside one of its locks.
 
+    The methods that ask the server are generators of actions.
 
-def reservation_request(lock: AnyLock, token: bytes) -> AcquireRequest:
-    """Return a request for a reservation of which only the token is known."""
-    key = verbs.reservation_key(lock.key)
-    request = lock._request()
-    request.key, request.queue, request.token = key, waiters_key(key), token
-    return request
-
-
-def release_reservation(lock: AnyLock, token: bytes) -> Actions[None]:
-    """Release a reservation, if it exists."""
-    driver: Any = lock._locks._driver
-    state = LeaseState(0, token, math.inf)
-    with suppress(LeaseLost):  # it does not exist any more
-        yield partial(driver.run, protocol.release(reservation_request(lock, token), state))
-
-
-def extend_reservation(lock: AnyLock, token: bytes, ttl_s: float) -> Actions[bool]:
-    """Keep a reservation for at least ``ttl_s`` seconds from now; return whether it still existed.
-
-    An unreachable server raises nothing: the reservation then expires earlier.
+    :param token: the job's token, which may have the reservation.
+    :param job_id: the job to note with it; ``None``: the one that is noted with the lock, if any.
     """
-    driver: Any = lock._locks._driver
-    ttl_ms = options.ttl_ms(min(ttl_s, options.MAX_TTL_S))
-    try:
-        yield partial(
-            driver.run,
-            # An unknown deadline: the reservation is not shortened.
-            protocol.extend(
-                reservation_request(lock, token),
-                LeaseState(0, token, -math.inf),
-                ttl_ms,
-                driver.clock,
-            ),
-        )
-    except LeaseLost:
-        return False
-    except LockError as error:
-        log.warning("a job's reservation beside lock %r expires early: %s", lock.name, error)
-        return False
-    return True
+
+    def __init__(self, lock: AnyLock, token: bytes, job_id: str | None = None) -> None:
+        self._running, self._token, self._job_id = lock, token, job_id
+        self._lease: AnyLease | None = None  # while it is renewed
+
+    @cached_property
+    def _lock(self) -> AnyLock:
+        metadata = None if self._job_id is None else job_metadata(self._job_id)
+        return self._running.derived(verbs.RESERVATION, RESERVE_S, metadata=metadata)
+
+    def reserve(self, *, alone: bool = False) -> Actions[None]:
+        """Take the reservation for :data:`RESERVE_S` seconds.
+
+        :param alone: refuse also while a job runs.
+        :raises AlreadyHeld: another job has it, or a job runs.
+        """
+        request = self._lock.request(self._token)
+        server = self._lock.server_clock
+        steps = verbs.reserve(request, self._running.key, server, alone=alone)
+        yield partial(self._lock.run, steps)
+
+    def hold(self) -> Actions[None]:
+        """Take the reservation, and renew it while the job waits.
+
+        :raises AlreadyHeld: another job has it.
+        """
+        renewed = self._lock.derived()
+        request = renewed.request(self._token)
+        steps = verbs.reserve(request, self._running.key, renewed.server_clock, alone=False)
+        self._lease = yield partial(renewed.hold, request, steps)
+
+    def stop_renewal(self) -> None:
+        """Stop renewing the reservation; it then expires on its own."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.stop_renewal()
+
+    def extend(self, ttl_s: float) -> Actions[bool]:
+        """Keep the reservation for at least ``ttl_s`` seconds; return whether it still existed.
+
+        An unreachable server raises nothing: the reservation then expires earlier.
+        """
+        self.stop_renewal()
+        request = self._lock.request(self._token, ttl_s)
+        state = LeaseState(0, self._token, -math.inf)  # an unknown deadline: it is not shortened
+        clock = self._lock.server_clock.clock
+        try:
+            yield partial(self._lock.run, protocol.extend(request, state, request.ttl_ms, clock))
+        except LeaseLost:
+            return False
+        except LockError as error:
+            name = self._lock.name
+            log.warning("a job's reservation beside lock %r expires early: %s", name, error)
+            return False
+        return True
+
+    def release(self) -> Actions[None]:
+        """Release the reservation, if it exists.
+
+        :raises LockUnavailable: whether it was released is unknown.
+        """
+        self.stop_renewal()
+        yield from release_held_by(self._lock, self._token)
+
+    def release_quietly(self) -> Actions[None]:
+        """Release the reservation; in the background while the server is unreachable."""
+        try:
+            yield from self.release()
+        except LockUnavailable as error:
+            log.warning(
+                "a job's reservation beside lock %r stays for now: %s", self._lock.name, error
+            )
+            yield from self.abandon()
+
+    def abandon(self) -> Actions[None]:
+        """Release the reservation in the background, until the server answers."""
+        self.stop_renewal()
+        yield from abandon_held_by(self._lock, self._token)
+
+
+def release_held_by(lock: AnyLock, token: bytes) -> Actions[None]:
+    """Release a lock or a reservation, if this token has it."""
+    state = LeaseState(0, token, math.inf)
+    with suppress(LeaseLost):
+        yield partial(lock.run, protocol.release(lock.request(token), state))
+
+
+def abandon_held_by(lock: AnyLock, token: bytes) -> Actions[None]:
+    """Release in the background what this token may have."""
+    yield partial(lock.abandon_in_background, lock.request(token))

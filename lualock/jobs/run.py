@@ -18,15 +18,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from lualock import _protocol as protocol
 from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
-from lualock.jobs.acquire import Attempt, abandon_in_background, release_quietly, restore_ttl
+from lualock.jobs.acquire import Run, release_quietly
 from lualock.jobs.actions import Actions, drive, drive_async
-from lualock.jobs.declaration import AnyLease, AnyLocks, Job, Run
+from lualock.jobs.declaration import AnyLease, AnyLocks, Job
 from lualock.jobs.delivery import Delivery, RetryLater
-from lualock.jobs.finish import finish
+from lualock.jobs.finish import finish, give_up
 
 log = logging.getLogger("lualock.jobs")
 
@@ -49,12 +48,14 @@ def execute(run: Run) -> Actions[Any]:
         _current.set(outer_runs)
         for request in run.requests:
             if request.state is not None and not _is_over(request.state):
-                yield abandon_in_background(run.locks[0]._locks._driver, request)
+                yield partial(run.attempts[0].lock.abandon_in_background, request)
         raise
+    finally:
+        run.attempts.clear()  # each refers to the run: a cycle would keep their leases alive
 
 
 def _is_over(state: LeaseState) -> bool:
-    return state.released or state.lost or protocol.is_release_unknown(state)
+    return state.released or state.lost or state.is_release_unknown
 
 
 def _execute(run: Run) -> Actions[Any]:
@@ -73,9 +74,10 @@ def _execute(run: Run) -> Actions[Any]:
     # With two locks, the first-acquired one comes last: a job that wants to replace this run is
     # refused at that lock, and sends its stop request there. Code that knows only the other name
     # sends it to the other lock.
-    if run.held:
-        run.held[0][1]._sibling_leases = tuple(lease for _, lease in run.held[1:])
-    leases = ((lock.key, lease) for lock, lease in reversed(run.held))
+    held = [(one.lock, one.lease) for one in run.attempts if one.lease is not None]
+    if held:
+        held[0][1].link(tuple(lease for _, lease in held[1:]))
+    leases = ((lock.key, lease) for lock, lease in reversed(held))
     outer_runs = _current.get()
     try:
         _current.set((*outer_runs, *leases))
@@ -84,7 +86,7 @@ def _execute(run: Run) -> Actions[Any]:
                 f"could not run job {job.name}: its job system gave it up while it waited for its "
                 "lock"
             )
-        blocks = [lock._inside(lease) for lock, lease in run.held]
+        blocks = [lock.begin_block(lease) for lock, lease in held]
         try:
             result = yield partial(job.body, *run.args, **run.kwargs)
         finally:
@@ -116,35 +118,38 @@ def _acquire_all(run: Run) -> Actions[None]:
         unavailable = isinstance(error, LockUnavailable)
         if unavailable and when_unavailable == "run":
             log.warning("job %s runs without its lock: %s", run.job.name, error)
-            for _, lease in run.held:  # it waits for no other lock any more; see `restore_ttl`
-                lease._renewed = run.locks[-1]._options.renewed
+            for attempt in run.attempts:
+                if attempt.lease is not None and not run.attempts[-1].lock.renewed:
+                    attempt.lease.stop_renewal()  # it waits for no other lock any more
             return
-        while run.held:
-            yield from release_quietly(run.held.pop()[1])
+        for attempt in reversed(run.attempts):
+            if (lease := attempt.pop_lease()) is not None:
+                yield from release_quietly(lease)
         if unavailable and when_unavailable == "skip":
-            raise NotAcquired(str(error), name=run.locks[-1].name) from error
+            raise NotAcquired(str(error), name=run.attempts[-1].lock.name) from error
         raise
 
 
 def _acquire_each(run: Run) -> Actions[None]:
-    attempts = [
-        Attempt(run.job, lock, run.args, run.kwargs, run.delivery, run.requests)
-        for lock in run.locks
-    ]
+    *first, last = run.attempts
     try:
-        for attempt in attempts:
-            lease = yield from attempt.take()
-            run.held.append((attempt.lock, lease))
-        for _, lease in run.held[:-1]:
-            yield from restore_ttl(lease, run.locks[-1])
+        for attempt in run.attempts:
+            yield from attempt.take()
+        # The first were renewed while the run waited. Give them their own ttl, now that it begins.
+        for attempt in first:
+            assert attempt.lease is not None
+            if not last.lock.renewed:
+                attempt.lease.stop_renewal()
+            yield partial(attempt.lease.extend, last.lock.ttl)
     except GeneratorExit:
-        for attempt in attempts:
-            attempt.stop_renewal()
+        for attempt in run.attempts:
+            if attempt.reservation is not None:
+                attempt.reservation.stop_renewal()
         raise
     except BaseException as error:
-        run.failed_attempts = attempts[len(run.held) :]
-        for attempt in run.failed_attempts:
-            yield from attempt.give_up(error)
+        for attempt in run.attempts:
+            if attempt.lease is None:
+                yield from give_up(attempt, error)
         raise
 
 
@@ -156,7 +161,8 @@ def start(
     delivery: Delivery | None = None,
 ) -> Any:
     """Run a job; for a coroutine function, return the coroutine that runs it."""
-    actions = execute(Run(job, locks, args, kwargs, delivery))
+    run = Run(job, locks, args, kwargs, delivery)
+    actions = execute(run)
     return drive_async(actions) if job.asynchronous else drive(actions)
 
 

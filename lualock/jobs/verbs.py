@@ -53,9 +53,13 @@ def _already_held(
     return error
 
 
+RESERVATION = b":reservation"
+"""What follows a lock's key in the key of its reservation."""
+
+
 def reservation_key(lock: bytes) -> bytes:
     """Return the key of the reservation that belongs to a lock's key."""
-    return lock + b":reservation"
+    return lock + RESERVATION
 
 
 def reserve(

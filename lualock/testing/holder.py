@@ -10,16 +10,13 @@ import json
 import sys
 
 import lualock
-from lualock._core.keys import waiters_key
 
 
 def main() -> None:
     request = json.loads(sys.argv[1])
-    name, ttl = bytes.fromhex(request["name"]), request["ttl"]
+    key = bytes.fromhex(request["key"])
     with lualock.connect(prefix=request["prefix"]) as locks:
-        lock = locks.lock(name, ttl, metadata=request["metadata"])
-        lock._key = bytes.fromhex(request["key"])
-        lock._queue = waiters_key(lock._key)
+        lock = locks.lock_at(key, request["ttl"], metadata=request["metadata"])
         try:
             lease = lock.acquire(timeout=0)
         except lualock.LockError as error:

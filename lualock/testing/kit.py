@@ -48,22 +48,20 @@ class LockKit:
         """Return the same lock, among the locks of this kit."""
         if isinstance(lock, str | bytes):
             return self._locks.lock(lock)
-        if _server_of(lock) != _server_of(self._locks.lock("x")):
+        theirs = lock.locks
+        if theirs.server != self._locks.server:
             raise InvalidArgument(
                 f"could not use lock {lock.name!r}: it is not on the server of this kit. Before "
                 "the program under test is imported, set LUALOCK_URL, or the program's own "
                 "setting, to the URL of the fixture lualock_server; or give the job its locks in "
                 "the test (monkeypatch)"
             )
-        prefix = lock._locks._settings.prefix
-        if prefix != self._locks._settings.prefix:
+        if theirs.prefix != self._locks.prefix:
             raise InvalidArgument(
-                f"could not use lock {lock.name!r}: it has another prefix, {prefix!r}. Make a "
-                "LockKit with that prefix"
+                f"could not use lock {lock.name!r}: it has another prefix, {theirs.prefix!r}. "
+                "Make a LockKit with that prefix"
             )
-        same = self._locks.lock(lock._name)
-        # The reservation of a queued job has keys of its own.
-        same._key, same._queue = lock._key, lock._queue
+        same: sync.Lock = self._locks.lock_at(lock.key)  # by name, a reservation would be its lock
         return same
 
     def assert_locked(self, lock: AnyLock | str | bytes, *, metadata: str | None = None) -> None:
@@ -103,8 +101,7 @@ class LockKit:
 
         :param ttl: seconds that the lease lasts; left out, the lease is renewed.
         """
-        same = self.lock(lock)
-        other = OtherProcess(self._url, self._prefix, same._name, same.key, ttl, metadata)
+        other = OtherProcess(self._url, self._prefix, self.lock(lock).key, ttl, metadata)
         self._others.append(other)
         return other
 
@@ -145,13 +142,6 @@ class LockKit:
         import redis
 
         return redis.Redis.from_url(self._url)
-
-
-def _server_of(lock: AnyLock) -> tuple[object, int]:
-    """Return the server and the database of a lock, with the defaults of redis-py."""
-    settings = lock._locks._endpoint.settings
-    host, port = settings.get("host") or "localhost", int(settings.get("port") or 6379)
-    return settings.get("path") or (host, port), int(settings.get("db") or 0)
 
 
 def _wait_until(condition: Any) -> None:

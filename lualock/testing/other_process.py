@@ -22,15 +22,12 @@ class OtherProcess:
         self,
         url: str,
         prefix: str,
-        name: str | bytes,
         key: bytes,
         ttl: Seconds | None,
         metadata: str,
     ) -> None:
-        raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
         ttl_s = None if ttl is None else options.ttl_ms(ttl) / 1000
-        request = {"prefix": prefix, "name": raw.hex(), "ttl": ttl_s, "metadata": metadata}
-        request["key"] = key.hex()  # a queued job's reservation has another key than its name's
+        request = {"prefix": prefix, "key": key.hex(), "ttl": ttl_s, "metadata": metadata}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lualock.testing.holder", json.dumps(request)],
             stdin=subprocess.PIPE,

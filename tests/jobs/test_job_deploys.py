@@ -82,7 +82,7 @@ async def test_neighbours_exclude_each_other(versions: Versions) -> None:
 
 def _locks(queue: Queue, *args: Any) -> list[Any]:
     work = queue.work
-    return work._job.locks_in_order(work._locks_for(work.asynchronous), args, {})
+    return work.job.locks_in_order(work._locks_for(work.asynchronous), args, {})
 
 
 async def test_a_refusal_gives_the_other_name_back(versions: Versions) -> None:
@@ -209,7 +209,7 @@ def test_of_two_producers_one_is_not_refused(locks: lualock.Locks) -> None:
     made = locks.job(key="b", previous_key="a", unique="queued")(job)
     back = locks.job(key="a", previous_key="b", unique="queued")(job)
     steps = {
-        name: jobs.adapter(each)._entry((), {}).reserve(name, None)
+        name: jobs.adapter(each)._entry(locks, (), {}).reserve(name, None)
         for name, each in (("made", made), ("back", back))
     }
     results: dict[str, Any] = {}

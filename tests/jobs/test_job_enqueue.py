@@ -19,7 +19,7 @@ import pytest
 import lualock
 from lualock._transport.asyncio import background as asyncio_background
 from lualock.jobs import RESERVE_S, Enqueued, Refused, Reserved, RetryLater, adapter, token_of
-from lualock.jobs.identity import job_holder_info, job_metadata
+from lualock.jobs.identity import job_metadata
 from tests.jobs.test_job_policies import ODD
 from tests.jobs.test_jobs import Log, as_job
 from tests.support.delivery import Queue, held, reservation_of
@@ -623,7 +623,7 @@ async def test_an_id_that_is_not_valid_text(api: World) -> None:
     refused = await queue.put(1, job_id=second)
     assert (refused.job_id, refused.state) == (None, "queued")
     lock = queue.work.lock((1,))
-    lock._holder_info = job_holder_info(lock._holder_info, first)
+    lock = lock.derived(metadata=job_metadata(first))
     lease = await settle(lock.acquire())
     with pytest.raises(RetryLater):
         await queue.deliver()

@@ -92,7 +92,8 @@ def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
     group.run()
     pipe.run()
     late.run()
-    worker = dramatiq.Worker(broker, worker_timeout=100)
+    # One thread, because two messages are "busy": at the same time, one would be dropped.
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=1)
     worker.start()
     try:
         assert list(group.get_results(block=True, timeout=20_000)) == ["shown ('busy',)", None]

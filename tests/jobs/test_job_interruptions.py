@@ -12,9 +12,8 @@ import pytest
 import lualock
 from lualock import _protocol as protocol
 from lualock import jobs
-from lualock.jobs.declaration import Run
+from lualock.jobs.acquire import Run
 from lualock.jobs.enqueue import Entry
-from lualock.jobs.finish import _hand_over_steps
 from lualock.jobs.run import execute
 
 Make = Callable[[lualock.Locks], Any]
@@ -59,14 +58,14 @@ def _run(policy: Any = None, token: str | None = None, **options: Any) -> Make:
         if token is not None:
             work.reserve(job_id="a", token=token)
         delivery = jobs.Delivery("a", token, will_retry=lambda error: 5)
-        return execute(Run(work._job, locks, (), {}, delivery))
+        return execute(Run(work.job, locks, (), {}, delivery))
 
     return make
 
 
 def _enqueue(locks: lualock.Locks) -> Any:
     work = jobs.adapter(locks.job(key="two", previous_key="one", unique="both")(_work))
-    return Entry(work._job, locks, (), {}).enqueue(lambda token: None, "a", "t" * 22, 0.0)
+    return Entry(work.job, locks, (), {}).enqueue(lambda token: None, "a", "t" * 22, 0.0)
 
 
 # How the actions are made, whether the lock is held, and how many keys are in use at the end when
@@ -133,7 +132,7 @@ def test_a_job_without_a_server_keeps_no_reservation(
         work = jobs.adapter(job)
         work.reserve(job_id="a", token="t" * 22)
         delivery = jobs.Delivery("a", "t" * 22, will_retry=lambda error: 5)
-        actions = execute(Run(work._job, locks, (), {}, delivery))
+        actions = execute(Run(work.job, locks, (), {}, delivery))
         assert play(actions, 1, lualock.LockUnavailable("struck"))
     assert _in_use(one_client) == []
 
@@ -147,7 +146,7 @@ def test_an_interruption_after_a_replacement_keeps_no_lock(
     with lualock.connect(one_server.url) as locks, lualock.connect(one_server.url) as others:
         work = jobs.adapter(locks.job(key="new", policy=jobs.Replace(10))(_work))
         others.lock("new", ttl=0.1).acquire()
-        actions = execute(Run(work._job, locks, (), {}, None))
+        actions = execute(Run(work.job, locks, (), {}, None))
         assert play(actions, 4, Interruption())  # try, request, wait, withdraw
     assert b"lualock:{new}" not in _in_use(one_client)  # (its stop request is withdrawn)
 
@@ -163,7 +162,7 @@ def test_an_interruption_on_the_way_back_keeps_no_reservation(
         work = jobs.adapter(job)
         work.reserve(job_id="a", token="t" * 22)
         with others.lock("new"):
-            actions = execute(Run(work._job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
+            actions = execute(Run(work.job, locks, (), {}, jobs.Delivery("a", "t" * 22)))
             assert play(actions, 2, Interruption())  # start, keep the reservation
     assert _in_use(one_client) == []
 
@@ -189,7 +188,7 @@ def test_a_job_that_is_not_tried_again_keeps_no_lock(
             raise ValueError
 
     with lualock.connect(one_server.url) as locks:
-        job = jobs.adapter(locks.job(key="new", keep_lock_on_retry=True, **options)(work))._job
+        job = jobs.adapter(locks.job(key="new", keep_lock_on_retry=True, **options)(work)).job
         retried = jobs.Delivery(
             "a", "t" * 22, will_retry=lambda error: 5 if isinstance(error, ValueError) else None
         )
@@ -220,18 +219,17 @@ def test_an_interruption_while_the_lock_is_kept_for_a_retry(
     one_client.flushall()
     with lualock.connect(one_server.url) as locks:
         lease = locks.lock("new").acquire()
-        ask, driver = locks.lock("new")._request(), locks._driver
-        adopts = protocol.adopt(ask, lease._request.token, driver.server_clock, "kept")
+        request = locks.lock("new").request()
 
         def interrupted() -> protocol.Steps[None]:
-            steps = _hand_over_steps(lease, adopts)
+            steps = lease._keep_for(request)
             next(steps)  # and so it is never sent
             step = steps.throw(Interruption())
             while True:
                 step = steps.send((yield step))
 
         with pytest.raises(Interruption):
-            driver.run(interrupted())
+            locks.lock("new").run(interrupted())
     assert _in_use(one_client) == []
 
 
@@ -253,7 +251,7 @@ def test_a_reservation_for_a_retry_is_made_before_it_is_extended(
             (5, 3605),
         ):  # start, the job, reserve, keep, release
             with suppress(ValueError):
-                play(execute(Run(work._job, locks, (), {}, delivery)), at, Interruption())
+                play(execute(Run(work.job, locks, (), {}, delivery)), at, Interruption())
             left_s = one_client.pttl("lualock:{new}:reservation") / 1000
             assert most_s - 5 < left_s <= most_s
             one_client.flushall()
@@ -275,7 +273,7 @@ def test_an_interruption_when_all_is_kept_for_a_retry_keeps_nothing(
         )
         for at in range(1, 6):  # start, the job, reserve, keep, release; or adopt
             one_client.flushall()
-            actions = execute(Run(work._job, locks, (), {}, delivery))
+            actions = execute(Run(work.job, locks, (), {}, delivery))
             try:
                 play(actions, at, Interruption())
             except ValueError:  # there are no more

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,6 +68,25 @@ async def test_a_job_runs_and_frees_its_lock(api: World, locks: Any) -> None:
     job = job_class(api, locks, work)
     assert await settle(job.run(17)) == "graph 17"
     assert not await settle(job.locked(17))
+
+
+async def test_a_run_keeps_nothing_alive(api: World, locks: Any) -> None:
+    """The arguments of a run are freed at its end, without the collector."""
+
+    class Argument:
+        """An argument that can be seen to be freed."""
+
+    job = locks.job(key="x")(as_job(api, lambda argument: None))
+    argument = Argument()
+    seen = weakref.ref(argument)
+    gc.collect()
+    gc.disable()
+    try:
+        await settle(job(argument))
+        del argument
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_held_job_does_not_run(api: World, locks: Any) -> None:

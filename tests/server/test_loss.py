@@ -380,14 +380,14 @@ async def test_extend_and_renewal_at_the_same_time(api: World) -> None:
     """A lease that is shortened during its renewal ends sooner, since their order is unknown; a
     longer end stays."""
     lease = await settle(api.connect().lock("x", ttl=30, renew=True).acquire())
-    revision = lease._revision
+    revision = lease._state.revision
     await settle(lease.extend(90))
-    lease._confirm_until(lease._clock() + 30, revision)
+    lease._state.extended(lease._clock() + 30, revision)
     assert lease.remaining() > 60
     await settle(lease.extend(10))
-    lease._confirm_until(lease._clock() + 30, revision)
+    lease._state.extended(lease._clock() + 30, revision)
     assert lease.remaining() <= 10
-    lease._confirm_until(lease._clock() + 60, lease._revision)
+    lease._state.extended(lease._clock() + 60, lease._state.revision)
     assert lease.remaining() > 50
 
 

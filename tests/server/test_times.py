@@ -87,6 +87,17 @@ async def lock_ttl(world: World, value: Any) -> float:
     return float(world.connect().lock("x", value).ttl)
 
 
+@of("Lock.derived.ttl")
+async def derived(world: World, value: Any) -> float:
+    return float(world.connect().lock("x").derived(b":y", value).ttl)
+
+
+@of("Locks.lock_at.ttl")
+async def lock_at(world: World, value: Any) -> float:
+    locks = world.connect()
+    return float(locks.lock_at(locks.lock("x").key, value).ttl)
+
+
 @of("Locks.lock.max_hold")
 async def max_hold(world: World, value: Any) -> float:
     lease = await settle(world.connect().lock("x", max_hold=value).acquire())
@@ -216,7 +227,7 @@ async def job_ttl(world: World, value: Any) -> float:
 async def queue_ttl(world: World, value: Any) -> float:
     made = [queue_of(world, queue_ttl=value).work]
     made.append(jobs.adapter(job_class(world, lock_queue_ttl=value)))
-    (found,) = {job._job.options.queue_ttl_s for job in made}
+    (found,) = {job.job.options.queue_ttl_s for job in made}
     return found
 
 

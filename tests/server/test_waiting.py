@@ -181,6 +181,28 @@ async def test_max_waiters(world: World) -> None:
     await asyncio.gather(*waiting)
 
 
+def test_a_full_queue_checks_few_waiters(one_server: Server) -> None:
+    """A newcomer at a full queue drops the dead ones among the first 32 waiters, and looks no
+    further: its cost does not grow with the queue."""
+    channels = {place: b"gone" if place in (3, 32, 33, 80) else b"alive" for place in range(1, 81)}
+    tickets = {b"%022d30000 %b me" % (place, channels[place]): place for place in channels}
+    with one_server.client() as client, lualock.connect(one_server.url) as locks:
+        subscriber = client.pubsub()
+        subscriber.subscribe("alive")
+        assert subscriber.get_message(timeout=5)["type"] == "subscribe"
+        locks.lock("x", ttl=30).acquire()
+        lock = locks.lock("x", ttl=30, max_waiters=40)
+        with pytest.raises(lualock.NotAcquired):
+            lock.acquire(timeout=0.05)  # now the server knows the scripts
+        client.zadd(lock.key + b":waiters", tickets)
+        client.config_resetstat()
+        with pytest.raises(lualock.QueueFull, match="78 waiting"):
+            lock.acquire(timeout=5)
+        assert client.zcard(lock.key + b":waiters") == 78
+        assert client.info("commandstats")["cmdstat_pubsub|numsub"]["calls"] == 32
+        subscriber.close()
+
+
 async def test_unfair(world: World) -> None:
     """A free unfair lock goes to any caller, and each waiter gets it in the end."""
     lock = world.connect().lock("x", ttl=30, fair=False)

@@ -25,7 +25,7 @@ from lualock._protocol import (
     undo,
     watched,
 )
-from lualock._protocol.attempt import CLAIM_MS
+from lualock._protocol.schedule import CLAIM_MS
 from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
 from lualock.jobs.verbs import reservation_key
 from tests.simulation.connections import Sender

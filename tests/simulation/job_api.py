@@ -16,7 +16,7 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.lease import LeaseBase
-from lualock._core.lock import LockBase, Settings
+from lualock._core.lock import Crowded, LockBase, Settings
 from lualock._core.lock_options import LockOptions
 from lualock._core.with_statement import Blocks
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps, T
@@ -196,7 +196,8 @@ class Actor(Client):
         self, lock: Lock, request: AcquireRequest, state: LeaseState, identity: dict[str, str]
     ) -> Lease:
         world = self.world
-        lock._crowded = state.waited
+        if state.waited is not request.crowded:
+            lock._locks._crowded.note(lock._key, state.waited)
         world.known.add(request.token)
         lock_options = lock._options
         renewer = self.renewal if lock_options.needs_renewer else None
@@ -227,10 +228,8 @@ class Driver:
         request: AcquireRequest | None = variables.get("request")
         if request is not None and request.key.endswith(RESERVATION):
             return self._actor.at_reservation(verb, request, steps, waits=False)
-        if "lease" in variables:
-            return self._actor.keep_for_retry(
-                getgeneratorlocals(variables["steps"])["request"], steps
-            )
+        if verb == "_keep_for":
+            return self._actor.keep_for_retry(variables["request"], steps)
         return steps
 
     def resubscribe(self) -> None:
@@ -314,7 +313,7 @@ class Lock(LockBase):
         return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, holder_info),
             *(self._options.priority_base, self._options.waiters_limit, self._options.fair_flag),
-            self._crowded,
+            self._key in self._locks._crowded,
         )
 
     def acquire(self, timeout: float | None = None) -> Steps[Lease]:
@@ -342,8 +341,11 @@ class Locks:
         self.actor = actor
         self._settings = Settings("sim", ttl, None)
         self._blocks = _Blocks()
+        self._crowded = Crowded()
         self._driver = Driver(actor)
 
-    def lock(self, name: str | bytes, ttl: float | None = None, *, metadata: str = "") -> Lock:
+    def lock(
+        self, name: str | bytes, ttl: float | None = None, *, renew: bool | None = None
+    ) -> Lock:
         """See :class:`lualock.Locks`."""
-        return Lock(self, name, LockOptions(ttl=ttl, metadata=metadata))
+        return Lock(self, name, LockOptions(ttl=ttl, renew=renew))

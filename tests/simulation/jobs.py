@@ -16,7 +16,8 @@ from typing import Any
 from lualock import jobs
 from lualock._protocol import AwaitMessage, Steps
 from lualock.errors import LockError
-from lualock.jobs.declaration import Job, JobOptions, Run
+from lualock.jobs.acquire import Run
+from lualock.jobs.declaration import Job, JobOptions
 from lualock.jobs.delivery import Delivery, Enqueued, RetryLater
 from lualock.jobs.enqueue import Entry
 from lualock.jobs.identity import encode_token

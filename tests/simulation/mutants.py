@@ -99,8 +99,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.release",
         "an interrupted release gives nothing back",
-        'state.released = True\n        yield from give_back(request, b"", None)',
-        "state.released = True",
+        'state.mark_released()\n        yield from give_back(request, b"", None)',
+        "state.mark_released()",
     ),
     (
         "_protocol.release",
@@ -141,26 +141,26 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.extend",
         "the end of an extended lease is counted from the reply",
-        "        return min(deadline, sent_at + state.at_most_s)\n",
-        "        return clock() + ttl_ms / 1000\n",
+        "        return state.certain_until(sent_at, ttl_s)\n",
+        "        return clock() + ttl_s\n",
     ),
     (
-        "_protocol.extend",
+        "_protocol.lease_state",
         "a sooner end without an answer is ignored",
-        "        state.claim, state.deadline = None, min(previous_deadline, deadline)\n",
+        "        self.claim, self.deadline = None, min(deadline, until)\n",
         "",
     ),
     (
         "_protocol.extend",
         "any extension may shorten",
-        "shorten = shortens(",
-        "shorten = True or shortens(",
+        "shorten = state.may_outlast(",
+        "shorten = True or state.may_outlast(",
     ),
     (
         "_protocol.extend",
         "the end of a renewed lease is counted from the reply",
-        "outcomes.append(sent_at + min(",
-        "outcomes.append(clock() + min(",
+        "outcomes.append(state.certain_until(sent_at,",
+        "outcomes.append(state.certain_until(clock(),",
     ),
     (
         "_protocol.acquire",
@@ -207,7 +207,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "a late hand-over is taken for certain",
-        "if alive and certain_until - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
+        "if arrives and certain_until - now > claim_s / 2:",
         "if True:",
     ),
     (
@@ -225,7 +225,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.adopt",
         "the orphan of an adoption is not cleaned up",
-        "yield schedule_cleanup(request, orphan)",
+        "yield schedule_cleanup(request, exchange.orphan)",
         "pass",
     ),
     (
@@ -247,7 +247,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "            pass\n        self.in_flight = None\n\n    def possible_orphan",
     ),
     (
-        "_protocol.adopt",
+        "_protocol.exchange",
         "the copy of an adoption is forgotten",
         "if step.doubled:",
         "if False:",
@@ -261,8 +261,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.extend",
         "the copy of an extension is forgotten",
-        " and not step.doubled:",
-        ":",
+        "if shortening is not None and not step.doubled:",
+        "if shortening is not None:",
     ),
     (
         "_protocol.wait",
@@ -279,20 +279,20 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "a claim is posted on a connection that may be dead",
-        "if alive and certain_until",
+        "if arrives and certain_until",
         "if certain_until",
     ),
     (
         "_core.lease",
         "a refused claim is taken for a lease",
-        'if reply == b"claimed":\n                state',
-        "if True:\n                state",
+        'elif reply == b"claimed":',
+        "elif True:",
     ),
     (
-        "_core.lease",
+        "_protocol.lease_state",
         "a refused claim does not mark the lease lost",
-        "state.lost = True",
-        "pass",
+        "            self.claim = None\n            self.lost = True\n",
+        "            self.claim = None\n",
     ),
 )
 
@@ -394,7 +394,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("wait.lua", "true: last_score and last_score >= given_score + BAND"): (
         "equivalent but for the cost: reads again what the first command answered"
     ),
-    ("lualock._protocol.extend", "a sooner end without an answer is ignored"): (
+    ("lualock._protocol.lease_state", "a sooner end without an answer is ignored"): (
         "needs both replies to one extension lost, and another holder between the "
         "two ends; ``test_a_sooner_end_without_an_answer`` notices it"
     ),

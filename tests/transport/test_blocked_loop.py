@@ -415,15 +415,15 @@ async def test_a_sooner_end_while_the_answer_to_a_renewal_is_read(one_server: Se
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            revision = lease._revision
+            revision = lease._state.revision
 
             def shorten(lease: aio.Lease = lease) -> None:
                 next(lease._extend(1000))  # up to sending it
 
             def read(lease: aio.Lease = lease, revision: int = revision) -> None:
-                lease._confirm_until(lease._clock() + 60, revision)
+                lease._state.extended(lease._clock() + 60, revision)
 
-            reached = interleaved(at, "_confirm_until", read, shorten, patience_s=0.02)
+            reached = interleaved(at, "extended", read, shorten, patience_s=0.02)
             if reached:
                 assert 0 < lease.remaining() <= 1
             await lease.release()
@@ -438,7 +438,7 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
         lock = locks.lock("x", ttl=60)
         for at in itertools.count(1):
             lease = await lock.acquire()
-            revision = lease._revision
+            revision = lease._state.revision
 
             def fail(lease: aio.Lease = lease) -> None:
                 steps: Any = lease._release()
@@ -446,9 +446,9 @@ async def test_a_failing_release_while_the_answer_to_a_renewal_is_read(one_serve
                 steps.throw(lualock.LockUnavailable("the test says so"))
 
             def read(lease: aio.Lease = lease, revision: int = revision) -> None:
-                lease._confirm_until(lease._clock() + 60, revision)
+                lease._state.extended(lease._clock() + 60, revision)
 
-            reached = interleaved(at, "_confirm_until", read, fail, patience_s=0.02)
+            reached = interleaved(at, "extended", read, fail, patience_s=0.02)
             if reached:
                 assert not lease.held
             with contextlib.suppress(lualock.LeaseLost):
@@ -475,7 +475,7 @@ def test_a_failing_release_while_the_renewer_reads_an_answer(
     lock = locks.lock("x", ttl=60)
     for at in itertools.count(1):
         lease = lock.acquire()
-        driver, revision = lease._driver, lease._revision
+        driver, revision = lease._driver, lease._state.revision
         lease._driver = _Unreachable()  # type: ignore[assignment]
 
         def fail(lease: lualock.Lease = lease) -> None:
@@ -483,9 +483,9 @@ def test_a_failing_release_while_the_renewer_reads_an_answer(
                 lease.release() if how == "release" else lease._leave(None)
 
         def read(lease: lualock.Lease = lease, revision: int = revision) -> None:
-            lease._confirm_until(lease._clock() + 60, revision)
+            lease._state.extended(lease._clock() + 60, revision)
 
-        reached = interleaved(at, "_confirm_until", read, fail, patience_s=0.02)
+        reached = interleaved(at, "extended", read, fail, patience_s=0.02)
         if reached:
             assert not lease.held
         driver.run(protocol.undo(lease._request))

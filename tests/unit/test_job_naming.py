@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lualock
-from lualock.jobs.naming import bind, canonical, lock_name
+from lualock.jobs.naming import bind_arguments, canonical, lock_name
 
 PLAIN = st.recursive(
     st.none()
@@ -123,7 +123,7 @@ def test_positional_keyword_and_default_agree() -> None:
     signature = inspect.signature(job)
 
     def name(*args: Any, **kwargs: Any) -> str:
-        return lock_name("job", bind(signature, args, kwargs))
+        return lock_name("job", bind_arguments(signature, args, kwargs))
 
     assert name(7) == name(repo_id=7) == name(7, 3) == name(7, depth=3, full=False)
     assert name(7, a=1, b=2) == name(7, b=2, a=1)

@@ -15,7 +15,6 @@ worker comes to it. ``celery purge`` notifies no process, so reservations then e
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations._adapters import innermost_adapter, run_here
 from lualock.integrations.celery.retries import delay_s, failed, retry_s
 from lualock.jobs import Delivery, Enqueued, JobAdapter, RetryLater
 
@@ -117,10 +116,9 @@ def _locked(adapter: JobAdapter) -> Callable[..., Any]:
             will_retry = functools.partial(retry_s, task)
             delivery = Delivery(request.id, _token(request), will_retry, failed=failed)
         try:
-            result = adapter.run(args, kwargs, delivery)
-            return asyncio.run(result) if adapter.asynchronous else result
+            return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
-            if delivery is None or later.job_id != delivery.job_id:  # of a job that it calls
+            if delivery is None or not later.is_of(delivery):
                 raise
             retry = later
         finally:

@@ -111,7 +111,7 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
                     return await adapter.run(args, arguments, delivery)
                 return await run_in_thread(adapter, args, arguments, delivery)
         except RetryLater as later:
-            if message is None or later.job_id != message.task_id:  # of a job that it calls
+            if not later.is_of(delivery):
                 raise
             raise _DeliverAgain(delay_s=later.delay_s, source=source) from None
 

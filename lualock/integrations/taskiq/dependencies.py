@@ -42,7 +42,7 @@ class Dependencies:
                 "function"
             )
         if names:
-            body, job = self.body, adapter._job
+            body, job = self.body, adapter.job
             own = [value for name, value in job.signature.parameters.items() if name not in names]
             job.signature = job.signature.replace(parameters=own)
             job.body = lambda *args, **kwargs: body(*args, **kwargs, **_values.get())

@@ -23,6 +23,9 @@ local fair = ARGV[4]
 local deadline = ARGV[5]
 local proof = ARGV[6]
 
+-- How many waiters of a full queue are checked for a process that is gone, at most.
+local SWEEP = 32
+
 --@include record
 --@include waiters
 
@@ -88,9 +91,10 @@ local newcomer = given_score % BAND == 0  -- the lowest score of a priority
 if max_waiters ~= '0' and newcomer and not redis.call('ZSCORE', waiters, ticket) then
   local limit = tonumber(max_waiters)
   if redis.call('ZCARD', waiters) >= limit then
-    -- Waiters whose process is gone do not count.
+    -- Waiters whose process is gone do not count. Only the first ones are checked, because a
+    -- newcomer must not cost more the longer the queue is.
     local head_dropped = false
-    for rank, other_ticket in ipairs(redis.call('ZRANGE', waiters, 0, -1)) do
+    for rank, other_ticket in ipairs(redis.call('ZRANGE', waiters, 0, SWEEP - 1)) do
       local _, _, channel = open_ticket(other_ticket)
       if redis.pcall('PUBSUB', 'NUMSUB', channel)[2] == 0 then
         redis.call('ZREM', waiters, other_ticket)
