@@ -61,14 +61,17 @@ class Example:
         return self.log.read_text("utf-8", "replace")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server_url() -> Iterator[str]:
-    """The URL of one server for all examples, so that no system disturbs another."""
+    """The URL of a server of one page: the jobs of all pages share a lock, which a killed worker
+    keeps."""
     server = Server("jobs-pages", next(iter(BINARIES.values())))
-    with Leash() as leash:
-        leash.add(server.process)
-        yield server.tcp_url
-    server.close()
+    try:
+        with Leash() as leash:
+            leash.add(server.process)
+            yield server.tcp_url
+    finally:
+        server.close()
 
 
 @pytest.mark.full
