@@ -61,8 +61,9 @@ def test_examples(page: Path, one_server: Server, monkeypatch: pytest.MonkeyPatc
                 client.acl_deluser(user)
 
 
-def test_the_readme_has_examples() -> None:
-    """The README's examples are found."""
+def test_the_readme_is_short_and_has_examples() -> None:
+    """The README is read in five minutes, and its examples are found."""
+    assert len(README.read_text("utf-8").splitlines()) <= 150
     assert runs_here(README)
 
 
