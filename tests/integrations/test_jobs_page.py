@@ -1,4 +1,4 @@
-"""docs/jobs.md: each example runs as it stands, with the system's own worker."""
+"""docs/jobs/: each system's example runs as it stands, with the system's own worker."""
 
 from __future__ import annotations
 
@@ -17,31 +17,28 @@ from tests.integrations.workers.leash import Leash
 from tests.support.servers import BINARIES, Server
 from tests.support.waiting import wait_until
 
-PAGE = (apart.ROOT / "docs" / "jobs.md").read_text("utf-8")
-SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
-OWN_TESTS = SECTIONS.pop("Tests of your own")
-del SECTIONS["Groups and chains"]  # see test_job_groups.py
+FOLDER = apart.ROOT / "docs" / "jobs"
+SYSTEMS = "arq", "celery", "dramatiq", "huey", "rq", "saq", "taskiq"
+PAGES = {name: (FOLDER / f"{name}.md").read_text("utf-8") for name in SYSTEMS}
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CONSOLE = re.compile(r"^```console\n\$ (.*?)\n```", re.DOTALL | re.MULTILINE)
 WAIT_S = 60.0
 
-pytest_plugins = ["pytester"]
-
 
 class Example:
-    """A section's program in a folder of its own, and its worker."""
+    """A page's program in a folder of its own, and its worker."""
 
     def __init__(self, name: str, folder: Path, url: str) -> None:
         self.folder = folder
-        self.python = apart.python() if name.lower() in apart.SYSTEMS else Path(sys.executable)
+        self.python = apart.python() if name in apart.SYSTEMS else Path(sys.executable)
         self.environment = os.environ | {
             "REDIS_URL": url,
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{folder}{os.pathsep}{apart.ROOT}",
             "PYTHONUNBUFFERED": "1",
         }
-        self.tasks, self.enqueue = PYTHON.findall(SECTIONS[name])
-        (command,) = CONSOLE.findall(SECTIONS[name])
+        self.tasks, self.enqueue = PYTHON.findall(PAGES[name])
+        (command,) = CONSOLE.findall(PAGES[name])
         (folder / "tasks.py").write_text(self.tasks, "utf-8")
         self.log = folder / "log"
         with self.log.open("wb") as log:
@@ -66,7 +63,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exa
     with Leash() as leash:
         leash.add(server.process)
         made: dict[str, Example] = {}
-        for name in SECTIONS:
+        for name in PAGES:
             made[name] = Example(name, tmp_path_factory.mktemp(name), server.tcp_url)
             leash.add(made[name].worker)
         yield made
@@ -74,9 +71,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exa
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", list(SECTIONS))
+@pytest.mark.parametrize("name", list(PAGES))
 def test_example(examples: dict[str, Example], name: str) -> None:
-    """The worker that a section starts runs what the section enqueues."""
+    """The worker that a page starts runs what the page enqueues."""
     example = examples[name]
     done = subprocess.run(
         [example.python, "-c", example.enqueue],
@@ -96,7 +93,7 @@ def test_example(examples: dict[str, Example], name: str) -> None:
 
 def test_the_lines_are_few() -> None:
     """The lines to paste are at most ten for a job, without imports and blank lines."""
-    for name, section in SECTIONS.items():
+    for name, section in PAGES.items():
         lines = [
             line
             for line in PYTHON.findall(section)[0].splitlines()
@@ -105,15 +102,7 @@ def test_the_lines_are_few() -> None:
         assert len(lines) <= 10, name
 
 
-@pytest.mark.full
-def test_the_test_kit(pytester: pytest.Pytester) -> None:
-    """The examples of the plugin pass; the second one tests RQ's program from this page."""
-    alone, program = PYTHON.findall(OWN_TESTS)
-    pytester.makepyfile(tasks=PYTHON.findall(SECTIONS["RQ"])[0])
-    pytester.makepyfile(test_alone=alone, test_program=program)
-    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=3)
-
-
 def test_the_table_knows_all() -> None:
-    """The table has each system's section."""
-    assert sorted(re.findall(r"^\| \[(.+?)\]\(#", PAGE, re.MULTILINE)) == sorted(SECTIONS)
+    """The table has each system's page."""
+    page = (FOLDER / "index.md").read_text("utf-8")
+    assert sorted(re.findall(r"^\| \[.+?\]\((\w+)\.md", page, re.MULTILINE)) == sorted(SYSTEMS)

@@ -1,4 +1,4 @@
-"""Groups and chains, as docs/jobs.md describes them: no member is refused, and a dropped one counts
+"""Groups and chains, as docs/jobs/groups.md says: no member is refused, and a dropped one counts
 as done."""
 
 from __future__ import annotations
