@@ -37,14 +37,17 @@ def _of_both_apis(
 
     # What help() and the reference show: the verb without `locks`, and the result of its actions.
     signature = inspect.signature(verb)
-    own, _, *others = signature.parameters.values()
+    own, locks, *others = signature.parameters.values()
     result = str(signature.return_annotation).removeprefix("Actions[").removesuffix("]")
     signature = signature.replace(parameters=[own, *others], return_annotation=result)
+    annotations = {**verb.__annotations__, "return": result}
+    del annotations[locks.name]
     name = verb.__name__.removeprefix("_")
     methods: list[tuple[Any, str]] = [(plain, name), (awaited, f"{name}_async")]
     for method, name in methods:
         method.__name__, method.__qualname__ = name, f"JobAdapter.{name}"
         method.__doc__, method.__signature__ = verb.__doc__, signature
+        method.__annotations__ = annotations
     return plain, awaited
 
 
