@@ -80,6 +80,16 @@ def test_links(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
+def test_what_the_readme_links_to_is_in_the_source_distribution() -> None:
+    """No link of the README leads out of an unpacked source distribution."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    included = re.findall(r"\[tool.hatch.build.targets.sdist\]\ninclude = \[(.*)\]", project)[0]
+    links = {link for link in LINK.findall(README.read_text("utf-8")) if "://" not in link}
+    assert links
+    for link in links:
+        assert f'"{link.partition("/")[0]}"' in included, link
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths(page: Path) -> None:
     """Each file and folder of the repository that a page names exists."""
