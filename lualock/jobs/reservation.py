@@ -62,7 +62,7 @@ class Reservation:
         """Stop renewing the reservation; it then expires on its own."""
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.stop_renewal()
+            lease.stop_watching()
 
     def extend(self, ttl_s: float) -> Actions[bool]:
         """Keep the reservation for at least ``ttl_s`` seconds; return whether it still existed.
