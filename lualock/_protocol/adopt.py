@@ -82,7 +82,7 @@ def take(
             request.state = owned(request, reply, exchange.sent_at)
         else:
             repeated = exchange.orphan is not None
-            exchange.step = None
+            exchange.in_flight = None
             if final:
                 exchange.orphan = None
                 if repeated and not fresh:

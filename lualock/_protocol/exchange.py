@@ -11,31 +11,23 @@ from collections.abc import Callable
 from typing import Any
 
 from lualock._protocol.effects import Connect, RunScript, Steps
+from lualock._protocol.in_flight import InFlight
 from lualock._protocol.resend import still_unknown
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable
 
 
-class Exchange:
+class Exchange(InFlight):
     """One request and its answer."""
-
-    __slots__ = ("_server", "orphan", "sent_at", "step", "unknown")
 
     sent_at: float
     """When the request that was answered was sent."""
 
-    step: RunScript | None
-    """The request that was sent last, unless its outcome is known."""
-
-    orphan: RunScript | None
-    """An earlier copy, which may still be in flight: its reply was lost, or another copy's came."""
-
-    unknown: LockUnavailable | None
+    unknown: LockUnavailable | None = None
     """The error of the copy whose reply was lost."""
 
     def __init__(self, server: ServerClock) -> None:
         self._server = server
-        self.step = self.orphan = self.unknown = None
 
     def ask(self, make: Callable[[bytes], RunScript]) -> Steps[Any]:
         """Return the server's answer.
@@ -52,7 +44,7 @@ class Exchange:
             expires, deadline = server.usual(sent_at)
             step = make(deadline)
             step.expires = expires
-            self.step = step  # after expires is set: the cleanup waits for that time
+            self.in_flight = step  # after expires is set: the cleanup waits for that time
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -60,7 +52,8 @@ class Exchange:
                     raise still_unknown(self.unknown, error) from error
                 if not error.outcome_unknown:
                     raise
-                self.orphan, self.unknown = step, error
+                self.unknown = error
+                self.mark_lost()
                 continue
             if step.doubled:
                 self.orphan = step
@@ -74,9 +67,5 @@ class Exchange:
     def in_flight_after(self, error: BaseException) -> RunScript | None:
         """Return the last request that may still be in flight after this error."""
         if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
-            self.step = None  # a definite answer to the last request
-        if self.step is None:
-            return self.orphan
-        if self.orphan is not None:
-            self.step.via = None  # it stands for both requests, whatever their connection
-        return self.step
+            self.in_flight = None  # a definite answer to the last request
+        return self.possible_orphan()

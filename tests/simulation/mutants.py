@@ -241,7 +241,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "  pass\n        self.in_flight = None\n        if type(reply) is bytes:",
     ),
     (
-        "_protocol.attempt",
+        "_protocol.in_flight",
         "the copy of a queue request is forgotten",
         "            self.mark_lost()\n        self.in_flight = None\n\n    def possible_orphan",
         "            pass\n        self.in_flight = None\n\n    def possible_orphan",
