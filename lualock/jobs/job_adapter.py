@@ -37,12 +37,12 @@ def _of_both_apis(
 
     # What help() and the reference show: the verb without `locks`, and the result of its actions.
     signature = inspect.signature(verb)
-    own, locks, *others = signature.parameters.values()
+    own, _, *others = signature.parameters.values()
     result = str(signature.return_annotation).removeprefix("Actions[").removesuffix("]")
     signature = signature.replace(parameters=[own, *others], return_annotation=result)
-    annotations = {**verb.__annotations__, "return": result}
-    del annotations[locks.name]
+    annotations = {one.name: one.annotation for one in others} | {"return": result}
     name = verb.__name__.removeprefix("_")
+    verb.__qualname__ = f"JobAdapter.{name}"  # Python's TypeError for wrong arguments names it
     methods: list[tuple[Any, str]] = [(plain, name), (awaited, f"{name}_async")]
     for method, name in methods:
         method.__name__, method.__qualname__ = name, f"JobAdapter.{name}"
