@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test test-all bench bench-guard simulate chaos model check clean
+.PHONY: demo quick test test-all bench bench-guard simulate chaos model check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
 # Three tiers, by LUALOCK_TESTS: see CONTRIBUTING.md.
-test: $(VENV)/installed-for-tests check
+test: $(VENV)/installed-for-tests check docs
 	LUALOCK_TESTS=test $(BIN)/python -m pytest
 
-test-all: $(VENV)/installed-for-tests check
+test-all: $(VENV)/installed-for-tests check docs
 	LUALOCK_TESTS=all $(BIN)/python -m pytest
 
 quick: $(VENV)/installed-for-quick
@@ -54,6 +54,11 @@ check: $(VENV)/installed-for-tests
 	$(BIN)/mypy
 	$(BIN)/python tools/unasync.py --check
 
+# The site in docs/_build, read anew each time, for a warning is shown (and an error) only then. Part
+# of `make test`: 5 s.
+docs: $(VENV)/installed-for-tests
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs docs/_build
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -81,4 +86,4 @@ $(VENV)/installed-for-bench: bench/rivals/apart.py $(VENV)/installed-for-tests
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results docs/_build

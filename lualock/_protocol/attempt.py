@@ -17,6 +17,7 @@ from lualock._protocol.effects import (
     SendScript,
     Steps,
 )
+from lualock._protocol.in_flight import InFlight
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import Held, conflict
 from lualock._protocol.request import AcquireRequest, owned
@@ -37,7 +38,7 @@ PATIENCE_S = 60.0
 had no answer at all does not retry."""
 
 
-class Attempt:
+class Attempt(InFlight):
     """One acquisition: the requests in flight, the last answer, and the time left."""
 
     # Class attributes, because an acquisition at the first try needs none of these.
@@ -52,8 +53,6 @@ class Attempt:
     score: bytes  # of the ticket in the queue; until the first answer, the lowest of its priority
     seen_fence = b""  # the lock's fence at the last check
     check_effect: type[RunScript] = SendScript  # for the next check: the first is not urgent
-    in_flight: RunScript | None = None  # the last unanswered request that can take the lock
-    orphan: RunScript | None = None  # an earlier one, whose reply was lost
     give_up_at = math.inf
     requests_end_at: float | None = None  # ``None``: as long as the connection allows
     needs_cleanup = True  # whether the server may know the token
@@ -171,28 +170,6 @@ class Attempt:
         if self.orphan is not None:
             self.mark_lost()
         self.mark_answered()
-
-    def mark_answered(self) -> None:
-        """Note the answer to the request in flight; a copy of it may still be in flight."""
-        if self.in_flight is not None and self.in_flight.doubled:
-            self.mark_lost()
-        self.in_flight = None
-
-    def possible_orphan(self) -> RunScript | None:
-        """Return the last request that may still be in flight without an answer."""
-        self.mark_lost()
-        return self.orphan
-
-    def mark_lost(self) -> None:
-        """Note that the request in flight may arrive at any time until it expires.
-
-        It replaces an earlier orphan, and one cleanup serves both. So the connection of this
-        request alone does not matter any more.
-        """
-        if self.in_flight is not None:
-            if self.orphan is not None:
-                self.in_flight.via = None
-            self.orphan, self.in_flight = self.in_flight, None
 
     def resend_after_late(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
         """Compare the clocks and repeat a request that the server rejected as late."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lualock._protocol.effects import Connect, RunScript, Steps
+from lualock._protocol.effects import RunScript, Steps
+from lualock._protocol.exchange import Exchange
 from lualock._protocol.replies import conflict
 from lualock._protocol.request import AcquireRequest
 from lualock._protocol.resend import ask_again
-from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
-from lualock.errors import LockUnavailable
+from lualock._protocol.server_clock import ServerClock
 from lualock.scripts import SCRIPTS
 
 REQUEST_RELEASE = SCRIPTS["request_release"]
@@ -25,33 +25,15 @@ def request_release(request: AcquireRequest, ttl_ms: int, server: ServerClock) -
 
     :raises LockUnavailable: the server did not answer.
     """
-    if not server.known:
-        yield Connect()
-    failed = False
-    for _ in range(LATE_MAX + 2):
-        sent_at = server.clock()
-        expires, deadline = server.usual(sent_at)
-        parts = (
-            request.key,
-            stop_requests_key(request.key),
-            request.token,
-            b"%d" % ttl_ms,
-            deadline,
-        )
-        try:
-            reply = yield RunScript(REQUEST_RELEASE, parts, expires=expires)
-        except LockUnavailable as error:
-            if failed or not error.outcome_unknown:
-                raise
-            failed = True
-            continue
-        if reply[0] == b"late":
-            server.compare(sent_at, server.clock(), int(reply[1]))
-            continue
-        if reply != b"free" and reply[0] != b"asked":
-            raise conflict(request.key)
-        return bool(reply != b"free")
-    raise jumps()
+
+    def make(deadline: bytes) -> RunScript:
+        keys = request.key, stop_requests_key(request.key)
+        return RunScript(REQUEST_RELEASE, (*keys, request.token, b"%d" % ttl_ms, deadline))
+
+    reply = yield from Exchange(server).ask(make)
+    if reply != b"free" and reply[0] != b"asked":
+        raise conflict(request.key)
+    return bool(reply != b"free")
 
 
 def release_requested(key: bytes, fence: int, token: bytes) -> Steps[bool]:

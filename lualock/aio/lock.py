@@ -53,7 +53,8 @@ class Lock(LockBase):
         driver, lock_options = self._locks._driver, self._options
         try:
             state = await driver.run(steps)
-            self._crowded = state.waited
+            if state.waited is not request.crowded:
+                self._locks._crowded.note(self._key, state.waited)
             renewer = self._locks._renewers.current() if lock_options.needs_renewer else None
             lease = Lease(request, state, driver, renewer, lock_options)
             if block is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.keys import DEFAULT_PREFIX
-from lualock._core.lock import LocksBase, Settings
+from lualock._core.lock import Crowded, LocksBase, Settings
 from lualock._core.lock_options import lock_options
 from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
@@ -52,6 +52,7 @@ class Locks(LocksBase, asynchronous=True):
         self._endpoint = endpoint
         self._settings = settings
         self._keep = keep
+        self._crowded = Crowded()
         self._driver = AsyncDriver(endpoint, settings.prefix)
         self._blocks = self._driver.blocks = blocks_on(endpoint.server)
         self._renewers = LoopRenewers(self._driver)

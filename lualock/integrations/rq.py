@@ -9,7 +9,7 @@
     enqueue(queue, rebuild, 7)
 
 A policy that delivers a job again needs a worker with a scheduler (``rq worker --with-scheduler``),
-as RQ's own retries do. The token of a queued job travels in its ``meta``.
+as RQ's own retries with an interval do. The token of a queued job travels in its ``meta``.
 """
 
 from __future__ import annotations

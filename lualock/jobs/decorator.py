@@ -45,7 +45,7 @@ class JobFunction(Protocol[P, R_co]):
         """Return whether a run with these arguments holds the lock now."""
 
     def refresh_lock(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Give the lease of this run its whole ttl again. See :func:`run.refresh`."""
+        """Give the lease of this run its whole ttl again."""
 
     def lock_for(self, *args: P.args, **kwargs: P.kwargs) -> sync.Lock:
         """Return the lock of a call with these arguments."""

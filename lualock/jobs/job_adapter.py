@@ -77,7 +77,7 @@ class JobAdapter:
     def run(
         self, args: Args = (), kwargs: Kwargs | None = None, delivery: Delivery | None = None
     ) -> Any:
-        """Run the job under its lock; await the result if the job is :attr:`asynchronous`.
+        """Run the job under its lock; await the result if the job is ``asynchronous``.
 
         Return what the job returned, or what ``on_skipped`` returned if the lock was held.
 

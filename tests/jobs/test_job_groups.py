@@ -1,5 +1,5 @@
-"""Groups and chains, as docs/jobs.md describes them: no member is refused, and a dropped one counts
-as done."""
+"""docs/jobs/groups.md: no member of a group or chain is refused, and a dropped one counts as
+done."""
 
 from __future__ import annotations
 

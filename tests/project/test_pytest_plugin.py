@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.project.test_docs import PYTHON, ROOT
+
 pytest_plugins = ["pytester"]
 
 
@@ -73,6 +75,15 @@ def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
         """,
         tests=3,
     )
+
+
+@pytest.mark.full
+def test_the_page(pytester: pytest.Pytester) -> None:
+    """The examples of the how-to page pass."""
+    page = (ROOT / "docs" / "howto" / "testing.md").read_text("utf-8")
+    alone, tasks, program = (block for _, block in PYTHON.findall(page))
+    pytester.makepyfile(tasks=tasks, test_alone=alone, test_program=program)
+    pytester.runpytest_subprocess("-q", "-W", "error").assert_outcomes(passed=4)
 
 
 @pytest.mark.full

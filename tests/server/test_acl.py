@@ -21,7 +21,7 @@ from lualock.jobs import verbs
 from lualock.ops.acl import acl_rule
 from lualock.scripts import SCRIPTS
 from tests.jobs.test_jobs import as_job
-from tests.project.test_readme import README
+from tests.project.test_docs import ROOT
 from tests.support.delivery import Queue
 from tests.support.servers import Server
 from tests.support.world import World, few, settle
@@ -237,8 +237,9 @@ async def test_what_a_connection_may_need_besides(
 
 
 def test_a_user_for_fenced_writes(server: Server, user: User) -> None:
-    """The README's rule for the user of the data is sufficient and minimal."""
-    (quoted,) = re.findall(r"`(\+get [^`]*)`", README.read_text("utf-8"))
+    """The rule that the docs give for the user of the data is sufficient and minimal."""
+    page = ROOT / "docs" / "howto" / "server-users.md"
+    (quoted,) = re.findall(r"`(\+get [^`]*)`", page.read_text("utf-8"))
     for missing in ("", *quoted.split()):
         user.may("~stock:*", "~{stock:*", *(word for word in quoted.split() if word != missing))
         with redis.Redis.from_url(user.url) as client:

@@ -16,7 +16,7 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.lease import LeaseBase
-from lualock._core.lock import LockBase, Settings
+from lualock._core.lock import Crowded, LockBase, Settings
 from lualock._core.lock_options import LockOptions
 from lualock._core.with_statement import Blocks
 from lualock._protocol import AcquireRequest, LeaseState, LockInfo, Steps, T
@@ -196,7 +196,8 @@ class Actor(Client):
         self, lock: Lock, request: AcquireRequest, state: LeaseState, identity: dict[str, str]
     ) -> Lease:
         world = self.world
-        lock._crowded = state.waited
+        if state.waited is not request.crowded:
+            lock._locks._crowded.note(lock._key, state.waited)
         world.known.add(request.token)
         lock_options = lock._options
         renewer = self.renewal if lock_options.needs_renewer else None
@@ -312,7 +313,7 @@ class Lock(LockBase):
         return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, holder_info),
             *(self._options.priority_base, self._options.waiters_limit, self._options.fair_flag),
-            self._crowded,
+            self._key in self._locks._crowded,
         )
 
     def acquire(self, timeout: float | None = None) -> Steps[Lease]:
@@ -340,6 +341,7 @@ class Locks:
         self.actor = actor
         self._settings = Settings("sim", ttl, None)
         self._blocks = _Blocks()
+        self._crowded = Crowded()
         self._driver = Driver(actor)
 
     def lock(

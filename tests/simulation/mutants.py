@@ -225,7 +225,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.adopt",
         "the orphan of an adoption is not cleaned up",
-        "yield schedule_cleanup(request, orphan)",
+        "yield schedule_cleanup(request, exchange.orphan)",
         "pass",
     ),
     (
@@ -241,13 +241,13 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "  pass\n        self.in_flight = None\n        if type(reply) is bytes:",
     ),
     (
-        "_protocol.attempt",
+        "_protocol.in_flight",
         "the copy of a queue request is forgotten",
         "            self.mark_lost()\n        self.in_flight = None\n\n    def possible_orphan",
         "            pass\n        self.in_flight = None\n\n    def possible_orphan",
     ),
     (
-        "_protocol.adopt",
+        "_protocol.exchange",
         "the copy of an adoption is forgotten",
         "if step.doubled:",
         "if False:",

@@ -1,0 +1,71 @@
+"""Send a request that has a deadline until the server has answered it, and keep book of what may
+still be in flight.
+
+A request whose reply was lost is sent once more, on a fresh connection. One that the server rejects
+as late is sent again after the clocks have been compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lualock._protocol.effects import Connect, RunScript, Steps
+from lualock._protocol.in_flight import InFlight
+from lualock._protocol.resend import still_unknown
+from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
+from lualock.errors import LockError, LockUnavailable
+
+
+class Exchange(InFlight):
+    """One request and its answer."""
+
+    sent_at: float
+    """When the request that was answered was sent."""
+
+    unknown: LockUnavailable | None = None
+    """The error of the copy whose reply was lost."""
+
+    def __init__(self, server: ServerClock) -> None:
+        self._server = server
+
+    def ask(self, make: Callable[[bytes], RunScript]) -> Steps[Any]:
+        """Return the server's answer.
+
+        :param make: makes the request from its deadline.
+        :raises LockUnavailable: the server did not answer.
+        """
+        server = self._server
+        if not server.known:
+            yield Connect()
+        late = 0
+        while True:
+            self.sent_at = sent_at = server.clock()
+            expires, deadline = server.usual(sent_at)
+            step = make(deadline)
+            step.expires = expires
+            self.in_flight = step  # after expires is set: the cleanup waits for that time
+            try:
+                reply = yield step
+            except LockUnavailable as error:
+                if self.unknown is not None:
+                    raise still_unknown(self.unknown, error) from error
+                if not error.outcome_unknown:
+                    raise
+                self.unknown = error
+                self.mark_lost()
+                continue
+            if step.doubled:
+                self.orphan = step
+            if type(reply) is not list or reply[0] != b"late":
+                return reply
+            server.compare(sent_at, server.clock(), int(reply[1]))
+            late += 1
+            if late > LATE_MAX:
+                raise jumps()
+
+    def in_flight_after(self, error: BaseException) -> RunScript | None:
+        """Return the last request that may still be in flight after this error."""
+        if isinstance(error, LockError) and not getattr(error, "outcome_unknown", False):
+            self.in_flight = None  # a definite answer to the last request
+        return self.possible_orphan()
