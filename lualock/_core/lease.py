@@ -340,9 +340,12 @@ class LeaseBase:
             raise
 
     def stop_renewal(self) -> None:
-        """Let the lease end on its own, without a report, unless it is extended."""
+        """Let the lease end on its own, unless it is extended. Its loss is reported."""
+        self._set_renewed(False)
+
+    def stop_watching(self) -> None:
+        """Let the lease end on its own, without a report."""
         if self._renewer is not None:
-            self._set_renewed(False)
             self._renewer.drop(self)
 
     def link(self, siblings: tuple[LeaseBase, ...]) -> None:

@@ -235,7 +235,7 @@ class HolderInfo:
 
         If both do not fit, the holder is shortened: only people read it, but code reads metadata.
         """
-        raw, holder = b"\n" + metadata.encode("utf-8", "replace"), self.holder
+        raw, holder = metadata_bytes(metadata), self.holder
         if holder is not None:
             holder = holder[: MAX_HOLDER_INFO_BYTES - len(raw)]
         return HolderInfo(holder, raw)

@@ -71,6 +71,7 @@ class Attempt:
 
     def __init__(self, run: Run, lock: AnyLock) -> None:
         self.run, self.job, self.delivery, self.lock = run, run.job, run.delivery, lock
+        self.args, self.kwargs, self.job_id = run.args, run.kwargs, run.job_id  # for policies
         self.lease: AnyLease | None = None
         self.refused = NotAcquired()
         # What the job may have beside the lock, from its queue or an earlier delivery's policy.
@@ -133,8 +134,7 @@ class Attempt:
     def contention(self) -> Contention:
         """What is known about the job and the holder now."""
         holder = self.refused.holder, self.refused.held_s, self.refused.remaining_s
-        run = self.run
-        return Contention(run.job.name, run.args, run.kwargs, run.job_id, *holder)
+        return Contention(self.job.name, self.args, self.kwargs, self.job_id, *holder)
 
     def refuse_own_wait(self, timeout: Seconds | None) -> None:
         """Refuse to wait without a limit for a run that this code itself is part of.
@@ -187,7 +187,7 @@ class Attempt:
             ahead=refused.ahead,
         )
         retry.delay_s = delay_s
-        retry.job_id = self.run.job_id
+        retry.job_id = self.job_id
         raise retry from None
 
     def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Action:

@@ -40,11 +40,14 @@ def _of_both_apis(
     own, _, *others = signature.parameters.values()
     result = str(signature.return_annotation).removeprefix("Actions[").removesuffix("]")
     signature = signature.replace(parameters=[own, *others], return_annotation=result)
+    annotations = {one.name: one.annotation for one in others} | {"return": result}
     name = verb.__name__.removeprefix("_")
+    verb.__qualname__ = f"JobAdapter.{name}"  # Python's TypeError for wrong arguments names it
     methods: list[tuple[Any, str]] = [(plain, name), (awaited, f"{name}_async")]
     for method, name in methods:
         method.__name__, method.__qualname__ = name, f"JobAdapter.{name}"
         method.__doc__, method.__signature__ = verb.__doc__, signature
+        method.__annotations__ = annotations
     return plain, awaited
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 
 from lualock import _protocol as protocol
 from lualock._protocol import LeaseState
@@ -29,13 +29,10 @@ class Reservation:
     """
 
     def __init__(self, lock: AnyLock, token: bytes, job_id: str | None = None) -> None:
-        self._running, self._token, self._job_id = lock, token, job_id
+        metadata = None if job_id is None else job_metadata(job_id)
+        self._running, self._token = lock, token
+        self._lock = lock.derived(verbs.RESERVATION, RESERVE_S, metadata=metadata)
         self._lease: AnyLease | None = None  # while it is renewed
-
-    @cached_property
-    def _lock(self) -> AnyLock:
-        metadata = None if self._job_id is None else job_metadata(self._job_id)
-        return self._running.derived(verbs.RESERVATION, RESERVE_S, metadata=metadata)
 
     def reserve(self, *, alone: bool = False) -> Actions[None]:
         """Take the reservation for :data:`RESERVE_S` seconds.
@@ -62,7 +59,7 @@ class Reservation:
         """Stop renewing the reservation; it then expires on its own."""
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.stop_renewal()
+            lease.stop_watching()
 
     def extend(self, ttl_s: float) -> Actions[bool]:
         """Keep the reservation for at least ``ttl_s`` seconds; return whether it still existed.

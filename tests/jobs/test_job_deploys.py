@@ -345,10 +345,10 @@ async def test_refresh_lock_extends_both(api: World) -> None:
 
 
 async def test_a_run_without_its_lock_keeps_the_other_no_longer(
-    api: World, one_server: Server
+    api: World, one_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run that got its first lock, and goes on without the second, has the first for no longer
-    than its ttl: it is no longer renewed."""
+    than its ttl: it is no longer renewed. Its loss is reported while the run goes on."""
     locks = api.connect()
     first = min((locks.lock("old"), locks.lock("new")), key=lambda lock: lock.key)
     user = ["ACL", "SETUSER", "half", "on", ">pw", f"~{first.key.decode()}*", "&*", "+@all"]
@@ -357,10 +357,12 @@ async def test_a_run_without_its_lock_keeps_the_other_no_longer(
     def plain() -> None:
         assert held(api, first.key)
         wait_until(lambda: not held(api, first.key), what="the first lock is free")
+        wait_until(lambda: "is lost: it expired" in caplog.text, what="the loss is reported")
 
     async def coroutine() -> None:
         assert held(api, first.key)
         await api.until(lambda: not held(api, first.key))
+        await api.until(lambda: "is lost: it expired" in caplog.text)
 
     try:
         limited = api.connect(one_server.tcp_url.replace("redis://", "redis://half:pw@"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import typing
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -35,6 +37,17 @@ def queue_of(world: World, locks: Any = None, work: Any = None, **options: Any) 
 
     made = (locks or world.connect()).job(**options)(as_job(world, work or rebuild))
     return Queue(world, made)
+
+
+def test_the_verbs_are_shown_as_they_are_called(locks: lualock.Locks) -> None:
+    """help(), type hints and Python's own errors name a verb's parameters and result, both APIs."""
+    work = adapter(locks.job(key="x")(print))
+    for name in ("enqueue", "reserve", "confirm", "refuse", "cancel", "died"):
+        for verb in (getattr(work, name), getattr(work, f"{name}_async")):
+            hints = typing.get_type_hints(verb)
+            assert list(hints) == [*inspect.signature(verb).parameters, "return"]
+        with pytest.raises(TypeError, match=rf"^JobAdapter\.{name}\(\) "):
+            getattr(work, name)(odd=1)
 
 
 async def test_one_is_queued(world: World) -> None:

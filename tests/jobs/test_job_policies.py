@@ -400,6 +400,25 @@ async def test_a_policy_function(work: Work) -> None:
     await first
 
 
+async def test_a_policy_of_a_user_s_own(work: Work) -> None:
+    """An object with a method take() is a policy; its attempt says which job that is."""
+    seen: list[Any] = []
+
+    class Own:
+        def take(self, attempt: jobs.Attempt) -> Any:
+            seen.append((attempt.args, attempt.kwargs, attempt.job_id))
+            return attempt.go_on(jobs.Retry(7))
+
+    queue = work.queue(policy=Own())
+    first = await work.running(queue, 1)
+    with pytest.raises(jobs.RetryLater) as caught:
+        await queue.attempt("b", None, 2)
+    assert caught.value.delay_s == 7
+    assert seen == [((2,), {}, "b")]
+    work.end(1)
+    await first
+
+
 async def test_a_class_s_policy(work: Work) -> None:
     """lock_policy of a LockedJob counts, and is inherited."""
     members = {"perform": staticmethod(work.body()), "lock": staticmethod(lambda number: "x")}

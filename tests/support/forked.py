@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -18,7 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 import lualock
-from lualock import aio
+from lualock import aio, jobs
+from lualock._core.lock import LockBase
 from tests.support.waiting import wait_until
 
 CASES: dict[str, Callable[[str], None]] = {}
@@ -246,6 +248,33 @@ def between_the_reply_and_the_lease(url: str) -> None:
     assert os.waitpid(child, 0)[1] == 0, "the child believes that the lease is its own"
     assert lease.held
     lease.release()
+
+
+@case
+def a_thread_enqueues_a_job(url: str) -> None:
+    """The child enqueues a job, though at the fork a thread prepared the reservation of another."""
+    locks = lualock.connect(url)
+    work = jobs.adapter(locks.job(unique="queued", key=str)(lambda name: None))
+    derived, prepares, goes_on = LockBase.derived, threading.Event(), threading.Event()
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        if threading.current_thread() is thread:
+            prepares.set()
+            goes_on.wait()
+        return derived(*args, **options)
+
+    def in_child() -> bool:
+        signal.alarm(5)  # it must not hang
+        return bool(work.enqueue(str, ["child"], job_id="b"))
+
+    LockBase.derived = slowly  # type: ignore[method-assign]
+    thread = threading.Thread(target=work.enqueue, args=(str, ["parent"]), kwargs={"job_id": "a"})
+    thread.start()
+    assert prepares.wait(5)
+    answer_of_child = fork(in_child)
+    goes_on.set()
+    assert answer_of_child() is True
+    thread.join()
 
 
 @case

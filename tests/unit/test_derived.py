@@ -42,6 +42,14 @@ def test_metadata_shortens_the_holder() -> None:
     assert info == b"h" * (options.MAX_HOLDER_INFO_BYTES - 6) + b"\njob 7"
 
 
+def test_metadata_of_a_derived_lock_is_as_of_any_other() -> None:
+    """No metadata adds nothing to the holder, and what is no text is refused."""
+    locks = lualock.connect(URL, holder="me")
+    assert locks.lock_at(locks.lock("x").key).request().holder_info == b"me"
+    with pytest.raises(lualock.InvalidArgument, match="metadata must be str, not int"):
+        locks.lock("x").derived(metadata=5)  # type: ignore[arg-type]
+
+
 def test_a_request_with_a_token() -> None:
     """The token and the ttl replace the lock's own; a ttl that is too long is cut."""
     lock = lualock.connect(URL).lock("x", ttl=5)
