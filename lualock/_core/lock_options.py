@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any
 
@@ -57,7 +58,22 @@ class LockOptions:
         derive("metadata_bytes", options.metadata_bytes(self.metadata))
 
 
-_cached = lru_cache(maxsize=128, typed=True)(LockOptions)  # typed: 1 is a ttl, and True is not
+_PLAIN = frozenset({type(None), bool, int, float, str, timedelta})
+
+
+@lru_cache(maxsize=128, typed=True)  # typed: 1 is a ttl, and True is not
+def _cached(*values: Any) -> LockOptions:
+    """Make options that are kept.
+
+    :raises TypeError: they cannot be: a subclass has an equality of its own and may refer to other
+        objects, and metadata that no lock takes may be large.
+    """
+    made = LockOptions(*values)
+    if not _PLAIN.issuperset(map(type, values)):
+        raise TypeError
+    if len(made.metadata_bytes) > options.MAX_HOLDER_INFO_BYTES:
+        raise TypeError
+    return made
 
 
 def lock_options(on_lost: Callable[..., Any] | None, *others: Any) -> LockOptions:
@@ -70,5 +86,5 @@ def lock_options(on_lost: Callable[..., Any] | None, *others: Any) -> LockOption
         try:
             return _cached(None, *others)
         except TypeError:
-            pass  # a value that cannot be hashed is not valid
+            pass  # they cannot be kept, or a value cannot be hashed
     return LockOptions(on_lost, *others)

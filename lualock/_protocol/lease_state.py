@@ -11,8 +11,9 @@ which is never later. Callers count each end from before its request was sent.
 * The holder and the renewing thread may both have requests in flight, and read the replies at the
   same time. ``revision`` grows whenever a request to shorten or release the lease begins or ends.
   The reply to an extension sets a later end only at the revision at which it was sent.
-* The end is set later under a mutex. A release does not take it, because of its cost: it only
-  raises the revision. So ``extended`` reads the revision again after it has set the end.
+* The end is set later, or sooner for a request, under a mutex. A release does not take it, because
+  of its cost: it only raises the revision. So ``extended`` reads the revision again after it has
+  set the end.
 * A lease that a message granted is certain only until ``deadline``. ``claim`` is the pending reply
   that makes it last until ``claimed_deadline``.
 
@@ -20,7 +21,7 @@ which is never later. Callers count each end from before its request was sent.
 event                  what changes
 =====================  =============================================================================
 ``extended``           at the same revision: no claim, the later end; else the sooner end
-``shorten_to``         no claim, the sooner end, ``at_most_s``
+``shorten_to``         no claim, the sooner end, ``at_most_s``; ``revision`` grows
 ``shortened``          ``at_most_s`` as before, unless the revision has changed
 ``not_shortened``      all that ``shorten_to`` changed as before, unless the end or the revision has
                        changed
@@ -46,7 +47,7 @@ from lualock._core import fork
 from lualock._protocol.effects import PendingReply
 
 _mutex = fork.Mutex()
-"""Held while an end is set later. One for all leases, because a mutex for each would cost every
+"""Held while an end is moved. One for all leases, because a mutex for each would cost every
 acquisition its construction."""
 
 
@@ -125,22 +126,26 @@ class LeaseState:
 
     def shorten_to(self, until: float, ttl_s: float) -> Shortening:
         """Believe a sooner end: its request, by ``ttl_s``, may be executed at any time."""
-        claim, deadline, at_most_s = self.claim, self.deadline, self.at_most_s
-        self.claim, self.deadline = None, min(deadline, until)
-        self.at_most_s = min(at_most_s, ttl_s)
-        return Shortening(
-            claim, deadline, at_most_s, (self.deadline, self.at_most_s, self.revision)
-        )
+        with _mutex.lock:
+            self.revision += 1
+            revision, claim = self.revision, self.claim
+            deadline, at_most_s = self.deadline, self.at_most_s
+            self.claim, self.deadline = None, min(deadline, until)
+            self.at_most_s = min(at_most_s, ttl_s)
+            believed = self.deadline, self.at_most_s, revision
+            return Shortening(claim, deadline, at_most_s, believed)
 
     def shortened(self, shortening: Shortening) -> None:
         """Note the reply to that request, of which no copy is in flight."""
-        if shortening.believed[1:] == (self.at_most_s, self.revision):
-            self.at_most_s = shortening.at_most_s
+        with _mutex.lock:
+            if shortening.believed[1:] == (self.at_most_s, self.revision):
+                self.at_most_s = shortening.at_most_s
 
     def not_shortened(self, shortening: Shortening) -> None:
         """Note that the request was never sent."""
-        if shortening.believed == (self.deadline, self.at_most_s, self.revision):
-            self.claim, self.deadline, self.at_most_s = shortening[:3]
+        with _mutex.lock:
+            if shortening.believed == (self.deadline, self.at_most_s, self.revision):
+                self.claim, self.deadline, self.at_most_s = shortening[:3]
 
     # A claim.
 

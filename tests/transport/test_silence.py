@@ -111,25 +111,55 @@ async def test_renewal_by_dead_connections(api: World, swallower: FaultProxy) ->
     await settle(lease.release())
 
 
+@pytest.mark.parametrize(
+    ("kind", "timeout_s"), [("half-open", 4), ("half-open", 0.15), ("drop request", 4)]
+)
 @pytest.mark.full
 async def test_a_claim_after_a_long_wait_arrives(
-    api: World, swallower: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    api: World,
+    swallower: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    timeout_s: float,
 ) -> None:
-    """After a long wait the connection may be dead: a thread awaits the reply to its claim, and in
-    asyncio the driver repeats the claim, so the lease lasts."""
+    """After a long wait the connection may be dead, and may break as soon as it is used: a thread
+    awaits the reply to its claim, and in asyncio the driver repeats the claim, so the lease lasts.
+    """
     monkeypatch.setattr(sys.modules["lualock._protocol.wait"], "TRUSTED_S", 0.2)
     others = api.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
-    lock = api.connect(swallower.url).lock("x", ttl=30)
+    lock = api.connect(f"{swallower.url}?socket_timeout={timeout_s}").lock("x", ttl=30)
     waiter = asyncio.ensure_future(api.beside(lock.acquire))
     await api.until_waiters(lock, 1)
     await asyncio.sleep(0.4)  # the long wait
-    swallower.inject(Fault("half-open"), "claim")
+    swallower.inject(Fault(kind), "claim")
     await settle(held.release())
     lease = await asyncio.wait_for(waiter, 3)
-    assert [exchange.script for exchange in swallower.met] == ["claim"]
     await api.until(lambda: lease.remaining() > 10)
+    assert [exchange.script for exchange in swallower.met] == ["claim"]
     await settle(lease.release())
+
+
+@pytest.mark.parametrize("asynchronous", [True], ids=["asyncio"], indirect=True)
+@pytest.mark.parametrize("claims", [1, 2])
+async def test_closing_while_a_claim_is_unanswered(
+    api: World, swallower: FaultProxy, claims: int
+) -> None:
+    """If the program closes the connections meanwhile, the reply counts as lost: the claim is not
+    repeated any more, and reading the state of the lease raises nothing."""
+    held = await settle(api.connect().lock("x", ttl=30).acquire())
+    locks = api.connect(f"{swallower.url}?socket_timeout=2")
+    lock = locks.lock("x", ttl=30)
+    waiter = asyncio.ensure_future(lock.acquire())
+    await api.until_waiters(lock, 1)
+    swallower.inject(Fault("half-open", times=9), "claim")
+    await settle(held.release())
+    lease = await asyncio.wait_for(waiter, 3)
+    await api.until(lambda: len(swallower.met) == claims)
+    await locks.aclose()
+    assert not locks._driver.background.tasks(asyncio.get_running_loop())
+    assert 0 < lease.remaining() < 2.5
+    assert lease.held
 
 
 @pytest.mark.full

@@ -98,27 +98,32 @@ EVENTS: list[tuple[str, LeaseState, Callable[[LeaseState], Any], dict[str, Any]]
         "a request for a sooner end",
         _claimed(),
         lambda s: s.shorten_to(3.0, 3.0),
-        {"deadline": 3.0, "at_most_s": 3.0, "claim": None},
+        {"deadline": 3.0, "at_most_s": 3.0, "claim": None, "revision": 1},
     ),
     (
         "a request beside one for a sooner end",
         _state(deadline=2.0, at_most_s=2.0),
         lambda s: s.shorten_to(3.0, 3.0),
-        {},
+        {"revision": 1},
     ),
     (
         "a request that may end sooner, because of a claim",
         _claimed(),
         lambda s: s.shorten_to(20.0, 20.0),
-        {"at_most_s": 20.0, "claim": None},
+        {"at_most_s": 20.0, "claim": None, "revision": 1},
     ),
     (
         "its reply",
         _state(),
         lambda s: s.shortened(s.shorten_to(3.0, 3.0)),
-        {"deadline": 3.0},
+        {"deadline": 3.0, "revision": 1},
     ),
-    ("it was not sent", _claimed(), lambda s: s.not_shortened(s.shorten_to(3.0, 3.0)), {}),
+    (
+        "it was not sent",
+        _claimed(),
+        lambda s: s.not_shortened(s.shorten_to(3.0, 3.0)),
+        {"revision": 1},
+    ),
     (
         "a claim",
         _claimed(),
@@ -254,11 +259,28 @@ def test_a_release_that_fails_while_the_reply_to_a_renewal_is_read() -> None:
 
 
 def test_a_sooner_end_while_the_reply_to_a_renewal_is_read() -> None:
-    """A sooner end that another thread requests counts, at whatever point it does."""
-    for state in _interleaved(
-        "extended", lambda s: s.extended(30.0, 0), lambda s: _shorten(s, 3.0)
-    ):
-        assert state.deadline == 3.0
+    """A sooner end that another thread requests counts, at whatever point it does, also if the
+    renewal was sent when that request had just begun."""
+    for shorten in (_shorten, lambda s, ttl_s: s.shorten_to(ttl_s, ttl_s)):
+        for state in _interleaved(
+            "extended",
+            lambda s: s.extended(30.0, 0),
+            lambda s, shorten=shorten: shorten(s, 3.0),  # type: ignore[misc]
+        ):
+            assert state.deadline == 3.0
+
+
+def test_two_equal_sooner_ends_at_the_same_time() -> None:
+    """Of two threads that request the same sooner end, the one whose request was not sent, or was
+    answered, does not undo what the other one promised, at whatever point they meet."""
+    for undo in ("not_shortened", "shortened"):
+
+        def work(state: LeaseState, undo: str = undo) -> None:
+            getattr(state, undo)(_shorten(state, 3.0))
+
+        for where in ("_shorten", "shorten_to", undo):
+            for state in _interleaved(where, work, lambda s: _shorten(s, 3.0)):
+                assert (state.deadline, state.at_most_s) == (3.0, 3.0)
 
 
 def test_two_threads_read_the_reply_to_a_claim() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import lualock
 from lualock import aio
+from lualock._core import lock_options
 from lualock._core.lock_options import LockOptions
 
 
@@ -55,3 +56,33 @@ def test_a_callback_ends_with_its_lock() -> None:
     del owner
     gc.collect()
     assert dropped() is None
+
+
+class Either(str):
+    """A text that equals the same text in other letters."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and self.lower() == other.lower()
+
+    def __hash__(self) -> int:
+        return hash(self.lower())
+
+
+def test_a_subclass_has_options_of_its_own() -> None:
+    """A value of a subclass may equal another one that is different."""
+    locks = lualock.connect("redis://h")
+    kept = [locks.lock("x", metadata=Either(text))._options.metadata_bytes for text in "Aa"]
+    assert kept == [b"\nA", b"\na"]
+
+
+def test_metadata_that_is_too_long_is_not_kept() -> None:
+    """The cache keeps no metadata that no lock takes."""
+    lock_options._cached.cache_clear()
+    locks = lualock.connect("redis://h")
+    with pytest.raises(lualock.InvalidArgument, match="more than the 256 allowed"):
+        locks.lock("x", metadata="y" * 1000)
+    assert lock_options._cached.cache_info().currsize == 0
+    locks.lock("x", metadata="y")
+    assert lock_options._cached.cache_info().currsize == 1

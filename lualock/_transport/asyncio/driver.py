@@ -327,7 +327,13 @@ class AsyncDriver:
             left_s = None if until is None else max(MIN_REQUEST_S, until - self.clock())
             await connection.wait_writable(left_s)
 
-    # Clean up in the background.
+    # Work in the background.
+
+    def repeat(self, call: RunScript) -> asyncio.Task[Any] | None:
+        """Make a call again whose connection broke; ``None``: the connections were closed."""
+        if asyncio.get_running_loop() not in self._loops:
+            return None
+        return self.background.spawn(self._call(replace(call, until=None)))
 
     def clean(self, call: RunScript) -> asyncio.Task[Any]:
         """Make a call in the background until it is answered."""

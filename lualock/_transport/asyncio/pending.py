@@ -11,6 +11,7 @@ from hiredis import ReplyError
 from lualock._protocol import SendScript
 from lualock._transport import errors
 from lualock._transport.asyncio.connection import PipelinedConnection, ReplyOverdue
+from lualock.errors import LockUnavailable
 
 if TYPE_CHECKING:
     from lualock._transport.asyncio.driver import AsyncDriver
@@ -25,6 +26,7 @@ class SentReply:
         self._driver = driver
         self._call = call
         self._connection = connection
+        self._repeated = not call.lazy  # a waiter repeats its check, but no caller repeats a claim
         self._follow(connection.call(call, source=call.lazy))
 
     def _follow(self, future: asyncio.Future[Any]) -> None:
@@ -36,9 +38,12 @@ class SentReply:
             return
         error = future.exception()  # also keeps asyncio from reporting it
         if isinstance(error, ReplyOverdue) and self._call.lazy:
-            # No caller sends it again, unlike a waiter whose check has no reply.
             hedged = self._driver.hedge([self._call], self._connection, [error.reply], None)
             self._follow(self._driver.background.spawn(_only(hedged)))
+        elif isinstance(error, LockUnavailable) and not self._repeated:
+            self._repeated = True
+            if (again := self._driver.repeat(self._call)) is not None:
+                self._follow(again)
         elif isinstance(error, ReplyOverdue):
             self._follow(error.reply)
         elif error is None and errors.is_noscript(future.result()) and not self._call.moot:
@@ -48,8 +53,12 @@ class SentReply:
         """Return the reply, ``None`` while it has not come, or an error. Never waits."""
         if not self._future.done():
             return None
+        if self._future.cancelled():
+            closed = ConnectionError("the connections were closed")
+            return errors.lost_reply_error(closed, str(self._driver.endpoint))
         if (error := self._future.exception()) is not None:
-            return None if isinstance(error, ReplyOverdue) else error
+            repeats = isinstance(error, LockUnavailable) and not self._repeated
+            return None if repeats or isinstance(error, ReplyOverdue) else error
         reply = self._future.result()
         if isinstance(reply, ReplyError):
             if errors.is_noscript(reply):
