@@ -35,13 +35,11 @@ class ServerClock:
 
     :param clock: the driver's clock.
     :param reply_s: how long the driver waits for a reply where the caller sets no limit.
-    :param repeat_s: after how long the driver on its own repeats a call that was sent without
-        waiting, if no reply has come; infinite: never.
     """
 
     __slots__ = (
         *("_compared", "_least_us", "_most_us", "_usual"),
-        *("clock", "known", "repeat_s", "reply_s", "stale_at"),
+        *("clock", "known", "reply_s", "stale_at"),
     )
 
     known: bool
@@ -50,10 +48,9 @@ class ServerClock:
     stale_at: float
     """The time from which on they should be compared again."""
 
-    def __init__(self, clock: Clock, reply_s: float, repeat_s: float = math.inf) -> None:
+    def __init__(self, clock: Clock, reply_s: float) -> None:
         self.clock = clock
         self.reply_s = reply_s
-        self.repeat_s = repeat_s
         self.known = False
         self.stale_at = self._compared = -math.inf
         self._least_us = self._most_us = 0.0

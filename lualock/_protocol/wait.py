@@ -46,8 +46,7 @@ REPLY_S, CROWDED_REPLY_S = 0.01, 0.04
 for locks that had waiters the last time: with 64 processes, most wake-ups only read that answer."""
 
 TRUSTED_S = 1.0
-"""A claim waits for its reply if the last answer is older, because the connection may be dead then.
-Not if the driver repeats the claim in time: with 10,000 waiters in a loop that wait costs 20 %."""
+"""A claim waits for its reply if the last answer is older: the connection may be dead then."""
 
 
 def wait(attempt: Attempt) -> Steps[LeaseState]:
@@ -130,12 +129,10 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
     if now > server.stale_at:
         server.refine(attempt.began_at, now, granted_us)
     granted_at = server.at_earliest(granted_us, now)
-    claim_s = min(ttl_s, CLAIM_MS / 1000)
-    certain_until = granted_at + claim_s if granted_at is not None else now
+    certain_until = granted_at + min(ttl_s, CLAIM_MS / 1000) if granted_at is not None else now
     # Before the first answer, the message itself shows that a request has arrived.
     alive = now - (attempt.answered_at if attempt.queued else attempt.sent_at) < TRUSTED_S
-    arrives = alive or server.repeat_s < claim_s / 2
-    if arrives and certain_until - now > claim_s / 2:
+    if alive and certain_until - now > min(ttl_s, CLAIM_MS / 1000) / 2:
         # There is enough time to begin at once, and to read the reply to the claim later.
         try:
             pending = yield attempt.claim(SendScript, lease_id)

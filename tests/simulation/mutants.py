@@ -207,7 +207,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "a late hand-over is taken for certain",
-        "if arrives and certain_until - now > claim_s / 2:",
+        "if alive and certain_until - now > min(ttl_s, CLAIM_MS / 1000) / 2:",
         "if True:",
     ),
     (
@@ -279,7 +279,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.wait",
         "a claim is posted on a connection that may be dead",
-        "if arrives and certain_until",
+        "if alive and certain_until",
         "if certain_until",
     ),
     (

@@ -7,7 +7,6 @@ for all its calls. Each connection keeps its order; two connections have no comm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -26,7 +25,6 @@ from lualock._protocol import (
     Steps,
     Subscribe,
 )
-from lualock._transport import sockets
 from lualock._transport.threads.background import GRACE_S, PATIENCE_S
 from lualock.errors import LockError, LockUnavailable
 from tests.simulation.connections import TIMEOUT_S, Connection, Done, Opening, Sender
@@ -65,8 +63,7 @@ class Process:
         self._idle: list[Connection] = []  # a loop has only one, and uses it
         self._beside: Connection | None = None  # a loop's second one, while the first is silent
         self.forked = False  # by C code, which runs no hook
-        repeat_s = math.inf if self.threads else sockets.silence_s(TIMEOUT_S)
-        self.server_clock = ServerClock(self.clock, TIMEOUT_S, repeat_s)
+        self.server_clock = ServerClock(self.clock, TIMEOUT_S)
         self.subscriber = Subscriber(self)
 
     def clock(self) -> float:

@@ -122,9 +122,8 @@ async def test_a_claim_after_a_long_wait_arrives(
     kind: str,
     timeout_s: float,
 ) -> None:
-    """After a long wait the connection may be dead, and may break as soon as it is used: a thread
-    awaits the reply to its claim, and in asyncio the driver repeats the claim, so the lease lasts.
-    """
+    """After a long wait the connection may be dead, and may break as soon as it is used: the reply
+    to the claim is awaited, so the lease lasts."""
     monkeypatch.setattr(sys.modules["lualock._protocol.wait"], "TRUSTED_S", 0.2)
     others = api.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
@@ -132,6 +131,25 @@ async def test_a_claim_after_a_long_wait_arrives(
     waiter = asyncio.ensure_future(api.beside(lock.acquire))
     await api.until_waiters(lock, 1)
     await asyncio.sleep(0.4)  # the long wait
+    swallower.inject(Fault(kind), "claim")
+    await settle(held.release())
+    lease = await asyncio.wait_for(waiter, 3)
+    await api.until(lambda: lease.remaining() > 10)
+    assert [exchange.script for exchange in swallower.met] == ["claim"]
+    await settle(lease.release())
+
+
+@pytest.mark.parametrize("asynchronous", [True], ids=["asyncio"], indirect=True)
+@pytest.mark.parametrize("kind", ["half-open", "drop request"])
+async def test_a_claim_whose_connection_dies_is_repeated(
+    api: World, swallower: FaultProxy, kind: str
+) -> None:
+    """In asyncio a claim that is not awaited is sent again if its connection falls silent or
+    breaks, so the lease lasts."""
+    held = await settle(api.connect().lock("x", ttl=30).acquire())
+    lock = api.connect(f"{swallower.url}?socket_timeout=2").lock("x", ttl=30)
+    waiter = asyncio.ensure_future(lock.acquire())
+    await api.until_waiters(lock, 1)
     swallower.inject(Fault(kind), "claim")
     await settle(held.release())
     lease = await asyncio.wait_for(waiter, 3)

@@ -47,8 +47,7 @@ class AsyncDriver:
         self.endpoint = endpoint
         self.prefix = prefix
         self.clock = clock.now
-        repeat_s = sockets.silence_s(endpoint.reply_s)
-        self.server_clock = ServerClock(self.clock, endpoint.reply_s, repeat_s)
+        self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self.server_checked = False
         self.background = BackgroundCleanup(self.clock)
         self.after_fork()
