@@ -67,23 +67,33 @@ def _url(server: Server, resp: int) -> str:
 async def _every_point(
     server: Server, resp: int, scenario: Callable[[aio.Locks, Points], Coroutine[Any, Any, None]]
 ) -> int:
-    """Run the scenario undisturbed, and then cancelled at each of its suspensions."""
+    """Run the scenario undisturbed, and then cancelled at each of its suspensions.
+
+    Returns how many it has when the connections exist and no lock is known to have waiters.
+    """
+
+    async def prepare(locks: aio.Locks, state: str) -> None:
+        if state != "new":
+            await scenario(locks, Points())
+        if state == "connected":
+            locks._crowded.clear()
+
+    counts = {}
     with server.client() as client:
-        for warm in (False, True):  # also the points at which it connects
+        for state in ("new", "connected", "crowded"):  # also the points at which it connects
             points = Points()
             async with aio.connect(_url(server, resp)) as locks:
-                if warm:
-                    await scenario(locks, Points())
+                await prepare(locks, state)
                 await scenario(locks, points)
             assert points.count > 0
+            counts[state] = points.count
             for at in range(1, points.count + 1):
                 async with aio.connect(_url(server, resp)) as locks:
-                    if warm:
-                        await scenario(locks, Points())
+                    await prepare(locks, state)
                     # The error does not matter here, only what is left.
                     await asyncio.gather(scenario(locks, Points(at)), return_exceptions=True)
                     await _nothing_is_left(locks, client)
-    return points.count
+    return counts["connected"]
 
 
 async def _take_and_give(locks: aio.Locks, points: Points) -> None:
