@@ -176,7 +176,7 @@ class LeaseRenewer:
             self.add(lease, self._clock() + RETRY_S)
 
     def call(self, function: Callable[..., object], *args: object) -> bool:
-        """Call a function in the event loop of the leases; return false if there is none."""
+        """Call a function in the event loop of the leases; return whether that loop runs."""
         return False
 
     def _wake_at(self, check_at: float) -> None:

@@ -1,25 +1,29 @@
 """Wait in the queue: take a place, wait for the turn, claim the lock.
 
 A waiter is always in one of these states. ``acquire`` leads from *new* to *trying*; the rest is
-here.
+here. A lock that is known to have waiters is not tried first.
 
-=========  ========================================  ===============================================
-state      what happens                              next
-=========  ========================================  ===============================================
-new        ``acquire`` is sent                       trying
-trying     the lock was free                         held
-..         it is held: subscribe, send ``wait``      queued; refused if the queue is full
-queued     the answer: the lock is the waiter's      held
-..         message ``=`` (it has become first)       queued, with an earlier next check
-..         an empty message; or the time of the      queued: ``wait`` is sent again, which keeps the
-           next check has come                       place
-..         a message with a fence                    granted
-..         the caller's time is over                 refused: ``abandon`` leaves the queue
-granted    the claim is sent in time, or answered    held
-           ``claimed``
-..         the claim came too late                   queued: the place was kept
-any        an error, a cancellation, a signal        abandoned: what the token has is given back
-=========  ========================================  ===============================================
+=======  =====================================================  ====================================
+state    event                                                  next
+=======  =====================================================  ====================================
+new      send ``acquire``                                       trying
+trying   a fence: the lock was free                             held
+..       ``held``, and the caller does not wait                 refused: ``NotAcquired``
+..       ``held``: subscribe, and send ``wait``                 queued
+queued   a fence as reply, or a message with ``+``              held
+..       ``full``                                               refused: ``QueueFull``
+..       a message with ``=``                                   queued, with an earlier next check
+..       an empty message, or the next check is due: send       queued, in the same place
+         ``wait`` again
+..       a message with a fence greater than at the last check  granted
+..       the caller's time is over: send ``abandon``            refused: ``NotAcquired``
+granted  the claim is sent in time, or answered ``claimed``     held
+..       the claim came too late: subscribe anew                queued, in the same place
+any      ``late``: compare the clocks and send again; no        the same
+         reply: send again while time is left
+..       an error, a cancellation, a signal: give back what     abandoned
+         the token has
+=======  =====================================================  ====================================
 """
 
 from __future__ import annotations

@@ -111,6 +111,21 @@ async def test_renewal_by_dead_connections(api: World, swallower: FaultProxy) ->
     await settle(lease.release())
 
 
+async def granted(
+    api: World, swallower: FaultProxy, lock: Any, held: Any, fault: Fault, *, waits_s: float = 0.0
+) -> Any:
+    """Return the lease that a waiter of ``lock`` gets from a holder, where its claim meets a fault.
+
+    :param waits_s: for how long the waiter waits before.
+    """
+    waiter = asyncio.ensure_future(api.beside(lock.acquire))
+    await api.until_waiters(lock, 1)
+    await asyncio.sleep(waits_s)  # the age of its last answer is what counts
+    swallower.inject(fault, "claim")
+    await settle(held.release())
+    return await asyncio.wait_for(waiter, 3)
+
+
 @pytest.mark.parametrize(
     ("kind", "timeout_s"), [("half-open", 4), ("half-open", 0.15), ("drop request", 4)]
 )
@@ -128,12 +143,7 @@ async def test_a_claim_after_a_long_wait_arrives(
     others = api.connect()
     held = await settle(others.lock("x", ttl=30).acquire())
     lock = api.connect(f"{swallower.url}?socket_timeout={timeout_s}").lock("x", ttl=30)
-    waiter = asyncio.ensure_future(api.beside(lock.acquire))
-    await api.until_waiters(lock, 1)
-    await asyncio.sleep(0.4)  # the long wait
-    swallower.inject(Fault(kind), "claim")
-    await settle(held.release())
-    lease = await asyncio.wait_for(waiter, 3)
+    lease = await granted(api, swallower, lock, held, Fault(kind), waits_s=0.4)
     await api.until(lambda: lease.remaining() > 10)
     assert [exchange.script for exchange in swallower.met] == ["claim"]
     await settle(lease.release())
@@ -148,11 +158,7 @@ async def test_a_claim_whose_connection_dies_is_repeated(
     breaks, so the lease lasts."""
     held = await settle(api.connect().lock("x", ttl=30).acquire())
     lock = api.connect(f"{swallower.url}?socket_timeout=2").lock("x", ttl=30)
-    waiter = asyncio.ensure_future(lock.acquire())
-    await api.until_waiters(lock, 1)
-    swallower.inject(Fault(kind), "claim")
-    await settle(held.release())
-    lease = await asyncio.wait_for(waiter, 3)
+    lease = await granted(api, swallower, lock, held, Fault(kind))
     await api.until(lambda: lease.remaining() > 10)
     assert [exchange.script for exchange in swallower.met] == ["claim"]
     await settle(lease.release())
@@ -168,11 +174,7 @@ async def test_closing_while_a_claim_is_unanswered(
     held = await settle(api.connect().lock("x", ttl=30).acquire())
     locks = api.connect(f"{swallower.url}?socket_timeout=2")
     lock = locks.lock("x", ttl=30)
-    waiter = asyncio.ensure_future(lock.acquire())
-    await api.until_waiters(lock, 1)
-    swallower.inject(Fault("half-open", times=9), "claim")
-    await settle(held.release())
-    lease = await asyncio.wait_for(waiter, 3)
+    lease = await granted(api, swallower, lock, held, Fault("half-open", times=9))
     await api.until(lambda: len(swallower.met) == claims)
     await locks.aclose()
     assert not locks._driver.background.tasks(asyncio.get_running_loop())
