@@ -7,14 +7,15 @@ as late is sent again after the clocks have been compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from lualock._protocol.effects import Connect, RunScript, Steps
+from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.in_flight import InFlight
 from lualock._protocol.resend import still_unknown
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable
+from lualock.scripts import Script
 
 
 class Exchange(InFlight):
@@ -29,22 +30,14 @@ class Exchange(InFlight):
     def __init__(self, server: ServerClock) -> None:
         self._server = server
 
-    def ask(self, make: Callable[[bytes], RunScript]) -> Steps[Any]:
+    def ask(self, script: Script, parts: Sequence[bytes]) -> Steps[Any]:
         """Return the server's answer.
 
-        :param make: makes the request from its deadline.
         :raises LockUnavailable: the server did not answer.
         """
-        server = self._server
-        if not server.known:
-            yield Connect()
-        late = 0
+        server, late = self._server, 0
         while True:
-            self.sent_at = sent_at = server.clock()
-            expires, deadline = server.usual(sent_at)
-            step = make(deadline)
-            step.expires = expires
-            self.in_flight = step  # after expires is set: the cleanup waits for that time
+            self.in_flight = step = RunScript(script, [*parts])
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -55,11 +48,12 @@ class Exchange(InFlight):
                 self.unknown = error
                 self.mark_lost()
                 continue
+            self.sent_at = step.sent_at
             if step.doubled:
                 self.orphan = step
             if type(reply) is not list or reply[0] != b"late":
                 return reply
-            server.compare(sent_at, server.clock(), int(reply[1]))
+            server.compare(step.sent_at, server.clock(), int(reply[1]))
             late += 1
             if late > LATE_MAX:
                 raise jumps()

@@ -20,6 +20,9 @@ argument of its own that is named ``proof``, which the transport adds each time 
 request. So a stream of replies that has lost its order is noticed, and no reply of it is believed.
 A function that makes a reply has ``proof`` as its first parameter, and is held to the same rule.
 
+The transport also writes an argument that is named ``deadline`` or ``sent_us``, when it sends the
+request.
+
 A file that breaks these rules fails the import, so that it cannot be shipped.
 """
 
@@ -63,6 +66,10 @@ class Script:
     eval: bytes  # the same with the source, for a server that has forgotten the script
     proof_at: int | None
     """Which key or argument is the proof; ``None``: an argument that the transport appends."""
+    deadline_at: int | None
+    """Which argument is the server's time at which the caller stops waiting, if there is one."""
+    sent_us_at: int | None
+    """Which argument is the server's time when the request is sent, if there is one."""
 
 
 def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
@@ -128,6 +135,9 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
     if proved and not added and proof[0] not in args:
         raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
 
+    def place(argument: str) -> int | None:
+        return len(keys) + args.index(argument) if argument in args else None
+
     def begins(*words: bytes) -> bytes:
         count = len(words) + 1 + len(keys) + len(args)
         written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in (*words, b"%d" % len(keys)))
@@ -141,7 +151,9 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
         sha,
         evalsha=begins(b"EVALSHA", sha.encode()),
         eval=begins(b"EVAL", source),
-        proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
+        proof_at=place(proof[0]) if proved and not added else None,
+        deadline_at=place("deadline"),
+        sent_us_at=place("sent_us"),
     )
 
 

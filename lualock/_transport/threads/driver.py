@@ -19,7 +19,6 @@ from lualock._protocol import (
     MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
-    Connect,
     PendingReply,
     Pipeline,
     RunScript,
@@ -130,6 +129,8 @@ class BlockingDriver:
             connection = self._take(until)
             if until is not None or connection.unusual_timeout:
                 self._set_timeout(connection, until)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             request, proof = codec.pack(call)
             try:
                 connection.send(request)
@@ -160,6 +161,8 @@ class BlockingDriver:
             connection = self._take(call.until)
             if connection.unusual_timeout:
                 self._set_timeout(connection, None)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             call.via = reply = connection.send_call(call, self._collect_idle)
             self._idle.append(connection)
         except BaseException as error:
@@ -433,10 +436,6 @@ class BlockingDriver:
         else:
             connection.set_timeout(None)
 
-    def _connect_ahead(self, step: Connect) -> None:
-        self._idle.append(self._wait_or_open(step.until))
-        self._notify_returned()
-
     def _connect(self, until: float | None) -> Connection:
         connection = self.endpoint.blocking_connection()
         now = self.clock()
@@ -500,7 +499,6 @@ class BlockingDriver:
         SendScript: _send,
         Pipeline: _pipeline,
         CleanupLater: _cleanup_later,
-        Connect: _connect_ahead,
         Subscribe: _listen,
         AwaitMessage: _wait,
     }
