@@ -96,7 +96,7 @@ def take(
                     )
             raise refusal(reply)
         if exchange.orphan is not None and fresh:
-            yield schedule_cleanup(request, exchange.orphan)
+            yield from schedule_cleanup(request, exchange.orphan)
         return request.state
     except GeneratorExit:
         raise
