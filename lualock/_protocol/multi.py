@@ -25,22 +25,24 @@ from lualock._protocol.server_clock import ServerClock
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.scripts import MULTI, with_keys
 
-ACQUIRE = MULTI["acquire"]
+ACQUIRE_ALL = MULTI["acquire_all"]
 
 EXTEND_WITHIN_S, RETRY_S = 1.0, 0.1
 """How long one attempt to extend the locks that a waiting caller has may take, and the pause after
 one that failed."""
 
 
-def take_all(
+def acquire_all(
     request: AcquireRequest,
     server: ServerClock,
-    yielding_token: bytes = b"",
+    yielding: bytes = b"",
+    until: float | None = None,
     refusal: Callable[[AcquireRequest, list[Any]], LockError] | None = None,
 ) -> Steps[LeaseState]:
     """Take all locks of a request by one script, or none.
 
-    :param yielding_token: a token whose leases give way, because the caller has them already.
+    :param yielding: for each lock the token of a lease that yields it, because the caller has it.
+    :param until: when the caller stops waiting; ``None``: no limit.
     :param refusal: makes the error from the request for the held lock and the reply.
     :raises NotAcquired: another holder has one of them.
     :raises KeyConflict: a key holds a value that lualock did not write.
@@ -48,11 +50,11 @@ def take_all(
     """
     parts = request.parts
     keys = [key for part in parts for key in (part.key, part.queue)]
-    script = with_keys(ACQUIRE, len(keys))
+    script = with_keys(ACQUIRE_ALL, len(keys))
 
     def make(deadline: bytes) -> RunScript:
         ttl_ms = b"%d" % request.ttl_ms
-        arguments = request.token, ttl_ms, deadline, request.holder_info, yielding_token
+        arguments = request.token, ttl_ms, deadline, request.holder_info, yielding
         return RunScript(script, (*keys, *arguments))
 
     def refuse(reply: list[Any]) -> LockError:
@@ -64,15 +66,15 @@ def take_all(
         now = server.clock()
         return Held(reply[1], reply[2], reply[3], now).refusal(part.name, now, NotAcquired)
 
-    return take(request, server, make, refuse)
+    return take(request, server, make, refuse, until=until)
 
 
 def acquire(
-    request: MultiRequest, server: ServerClock, wait_s: float | None, yielding_token: bytes = b""
+    request: MultiRequest, server: ServerClock, wait_s: float | None, kept_token: bytes = b""
 ) -> Steps[LeaseState]:
     """Acquire all locks, waiting up to ``wait_s`` seconds (``None``: no limit; 0: one try).
 
-    :param yielding_token: as for :func:`take_all`.
+    :param kept_token: the token of locks that were kept for the caller; empty: none was.
     :raises NotAcquired: another holder still had one of the locks when the time was over.
     :raises QueueFull: one of them has as many waiters as it allows.
     :raises KeyConflict: a key holds a value that lualock did not write.
@@ -80,46 +82,51 @@ def acquire(
     """
     clock = server.clock
     give_up_at = math.inf if wait_s is None else clock() + wait_s
+    until = give_up_at if wait_s else None
     while True:
         try:
-            return (yield from take_all(request, server, yielding_token))
+            return (yield from acquire_all(request, server, kept_token * len(request.parts), until))
         except NotAcquired:
             if clock() >= give_up_at:
                 raise
         try:
-            yield from _wait_for_each(request.turns, server, give_up_at, yielding_token)
-            return (yield from take_all(request, server, request.turns[0].token))
+            yield from _wait_for_each(request.turns, server, until, kept_token)
+            yielding = b"".join(turn.token for turn in request.turns)
+            return (yield from acquire_all(request, server, yielding, until))
         except GeneratorExit:
             raise
         except NotAcquired:
-            yield from _give_back(request.turns)
+            yield from _give_back(request.turns, until)
             if clock() >= give_up_at:
                 raise
             # A lock that it had was lost while it waited for another one: begin anew.
         except BaseException:
-            yield from _give_back(request.turns)
+            yield from _give_back(request.turns, until)
             raise
 
 
 def _wait_for_each(
-    turns: Sequence[AcquireRequest], server: ServerClock, give_up_at: float, yielding_token: bytes
+    turns: Sequence[AcquireRequest], server: ServerClock, until: float | None, kept_token: bytes
 ) -> Steps[None]:
     """Acquire the locks one after the other, and keep each until the caller has the last one."""
     held = _Held(server.clock)
     for turn in turns:
+        steps = acquire_all(turn, server, kept_token, until)
         try:
-            turn.state = yield from held.kept_during(take_all(turn, server, yielding_token))
+            yield from held.kept_during(steps)
         except NotAcquired:
-            left_s = None if give_up_at == math.inf else max(0.0, give_up_at - server.clock())
+            left_s = None if until is None else until - server.clock()
+            if left_s is not None and left_s <= 0:
+                raise
             yield from held.kept_during(acquire_one(turn, server, left_s))
         held.turns.append(turn)
 
 
-def _give_back(turns: Sequence[AcquireRequest]) -> Steps[None]:
+def _give_back(turns: Sequence[AcquireRequest], until: float | None) -> Steps[None]:
     for turn in turns:
         if turn.state is not None:
             turn.state = None
-            yield from give_back(turn, b"", None)
+            yield from give_back(turn, b"", None, until)
 
 
 class _Held:

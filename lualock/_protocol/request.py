@@ -47,23 +47,25 @@ class AcquireRequest:
 class MultiRequest(AcquireRequest):
     """One acquisition of several locks. The fields are those of the first one.
 
-    It waits under another token than that of the lease: a late copy of a request for one lock must
-    not be taken for a request of the lease.
+    It waits in each queue under a token of its own: a message names no lock but only a token, and
+    a late copy of a request for one lock must not be taken for a request of the lease.
+
+    :param requests: for each lock one with the token that waits for it; the first one is of the
+        lock that names all.
+    :param token: the token of the lease.
     """
 
     __slots__ = ("parts", "turns")
     parts: tuple[AcquireRequest, ...]
     turns: tuple[AcquireRequest, ...]
 
-    def __init__(self, requests: Sequence[AcquireRequest]) -> None:
-        """Make the request for the locks of these requests, in the order of their keys."""
-        first, second, *_ = requests
-        for one in fields(first):
-            setattr(self, one.name, getattr(first, one.name))
-        self.crowded = False
+    def __init__(self, requests: Sequence[AcquireRequest], token: bytes) -> None:
+        for one in fields(AcquireRequest):
+            setattr(self, one.name, getattr(requests[0], one.name))
+        self.token, self.crowded = token, False
         in_order = sorted(requests, key=lambda request: request.key)
-        self.parts = tuple(replace(one, token=first.token) for one in in_order)
-        self.turns = tuple(replace(one, token=second.token, crowded=True) for one in in_order)
+        self.parts = tuple(replace(one, token=token) for one in in_order)
+        self.turns = tuple(replace(one, crowded=True) for one in in_order)
 
 
 def owned(

@@ -122,9 +122,9 @@ def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[L
 
 
 def _start_all(request: MultiRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
-    state = yield from multi.take_all(
-        *(request, server, owner),
-        lambda part, reply: _already_held(part, part.key, server, reply),
+    state = yield from multi.acquire_all(
+        *(request, server, owner * len(request.parts)),
+        refusal=lambda part, reply: _already_held(part, part.key, server, reply),
     )
     try:
         for part in request.parts:

@@ -1,11 +1,11 @@
--- acquire: take several locks in one step, or none of them
--- A lock can be taken if it is free, or held by the caller's own token or by one that gives way.
+-- acquire_all: take several locks in one step, or none of them
+-- A lock can be taken if it is free, or held by the caller's own token or by the one that yields it.
 -- KEYS[...] keys         for each lock two keys: its own, and that of the tickets of its waiters
 -- ARGV[1] token          22 characters, fresh for each acquisition, constant over its retries
 -- ARGV[2] ttl_ms         how long the lease lasts, a whole number above 0
 -- ARGV[3] deadline       the server's time, 16 digits, until which the caller waits for the reply
 -- ARGV[4] holder_info    free text about the caller, kept beside each lock for inspect
--- ARGV[5] yielding_token the token of leases that give way to this one, or ''
+-- ARGV[5] yielding       for each lock the token, 22 characters, of a lease that yields it; or ''
 -- ARGV[6] proof          a number of the request, fresh each time it is sent
 -- Returns fence                                          the caller has all locks now; 16 digits
 -- Returns {'owned', ttl_ms, fence}                       this token has all, with one fence, already
@@ -18,7 +18,7 @@ local token = ARGV[1]
 local ttl_ms = ARGV[2]
 local deadline = ARGV[3]
 local holder_info = ARGV[4]
-local yielding_token = ARGV[5]
+local yielding = ARGV[5]
 local proof = ARGV[6]
 
 --@include record
@@ -47,10 +47,12 @@ for at = 1, #keys, 2 do
   local state = record and string.sub(record, 1, 1)
   local held = state == HELD or state == HELD_WAITED
   local holder = held and string.sub(record, 18, 39)
-  if held and holder ~= token and holder ~= yielding_token then
-    local held_ms = math.floor((tonumber(fence) - tonumber(string.sub(record, 2, 17))) / 1000)
+  local first = (at - 1) * 11 + 1
+  if held and holder ~= token and holder ~= string.sub(yielding, first, first + 21) then
+    local held_us = math.max(0, tonumber(time_us) - tonumber(string.sub(record, 2, 17)))
     local lease_ms = redis.call('PTTL', keys[at])
-    return {proof, 'held', lease_ms, held_ms, string.sub(record, 62), (at - 1) / 2}
+    local holder_info = string.sub(record, 62)
+    return {proof, 'held', lease_ms, math.floor(held_us / 1000), holder_info, (at - 1) / 2}
   elseif holder ~= token or string.sub(record, 2, 17) ~= last_fence then
     owned = false
   end
