@@ -39,7 +39,7 @@ def schedule_cleanup(request: AcquireRequest, orphan: RunScript) -> Steps[None]:
     ticket = orphan.parts[2] if orphan.script is WAIT else b""
     kept = b"" if request.state is None else request.state.lease_id
     for part in request.parts:
-        parts = (part.key, part.queue, part.token, ticket, part.fair, kept)
+        parts = (part.key, part.queue, part.token, ticket, kept)
         yield CleanupLater(RunScript(ABANDON, parts), orphan)
 
 
@@ -47,5 +47,5 @@ def abandon_request(
     request: AcquireRequest, ticket: bytes = b"", until: float | None = None
 ) -> RunScript:
     """Make the request that releases all that an abandoned token has."""
-    parts = (request.key, request.queue, request.token, ticket, request.fair, b"")
+    parts = (request.key, request.queue, request.token, ticket, b"")
     return RunScript(ABANDON, parts, until, compensating=True)

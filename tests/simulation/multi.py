@@ -87,7 +87,6 @@ class MultiClient(Client):
             holder_info=name.encode(),
             priority_base=options.priority_base(0),
             max_waiters=lock.max_waiters,
-            fair=b"1",
             crowded=False,
         )
 
