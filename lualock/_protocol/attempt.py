@@ -110,7 +110,7 @@ class Attempt(InFlight):
         if not self.began_at:
             self.began_at = self.sent_at
         parts = [request.key, request.queue, self.ticket, self.score]
-        parts += request.max_waiters, request.fair, DRIVER_WRITES
+        parts += request.max_waiters, DRIVER_WRITES
         effect, self.check_effect = self.check_effect, RunScript
         if self.in_flight is None:
             self.oldest_sent_at = self.sent_at

@@ -27,8 +27,9 @@ class Exchange(InFlight):
     unknown: LockUnavailable | None = None
     """The error of the copy whose reply was lost."""
 
-    def __init__(self, server: ServerClock) -> None:
-        self._server = server
+    def __init__(self, server: ServerClock, until: float | None = None) -> None:
+        """Begin the exchange for a caller that waits until that time; ``None``: no limit."""
+        self._server, self._until = server, until
 
     def ask(self, script: Script, parts: Sequence[bytes]) -> Steps[Any]:
         """Return the server's answer.
@@ -37,7 +38,7 @@ class Exchange(InFlight):
         """
         server, late = self._server, 0
         while True:
-            self.in_flight = step = RunScript(script, [*parts])
+            self.in_flight = step = RunScript(script, [*parts], self._until)
             try:
                 reply = yield step
             except LockUnavailable as error:

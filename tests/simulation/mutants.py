@@ -23,7 +23,7 @@ from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS, parse
 from tests.simulation import probes
 from tests.simulation.many import hunt, in_parallel
-from tests.simulation.run import has_accidents, has_silence, has_streams
+from tests.simulation.run import has_accidents, has_multi, has_silence, has_streams
 
 PROBES = 4000
 """How many probes are tried before any seed: they take a second."""
@@ -111,14 +111,14 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.abandon",
         "an interruption abandons nothing",
-        "yield abandon_request(request, ticket, until)",
+        "yield abandon_request(part, ticket, until)",
         "pass",
     ),
     (
         "_protocol.abandon",
         "an interruption does not clean up the orphan",
-        "        if orphan is not None:  # first, because it cannot fail\n",
-        "        if False:\n",
+        "    if orphan is not None:  # first, because it cannot fail\n",
+        "    if False:\n",
     ),
     (
         "_protocol.abandon",
@@ -141,8 +141,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.extend",
         "the end of an extended lease is counted from the reply",
-        "        return state.certain_until(sent_at, ttl_s)\n",
-        "        return clock() + ttl_s\n",
+        "    return state.certain_until(sent_at, ttl_s)\n",
+        "    return clock() + ttl_s\n",
     ),
     (
         "_protocol.lease_state",
@@ -163,6 +163,55 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "outcomes.append(state.certain_until(clock(),",
     ),
     (
+        "_protocol.extend",
+        "a lease on several locks is extended if one of them is",
+        "return errors[0] if errors else min(ends)",
+        "return max(ends) if ends else errors[0]",
+    ),
+    (
+        "_protocol.request",
+        "a caller waits for several locks under one token",
+        "replace(one, crowded=True)",
+        "replace(one, token=requests[0].token, crowded=True)",
+    ),
+    (
+        "_protocol.multi",
+        "what a waiting caller has is not extended",
+        "        if now >= extend_at:\n                yield from self._extend()",
+        "        pass",
+    ),
+    (
+        "_protocol.multi",
+        "what a caller has is not given back when it gives up",
+        'yield from give_back(turn, b"", None, until)',
+        "yield from ()",
+    ),
+    (
+        "_protocol.multi",
+        "the locks that a caller has waited for are not made one lease",
+        "return (yield from acquire_all(request, server, yielding, until))",
+        "request.state = request.turns[-1].state\n            assert request.state\n"
+        "            return request.state",
+    ),
+    (
+        "_protocol.multi",
+        "a lock that was lost during the wait ends the wait",
+        "if clock() >= give_up_at or isinstance(refused, QueueFull):",
+        "if True:",
+    ),
+    (
+        "_protocol.multi",
+        "an interrupted release leaves the other locks",
+        'yield from give_back(other, b"", None)',
+        "pass",
+    ),
+    (
+        "_protocol.multi",
+        "the caller's time does not bound its requests",
+        "until = give_up_at if wait_s else None",
+        "until = None",
+    ),
+    (
         "_protocol.acquire",
         "a timeout abandons nothing",
         "refusal = yield from abandon(attempt)",
@@ -177,7 +226,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.acquire",
         "the orphan of a won lease is not cleaned up",
-        "yield schedule_cleanup(request, attempt.orphan)",
+        "yield from schedule_cleanup(request, attempt.orphan)",
         "pass",
     ),
     (
@@ -237,7 +286,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.adopt",
         "the orphan of an adoption is not cleaned up",
-        "yield schedule_cleanup(request, exchange.orphan)",
+        "yield from schedule_cleanup(request, exchange.orphan)",
         "pass",
     ),
     (
@@ -279,8 +328,8 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.extend",
         "the copy of an extension is forgotten",
-        "if shortening is not None and not step.doubled:",
-        "if shortening is not None:",
+        "certain = certain and not step.doubled",
+        "pass",
     ),
     (
         "_protocol.wait",
@@ -395,7 +444,9 @@ def kill(mutant: Mutant, seeds: int, only: Callable[[int], bool] | None = None) 
     else:
         with _patched(importlib.import_module(mutant.file), mutant.changed):
             found = hunt({}, seeds, only)
-            for kind in (has_accidents, has_silence, has_streams) if only is None else ():
+            for kind in (
+                (has_accidents, has_silence, has_streams, has_multi) if only is None else ()
+            ):
                 found = found or hunt({}, 2 * seeds, kind)
     return "" if found is None else f"seed  {found[0]:<5} {found[1]:<8}"
 
@@ -407,7 +458,6 @@ def _try(job: tuple[int, int]) -> tuple[int, str]:
 
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
-    ("wait.lua", "true: other_waiters > 0"): "equivalent: there is no waiter to notify",
     ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("wait.lua", "true: last_score and last_score >= given_score + BAND"): (
         "equivalent but for the cost: reads again what the first command answered"
