@@ -26,6 +26,7 @@ A file that breaks these rules fails the import, so that it cannot be shipped.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import textwrap
 from dataclasses import dataclass
@@ -70,24 +71,48 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
 
     :param proved: whether its replies must begin with the proof.
     """
-    header = []
-    for line in text.splitlines():
-        if not line.startswith("--"):
-            break
-        header.append(line)
-    body = "\n".join(text.splitlines()[len(header) :])
+    header, body = _split_header(name, text)
+    keys, args = _check_bindings(name, header, body)
+    expanded = _paste_includes(name, body, include)
+    if len(_USED.findall(expanded)) != len(keys) + len(args):
+        raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
+    proof_at = None
+    if proved:
+        proof_at = _find_proof(name, body, keys, args)
+        _check_replies(name, expanded)
+    source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
+    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    return Script(
+        name,
+        keys,
+        args,
+        source,
+        sha,
+        evalsha=_first_bytes(b"EVALSHA", sha.encode(), keys, args),
+        eval=_first_bytes(b"EVAL", source, keys, args),
+        proof_at=proof_at,
+    )
+
+
+def _split_header(name: str, text: str) -> tuple[list[str], str]:
+    lines = text.splitlines()
+    header = list(itertools.takewhile(lambda line: line.startswith("--"), lines))
     if not header or not header[0].startswith(f"-- {name}: "):
         raise ScriptError(f"{name}.lua: the first line must be '-- {name}: <purpose>'")
     if not any(line.startswith("-- Returns ") for line in header):
         raise ScriptError(f"{name}.lua: the header has no '-- Returns' line")
+    return header, "\n".join(lines[len(header) :])
 
+
+def _check_bindings(
+    name: str, header: list[str], body: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the keys and of the arguments. The body must bind what is declared."""
     declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
-    for line in header:
-        if match := _DECLARED.match(line):
-            kind, index, label = match.groups()
-            declared[kind].append(label)
-            if int(index) != len(declared[kind]):
-                raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
+    for kind, index, label in (match.groups() for match in map(_DECLARED.match, header) if match):
+        declared[kind].append(label)
+        if int(index) != len(declared[kind]):
+            raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
     bound = {(kind, int(index)): label for label, kind, index in _BOUND.findall(body)}
     wanted = {
         (kind, index): label
@@ -96,53 +121,60 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
     }
     if bound != wanted:
         raise ScriptError(f"{name}.lua: the header declares {wanted}, the body binds {bound}")
+    return tuple(declared["KEYS"]), tuple(declared["ARGV"])
 
-    def paste(text: str, above: tuple[str, ...]) -> str:
-        def one(match: re.Match[str]) -> str:
-            indent, part = match.groups()
-            if part not in include:
-                raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
-            if part in above:
-                raise ScriptError(f"{name}.lua: scripts/include/{part}.lua includes itself")
-            return textwrap.indent(paste(include[part].strip(), (*above, part)), indent)
 
-        return _INCLUDE.sub(one, text)
+def _paste_includes(
+    name: str, text: str, include: dict[str, str], above: tuple[str, ...] = ()
+) -> str:
+    """Return the text with its includes in it.
 
-    expanded = paste(body, ())
-    if len(_USED.findall(expanded)) != len(wanted):
-        raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
-    proof = [argument or label for label, argument in _PROOF.findall(body)]
-    if proved and len(proof) != 1:
+    :param above: the includes that this text is part of.
+    """
+
+    def paste(match: re.Match[str]) -> str:
+        indent, part = match.groups()
+        if part not in include:
+            raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
+        if part in above:
+            raise ScriptError(f"{name}.lua: scripts/include/{part}.lua includes itself")
+        pasted = _paste_includes(name, include[part].strip(), include, (*above, part))
+        return textwrap.indent(pasted, indent)
+
+    return _INCLUDE.sub(paste, text)
+
+
+def _find_proof(name: str, body: str, keys: tuple[str, ...], args: tuple[str, ...]) -> int | None:
+    """Return which key or argument is the proof; ``None``: an argument that the transport
+    appends."""
+    proofs = [argument or label for label, argument in _PROOF.findall(body)]
+    if len(proofs) != 1:
         raise ScriptError(f"{name}.lua: there is no proof for its replies: 'local proof = ...'")
+    if "proof" in args:
+        if args[-1] != "proof":
+            raise ScriptError(f"{name}.lua: the proof must be the last argument")
+        return None
+    if proofs[0] not in args:
+        raise ScriptError(f"{name}.lua: the proof must be an argument, and {proofs[0]} is not one")
+    return len(keys) + args.index(proofs[0])
+
+
+def _check_replies(name: str, expanded: str) -> None:
+    """Check that each reply begins with the proof."""
     replies = _FUNCTION.sub("", _COMMENT.sub("", expanded))
     for function in _REPLY_FUNCTION.findall(replies):
         replies = replies.replace(f"return {function}(proof, ", "return {proof, ")
-    if proved and (bare := _UNPROVED.search(replies)):
+    if bare := _UNPROVED.search(replies):
         raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
-    source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
-    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-    keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
-    added = "proof" in args
-    if added and args[-1] != "proof":
-        raise ScriptError(f"{name}.lua: the proof must be the last argument")
-    if proved and not added and proof[0] not in args:
-        raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
 
-    def begins(*words: bytes) -> bytes:
-        count = len(words) + 1 + len(keys) + len(args)
-        written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in (*words, b"%d" % len(keys)))
-        return b"*%d%b" % (count, b"".join(written))
 
-    return Script(
-        name,
-        keys,
-        args,
-        source,
-        sha,
-        evalsha=begins(b"EVALSHA", sha.encode()),
-        eval=begins(b"EVAL", source),
-        proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
-    )
+def _first_bytes(
+    command: bytes, script: bytes, keys: tuple[str, ...], args: tuple[str, ...]
+) -> bytes:
+    """Return the first bytes of a command that runs the script; its keys and arguments follow."""
+    words = (command, script, b"%d" % len(keys))
+    written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in words)
+    return b"*%d%b" % (len(words) + len(keys) + len(args), b"".join(written))
 
 
 def _read(folder: Path) -> dict[str, str]:
