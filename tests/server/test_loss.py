@@ -730,6 +730,19 @@ async def test_a_body_that_has_ended_is_not_cancelled(one_server: Server) -> Non
         await asyncio.sleep(0.01)  # a cancellation would come here
 
 
+async def test_a_body_that_was_refused_is_not_cancelled(one_server: Server) -> None:
+    """A task that could not enter the body, because the lease had expired, is not cancelled when
+    the loss is reported."""
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=0.1, cancel_on_lost=True).acquire()
+        time.sleep(0.15)  # noqa: ASYNC251 - the loop is blocked, so no loss is reported
+        with pytest.raises(lualock.LeaseLost):
+            async with lease:
+                pass
+        locks._renewers.current()._tell(lease)
+        await asyncio.sleep(0.01)  # a cancellation would come here
+
+
 @few
 async def test_wait_lost_of_a_lease_that_is_made_shorter(world: World) -> None:
     """``wait_lost()`` ends at the new end of a shortened lease."""
