@@ -370,6 +370,31 @@ def test_a_contended_lock(
         assert struck.count > STRIKES / 20
 
 
+def test_wait_lost(locks: lualock.Locks, one_client: Any) -> None:
+    """A signal anywhere in ``wait_lost()`` raises its handler's error, and the loss of the lease
+    still ends later calls and is reported."""
+    losses: list[Any] = []
+    lease = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append).acquire()
+    chance = random.Random(4)
+    struck = Struck()
+    with alarms(Alarm):
+        for _ in range(STRIKES * 5):
+            try:
+                try:
+                    # Twice, so that a call that hangs fails.
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-4), 2)
+                    lease.wait_lost(1e-6)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Alarm:
+                struck.count += 1
+        one_client.delete("lualock:{x}")
+        signal.setitimer(signal.ITIMER_REAL, 10)
+        assert lease.wait_lost()
+        wait_until(lambda: losses == [lease])
+    assert struck.count > STRIKES / 20
+
+
 def _interrupt_queue_check(proxy: FaultProxy, strike: Callable[[], object]) -> None:
     """Interrupt while a queue check that sends its whole script is under way."""
 
