@@ -106,17 +106,20 @@ async def test_a_callback_that_raises_or_hangs(
 ) -> None:
     """A callback that raises or hangs does not stop the renewal of other leases; its error is
     logged."""
-    hang = threading.Event()
+    called, hang = threading.Event(), threading.Event()
 
     def bad(lease: Any) -> None:
+        called.set()
         if not api.asynchronous:
             hang.wait(20)
         raise RuntimeError("from the callback")
 
     locks = api.connect()
-    renewed = await settle(locks.lock("renewed", ttl=0.3, renew=True).acquire())
+    renewed = await settle(locks.lock("renewed", ttl=3, renew=True).acquire())
     lost = await settle(locks.lock("x", ttl=0.1, on_lost=bad).acquire())
-    await asyncio.sleep(1)  # long enough for a renewal of the other lease
+    await api.until(called.is_set)
+    deadline = renewed._state.deadline
+    await api.until(lambda: renewed._state.deadline > deadline)
     assert renewed.held
     assert lost.lost
     hang.set()
