@@ -7,7 +7,8 @@ A script is one file, one verb. Its header is the contract, in comment lines at 
     -- ARGV[1] name  meaning
     -- Returns what  meaning            (one line a reply)
 
-and its body binds each declared KEYS and ARGV to the local of that name. ``--@include part``
+and its body binds each declared KEYS and ARGV to the local of that name. A script of any number of
+keys declares them as ``KEYS[...] name``, and binds the table. ``--@include part``
 pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
 valid Lua. An include is text, not a function, where a function would cost more than 1 % of a
 script; its header names the locals that it needs and binds. Comment lines are not sent: the source
@@ -29,11 +30,12 @@ import hashlib
 import itertools
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-_DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+)\] +(\w+) +\S")
-_BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)\[(\d+)\]$", re.MULTILINE)
+_DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+|\.\.\.)\] +(\w+) +\S")
+_BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)(?:\[(\d+)\])?$", re.MULTILINE)
 _USED = re.compile(r"\b(KEYS|ARGV)\b")
 _COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
@@ -82,14 +84,15 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
         _check_replies(name, expanded)
     source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    parts = len(keys), len(args)
     return Script(
         name,
         keys,
         args,
         source,
         sha,
-        evalsha=_first_bytes(b"EVALSHA", sha.encode(), keys, args),
-        eval=_first_bytes(b"EVAL", source, keys, args),
+        evalsha=_first_bytes(b"EVALSHA", sha.encode(), *parts),
+        eval=_first_bytes(b"EVAL", source, *parts),
         proof_at=proof_at,
     )
 
@@ -109,13 +112,15 @@ def _check_bindings(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the keys and of the arguments. The body must bind what is declared."""
     declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
+    many = False
     for kind, index, label in (match.groups() for match in map(_DECLARED.match, header) if match):
+        many = many or index == "..."
         declared[kind].append(label)
-        if int(index) != len(declared[kind]):
+        if index != str(len(declared[kind])) and (kind, index) != ("KEYS", "..."):
             raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
-    bound = {(kind, int(index)): label for label, kind, index in _BOUND.findall(body)}
+    bound = {(kind, index): label for label, kind, index in _BOUND.findall(body)}
     wanted = {
-        (kind, index): label
+        (kind, "" if many and kind == "KEYS" else str(index)): label
         for kind, labels in declared.items()
         for index, label in enumerate(labels, start=1)
     }
@@ -168,13 +173,24 @@ def _check_replies(name: str, expanded: str) -> None:
         raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
 
 
-def _first_bytes(
-    command: bytes, script: bytes, keys: tuple[str, ...], args: tuple[str, ...]
-) -> bytes:
-    """Return the first bytes of a command that runs the script; its keys and arguments follow."""
-    words = (command, script, b"%d" % len(keys))
+def _first_bytes(command: bytes, script: bytes, keys: int, args: int) -> bytes:
+    """Return the first bytes of a command that runs the script with so many keys and arguments,
+    which follow."""
+    words = command, script, b"%d" % keys
     written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in words)
-    return b"*%d%b" % (len(words) + len(keys) + len(args), b"".join(written))
+    return b"*%d%b" % (len(words) + keys + args, b"".join(written))
+
+
+@cache
+def with_keys(script: Script, count: int) -> Script:
+    """Return a script that takes any number of keys, for this number of them."""
+    parts = count, len(script.args)
+    return replace(
+        script,
+        keys=script.keys * count,
+        evalsha=_first_bytes(b"EVALSHA", script.sha.encode(), *parts),
+        eval=_first_bytes(b"EVAL", script.source, *parts),
+    )
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -194,3 +210,4 @@ def load(
 
 FOLDER = Path(__file__).parent
 SCRIPTS = load(FOLDER / "lock", include_from=FOLDER)
+MULTI = load(FOLDER / "multi", include_from=FOLDER)
