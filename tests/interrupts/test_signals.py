@@ -342,7 +342,7 @@ def _give_requests_time(monkeypatch: pytest.MonkeyPatch) -> None:
     busy the machine is decides nothing then."""
     for name, module in list(sys.modules.items()):
         if name.startswith("lualock.") and hasattr(module, "MIN_REQUEST_S"):
-            monkeypatch.setattr(module, "MIN_REQUEST_S", 5.0)
+            monkeypatch.setattr(module, "MIN_REQUEST_S", 2.0)
 
 
 def _open_connections(locks: lualock.Locks) -> None:
