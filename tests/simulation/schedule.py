@@ -192,7 +192,10 @@ SCENARIOS: dict[str, tuple[Callable[[Scene], Figures], int]] = {
         f"the holder and {count} waiters die": (partial(die, count, True), SEEDS)
         for count in (1, 2, 5, 20)
     },
-    **{f"the same, {count} half-open": (partial(die, count, False), SEEDS) for count in (1, 2, 5)},
+    **{
+        f"the holder and {count} half-open waiters die": (partial(die, count, False), SEEDS)
+        for count in (1, 2, 5)
+    },
     "a holder dies early": (die_early, SEEDS),
     "1 of 10 gets no message": (partial(lose, 1, 10, DEFAULT_TTL_S), SEEDS),
     "2 of 10 get no message": (partial(lose, 2, 10, DEFAULT_TTL_S), SEEDS),

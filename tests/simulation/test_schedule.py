@@ -10,7 +10,7 @@ from tests.simulation.schedule import PAYS, SHIPPED, VARIANTS
 @pytest.mark.parametrize(
     ("variant", "scenario"),
     [
-        ("no CLAIM_MS", "the same, 1 half-open"),
+        ("no CLAIM_MS", "the holder and 1 half-open waiters die"),
         ("no CHECK_LATE_S", "the holder and 2 waiters die"),
         ("no CHECK_LEAST_S", "10 wait, ttl 1 s"),
         ("no CHECK_MOST_S", "2 of 10 get no message"),
