@@ -42,7 +42,7 @@ class Scene:
         self.scripts = self.messages = 0
         self.checks: list[int] = []  # when a waiter checked the queue
         self.clients: list[Client] = []
-        self._lock = Lock("a", True, b"0")
+        self._lock = Lock("a", b"0")
         server.after_script = self._count
 
     def _count(self, call: RunScript, reply: Any) -> None:
