@@ -16,7 +16,7 @@ import pytest
 
 from tests.project.test_docs import PAGES, ROOT, name_of
 
-CONSTANT = re.compile(r"^(?:local )?([A-Z][A-Z_]+)(?:: .+?)? = ([^#\n]+?)(?: +#.*)?$", re.MULTILINE)
+CONSTANTS = re.compile(r"^(?:local )?([A-Z_, ]+)(?:: .+?)? = ([^#\n]+?)(?: +#.*)?$", re.MULTILINE)
 IN_TEXT = re.compile(r"([\d.]+(?:\s+[a-z]+)?)\s+\(`([A-Z][A-Z_]+)`\)")
 IN_TABLE = re.compile(r"^\| `(?P<name>[A-Z][A-Z_]+)` \| (?P<value>\d[^|]*) \|", re.MULTILINE)
 UNITS = {"S": "s", "BYTES": "bytes", "TTLS": "ttls"}
@@ -28,8 +28,10 @@ def constants() -> dict[str, set[str]]:
     """Return the expressions that each name stands for, in Python and in Lua."""
     found: dict[str, set[str]] = {}
     for path in [*(ROOT / "lualock").rglob("*.py"), *(ROOT / "lualock").rglob("*.lua")]:
-        for name, expression in CONSTANT.findall(path.read_text("utf-8")):
-            found.setdefault(name, set()).add(expression.strip("'"))
+        for names, values in CONSTANTS.findall(path.read_text("utf-8")):
+            # Several may be set in one line. A value that is no number is never read.
+            for name, value in zip(names.split(", "), values.split(", "), strict=False):
+                found.setdefault(name, set()).add(value.strip("'"))
     return found
 
 
