@@ -19,7 +19,7 @@
  *  (4) a caller that does not give up gets the lock or an error: there is no state without a next step
  *      in which a caller still waits, and no cycle (with -DNP), so every behaviour gets there.
  *
- * Left out: extend, adopt, jobs, fair=False, priorities, max_waiters, running out of memory, and the
+ * Left out: extend, adopt, jobs, priorities, max_waiters, running out of memory, and the
  * server's own faults (restart, failover, a clock that steps), after which there may be two holders.
  * Simpler than the code:
  *  - Time is in ticks; clocks run equally fast and are compared exactly. Within a tick TIME stands still,

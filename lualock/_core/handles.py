@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lualock.errors import InvalidArgument
 
-_FORM = re.compile(r"lualock1\.([\w-]{22})\.([1-9]\d{0,10})\.([01])([01])\.([\w=-]+)", re.ASCII)
+_FORM = re.compile(r"lualock1\.([\w-]{22})\.([1-9]\d{0,10})\.([01])\.([\w=-]+)", re.ASCII)
 
 DAMAGED = (
     "could not adopt a lease: the handle is damaged. Pass what lease.handle() returned, unchanged"
@@ -23,14 +23,13 @@ class Handle:
     key: bytes
     token: bytes
     ttl_ms: int
-    fair: bool
     renew: bool
 
 
-def write(key: bytes, token: bytes, ttl_ms: int, *, fair: bool, renew: bool) -> str:
+def write(key: bytes, token: bytes, ttl_ms: int, *, renew: bool) -> str:
     """Encode the handle of a lease. It is secret: its token proves ownership."""
     encoded_key = urlsafe_b64encode(key).decode()
-    return f"lualock1.{token.decode()}.{ttl_ms}.{fair:d}{renew:d}.{encoded_key}"
+    return f"lualock1.{token.decode()}.{ttl_ms}.{renew:d}.{encoded_key}"
 
 
 def read(handle: object) -> Handle:
@@ -50,9 +49,9 @@ def read(handle: object) -> Handle:
             "could not adopt a lease: this text is not a handle. Pass what lease.handle() "
             "returned, unchanged"
         )
-    token, ttl_ms, fair, renew, encoded_key = match.groups()
+    token, ttl_ms, renew, encoded_key = match.groups()
     try:
         key = urlsafe_b64decode(encoded_key)
     except (binascii.Error, ValueError):
         raise InvalidArgument(DAMAGED) from None
-    return Handle(key, token.encode(), int(ttl_ms), fair == "1", renew == "1")
+    return Handle(key, token.encode(), int(ttl_ms), renew == "1")

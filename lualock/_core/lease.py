@@ -208,9 +208,7 @@ class LeaseBase:
             self._wake_wait_lost()
         request = self._request
         renewed = self._options.renewed
-        return handles.write(
-            request.key, request.token, self._ttl_ms, fair=request.fair == b"1", renew=renewed
-        )
+        return handles.write(request.key, request.token, self._ttl_ms, renew=renewed)
 
     def _release(self) -> Steps[None] | None:
         """Return the steps that release the lease; ``None`` if it was released before."""

@@ -222,7 +222,6 @@ class LockBase:
             self._holder_info.text(),
             lock_options.priority_base,
             lock_options.waiters_limit,
-            lock_options.fair_flag,
             self._key in self._locks._crowded,
             fork.pid,
         )

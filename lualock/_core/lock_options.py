@@ -23,7 +23,6 @@ class LockOptions:
     ttl: Seconds | None = None
     renew: bool | None = None
     metadata: str = ""
-    fair: bool = True
     priority: int = 0
     max_waiters: int | None = None
     max_hold: Seconds | None = None
@@ -37,7 +36,6 @@ class LockOptions:
 
     max_hold_s: float | None = field(init=False)
     metadata_bytes: bytes = field(init=False)
-    fair_flag: bytes = field(init=False)
     priority_base: bytes = field(init=False)
     waiters_limit: bytes = field(init=False)
     needs_renewer: bool = field(init=False)
@@ -45,7 +43,6 @@ class LockOptions:
 
     def __post_init__(self) -> None:
         derive = partial(object.__setattr__, self)  # the class is frozen
-        derive("fair_flag", b"1" if options.flag(self.fair, "fair") else b"0")
         derive("priority_base", options.priority_base(self.priority))
         derive("waiters_limit", options.max_waiters(self.max_waiters))
         derive("ttl_ms", None if self.ttl is None else options.ttl_ms(self.ttl))

@@ -37,15 +37,13 @@ def schedule_cleanup(request: AcquireRequest, orphan: RunScript) -> CleanupLater
     orphan.moot = True
     ticket = orphan.parts[2] if orphan.script is WAIT else b""
     kept = b"" if request.state is None else request.state.lease_id
-    return CleanupLater(
-        RunScript(ABANDON, (request.key, request.queue, request.token, ticket, request.fair, kept)),
-        orphan,
-    )
+    parts = (request.key, request.queue, request.token, ticket, kept)
+    return CleanupLater(RunScript(ABANDON, parts), orphan)
 
 
 def abandon_request(
     request: AcquireRequest, ticket: bytes = b"", until: float | None = None
 ) -> RunScript:
     """Make the request that releases all that an abandoned token has."""
-    parts = (request.key, request.queue, request.token, ticket, request.fair, b"")
+    parts = (request.key, request.queue, request.token, ticket, b"")
     return RunScript(ABANDON, parts, until, compensating=True)

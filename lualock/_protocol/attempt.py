@@ -131,7 +131,6 @@ class Attempt(InFlight):
             self.ticket,
             self.score,
             request.max_waiters,
-            request.fair,
             deadline,
         )
         effect, self.check_effect = self.check_effect, RunScript

@@ -113,9 +113,9 @@ class AwaitMessage:
     """Wait for ``seconds``, or less if a message for ``token`` comes.
 
     The result is ``None`` if the time has passed, else the message: a fence (the lock was given to
-    the token), or ``b""`` (check the queue; also if messages may have been lost). For ``b"="`` and
-    a number of milliseconds (the token is first, and the lock is held for so long) the driver
-    returns the message, or itself waits no longer than that and ``CHECK_LATE_S``.
+    the token), or ``b""`` (messages may have been lost: check the queue). For ``b"="`` and a number
+    of milliseconds (the token is first, and the lock is held for so long) the driver returns the
+    message, or itself waits no longer than that and ``CHECK_LATE_S``.
     """
 
     seconds: float

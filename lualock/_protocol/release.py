@@ -76,7 +76,7 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
 
 def hand_over(request: AcquireRequest, state: LeaseState) -> RunScript:
     """Make the request that releases a lock with waiters."""
-    return RunScript(HAND_OVER, (request.key, request.queue, state.lease_id, request.fair))
+    return RunScript(HAND_OVER, (request.key, request.queue, state.lease_id))
 
 
 def leave(steps: Steps[None], body_error: BaseException | None) -> Steps[None]:

@@ -25,7 +25,6 @@ class AcquireRequest:
     holder_info: bytes
     priority_base: bytes
     max_waiters: bytes
-    fair: bytes
     crowded: bool
     pid: int = field(default_factory=fork.current)
     """The process that sends the request. If it forks meanwhile, the child owns nothing of this."""

@@ -13,7 +13,7 @@ trying   a fence: the lock was free                             held
 queued   a fence as reply, or a message with ``+``              held
 ..       ``full``                                               refused: ``QueueFull``
 ..       a message with ``=``                                   queued, with an earlier next check
-..       an empty message, or the next check is due: send       queued, in the same place
+..       messages may be lost, or the next check is due: send   queued, in the same place
          ``wait`` again
 ..       a message with a fence greater than at the last check  granted
 ..       the caller's time is over: send ``abandon``            refused: ``NotAcquired``
@@ -57,7 +57,7 @@ def wait(attempt: Attempt) -> Steps[LeaseState]:
     """Take a place in the queue, and wait for the turn.
 
     A message is a fence (claim the lock), ``b"="`` and a time (this waiter has become first), or
-    empty (check the queue).
+    empty (messages may have been lost: check the queue).
     """
     token = attempt.request.token
     subscribe, await_message = Subscribe(token, attempt.requests_end_at), AwaitMessage(0.0, token)

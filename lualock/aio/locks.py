@@ -64,7 +64,6 @@ class Locks(LocksBase, asynchronous=True):
         *,
         renew: bool | None = None,
         metadata: str = "",
-        fair: bool = True,
         priority: int = 0,
         max_waiters: int | None = None,
         max_hold: Seconds | None = None,
@@ -82,9 +81,6 @@ class Locks(LocksBase, asynchronous=True):
             (Sentinel, a custom connection class), the lease is not renewed while the loop is
             blocked.
         :param metadata: free text for :meth:`Lock.inspect`, such as the purpose of the lock.
-        :param fair: ``True``: waiters are served in turn, and a release hands the lock over.
-            ``False``: a release frees the lock for the first request that arrives, and notifies
-            the first waiter. Use the same value for all locks with one name.
         :param priority: from -100 to 100; waiters with the highest priority are served first.
         :param max_waiters: how many callers may wait; a further one gets :class:`QueueFull`.
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
@@ -97,7 +93,7 @@ class Locks(LocksBase, asynchronous=True):
             then raises :class:`LeaseLost`.
         :raises InvalidArgument: an argument is not valid.
         """
-        others = ttl, renew, metadata, fair, priority, max_waiters, max_hold, cancel_on_lost
+        others = ttl, renew, metadata, priority, max_waiters, max_hold, cancel_on_lost
         return Lock(self, name, lock_options(on_lost, *others))
 
     @property
@@ -140,7 +136,6 @@ class Locks(LocksBase, asynchronous=True):
             found.ttl_ms / 1000,
             renew=found.renew if renew is None else renew,
             metadata=metadata,
-            fair=found.fair,
             max_hold=max_hold,
             on_lost=on_lost,
             cancel_on_lost=cancel_on_lost,

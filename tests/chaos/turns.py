@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-FAIR = ("a", "b", "c", "d", "e", "priority")
-UNFAIR = ("unfair", "rough")
-LOCKS = FAIR + UNFAIR
+LOCKS = ("a", "b", "c", "d", "e", "priority")
 MAX_WAITERS = {"e": 6}
 DEFAULT_TTL_S = 2.0
 """The default ttl: short, because a killed process holds its lock until its ttl ends."""

@@ -32,16 +32,16 @@ from lualock._core.clock import now
 from lualock.errors import StaleFence
 from lualock.fencing import aio as aio_fencing
 from tests.chaos.event_log import EventLog
-from tests.chaos.turns import DEFAULT_TTL_S, FAIR, LOCKS, MAX_WAITERS, Turn, calm, draw
+from tests.chaos.turns import DEFAULT_TTL_S, LOCKS, MAX_WAITERS, Turn, calm, draw
 from tests.support.world import entered, settle
 
 CALM = "calm"
 """The file that shows that the calm has begun."""
 
 
-FAULTS = ("", "delete", "overstay", "barge")
+FAULTS = ("", "delete", "overstay")
 """Planted on purpose: ``delete`` releases without checking the owner, ``overstay`` relies on a
-lease beyond its end, ``barge`` frees a fair lock for any caller."""
+lease beyond its end."""
 
 KINDS = ("threads", "asyncio", "gevent")
 """What the workers of a process are; with gevent they are threads that are greenlets."""
@@ -181,8 +181,7 @@ class Worker:
         id = next(self.process.ids)
         identity: dict[str, Any] = {"lock": turn.lock, "process": self.task.name, "id": id}
         record, lock = self.process.log.record, self._lock(turn, id)
-        fair = turn.lock in FAIR
-        record("acquire", wait_s=turn.wait_s, fair=fair, priority=turn.priority, **identity)
+        record("acquire", wait_s=turn.wait_s, priority=turn.priority, **identity)
         why, lease = "unavailable", None
         began, kept_s = now(), not_run_s()
         try:
@@ -207,10 +206,7 @@ class Worker:
 
     def _lock(self, turn: Turn, id: str) -> Any:
         shape: dict[str, Any] = {"ttl": turn.ttl_s, "renew": turn.renew}
-        shape |= {"fair": turn.lock in FAIR, "priority": turn.priority}
-        if self.task.fault == "barge":
-            shape["fair"] = False
-        shape["max_waiters"] = MAX_WAITERS.get(turn.lock)
+        shape |= {"priority": turn.priority, "max_waiters": MAX_WAITERS.get(turn.lock)}
         if turn.new:
             return self.locks.lock(turn.lock, metadata=id, **shape)
         key = (turn.lock, *shape.values())
@@ -227,7 +223,7 @@ class Worker:
         id = next(self.process.ids)
         identity: dict[str, Any] = {"lock": name, "process": self.task.name, "id": id}
         record = self.process.log.record
-        record("acquire", what="adopt", fair=name in FAIR, **identity)
+        record("acquire", what="adopt", **identity)
         why, lease = "unavailable", None
         try:
             lease = await settle(self.locks.adopt(handle, metadata=id))

@@ -51,7 +51,7 @@ def _server(clock: Callable[[], float] = lambda: 0.0) -> ServerClock:
 
 
 def _request() -> AcquireRequest:
-    return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", crowded=False)
 
 
 def _release() -> protocol.Steps[None]:
@@ -71,7 +71,7 @@ def test_an_interrupted_acquire_releases_its_token(broke: type[BaseException]) -
     back = next(steps)
     assert isinstance(back, RunScript)
     assert (back.script.name, back.compensating) == ("abandon", True)
-    assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"1", b"")
+    assert back.parts == (LOCK, QUEUE, TOKEN, b"", b"")
     with pytest.raises(broke):
         steps.send([b"left"])
 
@@ -131,7 +131,7 @@ def test_an_interrupted_wait_leaves_the_queue() -> None:
     back = next(steps)
     assert isinstance(back, RunScript)
     assert (back.script.name, back.compensating) == ("abandon", True)
-    parts = LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b"1", b""
+    parts = LOCK, QUEUE, TOKEN, TOKEN + b"30000 channel me", b""
     assert later.call.parts == back.parts == parts
     with pytest.raises(KeyboardInterrupt):
         steps.send([b"left"])

@@ -309,7 +309,7 @@ def test_died_with_waiters(raw: Raw) -> None:
             if subscribed:
                 messages.subscribe("channel")
                 assert messages.get_message(timeout=5)
-            raw("wait", D + b"1000 channel me", 0, 0, 1, ALWAYS)
+            raw("wait", D + b"1000 channel me", 0, 0, ALWAYS)
             reply = raw("died", b"job 1", A, b"")
             assert reply == (b"handed_over" if subscribed else b"released")
         assert (raw.client.get(LOCK)[17:39] == D) == subscribed
@@ -383,8 +383,8 @@ def test_withdraw(raw: Raw) -> None:
     raw("request_release", B, 5_000, ALWAYS)
     assert raw("withdraw", A) == b"alone"
     ticket = B + b"1000 ear me"
-    raw("wait", D + b"1000 elsewhere me", 0, 0, 1, ALWAYS)
-    raw("wait", ticket, 0, 0, 1, ALWAYS)
+    raw("wait", D + b"1000 elsewhere me", 0, 0, ALWAYS)
+    raw("wait", ticket, 0, 0, ALWAYS)
     assert raw("withdraw", A) == b"alone"  # its process is gone
     with raw.client.pubsub() as ear:
         ear.subscribe("ear")
@@ -422,7 +422,7 @@ def test_of_several_that_wait_only_the_last_replaces(raw: Raw) -> None:
         ear.subscribe("ear")
         assert ear.get_message(timeout=5)
         for token in (A, B):
-            raw("wait", token + b"1000 ear me", 0, 0, 1, ALWAYS)
+            raw("wait", token + b"1000 ear me", 0, 0, ALWAYS)
         assert raw("withdraw", A) == b"superseded"
         assert raw("withdraw", B) == b"alone"
     assert raw.client.get(STOP_REQUESTS)[16:] == D

@@ -81,8 +81,7 @@ class Everything:
         """Do it until something fails; return how it ended."""
         try:
             await self.one()
-            await self.several(fair=True)
-            await self.several(fair=False)
+            await self.several()
             await self.late()
             await self.full()
             await self.jobs()
@@ -116,9 +115,9 @@ class Everything:
         adopted = await settle(self.locks.adopt(await settle(lease.handle())))
         await settle(adopted.release())
 
-    async def several(self, *, fair: bool) -> None:
+    async def several(self) -> None:
         """Wait until a timeout, and by priority until a hand-over."""
-        lock = partial(self.locks.lock, f"several {fair}", ttl=1, fair=fair)
+        lock = partial(self.locks.lock, "several", ttl=1)
         lease = await settle(lock().acquire())
         first = await self.waits(lock())
         second = await self.waits(lock(priority=5), 2)

@@ -49,9 +49,7 @@ def _error(call: Callable[[], Any]) -> BaseException:
 
 
 def _request() -> AcquireRequest:
-    return AcquireRequest(
-        "report", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False
-    )
+    return AcquireRequest("report", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", crowded=False)
 
 
 def _answered(steps: protocol.Steps[Any], *replies: Any) -> BaseException:
@@ -213,8 +211,8 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
     lock: Any = locks.lock
     adopt: Any = locks.adopt
     lease = lock("b").acquire()
-    damaged = f"lualock1.{'t' * 22}.1000.10.bHVhbG9jazp7fX0="
-    foreign = f"lualock1.{'t' * 22}.1000.10.b3RoZXI6e3h9"
+    damaged = f"lualock1.{'t' * 22}.1000.0.bHVhbG9jazp7fX0="
+    foreign = f"lualock1.{'t' * 22}.1000.0.b3RoZXI6e3h9"
     for call, names, cause, advice in (
         (lambda: lock("x", ttl=0), "ttl", "not 0", r"must be from 0\.001"),
         (lambda: lock("x", ttl="5"), "ttl", "not str", "must be a number"),
@@ -223,7 +221,7 @@ def _bad_arguments(locks: lualock.Locks, client: Any) -> Iterator[Message]:
         (lambda: lock("x", max_hold=0), "max_hold", "not 0", "must be at least"),
         (lambda: lock("x", priority=101), "priority", "not 101", "must be from -100"),
         (lambda: lock("x", max_waiters=0), "max_waiters", "not 0", "must be a whole number"),
-        (lambda: lock("x", fair="no"), "fair", "not 'no'", "must be True or False"),
+        (lambda: lock("x", renew="no"), "renew", "not 'no'", "must be True or False"),
         (lambda: lock("x", on_lost=5), "on_lost", "not int", "must be a function"),
         (lambda: lock("x", on_lost=_coroutine), "on_lost", "plain lock", "must be a plain"),
         (lambda: lock("x", metadata="m" * 300), "metadata", "more than the 256", "keep a ref"),

@@ -36,11 +36,10 @@ class Raw:
         place: bytes = BAND,
         *,
         most: int = 0,
-        fair: int = 1,
         deadline: bytes = ALWAYS,
     ) -> Any:
         """Request a place; the ticket is as the protocol makes it."""
-        return self("wait", ticket(token), place, most, fair, deadline)
+        return self("wait", ticket(token), place, most, deadline)
 
     def waiters(self) -> list[bytes]:
         """Return the tokens in the queue, the first in line first."""
@@ -109,7 +108,7 @@ def test_release(raw: Raw) -> None:
     assert raw.client.pttl(KEY) <= 100  # a repeat does not keep the tombstone alive
     raw("acquire", OTHERS, 30_000, ALWAYS, b"other")
     assert raw("release", MINE) == b"already"  # remembered while the next holder has it
-    assert raw("hand_over", MINE, 1) == b"already"
+    assert raw("hand_over", MINE) == b"already"
     raw("release", OTHERS)
     raw("acquire", b"n" * 22, 30_000, ALWAYS, b"next")
     assert raw("release", MINE) == [b"held", b"next"]  # and no longer
@@ -136,7 +135,7 @@ def test_a_late_request_does_not_shorten_a_lease(raw: Raw, listening: Any) -> No
     does."""
     take(raw, listening)
     raw.wait(A)
-    raw("hand_over", MINE, 1)
+    raw("hand_over", MINE)
     lease = raw.client.get(KEY)[1:17] + A
     assert raw("extend", lease, 90_000, 0) == b"extended"
     assert raw("claim", lease, 5000) == b"claimed"
@@ -166,7 +165,7 @@ def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
     record = raw.client.get(KEY)
     assert raw("extend", fence + MINE, 90_000, 0) == [b"held", b"me"]
     assert raw("release", fence + MINE) == [b"held", b"me"]
-    assert raw("hand_over", fence + MINE, 1) == [b"held", b"me"]
+    assert raw("hand_over", fence + MINE) == [b"held", b"me"]
     assert raw.client.get(KEY) == record
     assert 0 < raw.client.pttl(KEY) <= 30_000
     assert raw("extend", again + MINE, 90_000, 0) == b"extended"
@@ -178,8 +177,8 @@ def test_a_lease_is_known_by_its_fence(raw: Raw, listening: Any) -> None:
     raw.wait(A)
     assert raw("release", fence + MINE) == [b"held", b"about m"]
     assert raw("release", again + MINE) == b"waited"
-    assert raw("hand_over", fence + MINE, 1) == [b"held", b"about m"]
-    assert raw("hand_over", again + MINE, 1) == b"handed_over"
+    assert raw("hand_over", fence + MINE) == [b"held", b"about m"]
+    assert raw("hand_over", again + MINE) == b"handed_over"
     assert raw("release", again + MINE) == b"already"
 
 
@@ -188,14 +187,14 @@ def test_claim(raw: Raw, listening: Any) -> None:
     fence = take(raw, listening)
     assert raw("claim", fence + MINE, 90_000) == b"missing"  # it was not granted from the queue
     raw.wait(A)
-    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert raw("hand_over", MINE) == b"handed_over"
     granted = raw.client.get(KEY)[1:17]
     assert raw("claim", granted + B, 90_000) == b"missing"
     assert raw("claim", fence + A, 90_000) == b"missing"
     assert raw.client.pttl(KEY) <= 2500
     assert raw("claim", granted + A, 90_000) == b"claimed"
     assert 30_000 < raw.client.pttl(KEY) <= 90_000
-    raw("hand_over", A, 1)
+    raw("hand_over", A)
     assert raw("claim", granted + A, 90_000) == b"missing"
     assert raw.client.pttl(KEY) <= TOMBSTONE_MS
     raw.client.delete(KEY)
@@ -228,7 +227,7 @@ def test_adopt(raw: Raw) -> None:
     assert raw("adopt", A, C, 9000, ALWAYS, b"heir") > fence
     assert raw.client.get(KEY)[:1] == b"W"  # the waiters stay in the queue
     assert raw("release", C) == b"waited"
-    raw("hand_over", C, 1)
+    raw("hand_over", C)
     assert raw("adopt", C, A, 9000, ALWAYS, b"heir") == b"already"
 
 
@@ -245,8 +244,8 @@ def test_inspect(raw: Raw) -> None:
     assert raw("inspect")[1] == -1
     raw.wait(OTHERS)
     assert raw("inspect")[5] == 1
-    raw("abandon", OTHERS, ticket(OTHERS), 1, b"")
-    raw("hand_over", MINE, 1)
+    raw("abandon", OTHERS, ticket(OTHERS), b"")
+    raw("hand_over", MINE)
     assert raw("inspect") == [b"free", 0]
 
 
@@ -260,9 +259,9 @@ def test_conflict(raw: Raw, value: bytes) -> None:
         ("extend", MINE, 30_000, 1),
         ("adopt", MINE, OTHERS, 30_000, ALWAYS, b"other"),
         ("inspect",),
-        ("wait", ticket(MINE), BAND, 0, 1, ALWAYS),
-        ("hand_over", MINE, 1),
-        ("abandon", MINE, ticket(MINE), 1, b""),
+        ("wait", ticket(MINE), BAND, 0, ALWAYS),
+        ("hand_over", MINE),
+        ("abandon", MINE, ticket(MINE), b""),
     ):
         assert raw(str(verb), *args) == [b"conflict"]
     assert raw.client.get(KEY) == value
@@ -350,18 +349,18 @@ def test_full(raw: Raw, listening: Any) -> None:
 def test_hand_over(raw: Raw, listening: Any) -> None:
     """The first waiter that can be reached gets the lock, with a new fence, for the claim
     window."""
-    assert raw("hand_over", MINE, 1) == b"missing"
+    assert raw("hand_over", MINE) == b"missing"
     before = take(raw, listening)
     assert raw("release", OTHERS) == [b"held", b"about m"]
     raw.wait(A)
     raw.wait(B)
     assert raw("release", MINE) == b"waited"
-    assert raw("hand_over", OTHERS, 1) == [b"held", b"about m"]
-    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert raw("hand_over", OTHERS) == [b"held", b"about m"]
+    assert raw("hand_over", MINE) == b"handed_over"
     record = raw.client.get(KEY)
     assert (record[:1], record[17:39], record[61:]) == (b"W", A, b"about a")
     assert record[1:17] > before
-    assert raw("hand_over", MINE, 1) == b"already"
+    assert raw("hand_over", MINE) == b"already"
     message = next_message(listening)
     assert message is not None
     assert message[:38] == A + record[1:17]
@@ -371,15 +370,26 @@ def test_hand_over(raw: Raw, listening: Any) -> None:
     assert raw("extend", A, 30_000, 0) == b"extended"
 
     listening.close()  # no subscriber: B is gone, and the lock is free
-    assert raw("hand_over", A, 1) == b"released"
+    assert raw("hand_over", A) == b"released"
     assert raw.waiters() == []
     # B may get its message at a replica, so the next fence is greater than B's.
     tombstone = raw.client.get(KEY)
     assert (tombstone[:1], tombstone[17:]) == (b"R", A + A)
     assert tombstone[1:17] > record[1:17]
     for lease in (A, record[1:39]):
-        for verb in (("hand_over", lease, 1), ("release", lease)):
+        for verb in (("hand_over", lease), ("release", lease)):
             assert raw(*verb) == b"already"
+
+
+def test_hand_over_without_memory(raw: Raw) -> None:
+    """``hand_over`` leaves its tombstone without memory as well: it has made a write before."""
+    fence = raw("acquire", MINE, 30_000, ALWAYS, b"me")
+    raw.client.config_set("maxmemory", "1")
+    try:
+        assert raw("hand_over", MINE) == b"released"
+    finally:
+        raw.client.config_set("maxmemory", "0")
+    assert raw.client.get(KEY) == b"R" + fence + MINE
 
 
 def _old(number: int) -> bytes:
@@ -392,14 +402,14 @@ def test_a_new_head_gets_a_message(raw: Raw, listening: Any) -> None:
     take(raw, listening)
     for number, token in enumerate((A, B, C), start=1):
         raw.wait(token, _old(number))
-    assert raw("hand_over", MINE, 1) == b"handed_over"
+    assert raw("hand_over", MINE) == b"handed_over"
     assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert next_message(listening) == B + b"=2500"
     raw("extend", A, 9000, 0)
-    raw("abandon", C, ticket(C), 1, b"")  # it was not first
+    raw("abandon", C, ticket(C), b"")  # it was not first
     assert next_message(listening) is None
     raw.wait(C, _old(3))
-    raw("abandon", B, ticket(B), 1, b"")
+    raw("abandon", B, ticket(B), b"")
     message = next_message(listening)
     assert message is not None
     assert message[:23] == C + b"="
@@ -409,11 +419,6 @@ def test_a_new_head_gets_a_message(raw: Raw, listening: Any) -> None:
     assert raw.wait(OTHERS, _old(6))[0] == b"queued"  # the lease ended, and it is C's turn
     assert next_message(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
     assert next_message(listening) == B + b"=2500"
-    raw.wait(A, _old(5), fair=0)
-    raw.client.delete(KEY)
-    assert raw.wait(MINE, fair=0).isdigit()  # unfair: it takes the lock before those
-    assert next_message(listening)[:22] == MINE  # type: ignore[index]  # None would fail, and should
-    assert next_message(listening) == B + b"=30000"
 
 
 def test_a_young_head_gets_no_message(raw: Raw, listening: Any) -> None:
@@ -421,15 +426,15 @@ def test_a_young_head_gets_no_message(raw: Raw, listening: Any) -> None:
     take(raw, listening)
     raw.wait(A)
     raw.wait(B)
-    raw("hand_over", MINE, 1)
+    raw("hand_over", MINE)
     assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert next_message(listening) is None
     time.sleep(0.25)  # 60 ms make it old, by the server's clock
     raw.wait(C)
-    raw("hand_over", A, 1)
+    raw("hand_over", A)
     assert next_message(listening)[:22] == B  # type: ignore[index]  # None would fail, and should
     assert next_message(listening) is None
-    raw("abandon", B, ticket(B), 1, b"")
+    raw("abandon", B, ticket(B), b"")
     assert next_message(listening)[:22] == C  # type: ignore[index]  # None would fail, and should
 
 
@@ -438,9 +443,9 @@ def test_a_caller_that_becomes_the_head_is_not_dropped(raw: Raw, listening: Any)
     take(raw, listening)
     deaf = ticket(B).replace(CHANNEL, b"no-subscriber")
     raw.wait(A, _old(1))
-    raw("wait", deaf, _old(2), 0, 1, ALWAYS)
+    raw("wait", deaf, _old(2), 0, ALWAYS)
     raw.client.delete(KEY)
-    reply = raw("wait", deaf, _old(2), 0, 1, ALWAYS)  # the lease has ended, and it is A's turn
+    reply = raw("wait", deaf, _old(2), 0, ALWAYS)  # the lease has ended, and it is A's turn
     assert (reply[0], reply[5]) == (b"queued", 0)
     assert raw.waiters() == [B]
 
@@ -449,9 +454,9 @@ def test_a_head_that_is_gone_is_dropped(raw: Raw, listening: Any) -> None:
     """A head that no message reaches is dropped for one that can be reached."""
     take(raw, listening)
     raw.wait(A, _old(1))
-    raw("wait", B + b"30000 nobody about b", _old(2), 0, 1, ALWAYS)
+    raw("wait", B + b"30000 nobody about b", _old(2), 0, ALWAYS)
     raw.wait(C, _old(3))
-    raw("hand_over", MINE, 1)
+    raw("hand_over", MINE)
     assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert next_message(listening) == C + b"=2500"
     assert raw.waiters() == [C]
@@ -462,66 +467,52 @@ def test_a_waiter_that_checks_is_not_dropped(raw: Raw, listening: Any) -> None:
     take(raw, listening)
     raw.wait(A, _old(1))
     own_ticket = B + b"30000 nobody about b"
-    raw("wait", own_ticket, _old(2), 0, 1, ALWAYS)
+    raw("wait", own_ticket, _old(2), 0, ALWAYS)
     raw.client.delete(KEY)
-    reply = raw("wait", own_ticket, _old(2), 0, 1, ALWAYS)  # gives the lock to the first
+    reply = raw("wait", own_ticket, _old(2), 0, ALWAYS)  # gives the lock to the first
     assert reply[0] == b"queued"
     assert reply[5] == 0
     assert raw.waiters() == [B]
 
 
-def test_unfair(raw: Raw, listening: Any) -> None:
-    """An unfair lock is free for any caller; the first waiter that can be reached gets a
-    message."""
+def test_a_waiter_comes_back_to_its_place(raw: Raw, listening: Any) -> None:
+    """A waiter that was dropped comes back to its place, even if the queue is full."""
     take(raw, listening)
-    place = raw.wait(A, fair=0)[6]
-    raw.wait(B, fair=0)
-    assert raw("hand_over", MINE, 0) == b"released"
-    assert next_message(listening) == A
+    place = raw.wait(A)[6]
+    raw.wait(B)
+    raw.client.zrem(QUEUE, ticket(A))
+    assert raw.wait(A, place, most=1)[5:] == [0, place]
+    assert raw.waiters() == [A, B]
+
+
+def test_a_head_that_leaves_a_free_lock(raw: Raw, listening: Any) -> None:
+    """If the head leaves while the lock is free, the next waiter gets a message."""
+    take(raw, listening)
+    for number, token in enumerate((A, B, C), start=1):
+        raw.wait(token, _old(number))
+    raw.client.delete(KEY)
+    assert raw("abandon", C, ticket(C), b"") == [b"left"]
     assert next_message(listening) is None
-    assert raw.client.get(KEY)[:1] == b"F"
-    assert raw.waiters() == [B]  # a waiter that does not react gets no second message
-    assert raw("acquire", OTHERS, 30_000, ALWAYS, b"barger").isdigit()
-    assert raw.client.get(KEY)[:1] == b"W"
-    # It gets its place back, even if the queue is full.
-    assert raw.wait(A, place, fair=0, most=1)[5:] == [0, place]
-    raw("hand_over", OTHERS, 0)
-    assert raw.wait(A, place, fair=0).isdigit()
-    assert raw.waiters() == [B]
-    listening.close()
-    raw("hand_over", A, 0)
-    assert raw.client.get(KEY)[:1] == b"R"
-    assert raw.waiters() == []
-
-
-def test_unfair_and_the_message_is_passed_on(raw: Raw, listening: Any) -> None:
-    """A waiter that leaves after the message that the lock is free passes the message on."""
-    take(raw, listening)
-    raw.wait(A, fair=0)
-    raw.wait(B, _old(1), fair=0)
-    raw("hand_over", MINE, 0)
-    assert next_message(listening) == B
-    raw.client.zadd(QUEUE, {ticket(A): int(_old(2))})
-    assert raw("abandon", B, ticket(B), 0, b"") == [b"left"]
-    assert next_message(listening) == A + b"=0"
+    assert raw("abandon", A, ticket(A), b"") == [b"left"]
+    assert next_message(listening) == B + b"=0"
 
 
 def test_abandon(raw: Raw, listening: Any) -> None:
     """``abandon`` leaves the queue; or releases and hands over, if the caller was granted the
     lock."""
-    assert raw("abandon", A, ticket(A), 1, b"") == [b"left"]
+    assert raw("abandon", A, ticket(A), b"") == [b"left"]
     take(raw, listening)
     raw.wait(A)
     raw.wait(B)
-    left = raw("abandon", B, ticket(B), 1, b"")
+    left = raw("abandon", B, ticket(B), b"")
     assert left[0] == b"left"
     assert 0 < left[1] <= 30_000
     assert 0 <= left[2] < 10_000
     assert left[3:] == [b"about m", 1]
-    assert raw("abandon", B, ticket(B), 1, b"")[4] == -1
+    assert raw("abandon", B, ticket(B), b"")[4] == -1
     raw.wait(B)
-    raw("hand_over", MINE, 1)
-    assert raw("abandon", A, ticket(A), 1, b"") == b"released"
+    raw("hand_over", MINE)
+    assert raw("abandon", A, ticket(A), b"") == b"released"
     assert raw.client.get(KEY)[17:39] == B
     assert next_message(listening)[:22] == A  # type: ignore[index]  # None would fail, and should
     assert next_message(listening)[:22] == B  # type: ignore[index]  # as above
@@ -533,12 +524,12 @@ def test_abandon_all_but_one_lease(raw: Raw, listening: Any) -> None:
     raw.client.zadd(QUEUE, {ticket(MINE): 1})
     raw.wait(A)
     record = raw.client.get(KEY)
-    left = raw("abandon", MINE, ticket(MINE), 1, fence + MINE)
+    left = raw("abandon", MINE, ticket(MINE), fence + MINE)
     assert left[0] == b"left"
     assert left[3:] == [b"me", 0]
     assert raw.client.get(KEY) == record
     assert raw.waiters() == [A]
-    assert raw("abandon", MINE, b"", 1, b"%016d" % (int(fence) - 1) + MINE) == b"released"
+    assert raw("abandon", MINE, b"", b"%016d" % (int(fence) - 1) + MINE) == b"released"
     assert raw.client.get(KEY)[17:39] == A
 
 
@@ -560,6 +551,6 @@ def test_a_lease_that_ended_while_others_wait(raw: Raw, listening: Any) -> None:
 def test_a_lease_shorter_than_the_claim_window(raw: Raw, listening: Any) -> None:
     """A granted lock lasts no longer than its waiter's ttl."""
     raw.wait(MINE)
-    raw("wait", A + b"700 " + CHANNEL + b" me", BAND, 0, 1, ALWAYS)
-    assert raw("hand_over", MINE, 1) == b"handed_over"
+    raw("wait", A + b"700 " + CHANNEL + b" me", BAND, 0, ALWAYS)
+    assert raw("hand_over", MINE) == b"handed_over"
     assert 0 < raw.client.pttl(KEY) <= 700

@@ -203,18 +203,6 @@ def test_a_full_queue_checks_few_waiters(one_server: Server) -> None:
         subscriber.close()
 
 
-async def test_unfair(world: World) -> None:
-    """A free unfair lock goes to any caller, and each waiter gets it in the end."""
-    lock = world.connect().lock("x", ttl=30, fair=False)
-    order: list[str] = []
-    lease = await settle(lock.acquire())
-    waiting = await _queue(world, lock, "abc", order, fair=False)
-    await settle(lease.release())
-    await asyncio.gather(*waiting)
-    assert sorted(order) == list("abc")
-    assert not world.client.exists(lock.key + b":waiters")
-
-
 async def test_a_timeout_leaves_the_queue(world: World) -> None:
     """The error of a timeout names the holder and how many waiters were ahead."""
     lock = world.connect(holder="the holder").lock("x", ttl=30)
@@ -329,7 +317,7 @@ async def test_a_grant_that_reached_no_waiter(world: World) -> None:
     with world.client.pipeline(transaction=True) as both:  # no time to reconnect between the two
         both.client_kill_filter(_type="pubsub")
         script = SCRIPTS["hand_over"]
-        parts = lock.key, lock.key + b":waiters", lease.token.encode(), b"1"
+        parts = lock.key, lock.key + b":waiters", lease.token.encode()
         proof, words = proof_of(script, parts)
         both.eval(script.source.decode(), 2, *words)
         _, outcome = both.execute()

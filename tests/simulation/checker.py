@@ -8,7 +8,7 @@ one machine). It takes O(n log n) of the number of events.
 kind       meaning, and the fields beside ``t`` (when), ``lock``, ``process``, ``id`` (of one
            acquisition, unique)
 =========  =======================================================================================
-acquire    an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``fair``, ``priority``;
+acquire    an acquisition begins: ``wait_s`` (null: for ever, 0: one try), ``priority``;
            ``what``: adopt if it takes over the lease of another acquisition
 queued     it surely has a place in the queue from now on; optional, FIFO and promptness need it
 got        it has the lock, certainly in [t, until): ``fence``, ``until`` (its deadline)
@@ -108,7 +108,6 @@ class Event:
     fence: int = 0
     until: float | None = None
     wait_s: float | None = None
-    fair: bool = True
     priority: int = 0
     since: float | None = None
     other: str = ""
@@ -182,7 +181,6 @@ class Attempt:
     id: str
     requested_at: float
     wait_s: float | None = None
-    fair: bool = True
     priority: int = 0
     adopts: bool = False
     queued: float = math.inf
@@ -304,9 +302,8 @@ def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
         _check_fences(lock, holds, world, verdict)
         _check_release(lock, holds, world, verdict)
         _check_resource(lock, attempts, wrote[lock], shared, world, verdict)
-        if all(one.fair for one in here):
-            _check_fifo(lock, here, holds, world, verdict)
-            _check_prompt(lock, here, holds, world, limits, verdict)
+        _check_fifo(lock, here, holds, world, verdict)
+        _check_prompt(lock, here, holds, world, limits, verdict)
     verdict.violations.sort(key=lambda one: one.t)
     return verdict
 
@@ -326,7 +323,7 @@ def assemble(
         if kind == "acquire":
             one = attempts[event.id] = Attempt(
                 *(event.lock, event.process, event.id, event.t),
-                *(event.wait_s, event.fair, event.priority, event.what == "adopt"),
+                *(event.wait_s, event.priority, event.what == "adopt"),
             )
             of[event.process].append(one)
             if event.wait_s is not None:

@@ -41,7 +41,6 @@ class Lock:
     """A lock of this run, and the resource that it protects."""
 
     name: str
-    fair: bool
     max_waiters: bytes
     top: int = -1  # the greatest fence that the resource has seen
 
@@ -54,7 +53,7 @@ class Lock:
 
     def reservation(self) -> Lock:
         """Return the reservation of this lock's jobs: a lock of its own."""
-        reservation = Lock(f"{self.name}:reservation", self.fair, self.max_waiters)
+        reservation = Lock(f"{self.name}:reservation", self.max_waiters)
         reservation.key = reservation_key(self.key)
         reservation.queue = keys.waiters_key(reservation.key)
         return reservation
@@ -155,11 +154,10 @@ class Client:
             holder_info=name.encode(),
             priority_base=options.priority_base(turn.priority),
             max_waiters=lock.max_waiters,
-            fair=b"1" if lock.fair else b"0",
             crowded=self._crowded.get(lock.name, False),
         )
         identity = {"lock": lock.name, "process": process.name, "id": name}
-        terms = {"wait_s": turn.wait_s, "fair": lock.fair, "priority": turn.priority}
+        terms = {"wait_s": turn.wait_s, "priority": turn.priority}
         world.record("acquire", what="adopt" if adopts else "", **identity, **terms)
         why = "unavailable"
         world.requested_by[token] = process.name, world.t

@@ -17,7 +17,7 @@ TURN = 22 + 16 + 16  # a message that grants the lock: token, fence, time
 YOUNG_TICKS = 600  # of 0.1 ms
 SWEEP = 32  # how many waiters of a full queue are checked for a process that is gone
 
-TICKET, PLACE, MAX_WAITERS, FAIR, DEADLINE = 2, 3, 4, 5, 6  # positions in the parts of ``wait``
+TICKET, PLACE, MAX_WAITERS, DEADLINE = 2, 3, 4, 5  # positions in the parts of ``wait``
 TTL_EXTEND, SHORTEN = 3, 4  # and of ``extend``
 
 
@@ -93,6 +93,12 @@ class Run:
     def now(self) -> bytes:
         return b"%016d" % self.store.now_us
 
+    @property
+    def caller(self) -> bytes:
+        """The token or the lease that the call is about: its first argument, or in its ticket."""
+        first: bytes = self.call.parts[len(self.call.script.keys)]
+        return first[:22] if self.call.script.name == "wait" else first
+
     def left_ms(self, seen: Seen) -> int:
         """Return what PTTL answers."""
         if seen.record is None:
@@ -109,7 +115,7 @@ class Run:
 def broken(run: Run) -> Iterator[str]:
     """Yield each way in which a run broke its contract."""
     call, before, after, reply = run.call, run.before, run.after, run.reply
-    verb, parts = call.script.name, call.parts
+    verb = call.script.name
     foreign = before.foreign or not isinstance(before.queue, (list, type(None)))
     if isinstance(reply, Refused):
         if after != before:
@@ -123,17 +129,15 @@ def broken(run: Run) -> Iterator[str]:
     if word == b"conflict":
         yield "answers conflict, and the keys are lualock's"
         return
+    if verb == "inspect":
+        yield from _inspects(run)
+        return
     yield from _keeps_other_leases(run)
     if after.record is not None and after.end_ms is None:
         yield "left a lock without an expiry"
     if after.tickets and after.queue_end_ms is None:
         yield "left a queue without an expiry"
-    if verb == "inspect":
-        yield from _inspects(run)
-        return
-    token = parts[TICKET][:22] if verb == "wait" else parts[2 if len(parts) > 3 else 1]
-    if verb in ("extend", "claim"):
-        token = parts[2 if verb == "extend" else 1]
+    token = run.caller
     yield from _notifies_head(run, token[-22:])
     yield from _repeats_nothing(run)
     check = _CHECKS[verb]
@@ -152,8 +156,6 @@ def _notifies_head(run: Run, token: bytes) -> Iterator[str]:
         return  # a newcomer of a higher priority, and so the caller
     received = [text for text, count in run.messages if count]
     notices = [text for text in received if text[:23] == first[:22] + b"="]
-    if not run.after.owner and any(len(text) == 22 for text in received):
-        return  # a waiter got "the lock is free"; if it is late, it is the head again
     if not notices:
         yield f"made {first[:22]!r} the head, and sent it no message"
     elif run.after.owner and int(notices[-1][23:]) != run.left_ms(run.after):
@@ -215,13 +217,7 @@ def _keeps_other_leases(run: Run) -> Iterator[str]:
     before, after, parts = run.before, run.after, run.call.parts
     owner = before.owner
     if owner and owner not in parts and owner != parts[-1][:22]:
-        verb = run.call.script.name
-        named = (
-            parts[2][:22]
-            if verb == "wait"
-            else parts[2 if verb in ("hand_over", "extend") else 1][-22:]
-        )
-        mine = named == owner
+        mine = run.caller[-22:] == owner
         if not mine and (after.record[1:] != before.record[1:] or after.end_ms != before.end_ms):
             yield "changed the lease of another token"
     if after.owner and after.owner != owner:
@@ -293,19 +289,19 @@ def _acquire(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 
 def _wait(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     parts, before, after, reply = run.call.parts, run.before, run.after, run.reply
-    ticket, fair, deadline = parts[TICKET], parts[FAIR], parts[DEADLINE]
+    ticket, deadline = parts[TICKET], parts[DEADLINE]
     ttl_ms = ticket[22:].split(b" ")[0]
     others = [one for one in before.tickets if one != ticket]
     if type(reply) is bytes:
         yield from _won(run, token, ttl_ms, deadline)
         if ticket in after.tickets:
             yield "has the lock, and waits for it"
-        free = (not others or fair == b"0") and not run.store.silent
-        if free and all(text != token + after.fence + b"+" for text, _ in run.messages):
+        message = token + after.fence + b"+"
+        if not others and not run.store.silent and all(text != message for text, _ in run.messages):
             yield "took the lock, and sent no message for a caller that does not read the reply yet"
-        if fair == b"1" and any(run.reachable(one) for one in after.tickets[: _rank(run, ticket)]):
+        if any(run.reachable(one) for one in after.tickets[: _rank(run, ticket)]):
             yield "went past waiters"
-        if fair == b"0" and after.state != (b"W" if others else b"H"):
+        if after.state != (b"W" if others else b"H"):
             yield "has a wrong state: waiters or none"
     elif word == b"owned":
         yield from _lasts(run, ttl_ms)
@@ -325,7 +321,7 @@ def _wait(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         if after.owner:
             yield from held(run, reply[1:4])
     else:
-        yield from _queued(run, token, ticket, fair, others)
+        yield from _queued(run, token, ticket, others)
 
 
 def _rank(run: Run, ticket: bytes) -> int:
@@ -336,9 +332,7 @@ def _rank(run: Run, ticket: bytes) -> int:
     return sum(score < limit and one in run.after.tickets for score, one in before)
 
 
-def _queued(
-    run: Run, token: bytes, ticket: bytes, fair: bytes, others: list[bytes]
-) -> Iterator[str]:
+def _queued(run: Run, token: bytes, ticket: bytes, others: list[bytes]) -> Iterator[str]:
     parts, before, after, reply = run.call.parts, run.before, run.after, run.reply
     most = int(parts[MAX_WAITERS])
     if ticket not in after.tickets:
@@ -370,9 +364,7 @@ def _queued(
     alive = sum(run.reachable(one) for one in others)
     if most and not comes_back and ticket not in before.tickets and alive >= most:
         yield "waits, and too many wait already"
-    if not before.owner and fair == b"0":
-        yield "waits for a free lock"
-    if not before.owner and fair == b"1":
+    if not before.owner:
         if not others:
             yield "waits, and is the first"
         if not after.owner and not run.store.silent and any(map(run.reachable, others)):
@@ -423,31 +415,21 @@ def _passed(run: Run, token: bytes) -> Iterator[str]:
         yield "is free, and a waiter can be reached"
 
 
-def given_up(run: Run, token: bytes, fair: bytes) -> Iterator[str]:
+def given_up(run: Run, token: bytes, *, hands_over: bool = True) -> Iterator[str]:
     """The caller had the lock, and released it."""
     before, after = run.before, run.after
     if not before.owns(token) or after.owner == (token := token[-22:]):
         yield "answers that it released the lock, and did not"
         return
-    if fair == b"1":
+    if hands_over:
         yield from _passed(run, token)
     elif after.owner:
-        yield "granted a lock that is for any caller"
-    elif fair == b"0":
-        waits = [one for one in before.tickets if one[:22] != token]
-        first = next((one for one in waits if run.reachable(one)), None)
-        notified = any(text == first[:22] and n for text, n in run.messages) if first else True
-        if not notified and not run.store.silent:
-            yield "freed the lock, and sent no waiter a message"
-        if notified and first in after.tickets:
-            yield "sent a waiter the message, and left it at the head"
-        if sum(len(text) == 22 and received > 0 for text, received in run.messages) > 1:
-            yield "sent more than one waiter the message that the lock is free"
+        yield "freed a lock, and it is held"
     if not after.owner and after.record is None:
-        if not run.store.oom:
+        if hands_over or not run.store.oom:
             yield "left no tombstone"
     elif not after.owner:
-        if after.state != (b"F" if after.tickets and fair else b"R"):
+        if after.state != (b"F" if after.tickets and hands_over else b"R"):
             yield "has a wrong state: waiters or none"
         if not after.remembers(token):
             yield "forgot the token"
@@ -480,7 +462,7 @@ def _release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after = run.before, run.after
     if word == b"":
         # It reads one key only: the state shows whether there are waiters.
-        yield from given_up(run, token, fair=b"")
+        yield from given_up(run, token, hands_over=False)
         if before.state == b"W":
             yield "freed a lock that has waiters"
     elif word == b"waited":
@@ -492,7 +474,7 @@ def _release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 
 def _hand_over(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     if word in (b"released", b"handed_over"):
-        yield from given_up(run, token, run.call.parts[3])
+        yield from given_up(run, token)
         if (word == b"handed_over") != bool(run.after.owner):
             yield f"answers {word!r}, and it is otherwise"
     else:
@@ -501,11 +483,11 @@ def _hand_over(run: Run, token: bytes, word: bytes) -> Iterator[str]:
 
 def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     before, after, parts = run.before, run.after, run.call.parts
-    ticket, fair, kept = parts[3:6]
+    ticket, kept = parts[3:5]
     if ticket in after.tickets:
         yield "still waits"
     if word == b"released":
-        yield from given_up(run, token, fair)
+        yield from given_up(run, token)
         if kept and before.owns(kept):
             yield "released the lease to keep"
         return
@@ -517,7 +499,7 @@ def _abandon(run: Run, token: bytes, word: bytes) -> Iterator[str]:
     gone = others[: len(others) - len(after.tickets)]
     if others[len(gone) :] != after.tickets or any(map(run.reachable, gone)):
         yield "changed the queue"
-    if gone and before.owner and before.tickets[0] != ticket:
+    if gone and before.tickets[0] != ticket:
         yield "dropped a waiter, and it was not the head that left"
     if len(run.reply) == 1:
         if before.owner:

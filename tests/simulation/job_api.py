@@ -312,7 +312,7 @@ class Lock(LockBase):
         token = actor.new_id().ljust(22, "_").encode()
         return AcquireRequest(
             *(self._name, self._key, self._queue, token, self._ttl_ms, holder_info),
-            *(self._options.priority_base, self._options.waiters_limit, self._options.fair_flag),
+            *(self._options.priority_base, self._options.waiters_limit),
             self._key in self._locks._crowded,
         )
 

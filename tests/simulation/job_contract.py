@@ -259,7 +259,7 @@ def _died(run: JobRun, word: bytes) -> Iterator[str]:
         if not same or lock.owner == reservation_token:
             yield "released the lock of another token"
             return
-        yield from given_up(run.at_lock, lock.owner, b"1")
+        yield from given_up(run.at_lock, lock.owner)
         if (word == b"handed_over") != bool(run.after.lock.owner):
             yield f"answers {word!r}, and it is otherwise"
         return

@@ -389,7 +389,6 @@ def _try(job: tuple[int, int]) -> tuple[int, str]:
 
 REASONS: dict[tuple[str, str], str] = {
     ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
-    ("wait.lua", "true: other_waiters > 0"): "equivalent: there is no waiter to notify",
     ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
     ("wait.lua", "true: last_score and last_score >= given_score + BAND"): (
         "equivalent but for the cost: reads again what the first command answered"

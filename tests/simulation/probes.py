@@ -81,7 +81,6 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
         "score": choice(words.scores),
         "max_waiters": choice((b"0", b"0", b"2")),
-        "fair": choice((b"1", b"1", b"0")),
         "kept_lease": choice((b"", b"", lease)),
         "shorten": choice((b"0", b"1")),
     }

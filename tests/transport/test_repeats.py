@@ -48,7 +48,7 @@ def server(clock: Clock) -> ServerClock:
 
 
 def _request() -> AcquireRequest:
-    return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", b"1", crowded=False)
+    return AcquireRequest("x", LOCK, QUEUE, TOKEN, 30_000, b"me", b"0", b"0", crowded=False)
 
 
 def _result(steps: protocol.Steps[Any], reply: Any) -> Any:
@@ -67,8 +67,8 @@ def test_requests_of_one_lease_have_different_proofs() -> None:
         RunScript(SCRIPTS["extend"], (LOCK, QUEUE, lease, b"30000", b"0")),
         RunScript(SCRIPTS["adopt"], (LOCK, TOKEN, TOKEN, b"30000", FENCE, b"me")),
         RunScript(SCRIPTS["release"], (LOCK, lease)),
-        RunScript(SCRIPTS["hand_over"], (LOCK, QUEUE, lease, b"1")),
-        RunScript(SCRIPTS["abandon"], (LOCK, QUEUE, TOKEN, b"", b"1", b"")),
+        RunScript(SCRIPTS["hand_over"], (LOCK, QUEUE, lease)),
+        RunScript(SCRIPTS["abandon"], (LOCK, QUEUE, TOKEN, b"", b"")),
     ]
     proofs = {codec.pack(call)[1] for call in calls}
     assert len(proofs) == len(calls)

@@ -13,7 +13,7 @@ from lualock.errors import LockUnavailable
 from lualock.scripts import SCRIPTS
 from tests.support.waiting import threads_fail, wait_until
 
-CALL = RunScript(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b"1", b""))
+CALL = RunScript(SCRIPTS["abandon"], (b"k", b"q", b"t", b"", b""))
 
 
 def test_calls_are_made_in_the_order_of_their_times() -> None:

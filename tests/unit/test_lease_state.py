@@ -363,7 +363,7 @@ class History:
         if granted:
             self.state = replace(self.state, claim=self.claim, claimed_deadline=TTL_S)
         request = AcquireRequest(
-            *("x", b"key", b"queue", b"t" * 22, int(TTL_S * 1000), b"", b"0", b"0", b"1"),
+            *("x", b"key", b"queue", b"t" * 22, int(TTL_S * 1000), b"", b"0", b"0"),
             crowded=False,
         )
         self.lease = LeaseBase(request, self.state, self, None, LockOptions(renew=False))

@@ -25,7 +25,11 @@ def test_locks_with_the_same_values_share_their_options() -> None:
 
 @pytest.mark.parametrize(
     ("good", "equal"),
-    [({"ttl": 1}, {"ttl": True}), ({"priority": 0}, {"priority": False}), ({}, {"fair": 1})],
+    [
+        ({"ttl": 1}, {"ttl": True}),
+        ({"priority": 0}, {"priority": False}),
+        ({"renew": True}, {"renew": 1}),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("api", [lualock, aio], ids=["sync", "asyncio"])

@@ -69,9 +69,7 @@ def test_a_better_comparison_is_taken() -> None:
 
 
 def _request() -> AcquireRequest:
-    return AcquireRequest(
-        "x", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", b"1", crowded=False
-    )
+    return AcquireRequest("x", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", crowded=False)
 
 
 def _times(*times: float) -> ServerClock:

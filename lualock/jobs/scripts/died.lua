@@ -42,7 +42,6 @@ if not same_job or string.sub(holder_info, 1, #holder) ~= holder then
 elseif token == reservation_token then
   return proof .. 'kept'
 end
-local fair = '1'
 --@include release_and_grant_next
 if next_holder then
   return proof .. 'handed_over'

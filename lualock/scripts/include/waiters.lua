@@ -2,7 +2,6 @@
 --   member  the ticket: token (22 characters), ttl_ms, a space, channel, a space, holder_info
 --   score   the place: the priority, then the time of arrival in ticks of 0.1 ms
 -- A waiter's process subscribes to the channel. A message is the waiter's token, followed by
---   nothing            the lock is free: check the queue
 --   '=' left_ms        the waiter is the head now, and the lock is held for left_ms
 --   fence and time_us  the waiter has had the lock since time_us, and must claim it
 --   fence and '+'      the waiter has the lock for its whole ttl: there is nothing to claim

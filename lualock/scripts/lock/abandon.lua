@@ -3,9 +3,8 @@
 -- KEYS[2] waiters     the tickets of the waiters
 -- ARGV[1] token       the token that waited
 -- ARGV[2] ticket      its ticket, or '' if it has none
--- ARGV[3] fair        as for hand_over
--- ARGV[4] kept_lease  the one lease of this token that it keeps, fence and token as one word, or ''
--- ARGV[5] proof       a number of the request, fresh each time it is sent
+-- ARGV[3] kept_lease  the one lease of this token that it keeps, fence and token as one word, or ''
+-- ARGV[4] proof       a number of the request, fresh each time it is sent
 -- Returns 'released'    this token had the lock, and does not have it any more
 -- Returns {'left', ttl_ms, held_ms, holder_info, ahead}  another token has the lock, or kept_lease;
 --   ahead: how many waiters were before this one; -1: it was not queued
@@ -16,9 +15,8 @@ local lock = KEYS[1]
 local waiters = KEYS[2]
 local token = ARGV[1]
 local ticket = ARGV[2]
-local fair = ARGV[3]
-local kept_lease = ARGV[4]
-local proof = ARGV[5]
+local kept_lease = ARGV[3]
+local proof = ARGV[4]
 
 --@include record
 --@include waiters
@@ -39,7 +37,7 @@ local owned = held and string.sub(record, 18, 39) == token
 if ahead then
   redis.call('ZREM', waiters, ticket)
 end
-if not held or (ahead == 0 and not owned) then
+if ahead == 0 and not owned then
   local now, own_token = redis.call('TIME'), nil
   local left_ms = held and redis.call('PTTL', lock) or 0
   --@include notify_head

@@ -2,8 +2,7 @@
 -- KEYS[1] lock     the lock's key
 -- KEYS[2] waiters  the tickets of the waiters
 -- ARGV[1] lease    the lease's fence and its token as one word, or its token alone
--- ARGV[2] fair     '1': the first waiter gets the lock; '0': it is told that the lock is free
--- ARGV[3] proof    a number of the request, fresh each time it is sent
+-- ARGV[2] proof    a number of the request, fresh each time it is sent
 -- Returns 'released'             this lease had the lock; it is free, granted to no waiter
 -- Returns 'handed_over'          this lease had the lock; a waiter has it now
 -- Returns 'already'              this lease released it before (a repeated request)
@@ -14,8 +13,7 @@
 local lock = KEYS[1]
 local waiters = KEYS[2]
 local lease = ARGV[1]
-local fair = ARGV[2]
-local proof = ARGV[3]
+local proof = ARGV[2]
 local token = string.sub(lease, -22)
 
 --@include record

@@ -4,9 +4,8 @@
 -- ARGV[1] ticket       the caller's ticket, the same at every call
 -- ARGV[2] score        the score of its place, or the lowest score of its priority if it has no place
 -- ARGV[3] max_waiters  how many may wait, or 0: any number
--- ARGV[4] fair         '1': waiters are served in order; '0': any caller takes a free lock
--- ARGV[5] deadline     the server's time, 16 digits, until which the caller waits for the reply
--- ARGV[6] proof        a number of the request, fresh each time it is sent
+-- ARGV[4] deadline     the server's time, 16 digits, until which the caller waits for the reply
+-- ARGV[5] proof        a number of the request, fresh each time it is sent
 -- Returns fence                     the caller has the lock now; 16 digits
 -- Returns {'owned', ttl_ms, fence}  this token has it already; this call has claimed it
 -- Returns {'queued', ttl_ms, held_ms, holder_info, fence, ahead, score}  another token has it
@@ -19,9 +18,8 @@ local waiters = KEYS[2]
 local ticket = ARGV[1]
 local score = ARGV[2]
 local max_waiters = ARGV[3]
-local fair = ARGV[4]
-local deadline = ARGV[5]
-local proof = ARGV[6]
+local deadline = ARGV[4]
+local proof = ARGV[5]
 
 -- How many waiters of a full queue are checked for a process that is gone, at most.
 local SWEEP = 32
@@ -65,18 +63,13 @@ if not held then
   if other_waiters > 0 and redis.call('ZSCORE', waiters, ticket) then
     other_waiters = other_waiters - 1
   end
-  if other_waiters == 0 or fair ~= '1' then
-    local new_state = other_waiters > 0 and HELD_WAITED or HELD
+  if other_waiters == 0 then
     local _, ttl_ms, channel, holder_info = open_ticket(ticket)
-    local granted = new_state .. fence .. own_token .. previous_token .. holder_info
+    local granted = HELD .. fence .. own_token .. previous_token .. holder_info
     redis.call('SET', lock, granted, 'PX', ttl_ms)
     redis.call('ZREM', waiters, ticket)
     -- Publish the fence as well, for a caller that does not read the reply at once.
     redis.pcall('PUBLISH', channel, own_token .. fence .. '+')
-    if other_waiters > 0 then
-      local left_ms = ttl_ms
-      --@include notify_head
-    end
     return proof .. fence
   end
 end
