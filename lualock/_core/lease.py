@@ -28,8 +28,8 @@ class LeaseBase:
 
     __slots__ = (
         *("__weakref__", "_block", "_body", "_check_at", "_clock", "_driver", "_hold_until"),
-        *("_options", "_pid", "_renewed", "_renewer", "_request", "_sibling_leases", "_state"),
-        *("_ttl_ms", "_wakeup", "fence"),
+        *("_options", "_pid", "_renewed", "_renewer", "_request", "_state", "_ttl_ms", "_wakeup"),
+        "fence",
     )
 
     fence: int
@@ -37,7 +37,6 @@ class LeaseBase:
     write to what the lock protects, and let the receiver refuse a smaller one than it has seen."""
 
     _check_at: float  # set by the renewer only
-    _sibling_leases: tuple[LeaseBase, ...]  # only in the run of a job: its leases under other names
     _block: Block  # only while the lease is entered by name, without a ``with`` statement
     _body: Any  # only in asyncio, while its loss cancels the body of a ``with`` block
 
@@ -263,9 +262,10 @@ class LeaseBase:
             self._renewer.add(self)
 
     def _release_requested(self) -> Steps[bool]:
-        for lease in (self, *getattr(self, "_sibling_leases", ())):
-            request = lease._request
-            if (yield from stop_request.release_requested(request.key, lease.fence, request.token)):
+        for turn in self._request.turns:
+            # A request that came while the holder waited for its other locks is for it as well.
+            fence = self.fence if turn.state is None else turn.state.fence
+            if (yield from stop_request.release_requested(turn.key, fence, turn.token)):
                 return True
         return False
 
@@ -330,7 +330,8 @@ class LeaseBase:
     def _keep_for(self, request: AcquireRequest) -> Steps[None]:
         token, server = self._request.token, self._driver.server_clock
         try:
-            yield from protocol.adopt(request, token, server, "kept", fresh=False)
+            for part in request.parts:
+                yield from protocol.adopt(part, token, server, "kept", fresh=False)
         except GeneratorExit:
             raise
         except BaseException:
@@ -346,13 +347,10 @@ class LeaseBase:
         if self._renewer is not None:
             self._renewer.drop(self)
 
-    def link(self, siblings: tuple[LeaseBase, ...]) -> None:
-        """Let :meth:`release_requested` check these leases of the same holder, too."""
-        self._sibling_leases = siblings
-
-    def abandon_in_background(self) -> Any:
+    def abandon_in_background(self) -> None:
         """Release the lock in the background, until the server answers."""
-        return self._driver.cleanup_in_background(protocol.abandon_request(self._request))
+        for part in self._request.parts:
+            self._driver.cleanup_in_background(protocol.abandon_request(part))
 
     def __reduce__(self) -> str:
         raise TypeError(

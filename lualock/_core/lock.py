@@ -79,6 +79,7 @@ class LocksBase:
     """
 
     asynchronous: ClassVar[bool]
+    _multi_lock: ClassVar[type[Any]]
     _kinds: ClassVar[dict[bool, type[LocksBase]]] = {}
 
     _endpoint: Endpoint
@@ -130,6 +131,10 @@ class LocksBase:
         made: Any = self
         named: LockBase = made.lock(keys.name_of(self.prefix, key[:end]))
         return named.derived(key[end:], ttl, metadata=metadata)
+
+    def together(self, first: Any, *others: Any) -> Any:
+        """Return several locks as one, which has the name and the options of the first."""
+        return self._multi_lock((first, *others)) if others else first
 
     def _passed_on(self, handle: object) -> tuple[Handle, bytes]:
         """Decode a handle; return it and the name of its lock."""
@@ -246,6 +251,11 @@ class LockBase:
     # What other rooms of the library build on a lock. In asyncio the results of `hold` and `run`
     # are awaited.
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The locks that this one consists of, in the order of their keys."""
+        return (self,)
+
     def derived(
         self,
         suffix: bytes = b"",
@@ -290,10 +300,11 @@ class LockBase:
         made: Any = self
         return made._hold(request, steps)
 
-    def abandon_in_background(self, request: AcquireRequest) -> Any:
+    def abandon_in_background(self, request: AcquireRequest) -> None:
         """Release what the token of a request may have, in the background until the server
         answers."""
-        return self._locks._driver.cleanup_in_background(protocol.abandon_request(request))
+        for part in request.parts:
+            self._locks._driver.cleanup_in_background(protocol.abandon_request(part))
 
     def begin_block(self, lease: Any) -> Block:
         """Begin a block on the lock for code that got its lease by other means."""

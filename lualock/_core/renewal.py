@@ -140,10 +140,15 @@ class LeaseRenewer:
         self._check_again(lease, lease._state.deadline)
 
     def _renew(self, renewals: list[tuple[LeaseBase, int, int]], within_s: float) -> Steps[None]:
-        requests = [(lease._request, lease._state, ttl_ms) for lease, ttl_ms, _ in renewals]
-        outcomes = yield from protocol.extend_all(requests, self._clock, within_s)
+        requests = [
+            (part, lease._state, ttl_ms)
+            for lease, ttl_ms, _ in renewals
+            for part in lease._request.parts
+        ]
+        outcomes = iter((yield from protocol.extend_all(requests, self._clock, within_s)))
         failures: list[LockError] = []
-        for (lease, ttl_ms, revision), outcome in zip(renewals, outcomes, strict=True):
+        for lease, ttl_ms, revision in renewals:
+            outcome = protocol.worst([next(outcomes) for _ in lease._request.parts])
             if isinstance(outcome, float):
                 lease._state.extended(outcome, revision)
                 self._check_again(lease, self._first_check_at(lease))

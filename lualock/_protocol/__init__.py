@@ -34,12 +34,12 @@ from lualock._protocol.effects import (
     T,
     watched,
 )
-from lualock._protocol.extend import EXTEND, extend, extend_all
+from lualock._protocol.extend import EXTEND, extend, extend_all, worst
 from lualock._protocol.inspect import INSPECT, inspect
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
 from lualock._protocol.replies import LockInfo, conflict
-from lualock._protocol.request import AcquireRequest
+from lualock._protocol.request import AcquireRequest, MultiRequest
 from lualock._protocol.resend import resend
 from lualock._protocol.schedule import CHECK_LATE_S, CLAIM_MS
 from lualock._protocol.server_clock import ServerClock
@@ -77,6 +77,7 @@ __all__ = [
     "Effect",
     "LeaseState",
     "LockInfo",
+    "MultiRequest",
     "PendingReply",
     "Pipeline",
     "RunScript",
@@ -106,4 +107,5 @@ __all__ = [
     "wait",
     "watched",
     "withdraw",
+    "worst",
 ]

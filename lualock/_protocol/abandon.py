@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from lualock._protocol.effects import CleanupLater, RunScript, Steps
 from lualock._protocol.request import AcquireRequest
 from lualock.errors import LockError
@@ -18,18 +20,17 @@ def give_back(
 
     Never raises.
     """
-    try:
-        if orphan is not None:  # first, because it cannot fail
-            yield schedule_cleanup(request, orphan)
-        yield abandon_request(request, ticket, until)
-    except LockError:
+    if orphan is not None:  # first, because it cannot fail
+        yield from schedule_cleanup(request, orphan)
+    for part in request.parts:
         # The caller must see the first error. The driver retries in the background; if that fails,
         # too, the lock is free when its lease ends.
-        return
+        with suppress(LockError):
+            yield abandon_request(part, ticket, until)
 
 
-def schedule_cleanup(request: AcquireRequest, orphan: RunScript) -> CleanupLater:
-    """Make the effect that cleans up after an orphaned request once it has expired.
+def schedule_cleanup(request: AcquireRequest, orphan: RunScript) -> Steps[None]:
+    """Clean up after an orphaned request once it has expired.
 
     The request may still take the lock or a place in the queue. A lease that the token has won
     since is kept.
@@ -37,8 +38,9 @@ def schedule_cleanup(request: AcquireRequest, orphan: RunScript) -> CleanupLater
     orphan.moot = True
     ticket = orphan.parts[2] if orphan.script is WAIT else b""
     kept = b"" if request.state is None else request.state.lease_id
-    parts = (request.key, request.queue, request.token, ticket, kept)
-    return CleanupLater(RunScript(ABANDON, parts), orphan)
+    for part in request.parts:
+        parts = (part.key, part.queue, part.token, ticket, kept)
+        yield CleanupLater(RunScript(ABANDON, parts), orphan)
 
 
 def abandon_request(

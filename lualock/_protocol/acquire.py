@@ -49,7 +49,7 @@ def acquire(
             if attempt.orphan is not None:
                 # Now, because the end of this lease may not be seen here (it may be passed on or
                 # dropped). The cleanup keeps the lease.
-                yield schedule_cleanup(request, attempt.orphan)
+                yield from schedule_cleanup(request, attempt.orphan)
             return request.state
         except NotAcquired as refused:
             refusal = None

@@ -62,6 +62,7 @@ def take(
     make: Callable[[bytes], RunScript],
     refusal: Callable[[Any], LockError],
     *,
+    until: float | None = None,
     final: bool = False,
     fresh: bool = True,
 ) -> Steps[LeaseState]:
@@ -69,10 +70,11 @@ def take(
 
     :param make: makes the request from its deadline.
     :param refusal: makes the error for any other reply.
+    :param until: when the caller stops waiting; ``None``: no limit.
     :param final: a refusal is final: a copy of the request that arrives later is refused as well.
     :param fresh: the token is used only for this, so whatever else it has can be released.
     """
-    exchange = Exchange(server)
+    exchange = Exchange(server, until)
     try:
         reply = yield from exchange.ask(make)
         if type(reply) is bytes and reply.isdigit():
@@ -96,7 +98,7 @@ def take(
                     )
             raise refusal(reply)
         if exchange.orphan is not None and fresh:
-            yield schedule_cleanup(request, exchange.orphan)
+            yield from schedule_cleanup(request, exchange.orphan)
         return request.state
     except GeneratorExit:
         raise

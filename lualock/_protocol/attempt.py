@@ -9,7 +9,6 @@ from typing import Any
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import WAIT
 from lualock._protocol.effects import (
-    MIN_REQUEST_S,
     AwaitMessage,
     Connect,
     Effect,
@@ -79,18 +78,10 @@ class Attempt(InFlight):
     def acquire(self) -> RunScript:
         """Make the request that takes the lock if it is free."""
         request = self.request
-        expires, deadline = self._deadline()
+        expires, deadline = self.server.within(self.requests_end_at, self.sent_at)
         parts = (request.key, request.token, b"%d" % request.ttl_ms, deadline, request.holder_info)
         self.in_flight = step = RunScript(ACQUIRE, parts, self.requests_end_at, expires=expires)
         return step
-
-    def _deadline(self) -> tuple[float, bytes]:
-        """Return when a request sent now expires, by the local and by the server's clock."""
-        usual, deadline = self.server.usual(self.sent_at)
-        if self.requests_end_at is None or usual < self.requests_end_at:
-            return usual, deadline
-        expires = max(self.requests_end_at, self.sent_at + MIN_REQUEST_S)
-        return expires, self.server.deadline(expires, self.sent_at)
 
     def read_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
         """Read the reply to :meth:`acquire`; ``None``: the lock is held, so wait."""
@@ -124,7 +115,7 @@ class Attempt(InFlight):
         self.sent_at, self.needs_cleanup = self.clock(), True
         if not self.began_at:
             self.began_at = self.sent_at
-        expires, deadline = self._deadline()
+        expires, deadline = self.server.within(self.requests_end_at, self.sent_at)
         parts = (
             request.key,
             request.queue,

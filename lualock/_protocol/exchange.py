@@ -26,8 +26,9 @@ class Exchange(InFlight):
     unknown: LockUnavailable | None = None
     """The error of the copy whose reply was lost."""
 
-    def __init__(self, server: ServerClock) -> None:
-        self._server = server
+    def __init__(self, server: ServerClock, until: float | None = None) -> None:
+        """Begin the exchange for a caller that waits until that time; ``None``: no limit."""
+        self._server, self._until = server, until
 
     def ask(self, make: Callable[[bytes], RunScript]) -> Steps[Any]:
         """Return the server's answer.
@@ -37,13 +38,13 @@ class Exchange(InFlight):
         """
         server = self._server
         if not server.known:
-            yield Connect()
+            yield Connect(self._until)
         late = 0
         while True:
             self.sent_at = sent_at = server.clock()
-            expires, deadline = server.usual(sent_at)
+            expires, deadline = server.within(self._until, sent_at)
             step = make(deadline)
-            step.expires = expires
+            step.until, step.expires = self._until, expires
             self.in_flight = step  # after expires is set: the cleanup waits for that time
             try:
                 reply = yield step

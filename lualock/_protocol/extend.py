@@ -27,20 +27,24 @@ def extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, clock: Clock
     ttl_s = ttl_ms / 1000
     # Only a request marked so can shorten the lease: another that arrives late changes nothing.
     shorten = state.may_outlast(sent_at + ttl_s)
-    step = _extend(request, state, ttl_ms, shorten=shorten)
     shortening = state.shorten_to(sent_at + ttl_s, ttl_s) if shorten else None
-    try:
-        reply = yield step
-        if shortening is not None and not step.doubled:
-            state.shortened(shortening)
-    except LockUnavailable as error:
-        if shortening is not None and not error.outcome_unknown:
-            state.not_shortened(shortening)
-        reply = yield from resend(step, error)
-    if reply == b"extended":
-        state.claim_superseded()
-        return state.certain_until(sent_at, ttl_s)
-    raise lost(request.name, request.key, reply, "extended")
+    certain = True
+    for at, part in enumerate(request.parts):
+        step = _extend(part, state, ttl_ms, shorten=shorten)
+        try:
+            reply = yield step
+        except LockUnavailable as error:
+            certain = False
+            if shortening is not None and not error.outcome_unknown and not at:
+                state.not_shortened(shortening)
+            reply = yield from resend(step, error)
+        certain = certain and not step.doubled
+        if reply != b"extended":
+            raise lost(part.name, part.key, reply, "extended")
+    if shortening is not None and certain:
+        state.shortened(shortening)
+    state.claim_superseded()
+    return state.certain_until(sent_at, ttl_s)
 
 
 def _extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, *, shorten: bool) -> RunScript:
@@ -84,3 +88,11 @@ def extend_all(
             else:
                 outcomes.append(lost(request.name, request.key, reply, "extended"))
     return outcomes
+
+
+def worst(outcomes: Sequence[float | LockError]) -> float | LockError:
+    """Return the outcome for one lease on several locks: it has ended if it has at one of them."""
+    ends = [outcome for outcome in outcomes if isinstance(outcome, float)]
+    errors = [outcome for outcome in outcomes if not isinstance(outcome, float)]
+    errors.sort(key=lambda error: isinstance(error, LockUnavailable))
+    return errors[0] if errors else min(ends)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lualock._core import fork
@@ -30,6 +31,40 @@ class AcquireRequest:
     """The process that sends the request. If it forks meanwhile, the child owns nothing of this."""
     state: LeaseState | None = None
     """The lease, kept here so that an interruption before the caller gets it does not lose it."""
+
+    @property
+    def parts(self) -> tuple[AcquireRequest, ...]:
+        """The requests for one lock each that this one consists of."""
+        return (self,)
+
+    @property
+    def turns(self) -> tuple[AcquireRequest, ...]:
+        """The requests that wait in the queues."""
+        return (self,)
+
+
+class MultiRequest(AcquireRequest):
+    """One acquisition of several locks. The fields are those of the first one.
+
+    It waits in each queue under a token of its own: a message names no lock but only a token, and
+    a late copy of a request for one lock must not be taken for a request of the lease.
+
+    :param requests: for each lock one with the token that waits for it; the first one is of the
+        lock that names all.
+    :param token: the token of the lease.
+    """
+
+    __slots__ = ("parts", "turns")
+    parts: tuple[AcquireRequest, ...]
+    turns: tuple[AcquireRequest, ...]
+
+    def __init__(self, requests: Sequence[AcquireRequest], token: bytes) -> None:
+        for one in fields(AcquireRequest):
+            setattr(self, one.name, getattr(requests[0], one.name))
+        self.token, self.crowded = token, False
+        in_order = sorted(requests, key=lambda request: request.key)
+        self.parts = tuple(replace(one, token=token) for one in in_order)
+        self.turns = tuple(replace(one, crowded=True) for one in in_order)
 
 
 def owned(

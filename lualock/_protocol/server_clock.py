@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lualock._protocol.effects import Clock
+from lualock._protocol.effects import MIN_REQUEST_S, Clock
 from lualock.errors import LockUnavailable
 
 DRIFT = 1e-3
@@ -78,6 +78,14 @@ class ServerClock:
         if expires - usual[0] > KEPT_S:
             self._usual = usual = expires, self.deadline(expires, now)
         return usual
+
+    def within(self, until: float | None, now: float) -> tuple[float, bytes]:
+        """Return the same of a request whose caller waits until that time; ``None``: no limit."""
+        usual, deadline = self.usual(now)
+        if until is None or usual < until:
+            return usual, deadline
+        expires = max(until, now + MIN_REQUEST_S)
+        return expires, self.deadline(expires, now)
 
     def deadline(self, until: float, now: float) -> bytes:
         """Return the latest server time that is certainly not after ``until``; 16 digits."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lualock import _protocol as protocol
 from lualock._core import options
@@ -30,6 +30,7 @@ class Lock(LockBase):
 
     __slots__ = ()
     _locks: Locks
+    _lease_class: ClassVar[type[Lease]] = Lease
 
     def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
@@ -56,7 +57,7 @@ class Lock(LockBase):
             if state.waited is not request.crowded:
                 self._locks._crowded.note(self._key, state.waited)
             renewer = self._locks._renewer if lock_options.needs_renewer else None
-            lease = Lease(request, state, driver, renewer, lock_options)
+            lease = self._lease_class(request, state, driver, renewer, lock_options)
             if block is not None:
                 self._locks._blocks.push(self._key, block, lease, None, self._entered)
             return lease

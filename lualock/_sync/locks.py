@@ -15,6 +15,7 @@ from lualock._core.options import Seconds
 from lualock._core.with_statement import blocks_on
 from lualock._sync.lease import Lease
 from lualock._sync.lock import Lock
+from lualock._sync.multi import MultiLock
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.find_server import find_server
 from lualock._transport.threads.driver import BlockingDriver
@@ -37,6 +38,8 @@ class Locks(LocksBase, asynchronous=False):
     :param holder: how other processes see this one (default ``host:pid:thread``).
     :raises InvalidArgument: an argument is not valid.
     """
+
+    _multi_lock = MultiLock
 
     def __init__(
         self,

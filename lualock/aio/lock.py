@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lualock import _protocol as protocol
 from lualock._core import options
@@ -30,6 +30,7 @@ class Lock(LockBase):
 
     __slots__ = ()
     _locks: Locks
+    _lease_class: ClassVar[type[Lease]] = Lease
 
     async def acquire(self, timeout: Seconds | None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
@@ -56,7 +57,7 @@ class Lock(LockBase):
             if state.waited is not request.crowded:
                 self._locks._crowded.note(self._key, state.waited)
             renewer = self._locks._renewers.current() if lock_options.needs_renewer else None
-            lease = Lease(request, state, driver, renewer, lock_options)
+            lease = self._lease_class(request, state, driver, renewer, lock_options)
             if block is not None:
                 self._locks._blocks.push(self._key, block, lease, current_task(), self._entered)
             return lease

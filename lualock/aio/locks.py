@@ -18,6 +18,7 @@ from lualock._transport.endpoint import Endpoint
 from lualock._transport.find_server import find_server
 from lualock.aio.lease import Lease
 from lualock.aio.lock import Lock
+from lualock.aio.multi import MultiLock
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -36,6 +37,8 @@ class Locks(LocksBase, asynchronous=True):
     :param holder: how other processes see this one (default ``host:pid:thread``).
     :raises InvalidArgument: an argument is not valid.
     """
+
+    _multi_lock = MultiLock
 
     def __init__(
         self,

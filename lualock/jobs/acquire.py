@@ -1,4 +1,4 @@
-"""Acquire the locks of a run, each with a first try and what a policy may do after that."""
+"""Acquire the lock of a run: a first try, and what a policy may do after that."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lualock import _protocol as protocol
 from lualock._core import options
 from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest, Steps, stop_request
 from lualock.errors import LockError, LockUnavailable, NotAcquired
 from lualock.jobs import verbs
-from lualock.jobs.actions import Action, Actions
-from lualock.jobs.declaration import AnyLease, AnyLock, AnyLocks, Job, check_policy
+from lualock.jobs.actions import Action, Actions, quietly
+from lualock.jobs.declaration import AnyLease, AnyLocks, Job, check_policy
 from lualock.jobs.delivery import Delivery, RetryLater, Superseded
 from lualock.jobs.identity import job_metadata
 from lualock.jobs.reservation import Reservation
@@ -41,7 +40,7 @@ class Contention:
 
 
 class Run:
-    """One run of a job: its arguments, and an attempt at each of its locks."""
+    """One run of a job: its arguments, and its attempt at its lock."""
 
     def __init__(
         self,
@@ -55,8 +54,7 @@ class Run:
         self.job_id = None if delivery is None else delivery.job_id
         # All requests for a lease, also those whose result an interruption discarded.
         self.requests: list[AcquireRequest] = []
-        in_order = job.locks_in_order(locks, args, kwargs, self.job_id)
-        self.attempts = [Attempt(self, lock) for lock in in_order]
+        self.lock = job.whole_lock(locks, args, kwargs, self.job_id)
 
     def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
         """Return a call of a callback; see :meth:`Job.bind_callback`."""
@@ -64,13 +62,13 @@ class Run:
 
 
 class Attempt:
-    """One run's attempt to acquire one of its locks; ``lease`` is what it has won.
+    """One run's attempt to acquire its lock; ``lease`` is what it has won.
 
     Its methods are generators of actions, like those of :mod:`lualock.jobs.run`.
     """
 
-    def __init__(self, run: Run, lock: AnyLock) -> None:
-        self.run, self.job, self.delivery, self.lock = run, run.job, run.delivery, lock
+    def __init__(self, run: Run) -> None:
+        self.run, self.job, self.delivery, self.lock = run, run.job, run.delivery, run.lock
         self.args, self.kwargs, self.job_id = run.args, run.kwargs, run.job_id  # for policies
         self.lease: AnyLease | None = None
         self.refused = NotAcquired()
@@ -78,7 +76,7 @@ class Attempt:
         self.reservation: Reservation | None = None
         declared = run.job.options
         if run.delivery is not None and (declared.reserves or declared.policy is not None):
-            self.reservation = Reservation(lock, run.delivery.owner)
+            self.reservation = Reservation(run.lock, run.delivery.owner)
 
     def pop_lease(self) -> AnyLease | None:
         """Return the lease, which the caller ends; the attempt does not have it any more."""
@@ -94,7 +92,7 @@ class Attempt:
         request, server = self.lock.request(), self.lock.server_clock
         self.run.requests.append(request)
         if self.delivery is None:
-            steps = protocol.acquire(request, server, 0)
+            steps = verbs.acquire(request, b"", server, 0)
         else:
             steps = verbs.start(request, self.delivery.owner, server)
         try:
@@ -153,7 +151,9 @@ class Attempt:
         request = request or self.lock.request()
         self.run.requests.append(request)
         self.refuse_own_wait(timeout)
-        steps = protocol.acquire(request, self.lock.server_clock, options.wait_s(timeout))
+        owner = b"" if self.delivery is None else self.delivery.owner
+        wait_s = options.wait_s(timeout)
+        steps = verbs.acquire(request, owner, self.lock.server_clock, wait_s)
         try:
             lease: Any = yield partial(self.lock.hold, request, steps)
         except NotAcquired as refused:
@@ -190,14 +190,26 @@ class Attempt:
         retry.job_id = self.job_id
         raise retry from None
 
-    def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Action:
-        """Return the action that asks the holder of the lock to stop.
+    def request_release(self, request: AcquireRequest, expires_in: Seconds) -> Actions[None]:
+        """Ask each holder of the lock to stop.
 
         :raises InvalidArgument: ``expires_in`` is not valid.
         """
         expires_in_ms = options.ttl_ms(expires_in, "expires_in")
         server = self.lock.server_clock
-        return self.action(stop_request.request_release(request, expires_in_ms, server))
+        for turn in request.turns:
+            yield self.action(stop_request.request_release(turn, expires_in_ms, server))
+
+    def withdraw(self, request: AcquireRequest) -> Actions[bool]:
+        """Withdraw these stop requests; return false if a later requester waits for the lock.
+
+        An error is logged.
+        """
+        superseded = False
+        for turn in request.turns:
+            withdrawn = yield from quietly(self.action(stop_request.withdraw(turn)))
+            superseded = superseded or withdrawn is False
+        return not superseded
 
     def action(self, steps: Steps[Any]) -> Action:
         """Return the action that carries out a protocol."""

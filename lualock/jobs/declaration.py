@@ -157,37 +157,26 @@ class Job:
             raise TypeError(f"job {self.name}: {error}") from None
         return self._lock_named(locks, self.lock_name, args, kwargs)
 
-    def locks_in_order(
+    def whole_lock(
         self,
         locks: AnyLocks,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         job_id: str | None = None,
-    ) -> list[AnyLock]:
-        """Return the locks of one call, also that of the previous name, in acquisition order.
-
-        All jobs acquire them in the order of their keys. So no two jobs wait for each other, even
-        if a rolled-back deploy has made one job's name another's previous name.
+    ) -> AnyLock:
+        """Return what one call locks: its lock, together with that of the previous name.
 
         The job acquires the lock of the previous name. If it only read it, a job of the previous
         version could acquire it the next moment.
         """
-        result = [self.lock(locks, args, kwargs)]
+        lock = self.lock(locks, args, kwargs)
         if self.previous_name is not None:
             previous = self._lock_named(locks, self.previous_name, args, kwargs)
-            if previous.key != result[0].key:
-                result.append(previous)
-        if len(result) == 1 and job_id is None:
-            return result
-        result.sort(key=lambda lock: lock.key)
-        metadata = None if job_id is None else job_metadata(job_id)
-        # All but the last are renewed while the run waits for the others; see `run._acquire_each`.
-        return [
-            lock.derived(
-                ttl=lock.ttl, renew=lock.renewed or lock is not result[-1], metadata=metadata
-            )
-            for lock in result
-        ]
+            if previous.key != lock.key:
+                lock = locks.together(lock, previous)
+        if job_id is None:
+            return lock
+        return lock.derived(ttl=lock.ttl, renew=lock.renewed, metadata=job_metadata(job_id))
 
     def _lock_named(
         self,

@@ -18,7 +18,7 @@ from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
-from lualock.jobs.declaration import AnyLock, AnyLocks, Job
+from lualock.jobs.declaration import AnyLocks, Job
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.identity import encode_token, job_id_of, job_metadata
 from lualock.jobs.reservation import Reservation, release_held_by
@@ -33,7 +33,7 @@ class Entry:
         self, job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self.job, self.args, self.kwargs = job, args, kwargs
-        self.locks = job.locks_in_order(locks, args, kwargs)
+        self.lock = job.whole_lock(locks, args, kwargs)
 
     def enqueue(
         self, push: Callable[[str], Any], job_id: str, token: str | None, delay: Seconds
@@ -50,7 +50,7 @@ class Entry:
         except GeneratorExit:
             raise
         except BaseException:
-            yield from self._undo(self.locks, reserved.token)
+            yield from self._undo(reserved.token)
             raise
         if reserved.token:
             yield from self.confirm(reserved.token, delay_s)
@@ -60,20 +60,18 @@ class Entry:
         """Take the job's reservation, for some seconds."""
         job, declared = self.job, self.job.options
         job_metadata(job_id)
-        raw = self.locks[0].request().token if token is None else encode_token(token)
-        done: list[AnyLock] = []
+        raw = self.lock.request().token if token is None else encode_token(token)
         try:
-            for lock in self.locks:
-                if declared.unique is not None:
-                    yield from self._reserve(lock, job_id, raw)
-                    done.append(lock)
+            if declared.reserves:
+                alone = declared.unique == "both"
+                yield from Reservation(self.lock, raw, job_id).reserve(alone=alone)
+            elif declared.unique is not None:
+                yield from self._refuse_beside_a_run()
         except verbs.AlreadyHeld as other:
-            yield from self._undo(done, raw.decode())
             log.info("job %s was not enqueued: %s", job.name, other)
             state = "running" if other.running else "queued"
             return (yield from self.refuse(job_id_of(other.metadata), state, other.holder))
         except LockUnavailable as error:
-            yield from self._undo(done, raw.decode())
             if declared.when_unavailable == "raise":
                 raise
             if declared.when_unavailable == "skip":
@@ -81,23 +79,15 @@ class Entry:
                 return (yield from self.refuse(None, "unavailable", None))
             log.warning("job %s is enqueued without a reservation: %s", job.name, error)
             return Reserved(job_id, "")
-        except GeneratorExit:
-            raise
-        except BaseException:
-            yield from self._undo(done, raw.decode())
-            raise
         return Reserved(job_id, raw.decode() if declared.reserves else "")
 
-    def _reserve(self, lock: AnyLock, job_id: str, token: bytes) -> Actions[None]:
-        if not self.job.options.reserves:
+    def _refuse_beside_a_run(self) -> Actions[None]:
+        for lock in self.lock.parts:
             info = yield lock.inspect
             if info.held:
                 refused = verbs.AlreadyHeld(f"lock {lock.name!r} is held", holder=info.holder)
                 refused.metadata = info.metadata
                 raise refused
-            return
-        alone = self.job.options.unique == "both"
-        yield from Reservation(lock, token, job_id).reserve(alone=alone)
 
     def refuse(self, job_id: str | None, state: str, holder: str | None) -> Actions[Refused]:
         """Report a job that is not enqueued, and call ``on_enqueue_failed``."""
@@ -110,11 +100,10 @@ class Entry:
     def confirm(self, token: str, delay: Seconds) -> Actions[bool]:
         """Extend the reservation of a job in its queue; return whether it still existed."""
         delay_s = options.delay_s(delay, "delay")
-        existed = bool(token)
-        for lock in self.locks if token else ():
-            ttl_s = delay_s + self.job.options.queue_ttl_s
-            existed &= yield from Reservation(lock, encode_token(token)).extend(ttl_s)
-        return existed
+        if not token:
+            return False
+        ttl_s = delay_s + self.job.options.queue_ttl_s
+        return (yield from Reservation(self.lock, encode_token(token)).extend(ttl_s))
 
     def cancel(self, job_id: str | None, token: str | None) -> Actions[None]:
         """Release what a job that will not run has: its reservation, and a lock for its retry."""
@@ -129,27 +118,25 @@ class Entry:
             raw = encode_token(token)
         else:  # it was enqueued without unique=, and nothing is known about it
             return
-        for lock in self.locks:
-            yield from Reservation(lock, raw).release()
-            yield from release_held_by(lock, raw)
+        yield from Reservation(self.lock, raw).release()
+        yield from release_held_by(self.lock, raw)
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """Release the lock of a job whose process is dead; return whether it had the lock."""
         owner = Delivery(job_id, token).owner
         found = False
-        for lock in self.locks:
+        for lock in self.lock.parts:
             holder = b"" if pid is None else lock.holder_in(pid)
             steps = verbs.died(lock.request(), job_metadata(job_id), owner, holder)
             found |= yield partial(lock.run, steps)
-            yield from Reservation(lock, owner).release()
+        yield from Reservation(self.lock, owner).release()
         return found
 
-    def _undo(self, locks: list[AnyLock], token: str) -> Actions[None]:
-        """Release reservations; one that cannot be released expires on its own in seconds."""
-        for lock in locks if token else ():
-            try:
-                yield from Reservation(lock, encode_token(token)).release()
-            except LockError as error:
-                log.warning(
-                    "the reservation of job %s expires on its own: %s", self.job.name, error
-                )
+    def _undo(self, token: str) -> Actions[None]:
+        """Release the reservation; if that fails, it expires on its own in seconds."""
+        if not token:
+            return
+        try:
+            yield from Reservation(self.lock, encode_token(token)).release()
+        except LockError as error:
+            log.warning("the reservation of job %s expires on its own: %s", self.job.name, error)

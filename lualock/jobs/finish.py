@@ -10,48 +10,41 @@ from lualock._protocol import note
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.jobs.acquire import Attempt, Run
 from lualock.jobs.actions import Actions
-from lualock.jobs.declaration import AnyLease, AnyLock
+from lualock.jobs.declaration import AnyLease
 from lualock.jobs.delivery import Delivery, RetryLater, check_retry_s, is_failure
 from lualock.jobs.reservation import Reservation, abandon_held_by
 
 log = logging.getLogger("lualock.jobs")
 
 
-def finish(run: Run, error: BaseException | None, result: Any) -> Actions[None]:
+def finish(attempt: Attempt, error: BaseException | None, result: Any) -> Actions[None]:
     """Release or keep what the run holds, and call ``on_expired`` if its lease was lost."""
-    job = run.job
+    run, job = attempt.run, attempt.job
     keep = _what_to_keep(run, error, result)
     problem: LockError | None = None
-    interruption: BaseException | None = None
-    failed = [attempt for attempt in run.attempts if attempt.lease is None]
-    for attempt in reversed(run.attempts):
-        if (lease := attempt.pop_lease()) is None:
-            continue
+    lease = attempt.pop_lease()
+    if lease is not None:
         try:
-            yield from _release_or_keep(run, attempt.lock, lease, keep)
+            yield from _release_or_keep(run, lease, keep)
         except LeaseLost as lost:
-            if lost.given_up:
-                continue  # the job itself released it
-            log.warning("job %s outlived its lease: %s", job.name, lost)
-            problem = lost
+            if not lost.given_up:  # the job itself released it
+                log.warning("job %s outlived its lease: %s", job.name, lost)
+                problem = lost
         except LockError as unknown:
             log.error("job %s could not release its lock: %s", job.name, unknown)
-            problem = problem or unknown
+            problem = unknown
             if isinstance(unknown, LockUnavailable):
                 yield lease.abandon_in_background
         except GeneratorExit:
             raise
-        except BaseException as raised:
-            interruption = interruption or raised
+        except BaseException as interruption:
             yield lease.abandon_in_background
-    if keep is None:
-        # Attempts that failed could clean up only if the server was reachable.
-        for attempt in failed:
-            yield from _release_everything(attempt)
-    if interruption is not None:
-        if keep is not None and _what_to_keep(run, interruption, None) is None:
-            yield from _abandon_kept(run)
-        raise interruption
+            if keep is not None and _what_to_keep(run, interruption, None) is None:
+                yield from _abandon_kept(run)
+            raise
+    elif keep is None:
+        # The attempt that failed could clean up only if the server was reachable.
+        yield from _release_everything(attempt)
     if problem is None:
         return
     if error is not None:
@@ -108,21 +101,21 @@ def _failed(run: Run, error: BaseException) -> bool:
     return is_failure(error) if run.delivery is None else run.delivery.failed(error)
 
 
-def _release_or_keep(run: Run, lock: AnyLock, lease: AnyLease, keep: _Keep | None) -> Actions[None]:
+def _release_or_keep(run: Run, lease: AnyLease, keep: _Keep | None) -> Actions[None]:
     if keep is None:
         yield lease.release
     elif keep.keeps_lock:
         token = None if run.delivery is None else run.delivery.owner
-        yield partial(lease.keep_for, lock.request(token, keep.for_s))
+        yield partial(lease.keep_for, run.lock.request(token, keep.for_s))
     else:
         # Reserve before the release, so that the job has one of the two at every moment.
-        yield from _keep_reservation(run, lock, keep.for_s)
+        yield from _keep_reservation(run, keep.for_s)
         yield lease.release
 
 
-def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
+def _keep_reservation(run: Run, for_s: float) -> Actions[None]:
     assert run.delivery is not None
-    reservation = Reservation(lock, run.delivery.owner)
+    reservation = Reservation(run.lock, run.delivery.owner)
     try:
         yield from reservation.reserve()
     except LockError as error:
@@ -135,9 +128,8 @@ def _keep_reservation(run: Run, lock: AnyLock, for_s: float) -> Actions[None]:
 def _abandon_kept(run: Run) -> Actions[None]:
     """Abandon what may have been kept for a retry that will not come."""
     assert run.delivery is not None
-    for attempt in run.attempts:
-        yield from abandon_held_by(attempt.lock, run.delivery.owner)
-        yield from Reservation(attempt.lock, run.delivery.owner).abandon()
+    yield from abandon_held_by(run.lock, run.delivery.owner)
+    yield from Reservation(run.lock, run.delivery.owner).abandon()
 
 
 def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:

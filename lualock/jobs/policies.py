@@ -7,10 +7,9 @@ from typing import Any
 
 from lualock._core import options
 from lualock._core.options import Seconds
-from lualock._protocol import stop_request
 from lualock.errors import NotAcquired
 from lualock.jobs.acquire import Attempt, release_quietly
-from lualock.jobs.actions import Actions, quietly
+from lualock.jobs.actions import Actions
 from lualock.jobs.declaration import AnyLease, check_policy
 from lualock.jobs.delivery import Superseded
 
@@ -90,29 +89,27 @@ class Replace:
     def take(self, attempt: Attempt) -> _Take:
         # The stop request and the wait share a token, so that no job asks itself to stop.
         request = attempt.lock.request()
-        withdraw = attempt.action(stop_request.withdraw(request))
+        wait_s = options.delay_s(self.wait, "wait")
         try:
-            wait_s = options.delay_s(self.wait, "wait")
-            expires_in_s = min(wait_s + _SLACK_S, options.MAX_TTL_S)
-            yield attempt.request_release(request, expires_in_s)
+            yield from attempt.request_release(request, min(wait_s + _SLACK_S, options.MAX_TTL_S))
             lease: AnyLease = yield from attempt.wait(self.wait, request)
         except NotAcquired:
             # A job that does not run leaves no stop request behind.
-            yield from quietly(withdraw)
+            yield from attempt.withdraw(request)
             return (yield from attempt.go_on(self.then))
         except GeneratorExit:
             raise
         except BaseException:
-            yield from quietly(withdraw)
+            yield from attempt.withdraw(request)
             raise
         try:
-            withdrawn = yield from quietly(withdraw)
+            is_last = yield from attempt.withdraw(request)
         except GeneratorExit:
             raise
         except BaseException:
             yield from release_quietly(lease)
             raise
-        if withdrawn is False:
+        if not is_last:
             yield from release_quietly(lease)
             name = attempt.lock.name
             raise Superseded(

@@ -20,7 +20,7 @@ log = logging.getLogger("lualock.jobs")
 
 
 class Reservation:
-    """The reservation of one job beside one of its locks.
+    """The reservation of one job: a lock of its own beside each of the job's locks.
 
     The methods that ask the server are generators of actions.
 
@@ -30,9 +30,9 @@ class Reservation:
 
     def __init__(self, lock: AnyLock, token: bytes, job_id: str | None = None) -> None:
         metadata = None if job_id is None else job_metadata(job_id)
-        self._running, self._token = lock, token
+        self._token = token
         self._lock = lock.derived(verbs.RESERVATION, RESERVE_S, metadata=metadata)
-        self._lease: AnyLease | None = None  # while it is renewed
+        self._leases: list[AnyLease] = []  # while it is renewed
 
     def reserve(self, *, alone: bool = False) -> Actions[None]:
         """Take the reservation for :data:`RESERVE_S` seconds.
@@ -40,26 +40,43 @@ class Reservation:
         :param alone: refuse also while a job runs.
         :raises AlreadyHeld: another job has it, or a job runs.
         """
-        request = self._lock.request(self._token)
-        server = self._lock.server_clock
-        steps = verbs.reserve(request, self._running.key, server, alone=alone)
-        yield partial(self._lock.run, steps)
+        yield from self._take(self._lock, alone=alone, renewed=False)
 
     def hold(self) -> Actions[None]:
         """Take the reservation, and renew it while the job waits.
 
         :raises AlreadyHeld: another job has it.
         """
-        renewed = self._lock.derived()
-        request = renewed.request(self._token)
-        steps = verbs.reserve(request, self._running.key, renewed.server_clock, alone=False)
-        self._lease = yield partial(renewed.hold, request, steps)
+        yield from self._take(self._lock.derived(), alone=False, renewed=True)
+
+    def _take(self, lock: AnyLock, *, alone: bool, renewed: bool) -> Actions[None]:
+        """Take it beside each lock, or beside none."""
+        done: list[AnyLock] = []
+        try:
+            for part in lock.parts:
+                request = part.request(self._token)
+                steps = verbs.reserve(request, part.server_clock, alone=alone)
+                if renewed:
+                    self._leases.append((yield partial(part.hold, request, steps)))
+                else:
+                    yield partial(part.run, steps)
+                done.append(part)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.stop_renewal()
+            if not isinstance(
+                error, LockError
+            ):  # an interruption, perhaps just after one was taken
+                done = list(lock.parts)
+            for part in done:
+                yield from release_quietly_held_by(part, self._token)
+            raise
 
     def stop_renewal(self) -> None:
         """Stop renewing the reservation; it then expires on its own."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.stop_watching()
+        while self._leases:
+            self._leases.pop().stop_watching()
 
     def extend(self, ttl_s: float) -> Actions[bool]:
         """Keep the reservation for at least ``ttl_s`` seconds; return whether it still existed.
@@ -67,18 +84,21 @@ class Reservation:
         An unreachable server raises nothing: the reservation then expires earlier.
         """
         self.stop_renewal()
-        request = self._lock.request(self._token, ttl_s)
-        state = LeaseState(0, self._token, -math.inf)  # an unknown deadline: it is not shortened
-        clock = self._lock.server_clock.clock
-        try:
-            yield partial(self._lock.run, protocol.extend(request, state, request.ttl_ms, clock))
-        except LeaseLost:
-            return False
-        except LockError as error:
-            name = self._lock.name
-            log.warning("a job's reservation beside lock %r expires early: %s", name, error)
-            return False
-        return True
+        existed = True
+        for part in self._lock.parts:
+            request = part.request(self._token, ttl_s)
+            state = LeaseState(0, self._token, -math.inf)  # an unknown end: it is not shortened
+            clock = part.server_clock.clock
+            try:
+                yield partial(part.run, protocol.extend(request, state, request.ttl_ms, clock))
+            except LeaseLost:
+                existed = False
+            except LockError as error:
+                existed = False
+                log.warning(
+                    "a job's reservation beside lock %r expires early: %s", part.name, error
+                )
+        return existed
 
     def release(self) -> Actions[None]:
         """Release the reservation, if it exists.
@@ -90,13 +110,8 @@ class Reservation:
 
     def release_quietly(self) -> Actions[None]:
         """Release the reservation; in the background while the server is unreachable."""
-        try:
-            yield from self.release()
-        except LockUnavailable as error:
-            log.warning(
-                "a job's reservation beside lock %r stays for now: %s", self._lock.name, error
-            )
-            yield from self.abandon()
+        self.stop_renewal()
+        yield from release_quietly_held_by(self._lock, self._token)
 
     def abandon(self) -> Actions[None]:
         """Release the reservation in the background, until the server answers."""
@@ -105,10 +120,24 @@ class Reservation:
 
 
 def release_held_by(lock: AnyLock, token: bytes) -> Actions[None]:
-    """Release a lock or a reservation, if this token has it."""
-    state = LeaseState(0, token, math.inf)
-    with suppress(LeaseLost):
-        yield partial(lock.run, protocol.release(lock.request(token), state))
+    """Release a lock or a reservation, if this token has it.
+
+    :raises LockUnavailable: whether it was released is unknown.
+    """
+    for part in lock.parts:
+        state = LeaseState(0, token, math.inf)
+        with suppress(LeaseLost):
+            yield partial(part.run, protocol.release(part.request(token), state))
+
+
+def release_quietly_held_by(lock: AnyLock, token: bytes) -> Actions[None]:
+    """Release what this token may have; in the background while the server is unreachable."""
+    try:
+        yield from release_held_by(lock, token)
+    except LockError as error:
+        log.warning("a job's reservation beside lock %r stays for now: %s", lock.name, error)
+        if isinstance(error, LockUnavailable):
+            yield from abandon_held_by(lock, token)
 
 
 def abandon_held_by(lock: AnyLock, token: bytes) -> Actions[None]:

@@ -21,7 +21,7 @@ from typing import Any
 from lualock._core.decorating import check_result
 from lualock._protocol import LeaseState
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
-from lualock.jobs.acquire import Run, release_quietly
+from lualock.jobs.acquire import Attempt, Run, release_quietly
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.declaration import AnyLease, AnyLocks, Job
 from lualock.jobs.delivery import Delivery, RetryLater
@@ -48,10 +48,8 @@ def execute(run: Run) -> Actions[Any]:
         _current.set(outer_runs)
         for request in run.requests:
             if request.state is not None and not _is_over(request.state):
-                yield partial(run.attempts[0].lock.abandon_in_background, request)
+                yield partial(run.lock.abandon_in_background, request)
         raise
-    finally:
-        run.attempts.clear()  # each refers to the run: a cycle would keep their leases alive
 
 
 def _is_over(state: LeaseState) -> bool:
@@ -59,9 +57,9 @@ def _is_over(state: LeaseState) -> bool:
 
 
 def _execute(run: Run) -> Actions[Any]:
-    job = run.job
+    job, attempt = run.job, Attempt(run)
     try:
-        yield from _acquire_all(run)
+        yield from _acquire(attempt)
     except RetryLater as later:
         log.info("job %s did not run: %s", job.name, later)
         raise
@@ -71,22 +69,17 @@ def _execute(run: Run) -> Actions[Any]:
             return None
         return (yield run.bind_callback(job.on_skipped, holder=refused.holder))
 
-    # With two locks, the first-acquired one comes last: a job that wants to replace this run is
-    # refused at that lock, and sends its stop request there. Code that knows only the other name
-    # sends it to the other lock.
-    held = [(one.lock, one.lease) for one in run.attempts if one.lease is not None]
-    if held:
-        held[0][1].link(tuple(lease for _, lease in held[1:]))
-    leases = ((lock.key, lease) for lock, lease in reversed(held))
+    lease, locks = attempt.lease, run.lock.parts
     outer_runs = _current.get()
     try:
-        _current.set((*outer_runs, *leases))
+        if lease is not None:
+            _current.set((*outer_runs, *((lock.key, lease) for lock in locks)))
         if run.delivery is not None and run.delivery.ended():
             raise LockError(
                 f"could not run job {job.name}: its job system gave it up while it waited for its "
                 "lock"
             )
-        blocks = [lock.begin_block(lease) for lock, lease in held]
+        blocks = [] if lease is None else [lock.begin_block(lease) for lock in locks]
         try:
             result = yield partial(job.body, *run.args, **run.kwargs)
         finally:
@@ -97,60 +90,35 @@ def _execute(run: Run) -> Actions[Any]:
         raise
     except BaseException as error:
         _current.set(outer_runs)
-        yield from finish(run, error, None)
+        yield from finish(attempt, error, None)
         raise
     _current.set(outer_runs)
-    yield from finish(run, None, result)
+    yield from finish(attempt, None, result)
     return result
 
 
-def _acquire_all(run: Run) -> Actions[None]:
-    """Acquire all locks of the run, or none.
+def _acquire(attempt: Attempt) -> Actions[None]:
+    """Acquire the lock of the run.
 
-    With ``when_unavailable="run"`` the run goes on without them while the server is unreachable.
+    With ``when_unavailable="run"`` the run goes on without it while the server is unreachable.
     """
-    when_unavailable = run.job.options.when_unavailable
+    when_unavailable = attempt.job.options.when_unavailable
     try:
-        yield from _acquire_each(run)
+        yield from attempt.take()
     except GeneratorExit:
+        if attempt.reservation is not None:
+            attempt.reservation.stop_renewal()
         raise
     except BaseException as error:
-        unavailable = isinstance(error, LockUnavailable)
-        if unavailable and when_unavailable == "run":
-            log.warning("job %s runs without its lock: %s", run.job.name, error)
-            for attempt in run.attempts:
-                if attempt.lease is not None and not run.attempts[-1].lock.renewed:
-                    attempt.lease.stop_renewal()  # it waits for no other lock any more
-            return
-        for attempt in reversed(run.attempts):
-            if (lease := attempt.pop_lease()) is not None:
-                yield from release_quietly(lease)
-        if unavailable and when_unavailable == "skip":
-            raise NotAcquired(str(error), name=run.attempts[-1].lock.name) from error
-        raise
-
-
-def _acquire_each(run: Run) -> Actions[None]:
-    *first, last = run.attempts
-    try:
-        for attempt in run.attempts:
-            yield from attempt.take()
-        # The first were renewed while the run waited. Give them their own ttl, now that it begins.
-        for attempt in first:
-            assert attempt.lease is not None
-            if not last.lock.renewed:
-                attempt.lease.stop_renewal()
-            yield partial(attempt.lease.extend, last.lock.ttl)
-    except GeneratorExit:
-        for attempt in run.attempts:
-            if attempt.reservation is not None:
-                attempt.reservation.stop_renewal()
-        raise
-    except BaseException as error:
-        for attempt in run.attempts:
-            if attempt.lease is None:
-                yield from give_up(attempt, error)
-        raise
+        if (lease := attempt.pop_lease()) is not None:
+            yield from release_quietly(lease)
+        else:
+            yield from give_up(attempt, error)
+        if not isinstance(error, LockUnavailable) or when_unavailable == "raise":
+            raise
+        if when_unavailable == "skip":
+            raise NotAcquired(str(error), name=attempt.lock.name) from error
+        log.warning("job %s runs without its lock: %s", attempt.job.name, error)
 
 
 def start(
@@ -181,16 +149,14 @@ def refresh(job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[st
 
     :raises LeaseLost: this code is part of no run with these arguments, or its lease has ended.
     """
-    job_locks = job.locks_in_order(locks, args, kwargs)
+    lock = job.whole_lock(locks, args, kwargs)
     current = dict(_current.get())  # of two runs of one lock, the innermost
-    leases = [current[lock.key] for lock in job_locks if lock.key in current]
-    if not leases:
-        lock = job.lock(locks, args, kwargs)
+    lease = current.get(lock.key)
+    if lease is None:
         raise LeaseLost(
             f"could not refresh lock {lock.name!r}: this code is part of no run of job {job.name} "
             "with these arguments. Call it inside the run (start a thread of the job with "
             "contextvars.copy_context().run)",
             name=lock.name,
         )
-    actions = (partial(lease.extend, job_locks[0].ttl) for lease in leases)
-    return drive_async(actions) if job.asynchronous else drive(actions)
+    return lease.extend(lock.ttl)

@@ -7,23 +7,31 @@ in one step.
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lualock import _protocol as protocol
 from lualock._core.keys import waiters_key
 from lualock._core.options import split_holder_info
 from lualock._protocol import (
     AcquireRequest,
     LeaseState,
+    MultiRequest,
     RunScript,
     ServerClock,
     Steps,
     conflict,
+    multi,
+    release,
     take,
+    undo,
 )
 from lualock._protocol.replies import Held
 from lualock._protocol.resend import ask_again
-from lualock.errors import LockError, NotAcquired
+from lualock.errors import LeaseLost, LockError, NotAcquired
 from lualock.scripts import FOLDER, load
 
 SCRIPTS = load(Path(__file__).with_name("scripts"), include_from=FOLDER)
@@ -62,14 +70,13 @@ def reservation_key(lock: bytes) -> bytes:
     return lock + RESERVATION
 
 
-def reserve(
-    request: AcquireRequest, lock: bytes, server: ServerClock, *, alone: bool
-) -> Steps[LeaseState]:
-    """Take the reservation that ``request`` names; ``lock`` is the key of the running lock.
+def reserve(request: AcquireRequest, server: ServerClock, *, alone: bool) -> Steps[LeaseState]:
+    """Take a reservation.
 
     :param alone: refuse also while a job runs.
     :raises AlreadyHeld: another job holds the reservation, or a job runs.
     """
+    lock = request.key.removesuffix(RESERVATION)
 
     def make(deadline: bytes) -> RunScript:
         now = server.clock()
@@ -96,8 +103,12 @@ def reserve(
 def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
     """Take the running lock for a job, and release the reservation with the token ``owner``.
 
-    :raises AlreadyHeld: another holder has the lock; the reservation stays as it is.
+    A job with several locks takes them by one script, and then releases its reservations.
+
+    :raises AlreadyHeld: another holder has a lock; the reservation stays as it is.
     """
+    if isinstance(request, MultiRequest):
+        return _start_all(request, owner, server)
 
     def make(deadline: bytes) -> RunScript:
         reservation = reservation_key(request.key)
@@ -108,6 +119,39 @@ def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[L
     return take(
         request, server, make, lambda reply: _already_held(request, request.key, server, reply)
     )
+
+
+def _start_all(request: MultiRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
+    state = yield from multi.acquire_all(
+        *(request, server, owner * len(request.parts)),
+        refusal=lambda part, reply: _already_held(part, part.key, server, reply),
+    )
+    try:
+        for part in request.parts:
+            key = reservation_key(part.key)
+            reservation = replace(part, key=key, queue=waiters_key(key), token=owner)
+            with suppress(LeaseLost):
+                yield from release(reservation, LeaseState(0, owner, math.inf))
+    except GeneratorExit:
+        raise
+    except BaseException:
+        # While a reservation exists, other jobs are refused as if this one had not begun.
+        yield from undo(request)
+        raise
+    return state
+
+
+def acquire(
+    request: AcquireRequest, owner: bytes, server: ServerClock, wait_s: float | None
+) -> Steps[LeaseState]:
+    """Acquire the running lock, waiting up to ``wait_s`` seconds (``None``: no limit; 0: one try).
+
+    :param owner: the token of a lock that is kept for the job; empty: none is.
+    :raises NotAcquired: another holder still had the lock when the time was over.
+    """
+    if isinstance(request, MultiRequest):
+        return multi.acquire(request, server, wait_s, owner)
+    return protocol.acquire(request, server, wait_s)
 
 
 def died(request: AcquireRequest, job: str, owner: bytes, holder: bytes) -> Steps[bool]:

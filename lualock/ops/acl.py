@@ -11,7 +11,7 @@ import re
 from lualock._core.keys import DEFAULT_PREFIX, lock_key, prefix_bytes
 from lualock._transport import codec
 from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
+from lualock.scripts import MULTI, SCRIPTS
 
 # A second word in capitals is a subcommand; arguments of other commands are variables.
 _CALLED = re.compile(rb"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
@@ -37,7 +37,7 @@ def acl_rule(prefix: str | bytes = DEFAULT_PREFIX) -> str:
 
 
 def _commands() -> set[str]:
-    every = [*SCRIPTS.values(), *verbs.SCRIPTS.values()]
+    every = [*SCRIPTS.values(), *MULTI.values(), *verbs.SCRIPTS.values()]
     # Every user may send HELLO.
     sent = [codec.TIME, codec.PING, codec.subscribe_command(b""), every[0].evalsha, every[0].eval]
     found = {command.split(b"\r\n")[2] for command in sent}

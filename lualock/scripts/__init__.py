@@ -7,7 +7,8 @@ A script is one file, one verb. Its header is the contract, in comment lines at 
     -- ARGV[1] name  meaning
     -- Returns what  meaning            (one line a reply)
 
-and its body binds each declared KEYS and ARGV to the local of that name. ``--@include part``
+and its body binds each declared KEYS and ARGV to the local of that name. A script of any number of
+keys declares them as ``KEYS[...] name``, and binds the table. ``--@include part``
 pastes ``scripts/include/part.lua`` (which may include others); as a comment it leaves the file
 valid Lua. An include is text, not a function, where a function would cost more than 1 % of a
 script; its header names the locals that it needs and binds. Comment lines are not sent: the source
@@ -28,11 +29,12 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-_DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+)\] +(\w+) +\S")
-_BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)\[(\d+)\]$", re.MULTILINE)
+_DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+|\.\.\.)\] +(\w+) +\S")
+_BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)(?:\[(\d+)\])?$", re.MULTILINE)
 _USED = re.compile(r"\b(KEYS|ARGV)\b")
 _COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^( *)--@include (\w+)$", re.MULTILINE)
@@ -65,6 +67,24 @@ class Script:
     """Which key or argument is the proof; ``None``: an argument that the transport appends."""
 
 
+def _begin(command: bytes, script: bytes, keys: int, args: int) -> bytes:
+    words = command, script, b"%d" % keys
+    written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in words)
+    return b"*%d%b" % (len(words) + keys + args, b"".join(written))
+
+
+@cache
+def with_keys(script: Script, count: int) -> Script:
+    """Return a script that takes any number of keys, for this number of them."""
+    parts = count, len(script.args)
+    return replace(
+        script,
+        keys=script.keys * count,
+        evalsha=_begin(b"EVALSHA", script.sha.encode(), *parts),
+        eval=_begin(b"EVAL", script.source, *parts),
+    )
+
+
 def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
     """Check a file's header against its body, expand its includes and hash it.
 
@@ -82,15 +102,17 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
         raise ScriptError(f"{name}.lua: the header has no '-- Returns' line")
 
     declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
+    many = False
     for line in header:
         if match := _DECLARED.match(line):
             kind, index, label = match.groups()
+            many = many or index == "..."
             declared[kind].append(label)
-            if int(index) != len(declared[kind]):
+            if index != str(len(declared[kind])) and (kind, index) != ("KEYS", "..."):
                 raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
-    bound = {(kind, int(index)): label for label, kind, index in _BOUND.findall(body)}
+    bound = {(kind, index): label for label, kind, index in _BOUND.findall(body)}
     wanted = {
-        (kind, index): label
+        (kind, "" if many and kind == "KEYS" else str(index)): label
         for kind, labels in declared.items()
         for index, label in enumerate(labels, start=1)
     }
@@ -127,20 +149,15 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
         raise ScriptError(f"{name}.lua: the proof must be the last argument")
     if proved and not added and proof[0] not in args:
         raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
-
-    def begins(*words: bytes) -> bytes:
-        count = len(words) + 1 + len(keys) + len(args)
-        written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in (*words, b"%d" % len(keys)))
-        return b"*%d%b" % (count, b"".join(written))
-
+    parts = len(keys), len(args)
     return Script(
         name,
         keys,
         args,
         source,
         sha,
-        evalsha=begins(b"EVALSHA", sha.encode()),
-        eval=begins(b"EVAL", source),
+        evalsha=_begin(b"EVALSHA", sha.encode(), *parts),
+        eval=_begin(b"EVAL", source, *parts),
         proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
     )
 
@@ -162,3 +179,4 @@ def load(
 
 FOLDER = Path(__file__).parent
 SCRIPTS = load(FOLDER / "lock", include_from=FOLDER)
+MULTI = load(FOLDER / "multi", include_from=FOLDER)

@@ -469,7 +469,7 @@ async def test_a_policy_function_with_an_odd_delay(api: World, verb: str) -> Non
     class Odd:
         def take(self, attempt: jobs.Attempt) -> Any:
             if verb == "request_release":
-                yield attempt.request_release(attempt.lock._request(), odds.pop())
+                yield from attempt.request_release(attempt.lock._request(), odds.pop())
             yield from getattr(attempt, verb)(odds.pop())
 
     def work() -> None:

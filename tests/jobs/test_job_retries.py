@@ -540,16 +540,16 @@ async def test_a_short_outage_at_the_end(api: World, proxy: Proxy, keep_lock: bo
 
 @pytest.mark.full
 async def test_an_outage_when_the_previous_lock_is_released(api: World, proxy: Proxy) -> None:
-    """The lock of the previous name, acquired for no run, is free when the server is back."""
+    """The lock that a run has while it waits for the other one is free when the server is back."""
     locks = api.connect(f"{proxy.url}?socket_timeout=0.2")
-
-    def policy(contention: jobs.Contention) -> None:
-        proxy.silent = True
-
-    made = locks.job(key="x", previous_key="old", ttl=3600, policy=policy)
+    made = locks.job(key="x", previous_key="old", ttl=3600, policy=jobs.Wait(1))
     queue = Queue(api, made(as_job(api, _nothing)))
     lease = await settle(api.connect().lock("x").acquire())
-    await queue.attempt("a", None)
+    run = asyncio.ensure_future(queue.attempt("a", None, beside=True))
+    await api.until(lambda: held(api, b"lualock:{old}"))
+    proxy.silent = True
+    with suppress(lualock.LockUnavailable):
+        await run
     assert held(api, b"lualock:{old}")
     proxy.silent = False
     await api.until(lambda: not held(api, b"lualock:{old}"))

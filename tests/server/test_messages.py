@@ -21,7 +21,7 @@ from lualock._protocol import AcquireRequest, LeaseState, ServerClock
 from lualock._transport import codec, errors
 from lualock.embedded import binaries
 from lualock.integrations._adapters import adapter_in, innermost_adapter
-from lualock.jobs.acquire import Run
+from lualock.jobs.acquire import Attempt, Run
 from lualock.jobs.actions import drive
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -271,13 +271,13 @@ def _superseded(locks: lualock.Locks) -> Iterator[Message]:
     """The lock is held, and so is the reservation."""
     adapter = jobs.adapter(locks.job(key="report", unique="queued")(_job))
     adapter.reserve(job_id="7")
-    (attempt,) = Run(adapter.job, locks, (), {}, None).attempts
+    attempt = Attempt(Run(adapter.job, locks, (), {}, None))
     error = _error(lambda: drive(jobs.Coalesce(1).take(attempt)))
     cause = r"another one \(job 7\) already waits for lock 'report'"
     yield Message(error, "could not run the job", cause, "nothing to do")
 
     free = jobs.adapter(locks.job(key="other")(_job))
-    steps = jobs.Replace(5).take(*Run(free.job, locks, (), {}, None).attempts)
+    steps = jobs.Replace(5).take(Attempt(Run(free.job, locks, (), {}, None)))
     next(steps)  # the stop request
     lease = steps.send(None)()
     steps.send(lease)  # withdraws the stop request

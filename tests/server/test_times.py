@@ -302,7 +302,7 @@ async def refuse_own_wait(world: World, value: Any) -> float:
 @of("Attempt.request_release.expires_in", spread=20)
 async def stop_request(world: World, value: Any) -> float:
     def policy(attempt: jobs.Attempt) -> Any:
-        yield attempt.request_release(attempt.lock._request(), value)
+        yield from attempt.request_release(attempt.lock._request(), value)
         yield from attempt.later(1)
 
     await attempt_with(world, policy)

@@ -13,11 +13,12 @@ from typing import Any
 from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript
 from lualock.jobs import RESERVE_S
-from tests.simulation import job_contract
+from tests.simulation import job_contract, multi_contract
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contract import Run, Seen, broken
 from tests.simulation.job_rules import RESERVATION
-from tests.simulation.orphans import lock_of, name_at
+from tests.simulation.multi import note_owner
+from tests.simulation.orphans import lock_of, locks_of, name_at
 from tests.simulation.world import US, World
 
 GRACE_US = 120_000
@@ -36,12 +37,17 @@ class Audit:
 
     def _before(self, call: RunScript) -> None:
         store, lock = self._world.server.store, call.parts[0]
-        if call.script.name in job_contract.NAMES:
+        if call.script.name == multi_contract.NAME:
+            self._all = multi_contract.read(store, call)
+        elif call.script.name in job_contract.NAMES:
             self._around = job_contract.Around.read(store, call)
         else:
             self._seen = Seen.read(store, lock, waiters_key(lock))
 
     def _after(self, call: RunScript, reply: Any) -> None:
+        if call.script.name == multi_contract.NAME:
+            self._after_multi(call, reply)
+            return
         if call.script.name in job_contract.NAMES:
             self._after_jobs(call, reply)
             return
@@ -50,6 +56,15 @@ class Audit:
         self._change(lock_of(call), after.owner)
         messages = self._world.server.messages
         for what in broken(Run(call, self._seen, after, reply, messages, store)):
+            self._world.wrong("contract", f"{call.script.name} {what}")
+
+    def _after_multi(self, call: RunScript, reply: Any) -> None:
+        server = self._world.server
+        after = multi_contract.read(server.store, call)
+        for lock, seen in zip(locks_of(call), after, strict=True):
+            self._change(lock, seen.owner)
+        run = multi_contract.MultiRun(call, self._all, after, reply, server.messages, server.store)
+        for what in multi_contract.broken(run):
             self._world.wrong("contract", f"{call.script.name} {what}")
 
     def _after_jobs(self, call: RunScript, reply: Any) -> None:
@@ -79,6 +94,7 @@ class Audit:
         before, since = self._owner.get(lock, (b"", 0))
         if before != owner:
             now = self._world.now
+            note_owner(self._world, lock, before, owner, expired=at is not None)
             self._owner[lock] = owner, now
             if self._world.ended.get(owner, now) < now - GRACE_US:
                 # Judged as an orphan below; the waiters behind it are not to blame.

@@ -105,7 +105,10 @@ class Process:
 
     def note_queued(self, call: RunScript) -> None:
         """Record that a reply says that a caller has a place in the queue."""
-        attempt = call.parts[2][:22].rstrip(b"._").decode()
+        token = call.parts[2][:22]
+        attempt = token.rstrip(b"._").decode()
+        if token in self.world.turns:
+            attempt = self.world.waits_as(token)
         self.world.record("queued", lock=lock_of(call), process=self.name, id=attempt)
 
     def resubscribe(self) -> None:

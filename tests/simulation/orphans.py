@@ -28,6 +28,13 @@ def lock_of(call: RunScript) -> str:
     return name_at(key)
 
 
+def locks_of(call: RunScript) -> list[str]:
+    """Return the names of the locks that a call is about."""
+    if call.script.name != "acquire_all":
+        return [lock_of(call)]
+    return [name_at(key) for key in call.parts[: len(call.script.keys) : 2]]
+
+
 def name_at(key: bytes) -> str:
     """Return the name of a lock or a reservation by its key."""
     return key.decode().partition("{")[2].replace("}", "")
@@ -36,7 +43,8 @@ def name_at(key: bytes) -> str:
 def about_to_run(process: Process, call: RunScript) -> None:
     """Note that an orphaned request is about to run."""
     world = process.world
-    world.fault("orphan", lock=lock_of(call))
+    for lock in locks_of(call):
+        world.fault("orphan", lock=lock)
     expires = call.expires - process.offset_s
     world.orphans(call, expires)
     if world.t < expires < 1e6 and not process.dead:
@@ -55,7 +63,8 @@ def has_run(process: Process, call: RunScript, reply: Any) -> None:
     if not (took or queued) or world.t <= expires:
         return
     token = token_of(call)
-    world.record("cause", what="let_in", lock=lock_of(call), id=token.decode().rstrip("._"))
+    for lock in locks_of(call):
+        world.record("cause", what="let_in", lock=lock, id=token.decode().rstrip("._"))
     if call.script is WAIT:
         ttl_ms = call.parts[2][22:].split(b" ")[0]
     else:

@@ -18,6 +18,7 @@ from tests.simulation.clients import Client, Lock, Renewal, Turn, observe
 from tests.simulation.faults import Faults
 from tests.simulation.job_rules import check_jobs
 from tests.simulation.jobs import Queue, draw_jobs
+from tests.simulation.multi import MultiClient
 from tests.simulation.network import Process
 from tests.simulation.world import US, Server, World
 
@@ -99,6 +100,11 @@ def has_streams(seed: int) -> bool:
     return seed % 20 in (1, 2, 5, 7, 10)
 
 
+def has_multi(seed: int) -> bool:
+    """Whether some clients of a run take several locks as one lease."""
+    return seed % 40 in (11, 24, 39)
+
+
 def play(seed: int, server: Server, *, trace: bool = False) -> Result:
     """Run one seed on a server that may have run other seeds."""
     world = World(seed, server, trace=trace)
@@ -107,7 +113,10 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
         locks, clients, queue = accidents.draw_accidents(world, silence=has_silence(seed))
     else:
         locks, clients, queue = _draw_run(
-            world, jobs=has_jobs(seed), astray=has_astray(seed), streams=has_streams(seed)
+            *(world, has_multi(seed)),
+            jobs=has_jobs(seed),
+            astray=has_astray(seed),
+            streams=has_streams(seed),
         )
     audit = Audit(world)
     with _quiet():
@@ -142,7 +151,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
 
 
 def _draw_run(
-    world: World, *, jobs: bool, astray: bool, streams: bool
+    world: World, multi: bool, *, jobs: bool, astray: bool, streams: bool
 ) -> tuple[list[Lock], list[Client], Queue | None]:
     """Draw the clients of a run, what they do, and its faults."""
     chance = world.random
@@ -155,12 +164,18 @@ def _draw_run(
         for number in range(1, choice((2, 3, 3, 4, 5)))
     ]
     renewals = [(process, Renewal(process)) for process in processes]
-    clients = []
+    clients: list[Client] = []
     for number in range(1, choice((1, 2, 3) if jobs else (3, 4, 5, 6, 8))):
         process, renewal = choice(renewals)
         clients.append(Client(process, f"c{number}", renewal))
+    if multi:
+        locks = [Lock(name, limit) for name in ("a", "b", "c")[: choice((2, 2, 3))]]
+        for number in range(1, choice((2, 3, 4))):
+            chosen = chance.sample(locks, choice((2, len(locks))))
+            process, renewal = choice(renewals)
+            clients.append(MultiClient(process, f"m{number}", renewal, chosen))
     for client in clients:
-        client.adopters = clients
+        client.adopters = [one for one in clients if not isinstance(one, MultiClient)]
     calm = 0
     if draw() < 0.8:
         calm = int((2 + draw() * 10) * US)

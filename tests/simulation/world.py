@@ -18,6 +18,7 @@ from tests.simulation.store import Refused, Store
 if TYPE_CHECKING:
     from tests.simulation.clients import Client
     from tests.simulation.connections import Link
+    from tests.simulation.network import Process
     from tests.simulation.subscriber import SubscriberConnection
 
 US = 1_000_000
@@ -51,6 +52,10 @@ class World:
         # long they may have it.
         self.let_in: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they have a lock
+        # The tokens under which a client waits for several locks: its process, and the token of
+        # the lease that it wants.
+        self.turns: dict[bytes, tuple[Process, bytes]] = {}
+        self.lost_turns: Counter[bytes] = Counter()  # how often one lost its lock
         self.kept: set[str] = set()  # the jobs for whose retry a lock may be kept
         self.faults: Counter[str] = Counter()
         self.trace: list[str] | None = [] if trace else None
@@ -94,6 +99,11 @@ class World:
     def still(self) -> bool:
         """Whether nothing more is planned."""
         return not self._heap
+
+    def waits_as(self, token: bytes) -> str:
+        """Return the id of what a client has at one lock while it waits for the others: a new one
+        each time that it has lost the lock."""
+        return f"{token.decode().rstrip('.')}.{self.lost_turns[token]}"
 
     def record(self, kind: str, **fields: Any) -> None:
         """Record an event."""

@@ -13,7 +13,7 @@ import pytest
 
 import lualock
 from lualock import aio
-from lualock._protocol import RunScript
+from lualock._protocol import CleanupLater, RunScript
 from lualock._protocol.abandon import schedule_cleanup
 from lualock.scripts import SCRIPTS
 from tests.conftest import server_named
@@ -556,7 +556,9 @@ async def test_an_orphan_whose_connection_breaks_later(server: Server, lives: bo
         deadline = b"9" * 16
         parts = (request.key, request.token, b"30000", deadline, request.holder_info)
         orphan = RunScript(SCRIPTS["acquire"], parts, expires=driver.clock() + 0.2, via=via)
-        connections.cleanup_later(schedule_cleanup(request, orphan))
+        for cleanup in schedule_cleanup(request, orphan):
+            assert isinstance(cleanup, CleanupLater)
+            connections.cleanup_later(cleanup)
         if not lives:
             via.close()
         with server.client() as client:

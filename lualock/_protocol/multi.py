@@ -1,0 +1,223 @@
+"""Acquire several locks at once, all or none, as one lease: one token, one fence, one end.
+
+The first try is one script, which takes all locks or none. If one of them is held, the caller waits
+for one lock after the other, in the order of their keys, so no two callers wait for each other. It
+extends meanwhile what it has. When it has all, the same script makes one lease of them. If a lock
+was lost until then, the caller begins anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lualock._protocol.abandon import give_back
+from lualock._protocol.acquire import acquire as acquire_one
+from lualock._protocol.adopt import take
+from lualock._protocol.effects import AwaitMessage, Clock, RunScript, Steps, T
+from lualock._protocol.extend import extend_all
+from lualock._protocol.lease_state import LeaseState
+from lualock._protocol.release import release as release_one
+from lualock._protocol.replies import Held, conflict
+from lualock._protocol.request import AcquireRequest, MultiRequest
+from lualock._protocol.server_clock import ServerClock
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.scripts import MULTI, with_keys
+
+ACQUIRE_ALL = MULTI["acquire_all"]
+
+EXTEND_WITHIN_S, RETRY_S = 1.0, 0.1
+"""How long one attempt to extend the locks that a waiting caller has may take, and the pause after
+one that failed."""
+
+
+def acquire_all(
+    request: AcquireRequest,
+    server: ServerClock,
+    yielding: bytes = b"",
+    until: float | None = None,
+    refusal: Callable[[AcquireRequest, list[Any]], LockError] | None = None,
+) -> Steps[LeaseState]:
+    """Take all locks of a request by one script, or none.
+
+    :param yielding: for each lock the token of a lease that yields it, because the caller has it.
+    :param until: when the caller stops waiting; ``None``: no limit.
+    :param refusal: makes the error from the request for the held lock and the reply.
+    :raises NotAcquired: another holder has one of them.
+    :raises KeyConflict: a key holds a value that lualock did not write.
+    :raises LockUnavailable: the server did not answer.
+    """
+    parts = request.parts
+    keys = [key for part in parts for key in (part.key, part.queue)]
+    script = with_keys(ACQUIRE_ALL, len(keys))
+
+    def make(deadline: bytes) -> RunScript:
+        ttl_ms = b"%d" % request.ttl_ms
+        arguments = request.token, ttl_ms, deadline, request.holder_info, yielding
+        return RunScript(script, (*keys, *arguments))
+
+    def refuse(reply: list[Any]) -> LockError:
+        part = parts[reply[-1]]
+        if reply[0] != b"held":
+            return conflict(part.key)
+        if refusal is not None:
+            return refusal(part, reply)
+        now = server.clock()
+        return Held(reply[1], reply[2], reply[3], now).refusal(part.name, now, NotAcquired)
+
+    return take(request, server, make, refuse, until=until)
+
+
+def acquire(
+    request: MultiRequest, server: ServerClock, wait_s: float | None, kept_token: bytes = b""
+) -> Steps[LeaseState]:
+    """Acquire all locks, waiting up to ``wait_s`` seconds (``None``: no limit; 0: one try).
+
+    :param kept_token: the token of locks that were kept for the caller; empty: none was.
+    :raises NotAcquired: another holder still had one of the locks when the time was over.
+    :raises QueueFull: one of them has as many waiters as it allows.
+    :raises KeyConflict: a key holds a value that lualock did not write.
+    :raises LockUnavailable: the server did not answer, or cannot carry out a request.
+    """
+    clock = server.clock
+    give_up_at = math.inf if wait_s is None else clock() + wait_s
+    until = give_up_at if wait_s else None
+    while True:
+        try:
+            return (yield from acquire_all(request, server, kept_token * len(request.parts), until))
+        except NotAcquired:
+            if clock() >= give_up_at:
+                raise
+        try:
+            yield from _wait_for_each(request.turns, server, until, kept_token)
+            yielding = b"".join(turn.token for turn in request.turns)
+            return (yield from acquire_all(request, server, yielding, until))
+        except GeneratorExit:
+            raise
+        except NotAcquired:
+            yield from _give_back(request.turns, until)
+            if clock() >= give_up_at:
+                raise
+            # A lock that it had was lost while it waited for another one: begin anew.
+        except BaseException:
+            yield from _give_back(request.turns, until)
+            raise
+
+
+def _wait_for_each(
+    turns: Sequence[AcquireRequest], server: ServerClock, until: float | None, kept_token: bytes
+) -> Steps[None]:
+    """Acquire the locks one after the other, and keep each until the caller has the last one."""
+    held = _Held(server.clock)
+    for turn in turns:
+        steps = acquire_all(turn, server, kept_token, until)
+        try:
+            yield from held.kept_during(steps)
+        except NotAcquired:
+            left_s = None if until is None else until - server.clock()
+            if left_s is not None and left_s <= 0:
+                raise
+            yield from held.kept_during(acquire_one(turn, server, left_s))
+        held.turns.append(turn)
+
+
+def _give_back(turns: Sequence[AcquireRequest], until: float | None) -> Steps[None]:
+    for turn in turns:
+        if turn.state is not None:
+            turn.state = None
+            yield from give_back(turn, b"", None, until)
+
+
+class _Held:
+    """The locks that a caller has while it waits for the next one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.turns: list[AcquireRequest] = []
+        self._clock = clock
+        self._retry_at = -math.inf
+
+    def kept_during(self, steps: Steps[T]) -> Steps[T]:
+        """Carry out steps that wait, and extend the leases of the held locks in time."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    if self.turns and isinstance(step, AwaitMessage):
+                        reply: Any = yield from self._await_message(step)
+                    else:
+                        reply = yield step
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _await_message(self, step: AwaitMessage) -> Steps[bytes | None]:
+        clock = self._clock
+        until = clock() + step.seconds
+        while True:
+            extend_at = self._extend_at()
+            step.seconds = max(0.0, min(until, extend_at) - clock())
+            message: bytes | None = yield step
+            now = clock()
+            if message is not None or now >= until:
+                return message
+            if now >= extend_at:
+                yield from self._extend()
+
+    def _extend_at(self) -> float:
+        """Return when to extend: when a third of a ttl has passed, or some time after a failure."""
+        ends = (
+            turn.state.deadline - turn.ttl_ms / 1000 * 2 / 3
+            for turn in self.turns
+            if turn.state is not None and not turn.state.lost
+        )
+        return max(min(ends, default=math.inf), self._retry_at)
+
+    def _extend(self) -> Steps[None]:
+        leases = [(turn, turn.state, turn.ttl_ms) for turn in self.turns if turn.state is not None]
+        outcomes = yield from extend_all(leases, self._clock, EXTEND_WITHIN_S)
+        for (_, state, _), outcome in zip(leases, outcomes, strict=True):
+            if isinstance(outcome, float):
+                state.extended(outcome, state.revision)
+            elif isinstance(outcome, LockUnavailable):
+                self._retry_at = self._clock() + RETRY_S
+            else:
+                state.mark_lost()  # so it is not extended; the caller learns it in the end
+
+
+def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
+    """Release all locks of a lease.
+
+    :raises LeaseLost: the lease on one of them had ended before.
+    :raises LockUnavailable: the server did not answer, or an outcome is unknown.
+    """
+    problem: LockError | None = None
+    for at, part in enumerate(request.parts):
+        part.state = LeaseState(state.fence, state.lease_id, state.deadline)
+        try:
+            yield from release_one(part, part.state)
+        except LeaseLost as lost:
+            problem = lost
+        except LockError as error:
+            problem = problem or error
+        except GeneratorExit:
+            raise
+        except BaseException:
+            state.mark_released()
+            for other in request.parts[at + 1 :]:
+                yield from give_back(other, b"", None)
+            raise
+    if problem is None:
+        state.mark_released()
+        return
+    if isinstance(problem, LockUnavailable):
+        state.release_unknown()
+    elif isinstance(problem, LeaseLost):
+        state.mark_lost()
+    raise problem

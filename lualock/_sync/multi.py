@@ -1,0 +1,21 @@
+# Generated from lualock/aio/multi.py by `python tools/unasync.py`: edit that file.
+"""Define several locks as one in the threads API."""
+
+from __future__ import annotations
+
+from lualock._core.multi import MultiLeaseBase, MultiLockBase
+from lualock._sync.lease import Lease
+from lualock._sync.lock import Lock
+
+
+class MultiLease(MultiLeaseBase, Lease):
+    """A lease on several locks."""
+
+    __slots__ = ()
+
+
+class MultiLock(MultiLockBase, Lock):
+    """Several locks of one server, acquired all or none."""
+
+    __slots__ = ()
+    _lease_class = MultiLease

@@ -1,0 +1,20 @@
+"""Define several locks as one in the asyncio API."""
+
+from __future__ import annotations
+
+from lualock._core.multi import MultiLeaseBase, MultiLockBase
+from lualock.aio.lease import Lease
+from lualock.aio.lock import Lock
+
+
+class MultiLease(MultiLeaseBase, Lease):
+    """A lease on several locks."""
+
+    __slots__ = ()
+
+
+class MultiLock(MultiLockBase, Lock):
+    """Several locks of one server, acquired all or none."""
+
+    __slots__ = ()
+    _lease_class = MultiLease

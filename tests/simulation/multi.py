@@ -1,0 +1,239 @@
+"""Clients that take several locks as one lease, beside clients that take one of them.
+
+While such a client waits it has some of the locks under another token. What that token has is
+recorded when the server gives it (:meth:`note_owner`), because its client works only under the
+lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from lualock._core import keys, options
+from lualock._core.lock_options import LockOptions
+from lualock._core.multi import MultiLeaseBase
+from lualock._protocol import AcquireRequest, AwaitMessage, MultiRequest, Steps, multi, undo
+from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired
+from tests.simulation.checker import Event
+from tests.simulation.clients import Client, Lock, Renewal, Turn
+from tests.simulation.network import Interrupted, Process
+from tests.simulation.orphans import name_at
+from tests.simulation.world import US, World
+
+
+class MultiClient(Client):
+    """A thread or a task that takes several locks at once."""
+
+    def __init__(
+        self, process: Process, name: str, renewal: Renewal, locks: Sequence[Lock]
+    ) -> None:
+        super().__init__(process, name, renewal)
+        self._locks = locks
+
+    def _turn(self, turn: Turn, adopts: bytes = b"") -> Steps[None]:
+        yield AwaitMessage(turn.idle_s)
+        self._count += 1
+        world, process, name = self.world, self.process, f"{self.name}.{self._count}"
+        token = name.ljust(22, ".").encode()
+        request = MultiRequest(
+            [self._request(turn, lock, name) for lock in self._locks],
+            token,
+        )
+        began = world.t
+        world.requested_by[token] = process.name, began
+        for one in request.turns:
+            world.requested_by[one.token] = process.name, began
+            world.turns[one.token] = process, token
+            lock = name_at(one.key)
+            identity = {"process": process.name, "id": world.waits_as(one.token)}
+            world.record("acquire", lock=lock, **identity)
+        why = "unavailable"
+        try:
+            state = yield from multi.acquire(request, process.server_clock, turn.wait_s)
+            if turn.ending == "undo":  # interrupted before the caller has the lease
+                yield from undo(request)
+                raise Interrupted
+            why = ""
+        except NotAcquired:
+            why = "timeout"
+        except KeyConflict:
+            why = "conflict"
+        except Interrupted:
+            why = "interrupted"
+            raise
+        except LockError:
+            pass
+        finally:
+            for one in request.turns:
+                process.subscriber.forget(one.token)
+            if not process.dead:
+                self._end_of_wait(request, why, began, turn)
+        if why:
+            return
+        world.known.add(request.token)
+        renewer = self.renewal if turn.renew else None
+        lease = MultiLeaseBase(request, state, process, renewer, LockOptions(renew=turn.renew))
+        yield from _Holding(self, turn, lease, name).hold()
+
+    def _request(self, turn: Turn, lock: Lock, name: str) -> AcquireRequest:
+        return AcquireRequest(
+            name=lock.name,
+            key=lock.key,
+            queue=lock.queue,
+            token=f"{name}w{lock.name}".ljust(22, ".").encode(),
+            ttl_ms=turn.ttl_ms,
+            holder_info=name.encode(),
+            priority_base=options.priority_base(0),
+            max_waiters=lock.max_waiters,
+            crowded=False,
+        )
+
+    def _end_of_wait(self, request: MultiRequest, why: str, began: float, turn: Turn) -> None:
+        world, process = self.world, self.process.name
+        if why:
+            world.disowned[request.token] = world.ended[request.token] = world.now
+        waited = any(one.state is not None for one in request.turns)
+        for one in request.turns:
+            world.disowned[one.token] = world.ended[one.token] = world.now
+            lock, name = name_at(one.key), f"{self.name}.{self._count}"
+            identity = {"lock": lock, "process": process, "id": f"{name}@{lock}"}
+            ended = {**identity, "id": world.waits_as(one.token)}
+            world.record("gave_up", what=why or "had it", **ended)
+            # With the lease it takes over what it has, or takes free locks.
+            what = "adopt" if waited else ""
+            wait_s = turn.wait_s if one is request.turns[0] else None
+            event = Event(began, "acquire", lock, process, identity["id"], what, wait_s=wait_s)
+            world.history.append(event)
+            if why:
+                world.record("gave_up", what=why, **identity)
+
+
+class _Holding:
+    """A lease on several locks, and what is done while it lasts."""
+
+    def __init__(self, client: MultiClient, turn: Turn, lease: MultiLeaseBase, name: str) -> None:
+        self._client, self._turn, self._lease = client, turn, lease
+        self._world, self._process = client.world, client.process
+        self._over = False
+        self._identities = [
+            {"lock": lock.name, "process": client.process.name, "id": f"{name}@{lock.name}"}
+            for lock in client._locks
+        ]
+        self._recorded_until = self._until()
+        for identity in self._identities:
+            self._world.record("got", fence=lease.fence, until=self._recorded_until, **identity)
+
+    def _until(self) -> float:
+        return self._lease._state.deadline - self._process.offset_s
+
+    def _record(self, kind: str, **fields: Any) -> None:
+        for identity in self._identities:
+            self._world.record(kind, **identity, **fields)
+
+    def hold(self) -> Steps[None]:
+        turn, lease, process = self._turn, self._lease, self._process
+        outcome = "unknown"
+        try:
+            try:
+                for _ in range(3):
+                    self._work()
+                    yield AwaitMessage(turn.hold_s / 3)
+                self._work()
+                if turn.ending == "extend":
+                    with suppress(LockError):
+                        yield from lease._extend(turn.ttl_ms * 2)
+                    self._check(answered=True)
+                    self._work()
+                if turn.ending == "forget":
+                    self._drop()
+                    self._over = True
+                    while self._client.renewal.busy:
+                        yield AwaitMessage(0.05)
+                    return
+            finally:
+                if not process.dead:
+                    self._let_go()
+            self._drop()
+            steps = lease._release()
+            if steps is not None:
+                yield from steps
+            outcome = "released"
+        except LeaseLost:
+            pass  # of one lock at least
+        except Interrupted:
+            if not lease._state.released:
+                self._drop()
+                process.start(self._last_release())
+                outcome = ""
+            raise
+        except LockError:
+            pass
+        finally:
+            if outcome and not process.dead:
+                self._record("released", what=outcome)
+
+    def _last_release(self) -> Steps[None]:
+        outcome = "unknown"
+        try:
+            steps = self._lease._release()
+            if steps is not None:
+                yield from steps
+            outcome = "released"
+        except LockError:
+            pass
+        self._record("released", what=outcome)
+
+    def _drop(self) -> None:
+        if self._turn.renew:
+            self._client.renewal.drop(self._lease)
+
+    def _let_go(self) -> None:
+        self._check()
+        token, world = self._lease._request.token, self._world
+        world.ended[token] = world.now
+        if not self._over:
+            self._over = True
+            self._record("let_go")
+            world.disowned[token] = world.now
+
+    def _check(self, *, answered: bool = False) -> None:
+        self._lease.remaining()
+        until = self._until()
+        if until != self._recorded_until or answered:
+            self._recorded_until = until
+            self._record("until", until=until, what="answered" if answered else "")
+        if self._lease._state.lost and not self._over:
+            self._over = True
+            self._record("let_go")
+
+    def _work(self) -> None:
+        self._check()
+        fence = self._lease.fence
+        for lock, identity in zip(self._client._locks, self._identities, strict=True):
+            if self._lease.held or not self._turn.careful:
+                what = "accepted" if fence >= lock.top else "refused"
+                lock.top = max(lock.top, fence)
+                self._world.record("wrote", fence=fence, what=what, **identity)
+
+
+def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired: bool) -> None:
+    """Record that a token which waits for other locks has this one now, or has it no more."""
+    if before in world.turns:
+        process, lease = world.turns[before]
+        identity = {"lock": lock, "process": process.name, "id": world.waits_as(before)}
+        world.record("let_go", **identity)
+        outcome = "passed" if after == lease else "lost" if expired else "released"
+        world.record("released", what=outcome, **identity)
+        if after != lease and before not in world.disowned and not process.dead:
+            world.lost_turns[before] += 1
+            identity["id"] = world.waits_as(before)
+            world.record("acquire", **identity)
+    if after in world.turns:
+        store, key = world.server.store, keys.lock_key(b"sim", lock)
+        left_s = store.ends[key] / 1000 - store.now_us / US
+        ident = world.waits_as(after)
+        identity = {"lock": lock, "process": world.turns[after][0].name, "id": ident}
+        fence = int(store.data[key][1:17])
+        world.record("got", fence=fence, until=world.t + left_s, **identity)
