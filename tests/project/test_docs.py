@@ -119,6 +119,16 @@ def test_the_table_of_errors_has_every_class() -> None:
     assert raised - {"LockError"} == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
+def test_every_script_has_its_header_on_the_site() -> None:
+    """The page of scripts names each folder of scripts; those of ``include`` are parts of them."""
+    page = (ROOT / "docs" / "reference" / "scripts.md").read_text("utf-8")
+    folders = {file.parent for file in (ROOT / "lualock").rglob("*.lua")}
+    named = {
+        ROOT / "lualock" / name for name in re.findall(r"^```{scripts} (.+)$", page, re.MULTILINE)
+    }
+    assert named == {folder for folder in folders if folder.name != "include"}
+
+
 def test_the_commands_it_names_exist() -> None:
     """Each ``make`` target in the README is in the Makefile."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
