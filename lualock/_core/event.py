@@ -38,9 +38,8 @@ class Event:
         sleeper = threading.Lock()
         sleeper.acquire()
         try:
-            self._sleepers[sleeper] = (
-                True  # first, so that a thread that sets it from here on sees it
-            )
+            # First, so that a thread that sets the event from here on sees it.
+            self._sleepers[sleeper] = True
             if not self._is_set:
                 sleeper.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
         finally:
