@@ -125,7 +125,7 @@ class Attempt(InFlight):
         self.mark_answered()
         if type(reply) is bytes:
             deadline = self.sent_at + self.request.ttl_ms / 1000
-            return LeaseState(int(reply), reply + self.request.token, deadline, True)
+            return LeaseState(int(reply), reply + self.request.token, deadline, self.queued)
         assert isinstance(reply, list)
         if reply[0] == b"queued":
             now = self.clock()

@@ -127,7 +127,7 @@ def claim(attempt: Attempt, message: bytes) -> Steps[LeaseState | None]:
     fence, ttl_s = int(message[:16]), attempt.request.ttl_ms / 1000
     lease_id = message[:16] + attempt.request.token
     if message[16:] == b"+":  # this waiter took the lock itself
-        return LeaseState(fence, lease_id, attempt.oldest_sent_at + ttl_s, True)
+        return LeaseState(fence, lease_id, attempt.oldest_sent_at + ttl_s, attempt.queued)
     # The lock was granted for CLAIM_MS or the ttl, and the message says when.
     now, granted_us, server = attempt.clock(), int(message[16:]), attempt.server
     if now > server.stale_at:

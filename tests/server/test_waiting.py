@@ -51,6 +51,22 @@ async def _queue(
     return waiting
 
 
+async def test_a_lock_that_is_free_again(world: World) -> None:
+    """After a wait one acquisition begins in the queue; if it finds the lock free, the next ones do
+    not, and send no message."""
+    lock = world.connect().lock("x", ttl=30)
+    lease = await settle(world.connect().lock("x", ttl=30).acquire())
+    waiting = asyncio.ensure_future(world.beside(lock.acquire))
+    await world.until_waiters(lock, 1)
+    await settle(lease.release())
+    await settle((await waiting).release())
+    await settle((await settle(lock.acquire())).release())
+    world.client.config_resetstat()
+    for _ in range(3):
+        await settle((await settle(lock.acquire())).release())
+    assert world.calls("publish") == 0
+
+
 async def test_in_turn(world: World) -> None:
     """Waiters get the lock in the order of arrival, and no key is left."""
     lock = world.connect().lock("x", ttl=30)

@@ -78,6 +78,12 @@ def test_a_planted_bug_of_a_driver_is_found(name: str) -> None:
     assert found is not None
 
 
+def test_each_mutant_of_the_protocol_can_run() -> None:
+    """A mutant whose text is no Python would be no mutant."""
+    for mutant in mutants.protocol_mutants():
+        compile(mutant.changed, mutant.file, "exec")
+
+
 @pytest.mark.parametrize(
     "mutant",
     [one for one in mutants.protocol_mutants() if one.what.startswith("the copy of")],
