@@ -37,7 +37,7 @@ class Raw:
         self.client = client
 
     def __call__(self, verb: str, *args: object) -> Any:
-        script = (SCRIPTS | verbs.SCRIPTS)[verb]
+        script = verbs.SCRIPTS.get(verb) or SCRIPTS[verb]
         keys = [KEYS[name] for name in script.keys]
         return proving.run(self.client.eval, script, *keys, *args)
 

@@ -17,9 +17,8 @@ from lualock import jobs
 from lualock._transport.asyncio import subscriber as asyncio_subscriber
 from lualock._transport.threads import subscriber
 from lualock.fencing import fenced_set
-from lualock.jobs import verbs
 from lualock.ops.acl import acl_rule
-from lualock.scripts import SCRIPTS
+from lualock.scripts import every
 from tests.jobs.test_jobs import as_job
 from tests.project.test_docs import ROOT
 from tests.support.delivery import Queue
@@ -251,6 +250,6 @@ def test_a_user_for_fenced_writes(server: Server, user: User) -> None:
 
 def test_every_call_of_the_scripts_is_read() -> None:
     """Each call of the scripts names its command literally, so that the rule contains it."""
-    for script in (*SCRIPTS.values(), *verbs.SCRIPTS.values()):
+    for script in every().values():
         calls = re.findall(rb"\bp?call\b", script.source)
         assert len(calls) == len(re.findall(rb"redis\.p?call\('[A-Z]+'[,)]", script.source))
