@@ -15,7 +15,7 @@ from tests.jobs.test_jobs import Log, as_job
 from tests.support.delivery import Queue, held, reservation_of
 from tests.support.faults import Fault, FaultProxy
 from tests.support.world import World
-from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL
+from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL, WITH_JOBS
 
 # In the order in which they come: reserve, confirm, start, keep it for the retry, start, release;
 # or the wait for the lock, and the release of the reservation.
@@ -95,6 +95,11 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     left_ms = world.client.pttl(reservation_of(mine))
     assert not held(world, reservation_of(mine)) or 0 < left_ms <= jobs.RESERVE_S * 1000
     rivals.close()
+
+
+def test_every_script_of_jobs_has_its_scenario() -> None:
+    """The scripts that are tried only with jobs are tried here."""
+    assert {script for _, script in SCENARIOS} >= WITH_JOBS
 
 
 @pytest.mark.full
