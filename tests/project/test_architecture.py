@@ -128,14 +128,14 @@ def test_what_it_names_exists(quoted: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "_protocol/latch.py",
+        "_protocol/nothing.py",
         "_protocol/wait.py:hold_on",
         "_protocol/attempt.py:Attempt.hold_on",
         "aio/lease.py:Lease.acquire",
         "LeaseState.hold_on",
         "errors.hold_on",
         "HOLD_ON_S",
-        "make latch",
+        "make nothing",
         "two words",
     ],
 )
@@ -148,7 +148,11 @@ def test_the_example_is_not_built_yet() -> None:
     """The files of the example of a new primitive are those of a primitive that does not exist."""
     files = re.findall(r"\*([\w/]+\.(?:py|lua))\*", PROSE)
     assert len(files) >= 4
-    assert not [file for file in files if exists(file)]
+    built = [file for file in files if exists(file)]
+    assert not built, (
+        f"{built} exist: the example of ARCHITECTURE.md is built. Rewrite 'How to add a primitive' "
+        "with one that is not"
+    )
 
 
 def test_its_layers_are_those_that_are_checked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import textwrap
 from pathlib import Path
@@ -12,6 +13,7 @@ import redis
 
 import lualock
 from lualock import errors
+from lualock.scripts import every
 from tests.integrations.test_jobs_pages import PAGES as JOB_PAGES
 from tests.support.servers import Server
 
@@ -23,6 +25,20 @@ PYTHON = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^( *)(```+|:::+).*?^\1\2", re.DOTALL | re.MULTILINE)
 PATH = re.compile(r"`((?!bench/results)(?:bench|demo|docs|lualock|model|tests)/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+MEMBERS = re.compile(r"autoclass:: (lualock[\w.]*\.(\w+))(?:\(\))?\n +:members: (.+)")
+FOR_ROOMS = {
+    "Locks": {
+        *("asynchronous", "counterpart", "for_endpoint", "lock_at", "prefix", "server", "together"),
+    },
+    "Lock": {
+        *("abandon_in_background", "begin_block", "derived", "hold", "holder_in", "locks", "parts"),
+        *("refuse_own_wait", "renewed", "request", "run", "server_clock"),
+    },
+    "Lease": {"abandon_in_background", "keep_for", "stop_renewal", "stop_watching"},
+}
+"""The public names of a class that are for other rooms of the library, not for its users."""
 
 
 def name_of(page: Path) -> str:
@@ -41,6 +57,24 @@ def anchors(page: Path) -> set[str]:
     for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
         found.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
     return found
+
+
+@pytest.mark.parametrize("page", ["threads", "asyncio"])
+def test_the_reference_names_every_member(page: str) -> None:
+    """A class on a page of the reference has there each public name that its users need."""
+    text = (ROOT / "docs" / "reference" / f"{page}.md").read_text("utf-8")
+    found = MEMBERS.findall(text)
+    assert len(found) >= 3
+    for path, name, members in found:
+        public = {one for one in dir(pydoc.locate(path)) if not one.startswith("_")}
+        assert set(members.split(", ")) == public - FOR_ROOMS.get(name, set()), path
+
+
+def test_the_reference_has_every_script() -> None:
+    """The page of the scripts has each family."""
+    text = (ROOT / "docs" / "reference" / "scripts.md").read_text("utf-8")
+    shown = re.findall(r"^```\{scripts\} scripts/(\w+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted({path.partition("/")[0] for path in every()})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_here(page)], ids=name_of)

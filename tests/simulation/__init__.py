@@ -27,7 +27,7 @@
 
 ``python -m tests.simulation --seeds 20000`` runs seeds and as many probes, ``--seed 17`` replays
 one with its trace (``--around 2``: only the two seconds before it failed), ``mutants`` tries the
-mutants.
+mutants, ``residues`` lists the seeds that a new kind of run may take.
 
 What is simulated:
 

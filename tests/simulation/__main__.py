@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: run seeds, replay one, or try mutants or planted bugs."""
+"""``python -m tests.simulation``: run seeds, replay one, try mutants or planted bugs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 from tests.simulation import mutants, planted
 from tests.simulation.many import run_many
-from tests.simulation.run import Result, play
+from tests.simulation.run import Result, free_residues, play
 from tests.simulation.world import Server
 
 
@@ -62,6 +62,13 @@ def find_planted(most: int) -> int:
     return 1 if missed else 0
 
 
+def list_residues() -> int:
+    """Print the residues of seeds that a new kind of run may take."""
+    for residue, kinds in free_residues(40).items():
+        print(f"seed % 40 == {residue}: {', '.join(kinds) or 'of no kind'}")
+    return 0
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
@@ -73,8 +80,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after this many failing seeds")
-    parser.add_argument("what", nargs="?", choices=["seeds", "mutants", "planted"], default="seeds")
+    kinds = ["seeds", "mutants", "planted", "residues"]
+    parser.add_argument("what", nargs="?", choices=kinds, default="seeds")
     options = parser.parse_args()
+    if options.what == "residues":
+        return list_residues()
     if options.what == "mutants":
         return mutants.main(options.seeds, options.workers, options.first)
     if options.what == "planted":
