@@ -1,4 +1,5 @@
-"""ARCHITECTURE.md names only what exists: files, functions, constants, commands, layers."""
+"""ARCHITECTURE.md and the steps for a new primitive name only what exists: files, functions,
+constants, commands, layers."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from tests.project.test_layers import RANK
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 PROSE = re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
-QUOTED = sorted(set(re.findall(r"`([^`]+)`", PROSE)))
+(STEPS,) = re.findall(
+    r"^## How to add a primitive\n.*?(?=^## )",
+    (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
+QUOTED = sorted(set(re.findall(r"`([^`]+)`", PROSE + STEPS)))
 PYTHON = [*(ROOT / "lualock").rglob("*.py")]
 
 
@@ -146,11 +152,11 @@ def test_a_wrong_name_is_found(wrong: str) -> None:
 
 def test_the_example_is_not_built_yet() -> None:
     """The files of the example of a new primitive are those of a primitive that does not exist."""
-    files = re.findall(r"\*([\w/]+\.(?:py|lua))\*", PROSE)
+    files = re.findall(r"\*([\w/]+\.(?:py|lua))\*", STEPS)
     assert len(files) >= 4
     built = [file for file in files if exists(file)]
     assert not built, (
-        f"{built} exist: the example of ARCHITECTURE.md is built. Rewrite 'How to add a primitive' "
+        f"{built} exist: the example of CONTRIBUTING.md is built. Rewrite 'How to add a primitive' "
         "with one that is not"
     )
 
