@@ -22,7 +22,7 @@ from lualock._protocol.release import release as release_one
 from lualock._protocol.replies import Held, conflict
 from lualock._protocol.request import AcquireRequest, MultiRequest
 from lualock._protocol.server_clock import ServerClock
-from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired, QueueFull
 from lualock.scripts import family, with_keys
 
 ACQUIRE_ALL = family("multi")["acquire_all"]
@@ -95,9 +95,9 @@ def acquire(
             return (yield from acquire_all(request, server, yielding, until))
         except GeneratorExit:
             raise
-        except NotAcquired:
+        except NotAcquired as refused:
             yield from _give_back(request.turns, until)
-            if clock() >= give_up_at:
+            if clock() >= give_up_at or isinstance(refused, QueueFull):
                 raise
             # A lock that it had was lost while it waited for another one: begin anew.
         except BaseException:

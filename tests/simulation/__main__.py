@@ -1,4 +1,8 @@
-"""``python -m tests.simulation``: run seeds, replay one, try mutants or planted bugs."""
+"""``python -m tests.simulation``: run seeds, replay one, try mutants or planted bugs, or measure.
+
+``schedule`` measures the rules by which a waiter checks the queue. ``residues`` lists the seeds
+that a new kind of run may take.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import sys
 import time
 
-from tests.simulation import mutants, planted
+from tests.simulation import mutants, planted, schedule
 from tests.simulation.many import run_many
 from tests.simulation.run import Result, free_residues, play
 from tests.simulation.world import Server
@@ -80,7 +84,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after this many failing seeds")
-    kinds = ["seeds", "mutants", "planted", "residues"]
+    kinds = ["seeds", "mutants", "planted", "schedule", "residues"]
     parser.add_argument("what", nargs="?", choices=kinds, default="seeds")
     options = parser.parse_args()
     if options.what == "residues":
@@ -89,6 +93,8 @@ def main() -> int:
         return mutants.main(options.seeds, options.workers, options.first)
     if options.what == "planted":
         return find_planted(options.seeds)
+    if options.what == "schedule":
+        return schedule.main()
     if options.seed is not None:
         return replay(options.seed, options.around)
     return simulate(options.first, options.seeds, options.workers, options.most)

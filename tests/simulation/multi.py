@@ -15,7 +15,7 @@ from lualock._core import keys, options
 from lualock._core.lock_options import LockOptions
 from lualock._core.multi import MultiLeaseBase
 from lualock._protocol import AcquireRequest, AwaitMessage, MultiRequest, Steps, multi, undo
-from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired
+from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
 from tests.simulation.checker import Event
 from tests.simulation.clients import Client, Lock, Renewal, Turn
 from tests.simulation.network import Interrupted, Process
@@ -56,6 +56,8 @@ class MultiClient(Client):
                 yield from undo(request)
                 raise Interrupted
             why = ""
+        except QueueFull:
+            why = "full"
         except NotAcquired:
             why = "timeout"
         except KeyConflict:

@@ -23,7 +23,7 @@ from lualock.scripts import every as scripts_by_path
 from lualock.scripts import parse
 from tests.simulation import probes
 from tests.simulation.many import hunt, in_parallel
-from tests.simulation.run import has_accidents, has_silence, has_streams
+from tests.simulation.run import has_accidents, has_multi, has_silence, has_streams
 from tests.simulation.store import COMMANDS
 
 PROBES = 4000
@@ -159,6 +159,55 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "the end of a renewed lease is counted from the reply",
         "outcomes.append(state.certain_until(sent_at,",
         "outcomes.append(state.certain_until(clock(),",
+    ),
+    (
+        "_protocol.extend",
+        "a lease on several locks is extended if one of them is",
+        "return errors[0] if errors else min(ends)",
+        "return max(ends) if ends else errors[0]",
+    ),
+    (
+        "_protocol.request",
+        "a caller waits for several locks under one token",
+        "replace(one, crowded=True)",
+        "replace(one, token=requests[0].token, crowded=True)",
+    ),
+    (
+        "_protocol.multi",
+        "what a waiting caller has is not extended",
+        "        if now >= extend_at:\n                yield from self._extend()",
+        "        pass",
+    ),
+    (
+        "_protocol.multi",
+        "what a caller has is not given back when it gives up",
+        'yield from give_back(turn, b"", None, until)',
+        "yield from ()",
+    ),
+    (
+        "_protocol.multi",
+        "the locks that a caller has waited for are not made one lease",
+        "return (yield from acquire_all(request, server, yielding, until))",
+        "request.state = request.turns[-1].state\n            assert request.state\n"
+        "            return request.state",
+    ),
+    (
+        "_protocol.multi",
+        "a lock that was lost during the wait ends the wait",
+        "if clock() >= give_up_at or isinstance(refused, QueueFull):",
+        "if True:",
+    ),
+    (
+        "_protocol.multi",
+        "an interrupted release leaves the other locks",
+        'yield from give_back(other, b"", None)',
+        "pass",
+    ),
+    (
+        "_protocol.multi",
+        "the caller's time does not bound its requests",
+        "until = give_up_at if wait_s else None",
+        "until = None",
     ),
     (
         "_protocol.acquire",
@@ -374,7 +423,9 @@ def kill(mutant: Mutant, seeds: int, only: Callable[[int], bool] | None = None) 
     else:
         with _patched(importlib.import_module(mutant.file), mutant.changed):
             found = hunt({}, seeds, only)
-            for kind in (has_accidents, has_silence, has_streams) if only is None else ():
+            for kind in (
+                (has_accidents, has_silence, has_streams, has_multi) if only is None else ()
+            ):
                 found = found or hunt({}, 2 * seeds, kind)
     return "" if found is None else f"seed  {found[0]:<5} {found[1]:<8}"
 

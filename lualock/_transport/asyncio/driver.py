@@ -29,12 +29,14 @@ from lualock._protocol import (
 )
 from lualock._transport import codec, errors, sockets
 from lualock._transport.asyncio.background import BackgroundCleanup, Sent
-from lualock._transport.asyncio.connection import PipelinedConnection, ReplyOverdue
+from lualock._transport.asyncio.connection import PipelinedConnection
+from lualock._transport.asyncio.futures import ReplyOverdue, consume_exception, discard, latest
+from lualock._transport.asyncio.hedging import hedge
 from lualock._transport.asyncio.loop import LoopConnections, drop_closed
-from lualock._transport.asyncio.pending import SentReply, consume_exception, discard, latest
+from lualock._transport.asyncio.pending import SentReply
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.threads.background import GRACE_S
-from lualock.errors import LockError, LockUnavailable
+from lualock.errors import LockUnavailable
 
 
 class AsyncDriver:
@@ -85,8 +87,8 @@ class AsyncDriver:
                                 reply = await sent
                             except ReplyOverdue as overdue:
                                 late = [overdue.reply]
-                                connection, (reply,) = await self.hedge(
-                                    [step], connection, late, None
+                                connection, (reply,) = await hedge(
+                                    self, [step], connection, late, None
                                 )
                             if type(reply) is ReplyError:
                                 reply = await self._handle_error(step, connection, reply)
@@ -227,7 +229,7 @@ class AsyncDriver:
             errors.reply_or_error(reply, call) for reply, call in zip(replies, calls, strict=True)
         ]
 
-    # Receive replies; send again where none comes.
+    # Receive replies.
 
     async def _receive(
         self,
@@ -247,66 +249,11 @@ class AsyncDriver:
             await sent[-1]  # the last to come
             return connection, [latest(future).result() for future in sent]
         except ReplyOverdue:
-            return await self.hedge(calls, connection, [latest(future) for future in sent], until)
+            return await hedge(self, calls, connection, [latest(future) for future in sent], until)
         finally:
             if timer is not None:
                 timer.cancel()
             discard(sent)
-
-    async def hedge(
-        self,
-        calls: list[RunScript],
-        silent: PipelinedConnection,
-        late: list[asyncio.Future[Any]],
-        until: float | None,
-    ) -> tuple[PipelinedConnection, list[Any]]:
-        """Send the calls on another connection, too: the silent one may be dead (a NAT, a load
-        balancer). Returns the connection that answers first, and its replies; closes the other.
-
-        :param late: the futures of the silent connection's replies.
-        :raises LockUnavailable: neither answered in time.
-        """
-        now = self.clock()
-        end = now + silent.left_s(late[-1]) if until is None else until
-        if end - now <= sockets.MIN_TIMEOUT_S:
-            raise self._too_late()
-        for call in calls:
-            call.doubled, call.via = True, None
-        connections = await self.connections()
-        attempts, futures = [(silent, late)], [*late]
-        try:
-            with suppress(LockError):  # then the silent one is the only one
-                other = await connections.other_than(
-                    silent, min(end, now + sockets.silence_s(end - now))
-                )
-                attempts.append((other, [other.call(call, source=call.lazy) for call in calls]))
-                futures += attempts[-1][1]
-            while attempts:
-                last_replies = {sent[-1] for _, sent in attempts}
-                left_s = max(sockets.MIN_TIMEOUT_S, end - self.clock())
-                done, _ = await asyncio.wait(
-                    last_replies, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    break
-                attempt = next(one for one in attempts if one[1][-1] in done)
-                first, sent = attempt
-                error = sent[-1].exception()
-                if error is None:
-                    connections.answered(first, silent)
-                    return first, [latest(future).result() for future in sent]
-                attempts.remove(attempt)
-                if isinstance(error, ReplyOverdue):  # this one is silent, too
-                    attempts.append((first, [latest(future) for future in sent]))
-                elif not attempts:
-                    raise error
-            raise self._too_late()
-        finally:
-            discard(futures)
-
-    def _too_late(self) -> LockUnavailable:
-        # The reply still has its place in the order, but no caller waits for it.
-        return errors.lost_reply_error(TimeoutError("the time is over"), str(self.endpoint))
 
     async def _check_order(self, connection: PipelinedConnection, until: float | None) -> None:
         """Check that the errors on this connection answer our calls: an error has no proof.
@@ -318,7 +265,7 @@ class AsyncDriver:
         left_s = None if until is None else max(MIN_REQUEST_S, until - self.clock())
         done, _ = await asyncio.wait({echo}, timeout=left_s)
         if not done:
-            raise self._too_late()
+            raise errors.late_reply_error(str(self.endpoint))
         echo.result()
 
     async def _wait_writable(self, connection: PipelinedConnection, until: float | None) -> None:
