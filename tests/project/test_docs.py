@@ -13,7 +13,6 @@ import redis
 
 import lualock
 from lualock import errors
-from lualock.scripts import every
 from tests.integrations.test_jobs_pages import PAGES as JOB_PAGES
 from tests.support.servers import Server
 
@@ -68,13 +67,6 @@ def test_the_reference_names_every_member(page: str) -> None:
     for path, name, members in found:
         public = {one for one in dir(pydoc.locate(path)) if not one.startswith("_")}
         assert set(members.split(", ")) == public - FOR_ROOMS.get(name, set()), path
-
-
-def test_the_reference_has_every_script() -> None:
-    """The page of the scripts has each family."""
-    text = (ROOT / "docs" / "reference" / "scripts.md").read_text("utf-8")
-    shown = re.findall(r"^```\{scripts\} scripts/(\w+)$", text, re.MULTILINE)
-    assert sorted(shown) == sorted({path.partition("/")[0] for path in every()})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_here(page)], ids=name_of)
