@@ -37,6 +37,16 @@ def _make_tokens() -> list[bytes]:
 _tokens = Supply(_make_tokens)
 
 
+def new_token() -> bytes:
+    """Return a token that no other request has. ``LockBase._request`` does so without a call."""
+    if not fork.same[0]:
+        fork.start_anew()
+    try:
+        return _tokens.spare.pop()
+    except IndexError:
+        return _tokens.more()
+
+
 class Settings:
     """The settings of a ``Locks`` object for all its locks."""
 

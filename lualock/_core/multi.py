@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lualock._core.lease import LeaseBase
-from lualock._core.lock import LockBase
+from lualock._core.lock import LockBase, new_token
 from lualock._core.options import Seconds
 from lualock._protocol import AcquireRequest, LeaseState, MultiRequest, Steps, multi
 from lualock.errors import InvalidArgument
@@ -71,7 +71,7 @@ class MultiLockBase(LockBase):
     def request(self, token: bytes | None = None, ttl_s: float | None = None) -> MultiRequest:
         """Return a request for the locks, with this token and this ttl instead of their own."""
         requests = [lock.request(None, ttl_s) for lock in self._all]
-        return MultiRequest(requests, token or self._all[0].request().token)
+        return MultiRequest(requests, token or new_token())
 
     def refuse_own_wait(self) -> None:
         """Refuse to wait for the locks without a limit.

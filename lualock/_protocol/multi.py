@@ -23,9 +23,9 @@ from lualock._protocol.replies import Held, conflict
 from lualock._protocol.request import AcquireRequest, MultiRequest
 from lualock._protocol.server_clock import ServerClock
 from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired, QueueFull
-from lualock.scripts import MULTI, with_keys
+from lualock.scripts import family, with_keys
 
-ACQUIRE_ALL = MULTI["acquire_all"]
+ACQUIRE_ALL = family("multi")["acquire_all"]
 
 EXTEND_WITHIN_S, RETRY_S = 1.0, 0.1
 """How long one attempt to extend the locks that a waiting caller has may take, and the pause after

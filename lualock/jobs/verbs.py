@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lualock import _protocol as protocol
@@ -33,9 +32,9 @@ from lualock._protocol import (
 from lualock._protocol.replies import Held
 from lualock._protocol.resend import ask_again
 from lualock.errors import LeaseLost, LockError, NotAcquired
-from lualock.scripts import FOLDER, load
+from lualock.scripts import family
 
-SCRIPTS = load(Path(__file__).with_name("scripts"), include_from=FOLDER)
+SCRIPTS = family("jobs")
 RESERVE = SCRIPTS["reserve"]
 START = SCRIPTS["start"]
 DIED = SCRIPTS["died"]

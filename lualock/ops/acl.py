@@ -10,8 +10,7 @@ import re
 
 from lualock._core.keys import DEFAULT_PREFIX, lock_key, prefix_bytes
 from lualock._transport import codec
-from lualock.jobs import verbs
-from lualock.scripts import MULTI, SCRIPTS
+from lualock.scripts import every
 
 # A second word in capitals is a subcommand; arguments of other commands are variables.
 _CALLED = re.compile(rb"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
@@ -37,11 +36,12 @@ def acl_rule(prefix: str | bytes = DEFAULT_PREFIX) -> str:
 
 
 def _commands() -> set[str]:
-    every = [*SCRIPTS.values(), *MULTI.values(), *verbs.SCRIPTS.values()]
+    scripts = every().values()
     # Every user may send HELLO.
-    sent = [codec.TIME, codec.PING, codec.subscribe_command(b""), every[0].evalsha, every[0].eval]
+    sent = [codec.TIME, codec.PING, codec.subscribe_command(b"")]
+    sent += [command for script in scripts for command in (script.evalsha, script.eval)]
     found = {command.split(b"\r\n")[2] for command in sent}
-    for script in every:
+    for script in scripts:
         found |= {b"|".join(filter(None, words)) for words in _CALLED.findall(script.source)}
     return {command.decode().lower() for command in found}
 

@@ -61,6 +61,8 @@ class Script:
     """
 
     name: str
+    path: str
+    """Its family and name, as ``lock/wait``: no two scripts have the same."""
     keys: tuple[str, ...]
     args: tuple[str, ...]
     source: bytes
@@ -76,9 +78,12 @@ class Script:
     """The same for the server's time when the request is sent."""
 
 
-def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
+def parse(
+    name: str, text: str, include: dict[str, str], *, family: str = "", proved: bool = True
+) -> Script:
     """Check a file's header against its body, expand its includes and hash it.
 
+    :param family: the name of its folder.
     :param proved: whether its replies must begin with the proof.
     """
     header, body = _split_header(name, text)
@@ -95,6 +100,7 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
     parts = len(keys), len(args)
     return Script(
         name,
+        f"{family}/{name}",
         keys,
         args,
         source,
@@ -221,9 +227,26 @@ def load(
     :param include_from: the folder that has their ``include/``, if it is another one.
     """
     include, texts = _read((include_from or folder) / "include"), _read(folder)
-    return {name: parse(name, text, include, proved=proved) for name, text in texts.items()}
+    return {
+        name: parse(name, text, include, family=folder.name, proved=proved)
+        for name, text in texts.items()
+    }
 
 
 FOLDER = Path(__file__).parent
-SCRIPTS = load(FOLDER / "lock", include_from=FOLDER)
-MULTI = load(FOLDER / "multi", include_from=FOLDER)
+
+
+@cache
+def family(name: str) -> dict[str, Script]:
+    """Load a *family*, the scripts of one folder here, by verb."""
+    return load(FOLDER / name, include_from=FOLDER)
+
+
+def every() -> dict[str, Script]:
+    """Load all families; return their scripts by family and verb, as ``lock/wait``."""
+    folders = sorted(file.parent.name for file in FOLDER.glob("*/*.lua"))
+    families = [family(name) for name in dict.fromkeys(folders) if name != "include"]
+    return {script.path: script for scripts in families for script in scripts.values()}
+
+
+SCRIPTS = family("lock")

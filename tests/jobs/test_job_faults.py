@@ -10,19 +10,18 @@ import pytest
 
 import lualock
 from lualock import jobs
-from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
+from lualock.scripts import every
 from tests.jobs.test_jobs import Log, as_job
 from tests.support.delivery import Queue, held, reservation_of
 from tests.support.faults import Fault, FaultProxy
 from tests.support.world import World
-from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL
+from tests.transport.test_faults import AT_ONCE, FAULTS, SLACK, SOCKET_TIMEOUT, TTL, WITH_JOBS
 
 # In the order in which they come: reserve, confirm, start, keep it for the retry, start, release;
 # or the wait for the lock, and the release of the reservation.
 SCENARIOS = [
-    *(("retry", script) for script in ("reserve", "extend", "start", "adopt", "release")),
-    *(("coalesce", script) for script in ("start", "reserve", "acquire", "release")),
+    *(("retry", script) for script in ("jobs/reserve", "extend", "jobs/start", "adopt", "release")),
+    *(("coalesce", script) for script in ("jobs/start", "jobs/reserve", "acquire", "release")),
     ("replace", "request_release"),
     ("replace", "withdraw"),
 ]
@@ -98,11 +97,16 @@ async def life(world: World, proxy: FaultProxy, name: str, script: str, fault: s
     rivals.close()
 
 
+def test_every_script_of_jobs_has_its_scenario() -> None:
+    """The scripts that are tried only with jobs are tried here."""
+    assert {script for _, script in SCENARIOS} >= WITH_JOBS
+
+
 @pytest.mark.full
 async def test_faults(api: World) -> None:
     """Every fault leaves one run for each attempt and nothing held; the cases run side by side,
     because they mostly wait."""
-    for script in (SCRIPTS | verbs.SCRIPTS).values():
+    for script in every().values():
         api.client.script_load(script.source)
     places = asyncio.Semaphore(AT_ONCE)
     failures: list[str] = []

@@ -30,16 +30,8 @@ KEYS = {
 }
 
 
-class Raw:
-    """Run the scripts of one server directly."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def __call__(self, verb: str, *args: object) -> Any:
-        script = (SCRIPTS | verbs.SCRIPTS)[verb]
-        keys = [KEYS[name] for name in script.keys]
-        return proving.run(self.client.eval, script, *keys, *args)
+class Raw(proving.Raw):
+    """Run the scripts of locks and jobs."""
 
     def acquire(self, token: bytes) -> int:
         return int(self("acquire", token, 30_000, ALWAYS, b"me"))
@@ -57,7 +49,7 @@ class Raw:
 def raw(server: Server) -> Any:
     """The scripts on an empty server."""
     with server.client() as client:
-        yield Raw(client)
+        yield Raw(client, {**SCRIPTS, **verbs.SCRIPTS}, KEYS)
 
 
 def test_reserve(raw: Raw) -> None:

@@ -1,4 +1,5 @@
-"""ARCHITECTURE.md names only what exists: files, functions, constants, commands, layers."""
+"""ARCHITECTURE.md and the steps for a new primitive name only what exists: files, functions,
+constants, commands, layers."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from tests.project.test_layers import RANK
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 PROSE = re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
-QUOTED = sorted(set(re.findall(r"`([^`]+)`", PROSE)))
+(STEPS,) = re.findall(
+    r"^## How to add a primitive\n.*?(?=^## )",
+    (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
+QUOTED = sorted(set(re.findall(r"`([^`]+)`", PROSE + STEPS)))
 PYTHON = [*(ROOT / "lualock").rglob("*.py")]
 
 
@@ -128,14 +134,14 @@ def test_what_it_names_exists(quoted: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "_protocol/latch.py",
+        "_protocol/nothing.py",
         "_protocol/wait.py:hold_on",
         "_protocol/attempt.py:Attempt.hold_on",
         "aio/lease.py:Lease.acquire",
         "LeaseState.hold_on",
         "errors.hold_on",
         "HOLD_ON_S",
-        "make latch",
+        "make nothing",
         "two words",
     ],
 )
@@ -146,9 +152,13 @@ def test_a_wrong_name_is_found(wrong: str) -> None:
 
 def test_the_example_is_not_built_yet() -> None:
     """The files of the example of a new primitive are those of a primitive that does not exist."""
-    files = re.findall(r"\*([\w/]+\.(?:py|lua))\*", PROSE)
+    files = re.findall(r"\*([\w/]+\.(?:py|lua))\*", STEPS)
     assert len(files) >= 4
-    assert not [file for file in files if exists(file)]
+    built = [file for file in files if exists(file)]
+    assert not built, (
+        f"{built} exist: the example of CONTRIBUTING.md is built. Rewrite 'How to add a primitive' "
+        "with one that is not"
+    )
 
 
 def test_its_layers_are_those_that_are_checked() -> None:

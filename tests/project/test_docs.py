@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import textwrap
 from pathlib import Path
@@ -25,6 +26,20 @@ PATH = re.compile(r"`((?!bench/results)(?:bench|demo|docs|lualock|model|tests)/[
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
+MEMBERS = re.compile(r"autoclass:: (lualock[\w.]*\.(\w+))(?:\(\))?\n +:members: (.+)")
+FOR_ROOMS = {
+    "Locks": {
+        *("asynchronous", "counterpart", "for_endpoint", "lock_at", "prefix", "server", "together"),
+    },
+    "Lock": {
+        *("abandon_in_background", "begin_block", "derived", "hold", "holder_in", "locks", "parts"),
+        *("refuse_own_wait", "renewed", "request", "run", "server_clock"),
+    },
+    "Lease": {"abandon_in_background", "keep_for", "stop_renewal", "stop_watching"},
+}
+"""The public names of a class that are for other rooms of the library, not for its users."""
+
+
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
@@ -41,6 +56,17 @@ def anchors(page: Path) -> set[str]:
     for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
         found.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
     return found
+
+
+@pytest.mark.parametrize("page", ["threads", "asyncio"])
+def test_the_reference_names_every_member(page: str) -> None:
+    """A class on a page of the reference has there each public name that its users need."""
+    text = (ROOT / "docs" / "reference" / f"{page}.md").read_text("utf-8")
+    found = MEMBERS.findall(text)
+    assert len(found) >= 3
+    for path, name, members in found:
+        public = {one for one in dir(pydoc.locate(path)) if not one.startswith("_")}
+        assert set(members.split(", ")) == public - FOR_ROOMS.get(name, set()), path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_here(page)], ids=name_of)

@@ -202,5 +202,8 @@ def test_one_writer_of_the_end_of_a_lease() -> None:
         if name in WRITERS and name not in IDENTITY
     ]
     for name, file in writes:
-        assert file in WRITERS[name], f"{file} sets {name}"
+        assert file in WRITERS[name], (
+            f"{file} sets {name}, a field of a lease or a lock. Give the field of another class "
+            "another name, for this test sees only names; or add the file to WRITERS"
+        )
     assert writes.count(("released", "_protocol/release.py")) == 1

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import lualock
-from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
+from lualock.scripts import every
 from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +25,7 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path, one_server: Serv
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {f"lualock/scripts/lock/{verb}.lua" for verb in SCRIPTS} <= names
-    assert {f"lualock/jobs/scripts/{verb}.lua" for verb in verbs.SCRIPTS} <= names
+    assert {f"lualock/scripts/{path}.lua" for path in every()} <= names
     assert "lualock/py.typed" in names
     assert not any(name.startswith(("tests", "bench", "demo")) for name in names)
 

@@ -19,16 +19,8 @@ TOMBSTONE_MS = 5000
 ALWAYS = b"9" * 16  # a deadline
 
 
-class Raw:
-    """Runs the scripts of one server directly."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def __call__(self, verb: str, *args: object) -> Any:
-        script = SCRIPTS[verb]
-        keys = (KEY, QUEUE)[: len(script.keys)]
-        return proving.run(self.client.eval, script, *keys, *args)
+class Raw(proving.Raw):
+    """Runs the scripts of locks."""
 
     def wait(
         self,
@@ -55,7 +47,7 @@ def ticket(token: bytes) -> bytes:
 def raw(server: Server) -> Any:
     """Return the scripts on an empty server."""
     with server.client() as client:
-        yield Raw(client)
+        yield Raw(client, SCRIPTS, {"lock": KEY, "waiters": QUEUE})
 
 
 def test_acquire(raw: Raw) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from pathlib import Path
 
@@ -11,17 +12,13 @@ import pytest
 import lualock
 from lualock import _protocol as protocol
 from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS, ScriptError, load, parse
+from lualock.scripts import ScriptError, every, load, parse
 from tests.support.servers import Server
 
 FOLDER = Path(lualock.__file__).with_name("scripts")
 INCLUDE = {path.stem: path.read_text() for path in (FOLDER / "include").glob("*.lua")}
-# A folder of scripts, the loaded scripts, and the module of their generators.
-FAMILIES = {
-    "locks": (FOLDER / "lock", SCRIPTS, protocol),
-    "jobs": (FOLDER.parent / "jobs" / "scripts", verbs.SCRIPTS, verbs),
-}
-EVERY = [script for _, scripts, _ in FAMILIES.values() for script in scripts.values()]
+GENERATORS = {"lock": protocol, "jobs": verbs}
+"""The module that has the generators of a family; of any other ``_protocol.<family>``."""
 GOOD = (
     "-- verb: does it\n-- KEYS[1] lock  the key\n-- ARGV[1] token  of the lease\n"
     "-- Returns 'done'  always\n"
@@ -31,42 +28,45 @@ REPLY = "local function reply(proof, word)\n  return proof .. 'done'\nend\n"  # 
 OTHER = "local function say(proved, word)\n  return 'done'\nend\n"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_verb_has_one_word_everywhere(family: str) -> None:
+def test_every_file_is_loaded() -> None:
+    """Each Lua file is a script of its folder's family, or an include."""
+    files = {path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.lua")}
+    assert {Path(path) for path in every()} == {
+        path for path in files if path.parts[0] != "include"
+    }
+
+
+@pytest.mark.parametrize("path", every())
+def test_every_verb_has_one_word_everywhere(path: str) -> None:
     """The Lua file, its generator and its constant have the same name."""
-    folder, scripts, module = FAMILIES[family]
-    assert set(scripts) == {path.stem for path in folder.glob("*.lua")}
-    for verb, script in scripts.items():
-        assert callable(getattr(module, verb))
-        assert getattr(module, verb.upper()) is script
+    family, verb = path.split("/")
+    module = GENERATORS.get(family) or importlib.import_module(f"lualock._protocol.{family}")
+    assert callable(getattr(module, verb))
+    assert getattr(module, verb.upper()) is every()[path]
 
 
 def test_the_digest_is_the_server_s(server: Server) -> None:
     """SCRIPT LOAD answers the digest that was computed at import, on every server."""
     with server.client() as client:
-        for script in EVERY:
+        for script in every().values():
             assert client.script_load(script.source.decode()) == script.sha
             assert hashlib.sha1(script.source).hexdigest() == script.sha
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_replies_are_the_documented_ones(family: str) -> None:
+@pytest.mark.parametrize("path", every())
+def test_replies_are_the_documented_ones(path: str) -> None:
     """The words that a body returns are exactly those in its header."""
-    folder, scripts, _ = FAMILIES[family]
-    for verb in scripts:
-        text = (folder / f"{verb}.lua").read_text()
-        for part in re.findall(r"--@include (\w+)", text):
-            text += INCLUDE[part]
-        documented = set(re.findall(r"^-- Returns \{?'(\w+)'", text, re.MULTILINE))
-        returned = set(
-            re.findall(r"^\s*return (?:proof \.\. |\{proof, )'(\w+)'", text, re.MULTILINE)
-        )
-        assert documented == returned, verb
+    text = (FOLDER / f"{path}.lua").read_text()
+    for part in re.findall(r"--@include (\w+)", text):
+        text += INCLUDE[part]
+    documented = set(re.findall(r"^-- Returns \{?'(\w+)'", text, re.MULTILINE))
+    returned = set(re.findall(r"^\s*return (?:proof \.\. |\{proof, )'(\w+)'", text, re.MULTILINE))
+    assert documented == returned
 
 
 def test_no_script_reads_the_client_s_time_or_randomness() -> None:
     """Scripts read no time but the server's, and are deterministic otherwise."""
-    for script in EVERY:
+    for script in every().values():
         assert not re.search(rb"math\.random|os\.(time|clock|date)", script.source)
 
 

@@ -15,7 +15,8 @@
 ``accidents``    one fault at a time, with no other near it: one seed in twenty
 ``checker``      judges the recorded history; it also reads logs of real processes
 ``job_rules``    the same for jobs
-``contract``     compares the data around each script with its header; ``job_contract``: for jobs
+``contract``     compares the data around each script with its header; ``job_contract`` and
+                 ``multi_contract``: for other families; ``contracts``: which judges which script
 ``audit``        judges what only the server's data show: the contracts, and orphaned requests
 ``probes``       random calls of the scripts on random data, judged by their contracts
 ``run``          a seed, from its drawing to its verdict; ``many``: seeds on all cores
@@ -26,7 +27,7 @@
 
 ``python -m tests.simulation --seeds 20000`` runs seeds and as many probes, ``--seed 17`` replays
 one with its trace (``--around 2``: only the two seconds before it failed), ``mutants`` tries the
-mutants.
+mutants, ``residues`` lists the seeds that a new kind of run may take.
 
 What is simulated:
 

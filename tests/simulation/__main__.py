@@ -1,6 +1,7 @@
 """``python -m tests.simulation``: run seeds, replay one, try mutants or planted bugs, or measure.
 
-``schedule`` measures the rules by which a waiter checks the queue.
+``schedule`` measures the rules by which a waiter checks the queue. ``residues`` lists the seeds
+that a new kind of run may take.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 
 from tests.simulation import mutants, planted, schedule
 from tests.simulation.many import run_many
-from tests.simulation.run import Result, play
+from tests.simulation.run import Result, free_residues, play
 from tests.simulation.world import Server
 
 
@@ -65,6 +66,13 @@ def find_planted(most: int) -> int:
     return 1 if missed else 0
 
 
+def list_residues() -> int:
+    """Print the residues of seeds that a new kind of run may take."""
+    for residue, kinds in free_residues(40).items():
+        print(f"seed % 40 == {residue}: {', '.join(kinds) or 'of no kind'}")
+    return 0
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
@@ -76,9 +84,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after this many failing seeds")
-    kinds = ["seeds", "mutants", "planted", "schedule"]
+    kinds = ["seeds", "mutants", "planted", "schedule", "residues"]
     parser.add_argument("what", nargs="?", choices=kinds, default="seeds")
     options = parser.parse_args()
+    if options.what == "residues":
+        return list_residues()
     if options.what == "mutants":
         return mutants.main(options.seeds, options.workers, options.first)
     if options.what == "planted":

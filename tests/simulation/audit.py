@@ -3,22 +3,20 @@
 The checker judges what the clients record; this checks the server's own data after each script:
 
 orphan     a lock is held under a token whose owner has released it or given up
-contract   a script did not do what its header says, or its reply is wrong (``contract.py``)
+contract   a script did not do what its header says, or its reply is wrong (``contracts.py``)
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript
 from lualock.jobs import RESERVE_S
-from tests.simulation import job_contract, multi_contract
 from tests.simulation.checker import LOSSES, Causes, Event
-from tests.simulation.contract import Run, Seen, broken
+from tests.simulation.contracts import contract_of
 from tests.simulation.job_rules import RESERVATION
 from tests.simulation.multi import note_owner
-from tests.simulation.orphans import lock_of, locks_of, name_at
+from tests.simulation.orphans import name_at
 from tests.simulation.world import US, World
 
 GRACE_US = 120_000
@@ -36,46 +34,16 @@ class Audit:
         world.server.store.lost = self._lost
 
     def _before(self, call: RunScript) -> None:
-        store, lock = self._world.server.store, call.parts[0]
-        if call.script.name == multi_contract.NAME:
-            self._all = multi_contract.read(store, call)
-        elif call.script.name in job_contract.NAMES:
-            self._around = job_contract.Around.read(store, call)
-        else:
-            self._seen = Seen.read(store, lock, waiters_key(lock))
+        self._seen = contract_of(call.script).read(self._world.server.store, call)
 
     def _after(self, call: RunScript, reply: Any) -> None:
-        if call.script.name == multi_contract.NAME:
-            self._after_multi(call, reply)
-            return
-        if call.script.name in job_contract.NAMES:
-            self._after_jobs(call, reply)
-            return
-        store, lock = self._world.server.store, call.parts[0]
-        after = Seen.read(store, lock, waiters_key(lock))
-        self._change(lock_of(call), after.owner)
-        messages = self._world.server.messages
-        for what in broken(Run(call, self._seen, after, reply, messages, store)):
-            self._world.wrong("contract", f"{call.script.name} {what}")
-
-    def _after_multi(self, call: RunScript, reply: Any) -> None:
-        server = self._world.server
-        after = multi_contract.read(server.store, call)
-        for lock, seen in zip(locks_of(call), after, strict=True):
-            self._change(lock, seen.owner)
-        run = multi_contract.MultiRun(call, self._all, after, reply, server.messages, server.store)
-        for what in multi_contract.broken(run):
-            self._world.wrong("contract", f"{call.script.name} {what}")
-
-    def _after_jobs(self, call: RunScript, reply: Any) -> None:
-        server = self._world.server
-        after = job_contract.Around.read(server.store, call)
-        lock = lock_of(call).removesuffix(":stop_requests")
-        self._change(lock, after.lock.owner)
-        self._change(f"{lock}:reservation", after.reservation.owner)
-        run = job_contract.JobRun(call, self._around, after, reply, server.messages, server.store)
-        for what in job_contract.broken(run):
-            self._world.wrong("contract", f"{call.script.name} {what}")
+        server, contract = self._world.server, contract_of(call.script)
+        after = contract.read(server.store, call)
+        for key, owner in contract.owners(call, after):
+            self._change(name_at(key), owner)
+        seen = self._seen, after, reply, server.messages, server.store
+        for what in contract.judge(call, *seen):
+            self._world.wrong("contract", f"{call.script.path} {what}")
 
     def _lost(self, key: bytes, value: Any, end_ms: int | None) -> None:
         """Note that a key is gone."""

@@ -368,7 +368,10 @@ def assemble(
         elif kind == "wrote":
             wrote[event.lock].append(event)
         else:
-            raise ValueError(f"an event of an unknown kind: {kind}")
+            raise ValueError(
+                f"an event of an unknown kind: {kind}. A rule of its own may judge it: then "
+                "`assemble` passes it over, as those in `JOBS`"
+            )
     return attempts, wrote, ended
 
 

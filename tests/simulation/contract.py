@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript
 from tests.simulation.store import Refused, SortedSet, Store
 
@@ -110,6 +111,16 @@ class Run:
     def reachable(self, ticket: bytes) -> bool:
         """Whether a process is subscribed for this ticket."""
         return self.store.numsub(ticket[22:].split(b" ")[1]) > 0
+
+
+def read(store: Store, call: RunScript) -> Seen:
+    """Read the keys of the lock that a call is about."""
+    return Seen.read(store, call.parts[0], waiters_key(call.parts[0]))
+
+
+def owners(call: RunScript, seen: Seen) -> list[tuple[bytes, bytes]]:
+    """Return the key of the lock, with the token that has it."""
+    return [(call.parts[0], seen.owner)]
 
 
 def broken(run: Run) -> Iterator[str]:

@@ -100,6 +100,12 @@ class JobRun:
         )
 
 
+def owners(call: RunScript, after: Around) -> list[tuple[bytes, bytes]]:
+    """Return the keys of the lock and its reservation, each with the token that has it."""
+    lock = call.parts[0].removesuffix(stop_requests_key(b""))
+    return [(lock, after.lock.owner), (reservation_key(lock), after.reservation.owner)]
+
+
 def broken(run: JobRun) -> Iterator[str]:
     """Yield each way in which a run broke its contract."""
     before, after, reply, verb = run.before, run.after, run.reply, run.call.script.name
@@ -355,5 +361,3 @@ _CHECKS = {
     "release_requested": _release_requested,
     "withdraw": _withdraw,
 }
-
-NAMES = frozenset(_CHECKS)

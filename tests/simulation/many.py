@@ -7,15 +7,15 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
-from tests.simulation import job_contract
+from lualock.scripts import every
+from tests.simulation.contracts import JOBS, MULTI, contract_of
 from tests.simulation.probes import Bench
-from tests.simulation.run import Result, has_jobs, play
+from tests.simulation.run import Result, has_jobs, has_multi, play
 from tests.simulation.world import Server
 
 CHUNK = 200
-_JOBS = {(SCRIPTS | verbs.SCRIPTS)[name].source for name in job_contract.NAMES}
+SEEDS = ((JOBS, has_jobs), (MULTI, has_multi))
+"""Contracts whose scripts only some seeds run."""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -67,8 +67,10 @@ def hunt(
     """
     server = Server()
     server.sources, server.bugs = changed, bugs
-    if only is None and changed and all(source in _JOBS for source in changed):
-        only = has_jobs  # other seeds do not run these scripts
+    judges = {contract_of(one) for one in every().values() if one.source in changed}
+    for contract, runs in SEEDS:
+        if only is None and judges == {contract}:
+            only = runs  # other seeds do not run these scripts
     seeds: Iterable[int] = filter(only, itertools.count()) if only else itertools.count()
     for seed in itertools.islice(seeds, most):
         for _, violations in play(seed, server).failing:

@@ -20,6 +20,12 @@ def read(store: Store, call: RunScript) -> list[Seen]:
     return [Seen.read(store, *keys[at : at + 2]) for at in range(0, len(keys), 2)]
 
 
+def owners(call: RunScript, after: list[Seen]) -> list[tuple[bytes, bytes]]:
+    """Return the key of each lock, with the token that has it."""
+    keys = call.parts[: len(call.script.keys) : 2]
+    return [(key, seen.owner) for key, seen in zip(keys, after, strict=True)]
+
+
 @dataclass(slots=True)
 class MultiRun:
     """One run of the script."""

@@ -19,21 +19,22 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import lualock
-from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS, parse
+from lualock.scripts import every as scripts_by_path
+from lualock.scripts import parse
 from tests.simulation import probes
 from tests.simulation.many import hunt, in_parallel
 from tests.simulation.run import has_accidents, has_multi, has_silence, has_streams
+from tests.simulation.store import COMMANDS
 
 PROBES = 4000
 """How many probes are tried before any seed: they take a second."""
 
 FOLDER = Path(lualock.__file__).parent
+SCRIPTS = FOLDER / "scripts"
 
 _IF = re.compile(r"^( *)(if|elseif) (.*) then$", re.MULTILINE)
-_WRITE = re.compile(
-    r"redis\.p?call\('(?:SET|SETRANGE|DEL|PEXPIRE|ZADD|ZREM|ZPOPMIN|PUBLISH)'[^\n]*"
-)
+_WRITES = [name.decode() for name, command in COMMANDS.items() if command.writes]
+_WRITE = re.compile(rf"redis\.p?call\('(?:{'|'.join([*_WRITES, 'PUBLISH'])})'[^\n]*")
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,9 @@ _NOTHING = "(function() return {ok = 'OK', n = 0} end)()"
 
 
 def _files() -> dict[str, str]:
-    """Return the text of every Lua file, by the name that mutants use."""
-    core, job = FOLDER / "scripts", FOLDER / "jobs/scripts"
-    found = {path.name: path.read_text("utf-8") for path in sorted(core.glob("lock/*.lua"))}
-    parts = sorted(core.glob("include/*.lua"))
-    found |= {f"include/{path.name}": path.read_text("utf-8") for path in parts}
-    return found | {f"jobs/{path.name}": path.read_text("utf-8") for path in sorted(job.iterdir())}
+    """Return the text of every Lua file, by its path in the folder of the scripts."""
+    paths = sorted(SCRIPTS.glob("*/*.lua"))
+    return {str(path.relative_to(SCRIPTS)): path.read_text("utf-8") for path in paths}
 
 
 def _call(text: str, start: int) -> tuple[int, int]:
@@ -390,9 +388,8 @@ def _scripts(mutant: Mutant) -> dict[bytes, bytes]:
         if name.startswith("include/")
     }
     changed = {}
-    for verb, script in (SCRIPTS | verbs.SCRIPTS).items():
-        folder = "jobs/" if verb in verbs.SCRIPTS else ""
-        source = parse(verb, texts[f"{folder}{verb}.lua"], include, proved=False).source
+    for path, script in scripts_by_path().items():
+        source = parse(script.name, texts[f"{path}.lua"], include, proved=False).source
         if source != script.source:
             changed[script.source] = source
     return changed
@@ -457,9 +454,12 @@ def _try(job: tuple[int, int]) -> tuple[int, str]:
 
 
 REASONS: dict[tuple[str, str], str] = {
-    ("abandon.lua", "true: ahead"): "equivalent: ZREM of a ticket that is not there does nothing",
-    ("wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
-    ("wait.lua", "true: last_score and last_score >= given_score + BAND"): (
+    (
+        "lock/abandon.lua",
+        "true: ahead",
+    ): "equivalent: ZREM of a ticket that is not there does nothing",
+    ("lock/wait.lua", "true: state == HELD"): "equivalent: writes the letter that is there already",
+    ("lock/wait.lua", "true: last_score and last_score >= given_score + BAND"): (
         "equivalent but for the cost: reads again what the first command answered"
     ),
     ("lualock._protocol.lease_state", "a sooner end without an answer is ignored"): (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lualock._core.keys import waiters_key
 from lualock._protocol import WAIT, RunScript
 from tests.simulation.contract import Seen
+from tests.simulation.contracts import contract_of
 from tests.simulation.world import US
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def lock_of(call: RunScript) -> str:
 
 def locks_of(call: RunScript) -> list[str]:
     """Return the names of the locks that a call is about."""
-    if call.script.name != "acquire_all":
+    if call.script.path != "multi/acquire_all":
         return [lock_of(call)]
     return [name_at(key) for key in call.parts[: len(call.script.keys) : 2]]
 
@@ -54,15 +55,18 @@ def about_to_run(process: Process, call: RunScript) -> None:
 def has_run(process: Process, call: RunScript, reply: Any) -> None:
     """Note that it ran, and check that it took nothing after its deadline, unless the server's
     clock was put back."""
-    took = type(reply) is bytes and reply.isdigit()
-    queued = type(reply) is list and reply[0] == b"queued" and call.script is WAIT
     world, expires = process.world, call.expires - process.offset_s
-    if took and call.script.name == "start":
+    contract, token = contract_of(call.script), token_of(call)
+    after = contract.read(world.server.store, call)
+    # A reply of digits is a fence, if the script is one that takes locks.
+    took = type(reply) is bytes and reply.isdigit()
+    took = took and token in (owner for _, owner in contract.owners(call, after))
+    queued = type(reply) is list and reply[0] == b"queued" and call.script is WAIT
+    if took and call.script.path == "jobs/start":
         # It ends the job's reservation, which by now may be that of its retry.
         world.record("cause", what="orphan", lock=f"{lock_of(call)}:reservation")
     if not (took or queued) or world.t <= expires:
         return
-    token = token_of(call)
     for lock in locks_of(call):
         world.record("cause", what="let_in", lock=lock, id=token.decode().rstrip("._"))
     if call.script is WAIT:
@@ -71,7 +75,7 @@ def has_run(process: Process, call: RunScript, reply: Any) -> None:
         ttl_ms = call.parts[call.parts.index(token) + 1]
     world.let_in[token] = int(ttl_ms) / 1000
     if not world.faults["clock_back"]:
-        world.wrong("late", f"{call.script.name} of {token!r} ran after its deadline")
+        world.wrong("late", f"{call.script.path} of {token!r} ran after its deadline")
 
 
 def _check_cleaned_up(process: Process, call: RunScript) -> None:
@@ -87,9 +91,9 @@ def _check_cleaned_up(process: Process, call: RunScript) -> None:
         return  # another request of its owner expires later, and is judged then
     if world.excused(process.name, CLEANUP_S):
         return
-    store, lock = world.server.store, call.parts[0]
-    seen = Seen.read(store, lock, waiters_key(lock))
-    if seen.owner == token or any(ticket[:22] == token for ticket in seen.tickets):
-        world.wrong(
-            "orphan", f"what an orphan took for {token.decode().rstrip('.')} was not cleaned up"
-        )
+    contract, store = contract_of(call.script), world.server.store
+    for lock, owner in contract.owners(call, contract.read(store, call)):
+        tickets = Seen.read(store, lock, waiters_key(lock)).tickets
+        if owner == token or any(ticket[:22] == token for ticket in tickets):
+            text = f"what an orphan took for {token.decode().rstrip('.')} was not cleaned up"
+            world.wrong("orphan", text)

@@ -33,21 +33,24 @@ silence is ignored           no request is sent again if no reply comes (*silenc
 
 from __future__ import annotations
 
-from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
+from lualock.scripts import every
 from tests.simulation.many import hunt
 
-Replacement = tuple[str, str, str]  # a verb, the shipped text, the planted text
+Replacement = tuple[str, str, str]  # a family and verb, the shipped text, the planted text
 
 PLANTED: dict[str, tuple[Replacement, ...]] = {
     "no owner check in release": tuple(
-        (verb, "if string.sub(record, 40 - #lease, 39) == lease then", "if true then")
-        for verb in ("release", "hand_over")
+        (path, "if string.sub(record, 40 - #lease, 39) == lease then", "if true then")
+        for path in ("lock/release", "lock/hand_over")
     ),
     "no check after subscribing": (
-        ("wait", "if not held then\n  local other_waiters", "if false then\n  local other_waiters"),
         (
-            "wait",
+            "lock/wait",
+            "if not held then\n  local other_waiters",
+            "if false then\n  local other_waiters",
+        ),
+        (
+            "lock/wait",
             "\nif not held then\n  local next_holder",
             "\nif not held then\n"
             "  do return {proof, 'queued', 60000, 0, '', last_fence or fence, 0, score} end\n"
@@ -55,26 +58,26 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
         ),
     ),
     "no new fence on hand-over": (
-        ("hand_over", "HELD_WAITED .. fence .. waiter", "HELD_WAITED .. last_fence .. waiter"),
+        ("lock/hand_over", "HELD_WAITED .. fence .. waiter", "HELD_WAITED .. last_fence .. waiter"),
     ),
     "no new fence for the next": tuple(
-        (verb, "fence = string.format('%016.0f', tonumber(fence) + 1)", "")
-        for verb in ("abandon", "wait", "hand_over", "died")
+        (path, "fence = string.format('%016.0f', tonumber(fence) + 1)", "")
+        for path in ("lock/abandon", "lock/wait", "lock/hand_over", "jobs/died")
     ),
     "start ends any reservation": (
-        ("start", "queued and string.sub(queued, 18, 39) == reservation_token", "queued"),
+        ("jobs/start", "queued and string.sub(queued, 18, 39) == reservation_token", "queued"),
     ),
-    "start notifies no waiter": (("start", "if has_waiters then", "if false then"),),
+    "start notifies no waiter": (("jobs/start", "if has_waiters then", "if false then"),),
     "start leaves no tombstone": (
         (
-            "start",
+            "jobs/start",
             "redis.call('SET', reservation, tombstone, 'PX', TOMBSTONE_MS)",
             "redis.call('DEL', reservation)",
         ),
     ),
-    "withdraw checks no token": (("withdraw", "if requester == token then", "if true then"),),
+    "withdraw checks no token": (("lock/withdraw", "if requester == token then", "if true then"),),
     "reserve ignores the runner": (
-        ("reserve", "elseif alone == '1' and is_running", "elseif false and is_running"),
+        ("jobs/reserve", "elseif alone == '1' and is_running", "elseif false and is_running"),
     ),
 }
 
@@ -92,11 +95,11 @@ DRIVER: dict[str, tuple[frozenset[str], str]] = {
 def sources(replacements: tuple[Replacement, ...]) -> dict[bytes, bytes]:
     """Return the changed scripts, by the shipped ones."""
     changed: dict[bytes, bytes] = {}
-    for verb, shipped, planted in replacements:
-        source = (SCRIPTS | verbs.SCRIPTS)[verb].source
+    for path, shipped, planted in replacements:
+        source = every()[path].source
         text = changed.get(source, source).decode()
         if text.count(shipped) != 1:
-            raise ValueError(f"{verb}.lua has {shipped!r} {text.count(shipped)} times")
+            raise ValueError(f"{path}.lua has {shipped!r} {text.count(shipped)} times")
         changed[source] = text.replace(shipped, planted).encode()
     return changed
 

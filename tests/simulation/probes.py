@@ -2,7 +2,7 @@
 
 A seed runs whole clients, and so meets rare data rarely: a foreign value at a key, a server without
 memory, a request that is late by a microsecond. A *probe* is one small draw: the values at the keys
-of one lock, the channels with a subscriber, what the server allows, and some calls, one after the
+of two locks, the channels with a subscriber, what the server allows, and some calls, one after the
 other, with arguments that often fit. Probes do not test the protocol; some thousands take a second.
 The number of a probe decides its draw.
 
@@ -20,14 +20,15 @@ from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript, stop_request
 from lualock._transport import codec, errors
 from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS, Script
-from tests.simulation import contract, job_contract
+from lualock.scripts import Script, every, with_keys
+from tests.simulation import contract
+from tests.simulation.contracts import contract_of
 from tests.simulation.scripting import Broke, Interpreter
 from tests.simulation.store import Refused, SortedSet, Store
 from tests.simulation.world import EPOCH_US, US
 from tests.support.proving import proof_of
 
-ALL = [*SCRIPTS.values(), *verbs.SCRIPTS.values()]
+ALL = [*every().values()]
 CALLS = 4
 """How many calls a probe makes."""
 
@@ -41,6 +42,7 @@ KEYS = {
     "reservation": RESERVATION,
     "reservation_waiters": waiters_key(RESERVATION),
 }
+LOCKS = tuple(KEYS[key] for key in ("lock", "waiters", "reservation", "reservation_waiters"))
 CHANNEL, NO_RECEIVER = b"{k}channel", b"{k}nobody"
 JOBS = (b"", b"web", b"web\njob a", b"web\njob b", b"another\njob a")
 
@@ -66,7 +68,7 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
     values = {
         "token": token,
         "lease": lease
-        if words.whole and (script.name == "claim" or chance.random() < 0.5)
+        if words.whole and (script.path == "lock/claim" or chance.random() < 0.5)
         else token,
         "next_holder": other[:22],
         "reservation_token": other[:22],
@@ -78,22 +80,21 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "holder_info": choice(JOBS),
         "deadline": choice(words.deadlines),
         "sent_us": choice((*words.deadlines, *words.fences)),
-        "ticket": b"" if script.name == "abandon" and chance.random() < 0.2 else ticket,
+        "ticket": b"" if script.path == "lock/abandon" and chance.random() < 0.2 else ticket,
         "score": choice(words.scores),
         "max_waiters": choice((b"0", b"0", b"2")),
         "kept_lease": choice((b"", b"", lease)),
         "shorten": choice((b"0", b"1")),
+        "yielding": choice((b"", other[:22] * 2, other[:22] + token)),
     }
-    keys = KEYS
-    if (
-        script.name not in job_contract.NAMES
-        and "waiters" not in script.keys
-        and chance.random() < 0.3
-    ):
-        keys = {"lock": RESERVATION}  # a reservation is a lock like any other
-    parts = [keys[key] for key in script.keys] + [
-        values[arg] for arg in script.args if arg != "proof"
-    ]
+    if script.keys == ("keys",):  # of any number of locks
+        keys = LOCKS[: choice((2, 4))]
+        script = with_keys(script, len(keys))
+    elif script.keys == ("lock",) and chance.random() < 0.3:
+        keys = (RESERVATION,)  # a reservation is a lock like any other
+    else:
+        keys = tuple(KEYS[key] for key in script.keys)
+    parts = [*keys] + [values[arg] for arg in script.args if arg != "proof"]
     return RunScript(script, tuple(parts))
 
 
@@ -160,17 +161,16 @@ class Bench:
     def _outside(self, call: RunScript) -> bool:
         """Whether no caller makes this call: a holder that is still queued first calls ``wait``, or
         leaves the queue as well."""
-        if call.script.name not in ("hand_over", "died", "abandon"):
+        if call.script.path not in ("lock/hand_over", "jobs/died", "lock/abandon"):
             return False
-        seen = _read(self.store, call)
+        seen = contract.read(self.store, call)
         return any(one[:22] == seen.owner and one not in call.parts for one in seen.tickets)
 
     def _judged(self, call: RunScript) -> list[str]:
         """Make a call; return how it broke its contract."""
         store, script, self._messages = self.store, call.script, []
-        jobs = script.name in job_contract.NAMES
-        read = job_contract.Around.read if jobs else _read
-        before: Any = read(store, call)
+        contract = contract_of(script)
+        before = contract.read(store, call)
         reply: Any
         try:
             source = self._changed.get(script.source, script.source)
@@ -179,16 +179,11 @@ class Bench:
         except Refused as error:
             reply = error
         except (Broke, errors.CrossedReply) as error:
-            return [f"script: {script.name} {error}"]
-        after: Any = read(store, call)
-        if jobs:
-            found = job_contract.broken(
-                job_contract.JobRun(call, before, after, reply, self._messages, store)
-            )
-        else:
-            found = contract.broken(contract.Run(call, before, after, reply, self._messages, store))
+            return [f"script: {script.path} {error}"]
+        after = contract.read(store, call)
+        found = contract.judge(call, before, after, reply, self._messages, store)
         seen = f"before: {before}, after: {after}, messages: {self._messages}"
-        return [f"contract: {script.name}{call.parts} -> {reply}: {text}; {seen}" for text in found]
+        return [f"contract: {script.path}{call.parts} -> {reply}: {text}; {seen}" for text in found]
 
     def _publish(self, channel: bytes, message: bytes) -> int:
         receivers = self._numsub(channel)
@@ -197,10 +192,6 @@ class Bench:
 
     def _numsub(self, channel: bytes) -> int:
         return self._receivers.get(channel, 0)
-
-
-def _read(store: Store, call: RunScript) -> contract.Seen:
-    return contract.Seen.read(store, call.parts[0], waiters_key(call.parts[0]))
 
 
 def _record(chance: Random, tickets: list[bytes], fences: list[bytes]) -> bytes | None:

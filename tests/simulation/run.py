@@ -20,6 +20,7 @@ from tests.simulation.job_rules import check_jobs
 from tests.simulation.jobs import Queue, draw_jobs
 from tests.simulation.multi import MultiClient
 from tests.simulation.network import Process
+from tests.simulation.regressions import REGRESSIONS
 from tests.simulation.world import US, Server, World
 
 SETTLE_S = 10.0
@@ -103,6 +104,24 @@ def has_streams(seed: int) -> bool:
 def has_multi(seed: int) -> bool:
     """Whether some clients of a run take several locks as one lease."""
     return seed % 40 in (11, 24, 39)
+
+
+KINDS = (has_jobs, has_accidents, has_silence, has_astray, has_streams, has_multi)
+
+
+def free_residues(modulus: int) -> dict[int, list[str]]:
+    """Return the residues that no seed of ``REGRESSIONS`` has, each with the kinds of its runs.
+
+    A new kind of run takes some, so that the old seeds still draw the same.
+
+    :param modulus: a multiple of 40, at which the kinds repeat.
+    """
+    taken = {seed % modulus for seed in REGRESSIONS}
+    return {
+        residue: [kind.__name__ for kind in KINDS if kind(residue)]
+        for residue in range(modulus)
+        if residue not in taken
+    }
 
 
 def play(seed: int, server: Server, *, trace: bool = False) -> Result:

@@ -13,7 +13,7 @@ from tests.simulation import mutants, planted
 from tests.simulation.checker import OVERLAPS
 from tests.simulation.many import run_many
 from tests.simulation.regressions import REGRESSIONS
-from tests.simulation.run import Result, has_silence, play
+from tests.simulation.run import Result, free_residues, has_silence, play
 from tests.simulation.world import Server
 from tests.support.servers import TIER
 
@@ -52,6 +52,14 @@ def test_seeds_that_have_found_a_bug(seed: int) -> None:
     """A seed that has found a bug does not find it any more."""
     result = play(seed, Server())
     assert not result.failing, (REGRESSIONS[seed], explain(result))
+
+
+def test_free_residues() -> None:
+    """A new kind of run finds residues that are those of no old seed, and sees what they draw."""
+    free = free_residues(40)
+    assert free
+    assert not {seed % 40 for seed in REGRESSIONS} & set(free)
+    assert free[24] == ["has_multi"]
 
 
 def test_a_seed_is_the_same_run_each_time() -> None:

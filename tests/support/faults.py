@@ -16,11 +16,10 @@ from typing import Any
 import hiredis
 
 from lualock._transport import codec
-from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
+from lualock.scripts import every
 from tests.support.proxy import Proxy, receive, send, shut
 
-_ALL = SCRIPTS | verbs.SCRIPTS
+_ALL = {path.removeprefix("lock/"): script for path, script in every().items()}
 _BY_SHA = {script.sha.encode(): name for name, script in _ALL.items()}
 _BY_SOURCE = {script.source: name for name, script in _ALL.items()}
 
@@ -53,7 +52,7 @@ class Fault:
 class Exchange:
     """A script request, and the server's reply, even if that was lost."""
 
-    script: str
+    script: str  # its verb; of another family than lock also that: ``jobs/start``
     parts: list[bytes]
     fault: Fault | None
     reply: Any = None

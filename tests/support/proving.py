@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lualock._transport import codec
@@ -16,6 +16,24 @@ def proof_of(script: Script, parts: Sequence[Any]) -> tuple[Any, tuple[Any, ...]
         return parts[script.proof_at], tuple(parts)
     number = os.urandom(4).hex().encode()
     return number, (*parts, number)
+
+
+class Raw:
+    """Run the scripts of one server directly.
+
+    :param scripts: by the names that calls use.
+    :param keys: the key for each label in the scripts' ``KEYS``.
+    """
+
+    def __init__(
+        self, client: Any, scripts: Mapping[str, Script], keys: Mapping[str, bytes]
+    ) -> None:
+        self.client, self._scripts, self._keys = client, scripts, keys
+
+    def __call__(self, verb: str, *args: object) -> Any:
+        script = self._scripts[verb]
+        keys = [self._keys[label] for label in script.keys]
+        return run(self.client.eval, script, *keys, *args)
 
 
 def run(evaluate: Callable[..., Any], script: Script, *parts: Any) -> Any:

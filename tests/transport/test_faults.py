@@ -15,7 +15,7 @@ import lualock
 from lualock import aio
 from lualock._protocol import CleanupLater, RunScript
 from lualock._protocol.abandon import schedule_cleanup
-from lualock.scripts import SCRIPTS
+from lualock.scripts import SCRIPTS, every
 from tests.conftest import server_named
 from tests.support.faults import Exchange, Fault, FaultProxy
 from tests.support.servers import BINARIES, Server
@@ -44,7 +44,9 @@ FAULTS = {
     "orphan": Fault("orphan"),
 }
 READS_ONLY = {"inspect", "release_requested"}
-WITH_JOBS = {"request_release", "withdraw"}  # test_job_faults tries these
+WITH_JOBS = {"request_release", "withdraw", "jobs/reserve", "jobs/start"}
+"""The scripts that ``test_job_faults`` tries."""
+WITHOUT = {"jobs/died"}  # repeated by its caller, which is the parent of the dead worker
 
 
 class Case:
@@ -68,10 +70,16 @@ class Case:
 
     def victim(self, ttl: float = TTL, **options: Any) -> Any:
         self._longest = max(self._longest, ttl)
-        return self._victims.lock(self._name, ttl=ttl, **options)
+        return self._lock(self._victims, ttl, **options)
 
     def rival(self, ttl: float = TTL) -> Any:
-        return self._rivals.lock(self._name, ttl=ttl)
+        return self._lock(self._rivals, ttl)
+
+    def _lock(self, locks: Any, ttl: float, **options: Any) -> Any:
+        lock = locks.lock(self._name, ttl=ttl, **options)
+        if not self._script.startswith("multi/"):
+            return lock
+        return locks.together(lock, locks.lock(f"{self._name}~", ttl=ttl, **options))
 
     def adopt(self, handle: str) -> Any:
         return self._victims.adopt(handle)
@@ -389,29 +397,42 @@ async def _hand_over_on(case: Case) -> None:
     await case.give(await last)
 
 
-if "adopt" in SCRIPTS:
+@at("adopt", "from another process")
+async def _adopt(case: Case) -> None:
+    lease = await case.take(case.rival())
+    handle = lease.handle()
+    case.arm()
+    case.witness.releasing(lease)
+    adopted = await case.have(lambda: case.adopt(handle))
+    case.witness.release_ended(lease)
+    await case.give(adopted)
+    await case.give(lease)
 
-    @at("adopt", "from another process")
-    async def _adopt(case: Case) -> None:
-        lease = await case.take(case.rival())
-        handle = lease.handle()
-        case.arm()
-        case.witness.releasing(lease)
-        adopted = await case.have(lambda: case.adopt(handle))
-        case.witness.release_ended(lease)
-        await case.give(adopted)
-        await case.give(lease)
+
+at("multi/acquire_all", "free")(_acquire)
+at("multi/acquire_all", "one try")(_acquire_once)
+at("multi/acquire_all", "held")(_acquire_held)
+
+
+@at("multi/acquire_all", "after it has waited for each")
+async def _acquire_all_waited(case: Case) -> None:
+    held = await case.take(case.rival())
+    waiter = await case.queued(case.victim())
+    case.arm()
+    await case.give(held)
+    await case.give(await waiter)
 
 
 def test_every_script_has_its_steps() -> None:
-    """Every script has a scenario."""
-    assert {script for script, _ in STEPS} == set(SCRIPTS) - READS_ONLY - WITH_JOBS
+    """Every script that writes has a scenario, here or with jobs."""
+    names = {path.removeprefix("lock/") for path in every()}
+    assert {script for script, _ in STEPS} | WITH_JOBS == names - READS_ONLY - WITHOUT
 
 
 @asynccontextmanager
 async def faulty(world: World) -> AsyncIterator[FaultProxy]:
     """Return a proxy before a server that has the scripts."""
-    for each in SCRIPTS.values():
+    for each in every().values():
         world.client.script_load(each.source)
     with FaultProxy(world.server.socket) as proxy:
         yield proxy
