@@ -17,10 +17,10 @@ import hiredis
 
 from lualock._transport import codec
 from lualock.jobs import verbs
-from lualock.scripts import SCRIPTS
+from lualock.scripts import MULTI, SCRIPTS
 from tests.support.proxy import Proxy, receive, send, shut
 
-_ALL = SCRIPTS | verbs.SCRIPTS
+_ALL = SCRIPTS | MULTI | verbs.SCRIPTS
 _BY_SHA = {script.sha.encode(): name for name, script in _ALL.items()}
 _BY_SOURCE = {script.source: name for name, script in _ALL.items()}
 
