@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
 from lualock._protocol.abandon import give_back
@@ -80,27 +81,41 @@ def acquire(
     :raises KeyConflict: a key holds a value that lualock did not write.
     :raises LockUnavailable: the server did not answer, or cannot carry out a request.
     """
-    clock = server.clock
-    give_up_at = math.inf if wait_s is None else clock() + wait_s
+    give_up_at = math.inf if wait_s is None else server.clock() + wait_s
     until = give_up_at if wait_s else None
-    yielding = kept_token * len(request.parts)
     try:
-        while True:
-            try:
-                return (yield from acquire_all(request, server, yielding, until))
-            except NotAcquired:
-                # In a later round one of the locks was lost while the caller waited for another.
-                yield from _give_back(request.turns, until)
-                if clock() >= give_up_at:
-                    raise
-            request.renew_token()
-            yield from _wait_for_each(request.turns, server, until, kept_token)
-            yielding = b"".join(turn.token for turn in request.turns)
+        try:
+            return (yield from _acquire(request, server, give_up_at, until, kept_token))
+        except LockError:
+            yield from _give_back(request.turns, until)
+            raise
     except GeneratorExit:
         raise
     except BaseException:
+        # An interruption may come in the lines above, too.
         yield from _give_back(request.turns, until)
         raise
+
+
+def _acquire(
+    request: MultiRequest,
+    server: ServerClock,
+    give_up_at: float,
+    until: float | None,
+    kept_token: bytes,
+) -> Steps[LeaseState]:
+    yielding = kept_token * len(request.parts)
+    while True:
+        try:
+            return (yield from acquire_all(request, server, yielding, until))
+        except NotAcquired:
+            # In a later round a lock was lost while the caller waited for another one.
+            yield from _give_back(request.turns, until)
+            if server.clock() >= give_up_at:
+                raise
+        request.renew_token()
+        yield from _wait_for_each(request.turns, server, until, kept_token)
+        yielding = b"".join(turn.token for turn in request.turns)
 
 
 def _wait_for_each(
@@ -145,23 +160,30 @@ class _Held:
 
     def kept_during(self, steps: Steps[T]) -> Steps[T]:
         """Carry out steps that wait, and extend the leases of the held locks in time."""
+        error: BaseException | None = None
         try:
-            step = next(steps)
             while True:
                 try:
-                    if self.turns and isinstance(step, AwaitMessage):
-                        reply: Any = yield from self._await_message(step)
+                    step = steps.send(None) if error is None else steps.throw(error)
+                    error = None
+                    while True:
+                        if self.turns and isinstance(step, AwaitMessage):
+                            reply: Any = yield from self._await_message(step)
+                        else:
+                            reply = yield step
+                        step = steps.send(reply)
+                except BaseException as caught:
+                    # The steps handle all but their own end, also an interruption between two of
+                    # these lines.
+                    if getgeneratorstate(steps) != GEN_CLOSED and type(caught) is not GeneratorExit:
+                        error = caught
+                    elif isinstance(caught, StopIteration):
+                        result: T = caught.value
+                        return result
                     else:
-                        reply = yield step
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(reply)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+                        raise
+        finally:
+            error = None  # otherwise the error and this frame keep each other alive
 
     def _await_message(self, step: AwaitMessage) -> Steps[bytes | None]:
         extend_at = self._extend_at()
