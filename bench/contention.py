@@ -1,8 +1,8 @@
 """Many processes, one lock, and no work while it is held: how fast the lock changes its holder.
 
-What counts is hand-overs: acquisitions by another process than the previous one. A process that
-releases the lock and takes it again at once, while others wait, is fast, but serves no waiter. A
-wait counts for those hand-overs, and for the processes that still wait at the end. The fastest
+What counts is changes of holder: acquisitions by another process than the previous one. A process
+that releases the lock and takes it again at once, while others wait, is fast, but serves no waiter.
+A wait counts for those changes, and for the processes that still wait at the end. The fastest
 rivals at 32 processes are measured several times there and with two processes, all others once.
 
 """
@@ -34,7 +34,7 @@ WORDS = __doc__.partition("\n\n")[2]
 COLUMNS = (
     ("", "rival"),
     ("processes", "processes"),
-    ("hand-overs/s", "per_s:,.0f"),
+    ("changes of holder/s", "per_s:,.0f"),
     ("times lualock's", "times_lualock:.2f"),
     ("acquisitions/s", "acquisitions_per_s:,.0f"),
     ("ms wait, p50", "wait_p50_ms:,.2f"),

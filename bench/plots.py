@@ -66,7 +66,7 @@ PLOTS: dict[str, Lines | Bars] = {
     "coroutines": Lines("tasks", "pairs_per_s", "pairs a second, a lock for each task"),
     "jobs": Bars(("median_us",), "µs a call (less is better)"),
     "job_systems": Bars(("plain_us", "locked_us"), "µs a job", names=("system",), log=False),
-    "contention": Lines("processes", "per_s", "hand-overs a second, one lock for all processes"),
+    "contention": Lines("processes", "per_s", "changes of holder a second, one lock for all"),
     "hand_over": Bars(("p50_us", "p99_us", "p999_us"), "µs from release to the next holder"),
     "fairness": Bars(("longest_ms",), "ms, longest wait of 16 processes"),
     "recovery": Bars(("late_ms",), "ms after the end of a killed holder's lease", log=False),

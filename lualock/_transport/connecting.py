@@ -13,6 +13,7 @@ from typing import Any
 
 from redis import exceptions as theirs
 
+from lualock._core.event import Event
 from lualock._protocol import Clock
 from lualock._transport import errors, sockets
 
@@ -100,7 +101,7 @@ class _ConnectThread(threading.Thread):
     def __init__(self, connection: Any, end: float, clock: Clock) -> None:
         super().__init__(name="lualock-connect", daemon=True)
         self._connection, self._end, self._clock = connection, end, clock
-        self._ended = threading.Event()
+        self._ended = Event()
         self._failure: BaseException | None = None
         self._abandoned = False  # its caller does not wait any more
 

@@ -226,6 +226,11 @@ def lost_reply_error(error: BaseException, address: str) -> LockUnavailable:
     )
 
 
+def late_reply_error(address: str) -> LockUnavailable:
+    """Return what it means that no reply came in time after something was sent."""
+    return lost_reply_error(TimeoutError("the time is over"), address)
+
+
 def _text(error: BaseException) -> str:
     """Return an error's text, for use inside a sentence."""
     return (str(error) or type(error).__name__).rstrip(". ")

@@ -81,10 +81,10 @@ class Lease(LeaseBase):
 
     async def __aenter__(self) -> Lease:
         block = begin(self)
+        self.check()  # else the body runs without the lock
         # async only:
         begin_body(self)
         # end
-        self.check()  # else the body runs without the lock
         self._enter(block, current_task())
         return self
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from dataclasses import replace
 from typing import Any
 
+from lualock._core.event import Event
 from lualock.jobs import Delivery, JobAdapter
 
 
@@ -18,7 +18,7 @@ async def run_in_thread(
     Cancelling this task cannot end the thread, but a job that still waits for its lock there does
     not begin.
     """
-    cancelled = threading.Event()
+    cancelled = Event()
     if delivery is not None:
         delivery = replace(delivery, ended=cancelled.is_set)
     try:

@@ -195,16 +195,8 @@ class JobMaker:
                 on_enqueue_failed,
             ),
         )
-        job.lock_name = job.name_function(key, key_version)
-        if isinstance(previous_key, int):
-            job.previous_name = job.name_function(key, previous_key)
-        elif previous_key is not None:
-            job.previous_name = job.name_function(previous_key, 0, "previous_key")
-        check_plain_function("ttl", ttl)
-        if options.is_function(ttl):
-            job.ttl = ttl
-        elif ttl is not None:
-            job.ttl = _constant(options.ttl_ms(ttl) / 1000)
+        _set_names(job, key, key_version, previous_key)
+        _set_ttl(job, ttl)
         return _decorated(job, self._locks)
 
 
@@ -238,8 +230,23 @@ def _check_body(body: Any, *, named: bool) -> None:
         )
 
 
-def _constant(value: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: value
+def _set_names(job: Job, key: Any, version: int, previous: Any) -> None:
+    """Set how the job names its lock, now and in the previous version."""
+    job.lock_name = job.name_function(key, version)
+    if isinstance(previous, int):
+        job.previous_name = job.name_function(key, previous)
+    elif previous is not None:
+        job.previous_name = job.name_function(previous, 0, "previous_key")
+
+
+def _set_ttl(job: Job, ttl: Any) -> None:
+    """Set how long the lease of a run lasts: a constant, or a function of the job's arguments."""
+    check_plain_function("ttl", ttl)
+    if options.is_function(ttl):
+        job.ttl = ttl
+    elif ttl is not None:
+        ttl_s = options.ttl_ms(ttl) / 1000
+        job.ttl = lambda *args, **kwargs: ttl_s
 
 
 def _decorated(job: Job, locks: AnyLocks) -> Any:

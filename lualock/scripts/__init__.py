@@ -21,12 +21,16 @@ argument of its own that is named ``proof``, which the transport adds each time 
 request. So a stream of replies that has lost its order is noticed, and no reply of it is believed.
 A function that makes a reply has ``proof`` as its first parameter, and is held to the same rule.
 
+The transport also writes an argument that is named ``deadline`` or ``sent_us``, when it sends the
+request.
+
 A file that breaks these rules fails the import, so that it cannot be shipped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import textwrap
 from dataclasses import dataclass, replace
@@ -65,9 +69,129 @@ class Script:
     eval: bytes  # the same with the source, for a server that has forgotten the script
     proof_at: int | None
     """Which key or argument is the proof; ``None``: an argument that the transport appends."""
+    deadline_at: int | None
+    """Which argument is the server's time at which the caller stops waiting, if there is one. It
+    counts from the end, because of :func:`with_keys`: -1 is the last one without the proof."""
+    sent_us_at: int | None
+    """The same for the server's time when the request is sent."""
 
 
-def _begin(command: bytes, script: bytes, keys: int, args: int) -> bytes:
+def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
+    """Check a file's header against its body, expand its includes and hash it.
+
+    :param proved: whether its replies must begin with the proof.
+    """
+    header, body = _split_header(name, text)
+    keys, args = _check_bindings(name, header, body)
+    expanded = _paste_includes(name, body, include)
+    if len(_USED.findall(expanded)) != len(keys) + len(args):
+        raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
+    proof_at = None
+    if proved:
+        proof_at = _find_proof(name, body, keys, args)
+        _check_replies(name, expanded)
+    source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
+    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    parts = len(keys), len(args)
+    return Script(
+        name,
+        keys,
+        args,
+        source,
+        sha,
+        evalsha=_first_bytes(b"EVALSHA", sha.encode(), *parts),
+        eval=_first_bytes(b"EVAL", source, *parts),
+        proof_at=proof_at,
+        deadline_at=_from_end("deadline", args),
+        sent_us_at=_from_end("sent_us", args),
+    )
+
+
+def _split_header(name: str, text: str) -> tuple[list[str], str]:
+    lines = text.splitlines()
+    header = list(itertools.takewhile(lambda line: line.startswith("--"), lines))
+    if not header or not header[0].startswith(f"-- {name}: "):
+        raise ScriptError(f"{name}.lua: the first line must be '-- {name}: <purpose>'")
+    if not any(line.startswith("-- Returns ") for line in header):
+        raise ScriptError(f"{name}.lua: the header has no '-- Returns' line")
+    return header, "\n".join(lines[len(header) :])
+
+
+def _check_bindings(
+    name: str, header: list[str], body: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the keys and of the arguments. The body must bind what is declared."""
+    declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
+    many = False
+    for kind, index, label in (match.groups() for match in map(_DECLARED.match, header) if match):
+        many = many or index == "..."
+        declared[kind].append(label)
+        if index != str(len(declared[kind])) and (kind, index) != ("KEYS", "..."):
+            raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
+    bound = {(kind, index): label for label, kind, index in _BOUND.findall(body)}
+    wanted = {
+        (kind, "" if many and kind == "KEYS" else str(index)): label
+        for kind, labels in declared.items()
+        for index, label in enumerate(labels, start=1)
+    }
+    if bound != wanted:
+        raise ScriptError(f"{name}.lua: the header declares {wanted}, the body binds {bound}")
+    return tuple(declared["KEYS"]), tuple(declared["ARGV"])
+
+
+def _paste_includes(
+    name: str, text: str, include: dict[str, str], above: tuple[str, ...] = ()
+) -> str:
+    """Return the text with its includes in it.
+
+    :param above: the includes that this text is part of.
+    """
+
+    def paste(match: re.Match[str]) -> str:
+        indent, part = match.groups()
+        if part not in include:
+            raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
+        if part in above:
+            raise ScriptError(f"{name}.lua: scripts/include/{part}.lua includes itself")
+        pasted = _paste_includes(name, include[part].strip(), include, (*above, part))
+        return textwrap.indent(pasted, indent)
+
+    return _INCLUDE.sub(paste, text)
+
+
+def _find_proof(name: str, body: str, keys: tuple[str, ...], args: tuple[str, ...]) -> int | None:
+    """Return which key or argument is the proof; ``None``: an argument that the transport
+    appends."""
+    proofs = [argument or label for label, argument in _PROOF.findall(body)]
+    if len(proofs) != 1:
+        raise ScriptError(f"{name}.lua: there is no proof for its replies: 'local proof = ...'")
+    if "proof" in args:
+        if args[-1] != "proof":
+            raise ScriptError(f"{name}.lua: the proof must be the last argument")
+        return None
+    if proofs[0] not in args:
+        raise ScriptError(f"{name}.lua: the proof must be an argument, and {proofs[0]} is not one")
+    return len(keys) + args.index(proofs[0])
+
+
+def _from_end(argument: str, args: tuple[str, ...]) -> int | None:
+    if argument not in args:
+        return None
+    return args.index(argument) - len(args) + ("proof" in args)
+
+
+def _check_replies(name: str, expanded: str) -> None:
+    """Check that each reply begins with the proof."""
+    replies = _FUNCTION.sub("", _COMMENT.sub("", expanded))
+    for function in _REPLY_FUNCTION.findall(replies):
+        replies = replies.replace(f"return {function}(proof, ", "return {proof, ")
+    if bare := _UNPROVED.search(replies):
+        raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
+
+
+def _first_bytes(command: bytes, script: bytes, keys: int, args: int) -> bytes:
+    """Return the first bytes of a command that runs the script with so many keys and arguments,
+    which follow."""
     words = command, script, b"%d" % keys
     written = (b"\r\n$%d\r\n%b" % (len(word), word) for word in words)
     return b"*%d%b" % (len(words) + keys + args, b"".join(written))
@@ -80,85 +204,8 @@ def with_keys(script: Script, count: int) -> Script:
     return replace(
         script,
         keys=script.keys * count,
-        evalsha=_begin(b"EVALSHA", script.sha.encode(), *parts),
-        eval=_begin(b"EVAL", script.source, *parts),
-    )
-
-
-def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
-    """Check a file's header against its body, expand its includes and hash it.
-
-    :param proved: whether its replies must begin with the proof.
-    """
-    header = []
-    for line in text.splitlines():
-        if not line.startswith("--"):
-            break
-        header.append(line)
-    body = "\n".join(text.splitlines()[len(header) :])
-    if not header or not header[0].startswith(f"-- {name}: "):
-        raise ScriptError(f"{name}.lua: the first line must be '-- {name}: <purpose>'")
-    if not any(line.startswith("-- Returns ") for line in header):
-        raise ScriptError(f"{name}.lua: the header has no '-- Returns' line")
-
-    declared: dict[str, list[str]] = {"KEYS": [], "ARGV": []}
-    many = False
-    for line in header:
-        if match := _DECLARED.match(line):
-            kind, index, label = match.groups()
-            many = many or index == "..."
-            declared[kind].append(label)
-            if index != str(len(declared[kind])) and (kind, index) != ("KEYS", "..."):
-                raise ScriptError(f"{name}.lua: {kind}[{index}] is declared out of order")
-    bound = {(kind, index): label for label, kind, index in _BOUND.findall(body)}
-    wanted = {
-        (kind, "" if many and kind == "KEYS" else str(index)): label
-        for kind, labels in declared.items()
-        for index, label in enumerate(labels, start=1)
-    }
-    if bound != wanted:
-        raise ScriptError(f"{name}.lua: the header declares {wanted}, the body binds {bound}")
-
-    def paste(text: str, above: tuple[str, ...]) -> str:
-        def one(match: re.Match[str]) -> str:
-            indent, part = match.groups()
-            if part not in include:
-                raise ScriptError(f"{name}.lua: there is no scripts/include/{part}.lua")
-            if part in above:
-                raise ScriptError(f"{name}.lua: scripts/include/{part}.lua includes itself")
-            return textwrap.indent(paste(include[part].strip(), (*above, part)), indent)
-
-        return _INCLUDE.sub(one, text)
-
-    expanded = paste(body, ())
-    if len(_USED.findall(expanded)) != len(wanted):
-        raise ScriptError(f"{name}.lua: KEYS and ARGV are for binding to locals, nothing else")
-    proof = [argument or label for label, argument in _PROOF.findall(body)]
-    if proved and len(proof) != 1:
-        raise ScriptError(f"{name}.lua: there is no proof for its replies: 'local proof = ...'")
-    replies = _FUNCTION.sub("", _COMMENT.sub("", expanded))
-    for function in _REPLY_FUNCTION.findall(replies):
-        replies = replies.replace(f"return {function}(proof, ", "return {proof, ")
-    if proved and (bare := _UNPROVED.search(replies)):
-        raise ScriptError(f"{name}.lua: a reply does not begin with the proof: {bare.group()}")
-    source = _COMMENT.sub("", expanded).strip().encode() + b"\n"
-    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-    keys, args = tuple(declared["KEYS"]), tuple(declared["ARGV"])
-    added = "proof" in args
-    if added and args[-1] != "proof":
-        raise ScriptError(f"{name}.lua: the proof must be the last argument")
-    if proved and not added and proof[0] not in args:
-        raise ScriptError(f"{name}.lua: the proof must be an argument, and {proof[0]} is none")
-    parts = len(keys), len(args)
-    return Script(
-        name,
-        keys,
-        args,
-        source,
-        sha,
-        evalsha=_begin(b"EVALSHA", sha.encode(), *parts),
-        eval=_begin(b"EVAL", source, *parts),
-        proof_at=len(keys) + args.index(proof[0]) if proved and not added else None,
+        evalsha=_first_bytes(b"EVALSHA", script.sha.encode(), *parts),
+        eval=_first_bytes(b"EVAL", script.source, *parts),
     )
 
 

@@ -75,3 +75,10 @@ def test_no_condition_is_entered() -> None:
             entered += [f"{file.name}: {name}"] * text.count(f"with self.{name}:")
         assert "threading.Condition()" not in text, f"{file}: a condition without a lock of its own"
     assert entered == []
+
+
+def test_no_event_or_future_that_enters_a_condition() -> None:
+    """The library waits for its own ``Event``: an event of ``threading`` and a future of
+    ``concurrent.futures`` enter a condition each time."""
+    for file in sorted(SOURCE.rglob("*.py")):
+        assert not re.search(r"threading\.Event\(|futures\.Future\(", file.read_text("utf-8")), file

@@ -26,6 +26,7 @@ import pytest
 
 import lualock
 from lualock import aio
+from lualock._protocol import Subscribe
 from lualock._transport import connecting
 from lualock._transport.threads import driver as threads_driver
 from tests.interrupts.test_processes import line, program
@@ -336,6 +337,22 @@ def test_a_body(
     assert not [one for one in swallowed if "lualock" in repr(one.object)]
 
 
+def _give_requests_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each request, and its deadline at the server, more time than its caller has left: how
+    busy the machine is decides nothing then."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lualock.") and hasattr(module, "MIN_REQUEST_S"):
+            monkeypatch.setattr(module, "MIN_REQUEST_S", 2.0)
+
+
+def _open_connections(locks: lualock.Locks) -> None:
+    """Open the connections that a signal has closed."""
+    locks.lock("other").locked()
+    token = b"t" * 22
+    locks._driver._subscriber.listen(Subscribe(token, None))
+    locks._driver._subscriber.forget(token)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, TimeoutError])
 @pytest.mark.parametrize("timeout", [None, 0.0005], ids=["waits", "gives up"])
 def test_a_contended_lock(
@@ -344,8 +361,10 @@ def test_a_contended_lock(
     one_client: Any,
     error: type[BaseException],
     timeout: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same holds for a lock that another holder has at first."""
+    _give_requests_time(monkeypatch)
     with lualock.connect(one_server.url) as theirs:
         lock, other = locks.lock("x", ttl=60), theirs.lock("x", ttl=60)
         struck = Struck()
@@ -357,6 +376,7 @@ def test_a_contended_lock(
         chance = random.Random(3)
         with alarms(error) as set_timer:
             for _ in range(STRIKES // 2):
+                _open_connections(locks)  # a caller of 0.5 ms has no time for it
                 held = other.acquire()
                 back = threading.Timer(chance.uniform(0, 0.001), held.release)
                 back.start()
@@ -368,6 +388,31 @@ def test_a_contended_lock(
                     back.join()
                 _held_and_known_or_free(struck, one_client)
         assert struck.count > STRIKES / 20
+
+
+def test_wait_lost(locks: lualock.Locks, one_client: Any) -> None:
+    """A signal anywhere in ``wait_lost()`` raises its handler's error, and the loss of the lease
+    still ends later calls and is reported."""
+    losses: list[Any] = []
+    lease = locks.lock("x", ttl=0.6, renew=True, on_lost=losses.append).acquire()
+    chance = random.Random(4)
+    struck = Struck()
+    with alarms(Alarm):
+        for _ in range(STRIKES * 5):
+            try:
+                try:
+                    # Twice, so that a call that hangs fails.
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-4), 2)
+                    lease.wait_lost(1e-6)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Alarm:
+                struck.count += 1
+        one_client.delete("lualock:{x}")
+        signal.setitimer(signal.ITIMER_REAL, 10)
+        assert lease.wait_lost()
+        wait_until(lambda: losses == [lease])
+    assert struck.count > STRIKES / 20
 
 
 def _interrupt_queue_check(proxy: FaultProxy, strike: Callable[[], object]) -> None:

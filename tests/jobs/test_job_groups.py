@@ -96,9 +96,10 @@ def test_dramatiq_groups_and_pipelines(locks: lualock.Locks) -> None:
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=1)
     worker.start()
     try:
-        assert list(group.get_results(block=True, timeout=20_000)) == ["shown ('busy',)", None]
-        assert pipe.get_result(block=True, timeout=20_000) == "shown (1, None)"
-        assert late.get_result(block=True, timeout=20_000) == f"shown {(2, shown('late'))}"
+        broker.join(actor.queue_name, timeout=60_000)  # raises the error of a message that failed
+        assert list(group.get_results()) == ["shown ('busy',)", None]
+        assert pipe.get_result() == "shown (1, None)"
+        assert late.get_result() == f"shown {(2, shown('late'))}"
     finally:
         worker.stop()
 

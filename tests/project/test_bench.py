@@ -237,7 +237,7 @@ def test_jains_index() -> None:
 
 
 def test_the_figures_of_a_crowd() -> None:
-    """A second acquisition by one worker is not a hand-over; a worker that still waits has a
+    """A second acquisition by one worker is no change of holder; a worker that still waits has a
     waiting time."""
     turns = [Turn(0, 0, 1, 2), Turn(0, 2, 2.5, 3), Turn(1, 0, 4, 5), Turn(0, 5, 6, 7)]
     seen = Crowd(3, 10.0, turns, [9.0], Counter())

@@ -80,6 +80,21 @@ def test_links(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("start", [README, ROOT / "docs" / "index.md"], ids=name_of)
+def test_every_page_is_found_by_links(start: Path) -> None:
+    """Links in the text lead from the README, and from the site's first page, to every page."""
+    # A toctree is no such link: where the site is not built, it is a block of code.
+    found, left = {start}, [start]
+    while left:
+        page = left.pop()
+        for link in LINK.findall(FENCED.sub("", page.read_text("utf-8"))):
+            target = (page.parent / link.partition("#")[0]).resolve()
+            if target in SITE and target not in found:
+                found.add(target)
+                left.append(target)
+    assert not {*SITE} - found - {ROOT / "docs" / "index.md"}
+
+
 def test_what_the_readme_links_to_is_in_the_source_distribution() -> None:
     """No link of the README leads out of an unpacked source distribution."""
     project = (ROOT / "pyproject.toml").read_text("utf-8")
@@ -102,6 +117,16 @@ def test_the_table_of_errors_has_every_class() -> None:
     page = (ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")
     raised = {name for name, value in vars(errors).items() if isinstance(value, type)}
     assert raised - {"LockError"} == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+
+
+def test_every_script_has_its_header_on_the_site() -> None:
+    """The page of scripts names each folder of scripts; those of ``include`` are parts of them."""
+    page = (ROOT / "docs" / "reference" / "scripts.md").read_text("utf-8")
+    folders = {file.parent for file in (ROOT / "lualock").rglob("*.lua")}
+    named = {
+        ROOT / "lualock" / name for name in re.findall(r"^```{scripts} (.+)$", page, re.MULTILINE)
+    }
+    assert named == {folder for folder in folders if folder.name != "include"}
 
 
 def test_the_commands_it_names_exist() -> None:

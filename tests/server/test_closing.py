@@ -30,9 +30,9 @@ def test_two_threads_that_close(locks: lualock.Locks) -> None:
     """Each connection is closed by one thread, at whatever point two threads that close meet."""
     driver = locks._driver
     for at in itertools.count(1):
-        lines = [driver._connect(None) for _ in range(2)]
+        lines = [driver.connect(None) for _ in range(2)]
         driver._idle.extend(lines)
-        reached = interleaved(at, "_close_idle", locks.close, locks.close)
+        reached = interleaved(at, "close_idle", locks.close, locks.close)
         assert not driver._idle
         assert all(line._connection._sock is None for line in lines)
         if not reached:
@@ -65,7 +65,7 @@ async def _with_a_claim_unread(api: World, proxy: Proxy, **options: Any) -> tupl
     locks = api.connect(proxy.url)
     first = await settle(api.connect().lock("x", ttl=60).acquire())
     if not api.asynchronous:  # two connections: one breaks, the other has the reply
-        locks._driver._idle.extend(locks._driver._connect(None) for _ in range(2))
+        locks._driver._idle.extend(locks._driver.connect(None) for _ in range(2))
     waiter = asyncio.ensure_future(
         api.beside(partial(locks.lock("x", ttl=60, **options).acquire, timeout=10))
     )

@@ -106,17 +106,20 @@ async def test_a_callback_that_raises_or_hangs(
 ) -> None:
     """A callback that raises or hangs does not stop the renewal of other leases; its error is
     logged."""
-    hang = threading.Event()
+    called, hang = threading.Event(), threading.Event()
 
     def bad(lease: Any) -> None:
+        called.set()
         if not api.asynchronous:
             hang.wait(20)
         raise RuntimeError("from the callback")
 
     locks = api.connect()
-    renewed = await settle(locks.lock("renewed", ttl=0.3, renew=True).acquire())
+    renewed = await settle(locks.lock("renewed", ttl=3, renew=True).acquire())
     lost = await settle(locks.lock("x", ttl=0.1, on_lost=bad).acquire())
-    await asyncio.sleep(1)  # long enough for a renewal of the other lease
+    await api.until(called.is_set)
+    deadline = renewed._state.deadline
+    await api.until(lambda: renewed._state.deadline > deadline)
     assert renewed.held
     assert lost.lost
     hang.set()
@@ -726,6 +729,19 @@ async def test_a_body_that_has_ended_is_not_cancelled(one_server: Server) -> Non
         with pytest.raises(lualock.LeaseLost):
             async with lease:
                 time.sleep(0.15)  # noqa: ASYNC251 - the loop is blocked, so no loss is reported
+        locks._renewers.current()._tell(lease)
+        await asyncio.sleep(0.01)  # a cancellation would come here
+
+
+async def test_a_body_that_was_refused_is_not_cancelled(one_server: Server) -> None:
+    """A task that could not enter the body, because the lease had expired, is not cancelled when
+    the loss is reported."""
+    async with aio.connect(one_server.url) as locks:
+        lease = await locks.lock("x", ttl=0.1, cancel_on_lost=True).acquire()
+        time.sleep(0.15)  # noqa: ASYNC251 - the loop is blocked, so no loss is reported
+        with pytest.raises(lualock.LeaseLost):
+            async with lease:
+                pass
         locks._renewers.current()._tell(lease)
         await asyncio.sleep(0.01)  # a cancellation would come here
 

@@ -91,6 +91,12 @@ def test_no_script_reads_the_client_s_time_or_randomness() -> None:
         (GOOD + OTHER + "return say(proof, 1)\n", "begin with the proof: return say(proof, 1)"),
         (GOOD + REPLY + "return reply(token, 1)\n", "begin with the proof: return reply(token, 1)"),
         (GOOD.replace("proof = token", "proof = lock"), "must be an argument"),
+        (
+            GOOD.replace("token", "proof", 2)
+            .replace("-- Returns", "-- ARGV[2] token  of the lease\n-- Returns")
+            .replace("local proof = token", "local token = ARGV[2]"),
+            "must be the last argument",
+        ),
         (GOOD.replace("token", "proof", 2) + "local x = ARGV[2]\n", "the body binds"),
     ],
 )

@@ -642,7 +642,7 @@ def test_a_killed_holder(server: Server, new_waiters: Callable[[int], list[Waite
     """A waiter gets the lock at the end of the lease of a killed holder."""
     code = """
         import sys, lualock
-        lease = lualock.connect(sys.argv[1]).lock("x", ttl=1).acquire()
+        lease = lualock.connect(sys.argv[1]).lock("x", ttl=2, renew=True).acquire()
         print("has", flush=True)
         sys.stdin.read()
     """

@@ -1,4 +1,7 @@
-"""``python -m tests.simulation``: run seeds, replay one, or try mutants or planted bugs."""
+"""``python -m tests.simulation``: run seeds, replay one, try mutants or planted bugs, or measure.
+
+``schedule`` measures the rules by which a waiter checks the queue.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import sys
 import time
 
-from tests.simulation import mutants, planted
+from tests.simulation import mutants, planted, schedule
 from tests.simulation.many import run_many
 from tests.simulation.run import Result, play
 from tests.simulation.world import Server
@@ -73,12 +76,15 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--most", type=int, default=20, help="stop after this many failing seeds")
-    parser.add_argument("what", nargs="?", choices=["seeds", "mutants", "planted"], default="seeds")
+    kinds = ["seeds", "mutants", "planted", "schedule"]
+    parser.add_argument("what", nargs="?", choices=kinds, default="seeds")
     options = parser.parse_args()
     if options.what == "mutants":
         return mutants.main(options.seeds, options.workers, options.first)
     if options.what == "planted":
         return find_planted(options.seeds)
+    if options.what == "schedule":
+        return schedule.main()
     if options.seed is not None:
         return replay(options.seed, options.around)
     return simulate(options.first, options.seeds, options.workers, options.most)

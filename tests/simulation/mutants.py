@@ -23,7 +23,7 @@ from lualock.jobs import verbs
 from lualock.scripts import SCRIPTS, parse
 from tests.simulation import probes
 from tests.simulation.many import hunt, in_parallel
-from tests.simulation.run import has_accidents, has_silence, has_streams
+from tests.simulation.run import has_accidents, has_multi, has_silence, has_streams
 
 PROBES = 4000
 """How many probes are tried before any seed: they take a second."""
@@ -163,6 +163,56 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "outcomes.append(state.certain_until(clock(),",
     ),
     (
+        "_protocol.extend",
+        "a lease on several locks is extended if one of them is",
+        "return errors[0] if errors else min(ends)",
+        "return max(ends) if ends else errors[0]",
+    ),
+    (
+        "_protocol.request",
+        "a caller waits for several locks under one token",
+        "self.turns = tuple(sorted(requests, key=lambda request: request.key))",
+        "self.turns = tuple(\n            replace(one, token=requests[0].token)\n"
+        "            for one in sorted(requests, key=lambda request: request.key)\n        )",
+    ),
+    (
+        "_protocol.multi",
+        "what a waiting caller has is not extended",
+        "yield from self._extend()",
+        "pass",
+    ),
+    (
+        "_protocol.multi",
+        "what a caller has is not given back when it gives up",
+        'yield from give_back(turn, b"", None, until)',
+        "yield from ()",
+    ),
+    (
+        "_protocol.multi",
+        "the locks that a caller has waited for are not made one lease",
+        'yielding = b"".join(turn.token for turn in request.turns)',
+        "request.state = request.turns[-1].state\n        assert request.state\n"
+        "        return request.state",
+    ),
+    (
+        "_protocol.multi",
+        "a lock that was lost during the wait ends the wait",
+        "if server.clock() >= give_up_at:",
+        "if True:",
+    ),
+    (
+        "_protocol.multi",
+        "an interrupted release leaves the other locks",
+        'yield from give_back(other, b"", None)',
+        "pass",
+    ),
+    (
+        "_protocol.multi",
+        "the caller's time does not bound its requests",
+        "until = give_up_at if wait_s else None",
+        "until = None",
+    ),
+    (
         "_protocol.acquire",
         "a timeout abandons nothing",
         "refusal = yield from abandon(attempt)",
@@ -213,8 +263,20 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.attempt",
         "the end of a lease is counted from the reply",
+        "deadline = sent.sent_at + self.request.ttl_ms / 1000\n",
+        "deadline = self.clock() + self.request.ttl_ms / 1000\n",
+    ),
+    (
+        "_protocol.attempt",
+        "the end of a waiter's lease is counted from the reply",
         "deadline = self.sent_at + self.request.ttl_ms / 1000\n",
         "deadline = self.clock() + self.request.ttl_ms / 1000\n",
+    ),
+    (
+        "_protocol.attempt",
+        "an interrupted waiter keeps its place",
+        'turn yet."""\n        self.needs_cleanup = True\n',
+        'turn yet."""\n',
     ),
     (
         "_protocol.acquire",
@@ -239,6 +301,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "the copy of a try is forgotten",
         "  self.mark_lost()\n        self.in_flight = None\n        if type(reply) is bytes:",
         "  pass\n        self.in_flight = None\n        if type(reply) is bytes:",
+    ),
+    (
+        "_protocol.in_flight",
+        "a request that was not sent replaces the orphan",
+        "if lost is not None and lost.expires < math.inf:",
+        "if lost is not None:",
     ),
     (
         "_protocol.in_flight",
@@ -273,7 +341,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.acquire",
         "the lease of a late try is counted from the last of them",
-        "attempt.sent_at = sent_at",
+        "attempt.in_flight.sent_at = first.sent_at",
         "pass",
     ),
     (
@@ -377,7 +445,9 @@ def kill(mutant: Mutant, seeds: int, only: Callable[[int], bool] | None = None) 
     else:
         with _patched(importlib.import_module(mutant.file), mutant.changed):
             found = hunt({}, seeds, only)
-            for kind in (has_accidents, has_silence, has_streams) if only is None else ():
+            for kind in (
+                (has_accidents, has_silence, has_streams, has_multi) if only is None else ()
+            ):
                 found = found or hunt({}, 2 * seeds, kind)
     return "" if found is None else f"seed  {found[0]:<5} {found[1]:<8}"
 

@@ -10,13 +10,14 @@ from zlib import crc32
 import pytest
 
 from tests.simulation import mutants, planted
+from tests.simulation.checker import OVERLAPS
 from tests.simulation.many import run_many
 from tests.simulation.regressions import REGRESSIONS
 from tests.simulation.run import Result, has_silence, play
 from tests.simulation.world import Server
 from tests.support.servers import TIER
 
-SEEDS = 5000 if TIER == "all" else 1000
+SEEDS = 5000 if TIER == "all" else 2000
 
 
 def explain(result: Result) -> str:
@@ -41,9 +42,8 @@ def test_no_seed_finds_a_violation() -> None:
         *("flush", "oom", "read_only", "data_loss", "failover", "clock_forward", "clock_back"),
         *("crossing", "crossed", "torn", "fork", "silent"),
     }
-    assert set(total.attributed) == {"failover", "data_loss", "clock_forward"}, (
-        "two holders, by cause"
-    )
+    causes = set(total.attributed)  # of two holders
+    assert {"failover", "data_loss", "clock_forward"} <= causes <= set(OVERLAPS), causes
     assert total.waited > SEEDS
 
 

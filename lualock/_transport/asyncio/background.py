@@ -10,7 +10,7 @@ from typing import Any
 from lualock._core import fork
 from lualock._protocol import Clock, RunScript, T
 from lualock._transport.asyncio.connection import PipelinedConnection
-from lualock._transport.asyncio.pending import consume_exception
+from lualock._transport.asyncio.futures import consume_exception
 from lualock._transport.threads.background import PATIENCE_S, PAUSE_MAX_S, PAUSE_MIN_S
 from lualock.errors import LockUnavailable
 

@@ -22,19 +22,12 @@ from hiredis import ProtocolError
 
 from lualock._protocol import RunScript
 from lualock._transport import codec, errors, sockets
+from lualock._transport.asyncio.futures import ReplyOverdue
 from lualock.errors import LockUnavailable
 
 TIMER_LOST_S = 0.2
 """A timer that is late by more than this is lost: a signal handler raised just when the loop was
 about to run it."""
-
-
-class ReplyOverdue(Exception):
-    """No reply has come for a while. ``reply`` gets it, if it still comes."""
-
-    def __init__(self, reply: asyncio.Future[Any]) -> None:
-        super().__init__()
-        self.reply = reply
 
 
 class PipelinedConnection(asyncio.Protocol):

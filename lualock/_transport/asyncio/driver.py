@@ -17,7 +17,6 @@ from lualock._protocol import (
     MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
-    Connect,
     Effect,
     Pipeline,
     RunScript,
@@ -29,12 +28,14 @@ from lualock._protocol import (
 )
 from lualock._transport import codec, errors, sockets
 from lualock._transport.asyncio.background import BackgroundCleanup, Sent
-from lualock._transport.asyncio.connection import PipelinedConnection, ReplyOverdue
+from lualock._transport.asyncio.connection import PipelinedConnection
+from lualock._transport.asyncio.futures import ReplyOverdue, consume_exception, discard, latest
+from lualock._transport.asyncio.hedging import hedge
 from lualock._transport.asyncio.loop import LoopConnections, drop_closed
-from lualock._transport.asyncio.pending import SentReply, consume_exception, discard, latest
+from lualock._transport.asyncio.pending import SentReply
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.threads.background import GRACE_S
-from lualock.errors import LockError, LockUnavailable
+from lualock.errors import LockUnavailable
 
 
 class AsyncDriver:
@@ -85,8 +86,8 @@ class AsyncDriver:
                                 reply = await sent
                             except ReplyOverdue as overdue:
                                 late = [overdue.reply]
-                                connection, (reply,) = await self.hedge(
-                                    [step], connection, late, None
+                                connection, (reply,) = await hedge(
+                                    self, [step], connection, late, None
                                 )
                             if type(reply) is ReplyError:
                                 reply = await self._handle_error(step, connection, reply)
@@ -128,6 +129,8 @@ class AsyncDriver:
         ):
             return None
         call.via = connection
+        if call.script.deadline_at is not None:
+            self.server_clock.stamp(call)
         return connection.call(call)
 
     async def _perform(self, step: Effect) -> Any:
@@ -143,9 +146,6 @@ class AsyncDriver:
             return await self._pipeline(connections, step)
         if isinstance(step, CleanupLater):
             return connections.cleanup_later(step)
-        if isinstance(step, Connect):
-            await connections.calls(step.until)
-            return None
         if isinstance(step, AwaitMessage):
             assert step.token is not None
             return await connections.subscriber.wait(step.token, step.seconds)
@@ -157,6 +157,8 @@ class AsyncDriver:
         if sent is None:
             call.via = connection = await (await self.connections()).calls(call.until)
             await self._wait_writable(connection, call.until)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             sent = connection, connection.call(call)
         connection, future = sent
         connection, (reply,) = await self._receive([call], connection, [future], call.until)
@@ -183,6 +185,8 @@ class AsyncDriver:
     async def _send(self, call: SendScript) -> SentReply:
         call.via = connection = await (await self.connections()).calls(call.until)
         await self._wait_writable(connection, call.until)
+        if call.script.deadline_at is not None:
+            self.server_clock.stamp(call)
         reply = SentReply(self, call, connection)
         if call.lazy:
             # Its caller goes on at once, and may not let this turn of the loop end in time.
@@ -227,7 +231,7 @@ class AsyncDriver:
             errors.reply_or_error(reply, call) for reply, call in zip(replies, calls, strict=True)
         ]
 
-    # Receive replies; send again where none comes.
+    # Receive replies.
 
     async def _receive(
         self,
@@ -247,66 +251,11 @@ class AsyncDriver:
             await sent[-1]  # the last to come
             return connection, [latest(future).result() for future in sent]
         except ReplyOverdue:
-            return await self.hedge(calls, connection, [latest(future) for future in sent], until)
+            return await hedge(self, calls, connection, [latest(future) for future in sent], until)
         finally:
             if timer is not None:
                 timer.cancel()
             discard(sent)
-
-    async def hedge(
-        self,
-        calls: list[RunScript],
-        silent: PipelinedConnection,
-        late: list[asyncio.Future[Any]],
-        until: float | None,
-    ) -> tuple[PipelinedConnection, list[Any]]:
-        """Send the calls on another connection, too: the silent one may be dead (a NAT, a load
-        balancer). Returns the connection that answers first, and its replies; closes the other.
-
-        :param late: the futures of the silent connection's replies.
-        :raises LockUnavailable: neither answered in time.
-        """
-        now = self.clock()
-        end = now + silent.left_s(late[-1]) if until is None else until
-        if end - now <= sockets.MIN_TIMEOUT_S:
-            raise self._too_late()
-        for call in calls:
-            call.doubled, call.via = True, None
-        connections = await self.connections()
-        attempts, futures = [(silent, late)], [*late]
-        try:
-            with suppress(LockError):  # then the silent one is the only one
-                other = await connections.other_than(
-                    silent, min(end, now + sockets.silence_s(end - now))
-                )
-                attempts.append((other, [other.call(call, source=call.lazy) for call in calls]))
-                futures += attempts[-1][1]
-            while attempts:
-                last_replies = {sent[-1] for _, sent in attempts}
-                left_s = max(sockets.MIN_TIMEOUT_S, end - self.clock())
-                done, _ = await asyncio.wait(
-                    last_replies, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    break
-                attempt = next(one for one in attempts if one[1][-1] in done)
-                first, sent = attempt
-                error = sent[-1].exception()
-                if error is None:
-                    connections.answered(first, silent)
-                    return first, [latest(future).result() for future in sent]
-                attempts.remove(attempt)
-                if isinstance(error, ReplyOverdue):  # this one is silent, too
-                    attempts.append((first, [latest(future) for future in sent]))
-                elif not attempts:
-                    raise error
-            raise self._too_late()
-        finally:
-            discard(futures)
-
-    def _too_late(self) -> LockUnavailable:
-        # The reply still has its place in the order, but no caller waits for it.
-        return errors.lost_reply_error(TimeoutError("the time is over"), str(self.endpoint))
 
     async def _check_order(self, connection: PipelinedConnection, until: float | None) -> None:
         """Check that the errors on this connection answer our calls: an error has no proof.
@@ -318,7 +267,7 @@ class AsyncDriver:
         left_s = None if until is None else max(MIN_REQUEST_S, until - self.clock())
         done, _ = await asyncio.wait({echo}, timeout=left_s)
         if not done:
-            raise self._too_late()
+            raise errors.late_reply_error(str(self.endpoint))
         echo.result()
 
     async def _wait_writable(self, connection: PipelinedConnection, until: float | None) -> None:

@@ -11,7 +11,7 @@ from lualock._protocol import CleanupLater
 from lualock._transport import codec
 from lualock._transport.asyncio import opening
 from lualock._transport.asyncio.connection import PipelinedConnection
-from lualock._transport.asyncio.pending import consume_exception
+from lualock._transport.asyncio.futures import consume_exception
 from lualock._transport.asyncio.subscriber import Subscriber
 
 if TYPE_CHECKING:

@@ -1,16 +1,18 @@
-"""Replies without a waiter: to a call that was sent without waiting, or overdue."""
+"""The reply to a call that was sent without waiting."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hiredis import ReplyError
 
 from lualock._protocol import SendScript
 from lualock._transport import errors
-from lualock._transport.asyncio.connection import PipelinedConnection, ReplyOverdue
+from lualock._transport.asyncio.connection import PipelinedConnection
+from lualock._transport.asyncio.futures import ReplyOverdue
+from lualock._transport.asyncio.hedging import hedge
 from lualock.errors import LockUnavailable
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class SentReply:
             return
         error = future.exception()  # also keeps asyncio from reporting it
         if isinstance(error, ReplyOverdue) and self._call.lazy:
-            hedged = self._driver.hedge([self._call], self._connection, [error.reply], None)
+            hedged = hedge(self._driver, [self._call], self._connection, [error.reply], None)
             self._follow(self._driver.background.spawn(_only(hedged)))
         elif isinstance(error, LockUnavailable) and not self._repeated:
             self._repeated = True
@@ -65,26 +67,6 @@ class SentReply:
                 return None  # it is being sent again
             return errors.reply_error(str(reply), self._call)
         return reply
-
-
-def consume_exception(future: asyncio.Future[Any]) -> None:
-    """Retrieve the exception, so that asyncio does not report it as never retrieved."""
-    if not future.cancelled():
-        future.exception()
-
-
-def latest(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
-    """Return the future that gets the reply, also if it became overdue."""
-    while future.done() and not future.cancelled() and isinstance(future.exception(), ReplyOverdue):
-        future = cast(ReplyOverdue, future.exception()).reply
-    return future
-
-
-def discard(futures: list[asyncio.Future[Any]]) -> None:
-    """Stop waiting for these replies."""
-    for future in map(latest, futures):
-        if not future.cancel():
-            consume_exception(future)
 
 
 async def _only(hedged: Awaitable[tuple[PipelinedConnection, list[Any]]]) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import threading
 import weakref
 from collections.abc import Callable
-from concurrent import futures
-from functools import partial
+from concurrent.futures import CancelledError
 from typing import Any, ClassVar
 
 from lualock._core import fork
+from lualock._core.event import Event
 from lualock._core.lease import LeaseBase
 from lualock._core.renewal import log
 from lualock._protocol import MIN_REQUEST_S, Pipeline, Steps
@@ -174,6 +175,32 @@ class LoopRenewers:
             del self._renewers[loop]
 
 
+class _Answer:
+    """What the loop answers to the thread. A future of :mod:`concurrent.futures` enters a lock by
+    Python code, as an event of :mod:`threading` does: see :class:`Event`."""
+
+    def __init__(self) -> None:
+        self.ended = Event()
+        self._free = threading.Lock()
+        self._task: asyncio.Task[list[Any]] | None = None
+
+    def take(self) -> bool:
+        """Take up the request. Returns false if it is taken: by the loop, which makes it, or by the
+        thread, which makes it itself."""
+        return self._free.acquire(blocking=False)
+
+    def end(self, task: asyncio.Task[list[Any]] | None = None) -> None:
+        """Wake the thread; ``None``: the loop does not make the request."""
+        self._task = task
+        self.ended.set()
+
+    def result(self) -> list[Any]:
+        """Return the replies, or raise the loop's error."""
+        if self._task is None or self._task.cancelled():
+            raise CancelledError
+        return self._task.result()
+
+
 class _RenewalDriver(BlockingDriver):
     """Send the thread's renewals: over the loop's connection, or over the thread's own connection
     if the loop is blocked.
@@ -188,22 +215,19 @@ class _RenewalDriver(BlockingDriver):
         self._renewer = renewer
 
     def _pipeline(self, step: Pipeline) -> list[Any]:
-        answer: futures.Future[list[Any]] = futures.Future()
+        answer = _Answer()
         if not self._renewer.call(self._run_in_loop, step, answer):
             raise LockUnavailable("could not renew leases: the event loop is closed")
-        try:
-            try:
-                return answer.result(self._left_s(step) / 2)
-            except futures.TimeoutError:
-                if not answer.cancel():  # the loop runs, and waits for the server
-                    return answer.result(self._left_s(step) + MIN_REQUEST_S)
-        except futures.TimeoutError:
+        if answer.ended.wait(self._left_s(step) / 2) or not answer.take():
+            # The loop runs, and waits for the server.
+            if answer.ended.wait(self._left_s(step) + MIN_REQUEST_S):
+                return answer.result()
             if not self._renewer.closed:
                 raise LockUnavailable(
                     "could not renew leases: the event loop has not read the reply"
-                ) from None
+                )
         if self._renewer.closed:
-            raise futures.CancelledError
+            raise CancelledError
         try:
             return super()._pipeline(step)
         except (InvalidArgument, NotImplementedError) as error:
@@ -215,13 +239,15 @@ class _RenewalDriver(BlockingDriver):
         until = math.inf if step.until is None else step.until
         return min(self.server_clock.reply_s, max(MIN_REQUEST_S, until - self.clock()))
 
-    def _run_in_loop(self, step: Pipeline, answer: futures.Future[list[Any]]) -> None:
-        if self._renewer.closed or not answer.set_running_or_notify_cancel():
-            answer.cancel()
-            return  # a task that begins now would still be there when the loop has ended
+    def _run_in_loop(self, step: Pipeline, answer: _Answer) -> None:
+        if not answer.take():
+            return
+        if self._renewer.closed:
+            answer.end()  # a task that begins now would still be there when the loop has ended
+            return
         driver = self._renewer.loop_driver
         task = driver.background.spawn(driver.run(_only(step)), daemon=True)
-        task.add_done_callback(partial(_pass_on, answer))
+        task.add_done_callback(answer.end)
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
         **BlockingDriver._PERFORM,
@@ -232,15 +258,6 @@ class _RenewalDriver(BlockingDriver):
 def _only(step: Pipeline) -> Steps[list[Any]]:
     replies: list[Any] = yield step
     return replies
-
-
-def _pass_on(answer: futures.Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
-    if task.cancelled():
-        answer.set_exception(futures.CancelledError())
-    elif (error := task.exception()) is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(task.result())
 
 
 async def _call_on_lost(on_lost: Callable[..., object], lease: LeaseBase) -> None:

@@ -11,7 +11,7 @@ from lualock._protocol import CHECK_LATE_S, Subscribe
 from lualock._transport import codec, sockets
 from lualock._transport.asyncio import opening
 from lualock._transport.asyncio.connection import PipelinedConnection
-from lualock._transport.asyncio.pending import consume_exception
+from lualock._transport.asyncio.futures import consume_exception
 from lualock._transport.threads.subscriber import DOUBTED_S, PING_AFTER_S, ping_after_s
 
 if TYPE_CHECKING:

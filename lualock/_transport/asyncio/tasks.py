@@ -22,8 +22,8 @@ def begin_body(lease: LeaseBase) -> None:
     :raises LeaseLost: the lease is lost already, and so reports nothing later.
     """
     if lease._options.cancel_on_lost:
+        lease.check()  # first: a task that this refuses has no body to cancel
         lease._body = Body()
-        lease.check()
 
 
 class Body:

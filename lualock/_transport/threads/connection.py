@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import selectors
 import socket
 import weakref
 from collections import deque
@@ -11,7 +10,7 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from lualock._protocol import Clock, SendScript
+from lualock._protocol import SendScript
 from lualock._transport import codec, errors, sockets
 from lualock._transport.sockets import TIMED_OUT, Timeout
 from lualock._transport.threads.pending import SentReply
@@ -167,37 +166,3 @@ class Connection:
         self.permit = None
         while self._pending:
             self._pending.popleft().resolve(None)
-
-
-def first_to_answer(
-    attempts: list[tuple[Connection, list[Any]]], proofs: list[bytes], end: float, clock: Clock
-) -> tuple[Connection, list[Any]] | None:
-    """Wait for the first connection that has all its replies, where all were sent the same.
-    Returns it and its replies; ``None``: none has them by ``end``.
-
-    :param attempts: each connection, with the replies that it has already. One that breaks is
-        closed.
-    """
-    with selectors.DefaultSelector() as selector:
-        for connection, _ in attempts:
-            selector.register(connection.socket, selectors.EVENT_READ)
-        while True:
-            for connection, replies in list(attempts):
-                try:
-                    while len(replies) < len(proofs):
-                        reply = connection.read(proofs[len(replies)], now=True)
-                        if reply is codec.INCOMPLETE:
-                            break
-                        replies.append(reply)
-                    else:
-                        return connection, replies
-                except errors.CONNECTION_ERRORS as error:
-                    if not errors.is_broken(error) or len(attempts) == 1:
-                        raise
-                    attempts.remove((connection, replies))
-                    selector.unregister(connection.socket)
-                    connection.close()
-            left_s = end - clock()
-            if left_s <= 0:
-                return None
-            selector.select(left_s)

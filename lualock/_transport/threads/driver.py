@@ -1,12 +1,8 @@
-"""The driver for threads: a connection for each call in flight, kept for the next call."""
+"""The driver for threads: each protocol runs in the calling thread."""
 
 from __future__ import annotations
 
-import math
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import GEN_CLOSED, getgeneratorstate
@@ -14,64 +10,43 @@ from typing import Any, ClassVar
 
 from hiredis import ReplyError
 
-from lualock._core import clock, fork
+from lualock._core import fork
 from lualock._protocol import (
     MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
-    Connect,
     PendingReply,
     Pipeline,
     RunScript,
     SendScript,
-    ServerClock,
     Steps,
     Subscribe,
     T,
 )
 from lualock._transport import codec, errors, sockets
-from lualock._transport.connecting import connect_in_time
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.threads.background import GRACE_S, BackgroundCleanup
-from lualock._transport.threads.connection import Connection, first_to_answer
+from lualock._transport.threads.connection import Connection
+from lualock._transport.threads.hedging import hedge
 from lualock._transport.threads.pending import SentReply
-from lualock._transport.threads.permit import Permit
+from lualock._transport.threads.pool import ConnectionPool
 from lualock._transport.threads.subscriber import Subscriber
 from lualock.errors import LockError, LockUnavailable
-
-MAX_CONNECTIONS = 12
-"""Connections for calls; messages have one more."""
 
 OVERTAKEN_S = 0.1
 """After how long a call that was sent without waiting has most probably arrived."""
 
 
-class BlockingDriver:
+class BlockingDriver(ConnectionPool):
     """Run protocols in the calling thread. Safe to share between threads."""
 
     blocks: Any
     """The ``with`` blocks on this server: :class:`lualock._core.with_statement.Blocks`."""
 
     def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
-        self.endpoint = endpoint
-        self.clock = clock.now
-        self.server_clock = ServerClock(self.clock, endpoint.reply_s)
-        self._server_checked = False
-        self._silence_s = min(sockets.silence_s(endpoint.reply_s), endpoint.reply_s)
+        super().__init__(endpoint)
         self._subscriber = Subscriber(endpoint, prefix, self.clock)
         self._background = BackgroundCleanup(self.clock)
-        self.after_fork()
-        fork.tell(self)
-
-    def after_fork(self) -> None:
-        """Drop the parent's sockets: a child never uses them."""
-        self._idle: deque[Connection] = deque()  # append and pop are atomic, so it needs no lock
-        self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
-        # Its own lock is entered, never the condition: that runs Python code, and a signal handler
-        # that raises there leaves the lock taken for good.
-        self._lock = threading.RLock()
-        self._returned = threading.Condition(self._lock)
-        self._waiting = 0  # threads that wait for a connection
 
     # Run a protocol.
 
@@ -130,6 +105,8 @@ class BlockingDriver:
             connection = self._take(until)
             if until is not None or connection.unusual_timeout:
                 self._set_timeout(connection, until)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             request, proof = codec.pack(call)
             try:
                 connection.send(request)
@@ -137,7 +114,7 @@ class BlockingDriver:
             except errors.ReplyTimeout as timeout:
                 if not errors.is_broken(timeout):
                     raise
-                connection, (reply,) = self._hedge(connection, [call], request, [proof], [], until)
+                connection, (reply,) = hedge(self, connection, [call], request, [proof], [], until)
             if type(reply) is ReplyError:
                 connection, (reply,) = self._check_errors(connection, [call], [reply], until)
             if type(reply) is ReplyError and errors.is_demoted(reply):
@@ -160,6 +137,8 @@ class BlockingDriver:
             connection = self._take(call.until)
             if connection.unusual_timeout:
                 self._set_timeout(connection, None)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             call.via = reply = connection.send_call(call, self._collect_idle)
             self._idle.append(connection)
         except BaseException as error:
@@ -255,60 +234,10 @@ class BlockingDriver:
         except errors.ReplyTimeout as timeout:
             if not errors.is_broken(timeout):
                 raise
-            return self._hedge(connection, calls, request, proofs, replies, until)
+            return hedge(self, connection, calls, request, proofs, replies, until)
         return connection, replies
 
-    # Send again where no reply comes, or an error.
-
-    def _hedge(
-        self,
-        silent: Connection,
-        calls: list[RunScript],
-        request: bytes,
-        proofs: list[bytes],
-        replies: list[Any],
-        until: float | None,
-    ) -> tuple[Connection, list[Any]]:
-        """Send the request on a fresh connection, too: the silent one may be dead (a NAT, a load
-        balancer). Returns the connection that answers first, and its replies; closes the other.
-
-        :param replies: those that the silent connection has already.
-        :raises errors.ReplyTimeout: neither answered in time.
-        """
-        now = self.clock()
-        end = now + self.endpoint.reply_s - silent.timeout_s
-        if until is not None:
-            end = min(end, until)
-        total_s = self.endpoint.reply_s if until is None else end - now + silent.timeout_s
-        if end - now <= sockets.MIN_TIMEOUT_S:
-            raise errors.ReplyTimeout(f"no reply within {total_s:.3g} s")
-        for call in calls:
-            call.doubled, call.via = True, None
-        attempts = [(silent, replies)]
-        fresh: Connection | None = None
-        try:
-            try:
-                fresh = self._connect(min(end, now + sockets.silence_s(end - now)))
-                fresh.send(request)
-                attempts.append((fresh, []))
-            except (LockError, *errors.CONNECTION_ERRORS) as error:
-                if not isinstance(error, LockError) and not errors.is_broken(error):
-                    raise
-            answered = first_to_answer(attempts, proofs, end, self.clock)
-            if answered is None:
-                raise errors.ReplyTimeout(f"no reply within {total_s:.3g} s")
-            first, replies = answered
-            if first is not silent:
-                first.permit = silent.permit
-                silent.close()
-                self._close_idle()  # they are probably dead, too
-            elif fresh is not None:
-                fresh.close()
-            return first, replies
-        except BaseException:
-            if fresh is not None:
-                fresh.close()
-            raise
+    # Check errors; send again what the server has forgotten.
 
     def _check_errors(
         self,
@@ -350,7 +279,7 @@ class BlockingDriver:
         if not errors.is_broken(error):
             return False
         # The idle ones are probably broken, too, and the next try must not use one.
-        self._close_idle()
+        self.close_idle()
         return True
 
     # Clean up in the background.
@@ -368,60 +297,6 @@ class BlockingDriver:
         with suppress(LockError):
             self._compensate(call)
 
-    # Take a connection, or open one.
-
-    def _take(self, until: float | None) -> Connection:
-        # Do nothing else here: an interruption must find the connection with the caller, which
-        # closes it.
-        if not fork.same[0]:
-            fork.start_anew()
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._wait_or_open(until)
-
-    def _wait_or_open(self, until: float | None) -> Connection:
-        permit = Permit()
-        with self._lock:
-            self._waiting += 1  # first, so that a thread that returns a connection notifies us
-            try:
-                connection = self._take_idle()
-                while connection is None:
-                    if len(self._permits) < MAX_CONNECTIONS:
-                        self._permits.add(permit)
-                        break
-                    left_s = math.inf if until is None else until - self.clock()
-                    if left_s <= 0:
-                        raise LockUnavailable(
-                            "could not send the request in time: all connections are busy"
-                        )
-                    self._returned.wait(min(1.0, left_s))
-                    connection = self._take_idle()
-            finally:
-                self._waiting -= 1
-        if connection is not None:
-            return connection
-        try:
-            connection = self._connect(until)
-            connection.permit = permit
-            return connection
-        except BaseException:
-            if connection is not None:
-                connection.close()
-            self._permits.discard(permit)
-            self._notify_returned()
-            raise
-
-    def _take_idle(self) -> Connection | None:
-        try:
-            return self._idle.pop()
-        except IndexError:  # other threads took the last one
-            return None
-
-    def _notify_returned(self) -> None:
-        with self._lock:
-            self._returned.notify()
-
     def _at_least_one_request(self, until: float) -> float:
         return max(until, self.clock() + MIN_REQUEST_S)
 
@@ -433,42 +308,13 @@ class BlockingDriver:
         else:
             connection.set_timeout(None)
 
-    def _connect_ahead(self, step: Connect) -> None:
-        self._idle.append(self._wait_or_open(step.until))
-        self._notify_returned()
-
-    def _connect(self, until: float | None) -> Connection:
-        connection = self.endpoint.blocking_connection()
-        now = self.clock()
-        end = now + self.endpoint.reply_s if until is None else max(until, now + MIN_REQUEST_S)
-        try:
-            connect_in_time(connection, end, self.clock)
-            opened = Connection(connection, self._silence_s)
-            if not self._server_checked:
-                opened.set_timeout(end - self.clock())
-                codec.check_hello(opened.ask(codec.HELLO, b""))
-                self._server_checked = True
-            opened.set_timeout(end - self.clock())
-            echo, proof = codec.echo()  # proves that the time is not an older reply
-            sent_at = self.clock()
-            server_us = codec.server_us(opened.ask(codec.TIME + echo, b""))
-            received_at = self.clock()
-            opened.read(proof)
-            self.server_clock.compare(sent_at, received_at, server_us)
-        except BaseException as error:
-            connection.disconnect()
-            if not errors.is_broken(error):
-                raise
-            raise errors.connect_error(error, str(self.endpoint)) from error
-        return opened
-
     # Close.
 
     def close(self) -> None:
         """Close the idle connections. The driver opens new ones when it is used again."""
         fork.current()  # a child closes nothing of its parent's
         self._background.drop_future()
-        self._close_idle()
+        self.close_idle()
         self._subscriber.close()
 
     def resubscribe(self) -> None:
@@ -478,29 +324,14 @@ class BlockingDriver:
 
     def _leave_server(self, connection: Connection) -> None:
         connection.close()
-        self._close_idle()
+        self.close_idle()
         self.resubscribe()
-
-    def _close_idle(self) -> None:
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:  # none is left, or other threads take or close them now
-                return
-            try:
-                connection.collect()  # replies that have come are not lost with it
-            except BaseException as error:
-                if not errors.is_broken(error):
-                    raise
-            finally:
-                connection.close()
 
     _PERFORM: ClassVar[dict[type, Callable[..., Any]]] = {
         RunScript: _call,
         SendScript: _send,
         Pipeline: _pipeline,
         CleanupLater: _cleanup_later,
-        Connect: _connect_ahead,
         Subscribe: _listen,
         AwaitMessage: _wait,
     }

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from lualock._core import fork
+from lualock._core.event import Event
 from lualock._protocol import Clock, Subscribe
 from lualock._transport import codec, errors, sockets
 from lualock._transport.connecting import connect_in_time
@@ -51,7 +52,7 @@ class _Inbox:
     def __init__(self, token: bytes) -> None:
         self.token = token
         self.messages: list[bytes] = []
-        self.event: threading.Event | None = None  # exists while the waiter sleeps: it wakes it
+        self.event: Event | None = None  # exists while the waiter sleeps: it wakes it
         self.generation = 0  # of the connection that the waiter knows of
 
 
@@ -160,7 +161,7 @@ class Subscriber:
                     if reader is None or reader is inbox or reader.token not in self._inboxes:
                         self._reader = reader = inbox
                     else:
-                        inbox.event = event = threading.Event()
+                        inbox.event = event = Event()
                         self._sleeping[token] = inbox
                 wait_s = left_s
                 if left_s > sockets.SILENCE_MIN_S:
@@ -172,7 +173,7 @@ class Subscriber:
                 else:
                     if ping_after_s(seconds) == DOUBTED_S:
                         wait_s = left_s  # the reader checks the connection often enough
-                    event.wait(min(wait_s, threading.TIMEOUT_MAX))
+                    event.wait(wait_s)
                 left_s = end - self._clock()
         except BaseException:
             with self._lock:
