@@ -335,7 +335,8 @@ class LeaseBase:
         except GeneratorExit:
             raise
         except BaseException:
-            yield from protocol.undo(self._request)
+            for one in (self._request, *request.parts):
+                yield from protocol.undo(one)
             raise
 
     def stop_renewal(self) -> None:

@@ -71,7 +71,7 @@ class MultiLockBase(LockBase):
     def request(self, token: bytes | None = None, ttl_s: float | None = None) -> MultiRequest:
         """Return a request for the locks, with this token and this ttl instead of their own."""
         requests = [lock.request(None, ttl_s) for lock in self._all]
-        return MultiRequest(requests, token or new_token())
+        return MultiRequest(requests, new_token, token)
 
     def refuse_own_wait(self) -> None:
         """Refuse to wait for the locks without a limit.

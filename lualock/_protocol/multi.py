@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
 from lualock._protocol.abandon import give_back
 from lualock._protocol.acquire import acquire as acquire_one
 from lualock._protocol.adopt import take
-from lualock._protocol.effects import DRIVER_WRITES, AwaitMessage, Clock, Steps, T
+from lualock._protocol.effects import DRIVER_WRITES, MIN_REQUEST_S, AwaitMessage, Clock, Steps, T
 from lualock._protocol.extend import extend_all
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import release as release_one
 from lualock._protocol.replies import Held, conflict
 from lualock._protocol.request import AcquireRequest, MultiRequest
 from lualock._protocol.server_clock import ServerClock
-from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired, QueueFull
+from lualock.errors import LeaseLost, LockError, LockUnavailable, NotAcquired
 from lualock.scripts import family, with_keys
 
 ACQUIRE_ALL = family("multi")["acquire_all"]
@@ -77,95 +78,119 @@ def acquire(
     :raises KeyConflict: a key holds a value that lualock did not write.
     :raises LockUnavailable: the server did not answer, or cannot carry out a request.
     """
-    clock = server.clock
-    give_up_at = math.inf if wait_s is None else clock() + wait_s
+    give_up_at = math.inf if wait_s is None else server.clock() + wait_s
     until = give_up_at if wait_s else None
+    try:
+        try:
+            return (yield from _acquire(request, server, give_up_at, until, kept_token))
+        except LockError:
+            yield from _give_back(request.turns, until)
+            raise
+    except GeneratorExit:
+        raise
+    except BaseException:
+        # An interruption may come in the lines above, too.
+        yield from _give_back(request.turns, until)
+        raise
+
+
+def _acquire(
+    request: MultiRequest,
+    server: ServerClock,
+    give_up_at: float,
+    until: float | None,
+    kept_token: bytes,
+) -> Steps[LeaseState]:
+    yielding = kept_token * len(request.parts)
     while True:
         try:
-            return (yield from acquire_all(request, server, kept_token * len(request.parts), until))
-        except NotAcquired:
-            if clock() >= give_up_at:
-                raise
-        try:
-            yield from _wait_for_each(request.turns, server, until, kept_token)
-            yielding = b"".join(turn.token for turn in request.turns)
             return (yield from acquire_all(request, server, yielding, until))
-        except GeneratorExit:
-            raise
-        except NotAcquired as refused:
+        except NotAcquired:
+            # In a later round a lock was lost while the caller waited for another one.
             yield from _give_back(request.turns, until)
-            if clock() >= give_up_at or isinstance(refused, QueueFull):
+            if server.clock() >= give_up_at:
                 raise
-            # A lock that it had was lost while it waited for another one: begin anew.
-        except BaseException:
-            yield from _give_back(request.turns, until)
-            raise
+        request.renew_token()
+        yield from _wait_for_each(request.turns, server, until, kept_token)
+        yielding = b"".join(turn.token for turn in request.turns)
 
 
 def _wait_for_each(
     turns: Sequence[AcquireRequest], server: ServerClock, until: float | None, kept_token: bytes
 ) -> Steps[None]:
     """Acquire the locks one after the other, and keep each until the caller has the last one."""
-    held = _Held(server.clock)
+    held = _Held(server.clock, until)
     for turn in turns:
-        steps = acquire_all(turn, server, kept_token, until)
-        try:
-            yield from held.kept_during(steps)
-        except NotAcquired:
-            left_s = None if until is None else until - server.clock()
-            if left_s is not None and left_s <= 0:
-                raise
-            yield from held.kept_during(acquire_one(turn, server, left_s))
+        yield from held.kept_during(_wait_for(turn, server, until, kept_token))
         held.turns.append(turn)
+
+
+def _wait_for(
+    turn: AcquireRequest, server: ServerClock, until: float | None, kept_token: bytes
+) -> Steps[None]:
+    if kept_token:
+        try:
+            yield from acquire_all(turn, server, kept_token, until)
+            return
+        except NotAcquired:
+            pass  # this lock was not kept
+    # At least a moment, because 0 means one try without a limit for its request.
+    left_s = None if until is None else max(until - server.clock(), MIN_REQUEST_S)
+    yield from acquire_one(turn, server, left_s)
 
 
 def _give_back(turns: Sequence[AcquireRequest], until: float | None) -> Steps[None]:
     for turn in turns:
         if turn.state is not None:
-            turn.state = None
             yield from give_back(turn, b"", None, until)
+            turn.state = None
 
 
 class _Held:
     """The locks that a caller has while it waits for the next one."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, until: float | None) -> None:
         self.turns: list[AcquireRequest] = []
         self._clock = clock
+        self._until = math.inf if until is None else until
         self._retry_at = -math.inf
 
     def kept_during(self, steps: Steps[T]) -> Steps[T]:
         """Carry out steps that wait, and extend the leases of the held locks in time."""
+        error: BaseException | None = None
         try:
-            step = next(steps)
             while True:
                 try:
-                    if self.turns and isinstance(step, AwaitMessage):
-                        reply: Any = yield from self._await_message(step)
+                    step = steps.send(None) if error is None else steps.throw(error)
+                    error = None
+                    while True:
+                        if self.turns and isinstance(step, AwaitMessage):
+                            reply: Any = yield from self._await_message(step)
+                        else:
+                            reply = yield step
+                        step = steps.send(reply)
+                except BaseException as caught:
+                    # The steps handle all but their own end, also an interruption between two of
+                    # these lines.
+                    if getgeneratorstate(steps) != GEN_CLOSED and type(caught) is not GeneratorExit:
+                        error = caught
+                    elif isinstance(caught, StopIteration):
+                        result: T = caught.value
+                        return result
                     else:
-                        reply = yield step
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(reply)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+                        raise
+        finally:
+            error = None  # otherwise the error and this frame keep each other alive
 
     def _await_message(self, step: AwaitMessage) -> Steps[bytes | None]:
-        clock = self._clock
-        until = clock() + step.seconds
-        while True:
-            extend_at = self._extend_at()
-            step.seconds = max(0.0, min(until, extend_at) - clock())
-            message: bytes | None = yield step
-            now = clock()
-            if message is not None or now >= until:
-                return message
-            if now >= extend_at:
-                yield from self._extend()
+        extend_at = self._extend_at()
+        step.seconds = max(0.0, min(step.seconds, extend_at - self._clock()))
+        message: bytes | None = yield step
+        if message is None and self._clock() >= extend_at:
+            yield from self._extend()
+        # Without a message the waiter checks the queue. So it need not know how long it still had
+        # to wait, which a message that the driver kept may have changed.
+        return message
 
     def _extend_at(self) -> float:
         """Return when to extend: when a third of a ttl has passed, or some time after a failure."""
@@ -178,7 +203,9 @@ class _Held:
 
     def _extend(self) -> Steps[None]:
         leases = [(turn, turn.state, turn.ttl_ms) for turn in self.turns if turn.state is not None]
-        outcomes = yield from extend_all(leases, self._clock, EXTEND_WITHIN_S)
+        # It may be sent twice.
+        within_s = min(EXTEND_WITHIN_S, max(0.0, self._until - self._clock()) / 2)
+        outcomes = yield from extend_all(leases, self._clock, within_s)
         for (_, state, _), outcome in zip(leases, outcomes, strict=True):
             if isinstance(outcome, float):
                 state.extended(outcome, state.revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -51,20 +51,35 @@ class MultiRequest(AcquireRequest):
 
     :param requests: for each lock one with the token that waits for it; the first one is of the
         lock that names all.
-    :param token: the token of the lease.
+    :param new_token: makes a token.
+    :param token: the token of the lease; ``None``: a new one.
     """
 
-    __slots__ = ("parts", "turns")
+    __slots__ = ("_new_token", "parts", "turns")
     parts: tuple[AcquireRequest, ...]
     turns: tuple[AcquireRequest, ...]
 
-    def __init__(self, requests: Sequence[AcquireRequest], token: bytes) -> None:
+    def __init__(
+        self,
+        requests: Sequence[AcquireRequest],
+        new_token: Callable[[], bytes],
+        token: bytes | None = None,
+    ) -> None:
         for one in fields(AcquireRequest):
             setattr(self, one.name, getattr(requests[0], one.name))
-        self.token, self.crowded = token, False
-        in_order = sorted(requests, key=lambda request: request.key)
-        self.parts = tuple(replace(one, token=token) for one in in_order)
-        self.turns = tuple(replace(one, crowded=True) for one in in_order)
+        self.crowded = False
+        self._new_token = new_token
+        self.turns = tuple(sorted(requests, key=lambda request: request.key))
+        self._use_token(token or new_token())
+
+    def renew_token(self) -> None:
+        """Use another token from now on: what a refused try may still have is released by its
+        token, perhaps when a later try has succeeded."""
+        self._use_token(self._new_token())
+
+    def _use_token(self, token: bytes) -> None:
+        self.token = token
+        self.parts = tuple(replace(turn, token=token, state=None) for turn in self.turns)
 
 
 def owned(

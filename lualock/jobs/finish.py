@@ -140,7 +140,7 @@ def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:
     """
     delivery, reservation = attempt.delivery, attempt.reservation
     delay_s = None if delivery is None else _delay_s(attempt, delivery, error)
-    if delay_s is None and not isinstance(error, NotAcquired):  # if refused, none was kept
+    if delay_s is None:  # also if it is refused: one of two locks may have been kept
         yield from _abandon_kept_lock(attempt)
     if reservation is None:
         return

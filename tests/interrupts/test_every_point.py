@@ -7,6 +7,7 @@ import itertools
 import linecache
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
@@ -239,7 +240,10 @@ class Lines:
 
 
 def _struck_at_every_line(
-    server: Server, resp: int, scenario: Callable[[lualock.Locks, Lines], None]
+    server: Server,
+    resp: int,
+    scenario: Callable[[lualock.Locks, Lines], None],
+    also: str | None = None,
 ) -> int:
     with server.client() as client, lualock.connect(_url(server, resp)) as locks:
         scenario(locks, Lines())  # connections and scripts are there
@@ -249,7 +253,11 @@ def _struck_at_every_line(
             lines = Lines(at)
             scenario(locks, lines)
             wait_until(
-                lambda: not locks.lock("x").locked() and not client.exists(QUEUE),
+                lambda: (
+                    not locks.lock("x").locked()
+                    and not client.exists(QUEUE)
+                    and (also is None or not locks.lock(also).locked())
+                ),
                 what=f"nothing is left after {lines.where}",  # used at once
             )
     return quiet.count
@@ -329,6 +337,38 @@ def test_every_line_of_a_job(one_server: Server, resp: int, delivered: bool) -> 
         assert jobs.current_lease() is None
 
     assert _struck_at_every_line(one_server, resp, scenario) > 100
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("timeout", [0.005, 5])
+def test_every_line_of_a_job_with_two_names(
+    one_server: Server, timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption at any line of a job that waits for the second of two locks leaves none."""
+    # Traced code is slow, and would leave all clean-up to the background.
+    monkeypatch.setattr("lualock._transport.threads.driver.GRACE_S", 5.0)
+
+    def scenario(locks: lualock.Locks, lines: Lines) -> None:
+        policy = jobs.Wait(timeout)
+        job = locks.job(key="x", previous_key="w", ttl=3600, policy=policy)(lambda: None)
+        holder = locks.lock("x", ttl=60).acquire()
+        ended = threading.Event()
+
+        def hand_over() -> None:
+            while not ended.is_set() and (timeout < 1 or not locks.lock("x").inspect().waiters):
+                time.sleep(0.001)
+            holder.release()
+
+        other = threading.Thread(target=hand_over)
+        other.start()
+        try:
+            with suppress(Struck, lualock.LockUnavailable), lines:
+                job()
+        finally:
+            ended.set()
+            other.join()
+
+    assert _struck_at_every_line(one_server, 3, scenario, also="w") > 1000
 
 
 class Waits(Lines):

@@ -36,16 +36,19 @@ class MultiClient(Client):
         yield AwaitMessage(turn.idle_s)
         self._count += 1
         world, process, name = self.world, self.process, f"{self.name}.{self._count}"
-        token = name.ljust(22, ".").encode()
-        request = MultiRequest(
-            [self._request(turn, lock, name) for lock in self._locks],
-            token,
-        )
-        began = world.t
-        world.requested_by[token] = process.name, began
+        began, tokens = world.t, list[bytes]()
+
+        def new_token() -> bytes:
+            if tokens:  # that try was refused
+                world.disowned[tokens[-1]] = world.ended[tokens[-1]] = world.now
+            tokens.append(f"{name}{'+' * len(tokens)}".ljust(22, ".").encode())
+            world.requested_by[tokens[-1]] = process.name, began
+            return tokens[-1]
+
+        request = MultiRequest([self._request(turn, lock, name) for lock in self._locks], new_token)
         for one in request.turns:
             world.requested_by[one.token] = process.name, began
-            world.turns[one.token] = process, token
+            world.turns[one.token] = process, request
             lock = name_at(one.key)
             identity = {"process": process.name, "id": world.waits_as(one.token)}
             world.record("acquire", lock=lock, **identity)
@@ -223,12 +226,13 @@ class _Holding:
 def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired: bool) -> None:
     """Record that a token which waits for other locks has this one now, or has it no more."""
     if before in world.turns:
-        process, lease = world.turns[before]
+        process, request = world.turns[before]
         identity = {"lock": lock, "process": process.name, "id": world.waits_as(before)}
         world.record("let_go", **identity)
-        outcome = "passed" if after == lease else "lost" if expired else "released"
+        passed = after == request.token
+        outcome = "passed" if passed else "lost" if expired else "released"
         world.record("released", what=outcome, **identity)
-        if after != lease and before not in world.disowned and not process.dead:
+        if not passed and before not in world.disowned and not process.dead:
             world.lost_turns[before] += 1
             identity["id"] = world.waits_as(before)
             world.record("acquire", **identity)

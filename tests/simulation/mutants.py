@@ -169,14 +169,15 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.request",
         "a caller waits for several locks under one token",
-        "replace(one, crowded=True)",
-        "replace(one, token=requests[0].token, crowded=True)",
+        "self.turns = tuple(sorted(requests, key=lambda request: request.key))",
+        "self.turns = tuple(\n            replace(one, token=requests[0].token)\n"
+        "            for one in sorted(requests, key=lambda request: request.key)\n        )",
     ),
     (
         "_protocol.multi",
         "what a waiting caller has is not extended",
-        "        if now >= extend_at:\n                yield from self._extend()",
-        "        pass",
+        "yield from self._extend()",
+        "pass",
     ),
     (
         "_protocol.multi",
@@ -187,14 +188,14 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.multi",
         "the locks that a caller has waited for are not made one lease",
-        "return (yield from acquire_all(request, server, yielding, until))",
-        "request.state = request.turns[-1].state\n            assert request.state\n"
-        "            return request.state",
+        'yielding = b"".join(turn.token for turn in request.turns)',
+        "request.state = request.turns[-1].state\n        assert request.state\n"
+        "        return request.state",
     ),
     (
         "_protocol.multi",
         "a lock that was lost during the wait ends the wait",
-        "if clock() >= give_up_at or isinstance(refused, QueueFull):",
+        "if server.clock() >= give_up_at:",
         "if True:",
     ),
     (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from lualock._protocol import RunScript
+from lualock._protocol import MultiRequest, RunScript
 from lualock._transport import codec, errors
 from lualock.scripts import Script
 from tests.simulation.checker import OVERLAPS, Event, Violation
@@ -52,9 +52,9 @@ class World:
         # long they may have it.
         self.let_in: dict[bytes, float] = {}
         self.known: set[bytes] = set()  # the tokens whose owners know that they have a lock
-        # The tokens under which a client waits for several locks: its process, and the token of
-        # the lease that it wants.
-        self.turns: dict[bytes, tuple[Process, bytes]] = {}
+        # The tokens under which a client waits for several locks: its process, and the request
+        # for the lease that it wants.
+        self.turns: dict[bytes, tuple[Process, MultiRequest]] = {}
         self.lost_turns: Counter[bytes] = Counter()  # how often one lost its lock
         self.kept: set[str] = set()  # the jobs for whose retry a lock may be kept
         self.faults: Counter[str] = Counter()
