@@ -19,11 +19,11 @@ from lualock._protocol.acquire import acquire, undo
 from lualock._protocol.adopt import ADOPT, adopt, take
 from lualock._protocol.attempt import ACQUIRE, CLAIM
 from lualock._protocol.effects import (
+    DRIVER_WRITES,
     MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
     Clock,
-    Connect,
     Effect,
     PendingReply,
     Pipeline,
@@ -60,6 +60,7 @@ __all__ = [
     "CHECK_LATE_S",
     "CLAIM",
     "CLAIM_MS",
+    "DRIVER_WRITES",
     "EXTEND",
     "HAND_OVER",
     "INSPECT",
@@ -73,7 +74,6 @@ __all__ = [
     "AwaitMessage",
     "CleanupLater",
     "Clock",
-    "Connect",
     "Effect",
     "LeaseState",
     "LockInfo",

@@ -31,8 +31,6 @@ def acquire(
     attempt = Attempt(request, server, wait_s)
     try:
         try:
-            if not server.known:
-                yield from attempt.connect()
             if wait_s == 0 or not request.crowded:
                 step = attempt.acquire()
                 try:
@@ -40,9 +38,12 @@ def acquire(
                 except LockError as error:
                     reply = yield from attempt.retry_until_deadline(attempt.acquire, error)
                 if type(reply) is list and reply[0] == b"late":
-                    sent_at = attempt.sent_at
+                    first = attempt.in_flight
                     reply = yield from attempt.resend_after_late(attempt.acquire, reply)
-                    attempt.sent_at = sent_at  # the reply may answer any: they share a token
+                    assert first is not None
+                    assert attempt.in_flight is not None
+                    # The reply may answer any: they share a token.
+                    attempt.in_flight.sent_at = first.sent_at
                 request.state = attempt.read_answer(reply)
             if request.state is None:
                 request.state = yield from wait(attempt)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import give_back, schedule_cleanup
-from lualock._protocol.effects import RunScript, Steps
+from lualock._protocol.effects import DRIVER_WRITES, Steps
 from lualock._protocol.exchange import Exchange
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.replies import lost
 from lualock._protocol.request import AcquireRequest, owned
 from lualock._protocol.server_clock import ServerClock
 from lualock.errors import LockError, LockUnavailable
-from lualock.scripts import SCRIPTS
+from lualock.scripts import SCRIPTS, Script
 
 ADOPT = SCRIPTS["adopt"]
 
@@ -37,29 +37,19 @@ def adopt(
         has it.
     """
 
-    def make(deadline: bytes) -> RunScript:
-        return RunScript(
-            ADOPT,
-            (
-                request.key,
-                token,
-                request.token,
-                b"%d" % request.ttl_ms,
-                deadline,
-                request.holder_info,
-            ),
-        )
-
     def refusal(reply: Any) -> LockError:
         return lost(request.name, request.key, reply, verb)
 
-    return take(request, server, make, refusal, final=True, fresh=fresh)
+    ttl_ms, holder_info = b"%d" % request.ttl_ms, request.holder_info
+    parts = request.key, token, request.token, ttl_ms, DRIVER_WRITES, holder_info
+    return take(request, server, ADOPT, parts, refusal, final=True, fresh=fresh)
 
 
 def take(
     request: AcquireRequest,
     server: ServerClock,
-    make: Callable[[bytes], RunScript],
+    script: Script,
+    parts: Sequence[bytes],
     refusal: Callable[[Any], LockError],
     *,
     until: float | None = None,
@@ -68,7 +58,6 @@ def take(
 ) -> Steps[LeaseState]:
     """Take a lock by one script, which answers as ``acquire`` does if it takes it.
 
-    :param make: makes the request from its deadline.
     :param refusal: makes the error for any other reply.
     :param until: when the caller stops waiting; ``None``: no limit.
     :param final: a refusal is final: a copy of the request that arrives later is refused as well.
@@ -76,7 +65,7 @@ def take(
     """
     exchange = Exchange(server, until)
     try:
-        reply = yield from exchange.ask(make)
+        reply = yield from exchange.ask(script, parts)
         if type(reply) is bytes and reply.isdigit():
             deadline = exchange.sent_at + request.ttl_ms / 1000
             request.state = LeaseState(int(reply), reply + request.token, deadline)

@@ -9,8 +9,8 @@ from typing import Any
 from lualock._core.keys import display_name
 from lualock._protocol.abandon import WAIT
 from lualock._protocol.effects import (
+    DRIVER_WRITES,
     AwaitMessage,
-    Connect,
     Effect,
     RunScript,
     SendScript,
@@ -43,6 +43,7 @@ class Attempt(InFlight):
     # Class attributes, because an acquisition at the first try needs none of these.
     queued = False
     answered_at = 0.0
+    sent_at = 0.0  # when the last request for the queue, or a claim, was made
     began_at = 0.0  # when the first request for the queue was sent
     young_until = 0.0  # until then no message tells this waiter that it has become first
     oldest_sent_at = 0.0  # when the oldest unanswered request was sent
@@ -54,49 +55,42 @@ class Attempt(InFlight):
     check_effect: type[RunScript] = SendScript  # for the next check: the first is not urgent
     give_up_at = math.inf
     requests_end_at: float | None = None  # ``None``: as long as the connection allows
-    needs_cleanup = True  # whether the server may know the token
+    needs_cleanup = False  # whether the server may know the token from an answered request
 
     def __init__(self, request: AcquireRequest, server: ServerClock, wait_s: float | None) -> None:
         self.request = request
         self.server = server
         self.clock = clock = server.clock
         self.wait_s = wait_s
-        self.sent_at = clock()
         if wait_s is not None:
-            self.give_up_at = self.sent_at + wait_s
+            self.give_up_at = clock() + wait_s
             self.requests_end_at = self.give_up_at if wait_s else None
-
-    def connect(self) -> Steps[None]:
-        """Make the first connection, to learn the server's time, which every request needs."""
-        self.needs_cleanup = False
-        try:
-            yield Connect(self.requests_end_at)
-        except LockError as error:
-            yield from self.retry_until_deadline(lambda: Connect(self.requests_end_at), error)
-        self.sent_at, self.needs_cleanup = self.clock(), True
 
     def acquire(self) -> RunScript:
         """Make the request that takes the lock if it is free."""
         request = self.request
-        expires, deadline = self.server.within(self.requests_end_at, self.sent_at)
-        parts = (request.key, request.token, b"%d" % request.ttl_ms, deadline, request.holder_info)
-        self.in_flight = step = RunScript(ACQUIRE, parts, self.requests_end_at, expires=expires)
+        ttl_ms, holder_info = b"%d" % request.ttl_ms, request.holder_info
+        parts = [request.key, request.token, ttl_ms, DRIVER_WRITES, holder_info]
+        self.in_flight = step = RunScript(ACQUIRE, parts, self.requests_end_at)
         return step
 
     def read_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
         """Read the reply to :meth:`acquire`; ``None``: the lock is held, so wait."""
-        if self.in_flight is not None and self.in_flight.doubled:
+        sent = self.in_flight
+        assert sent is not None
+        self.needs_cleanup = True
+        if sent.doubled:
             self.mark_lost()
         self.in_flight = None
         if type(reply) is bytes:
-            if self.sent_at > self.server.stale_at:
-                self.server.compare(self.sent_at, self.clock(), int(reply))
-            deadline = self.sent_at + self.request.ttl_ms / 1000
+            if sent.sent_at > self.server.stale_at:
+                self.server.compare(sent.sent_at, self.clock(), int(reply))
+            deadline = sent.sent_at + self.request.ttl_ms / 1000
             return LeaseState(int(reply), reply + self.request.token, deadline)
         assert isinstance(reply, list)
         if reply[0] == b"owned":
             # An earlier copy of the request was executed: the lease may have begun earlier.
-            return owned(self.request, reply, self.sent_at)
+            return owned(self.request, reply, sent.sent_at)
         self.needs_cleanup = False
         if reply[0] != b"held":
             raise conflict(self.request.key)
@@ -112,28 +106,22 @@ class Attempt(InFlight):
             words = request.token, request.ttl_ms, self.channel, request.holder_info
             self.ticket = b"%b%d %b %b" % words
             self.score = request.priority_base
-        self.sent_at, self.needs_cleanup = self.clock(), True
+        self.sent_at = self.clock()
         if not self.began_at:
             self.began_at = self.sent_at
-        expires, deadline = self.server.within(self.requests_end_at, self.sent_at)
-        parts = (
-            request.key,
-            request.queue,
-            self.ticket,
-            self.score,
-            request.max_waiters,
-            deadline,
-        )
+        parts = [request.key, request.queue, self.ticket, self.score]
+        parts += request.max_waiters, DRIVER_WRITES
         effect, self.check_effect = self.check_effect, RunScript
         if self.in_flight is None:
             self.oldest_sent_at = self.sent_at
         else:
             self.mark_lost()
-        self.in_flight = step = effect(WAIT, parts, self.requests_end_at, expires=expires)
+        self.in_flight = step = effect(WAIT, parts, self.requests_end_at)
         return step
 
     def read_queue_answer(self, reply: bytes | list[Any]) -> LeaseState | None:
         """Read the reply to :meth:`check_queue`; ``None``: it is not this waiter's turn yet."""
+        self.needs_cleanup = True
         self.mark_answered()
         if type(reply) is bytes:
             deadline = self.sent_at + self.request.ttl_ms / 1000
@@ -157,6 +145,7 @@ class Attempt(InFlight):
     def mark_granted(self) -> None:
         """Note that a message granted the lock, so a request has arrived: which one, if several
         are in flight, is unknown."""
+        self.needs_cleanup = True
         if self.orphan is not None:
             self.mark_lost()
         self.mark_answered()
@@ -164,7 +153,8 @@ class Attempt(InFlight):
     def resend_after_late(self, make: Callable[[], Effect], reply: list[Any]) -> Steps[Any]:
         """Compare the clocks and repeat a request that the server rejected as late."""
         for _ in range(LATE_MAX):
-            now = self.clock()
+            now, late = self.clock(), self.in_flight
+            assert late is not None
             self.mark_answered()
             self.needs_cleanup = self.queued or self.orphan is not None
             if now >= self.give_up_at:
@@ -174,8 +164,7 @@ class Attempt(InFlight):
                     f"could not acquire lock {display_name(self.request.name)!r} in time: the "
                     "request reached the server too late. Try again, or wait longer"
                 )
-            self.server.compare(self.sent_at, now, int(reply[1]))
-            self.sent_at, self.needs_cleanup = self.clock(), True
+            self.server.compare(late.sent_at, now, int(reply[1]))
             try:
                 reply = yield make()
             except LockError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +11,10 @@ from lualock.scripts import Script
 
 MIN_REQUEST_S = 0.02
 """The least time for a request that is sent when its time is nearly or just over."""
+
+DRIVER_WRITES = b""
+"""Stands for an argument that the driver writes: a deadline, or the time when it sends the
+request."""
 
 
 @dataclass(slots=True)
@@ -20,7 +24,8 @@ class RunScript:
     If no reply comes for a while, the driver also sends the request on a fresh connection, and the
     first reply counts. The call is ``doubled`` then: the other copy may still be in flight.
 
-    ``parts``: the script's keys, then its arguments.
+    ``parts``: the script's keys, then its arguments. It is a list if the driver writes some of them
+    (:data:`DRIVER_WRITES`) when it sends the request.
     ``until`` (on the driver's clock): how long to wait for the reply, at least
     :data:`MIN_REQUEST_S`; ``None``: as long as the connection's settings allow.
     ``compensating``: the call cleans up. The driver executes it even while its own caller is being
@@ -29,18 +34,19 @@ class RunScript:
     ``lazy``: the call may be sent together with the next one on its connection, if that comes
     within a fraction of a second. Its reply may be read late, so it must not need to be sent again:
     it includes the script's source.
-    ``expires`` (on the driver's clock): from then on the server, by its own clock, refuses the
-    request.
+    ``sent_at`` and ``expires`` (on the driver's clock): set by the driver when it sends a request
+    with a deadline. When it has expired the server, by its own clock, refuses it.
     ``via``: set by the driver to the connection that the call was sent on.
     ``moot``: the call is not sent again if the server has forgotten its script, because a request
     that undoes it was sent meanwhile.
     """
 
     script: Script
-    parts: tuple[bytes, ...]
+    parts: Sequence[bytes]
     until: float | None = None
     compensating: bool = False
     lazy: bool = False
+    sent_at: float = 0.0
     expires: float = math.inf
     via: Any = None
     moot: bool = False
@@ -69,7 +75,7 @@ class Pipeline:
     """Run many scripts in one round trip.
 
     The result is a list with a reply or a ``LockError`` for each. If the connection breaks, all of
-    them failed. ``until`` is as for :class:`RunScript`.
+    them failed. ``until`` is as for :class:`RunScript`. None of the calls has a deadline.
     """
 
     calls: list[RunScript]
@@ -86,13 +92,6 @@ class CleanupLater:
 
     call: RunScript
     orphan: RunScript
-
-
-@dataclass(slots=True)
-class Connect:
-    """Make a connection if there is none, so that the server's time is known."""
-
-    until: float | None = None
 
 
 @dataclass(slots=True)
@@ -122,7 +121,7 @@ class AwaitMessage:
     token: bytes | None = None
 
 
-Effect = RunScript | Pipeline | CleanupLater | Connect | Subscribe | AwaitMessage
+Effect = RunScript | Pipeline | CleanupLater | Subscribe | AwaitMessage
 T = TypeVar("T")
 Steps = Generator[Effect, Any, T]
 Clock = Callable[[], float]

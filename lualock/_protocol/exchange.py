@@ -7,14 +7,15 @@ as late is sent again after the clocks have been compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from lualock._protocol.effects import Connect, RunScript, Steps
+from lualock._protocol.effects import RunScript, Steps
 from lualock._protocol.in_flight import InFlight
 from lualock._protocol.resend import still_unknown
 from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable
+from lualock.scripts import Script
 
 
 class Exchange(InFlight):
@@ -30,22 +31,14 @@ class Exchange(InFlight):
         """Begin the exchange for a caller that waits until that time; ``None``: no limit."""
         self._server, self._until = server, until
 
-    def ask(self, make: Callable[[bytes], RunScript]) -> Steps[Any]:
+    def ask(self, script: Script, parts: Sequence[bytes]) -> Steps[Any]:
         """Return the server's answer.
 
-        :param make: makes the request from its deadline.
         :raises LockUnavailable: the server did not answer.
         """
-        server = self._server
-        if not server.known:
-            yield Connect(self._until)
-        late = 0
+        server, late = self._server, 0
         while True:
-            self.sent_at = sent_at = server.clock()
-            expires, deadline = server.within(self._until, sent_at)
-            step = make(deadline)
-            step.until, step.expires = self._until, expires
-            self.in_flight = step  # after expires is set: the cleanup waits for that time
+            self.in_flight = step = RunScript(script, [*parts], self._until)
             try:
                 reply = yield step
             except LockUnavailable as error:
@@ -56,11 +49,12 @@ class Exchange(InFlight):
                 self.unknown = error
                 self.mark_lost()
                 continue
+            self.sent_at = step.sent_at
             if step.doubled:
                 self.orphan = step
             if type(reply) is not list or reply[0] != b"late":
                 return reply
-            server.compare(sent_at, server.clock(), int(reply[1]))
+            server.compare(step.sent_at, server.clock(), int(reply[1]))
             late += 1
             if late > LATE_MAX:
                 raise jumps()

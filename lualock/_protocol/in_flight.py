@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lualock._protocol.effects import RunScript
 
 
@@ -20,10 +22,11 @@ class InFlight:
 
     def mark_lost(self) -> None:
         """Note that the request in flight has become an orphan."""
-        if self.in_flight is not None:
+        lost, self.in_flight = self.in_flight, None
+        if lost is not None and lost.expires < math.inf:  # it was sent
             if self.orphan is not None:
-                self.in_flight.via = None  # it stands for both, whatever their connections
-            self.orphan, self.in_flight = self.in_flight, None
+                lost.via = None  # it stands for both, whatever their connections
+            self.orphan = lost
 
     def mark_answered(self) -> None:
         """Note the answer to the request in flight; a copy of it may still be in flight."""

@@ -15,7 +15,7 @@ from typing import Any
 from lualock._protocol.abandon import give_back
 from lualock._protocol.acquire import acquire as acquire_one
 from lualock._protocol.adopt import take
-from lualock._protocol.effects import AwaitMessage, Clock, RunScript, Steps, T
+from lualock._protocol.effects import DRIVER_WRITES, AwaitMessage, Clock, Steps, T
 from lualock._protocol.extend import extend_all
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import release as release_one
@@ -50,12 +50,9 @@ def acquire_all(
     """
     parts = request.parts
     keys = [key for part in parts for key in (part.key, part.queue)]
+    ttl_ms, holder_info = b"%d" % request.ttl_ms, request.holder_info
+    words = *keys, request.token, ttl_ms, DRIVER_WRITES, holder_info, yielding
     script = with_keys(ACQUIRE_ALL, len(keys))
-
-    def make(deadline: bytes) -> RunScript:
-        ttl_ms = b"%d" % request.ttl_ms
-        arguments = request.token, ttl_ms, deadline, request.holder_info, yielding
-        return RunScript(script, (*keys, *arguments))
 
     def refuse(reply: list[Any]) -> LockError:
         part = parts[reply[-1]]
@@ -66,7 +63,7 @@ def acquire_all(
         now = server.clock()
         return Held(reply[1], reply[2], reply[3], now).refusal(part.name, now, NotAcquired)
 
-    return take(request, server, make, refuse, until=until)
+    return take(request, server, script, words, refuse, until=until)
 
 
 def acquire(

@@ -1,10 +1,14 @@
-"""Estimate the server's clock from the local one. It reads no clock: callers pass the times."""
+"""Estimate the server's clock from the local one.
+
+A driver stamps each request that has a deadline when it sends it (:meth:`ServerClock.stamp`).
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from lualock._protocol.effects import MIN_REQUEST_S, Clock
+from lualock._protocol.effects import MIN_REQUEST_S, Clock, RunScript
 from lualock.errors import LockUnavailable
 
 DRIFT = 1e-3
@@ -39,11 +43,8 @@ class ServerClock:
 
     __slots__ = (
         *("_compared", "_least_us", "_most_us", "_usual"),
-        *("clock", "known", "reply_s", "stale_at"),
+        *("clock", "reply_s", "stale_at"),
     )
-
-    known: bool
-    """Whether the clocks have been compared at all."""
 
     stale_at: float
     """The time from which on they should be compared again."""
@@ -51,7 +52,6 @@ class ServerClock:
     def __init__(self, clock: Clock, reply_s: float) -> None:
         self.clock = clock
         self.reply_s = reply_s
-        self.known = False
         self.stale_at = self._compared = -math.inf
         self._least_us = self._most_us = 0.0
         self._usual = -math.inf, b""
@@ -63,7 +63,6 @@ class ServerClock:
         self._compared = received
         self.stale_at = received + FRESH_S
         self._usual = -math.inf, b""
-        self.known = True  # last, for other threads
 
     def refine(self, sent: float, received: float, server_us: int) -> None:
         """Compare the clocks if the result is more exact than the present one."""
@@ -71,21 +70,24 @@ class ServerClock:
         if received - sent < (self._most_us - self._least_us) / 1e6 + 2 * drift_s:
             self.compare(sent, received, server_us)
 
-    def usual(self, now: float) -> tuple[float, bytes]:
-        """Return when a request sent now without a limit of its own expires, and its deadline."""
-        expires = now + self.reply_s
-        usual = self._usual
-        if expires - usual[0] > KEPT_S:
-            self._usual = usual = expires, self.deadline(expires, now)
-        return usual
-
-    def within(self, until: float | None, now: float) -> tuple[float, bytes]:
-        """Return the same of a request whose caller waits until that time; ``None``: no limit."""
-        usual, deadline = self.usual(now)
-        if until is None or usual < until:
-            return usual, deadline
-        expires = max(until, now + MIN_REQUEST_S)
-        return expires, self.deadline(expires, now)
+    def stamp(self, call: RunScript) -> None:
+        """Write its deadline into a call that is sent now: when its caller stops waiting for the
+        reply. Note both times on the call."""
+        call.sent_at = now = self.clock()
+        until = call.until
+        call.expires, deadline = self._usual
+        if now + self.reply_s - call.expires > KEPT_S:
+            call.expires = now + self.reply_s
+            deadline = self.deadline(call.expires, now)
+            self._usual = call.expires, deadline
+        if until is not None and until < call.expires:
+            call.expires = max(until, now + MIN_REQUEST_S)
+            deadline = self.deadline(call.expires, now)
+        script = call.script
+        parts: Any = call.parts
+        parts[script.deadline_at] = deadline
+        if script.sent_us_at is not None:
+            parts[script.sent_us_at] = self.deadline(now, now)
 
     def deadline(self, until: float, now: float) -> bytes:
         """Return the latest server time that is certainly not after ``until``; 16 digits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lualock._protocol.effects import RunScript, Steps
+from lualock._protocol.effects import DRIVER_WRITES, RunScript, Steps
 from lualock._protocol.exchange import Exchange
 from lualock._protocol.replies import conflict
 from lualock._protocol.request import AcquireRequest
@@ -25,12 +25,9 @@ def request_release(request: AcquireRequest, ttl_ms: int, server: ServerClock) -
 
     :raises LockUnavailable: the server did not answer.
     """
-
-    def make(deadline: bytes) -> RunScript:
-        keys = request.key, stop_requests_key(request.key)
-        return RunScript(REQUEST_RELEASE, (*keys, request.token, b"%d" % ttl_ms, deadline))
-
-    reply = yield from Exchange(server).ask(make)
+    keys = request.key, stop_requests_key(request.key)
+    parts = *keys, request.token, b"%d" % ttl_ms, DRIVER_WRITES
+    reply = yield from Exchange(server).ask(REQUEST_RELEASE, parts)
     if reply != b"free" and reply[0] != b"asked":
         raise conflict(request.key)
     return bool(reply != b"free")

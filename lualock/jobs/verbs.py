@@ -17,6 +17,7 @@ from lualock import _protocol as protocol
 from lualock._core.keys import waiters_key
 from lualock._core.options import split_holder_info
 from lualock._protocol import (
+    DRIVER_WRITES,
     AcquireRequest,
     LeaseState,
     MultiRequest,
@@ -77,27 +78,14 @@ def reserve(request: AcquireRequest, server: ServerClock, *, alone: bool) -> Ste
     :raises AlreadyHeld: another job holds the reservation, or a job runs.
     """
     lock = request.key.removesuffix(RESERVATION)
+    ttl_ms, refuses_runner = b"%d" % request.ttl_ms, b"1" if alone else b"0"
+    arguments = request.token, ttl_ms, DRIVER_WRITES, request.holder_info, refuses_runner
+    parts = lock, request.key, *arguments, DRIVER_WRITES
 
-    def make(deadline: bytes) -> RunScript:
-        now = server.clock()
-        sent = server.deadline(now, now)
-        arguments = (
-            request.token,
-            b"%d" % request.ttl_ms,
-            deadline,
-            request.holder_info,
-            b"1" if alone else b"0",
-            sent,
-        )
-        return RunScript(RESERVE, (lock, request.key, *arguments))
+    def refusal(reply: Any) -> LockError:
+        return _already_held(request, lock, server, reply)
 
-    return take(
-        request,
-        server,
-        make,
-        lambda reply: _already_held(request, lock, server, reply),
-        fresh=False,
-    )
+    return take(request, server, RESERVE, parts, refusal, fresh=False)
 
 
 def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:
@@ -109,16 +97,14 @@ def start(request: AcquireRequest, owner: bytes, server: ServerClock) -> Steps[L
     """
     if isinstance(request, MultiRequest):
         return _start_all(request, owner, server)
+    reservation, ttl_ms = reservation_key(request.key), b"%d" % request.ttl_ms
+    keys = request.key, reservation, request.queue, waiters_key(reservation)
+    parts = *keys, request.token, ttl_ms, DRIVER_WRITES, request.holder_info, owner
 
-    def make(deadline: bytes) -> RunScript:
-        reservation = reservation_key(request.key)
-        keys = request.key, reservation, request.queue, waiters_key(reservation)
-        arguments = request.token, b"%d" % request.ttl_ms, deadline, request.holder_info, owner
-        return RunScript(START, (*keys, *arguments))
+    def refusal(reply: Any) -> LockError:
+        return _already_held(request, request.key, server, reply)
 
-    return take(
-        request, server, make, lambda reply: _already_held(request, request.key, server, reply)
-    )
+    return take(request, server, START, parts, refusal)
 
 
 def _start_all(request: MultiRequest, owner: bytes, server: ServerClock) -> Steps[LeaseState]:

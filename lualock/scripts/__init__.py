@@ -21,6 +21,9 @@ argument of its own that is named ``proof``, which the transport adds each time 
 request. So a stream of replies that has lost its order is noticed, and no reply of it is believed.
 A function that makes a reply has ``proof`` as its first parameter, and is held to the same rule.
 
+The transport also writes an argument that is named ``deadline`` or ``sent_us``, when it sends the
+request.
+
 A file that breaks these rules fails the import, so that it cannot be shipped.
 """
 
@@ -66,6 +69,11 @@ class Script:
     eval: bytes  # the same with the source, for a server that has forgotten the script
     proof_at: int | None
     """Which key or argument is the proof; ``None``: an argument that the transport appends."""
+    deadline_at: int | None
+    """Which argument is the server's time at which the caller stops waiting, if there is one. It
+    counts from the end, because of :func:`with_keys`: -1 is the last one without the proof."""
+    sent_us_at: int | None
+    """The same for the server's time when the request is sent."""
 
 
 def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True) -> Script:
@@ -94,6 +102,8 @@ def parse(name: str, text: str, include: dict[str, str], *, proved: bool = True)
         evalsha=_first_bytes(b"EVALSHA", sha.encode(), *parts),
         eval=_first_bytes(b"EVAL", source, *parts),
         proof_at=proof_at,
+        deadline_at=_from_end("deadline", args),
+        sent_us_at=_from_end("sent_us", args),
     )
 
 
@@ -162,6 +172,12 @@ def _find_proof(name: str, body: str, keys: tuple[str, ...], args: tuple[str, ..
     if proofs[0] not in args:
         raise ScriptError(f"{name}.lua: the proof must be an argument, and {proofs[0]} is not one")
     return len(keys) + args.index(proofs[0])
+
+
+def _from_end(argument: str, args: tuple[str, ...]) -> int | None:
+    if argument not in args:
+        return None
+    return args.index(argument) - len(args) + ("proof" in args)
 
 
 def _check_replies(name: str, expanded: str) -> None:

@@ -29,6 +29,7 @@ from lualock._protocol import (
 from lualock._transport.asyncio import driver as asyncio_driver
 from tests.support.faults import Fault, FaultProxy
 from tests.support.servers import Server
+from tests.support.steps import sent
 from tests.support.world import World, settle
 
 TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:waiters"
@@ -61,9 +62,9 @@ def _release() -> protocol.Steps[None]:
 @pytest.mark.parametrize("broke", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
 def test_an_interrupted_acquire_releases_its_token(broke: type[BaseException]) -> None:
     """``acquire`` that is interrupted while a request is under way releases the token first."""
-    steps = protocol.acquire(_request(), _server(), None)
-    call = next(steps)
-    assert isinstance(call, RunScript)
+    server = _server()
+    steps = protocol.acquire(_request(), server, None)
+    call = sent(next(steps), server)
     assert call.script.name == "acquire"
     later = steps.throw(broke())
     assert isinstance(later, CleanupLater)  # even if the request can no longer be under way
@@ -76,10 +77,32 @@ def test_an_interrupted_acquire_releases_its_token(broke: type[BaseException]) -
         steps.send([b"left"])
 
 
-def test_the_first_error_survives_a_failed_clean_up() -> None:
-    """An error of the clean-up does not replace the first error."""
+def test_a_request_that_was_not_sent_leaves_nothing() -> None:
+    """Interrupted while it waits for a connection, ``acquire`` has nothing to release."""
     steps = protocol.acquire(_request(), _server(), None)
     next(steps)
+    with pytest.raises(asyncio.CancelledError):
+        steps.throw(asyncio.CancelledError())
+
+
+def test_a_repetition_that_was_not_sent_hides_no_orphan() -> None:
+    """Interrupted while its repetition waits for a connection, ``acquire`` cleans up when the first
+    request has expired."""
+    server = _server()
+    steps = protocol.acquire(_request(), server, None)
+    first = sent(next(steps), server)
+    assert isinstance(steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True)), RunScript)
+    later = steps.throw(asyncio.CancelledError())
+    assert isinstance(later, CleanupLater)
+    assert later.orphan is first
+    assert later.orphan.expires == 5.0
+
+
+def test_the_first_error_survives_a_failed_clean_up() -> None:
+    """An error of the clean-up does not replace the first error."""
+    server = _server()
+    steps = protocol.acquire(_request(), server, None)
+    sent(next(steps), server)
     steps.throw(KeyboardInterrupt("first"))
     next(steps)
     with pytest.raises(KeyboardInterrupt, match="first"):
@@ -90,9 +113,12 @@ def test_the_first_error_survives_a_failed_clean_up() -> None:
 @pytest.mark.parametrize("verb", ["acquire", "release"])
 def test_an_interrupted_clean_up_is_an_interruption(verb: str, broke: type[BaseException]) -> None:
     """An interruption during a clean-up replaces the error that caused the clean-up."""
-    steps: Any = _release() if verb == "release" else protocol.acquire(_request(), _server(), None)
+    server = _server()
+    steps: Any = _release() if verb == "release" else protocol.acquire(_request(), server, None)
     step = next(steps)
     while not step.compensating:
+        if step.script.name == "acquire":
+            sent(step, server)
         step = steps.throw(lualock.LockUnavailable("lost", outcome_unknown=True))
         step = next(steps) if isinstance(step, CleanupLater) else step
     assert step.script.name == "abandon"
@@ -119,11 +145,11 @@ def test_nothing_is_released_before_there_is_a_ticket() -> None:
 
 def test_an_interrupted_wait_leaves_the_queue() -> None:
     """An interrupted wait leaves the queue first."""
-    steps = protocol.acquire(_request(), _server(), None)
+    server = _server()
+    steps = protocol.acquire(_request(), server, None)
     next(steps)
     steps.send([b"held", 1000, 0, b"other"])
-    check = steps.send(b"channel")
-    assert isinstance(check, RunScript)
+    check = sent(steps.send(b"channel"), server)
     assert check.script.name == "wait"
     assert isinstance(steps.send([b"queued", 1000, 0, b"other", b"1" * 16, 0, b"5"]), AwaitMessage)
     later = steps.throw(KeyboardInterrupt())  # the reply to the queue check has not been read
@@ -135,6 +161,31 @@ def test_an_interrupted_wait_leaves_the_queue() -> None:
     assert later.call.parts == back.parts == parts
     with pytest.raises(KeyboardInterrupt):
         steps.send([b"left"])
+
+
+def test_an_interrupted_claim_gives_the_lock_back() -> None:
+    """A waiter that is interrupted while it claims the lock, before it knows of its place, gives
+    back what the message granted."""
+
+    class Unanswered:
+        """A reply that has not come."""
+
+        def poll(self) -> None: ...
+
+    server = _server()
+    steps = protocol.acquire(_request(), server, None)
+    sent(next(steps), server)
+    steps.send([b"held", 1000, 0, b"other"])
+    sent(steps.send(b"channel"), server)
+    assert isinstance(steps.send(Unanswered()), AwaitMessage)
+    claim = steps.send(b"%016d%016d" % (10**15 + 1, 10**15))
+    assert isinstance(claim, RunScript)
+    assert claim.script.name == "claim"
+    back = steps.throw(asyncio.CancelledError())
+    assert isinstance(back, RunScript)
+    assert (back.script.name, back.compensating) == ("abandon", True)
+    with pytest.raises(asyncio.CancelledError):
+        steps.send([b"released"])
 
 
 def test_a_closed_generator_sends_nothing() -> None:
@@ -181,8 +232,9 @@ def test_a_release_that_may_have_happened_is_not_reported_as_expired() -> None:
 def test_a_repeated_request_counts_from_the_remaining_time() -> None:
     """The reply to a repeated ``acquire`` gives the first lease, with its remaining time."""
     times = iter([100.0, 100.0, 107.0, 107.0])
-    steps = protocol.acquire(_request(), _server(lambda: next(times)), 0)
-    next(steps)
+    server = _server(lambda: next(times))
+    steps = protocol.acquire(_request(), server, 0)
+    sent(next(steps), server)
     with pytest.raises(StopIteration) as done:
         steps.send([b"owned", 25_000, b"1795468272410195"])
     assert done.value.value == LeaseState(

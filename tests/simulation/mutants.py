@@ -262,8 +262,20 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.attempt",
         "the end of a lease is counted from the reply",
+        "deadline = sent.sent_at + self.request.ttl_ms / 1000\n",
+        "deadline = self.clock() + self.request.ttl_ms / 1000\n",
+    ),
+    (
+        "_protocol.attempt",
+        "the end of a waiter's lease is counted from the reply",
         "deadline = self.sent_at + self.request.ttl_ms / 1000\n",
         "deadline = self.clock() + self.request.ttl_ms / 1000\n",
+    ),
+    (
+        "_protocol.attempt",
+        "an interrupted waiter keeps its place",
+        'turn yet."""\n        self.needs_cleanup = True\n',
+        'turn yet."""\n',
     ),
     (
         "_protocol.acquire",
@@ -288,6 +300,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "the copy of a try is forgotten",
         "  self.mark_lost()\n        self.in_flight = None\n        if type(reply) is bytes:",
         "  pass\n        self.in_flight = None\n        if type(reply) is bytes:",
+    ),
+    (
+        "_protocol.in_flight",
+        "a request that was not sent replaces the orphan",
+        "if lost is not None and lost.expires < math.inf:",
+        "if lost is not None:",
     ),
     (
         "_protocol.in_flight",
@@ -322,7 +340,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.acquire",
         "the lease of a late try is counted from the last of them",
-        "attempt.sent_at = sent_at",
+        "attempt.in_flight.sent_at = first.sent_at",
         "pass",
     ),
     (

@@ -16,7 +16,6 @@ from typing import Any
 from lualock._protocol import (
     AwaitMessage,
     CleanupLater,
-    Connect,
     Effect,
     Pipeline,
     RunScript,
@@ -102,6 +101,11 @@ class Process:
         self.tasks.add(task)
         task.go(None, None)
         return task
+
+    def stamp(self, call: RunScript) -> None:
+        """Write the deadline, if it has one, into a call that is sent now."""
+        if call.script.deadline_at is not None:
+            self.server_clock.stamp(call)
 
     def note_queued(self, call: RunScript) -> None:
         """Record that a reply says that a caller has a place in the queue."""
@@ -242,15 +246,6 @@ class Process:
                 done(owed)
 
         self._with_connection(call.until, use, done)
-
-    def reach(self, step: Connect, done: Done) -> None:
-        """Make sure that there is a connection."""
-
-        def use(connection: Connection) -> None:
-            self.put_back(connection)
-            done(None)
-
-        self._with_connection(step.until, use, done)
 
     def batch(self, batch: Pipeline, done: Done) -> None:
         """Run many scripts in one round trip."""
@@ -393,9 +388,6 @@ class Task:
             assert isinstance(step, CleanupLater)
             process.later(step)
             done(None)
-        elif kind is Connect:
-            assert isinstance(step, Connect)
-            process.reach(step, done)
         elif kind is Pipeline:
             assert isinstance(step, Pipeline)
             process.batch(step, done)

@@ -121,11 +121,17 @@ class Request:
         if not self.process.threads:
             for call in self._calls:
                 call.via = connection
+        self._stamp()
         self._send_calls(connection, list(range(len(self._calls))))
 
     def post(self, connection: Connection) -> None:
         """Send the call without waiting."""
+        self._stamp()
         self._send_calls(connection, [0], whole=self._calls[0].lazy)
+
+    def _stamp(self) -> None:
+        for call in self._calls:
+            self.process.stamp(call)
 
     def _left_s(self) -> float:
         if self._until is None:
@@ -338,6 +344,7 @@ class ThreadSentReply(SentReply):
         self._connection = connection
         self._resend = False
         call.via = self
+        self.process.stamp(call)
         connection.send(self, call, whole=call.lazy, hold=hold)
 
     def settle(self, sending: Sending, reply: Any, error: LockError | None) -> None:

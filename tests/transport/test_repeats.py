@@ -19,6 +19,7 @@ from lualock._protocol import (
 )
 from lualock._transport import codec
 from lualock.scripts import SCRIPTS
+from tests.support.steps import sent
 
 TOKEN, LOCK, QUEUE = b"t" * 22, b"p:{x}", b"p:{x}:waiters"
 FENCE = b"1000000000000001"
@@ -78,10 +79,9 @@ def test_a_late_try_counts_from_its_first(server: ServerClock, clock: Clock) -> 
     """A lease after a late try counts from the first try: the reply, which proves only the token,
     may answer that."""
     steps = protocol.acquire(_request(), server, None)
-    next(steps)
+    sent(next(steps), server)
     clock.now = 1.0
-    again = steps.send([b"late", 10**15 + 500_000])
-    assert isinstance(again, RunScript)
+    sent(steps.send([b"late", 10**15 + 500_000]), server)
     clock.now = 2.0
     state = _result(steps, FENCE)
     assert state.deadline == 30.0
@@ -130,8 +130,7 @@ def test_a_refusal_after_two_sendings(server: ServerClock, *, fresh: bool) -> No
     """After two sendings a refusal does not prove a loss: the first copy may have kept the lock for
     a retry, which then took it over."""
     steps = protocol.adopt(_request(), b"o" * 22, server, fresh=fresh)
-    step = next(steps)
-    assert isinstance(step, RunScript)
+    step = sent(next(steps), server)
     step.doubled = True
     with pytest.raises(lualock.LeaseLost if fresh else lualock.LockUnavailable) as refused:
         steps.send(b"missing")

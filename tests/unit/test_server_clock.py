@@ -7,8 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 import lualock
-from lualock._protocol import AcquireRequest, Connect, RunScript, ServerClock, Steps, acquire
+from lualock._protocol import AcquireRequest, RunScript, ServerClock, Steps, acquire
+from lualock._protocol.effects import DRIVER_WRITES, MIN_REQUEST_S
 from lualock._protocol.server_clock import DRIFT, LATE_MAX
+from lualock.jobs import verbs
+from lualock.scripts import SCRIPTS
+from tests.support.steps import sent
 
 SERVER_US = 1_700_000_000_000_000
 
@@ -18,6 +22,18 @@ def _server(now: float = 10.0) -> ServerClock:
     # Sent at 10.0, received at 10.2: between these the server's clock was at SERVER_US.
     server.compare(10.0, 10.2, SERVER_US)
     return server
+
+
+def _times(*times: float) -> ServerClock:
+    clock: Iterator[float] = iter(times)
+    server = ServerClock(lambda: next(clock), 5.0)
+    server.compare(0.0, 0.0, SERVER_US)
+    return server
+
+
+def _stamped(server: ServerClock, until: float | None = None) -> RunScript:
+    parts = [b"lock", b"t" * 22, b"1000", DRIVER_WRITES, b"me"]
+    return sent(RunScript(SCRIPTS["acquire"], parts, until), server)
 
 
 def test_a_deadline_is_never_late() -> None:
@@ -36,13 +52,34 @@ def test_a_deadline_is_never_late() -> None:
 
 def test_one_deadline_serves_for_a_while() -> None:
     """A deadline that is used again is earlier than necessary, never later, and not for long."""
-    server = _server()
-    first = server.usual(11.0)
-    assert first == (16.0, server.deadline(16.0, 11.0))
-    assert server.usual(11.04) == first
-    assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))
+    server = _times(11.0, 11.04, 11.1, 11.1)
+    server.compare(10.0, 10.2, SERVER_US)
+    first, second, third = (_stamped(server) for _ in range(3))
+    assert (first.sent_at, first.expires) == (11.0, 16.0)
+    assert first.parts[3] == server.deadline(16.0, 11.0)
+    assert (second.sent_at, second.expires, second.parts[3]) == (11.04, 16.0, first.parts[3])
+    assert (third.expires, third.parts[3]) == (16.1, server.deadline(16.1, 11.1))
     server.compare(20.0, 20.0, SERVER_US)
-    assert server.usual(11.1) == (16.1, server.deadline(16.1, 11.1))  # by the new comparison
+    assert _stamped(server).parts[3] == server.deadline(16.1, 11.1)  # by the new comparison
+
+
+def test_a_deadline_is_never_after_the_caller_s_end() -> None:
+    """A request expires when its caller stops waiting, if that is sooner; at the earliest after the
+    time that each request has."""
+    server = _times(1.0, 1.0)
+    for until, expires in ((2.0, 2.0), (0.5, 1.0 + MIN_REQUEST_S)):
+        call = _stamped(server, until)
+        assert call.expires == expires
+        assert call.parts[3] == server.deadline(expires, 1.0)
+
+
+def test_the_time_of_sending_is_never_late() -> None:
+    """A job's request for its reservation carries the server's time at which it is sent."""
+    server = _times(3.0)
+    arguments = b"t" * 22, b"1000", DRIVER_WRITES, b"me", b"0", DRIVER_WRITES
+    call = sent(RunScript(verbs.RESERVE, [b"lock", b"reservation", *arguments]), server)
+    assert call.parts[4] == server.deadline(8.0, 3.0)
+    assert call.parts[7] == server.deadline(3.0, 3.0)
 
 
 def test_a_server_time_is_never_placed_too_late() -> None:
@@ -64,54 +101,23 @@ def test_a_better_comparison_is_taken() -> None:
     server.refine(10.9, 11.0, SERVER_US + 950_000)
     assert server.deadline(20.0, 11.0) > before
     assert 11.0 < server.stale_at < 60.0
-    assert server.known
-    assert not ServerClock(lambda: 0.0, 5.0).known
 
 
 def _request() -> AcquireRequest:
     return AcquireRequest("x", b"k", b"q", b"t" * 22, 30_000, b"me", b"0", b"0", crowded=False)
 
 
-def _times(*times: float) -> ServerClock:
-    clock: Iterator[float] = iter(times)
-    server = ServerClock(lambda: next(clock), 5.0)
-    server.compare(0.0, 0.0, SERVER_US)
-    return server
-
-
-def test_the_first_acquisition_reads_the_time_first() -> None:
-    """The first acquisition reads the server's time before its request, which needs a deadline."""
-    server = ServerClock(lambda: 0.0, 5.0)
-    steps = acquire(_request(), server, None)
-    assert isinstance(next(steps), Connect)
-    server.compare(0.0, 0.0, SERVER_US)
-    call = steps.send(None)
-    assert isinstance(call, RunScript)
-    assert call.parts[3] == b"%016d" % (SERVER_US + 5_000_000)
-    assert call.expires == 5.0
-
-
-def test_a_deadline_is_the_caller_s_if_that_is_sooner() -> None:
-    """A request expires when its caller gives up, if that is sooner."""
-    call = next(acquire(_request(), _times(0.0, 0.0), 2.0))
-    assert isinstance(call, RunScript)
-    assert call.expires == 2.0
-    assert call.parts[3] == b"%016d" % (SERVER_US + 2_000_000)
-
-
-def _late(steps: Steps[object]) -> RunScript:
-    step = steps.send([b"late", b"%016d" % (SERVER_US + 3600_000_000)])
-    assert isinstance(step, RunScript)
-    return step
+def _late(steps: Steps[object], server: ServerClock) -> RunScript:
+    return sent(steps.send([b"late", b"%016d" % (SERVER_US + 3600_000_000)]), server)
 
 
 def test_late_by_the_clock_alone() -> None:
     """After the server's clock is set forward, a request is late once, and its repetition is
     not."""
-    steps = acquire(_request(), _times(0.0, 0.1, 0.2, 0.3), 60.0)
-    first = next(steps)
-    second = _late(steps)
-    assert isinstance(first, RunScript)
+    server = _times(0.0, 0.1, 0.2, 0.3)
+    steps = acquire(_request(), server, 60.0)
+    first = sent(next(steps), server)
+    second = _late(steps, server)
     assert second.parts[1] == first.parts[1]
     assert int(second.parts[3]) > SERVER_US + 3600_000_000
     with pytest.raises(StopIteration):
@@ -120,18 +126,20 @@ def test_late_by_the_clock_alone() -> None:
 
 def test_late_when_the_time_is_over() -> None:
     """A request that is late because it took too long is not repeated."""
-    steps = acquire(_request(), _times(0.0, 3.0), 2.0)
-    next(steps)
+    server = _times(0.0, 0.0, 3.0)
+    steps = acquire(_request(), server, 2.0)
+    sent(next(steps), server)
     with pytest.raises(lualock.LockUnavailable, match="reached the server too late"):
-        _late(steps)
+        _late(steps, server)
 
 
 def test_late_each_time() -> None:
     """If requests are late after each comparison of the clocks, the acquisition ends with an
     error."""
-    steps = acquire(_request(), _times(*(n / 10 for n in range(20))), None)
-    next(steps)
+    server = _times(*(n / 10 for n in range(20)))
+    steps = acquire(_request(), server, None)
+    sent(next(steps), server)
     for _ in range(LATE_MAX):
-        _late(steps)
+        _late(steps, server)
     with pytest.raises(lualock.LockUnavailable, match="clock is unstable"):
-        _late(steps)
+        _late(steps, server)

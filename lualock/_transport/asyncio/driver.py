@@ -17,7 +17,6 @@ from lualock._protocol import (
     MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
-    Connect,
     Effect,
     Pipeline,
     RunScript,
@@ -130,6 +129,8 @@ class AsyncDriver:
         ):
             return None
         call.via = connection
+        if call.script.deadline_at is not None:
+            self.server_clock.stamp(call)
         return connection.call(call)
 
     async def _perform(self, step: Effect) -> Any:
@@ -145,9 +146,6 @@ class AsyncDriver:
             return await self._pipeline(connections, step)
         if isinstance(step, CleanupLater):
             return connections.cleanup_later(step)
-        if isinstance(step, Connect):
-            await connections.calls(step.until)
-            return None
         if isinstance(step, AwaitMessage):
             assert step.token is not None
             return await connections.subscriber.wait(step.token, step.seconds)
@@ -159,6 +157,8 @@ class AsyncDriver:
         if sent is None:
             call.via = connection = await (await self.connections()).calls(call.until)
             await self._wait_writable(connection, call.until)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             sent = connection, connection.call(call)
         connection, future = sent
         connection, (reply,) = await self._receive([call], connection, [future], call.until)
@@ -185,6 +185,8 @@ class AsyncDriver:
     async def _send(self, call: SendScript) -> SentReply:
         call.via = connection = await (await self.connections()).calls(call.until)
         await self._wait_writable(connection, call.until)
+        if call.script.deadline_at is not None:
+            self.server_clock.stamp(call)
         reply = SentReply(self, call, connection)
         if call.lazy:
             # Its caller goes on at once, and may not let this turn of the loop end in time.

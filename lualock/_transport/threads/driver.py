@@ -15,7 +15,6 @@ from lualock._protocol import (
     MIN_REQUEST_S,
     AwaitMessage,
     CleanupLater,
-    Connect,
     PendingReply,
     Pipeline,
     RunScript,
@@ -106,6 +105,8 @@ class BlockingDriver(ConnectionPool):
             connection = self._take(until)
             if until is not None or connection.unusual_timeout:
                 self._set_timeout(connection, until)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             request, proof = codec.pack(call)
             try:
                 connection.send(request)
@@ -136,6 +137,8 @@ class BlockingDriver(ConnectionPool):
             connection = self._take(call.until)
             if connection.unusual_timeout:
                 self._set_timeout(connection, None)
+            if call.script.deadline_at is not None:
+                self.server_clock.stamp(call)
             call.via = reply = connection.send_call(call, self._collect_idle)
             self._idle.append(connection)
         except BaseException as error:
@@ -305,10 +308,6 @@ class BlockingDriver(ConnectionPool):
         else:
             connection.set_timeout(None)
 
-    def _connect_ahead(self, step: Connect) -> None:
-        self._idle.append(self._wait_or_open(step.until))
-        self._notify_returned()
-
     # Close.
 
     def close(self) -> None:
@@ -333,7 +332,6 @@ class BlockingDriver(ConnectionPool):
         SendScript: _send,
         Pipeline: _pipeline,
         CleanupLater: _cleanup_later,
-        Connect: _connect_ahead,
         Subscribe: _listen,
         AwaitMessage: _wait,
     }
