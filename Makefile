@@ -20,6 +20,7 @@ quick: $(VENV)/installed-for-quick
 	LUALOCK_TESTS=quick $(BIN)/python -m pytest tests/unit tests/server
 
 # QUICK=1 for a first look; `make bench-guard` fails if a ratio that must hold does not.
+# `python -m bench docs bench/results/report.json` writes the figures of a run into the docs.
 QUICK ?=
 BENCH := $(BIN)/python -m bench $(if $(QUICK),--quick)
 

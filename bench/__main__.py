@@ -1,17 +1,17 @@
 """The command line: ``python -m bench [scenario ...] [--quick] [--guard] [--out FOLDER]``,
-``python -m bench compare A.json B.json`` and ``python -m bench plot A.json FOLDER [scenario ...]``.
+``python -m bench compare A.json B.json``, ``python -m bench plot A.json FOLDER [scenario ...]`` and
+``python -m bench docs A.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bench import compare, plots, report, rivals
+from bench import compare, docs, plots, report, rivals
 from bench.rivals import roster
 from bench.scenarios import SCENARIOS, SECONDS
 from bench.server import started
@@ -28,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
             case ["plot", kept, folder, *scenarios]:
                 for path in plots.draw(report.load(kept), Path(folder), scenarios):
                     print(path)
-            case ["compare" | "plot", *_]:
+            case ["docs", kept]:
+                for path in docs.update(report.load(kept)):
+                    print(path)
+            case ["compare" | "plot" | "docs", *_]:
                 raise report.Unusable((__doc__ or "").strip())
             case _:
                 return _run(argv)
@@ -67,7 +70,7 @@ def _run(arguments: list[str]) -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = made.as_json()
-    (options.out / "report.json").write_text(json.dumps(kept, indent=1, allow_nan=False), "utf-8")
+    (options.out / "report.json").write_text(report.as_text(kept), "utf-8")
     markdown = made.as_markdown()
     (options.out / "report.md").write_text(markdown, "utf-8")
     plots.draw(kept, options.out, [])

@@ -73,4 +73,4 @@ def _latencies_us(setting: Setting, name: str) -> list[float]:
 def targets(rows: list[Row]) -> Targets:
     """Return each target: its claim, the figure of this run, and whether it is met."""
     best = min(row.times_lualock for row in rows if row.rival != rivals.LUALOCK)
-    return [("no rival hands over sooner (p50, the best rival's times ours)", best, best >= 1)]
+    return [("no rival hands over sooner (p50, the best rival's times lualock's)", best, best >= 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,13 @@ def colour(name: str) -> str:
     return "#7f7f7f"
 
 
+def source(kept: dict[str, Any], scenario: str) -> str:
+    """Return a digest of what a plot shows, which its file names: the drawing itself differs
+    between versions of matplotlib."""
+    shown = json.dumps([report.summary(kept), kept["results"].get(scenario)])
+    return f"report.json, {hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+
+
 def draw(
     kept: dict[str, Any], folder: Path, scenarios: Sequence[str], *, suffix: str = "svg"
 ) -> list[Path]:
@@ -127,13 +136,10 @@ def draw(
         axes.set_title(f"{name}: {SCENARIOS[name].TITLE}", loc="left")
         axes.grid(axis="x" if isinstance(plot, Bars) else "both", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        facts = kept["facts"]
-        shown = {fact: facts.get(fact, "?") for fact in ("run", "cores", "server", "redis")}
-        shown["run"] = shown["run"].partition(",")[0]
-        words = "{run} run, {cores} cores, {server}, redis-py {redis}".format(**shown)
-        figure.supxlabel(words, fontsize=7, color="#666666")
+        figure.supxlabel(report.summary(kept), fontsize=7, color="#666666")
         path = folder / f"{name}.{suffix}"
-        figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
+        svg = {"Date": None, "Source": source(kept, name)}
+        figure.savefig(path, metadata=svg if suffix == "svg" else None)
         plt.close(figure)
         paths.append(path)
     return paths

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+import subprocess
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ class Unusable(Exception):
 
 
 def facts(server_version: str, *, quick: bool, took_s: float) -> dict[str, str]:
-    """Return the machine and the versions, without any name."""
+    """Return the commit, the machine and the versions, without any name."""
     return {
         "run": f"{'quick' if quick else 'whole'}, {took_s:.0f} s",
+        "commit": _commit(),
         "cores": str(os.cpu_count()),
         "processor": _processor(),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
@@ -42,6 +44,17 @@ def facts(server_version: str, *, quick: bool, took_s: float) -> dict[str, str]:
         "server": server_version,
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def _commit() -> str:
+    command = ("git", "describe", "--always", "--dirty", "--exclude=*")
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def _processor() -> str:
@@ -103,34 +116,66 @@ class Report:
         return {
             "facts": self.facts,
             "results": {
-                n: [_finite(asdict(row)) for row in rows] for n, rows in self.results.items()
+                n: [_plain(asdict(row)) for row in rows] for n, rows in self.results.items()
             },
             "broken": [asdict(one) for one in self.broken],
-            "targets": [_finite({"claim": c, "figure": f, "met": m}) for c, f, m in self.targets],
-            "spent": [asdict(one) for one in self.spent],
+            "targets": [_plain({"claim": c, "figure": f, "met": m}) for c, f, m in self.targets],
+            "spent": [_plain(asdict(one)) for one in self.spent],
         }
 
     def as_markdown(self) -> str:
         """Return all of it for readers: first the targets, then what broke, then the tables."""
-        met = [[c, f"{f:.2f}", "met" if m else "**missed**"] for c, f, m in self.targets]
-        broke = [[one.rival, one.scenario, _cell(one.error)] for one in self.broken]
+        kept = self.as_json()
         spent = [
             [one.scenario, f"{one.took_s:.0f}", f"{one.budget_s:.0f}", _rounds(one)]
             for one in self.spent
         ]
-        parts = [
-            "# lualock benchmark",
-            ", ".join(f"{k} {v}" for k, v in self.facts.items()),
-            "## Targets",
-            table(["claim", "this run", ""], met),
-            "## Rivals that broke",
-            table(["rival", "where", "error"], broke) if broke else "None.",
-        ]
-        for name, rows in self.results.items():
-            parts += section(name, rows)
+        parts = ["# lualock benchmark", facts_line(kept), "## Targets", targets_table(kept)]
+        parts += ["## Rivals that broke", broken_table(kept)]
+        for name, rows in kept["results"].items():
+            parts += [f"## {name}: {SCENARIOS[name].TITLE}", f"![{name}]({name}.svg)"]
+            parts.append(section(name, rows))
         parts += ["## How the rivals are used", _used()]
         parts += ["## How long it took", SPENT, table(["", "s", "of", "rounds"], spent)]
         return "\n\n".join(parts) + "\n"
+
+
+def as_text(kept: dict[str, Any]) -> str:
+    """Return the JSON file of a run."""
+    return json.dumps(kept, indent=1, allow_nan=False) + "\n"
+
+
+def facts_line(kept: dict[str, Any]) -> str:
+    """Return the facts of a run in one line."""
+    return ", ".join(f"{name} {value}" for name, value in kept["facts"].items())
+
+
+def summary(kept: dict[str, Any]) -> str:
+    """Return the facts that a plot or a short table needs."""
+    facts = defaultdict(lambda: "?", kept["facts"])
+    facts["run"] = facts["run"].partition(",")[0]
+    return (
+        "{run} run of commit {commit}, {cores} cores, Python {python}, {server}, redis-py {redis}"
+    ).format_map(facts)
+
+
+def targets_table(kept: dict[str, Any]) -> str:
+    """Return the table of the targets."""
+    rows = [
+        [
+            one["claim"],
+            "-" if one["figure"] is None else f"{one['figure']:.2f}",
+            "met" if one["met"] else "**missed**",
+        ]
+        for one in kept["targets"]
+    ]
+    return table(["claim", "this run", ""], rows)
+
+
+def broken_table(kept: dict[str, Any]) -> str:
+    """Return the table of the rivals that broke or could not be installed."""
+    rows = [[one["rival"], one["scenario"], _cell(one["error"])] for one in kept["broken"]]
+    return table(["rival", "where", "error"], rows) if rows else "None."
 
 
 def _used() -> str:
@@ -145,9 +190,14 @@ def _rounds(one: Spent) -> str:
     return f"{one.most}" if one.fewest == one.most else f"{one.fewest} to {one.most}"
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace infinite figures, ratios to nothing, which JSON lacks."""
-    return {k: None if v in (inf, -inf) else v for k, v in row.items()}
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Round the figures, and replace infinite ones (ratios to nothing), which JSON lacks."""
+    return {
+        name: (float(f"{value:.5g}") if isfinite(value) else None)
+        if isinstance(value, float)
+        else value
+        for name, value in row.items()
+    }
 
 
 def load(path: str) -> dict[str, Any]:
@@ -161,21 +211,18 @@ def load(path: str) -> dict[str, Any]:
     return found
 
 
-def section(name: str, rows: list[Any]) -> Iterable[str]:
-    """Yield a scenario's part of the report."""
+def section(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return a scenario's words and table."""
     scenario = SCENARIOS[name]
-    yield f"## {name}: {scenario.TITLE}"
-    if scenario.WORDS:
-        yield scenario.WORDS.strip()
-    yield f"![{name}]({name}.svg)"
-    heads, fields = zip(*scenario.COLUMNS, strict=True)
+    heads, columns = zip(*scenario.COLUMNS, strict=True)
     missing = getattr(scenario, "MISSING", MISSING)
-    yield table(list(heads), [[_formatted(row, one, missing) for one in fields] for row in rows])
+    cells = [[_formatted(row, column, missing) for column in columns] for row in rows]
+    return "\n\n".join(filter(None, [scenario.WORDS.strip(), table(list(heads), cells)]))
 
 
-def _formatted(row: Any, column: str, missing: str) -> str:
+def _formatted(row: dict[str, Any], column: str, missing: str) -> str:
     field, _, form = column.partition(":")
-    value = getattr(row, field)
+    value = row.get(field)
     return missing if value is None else format(value, form)
 
 

@@ -8,6 +8,7 @@ Nothing here or in a scenario sets a number of rounds: a scenario has so many se
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 Targets = list[tuple[str, float, bool]]
 LEAST, QUICK_LEAST, MOST = 3, 1, 25  # rounds
+FOLDERS = re.compile(r"(?<!\w)/(?:[\w.-]+/)+")
 ROUND_LIMIT_S = 60.0  # for one way in one round; a slower one counts as hanging
 
 
@@ -95,7 +97,8 @@ class Setting:
         if rival.startswith("lualock"):
             raise RuntimeError(f"{rival} broke in {scenario}: {error!r}")
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        broken = Broken(rival, scenario, " ".join(text.split())[:300])
+        text = FOLDERS.sub("", " ".join(text.split()))  # the report names no place of the machine
+        broken = Broken(rival, scenario, text[:300])
         if broken not in self.broken:
             self.broken.append(broken)
 

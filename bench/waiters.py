@@ -36,10 +36,10 @@ TITLE = "one lock, many waiting coroutines"
 WORDS = __doc__
 COLUMNS = (
     ("waiters", "waiters:,"),
-    ("µs a hand-over", "hand_over_us:.0f"),
+    ("µs a hand-over", "hand_over_us:,.0f"),
     ("times among few", "times_few:.2f"),
     ("commands a second, each, idle", "idle_per_s:.3f"),
-    ("bytes each", "bytes_each:.0f"),
+    ("bytes each", "bytes_each:,.0f"),
 )
 
 

@@ -324,6 +324,16 @@ def test_a_way_that_breaks_in_a_round_is_dropped(
     ]
 
 
+def test_the_report_names_no_folder_of_the_machine(tiny: Setting) -> None:
+    """An error keeps the name of a file, without its folders."""
+    for error in ("no '/home/me/of.sock'", "unix:///tmp/of.sock of SETNX/GETSET"):
+        tiny.breaks("a rival", error, OSError(error))
+    assert [one.error for one in tiny.broken] == [
+        "OSError: no 'of.sock'",
+        "OSError: unix://of.sock of SETNX/GETSET",
+    ]
+
+
 def test_an_error_of_lualock_ends_the_benchmark(tiny: Setting) -> None:
     """An error of lualock ends the benchmark."""
     with pytest.raises(RuntimeError, match="lualock broke in here"):
