@@ -53,7 +53,8 @@ class ConnectionPool:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._wait_or_open(until)
+            pass
+        return self._wait_or_open(until)  # here, so that its errors do not begin with that one
 
     def _wait_or_open(self, until: float | None) -> Connection:
         permit = Permit()
