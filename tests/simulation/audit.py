@@ -15,7 +15,7 @@ from lualock.jobs import RESERVE_S
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contracts import contract_of
 from tests.simulation.job_rules import RESERVATION
-from tests.simulation.multi import note_owner
+from tests.simulation.multi import note_end, note_owner
 from tests.simulation.orphans import name_at
 from tests.simulation.world import US, World
 
@@ -75,6 +75,8 @@ class Audit:
                 start, end = max(since, done), now if at is None else at
                 if end > start + GRACE_US:
                     self._orphans.append((lock, before, since, start, end))
+        elif owner in self._world.turns:
+            note_end(self._world, lock, owner)
 
     def finish(self, settle_s: float) -> None:
         """Judge the orphans: faults just before excuse one."""

@@ -237,9 +237,19 @@ def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired:
             identity["id"] = world.waits_as(before)
             world.record("acquire", **identity)
     if after in world.turns:
-        store, key = world.server.store, keys.lock_key(b"sim", lock)
-        left_s = store.ends[key] / 1000 - store.now_us / US
-        ident = world.waits_as(after)
-        identity = {"lock": lock, "process": world.turns[after][0].name, "id": ident}
-        fence = int(store.data[key][1:17])
-        world.record("got", fence=fence, until=world.t + left_s, **identity)
+        fence = int(world.server.store.data[keys.lock_key(b"sim", lock)][1:17])
+        _record_end(world, "got", lock, after, fence=fence)
+
+
+def note_end(world: World, lock: str, token: bytes) -> None:
+    """Record until when such a token has the lock, if a script has just changed that."""
+    if world.server.store.ends[keys.lock_key(b"sim", lock)] != world.turn_ends[token]:
+        _record_end(world, "until", lock, token)
+
+
+def _record_end(world: World, kind: str, lock: str, token: bytes, **fields: int) -> None:
+    store = world.server.store
+    world.turn_ends[token] = end_ms = store.ends[keys.lock_key(b"sim", lock)]
+    until = world.t + end_ms / 1000 - store.now_us / US
+    identity = {"lock": lock, "process": world.turns[token][0].name, "id": world.waits_as(token)}
+    world.record(kind, until=until, **fields, **identity)
