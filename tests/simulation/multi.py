@@ -238,12 +238,14 @@ def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired:
             world.record("acquire", **identity)
     if after in world.turns:
         fence = int(world.server.store.data[keys.lock_key(b"sim", lock)][1:17])
-        _record_end(world, "got", lock, after, fence=fence)
+        if fence != world.turn_fences[after]:  # else a replica brought back what was lost
+            world.turn_fences[after] = fence
+            _record_end(world, "got", lock, after, fence=fence)
 
 
 def note_end(world: World, lock: str, token: bytes) -> None:
     """Record until when such a token has the lock, if a script has just changed that."""
-    if world.server.store.ends[keys.lock_key(b"sim", lock)] != world.turn_ends[token]:
+    if world.server.store.ends[keys.lock_key(b"sim", lock)] != world.turn_ends.get(token):
         _record_end(world, "until", lock, token)
 
 

@@ -175,6 +175,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "_protocol.multi",
+        "a later try for all has the token of a refused one",
+        "        request.renew_token()\n",
+        "",
+    ),
+    (
+        "_protocol.multi",
         "what a waiting caller has is not extended",
         "yield from self._extend()",
         "pass",

@@ -56,6 +56,7 @@ class World:
         # for the lease that it wants.
         self.turns: dict[bytes, tuple[Process, MultiRequest]] = {}
         self.turn_ends: dict[bytes, int] = {}  # when the server lets their locks end
+        self.turn_fences: Counter[bytes] = Counter()  # the last one of each
         self.lost_turns: Counter[bytes] = Counter()  # how often one lost its lock
         self.kept: set[str] = set()  # the jobs for whose retry a lock may be kept
         self.faults: Counter[str] = Counter()
