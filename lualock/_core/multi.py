@@ -39,11 +39,23 @@ class MultiLockBase(LockBase):
     """Several locks of one server, acquired all or none.
 
     :param locks: at least two; it has the name and the options of the first.
+    :raises InvalidArgument: one is among them twice, or they are of several ``Locks`` objects.
     """
 
     __slots__ = ("_all", "_parts")
 
     def __init__(self, locks: Sequence[LockBase]) -> None:
+        names = [lock.name for lock in locks]
+        if len({lock.key for lock in locks}) < len(locks):
+            raise InvalidArgument(
+                f"could not make one lock of {names}: a lock is among them twice, and would wait "
+                "for itself. Name each one once"
+            )
+        if any(lock.locks is not locks[0].locks for lock in locks):
+            raise InvalidArgument(
+                f"could not make one lock of {names}: they are of several Locks objects. Make all "
+                "of them with one"
+            )
         for name in LockBase.__slots__:
             setattr(self, name, getattr(locks[0], name))
         self._entered = []

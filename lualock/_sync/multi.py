@@ -14,8 +14,13 @@ class MultiLease(MultiLeaseBase, Lease):
     __slots__ = ()
 
 
-class MultiLock(MultiLockBase, Lock):
-    """Several locks of one server, acquired all or none."""
+class MultiLock(MultiLockBase):
+    """Several locks of one server, acquired all or none.
+
+    It has no other method of a lock: those are about one name.
+    """
 
     __slots__ = ()
     _lease_class = MultiLease
+    acquire = Lock.acquire
+    _hold = Lock._hold

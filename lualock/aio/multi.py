@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lualock._core.multi import MultiLeaseBase, MultiLockBase
+from lualock._transport.asyncio.tasks import current_task
 from lualock.aio.lease import Lease
 from lualock.aio.lock import Lock
 
@@ -13,8 +14,16 @@ class MultiLease(MultiLeaseBase, Lease):
     __slots__ = ()
 
 
-class MultiLock(MultiLockBase, Lock):
-    """Several locks of one server, acquired all or none."""
+class MultiLock(MultiLockBase):
+    """Several locks of one server, acquired all or none.
+
+    It has no other method of a lock: those are about one name.
+    """
 
     __slots__ = ()
     _lease_class = MultiLease
+    # async only:
+    _task = staticmethod(current_task)
+    # end
+    acquire = Lock.acquire
+    _hold = Lock._hold

@@ -186,3 +186,19 @@ async def test_foreign_values(api: World) -> None:
         await settle(both.acquire())
     assert not _held(api, first)
     assert api.client.get(second.key) == b"mine"
+
+
+async def test_what_cannot_be_one_lock(api: World) -> None:
+    """A lock that is named twice, and locks of two connections, are refused in words."""
+    locks = api.connect()
+    with pytest.raises(lualock.InvalidArgument, match="a lock is among them twice"):
+        locks.together(locks.lock("a"), locks.lock("b"), locks.lock("a"))
+    with pytest.raises(lualock.InvalidArgument, match="they are of several Locks objects"):
+        locks.together(locks.lock("a"), api.connect().lock("b"))
+
+
+async def test_only_methods_about_all_locks(api: World) -> None:
+    """What is about one name is no method of several locks."""
+    both = _pair(api)[2]
+    for name in ("inspect", "locked", "request_release", "__enter__", "__aenter__", "__call__"):
+        assert not hasattr(both, name)
