@@ -231,11 +231,14 @@ class Process:
         elif error is not None:
             self.failures += 1
 
-    def post(self, call: SendScript, done: Done) -> None:
-        """Send a call whose reply is read later."""
+    def post(self, call: SendScript, done: Done, interrupted: Callable[[], bool]) -> None:
+        """Send a call whose reply is read later, unless its caller is interrupted before."""
         posted = self.clock()
 
         def use(connection: Connection) -> None:
+            if interrupted():
+                self.put_back(connection)
+                return
             if not self.threads:
                 done(LoopSentReply(connection, call, posted))
                 return
@@ -393,7 +396,8 @@ class Task:
             process.batch(step, done)
         elif kind is SendScript:
             assert isinstance(step, SendScript)
-            process.post(step, done)
+            at = self._at
+            process.post(step, done, lambda: self._at != at)
         else:
             assert isinstance(step, RunScript)
             if step.compensating:

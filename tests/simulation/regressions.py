@@ -62,4 +62,7 @@ REGRESSIONS: dict[int, str] = {
     66422: "a lock kept for a retry, sent twice, counted as expired when the retry had it",
     27321: "a holder that learned of its lease after its end, and still wrote",
     148958: "a late copy of a reservation took that of a job that had run",
+    10346: "a request was sent although its caller had been interrupted before (simulator)",
+    5319: "what a waiting token had was believed to end at its first end (simulator)",
+    3439: "a replica brought back what a waiting token had lost (simulator)",
 }
