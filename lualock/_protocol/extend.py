@@ -29,14 +29,12 @@ def extend(request: AcquireRequest, state: LeaseState, ttl_ms: int, clock: Clock
     shorten = state.may_outlast(sent_at + ttl_s)
     shortening = state.shorten_to(sent_at + ttl_s, ttl_s) if shorten else None
     certain = True
-    for at, part in enumerate(request.parts):
+    for part in request.parts:
         step = _extend(part, state, ttl_ms, shorten=shorten)
         try:
             reply = yield step
         except LockUnavailable as error:
             certain = False
-            if shortening is not None and not error.outcome_unknown and not at:
-                state.not_shortened(shortening)
             reply = yield from resend(step, error)
         certain = certain and not step.doubled
         if reply != b"extended":

@@ -23,8 +23,6 @@ event                  what changes
 ``extended``           at the same revision: no claim, the later end; else the sooner end
 ``shorten_to``         no claim, the sooner end, ``at_most_s``; ``revision`` grows
 ``shortened``          ``at_most_s`` as before, unless the revision has changed
-``not_shortened``      all that ``shorten_to`` changed as before, unless the end or the revision has
-                       changed
 ``claim_confirmed``    no claim, the later of the end and ``claimed_deadline``
 ``claim_refused``      no claim, ``lost``
 ``claim_unanswered``   no claim: the lease lasts as long as is certain
@@ -54,14 +52,12 @@ acquisition its construction."""
 class Shortening(NamedTuple):
     """What a request for a sooner end replaced, and what counts since it was sent.
 
-    ``believed``: the end, ``at_most_s`` and the revision. Another request for a sooner end may have
-    left the same end, so the revision is compared too.
+    ``believed``: ``at_most_s`` and the revision. Another request for a sooner end may have left the
+    same ``at_most_s``, so the revision is compared too.
     """
 
-    claim: PendingReply | None
-    deadline: float
     at_most_s: float
-    believed: tuple[float, float, int]
+    believed: tuple[float, int]
 
 
 @dataclass(slots=True)
@@ -128,24 +124,16 @@ class LeaseState:
         """Believe a sooner end: its request, by ``ttl_s``, may be executed at any time."""
         with _mutex.lock:
             self.revision += 1
-            revision, claim = self.revision, self.claim
-            deadline, at_most_s = self.deadline, self.at_most_s
-            self.claim, self.deadline = None, min(deadline, until)
+            at_most_s = self.at_most_s
+            self.claim, self.deadline = None, min(self.deadline, until)
             self.at_most_s = min(at_most_s, ttl_s)
-            believed = self.deadline, self.at_most_s, revision
-            return Shortening(claim, deadline, at_most_s, believed)
+            return Shortening(at_most_s, (self.at_most_s, self.revision))
 
     def shortened(self, shortening: Shortening) -> None:
         """Note the reply to that request, of which no copy is in flight."""
         with _mutex.lock:
-            if shortening.believed[1:] == (self.at_most_s, self.revision):
+            if shortening.believed == (self.at_most_s, self.revision):
                 self.at_most_s = shortening.at_most_s
-
-    def not_shortened(self, shortening: Shortening) -> None:
-        """Note that the request was never sent."""
-        with _mutex.lock:
-            if shortening.believed == (self.deadline, self.at_most_s, self.revision):
-                self.claim, self.deadline, self.at_most_s = shortening[:3]
 
     # A claim.
 

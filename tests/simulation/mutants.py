@@ -145,7 +145,7 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
     (
         "_protocol.lease_state",
         "a sooner end without an answer is ignored",
-        "            self.claim, self.deadline = None, min(deadline, until)\n",
+        "            self.claim, self.deadline = None, min(self.deadline, until)\n",
         "",
     ),
     (

@@ -65,4 +65,5 @@ REGRESSIONS: dict[int, str] = {
     10346: "a request was sent although its caller had been interrupted before (simulator)",
     5319: "what a waiting token had was believed to end at its first end (simulator)",
     3439: "a replica brought back what a waiting token had lost (simulator)",
+    116345: "a stray error in place of the reply to a sooner end was believed, and undid it",
 }

@@ -119,12 +119,6 @@ EVENTS: list[tuple[str, LeaseState, Callable[[LeaseState], Any], dict[str, Any]]
         {"deadline": 3.0, "revision": 1},
     ),
     (
-        "it was not sent",
-        _claimed(),
-        lambda s: s.not_shortened(s.shorten_to(3.0, 3.0)),
-        {"revision": 1},
-    ),
-    (
         "a claim",
         _claimed(),
         lambda s: s.claim_confirmed(CLAIM),
@@ -184,12 +178,10 @@ def test_what_an_extension_can_promise() -> None:
 
 
 def test_a_sooner_end_of_another_is_not_undone() -> None:
-    """A request that was not sent undoes no sooner end that another one has set since, and its
-    reply does not lift the limit of another one."""
+    """The reply to a request for a sooner end does not lift the limit of another one."""
     state = _state()
     first = _shorten(state, 5.0)
     second = _shorten(state, 3.0)
-    state.not_shortened(first)
     state.shortened(first)
     assert (state.deadline, state.at_most_s) == (3.0, 3.0)
     state.shortened(second)
@@ -271,16 +263,15 @@ def test_a_sooner_end_while_the_reply_to_a_renewal_is_read() -> None:
 
 
 def test_two_equal_sooner_ends_at_the_same_time() -> None:
-    """Of two threads that request the same sooner end, the one whose request was not sent, or was
-    answered, does not undo what the other one promised, at whatever point they meet."""
-    for undo in ("not_shortened", "shortened"):
+    """Of two threads that request the same sooner end, the one whose request was answered does not
+    undo what the other one promised, at whatever point they meet."""
 
-        def work(state: LeaseState, undo: str = undo) -> None:
-            getattr(state, undo)(_shorten(state, 3.0))
+    def work(state: LeaseState) -> None:
+        state.shortened(_shorten(state, 3.0))
 
-        for where in ("_shorten", "shorten_to", undo):
-            for state in _interleaved(where, work, lambda s: _shorten(s, 3.0)):
-                assert (state.deadline, state.at_most_s) == (3.0, 3.0)
+    for where in ("_shorten", "shorten_to", "shortened"):
+        for state in _interleaved(where, work, lambda s: _shorten(s, 3.0)):
+            assert (state.deadline, state.at_most_s) == (3.0, 3.0)
 
 
 def test_two_threads_read_the_reply_to_a_claim() -> None:
