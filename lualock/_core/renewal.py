@@ -2,8 +2,8 @@
 
 The transports provide the thread or task that runs :meth:`LeaseRenewer.round` when a lease is due.
 
-* A lease is renewed after a quarter to a third of its ttl, so two renewals may fail before it is
-  lost. Leases differ in that, so that processes that started together do not renew together.
+* A lease is renewed after a quarter to a third of its ttl. Leases differ in that, so that processes
+  that started together do not renew together.
 * Leases that are due at about the same time are renewed in one round trip.
 * The renewer refers to leases weakly: a lease that the program dropped is not renewed for ever.
 * A failure is logged and retried until the local deadline, which is no later than the server's.

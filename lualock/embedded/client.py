@@ -105,6 +105,8 @@ os.register_at_fork(
 def start() -> Embedded:
     """Start the embedded server of this user, or join the one that runs; wait for its PONG.
 
+    Its ``url`` works with redis-py. Celery's broker wants ``redis+socket://`` and the path.
+
     This blocks for some ten milliseconds, and for about ten seconds at most.
 
     :raises EmbeddedUnavailable: there is no server program, the server does not start or answer, or
