@@ -236,7 +236,7 @@ def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired:
             world.lost_turns[before] += 1
             identity["id"] = world.waits_as(before)
             world.record("acquire", **identity)
-    if after in world.turns:
+    if after in world.turns and after not in world.disowned:
         fence = int(world.server.store.data[keys.lock_key(b"sim", lock)][1:17])
         if fence != world.turn_fences[after]:  # else a replica brought back what was lost
             world.turn_fences[after] = fence
@@ -245,7 +245,8 @@ def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired:
 
 def note_end(world: World, lock: str, token: bytes) -> None:
     """Record until when such a token has the lock, if a script has just changed that."""
-    if world.server.store.ends[keys.lock_key(b"sim", lock)] != world.turn_ends.get(token):
+    ends = world.server.store.ends
+    if token in world.turn_ends and ends[keys.lock_key(b"sim", lock)] != world.turn_ends[token]:
         _record_end(world, "until", lock, token)
 
 

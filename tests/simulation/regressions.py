@@ -66,4 +66,5 @@ REGRESSIONS: dict[int, str] = {
     5319: "what a waiting token had was believed to end at its first end (simulator)",
     3439: "a replica brought back what a waiting token had lost (simulator)",
     116345: "a stray error in place of the reply to a sooner end was believed, and undid it",
+    173264: "a replica gave a lock to a waiting token whose client had gone (simulator)",
 }
