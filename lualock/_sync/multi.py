@@ -23,4 +23,5 @@ class MultiLock(MultiLockBase):
     __slots__ = ()
     _lease_class = MultiLease
     acquire = Lock.acquire
+    try_acquire = Lock.try_acquire
     _hold = Lock._hold

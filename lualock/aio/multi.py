@@ -26,4 +26,5 @@ class MultiLock(MultiLockBase):
     _task = staticmethod(current_task)
     # end
     acquire = Lock.acquire
+    try_acquire = Lock.try_acquire
     _hold = Lock._hold
