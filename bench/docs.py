@@ -99,7 +99,7 @@ def _rates(rows: list[dict[str, Any]]) -> str:
                 *(figure(rival, count, "per_s", ",.0f") for count in counts),
                 figure(rival, most, "wait_p99_ms", ",.0f"),
             ]
-            for rival in sorted({row["rival"] for row in rows}, key=rate, reverse=True)
+            for rival in sorted(sorted({row["rival"] for row in rows}), key=rate, reverse=True)
         ],
     )
 
