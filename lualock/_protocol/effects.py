@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any, Protocol, TypeVar
 
 from lualock.scripts import Script
@@ -127,21 +128,38 @@ Steps = Generator[Effect, Any, T]
 Clock = Callable[[], float]
 
 
+def relayed(steps: Steps[T], perform: Callable[[Effect], Steps[Any]]) -> Steps[T]:
+    """Run a protocol, and replace each of its effects by the steps that ``perform`` returns."""
+    error: BaseException | None = None
+    try:
+        while True:
+            try:
+                step = steps.send(None) if error is None else steps.throw(error)
+                error = None
+                while True:
+                    step = steps.send((yield from perform(step)))
+            except BaseException as caught:
+                # The steps handle all but their own end, also an interruption between two of these
+                # lines.
+                if getgeneratorstate(steps) != GEN_CLOSED and type(caught) is not GeneratorExit:
+                    error = caught
+                elif isinstance(caught, StopIteration):
+                    result: T = caught.value
+                    return result
+                else:
+                    raise
+    finally:
+        error = None  # otherwise the error and this frame keep each other alive
+
+
 def watched(steps: Steps[T], on_step: Callable[[], object]) -> Steps[T]:
     """Run a protocol, and call ``on_step`` before each of its steps is carried out.
 
     The state of a lease may change already when a request is sent.
     """
-    try:
-        step = next(steps)
-        while True:
-            on_step()
-            try:
-                reply = yield step
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(reply)
-    except StopIteration as done:
-        result: T = done.value
-        return result
+
+    def perform(step: Effect) -> Steps[Any]:
+        on_step()
+        return (yield step)
+
+    return relayed(steps, perform)

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
 from lualock._protocol.abandon import give_back
 from lualock._protocol.acquire import acquire as acquire_one
 from lualock._protocol.adopt import take
-from lualock._protocol.effects import DRIVER_WRITES, MIN_REQUEST_S, AwaitMessage, Clock, Steps, T
+from lualock._protocol.effects import (
+    DRIVER_WRITES,
+    MIN_REQUEST_S,
+    AwaitMessage,
+    Clock,
+    Effect,
+    Steps,
+    T,
+    relayed,
+)
 from lualock._protocol.extend import extend_all
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import release as release_one
@@ -157,30 +165,12 @@ class _Held:
 
     def kept_during(self, steps: Steps[T]) -> Steps[T]:
         """Carry out steps that wait, and extend the leases of the held locks in time."""
-        error: BaseException | None = None
-        try:
-            while True:
-                try:
-                    step = steps.send(None) if error is None else steps.throw(error)
-                    error = None
-                    while True:
-                        if self.turns and isinstance(step, AwaitMessage):
-                            reply: Any = yield from self._await_message(step)
-                        else:
-                            reply = yield step
-                        step = steps.send(reply)
-                except BaseException as caught:
-                    # The steps handle all but their own end, also an interruption between two of
-                    # these lines.
-                    if getgeneratorstate(steps) != GEN_CLOSED and type(caught) is not GeneratorExit:
-                        error = caught
-                    elif isinstance(caught, StopIteration):
-                        result: T = caught.value
-                        return result
-                    else:
-                        raise
-        finally:
-            error = None  # otherwise the error and this frame keep each other alive
+        return relayed(steps, self._perform)
+
+    def _perform(self, step: Effect) -> Steps[Any]:
+        if self.turns and isinstance(step, AwaitMessage):
+            return (yield from self._await_message(step))
+        return (yield step)
 
     def _await_message(self, step: AwaitMessage) -> Steps[bytes | None]:
         extend_at = self._extend_at()

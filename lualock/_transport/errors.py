@@ -227,7 +227,7 @@ def lost_reply_error(error: BaseException, address: str) -> LockUnavailable:
 
 
 def late_reply_error(address: str) -> LockUnavailable:
-    """Return what it means that no reply came in time after something was sent."""
+    """Return the error for a request without a reply in time."""
     return lost_reply_error(TimeoutError("the time is over"), address)
 
 

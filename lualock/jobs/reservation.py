@@ -65,9 +65,8 @@ class Reservation:
             raise
         except BaseException as error:
             self.stop_renewal()
-            if not isinstance(
-                error, LockError
-            ):  # an interruption, perhaps just after one was taken
+            if not isinstance(error, LockError):
+                # An interruption, perhaps after one was taken and before that was noted.
                 done = list(lock.parts)
             for part in done:
                 yield from release_quietly_held_by(part, self._token)

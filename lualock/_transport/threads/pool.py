@@ -23,7 +23,7 @@ MAX_CONNECTIONS = 12
 class ConnectionPool:
     """Open connections, and keep those that no call uses. Safe to share between threads.
 
-    It is a base class of the driver, not an attribute: a call then reads fewer attributes.
+    It is the base class of the driver, which adds what is sent over them.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -53,8 +53,8 @@ class ConnectionPool:
         try:
             return self._idle.pop()
         except IndexError:
-            pass
-        return self._wait_or_open(until)  # here, so that its errors do not begin with that one
+            pass  # and leave the clause, so that no later error has this one as its context
+        return self._wait_or_open(until)
 
     def _wait_or_open(self, until: float | None) -> Connection:
         permit = Permit()
