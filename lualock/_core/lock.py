@@ -38,7 +38,7 @@ _tokens = Supply(_make_tokens)
 
 
 def new_token() -> bytes:
-    """Return a token that no other request has. ``LockBase._request`` does so without a call."""
+    """Return a token that no other request has, and note a fork."""
     if not fork.same[0]:
         fork.start_anew()
     try:
@@ -221,12 +221,7 @@ class LockBase:
         raise TypeError("a lock cannot be pickled or copied: make another one with the same name")
 
     def _request(self) -> AcquireRequest:
-        if not fork.same[0]:
-            fork.start_anew()
-        try:
-            token = _tokens.spare.pop()
-        except IndexError:
-            token = _tokens.more()
+        token = new_token()
         lock_options = self._options
         return AcquireRequest(
             self._name,
