@@ -200,9 +200,8 @@ class Client:
         world.known.add(token)
         renewer = self.renewal if turn.renew else None
         lease = LeaseBase(request, state, process, renewer, LockOptions(renew=turn.renew))
-        holding = Holding(self, turn, request, lease, identity)
-        world.record("got", fence=state.fence, until=holding.until(), **identity)
-        world.server.check_deadline(lock.key, token, holding.until())
+        holding = Holding(self, turn, request, lease, [(lock, identity)])
+        holding.begin()
         holding.check_certain()
         yield from holding.hold()
 
@@ -254,7 +253,13 @@ class Client:
 
 
 class Holding:
-    """A lease, and what is done while it lasts."""
+    """A lease, and what is done while it lasts.
+
+    :param places: each lock that the lease is on, and how its events are recorded.
+    """
+
+    lost = "lost"
+    """The outcome of a release that finds the lease lost."""
 
     def __init__(
         self,
@@ -262,13 +267,27 @@ class Holding:
         turn: Turn,
         request: AcquireRequest,
         lease: LeaseBase,
-        identity: dict[str, str],
+        places: list[tuple[Lock, dict[str, str]]],
     ) -> None:
         self._client = client
         self.process, self.world = client.process, client.world
-        self._turn, self._request, self._lease, self.identity = turn, request, lease, identity
+        self._turn, self._request, self._lease, self._places = turn, request, lease, places
         self._recorded_until = self.until()
         self._over = self._forgets = False
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Record an event at each of its locks."""
+        for _, identity in self._places:
+            self.world.record(kind, **identity, **fields)
+
+    def begin(self) -> None:
+        """Record that the lease begins."""
+        self.record("got", fence=self._lease.fence, until=self.until())
+        self._check_deadline(self.until())
+
+    def _check_deadline(self, until: float) -> None:
+        for lock, _ in self._places:
+            self.world.server.check_deadline(lock.key, self._request.token, until)
 
     def until(self) -> float:
         """Return its deadline, on the common clock."""
@@ -321,7 +340,7 @@ class Holding:
                 yield from steps
             outcome = "released"
         except LeaseLost:
-            outcome = "lost"
+            outcome = self.lost
         except Interrupted:
             # ``with`` releases, whatever interrupted the body.
             if not self._lease._state.released:
@@ -338,7 +357,7 @@ class Holding:
                 )
         finally:
             if outcome and not process.dead:
-                self.world.record("released", what=outcome, **self.identity)
+                self.record("released", what=outcome)
 
     def _claiming(self) -> bool:
         return self._lease._state.claim is not None and self._lease.held
@@ -352,7 +371,7 @@ class Holding:
         self._check()
         self._lease.handle()
         self._forgets = True
-        self.world.record("let_go", **self.identity)
+        self.record("let_go")
         adopter = self.world.random.choice(self._client.adopters)
         if adopter.process.dead:
             if self._turn.renew:  # a program drops the lease, which ends its renewal
@@ -377,7 +396,7 @@ class Holding:
         self.world.ended[self._request.token] = self.world.now
         if not self._forgets:
             self._over = True
-            self.world.record("let_go", **self.identity)
+            self.record("let_go")
             self.world.disowned[self._request.token] = self.world.now
 
     def _last_release(self) -> Steps[None]:
@@ -388,10 +407,10 @@ class Holding:
                 yield from steps
             outcome = "released"
         except LeaseLost:
-            outcome = "lost"
+            outcome = self.lost
         except LockError:
             pass
-        self.world.record("released", what=outcome, **self.identity)
+        self.record("released", what=outcome)
 
     def _check(self) -> None:
         """Read the lease's state, and record what changed."""
@@ -405,7 +424,7 @@ class Holding:
         self.note_end()
         if lease._state.lost and not self._over:
             self._over = True
-            self.world.record("let_go", **self.identity)
+            self.record("let_go")
 
     def note_end(self, *, answered: bool = False) -> None:
         """Record the lease's deadline if it has changed."""
@@ -413,17 +432,17 @@ class Holding:
         if until != self._recorded_until or answered:
             self._recorded_until = until
             what = "answered" if answered else ""
-            self.world.record("until", until=until, what=what, **self.identity)
-            self.world.server.check_deadline(self._request.key, self._request.token, until)
+            self.record("until", until=until, what=what)
+            self._check_deadline(until)
 
     def work(self) -> None:
         self._check()
-        lock, fence = self._turn.lock, self._lease.fence
-        if self._lease.held or not self._turn.careful:
-            accepted = fence >= lock.top
-            lock.top = max(lock.top, fence)
-            what = "accepted" if accepted else "refused"
-            self.world.record("wrote", fence=fence, what=what, **self.identity)
+        fence = self._lease.fence
+        for lock, identity in self._places:
+            if self._lease.held or not self._turn.careful:
+                what = "accepted" if fence >= lock.top else "refused"
+                lock.top = max(lock.top, fence)
+                self.world.record("wrote", fence=fence, what=what, **identity)
 
     def _extend(self) -> Steps[None]:
         # For the same time, longer, or shorter. A late copy must not undo it. No lease outlasts

@@ -206,10 +206,9 @@ class Actor(Client):
             *(self.resources[request.key], 0.0, None, request.ttl_ms, 0.0, 0),
             *(lock_options.renewed, self.careful, "release"),
         )
-        lease.holding = holding = Holding(self, turn, request, lease, identity)
+        lease.holding = Holding(self, turn, request, lease, [(turn.lock, identity)])
         lease.over = False
-        world.record("got", fence=state.fence, until=holding.until(), **identity)
-        world.server.check_deadline(request.key, request.token, holding.until())
+        lease.holding.begin()
         self.lease = lease
         return lease
 
@@ -274,7 +273,7 @@ class Lease(LeaseBase):
     def end(self, outcome: str) -> None:
         """Record the result of the release."""
         if not self.holding.process.dead:
-            self.holding.world.record("released", what=outcome, **self.holding.identity)
+            self.holding.record("released", what=outcome)
 
     def release(self) -> Steps[None]:
         """See :class:`lualock.Lease`."""

@@ -8,16 +8,15 @@ lease.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
 from lualock._core import keys, options
 from lualock._core.lock_options import LockOptions
 from lualock._core.multi import MultiLeaseBase
 from lualock._protocol import AcquireRequest, AwaitMessage, MultiRequest, Steps, multi, undo
-from lualock.errors import KeyConflict, LeaseLost, LockError, NotAcquired, QueueFull
+from lualock.errors import KeyConflict, LockError, NotAcquired, QueueFull
 from tests.simulation.checker import Event
-from tests.simulation.clients import Client, Lock, Renewal, Turn
+from tests.simulation.clients import Client, Holding, Lock, Renewal, Turn
 from tests.simulation.network import Interrupted, Process
 from tests.simulation.orphans import name_at
 from tests.simulation.world import US, World
@@ -33,6 +32,8 @@ class MultiClient(Client):
         self._locks = locks
 
     def _turn(self, turn: Turn, adopts: bytes = b"") -> Steps[None]:
+        if turn.ending == "pass":
+            turn = replace(turn, ending="release")  # a handle names one lock
         yield AwaitMessage(turn.idle_s)
         self._count += 1
         world, process, name = self.world, self.process, f"{self.name}.{self._count}"
@@ -80,7 +81,13 @@ class MultiClient(Client):
         world.known.add(request.token)
         renewer = self.renewal if turn.renew else None
         lease = MultiLeaseBase(request, state, process, renewer, LockOptions(renew=turn.renew))
-        yield from _Holding(self, turn, lease, name).hold()
+        places = [
+            (lock, {"lock": lock.name, "process": process.name, "id": f"{name}@{lock.name}"})
+            for lock in self._locks
+        ]
+        holding = _Holding(self, turn, request, lease, places)
+        holding.begin()
+        yield from holding.hold()
 
     def _request(self, turn: Turn, lock: Lock, name: str) -> AcquireRequest:
         return AcquireRequest(
@@ -115,112 +122,10 @@ class MultiClient(Client):
                 world.record("gave_up", what=why, **identity)
 
 
-class _Holding:
+class _Holding(Holding):
     """A lease on several locks, and what is done while it lasts."""
 
-    def __init__(self, client: MultiClient, turn: Turn, lease: MultiLeaseBase, name: str) -> None:
-        self._client, self._turn, self._lease = client, turn, lease
-        self._world, self._process = client.world, client.process
-        self._over = False
-        self._identities = [
-            {"lock": lock.name, "process": client.process.name, "id": f"{name}@{lock.name}"}
-            for lock in client._locks
-        ]
-        self._recorded_until = self._until()
-        for identity in self._identities:
-            self._world.record("got", fence=lease.fence, until=self._recorded_until, **identity)
-
-    def _until(self) -> float:
-        return self._lease._state.deadline - self._process.offset_s
-
-    def _record(self, kind: str, **fields: Any) -> None:
-        for identity in self._identities:
-            self._world.record(kind, **identity, **fields)
-
-    def hold(self) -> Steps[None]:
-        turn, lease, process = self._turn, self._lease, self._process
-        outcome = "unknown"
-        try:
-            try:
-                for _ in range(3):
-                    self._work()
-                    yield AwaitMessage(turn.hold_s / 3)
-                self._work()
-                if turn.ending == "extend":
-                    with suppress(LockError):
-                        yield from lease._extend(turn.ttl_ms * 2)
-                    self._check(answered=True)
-                    self._work()
-                if turn.ending == "forget":
-                    self._drop()
-                    self._over = True
-                    while self._client.renewal.busy:
-                        yield AwaitMessage(0.05)
-                    return
-            finally:
-                if not process.dead:
-                    self._let_go()
-            self._drop()
-            steps = lease._release()
-            if steps is not None:
-                yield from steps
-            outcome = "released"
-        except LeaseLost:
-            pass  # of one lock at least
-        except Interrupted:
-            if not lease._state.released:
-                self._drop()
-                process.start(self._last_release())
-                outcome = ""
-            raise
-        except LockError:
-            pass
-        finally:
-            if outcome and not process.dead:
-                self._record("released", what=outcome)
-
-    def _last_release(self) -> Steps[None]:
-        outcome = "unknown"
-        try:
-            steps = self._lease._release()
-            if steps is not None:
-                yield from steps
-            outcome = "released"
-        except LockError:
-            pass
-        self._record("released", what=outcome)
-
-    def _drop(self) -> None:
-        if self._turn.renew:
-            self._client.renewal.drop(self._lease)
-
-    def _let_go(self) -> None:
-        self._check()
-        token, world = self._lease._request.token, self._world
-        world.ended[token] = world.now
-        if not self._over:
-            self._over = True
-            self._record("let_go")
-            world.disowned[token] = world.now
-
-    def _check(self, *, answered: bool = False) -> None:
-        self._lease.remaining()
-        until = self._until()
-        if until != self._recorded_until or answered:
-            self._recorded_until = until
-            self._record("until", until=until, what="answered" if answered else "")
-        if self._lease._state.lost and not self._over:
-            self._over = True
-            self._record("let_go")
-
-    def _work(self) -> None:
-        self._check()
-        fence = self._lease.fence
-        for lock, identity in zip(self._client._locks, self._identities, strict=True):
-            if self._lease.held or not self._turn.careful:
-                what = "accepted" if fence >= lock.top else "refused"
-                lock.top = max(lock.top, fence)
-                self._world.record("wrote", fence=fence, what=what, **identity)
+    lost = "unknown"  # of one lock at least; the others were released
 
 
 def note_owner(world: World, lock: str, before: bytes, after: bytes, *, expired: bool) -> None:

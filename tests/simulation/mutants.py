@@ -481,6 +481,10 @@ REASONS: dict[tuple[str, str], str] = {
         "needs a sooner end that was sent twice, an extension after it, and then the other copy; "
         "``test_a_sooner_end_that_was_sent_twice`` notices it"
     ),
+    ("lualock._protocol.extend", "a lease on several locks is extended if one of them is"): (
+        "one of the locks must be lost, which excuses the second holder that follows; "
+        "``test_a_renewed_lease_that_lost_one_lock`` notices it"
+    ),
     ("lualock._protocol.wait", "an error is believed that may answer another request"): (
         "needs a stray error for the queue check of a waiter without a timeout, rarely drawn; "
         "``test_an_error_is_believed_only_with_a_proof`` notices it"
