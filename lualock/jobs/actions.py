@@ -1,4 +1,4 @@
-"""Trampolines that carry out a job's generator of actions, in this thread or in this task.
+"""The trampoline that carries out a job's generator of actions, in this thread or in this task.
 
 The generators yield things to call. What a call returns (in asyncio, what awaiting it returns) is
 sent back in, and what it raises is thrown back in.
@@ -23,6 +23,25 @@ Actions = Generator[Action, Any, T]
 
 def drive(actions: Actions[T]) -> T:
     """Carry out actions in this thread."""
+    try:
+        _carry_out(actions, awaits=False).send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("a coroutine that awaits nothing ends at once")
+
+
+async def drive_async(actions: Actions[T]) -> T:
+    """Carry out actions in this task; callbacks may be plain functions or coroutine functions."""
+    return await _carry_out(actions, awaits=True)
+
+
+async def _carry_out(actions: Actions[T], *, awaits: bool) -> T:
+    """Carry out actions to their end: the one trampoline, for both APIs.
+
+    :param awaits: await what is awaitable. Without it this coroutine never suspends, so that plain
+        code can run it.
+    """
     error: BaseException | None = None
     try:
         while True:
@@ -31,7 +50,10 @@ def drive(actions: Actions[T]) -> T:
                 error = None
                 while True:
                     reply = action()
-                    if inspect.iscoroutine(reply):
+                    if awaits:
+                        if inspect.isawaitable(reply):
+                            reply = await reply
+                    elif inspect.iscoroutine(reply):
                         raise _never_awaited(action, reply)
                     action = actions.send(reply)
             except BaseException as caught:
@@ -57,26 +79,6 @@ def _never_awaited(action: Any, reply: Any) -> InvalidArgument:
         "and nothing here awaits it. Declare the job as 'async def', and enqueue it with a method "
         "such as enqueue_async()"
     )
-
-
-async def drive_async(actions: Actions[T]) -> T:
-    """Carry out actions in this task; callbacks may be plain functions or coroutine functions."""
-    try:
-        action = next(actions)
-        while True:
-            try:
-                reply = action()
-                if inspect.isawaitable(reply):
-                    reply = await reply
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                action = actions.throw(error)
-            else:
-                action = actions.send(reply)
-    except StopIteration as done:
-        result: T = done.value
-        return result
 
 
 def quietly(action: Action) -> Actions[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 from lualock._core import options
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
-from lualock.jobs import naming, run
+from lualock.jobs import naming
 from lualock.jobs.counterpart import locks_for
 from lualock.jobs.declaration import (
     QUEUE_TTL_S,
@@ -20,6 +20,7 @@ from lualock.jobs.declaration import (
     check_plain_function,
 )
 from lualock.jobs.job_adapter import JobAdapter
+from lualock.jobs.run import refresh, run_job
 
 if TYPE_CHECKING:
     from lualock import _sync as sync
@@ -257,19 +258,19 @@ def _decorated(job: Job, locks: AnyLocks) -> Any:
         # Frameworks that check for a coroutine function must find one.
         @functools.wraps(job.body)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await run.start(job, job_locks(), args, kwargs)
+            return await run_job(job, job_locks(), args, kwargs)
 
         call: Any = call_async
     else:
 
         @functools.wraps(job.body)
         def call_plain(*args: Any, **kwargs: Any) -> Any:
-            return run.start(job, job_locks(), args, kwargs)
+            return run_job(job, job_locks(), args, kwargs)
 
         call = call_plain
 
     call.__lualock__ = JobAdapter(job, lambda: locks)
     call.lock_for = lambda *args, **kwargs: job.lock(job_locks(), args, kwargs)
     call.locked = lambda *args, **kwargs: job.lock(job_locks(), args, kwargs).locked()
-    call.refresh_lock = lambda *args, **kwargs: run.refresh(job, job_locks(), args, kwargs)
+    call.refresh_lock = lambda *args, **kwargs: refresh(job, job_locks(), args, kwargs)
     return call

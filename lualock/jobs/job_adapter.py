@@ -9,12 +9,13 @@ from typing import Any, Concatenate, ParamSpec
 from lualock._core.options import Seconds
 from lualock._protocol import T
 from lualock.errors import InvalidArgument
-from lualock.jobs import run, verbs
+from lualock.jobs import verbs
 from lualock.jobs.actions import Actions, drive, drive_async
 from lualock.jobs.counterpart import locks_for
 from lualock.jobs.declaration import AnyLock, AnyLocks, Job
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
 from lualock.jobs.enqueue import Entry
+from lualock.jobs.run import run_job
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -88,7 +89,7 @@ class JobAdapter:
         :raises LockUnavailable: with ``when_unavailable="raise"``; the job did not run.
         """
         locks = self._locks_for(self.asynchronous)
-        return run.start(self.job, locks, _as_tuple(args), kwargs or {}, delivery)
+        return run_job(self.job, locks, _as_tuple(args), kwargs or {}, delivery)
 
     def _enqueue(
         self,

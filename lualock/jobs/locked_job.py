@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lualock._core import options
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument
-from lualock.jobs import naming, run
+from lualock.jobs import naming
 from lualock.jobs.counterpart import default_locks, locks_for
 from lualock.jobs.declaration import (
     QUEUE_TTL_S,
@@ -23,6 +23,7 @@ from lualock.jobs.declaration import (
     check_version,
 )
 from lualock.jobs.job_adapter import JobAdapter
+from lualock.jobs.run import refresh, run_job
 
 # The names of settings begin so. Another name that does is misspelt.
 _SETTING_PREFIXES = "lock_", "loner"
@@ -227,7 +228,7 @@ class LockedJob:
         :raises InvalidArgument: the arguments give no valid lock name, or no valid ttl.
         :raises LockUnavailable: the server is unreachable, so the job did not run.
         """
-        return run.start(cls._job(), cls._locks(), args, kwargs)
+        return run_job(cls._job(), cls._locks(), args, kwargs)
 
     @classmethod
     def lock_for(cls, /, *args: Any, **kwargs: Any) -> AnyLock:
@@ -247,7 +248,7 @@ class LockedJob:
 
         :raises LeaseLost: this code is not part of such a run, or its lease has ended.
         """
-        return run.refresh(cls._job(), cls._locks(), args, kwargs)
+        return refresh(cls._job(), cls._locks(), args, kwargs)
 
 
 def _check_spelling(cls: type[LockedJob]) -> None:

@@ -121,7 +121,7 @@ def _acquire(attempt: Attempt) -> Actions[None]:
         log.warning("job %s runs without its lock: %s", attempt.job.name, error)
 
 
-def start(
+def run_job(
     job: Job,
     locks: AnyLocks,
     args: tuple[Any, ...],
