@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.chaos.round import Outcome, Plan, judge, play
 from tests.chaos.worker import FAULTS, KINDS
-from tests.support.servers import BINARIES
+from tests.support.servers import INSTALLED
 
 SHOWN = 20
 """How many violations are printed; ``--judge`` finds them all again."""
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2, help="of faults, in all")
     parser.add_argument("--seed", type=int, help="default: a random one")
-    parser.add_argument("--server", choices=list(BINARIES), help="default: each of them in turn")
+    parser.add_argument("--server", choices=list(INSTALLED), help="default: each of them in turn")
     parser.add_argument("--processes", type=int, default=24)
     parser.add_argument("--kind", choices=KINDS, help="of the workers; default: all kinds")
     parser.add_argument(
@@ -57,7 +57,7 @@ def main() -> int:
         report(outcome, "see the first report")
         return 1 if outcome.violations else 0
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
-    servers = [options.server] if options.server else list(BINARIES)
+    servers = [options.server] if options.server else list(INSTALLED)
     kinds = [options.kind] if options.kind else KINDS
     minutes = options.minutes / len(servers)
     total = Outcome(Path())

@@ -18,7 +18,7 @@ from tests.chaos.observer import CONFIG, Observer
 from tests.chaos.worker import CALM, KINDS, Task
 from tests.chaos.workers import Workers
 from tests.simulation.checker import Limits, Verdict, Violation, check
-from tests.support.servers import BINARIES, Server
+from tests.support.servers import INSTALLED, Server
 
 LIMITS = Limits(prompt_s=2.0, takeover_s=2.0, late_s=1.0)
 """Dozens of processes share the cores; a stuck process is late by far more than that."""
@@ -64,9 +64,9 @@ def play(plan: Plan) -> Outcome:
     """Play a round; keep the event logs if there is a violation."""
     folder = Path(tempfile.mkdtemp(prefix="lualock-chaos-"))
     found = Outcome(folder)
-    steady = Server("steady", BINARIES[plan.server])
+    steady = Server("steady", INSTALLED[plan.server])
     try:
-        server = Server(plan.server, BINARIES[plan.server], CONFIG)
+        server = Server(plan.server, INSTALLED[plan.server], CONFIG)
         try:
             _contend(plan, found, server, steady)
         finally:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
+from lualock.embedded import binaries
 from tests.chaos import __main__ as program
 from tests.chaos import round as chaos_round
 from tests.chaos.round import Outcome, Plan, judge, play
@@ -55,3 +57,21 @@ def test_a_planted_fault_is_found(
         assert "overlap" in {each.rule for each in judge(found[0].folder).violations}
     finally:
         shutil.rmtree(found[0].folder)
+
+
+def test_each_server_has_its_share_in_every_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``make chaos`` plays on each installed server, although `make test` uses the first one
+    only."""
+    plans: list[Plan] = []
+
+    def planned(plan: Plan) -> Outcome:
+        plans.append(plan)
+        return Outcome(Path())
+
+    monkeypatch.setattr(sys, "argv", ["chaos", "--minutes", "1", "--seed", "1"])
+    monkeypatch.setattr(program, "play", planned)
+    assert program.main() == 0
+    servers = [binary.name for binary in binaries.every()]
+    assert [(plan.server, plan.seconds) for plan in plans] == [
+        (server, 60 / len(servers)) for server in servers
+    ]

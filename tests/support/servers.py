@@ -93,6 +93,8 @@ def _answers(path: str) -> bool:
 TIER = os.environ.get("LUALOCK_TESTS", "test")
 """How much is tested: ``quick``, ``test`` or ``all`` (see CONTRIBUTING.md)."""
 
-_found = [(binary.name, binary.path) for binary in binaries.every()]
-BINARIES = dict(_found if TIER == "all" else _found[:1])
+INSTALLED = {binary.name: binary.path for binary in binaries.every()}
+"""Every server program of this machine, best first."""
+
+BINARIES = dict(list(INSTALLED.items())[: None if TIER == "all" else 1])
 """The servers of the tier: all that are installed, or the first."""
