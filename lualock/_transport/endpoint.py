@@ -8,7 +8,9 @@ a retry that the protocol does not know of would falsify deadlines and outcomes.
 from __future__ import annotations
 
 import socket
+import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -20,7 +22,7 @@ from redis.retry import Retry
 from redis.utils import get_lib_version
 
 from lualock._core import options
-from lualock._transport import codec
+from lualock._transport import clients, codec
 from lualock._transport import url as urls
 from lualock.errors import InvalidArgument
 
@@ -32,20 +34,6 @@ SOCKET_TIMEOUT_S = 5.0
 _look_up_version: Any = get_lib_version  # redis-py declares no type for it
 _look_up_version()
 
-# The stock connection classes: each for threads, with its counterpart for asyncio, and vice versa.
-_COUNTERPARTS: dict[type, type] = {
-    redis.Connection: asyncio_connection.Connection,
-    redis.SSLConnection: asyncio_connection.SSLConnection,
-    redis.UnixDomainSocketConnection: asyncio_connection.UnixDomainSocketConnection,
-}
-_COUNTERPARTS |= {other: stock for stock, other in list(_COUNTERPARTS.items())}
-
-# The settings that a stock connection gets. The rest of a pool's settings is internal to redis-py.
-_STOCK_SETTINGS = {
-    *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name"),
-    *("protocol", "encoding", "encoding_errors", "socket_timeout", "socket_connect_timeout"),
-    *("socket_keepalive", "socket_keepalive_options", "socket_type"),
-}
 # The settings that no connection of ours gets, stock or not.
 _OVERRIDDEN = {
     *("retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "decode_responses"),
@@ -69,6 +57,8 @@ class Endpoint:
     settings: dict[str, Any]
     keep: Any = None
     """An object that the settings refer to only weakly."""
+    max_connections: int = sys.maxsize
+    """How many connections the caller allows."""
     server: str = field(init=False)
     """The address and database: equal where two endpoints are known to lead to one server."""
 
@@ -77,13 +67,13 @@ class Endpoint:
 
     @classmethod
     def of_url(cls, url: str, *, asynchronous: bool = False) -> Endpoint:
-        """Make the endpoint of a URL (``redis://``, ``rediss://``, ``unix://``).
+        """Make the endpoint of a URL (``redis://``, ``rediss://``, ``valkey://``, ``unix://``).
 
         :raises InvalidArgument: it is not such a URL, or no connection can be made with it.
         """
         urls.check(url)
         try:
-            found = cls._of_pool(redis.ConnectionPool.from_url(url))
+            found = cls._of_pool(redis.ConnectionPool.from_url(urls.for_redis(url)))
             # Make one without connecting: redis-py reports an invalid setting here, not at the
             # first call.
             _ = found.asyncio_connection() if asynchronous else found.blocking_connection()
@@ -98,31 +88,32 @@ class Endpoint:
         :raises InvalidArgument: it is not a client, or one for the other API, or its timeouts are
             invalid.
         """
-        wanted: Any = redis.Redis
-        other: Any = redis.asyncio.Redis
-        hint = "For redis.asyncio.Redis use lualock.aio"
-        if asynchronous:
-            wanted, other = other, wanted
-            hint = "For redis.Redis use lualock.connect() or lualock.Locks"
+        wanted, other = clients.classes(asynchronous), clients.classes(not asynchronous)
         if isinstance(client, wanted):
-            return cls._of_pool(client.connection_pool)
+            known: Any = client
+            return cls._of_pool(known.connection_pool)
         name = f"{type(client).__module__}.{type(client).__qualname__}"
-        if isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster):
+        if any(base.__name__ in ("RedisCluster", "ValkeyCluster") for base in type(client).__mro__):
             raise InvalidArgument(
                 "could not use the client: clusters are not supported yet. Pass one node's client"
             )
         if isinstance(client, other):
+            hint = "use lualock.connect() or lualock.Locks" if asynchronous else "use lualock.aio"
             raise InvalidArgument(
-                f"could not use {name}: it is the wrong kind of client here. {hint}"
+                f"could not use {name}: it is the wrong kind of client here. For "
+                f"{clients.name_of(other[0])} {hint}"
             )
         raise InvalidArgument(
-            f"could not use {name}: it is not a client. Pass a "
-            f"{wanted.__module__.rpartition('.')[0]}.Redis, or a URL to connect()"
+            f"could not use {name}: it is not a client. Pass a {clients.name_of(wanted[0])}, or a "
+            "URL to connect()"
         )
 
     @classmethod
     def _of_pool(cls, pool: Any) -> Endpoint:
+        made = clients.stock_class(pool.connection_class)
         settings = dict(pool.connection_kwargs)
+        if made is not pool.connection_class and "valkey_connect_func" in settings:
+            settings[clients.CONNECT_FUNC] = settings["valkey_connect_func"]
         settings.setdefault("socket_timeout", SOCKET_TIMEOUT_S)
         if settings["socket_timeout"] is None:
             # A call without a time limit cannot keep any promise about time.
@@ -131,38 +122,52 @@ class Endpoint:
         for name in ("socket_timeout", "socket_connect_timeout"):
             if settings[name] is not None:
                 options.socket_s(settings[name], name)
-        if pool.connection_class in _COUNTERPARTS:
-            settings = {
-                k: v for k, v in settings.items() if k in _STOCK_SETTINGS or k.startswith("ssl_")
-            }
+        most = clients.max_connections(pool)
+        if made in clients.COUNTERPARTS:
+            settings = clients.stock_settings(settings)
             if settings.get("socket_keepalive") is None and "path" not in settings:
                 # (redis-py does so itself from version 8 on.)
                 settings |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
-            return cls(pool.connection_class, settings)
+            return cls(made, settings, max_connections=most)
         # Sentinel connections ask their pool for the address; asyncio ones do not keep it alive.
-        return cls(pool.connection_class, settings, pool)
+        return cls(made, settings, pool, most)
 
     @property
     def reply_s(self) -> float:
         """How long to wait for a reply if the caller sets no limit."""
         return float(self.settings["socket_timeout"])
 
-    def _make(self, retry: object, base: type, **own: object) -> Any:
+    @cached_property
+    def _counterpart(self) -> Endpoint:
+        """The same server for the other API."""
         made = self.connection_class
+        if self.settings.get(clients.CONNECT_FUNC) is not None:
+            raise InvalidArgument(
+                f"could not use the client for the other API: its {clients.CONNECT_FUNC} is "
+                f"written for {clients.name_of(made)}. Connect there with a client of its own"
+            )
+        if made in clients.COUNTERPARTS:
+            most = self.max_connections
+            return Endpoint(clients.COUNTERPARTS[made], self.settings, max_connections=most)
+        if made in clients.SENTINEL_COUNTERPARTS:
+            return Endpoint._of_pool(clients.sentinel_pool(self.keep))
+        raise InvalidArgument(
+            f"could not use {made.__qualname__}: it has no counterpart for the other kind of "
+            "function. Decorate plain functions with lualock.Locks, coroutine functions with "
+            "lualock.aio.Locks"
+        )
+
+    def _make(self, retry: object, base: type, **own: object) -> Any:
+        made: Any = self.connection_class
         if not issubclass(made, base):
-            if made not in _COUNTERPARTS:
-                raise InvalidArgument(
-                    f"could not use {made.__qualname__}: it has no counterpart for the other kind "
-                    "of function. Decorate plain functions with lualock.Locks, coroutine functions "
-                    "with lualock.aio.Locks"
-                )
-            made = _COUNTERPARTS[made]
+            return self._counterpart._make(retry, base, **own)
         settings = {k: v for k, v in self.settings.items() if k not in _OVERRIDDEN}
         return made(**settings, **own, retry=retry, decode_responses=False)
 
     def blocking_connection(self) -> Any:
         """Make an unconnected ``redis.Connection``, or one of another class, without retries."""
-        own = {"command_packer": codec.Packer()} if self.connection_class in _COUNTERPARTS else {}
+        stock = self.connection_class in clients.COUNTERPARTS
+        own = {"command_packer": codec.Packer()} if stock else {}
         return self._make(Retry(NoBackoff(), 0), redis.connection.AbstractConnection, **own)
 
     def asyncio_connection(self) -> Any:

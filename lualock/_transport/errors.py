@@ -22,6 +22,8 @@ CONNECTION_ERRORS = (theirs.RedisError, OSError, hiredis.ProtocolError)
 # What redis-py raises if the replies to its handshake are malformed.
 HANDSHAKE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
+NEEDS = "lualock needs Redis 6.2, Valkey 7.2 or later"
+
 # The error codes of a server that cannot serve now: the cause, and what to do. The script wrote
 # nothing: the server refuses it as a whole, or at its first write.
 _CLUSTER = "this server is a cluster node", "Connecting to a cluster is not supported yet"
@@ -177,7 +179,8 @@ def _reply_error(text: str, key: bytes) -> LockError:
     if "unknown command" in text.lower():
         return UnsupportedServer(
             "could not use the server: it does not know a command that lualock needs "
-            f"({text}). lualock needs Redis 6.2, Valkey 7.2 or later"
+            f"({text}). {NEEDS}. If the server is one of these, its configuration (rename-command) "
+            "or a proxy before it hides the command: give it back, or connect to the server itself"
         )
     for word, refusal in _REFUSALS.items():
         if word in words:

@@ -11,23 +11,24 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from lualock.errors import InvalidArgument
 
-SCHEMES = "redis", "rediss", "unix"
+_OF_REDIS = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+"""The scheme that redis-py knows for each scheme of a server with a host."""
 EMBEDDED = "embedded://"
 """The whole URL of the embedded server."""
 
 _USED = {
     *("db", "username", "password", "client_name", "protocol", "encoding", "encoding_errors"),
-    *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
+    *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "max_connections"),
 }
 # Settings of a redis-py client that our connections do not get: one URL may serve both.
 _DROPPED = {
-    *("max_connections", "decode_responses", "health_check_interval", "retry_on_timeout"),
+    *("decode_responses", "health_check_interval", "retry_on_timeout"),
     *("retry_on_error", "socket_read_size", "legacy_responses", "lib_name", "lib_version"),
     *("single_connection_client", "auto_close_connection_pool"),
 }
 _INSTEAD = {
-    "ssl": "for TLS it begins with rediss://",
-    "tls": "for TLS it begins with rediss://",
+    "ssl": "for TLS it begins with rediss:// or valkeys://",
+    "tls": "for TLS it begins with rediss:// or valkeys://",
     "timeout": "write socket_timeout= or socket_connect_timeout=",
     "host": "the host comes after redis://",
     "port": "the port comes after the host: redis://host:6379",
@@ -50,13 +51,19 @@ def check(url: str) -> None:
         raise not_a_url(problem if may_quote else None)
 
 
+def for_redis(url: str) -> str:
+    """Return a URL that passed :func:`check` with the scheme that redis-py knows."""
+    scheme, colon, rest = url.partition(":")
+    return _OF_REDIS.get(scheme.lower(), scheme) + colon + rest
+
+
 def not_a_url(problem: str | None = None) -> InvalidArgument:
     """Return the error for an invalid URL, with the problem if it is known and may be quoted."""
     detail = f": {problem}" if problem else ""
     return InvalidArgument(
-        f"not a server's URL{detail}. It begins with redis://, rediss:// or unix://, or is "
-        f"{EMBEDDED}; a special character in a user name or password (/ # ? @ : [ ] %) is written "
-        "as %2F and so on"
+        f"not a server's URL{detail}. It begins with redis://, rediss://, valkey://, valkeys:// or "
+        f"unix://, or is {EMBEDDED}; a special character in a user name or password "
+        "(/ # ? @ : [ ] %) is written as %2F and so on"
     )
 
 
@@ -75,7 +82,7 @@ def _may_quote(parts: SplitResult) -> bool:
 def _problem(parts: SplitResult) -> str | None:
     if parts.scheme == "embedded":
         return _embedded_problem(parts)
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in (*_OF_REDIS, "unix"):
         return f"it begins with {parts.scheme}:" if parts.netloc else "it has no scheme"
     if parts.fragment:
         return "a # has no meaning in it"
@@ -88,8 +95,8 @@ def _problem(parts: SplitResult) -> str | None:
             return problem
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name.startswith("ssl_"):
-            if parts.scheme != "rediss":
-                return f"{name} is for TLS, and that URL begins with rediss://"
+            if _OF_REDIS.get(parts.scheme) != "rediss":
+                return f"{name} is for TLS, and that URL begins with rediss:// or valkeys://"
         elif name not in _USED | _DROPPED:
             return f"{name!r} means nothing in it{_instead(name)}"
         elif name == "db" and value.startswith("-"):

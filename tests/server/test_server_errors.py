@@ -452,8 +452,11 @@ def test_tls_and_sentinel_settings_are_kept() -> None:
     sentinel = make([("127.0.0.1", 1)])
     managed = Endpoint.of_client(sentinel.master_for("primary"), asynchronous=False)
     assert "SentinelManaged" in type(managed.blocking_connection()).__name__
+    assert "SentinelManaged" in type(managed.asyncio_connection()).__name__
+    pool = redis.ConnectionPool(connection_class=type("Own", (redis.Connection,), {}))
+    own = Endpoint.of_client(redis.Redis(connection_pool=pool), asynchronous=False)
     with pytest.raises(lualock.InvalidArgument, match="no counterpart"):
-        managed.asyncio_connection()
+        own.asyncio_connection()
 
 
 def test_every_server_of_the_matrix_is_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -52,6 +53,32 @@ def _knows(client: Any) -> bool:
         return bool(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "primary"))
     except redis.ConnectionError:
         return False
+
+
+async def test_one_client_serves_both_kinds_of_job(api: World, sentinel_port: int) -> None:
+    """A plain job and a coroutine job of one ``Locks`` exclude each other at the primary."""
+    kind: Any = redis.asyncio.Sentinel if api.asynchronous else redis.Sentinel
+    connect: Any = aio.connect if api.asynchronous else lualock.connect
+    sentinel = kind([("127.0.0.1", sentinel_port)], protocol=2, sentinel_kwargs={"protocol": 2})
+    locks = connect(sentinel.master_for("primary", socket_timeout=3))
+    api.made.append(locks)
+
+    def work() -> str:
+        return "ran"
+
+    plain = locks.job(key="x")(work)
+
+    async def begin() -> tuple[str, object]:
+        return "ran", await asyncio.to_thread(plain)
+
+    coroutine = locks.job(key="x")(begin)
+
+    try:
+        assert await coroutine() == ("ran", None)
+        assert await asyncio.to_thread(plain) == "ran"
+    finally:
+        for client in sentinel.sentinels:
+            await settle(client.aclose() if api.asynchronous else client.close())
 
 
 async def test_a_client_without_another_reference(api: World, sentinel_port: int) -> None:

@@ -31,7 +31,7 @@ from lualock._transport.asyncio.background import BackgroundCleanup, Sent
 from lualock._transport.asyncio.connection import PipelinedConnection
 from lualock._transport.asyncio.futures import ReplyOverdue, consume_exception, discard, latest
 from lualock._transport.asyncio.hedging import hedge
-from lualock._transport.asyncio.loop import LoopConnections, drop_closed
+from lualock._transport.asyncio.loop import LoopConnections, drop_closed, running_loop
 from lualock._transport.asyncio.pending import SentReply
 from lualock._transport.endpoint import Endpoint
 from lualock._transport.threads.background import GRACE_S
@@ -314,7 +314,7 @@ class AsyncDriver:
         """Return the running loop's connections."""
         if not fork.same[0]:
             fork.start_anew()
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         found = self._loops.get(loop)
         if found is None:
             drop_closed(self._loops)

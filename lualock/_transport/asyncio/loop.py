@@ -13,6 +13,7 @@ from lualock._transport.asyncio import opening
 from lualock._transport.asyncio.connection import PipelinedConnection
 from lualock._transport.asyncio.futures import consume_exception
 from lualock._transport.asyncio.subscriber import Subscriber
+from lualock.errors import LockError
 
 if TYPE_CHECKING:
     from lualock._transport.asyncio.driver import AsyncDriver
@@ -28,6 +29,21 @@ def drop_closed(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, An
     for ref in by_loop.keyrefs():  # made at once: other threads add theirs
         if (loop := ref()) is not None and loop.is_closed():
             by_loop.pop(loop, None)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs here.
+
+    :raises LockError: none does.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise LockError(
+            "could not use lualock.aio: no event loop of asyncio runs here. Run the code with "
+            "asyncio.run(), or with anyio on its asyncio backend; under trio use the threads API "
+            "in trio.to_thread.run_sync()"
+        ) from None
 
 
 class LoopConnections:

@@ -17,7 +17,7 @@ from lualock._transport.threads.permit import Permit
 from lualock.errors import LockUnavailable
 
 MAX_CONNECTIONS = 12
-"""Connections for calls; messages have one more."""
+"""Connections for calls, unless the caller allows fewer; messages have one more."""
 
 
 class ConnectionPool:
@@ -31,6 +31,7 @@ class ConnectionPool:
         self.clock = clock.now
         self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
+        self._most = min(MAX_CONNECTIONS, endpoint.max_connections - 1)
         self._silence_s = min(sockets.silence_s(endpoint.reply_s), endpoint.reply_s)
         self.after_fork()
         fork.tell(self)
@@ -63,7 +64,7 @@ class ConnectionPool:
             try:
                 connection = self._take_idle()
                 while connection is None:
-                    if len(self._permits) < MAX_CONNECTIONS:
+                    if len(self._permits) < self._most:
                         self._permits.add(permit)
                         break
                     left_s = math.inf if until is None else until - self.clock()
