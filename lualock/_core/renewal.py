@@ -19,8 +19,17 @@ import weakref
 from collections.abc import Callable
 
 from lualock import _protocol as protocol
+from lualock._core import fork
 from lualock._core.lease import LeaseBase
-from lualock._protocol import CLAIM_MS, MIN_REQUEST_S, ServerClock, Steps
+from lualock._protocol import (
+    CLAIM_MS,
+    MIN_REQUEST_S,
+    AcquireRequest,
+    LeaseState,
+    RunScript,
+    ServerClock,
+    Steps,
+)
 from lualock.errors import LockError, LockUnavailable
 
 log = logging.getLogger("lualock.renewal")
@@ -47,6 +56,9 @@ MIN_TRY_S = 1.0
 """One attempt may take at least this long even if another lease is due meanwhile: a slow server
 must do."""
 
+_Entry = tuple["weakref.ref[LeaseBase]", AcquireRequest, LeaseState]
+"""A lease, and what releases its lock if the program dropped the lease."""
+
 
 class LeaseRenewer:
     """The leases of one renewing thread or task.
@@ -57,8 +69,8 @@ class LeaseRenewer:
 
     def _start_empty(self, server: ServerClock) -> None:
         self._clock, self._reply_s = server.clock, server.reply_s
-        self._new: dict[bytes, weakref.ref[LeaseBase]] = {}  # added since the last check
-        self._known: dict[bytes, weakref.ref[LeaseBase]] = {}
+        self._new: dict[bytes, _Entry] = {}  # added since the last check
+        self._known: dict[bytes, _Entry] = {}
         # A heap of the times to check known leases. An entry counts only if it is the lease's
         # current one: the lease may have been dropped, or have another entry.
         self._due: list[tuple[float, bytes]] = []
@@ -70,7 +82,7 @@ class LeaseRenewer:
         if check_at is None:
             check_at = self._first_check_at(lease)
         lease._check_at = check_at
-        self._new[lease._request.token] = weakref.ref(lease)
+        self._new[lease._request.token] = weakref.ref(lease), lease._request, lease._state
         self._added = True
         if check_at < self._wakes_at:
             self._wake_at(check_at)
@@ -85,8 +97,21 @@ class LeaseRenewer:
 
     def leases(self) -> list[LeaseBase]:
         """Return the leases that are renewed now."""
-        refs = list({**self._known, **self._new}.values())
-        return [lease for ref in refs if (lease := ref()) is not None]
+        return [lease for ref, _, _ in self._entries() if (lease := ref()) is not None]
+
+    def _entries(self) -> list[_Entry]:
+        return list({**self._known, **self._new}.values())
+
+    def release_calls(self) -> list[RunScript]:
+        """Return the requests that release what is still held, also by a lease that the program
+        dropped; these leases are over."""
+        calls: list[RunScript] = []
+        for _, request, state in self._entries():
+            over = state.released or state.lost or state.passed_on
+            if not over and request.pid == fork.current() and state.deadline > self._clock():
+                state.mark_released()
+                calls += map(protocol.abandon_request, request.parts)
+        return calls
 
     def next_check_at(self) -> float:
         """Return the time of the next check; infinity: there is no lease."""
@@ -219,10 +244,10 @@ class LeaseRenewer:
 
     def _entry(self, check_at: float, token: bytes) -> LeaseBase | None:
         """Return the lease of this entry; ``None`` if the entry does not count any more."""
-        ref = self._known.get(token)
-        if ref is None:
+        entry = self._known.get(token)
+        if entry is None:
             return None
-        lease = ref()
+        lease = entry[0]()
         if lease is None:
             self._known.pop(token, None)
             return None
@@ -231,11 +256,11 @@ class LeaseRenewer:
     def _take_new(self) -> None:
         while self._new:
             try:
-                token, ref = self._new.popitem()
+                token, entry = self._new.popitem()
             except KeyError:
                 return  # other threads drop leases at the same time
-            self._known[token] = ref
-            lease = ref()
+            self._known[token] = entry
+            lease = entry[0]()
             check_at = math.inf if lease is None else lease._check_at
             if check_at < math.inf:
                 heapq.heappush(self._due, (check_at, token))

@@ -190,6 +190,13 @@ class BlockingDriver(ConnectionPool):
 
     # Make several calls in one round trip.
 
+    def call_all(self, calls: list[RunScript], until: float) -> list[Any]:
+        """Make several calls from this thread. Returns a reply or a ``LockError`` for each.
+
+        :raises LockUnavailable: the server did not answer by that time.
+        """
+        return BlockingDriver._pipeline(self, Pipeline(calls, until))
+
     def _pipeline(self, step: Pipeline) -> list[Any]:
         connection, until, calls = None, step.until, step.calls
         if until is not None:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
-from lualock._core import fork
+from lualock._core import fork, process_exit
 from lualock._core.lease import LeaseBase
 from lualock._core.renewal import ERROR_PAUSE_S, LeaseRenewer, log
+from lualock._protocol.extend import BATCH
+from lualock._transport import errors
 from lualock._transport.threads.driver import BlockingDriver
 
 IDLE_EXIT_S = 1.0
@@ -25,6 +27,7 @@ class RenewalThread(LeaseRenewer):
         self._driver = driver
         self.after_fork()
         fork.tell(self)
+        process_exit.tell(self)
 
     def after_fork(self) -> None:
         # A child has no such thread and owns no lease; the condition may be in any state.
@@ -42,14 +45,19 @@ class RenewalThread(LeaseRenewer):
                 turn = object()
                 try:
                     self._turn, self._wakes_at = turn, look_at
+                    process_exit.watch_child()
                     threading.Thread(
                         target=self._run, args=(turn,), name="lualock-renewer", daemon=True
                     ).start()
-                except BaseException:
+                except BaseException as error:
                     # If a signal handler raised, the thread may run all the same; the next lease
                     # starts another one, and only that one watches.
                     self._turn, self._wakes_at = None, math.inf
-                    raise
+                    if not isinstance(error, RuntimeError) or errors.raised_by_handler(error):
+                        raise
+                    # The interpreter is ending, and cannot start threads any more.
+                    process_exit.keep(self)  # as a thread would
+                    log.warning("leases are not renewed any more, because the program ends")
             elif look_at < self._wakes_at:
                 self._wakes_at = look_at
                 self._changed.notify()
@@ -64,6 +72,13 @@ class RenewalThread(LeaseRenewer):
         """Watch again: leases that are added from now on, and all others once the thread runs."""
         with self._lock:
             self.closed = False
+
+    def release_all(self, until: float) -> None:
+        """Release what is still held, because the process ends: in this thread, whatever the leases
+        belong to."""
+        calls = self.release_calls()
+        for start in range(0, len(calls), BATCH):
+            self._driver.call_all(calls[start : start + BATCH], until)
 
     def _run(self, turn: object) -> None:
         while self._nap(turn):
