@@ -42,6 +42,12 @@ def tell(holder: Releases) -> None:
     _registered.add(holder)
 
 
+def forbids_threads(error: BaseException) -> bool:
+    """Return whether this error says that no thread starts any more, because the process ends
+    (Python 3.12)."""
+    return isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)
+
+
 def keep(holder: Releases) -> None:
     """Keep an object until the process ends, which has begun."""
     _kept.append(holder)

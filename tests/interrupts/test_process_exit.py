@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import lualock
+from lualock._core import process_exit
 from tests.support.servers import BINARIES, Server
 from tests.support.waiting import wait_until
 
@@ -20,6 +22,7 @@ PROGRAM = """
 import asyncio, atexit, multiprocessing, os, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import lualock
+from lualock._core import process_exit
 from lualock import aio
 
 url = sys.argv[1]
@@ -192,3 +195,24 @@ def test_a_successor_does_not_wait(one_server: Server, tmp_path: Path) -> None:
             waiter.join(5)
         assert got
         got[0].release()
+
+
+def test_a_lock_that_is_first_used_when_no_thread_can_start(
+    one_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.12 starts no thread while exit handlers run: a lock works there, and what the
+    handlers leave held is released, although the program keeps none of it."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with one_server.client() as client:
+        client.flushall()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            assert lualock.connect(one_server.url).lock("x").acquire(timeout=5).held
+            gc.collect()
+        with lualock.connect(one_server.url) as locks:
+            assert locks.lock("x").locked()
+            process_exit.release_all()
+            assert not locks.lock("x").locked()

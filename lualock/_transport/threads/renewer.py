@@ -12,7 +12,6 @@ from lualock._core import fork, process_exit
 from lualock._core.lease import LeaseBase
 from lualock._core.renewal import ERROR_PAUSE_S, LeaseRenewer, log
 from lualock._protocol.extend import BATCH
-from lualock._transport import errors
 from lualock._transport.threads.driver import BlockingDriver
 
 IDLE_EXIT_S = 1.0
@@ -53,9 +52,8 @@ class RenewalThread(LeaseRenewer):
                     # If a signal handler raised, the thread may run all the same; the next lease
                     # starts another one, and only that one watches.
                     self._turn, self._wakes_at = None, math.inf
-                    if not isinstance(error, RuntimeError) or errors.raised_by_handler(error):
+                    if not process_exit.forbids_threads(error):
                         raise
-                    # The interpreter is ending, and cannot start threads any more.
                     process_exit.keep(self)  # as a thread would
                     log.warning("leases are not renewed any more, because the program ends")
             elif look_at < self._wakes_at:
