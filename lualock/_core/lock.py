@@ -155,10 +155,19 @@ class LocksBase:
         return found, name
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.Locks on {self._endpoint}>"
+        prefix = self._settings.prefix.decode(errors="replace")
+        return f"<{type(self).__module__}.Locks on {self.server}, prefix {prefix!r}>"
 
     def __reduce__(self) -> str:
         raise TypeError("a Locks object cannot be pickled: connect in the other process")
+
+
+_DEFAULTS = LockOptions()
+
+_OF_A_LEASE = {
+    *("release", "extend", "check", "remaining", "held", "lost", "wait_lost", "handle", "fence"),
+    *("token", "release_requested"),
+}
 
 
 class LockBase:
@@ -171,13 +180,20 @@ class LockBase:
 
     _locks: Any
 
-    def __init__(self, locks: Any, name: str | bytes, lock_options: LockOptions) -> None:
+    def __init__(
+        self, locks: Any, name: str | bytes, lock_options: LockOptions = _DEFAULTS
+    ) -> None:
+        settings: Settings | None = getattr(locks, "_settings", None)
+        if settings is None:
+            raise InvalidArgument(
+                f"could not make a lock of {type(locks).__name__}: a lock belongs to the Locks of "
+                "a server. Use lualock.connect(...).lock(name)"
+            )
         on_lost = lock_options.on_lost
         if on_lost is not None and not locks.asynchronous and inspect.iscoroutinefunction(on_lost):
             raise InvalidArgument(
                 "on_lost of a plain lock must be a plain function, not a coroutine function"
             )
-        settings: Settings = locks._settings
         self._locks = locks
         self._name = name
         self._key = keys.lock_key(settings.prefix, name)
@@ -191,6 +207,14 @@ class LockBase:
         if lock_options.metadata_bytes:
             self._holder_info = HolderInfo(self._holder_info.holder, lock_options.metadata_bytes)
         self._entered: list[Block] = []  # its blocks that no statement owns
+
+    if not TYPE_CHECKING:  # a type checker must know that there is no other attribute
+
+        def __getattr__(self, name: str) -> Any:
+            advice = ""
+            if name in _OF_A_LEASE:
+                advice = f". It belongs to the lease that acquire() returns: lease.{name}"
+            raise AttributeError(f"a lock has no attribute {name!r}{advice}")
 
     @property
     def name(self) -> str:

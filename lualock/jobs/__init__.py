@@ -27,7 +27,7 @@ from lualock.jobs.delivery import (
 from lualock.jobs.identity import token_of
 from lualock.jobs.job_adapter import JobAdapter, adapter
 from lualock.jobs.locked_job import LockedJob
-from lualock.jobs.policies import Coalesce, Replace, Retry, Skip, Wait
+from lualock.jobs.policies import Coalesce, Raise, Replace, Retry, Skip, Wait
 from lualock.jobs.run import current_lease
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "JobAdapter",
     "JobMaker",
     "LockedJob",
+    "Raise",
     "Refused",
     "Replace",
     "Reserved",

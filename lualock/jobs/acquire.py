@@ -72,6 +72,7 @@ class Attempt:
         self.args, self.kwargs, self.job_id = run.args, run.kwargs, run.job_id  # for policies
         self.lease: AnyLease | None = None
         self.refused = NotAcquired()
+        self.raises = False  # whether the caller gets that error, and on_skipped is not called
         # What the job may have beside the lock, from its queue or an earlier delivery's policy.
         self.reservation: Reservation | None = None
         declared = run.job.options

@@ -125,7 +125,10 @@ class Job:
 
     def __post_init__(self) -> None:
         try:
-            self.signature = inspect.signature(self.body)
+            # A partial, or another object, may have taken over the name of a function with other
+            # arguments.
+            named = inspect.isroutine(self.body)
+            self.signature = inspect.signature(self.body, follow_wrapped=named)
         except ValueError:  # of some builtins
             raise InvalidArgument(
                 f"could not make a job of {self.name}: it does not say what its arguments are. "

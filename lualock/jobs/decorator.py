@@ -42,6 +42,10 @@ class JobFunction(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co | None: ...
 
+    def enqueued(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Return whether a job with these arguments is queued, with ``unique="queued"`` or
+        ``"both"``."""
+
     def locked(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Return whether a run with these arguments holds the lock now."""
 
@@ -59,6 +63,8 @@ class AsyncJobFunction(Protocol[P, R_co]):
     __wrapped__: Callable[..., Any]
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co | None: ...
+
+    async def enqueued(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
 
     async def locked(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
 
@@ -224,11 +230,25 @@ def _check_body(body: Any, *, named: bool) -> None:
             f"could not make a job of {body.__qualname__}: it is a job already, so its own "
             "lock would refuse it. Use locks.job once"
         )
-    if not named and "<lambda>" in body.__qualname__:
-        raise InvalidArgument(
-            "could not derive a lock name for a lambda: it has no name. Use a named function, "
-            "or pass key="
+    if not named and (problem := _unnamed(body, innermost)) is not None:
+        raise InvalidArgument(f"could not derive a lock name for {problem}, or pass key=")
+
+
+def _unnamed(body: Any, innermost: Any) -> str | None:
+    """Return why a function's name does not identify it; ``None``: it does."""
+    if "<lambda>" in body.__qualname__:
+        return "a lambda: it has no name. Use a named function"
+    if inspect.ismethod(innermost):
+        return (
+            f"the bound method {innermost.__qualname__}: it has the same name for each object. "
+            "Decorate a function that gets what identifies the object"
         )
+    if not inspect.isroutine(body) or not inspect.isroutine(innermost):
+        return (
+            f"this {type(body if inspect.isroutine(innermost) else innermost).__name__}: others "
+            f"have the name {body.__qualname__}, too. Decorate a function that calls it"
+        )
+    return None
 
 
 def _set_names(job: Job, key: Any, version: int, previous: Any) -> None:
@@ -269,7 +289,8 @@ def _decorated(job: Job, locks: AnyLocks) -> Any:
 
         call = call_plain
 
-    call.__lualock__ = JobAdapter(job, lambda: locks)
+    call.__lualock__ = adapter = JobAdapter(job, lambda: locks)
+    call.enqueued = lambda *args, **kwargs: adapter.reservation(args, kwargs).locked()
     call.lock_for = lambda *args, **kwargs: job.lock(job_locks(), args, kwargs)
     call.locked = lambda *args, **kwargs: job.lock(job_locks(), args, kwargs).locked()
     call.refresh_lock = lambda *args, **kwargs: refresh(job, job_locks(), args, kwargs)

@@ -44,6 +44,21 @@ _OF_THE_DECORATOR = {
 }
 """What the parameters of ``locks.job`` are called in a class."""
 
+_OF_RESQUE = {
+    "acquire_lock": "lock_for(...).acquire",
+    "lock_enqueue": "lock_unique",
+    "lock_redis": "locks",
+    "lock_running": "lock_unique",
+    "lock_workers": "lock",
+    "redis_lock_key": "lock",
+    "redis_loner_lock_key": "lock",
+    "release_lock": "lock_for(...).acquire",
+}
+"""What stands here for a name of resque-lock-timeout, resque-loner or resque-workers-lock."""
+
+
+_ELSEWHERE = _OF_THE_DECORATOR | _OF_RESQUE
+
 
 class LockedJob:
     """A job of which only one run with the same arguments goes on at a time.
@@ -236,6 +251,14 @@ class LockedJob:
         return cls._job().lock(cls._locks(), args, kwargs)
 
     @classmethod
+    def enqueued(cls, /, *args: Any, **kwargs: Any) -> Any:
+        """Return whether a job with these arguments is queued; await it if async.
+
+        Only a class with :attr:`loner`, or :attr:`lock_unique` other than ``"running"``, knows.
+        """
+        return cls.__lualock__().reservation(args, kwargs).locked()
+
+    @classmethod
     def locked(cls, /, *args: Any, **kwargs: Any) -> Any:
         """Return whether a run with these arguments holds the lock; await it if async."""
         return cls.lock_for(*args, **kwargs).locked()
@@ -256,8 +279,8 @@ def _check_spelling(cls: type[LockedJob]) -> None:
     known = [name for name in dir(LockedJob) if name.startswith(_SETTING_PREFIXES)]
     mixins = [base for base in cls.__mro__[1:] if not issubclass(base, LockedJob)]
     for name in (*vars(cls), *chain.from_iterable(map(vars, mixins))):
-        near = _OF_THE_DECORATOR.get(name) if name in vars(cls) else None
-        if name.startswith(_SETTING_PREFIXES) and name not in known:
+        near = _ELSEWHERE.get(name) if name in vars(cls) else None
+        if near is None and name.startswith(_SETTING_PREFIXES) and name not in known:
             near = next(iter(difflib.get_close_matches(name, known, 1, cutoff=0.8)), "")
         if near is not None:
             advice = f"Did you mean {near}?" if near else "Choose another name"

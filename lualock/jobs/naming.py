@@ -150,11 +150,19 @@ def _format_name(job: str, text: str) -> str:
 def qualified_name(thing: Any) -> str:
     """Return ``module.name`` of a class or function, the same if its module runs as a program."""
     module = thing.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
-        if spec is not None:  # python -m package.module
-            module = spec.name.removesuffix(".__main__")
-        elif file := getattr(main, "__file__", None):
-            module = pathlib.PurePath(file).stem
-    return f"{module}.{thing.__qualname__}"
+    if module in ("__main__", "__mp_main__"):  # the program, and it in a child of multiprocessing
+        main = sys.modules.get(module)
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        if spec is not None and spec.name != "__main__":  # python -m package.module
+            module = spec.name
+        elif file:
+            module = _module_of(pathlib.Path(file).absolute())
+    return f"{module.removesuffix('.__main__')}.{thing.__qualname__}"
+
+
+def _module_of(file: pathlib.Path) -> str:
+    """Return the name under which a program's file is imported from its package."""
+    parts, folder = [file.stem], file.parent
+    while (folder / "__init__.py").exists():
+        parts, folder = [folder.name, *parts], folder.parent
+    return ".".join(parts)

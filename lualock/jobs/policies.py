@@ -33,6 +33,18 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Raise:
+    """Raise :class:`lualock.NotAcquired` instead of calling ``on_skipped``.
+
+    In a job system the job has failed then.
+    """
+
+    def take(self, attempt: Attempt) -> _Take:
+        attempt.raises = True
+        raise attempt.refused
+
+
+@dataclass(frozen=True)
 class Retry:
     """Let the job system deliver the job again in ``delay`` seconds.
 

@@ -65,6 +65,8 @@ def _execute(run: Run) -> Actions[Any]:
         raise
     except NotAcquired as refused:
         log.info("job %s did not run: %s", job.name, refused)
+        if attempt.raises:
+            raise
         if job.on_skipped is None:
             return None
         return (yield run.bind_callback(job.on_skipped, holder=refused.holder))

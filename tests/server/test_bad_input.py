@@ -287,3 +287,32 @@ def test_a_password_that_breaks_its_url(
         connect() if configured else connect(url)
     assert "s3cret" not in str(caught.value)
     assert str(caught.value).startswith("$LUALOCK_URL is not") == configured
+
+
+def test_a_lock_without_its_locks() -> None:
+    """A lock that is made of a client is refused, with the call that makes one."""
+    makes: list[Callable[[], object]] = [
+        lambda: lualock.Lock(redis.Redis(), "x"),
+        lambda: aio.Lock(redis.asyncio.Redis(), "x"),
+    ]
+    for make in makes:
+        with pytest.raises(lualock.InvalidArgument, match=r"Use lualock.connect\(...\).lock"):
+            make()
+    locks = lualock.connect("redis://localhost")
+    assert lualock.Lock(locks, "x").key == locks.lock("x").key
+
+
+@pytest.mark.parametrize("name", ["release", "extend", "held", "fence", "handle"])
+def test_what_a_lease_has_and_a_lock_has_not(api: World, name: str) -> None:
+    """The error says that it belongs to the lease."""
+    with pytest.raises(AttributeError, match=rf"the lease that acquire\(\) returns: lease.{name}"):
+        getattr(api.connect().lock("x"), name)
+    assert not hasattr(api.connect().lock("x"), "unheard_of")
+
+
+def test_what_tells_locks_apart(api: World) -> None:
+    """The ``repr`` shows the server, the database and the prefix, and no password."""
+    connect: Any = aio.connect if api.asynchronous else lualock.connect
+    text = repr(connect("redis://me:s3cret@h:7/2", prefix="shop"))
+    assert "h:7/2, prefix 'shop'" in text
+    assert "s3cret" not in text

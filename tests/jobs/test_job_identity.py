@@ -1,0 +1,192 @@
+"""What a job's name stands for, and the words by which users ask for it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lualock
+from lualock import jobs
+from tests.support.servers import Server
+from tests.support.world import World, settle
+
+TASKS = """
+import multiprocessing, sys, lualock
+locks = lualock.connect(sys.argv[1] if len(sys.argv) > 1 else "redis://localhost")
+
+@locks.job
+def sync(): ...
+
+class Nightly(lualock.LockedJob):
+    locks = locks
+
+    @classmethod
+    def perform(cls): ...
+
+def show():
+    print(sync.lock_for().name, Nightly.lock_for().name, flush=True)
+
+if __name__ == "__main__":
+    show()
+    for method in ("fork", "spawn", "forkserver"):
+        process = multiprocessing.get_context(method).Process(target=show)
+        process.start()
+        process.join()
+"""
+
+
+@pytest.mark.parametrize("package", ["app", "app/inner", ""])
+def test_one_function_has_one_name(package: str, tmp_path: Path) -> None:
+    """A job has one name, whether its module is imported or runs as a program, also in the children
+    of multiprocessing."""
+    folder = tmp_path / package
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (tmp_path / "app", tmp_path / "app/inner"):
+        if package and path.exists():
+            (path / "__init__.py").write_text("")
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "__main__.py").write_text(TASKS)
+    module = ".".join([*Path(package).parts, "tasks"])
+    file = str(folder / "tasks.py")
+    ways = [[file], ["-m", module], ["-c", f"import {module} as t; t.show()"]]
+    assert _names(ways, tmp_path) == {f"job:v1:{module}.sync() job:v1:{module}.Nightly()"}
+    if package:
+        module = ".".join(Path(package).parts)
+        ways = [["-m", module], ["-c", f"import {module}.__main__ as t; t.show()"]]
+        ways += [[str(folder / "__main__.py")], [os.path.relpath(folder / "__main__.py", tmp_path)]]
+        assert _names(ways, tmp_path) == {f"job:v1:{module}.sync() job:v1:{module}.Nightly()"}
+
+
+def _names(ways: list[list[str]], folder: Path) -> set[str]:
+    names = set()
+    for way in ways:
+        run = subprocess.run(
+            [sys.executable, *way],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": f"{folder}:{Path.cwd()}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert run.returncode == 0, run.stderr
+        names |= set(run.stdout.splitlines())
+    return names
+
+
+class _Shop:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def rebuild(self) -> int:
+        return self.number
+
+    @classmethod
+    def close(cls) -> None: ...
+
+    def __call__(self) -> int:
+        return self.number
+
+
+def _add(shop: int, number: int = 0) -> int:
+    return shop + number
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: _Shop(1).rebuild, "bound method _Shop.rebuild"),
+        (lambda: _Shop.close, "bound method _Shop.close"),
+        (lambda: functools.update_wrapper(functools.partial(_add, 1), _add), "this partial"),
+        (lambda: functools.update_wrapper(_Shop(1), _add), "this _Shop"),
+        (lambda: functools.wraps(_Shop(1).rebuild)(lambda: 1), "bound method _Shop.rebuild"),
+        (lambda: lambda: 1, "a lambda: it has no name"),
+    ],
+)
+def test_a_name_that_others_have(make: Callable[[], Any], message: str) -> None:
+    """What has the name of something else needs a ``key=``, and is refused without one."""
+    locks = lualock.connect("redis://localhost")
+    with pytest.raises(lualock.InvalidArgument, match=f"{message}.*, or pass key="):
+        locks.job(make())
+    named: Any = locks.job(key="named")(make())
+    assert named.lock_for().name == "named"
+
+
+async def test_whether_a_job_is_queued(api: World) -> None:
+    """A function and a class answer whether a job with these arguments is queued."""
+    locks = api.connect()
+
+    async def coroutine(number: int = 1) -> None: ...
+
+    def plain(number: int = 1) -> None: ...
+
+    body = coroutine if api.asynchronous else plain
+    function = locks.job(unique="queued")(body)
+    named: dict[str, Any] = {"locks": locks, "loner": True, "perform": staticmethod(body)}
+    kinds: list[Any] = [function, type("Rebuild", (lualock.LockedJob,), named)]
+    for job in kinds:
+        adapter = jobs.adapter(job)
+        assert await settle(job.enqueued()) is False
+        adapter.reserve((1,), job_id="a")
+        assert await settle(job.enqueued()) is True
+        assert await settle(job.enqueued(2)) is False
+        assert await settle(job.locked()) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("redis_lock_key", "lock"),
+        ("redis_loner_lock_key", "lock"),
+        ("lock_redis", "locks"),
+        ("lock_workers", "lock"),
+        ("acquire_lock", r"lock_for\(...\).acquire"),
+        ("release_lock", r"lock_for\(...\).acquire"),
+        ("lock_enqueue", "lock_unique"),
+        ("lock_time", "lock_timeout"),
+    ],
+)
+def test_a_setting_of_the_ancestor(name: str, right: str) -> None:
+    """A setting that is called otherwise here is refused, with the right name."""
+    with pytest.raises(lualock.InvalidArgument, match=rf"{name}.* Did you mean {right}\?"):
+        type("Job", (lualock.LockedJob,), {name: None, "perform": staticmethod(_add)})
+
+
+async def test_a_dropped_job_can_raise(api: World) -> None:
+    """With ``jobs.Raise`` the caller gets the error that names the holder, and ``on_skipped`` is
+    not called, also after a wait."""
+    locks = api.connect(holder="tester")
+    called: list[int] = []
+
+    async def coroutine() -> str:
+        return "ran"
+
+    def plain() -> str:
+        return "ran"
+
+    for policy in (jobs.Raise(), jobs.Wait(0.05, then=jobs.Raise()), lambda _: jobs.Raise()):
+        decorate = locks.job(key="x", policy=policy, on_skipped=lambda: called.append(1))
+        job = decorate(coroutine if api.asynchronous else plain)
+        lease = await settle(locks.lock("x").acquire(timeout=5))
+        with pytest.raises(lualock.NotAcquired, match="tester"):
+            await settle(job())
+        await settle(lease.release())
+        assert await settle(job()) == "ran"
+    assert not called
+
+
+def test_a_raised_refusal_releases_the_reservation(one_server: Server, one_client: Any) -> None:
+    """A queued job that raises is not queued any more."""
+    one_client.flushall()
+    with lualock.connect(one_server.url) as locks:
+        work = jobs.adapter(locks.job(key="x", unique="queued", policy=jobs.Raise())(_Shop.close))
+        work.reserve(job_id="a", token="t" * 22)
+        with locks.lock("x"), pytest.raises(lualock.NotAcquired):
+            work.run((), {}, jobs.Delivery("a", "t" * 22))
+        assert not work.reservation().locked()
