@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +27,16 @@ from lualock._protocol.server_clock import LATE_MAX, ServerClock, jumps
 from lualock.errors import LockError, LockUnavailable, NotAcquired, QueueFull
 from lualock.scripts import SCRIPTS
 
+log = logging.getLogger("lualock")
+
 ACQUIRE = SCRIPTS["acquire"]
 CLAIM = SCRIPTS["claim"]
 
 RETRY_MIN_S, RETRY_MAX_S = 0.01, 0.5
 """Pauses between the attempts to reach a server that does not answer."""
+
+LONG_WAIT_S = 5.0
+"""After how long a place in the queue the holder is logged, once."""
 
 PATIENCE_S = 60.0
 """How long a waiter without a timeout retries while the server does not answer. A caller that has
@@ -47,6 +53,7 @@ class Attempt(InFlight):
     began_at = 0.0  # when the first request for the queue was sent
     young_until = 0.0  # until then no message tells this waiter that it has become first
     oldest_sent_at = 0.0  # when the oldest unanswered request was sent
+    log_at = math.inf  # when the wait is long: then the queue is checked, and the holder logged
     held_reply: list[Any] | None = None  # the last reply that names the holder
     channel = b""  # of messages
     ticket = b""
@@ -131,8 +138,11 @@ class Attempt(InFlight):
             now = self.clock()
             if not self.queued:
                 self.queued, self.young_until = True, now + YOUNG_S
+                self.log_at = now + LONG_WAIT_S
             self.held_reply, self.answered_at = reply, now
             self.seen_fence, self.score = reply[4], reply[6]
+            if now >= self.log_at:
+                self._log_wait(now)
             return None
         if reply[0] == b"owned":
             return owned(self.request, reply, self.sent_at, waited=True)
@@ -188,7 +198,7 @@ class Attempt(InFlight):
         # Counted from the request, because its reply may have been read late.
         lease_left_s = None if left_ms < 0 else left_ms / 1000 - (now - self.sent_at)
         check_s = next_check_s(ahead, lease_left_s, self.young_until - now)
-        return min(check_s, self.left_s())
+        return min(check_s, self.left_s(), max(0.0, self.log_at - now))
 
     def mark_first(self, left_ms: int) -> None:
         """Note the message that this waiter is first now, and for how long the lock is held."""
@@ -206,12 +216,20 @@ class Attempt(InFlight):
             assert self.held_reply is not None
             raise self._refusal(NotAcquired, self.held_reply[5])
 
-    def _refusal(self, kind: type[NotAcquired], ahead: int | None) -> NotAcquired:
+    def _log_wait(self, now: float) -> None:
+        assert self.held_reply is not None
+        self.log_at = math.inf
+        name, state = display_name(self.request.name), self._held(self.held_reply[5]).describe(now)
+        log.info("still waiting for lock %r after %.1f s: %s", name, now - self.began_at, state)
+
+    def _held(self, ahead: int | None) -> Held:
         assert self.held_reply is not None
         _, ttl_ms, held_ms, holder_info, *_ = self.held_reply
-        held = Held(ttl_ms, held_ms, holder_info, self.answered_at, ahead)
+        return Held(ttl_ms, held_ms, holder_info, self.answered_at, ahead)
+
+    def _refusal(self, kind: type[NotAcquired], ahead: int | None) -> NotAcquired:
         limit = int(self.request.max_waiters) if kind is QueueFull else 0
-        return held.refusal(
+        return self._held(ahead).refusal(
             self.request.name, self.clock(), kind, wait_s=self.wait_s, max_waiters=limit
         )
 

@@ -74,21 +74,8 @@ class Held:
         :param wait_s: how long the caller wanted to wait.
         :param max_waiters: the limit that the queue has reached; 0: it has not.
         """
-        shown = display_name(name)
-        passed_s = now - self.at
-        held_s = self.held_ms / 1000 + passed_s
-        left_s = seconds(self.ttl_ms)
-        if left_s is not None:
-            left_s = max(0.0, left_s - passed_s)
-        holder, metadata = split_holder_info(self.holder_info) if self.holder_info else (None, "")
-        if holder is None:
-            state = "it was just released and the next waiter has priority"
-        else:
-            purpose = f' ("{display_name(metadata)}")' if metadata else ""
-            end = "never expires"
-            if left_s is not None:
-                end = f"expires in {duration(left_s)} unless renewed"
-            state = f"held by {holder}{purpose} for {duration(held_s)}; its lease {end}"
+        shown, state = display_name(name), self._state(now)
+        holder = self._holder()[0]
         if max_waiters:
             text = (
                 f"could not wait for lock {shown!r}: its queue is full ({self.ahead} waiting, "
@@ -96,18 +83,43 @@ class Held:
             )
         else:
             within = f" within {wait_s:g} s" if wait_s else ""
-            text = f"could not acquire lock {shown!r}{within}: {state}"
-            if self.ahead is not None:
-                waiters = {0: "no waiter is", 1: "1 waiter is"}
-                text += f"; {waiters.get(self.ahead, f'{self.ahead} waiters are')} ahead"
+            text = f"could not acquire lock {shown!r}{within}: {self.describe(now)}"
         return kind(
             text,
             name=shown,
             holder=holder,
-            held_s=None if holder is None else held_s,
-            remaining_s=None if holder is None else left_s,
+            held_s=None if holder is None else self._held_s(now),
+            remaining_s=None if holder is None else self._left_s(now),
             ahead=self.ahead,
         )
+
+    def describe(self, now: float) -> str:
+        """Return which holder has the lock, since when, and how many waiters are ahead."""
+        if self.ahead is None:
+            return self._state(now)
+        waiters = {0: "no waiter is", 1: "1 waiter is"}
+        return f"{self._state(now)}; {waiters.get(self.ahead, f'{self.ahead} waiters are')} ahead"
+
+    def _state(self, now: float) -> str:
+        holder, metadata = self._holder()
+        if holder is None:
+            return "it was just released and the next waiter has priority"
+        purpose = f' ("{display_name(metadata)}")' if metadata else ""
+        left_s = self._left_s(now)
+        end = "never expires"
+        if left_s is not None:
+            end = f"expires in {duration(left_s)} unless renewed"
+        return f"held by {holder}{purpose} for {duration(self._held_s(now))}; its lease {end}"
+
+    def _holder(self) -> tuple[str | None, str]:
+        return split_holder_info(self.holder_info) if self.holder_info else (None, "")
+
+    def _held_s(self, now: float) -> float:
+        return self.held_ms / 1000 + now - self.at
+
+    def _left_s(self, now: float) -> float | None:
+        left_s = seconds(self.ttl_ms)
+        return None if left_s is None else max(0.0, left_s - (now - self.at))
 
 
 _ADVICE = {

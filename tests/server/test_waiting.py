@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -1006,3 +1007,25 @@ def test_a_generator_that_ends_with_its_loop_releases_its_lock(one_server: Serve
     with one_server.client() as client:
         assert client.get("lualock:{x}")[:1] == b"R"
     assert len(locks._driver._loops) == 0
+
+
+async def test_a_long_wait_names_the_holder_once(
+    api: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A waiter logs the holder after ``LONG_WAIT_S``, once; a short wait logs nothing."""
+    monkeypatch.setattr("lualock._protocol.attempt.LONG_WAIT_S", 0.2)
+    caplog.set_level("INFO", "lualock")
+    locks = api.connect(holder="tester")
+    holder = await settle(locks.lock("x: y", metadata="monthly run").acquire())
+    with pytest.raises(lualock.NotAcquired):
+        await settle(locks.lock("x: y").acquire(timeout=0.05))
+    assert not caplog.records
+    with pytest.raises(lualock.NotAcquired):
+        await settle(locks.lock("x: y").acquire(timeout=0.8))
+    (record,) = caplog.records
+    assert re.fullmatch(
+        r"still waiting for lock 'x: y' after 0\.\d s: held by tester \(\"monthly run\"\) for "
+        r".*; its lease expires in .* s unless renewed; no waiter is ahead",
+        record.getMessage(),
+    )
+    await settle(holder.release())
