@@ -42,6 +42,7 @@ class JobOptions:
     queue_ttl: Seconds = QUEUE_TTL_S
     queue_ttl_s: float = field(init=False)
     on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
+    max_hold: Seconds | None = None
 
     def __post_init__(self) -> None:
         _check_choice("unique", self.unique, None, "queued", "running", "both")
@@ -51,6 +52,7 @@ class JobOptions:
         queue_ttl_s = options.ttl_ms(self.queue_ttl, "queue_ttl") / 1000
         object.__setattr__(self, "queue_ttl_s", queue_ttl_s)  # the class is frozen
         options.callback(self.on_enqueue_failed, "on_enqueue_failed")
+        options.max_hold_s(self.max_hold, renewed=True)
         check_policy(self.policy)
 
     @property
@@ -191,7 +193,8 @@ class Job:
         ttl = self.ttl(*args, **kwargs)
         if ttl is not None:
             options.ttl_ms(ttl, f"the ttl of job {self.name}")
-        return locks.lock(self._check_name(name(*args, **kwargs)), ttl)
+        max_hold = self.options.max_hold if ttl is None else None
+        return locks.lock(self._check_name(name(*args, **kwargs)), ttl, max_hold=max_hold)
 
     def _check_name(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):

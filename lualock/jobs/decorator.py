@@ -103,6 +103,7 @@ class JobMaker:
         /,
         *,
         ttl: Seconds | Callable[..., Seconds | None] | None = None,
+        max_hold: Seconds | None = None,
         key: str | bytes | Callable[..., object] | None = None,
         on_skipped: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
@@ -122,6 +123,7 @@ class JobMaker:
         /,
         *,
         ttl: Seconds | Callable[..., Seconds | None] | None = None,
+        max_hold: Seconds | None = None,
         key: str | bytes | Callable[..., object] | None = None,
         on_skipped: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
@@ -140,6 +142,8 @@ class JobMaker:
         :param ttl: seconds after which the lease of a run expires, or a function of the job's
             arguments that returns them. Left out, the lease lasts 30 s and is renewed while the run
             lasts, so that it expires only after a crash.
+        :param max_hold: for how many seconds that lease is renewed at most, so that a run that
+            hangs loses its lock.
         :param key: the lock's name, instead of the function's name and arguments: a name, or a
             function of the job's arguments that returns one. If it returns another plain value,
             the name consists of that value and the function's name.
@@ -171,6 +175,7 @@ class JobMaker:
             return functools.partial(
                 self.__call__,
                 ttl=ttl,
+                max_hold=max_hold,
                 key=key,
                 on_skipped=on_skipped,
                 on_expired=on_expired,
@@ -200,9 +205,11 @@ class JobMaker:
                 when_unavailable,
                 queue_ttl,
                 on_enqueue_failed,
+                max_hold,
             ),
         )
         _set_names(job, key, key_version, previous_key)
+        options.max_hold_s(max_hold, renewed=ttl is None or options.is_function(ttl))
         _set_ttl(job, ttl)
         return _decorated(job, self._locks)
 

@@ -32,6 +32,7 @@ _OF_THE_DECORATOR = {
     "keep_lock_on_retry": "lock_keep_on_retry",
     "key": "lock",
     "key_version": "lock_key_version",
+    "max_hold": "lock_max_hold",
     "on_enqueue_failed": "loner_enqueue_failed",
     "on_expired": "lock_expired_before_release",
     "on_skipped": "lock_failed",
@@ -114,6 +115,7 @@ class LockedJob:
     lock_keep_on_failure: ClassVar[bool] = False
     lock_when_unavailable: ClassVar[str] = "raise"
     lock_queue_ttl: ClassVar[Seconds] = QUEUE_TTL_S
+    lock_max_hold: ClassVar[Seconds | None] = None
     lock_key_version: ClassVar[int] = 0
     lock_previous_key: ClassVar[int | str | bytes | Callable[..., object] | None] = None
 
@@ -138,6 +140,7 @@ class LockedJob:
         _check_kinds(cls)
         if cls.lock_timeout is not None and not options.is_function(cls.lock_timeout):
             options.ttl_ms(cls.lock_timeout, f"{cls.__qualname__}.lock_timeout")
+            options.max_hold_s(cls.lock_max_hold, renewed=False)
         for name in ("lock", "identifier", "lock_timeout", "lock_previous_key"):
             check_plain_function(f"{cls.__qualname__}.{name}", getattr(cls, name))
         check_version(cls.lock_key_version, f"{cls.__qualname__}.lock_key_version")
@@ -194,6 +197,7 @@ class LockedJob:
             cls.lock_when_unavailable,
             cls.lock_queue_ttl,
             cls.loner_enqueue_failed,
+            cls.lock_max_hold,
         )
 
     @classmethod

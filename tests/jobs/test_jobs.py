@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import lualock
-from lualock import aio
+from lualock import aio, jobs
 from lualock.jobs.decorator import JobMaker
 from lualock.jobs.locked_job import _OF_THE_DECORATOR
 from tests.support.world import World, settle
@@ -883,3 +884,35 @@ def test_jobs_without_locks_use_the_default() -> None:
 
     assert Job.run() is True
     assert Job.locked() is False
+
+
+@pytest.mark.parametrize("previous", [None, "old"])
+async def test_a_run_that_hangs_loses_its_lock(api: World, previous: str | None) -> None:
+    """With ``max_hold`` the lease of a run is renewed for so long, and no longer."""
+    locks = api.connect(ttl=0.4)
+    expired: list[bool] = []
+
+    async def coroutine() -> None:
+        assert await jobs.current_lease().wait_lost(5)
+
+    def plain() -> None:
+        assert jobs.current_lease().wait_lost(5)
+
+    decorate = locks.job(
+        key="x", max_hold=0.8, previous_key=previous, on_expired=lambda: expired.append(True)
+    )
+    started = time.monotonic()
+    await settle(decorate(coroutine if api.asynchronous else plain)())
+    assert expired == [True]
+    assert 0.5 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("ttl", "max_hold"), [(5, 60), (None, 0), (None, "x"), (None, -1)])
+def test_a_max_hold_that_cannot_be(ttl: Any, max_hold: Any) -> None:
+    """It needs a lease that is renewed, and a time, as for a lock."""
+    locks = lualock.connect("redis://localhost")
+    with pytest.raises(lualock.InvalidArgument, match="max_hold"):
+        locks.job(ttl=ttl, max_hold=max_hold, key="x")(lambda: None)
+    named = {"lock_timeout": ttl, "lock_max_hold": max_hold, "perform": staticmethod(print)}
+    with pytest.raises(lualock.InvalidArgument, match="max_hold"):
+        type("Job", (lualock.LockedJob,), named)
