@@ -209,7 +209,6 @@ class JobMaker:
             ),
         )
         _set_names(job, key, key_version, previous_key)
-        options.max_hold_s(max_hold, renewed=ttl is None or options.is_function(ttl))
         _set_ttl(job, ttl)
         return _decorated(job, self._locks)
 
@@ -274,6 +273,7 @@ def _set_ttl(job: Job, ttl: Any) -> None:
         job.ttl = ttl
     elif ttl is not None:
         ttl_s = options.ttl_ms(ttl) / 1000
+        options.max_hold_s(job.options.max_hold, renewed=False)
         job.ttl = lambda *args, **kwargs: ttl_s
 
 
