@@ -18,6 +18,7 @@ import lualock
 from lualock import aio, jobs
 from lualock.jobs.decorator import JobMaker
 from lualock.jobs.locked_job import _OF_THE_DECORATOR
+from tests.support.waiting import wait_until
 from tests.support.world import World, settle
 
 
@@ -892,11 +893,16 @@ async def test_a_run_that_hangs_loses_its_lock(api: World, previous: str | None)
     locks = api.connect(ttl=0.4)
     expired: list[bool] = []
 
+    def taken() -> bool:  # a little longer than the holder believes
+        return (api.client.get("lualock:{x}") or b"")[:1] == b"H"
+
     async def coroutine() -> None:
         assert await jobs.current_lease().wait_lost(5)
+        await api.until(lambda: not taken())
 
     def plain() -> None:
         assert jobs.current_lease().wait_lost(5)
+        wait_until(lambda: not taken())
 
     decorate = locks.job(
         key="x", max_hold=0.8, previous_key=previous, on_expired=lambda: expired.append(True)
