@@ -138,4 +138,8 @@ def sentinel_pool(pool: Any) -> Any:
 
 def stock_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return those settings that a stock connection gets."""
-    return {k: v for k, v in settings.items() if k in _STOCK_SETTINGS or k.startswith("ssl_")}
+    found = {k: v for k, v in settings.items() if k in _STOCK_SETTINGS or k.startswith("ssl_")}
+    if isinstance(checks := found.get("ssl_cert_reqs"), str):
+        # In URLs for Celery it has the name of Python's constant.
+        found["ssl_cert_reqs"] = checks.lower().removeprefix("cert_")
+    return found
