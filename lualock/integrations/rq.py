@@ -28,6 +28,7 @@ from rq.job import Job, get_current_job
 
 from lualock import jobs
 from lualock._core.options import Seconds, seconds
+from lualock.errors import InvalidArgument
 from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter, run_here
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
@@ -76,14 +77,21 @@ def locked(job: Any) -> Any:
 
 
 def enqueue(queue: rq.Queue, job: Any, /, *args: Any, **options: Any) -> Enqueued | Refused:
-    """Call ``queue.enqueue(job, ...)`` unless it conflicts with a job; ``result`` is RQ's job."""
+    """Call ``queue.enqueue(job, ...)`` unless it conflicts with a job; ``result`` is RQ's job.
+
+    :raises InvalidArgument: ``pipeline=`` is given, and the job has a reservation while it is
+        queued.
+    """
     return enqueue_in(queue, 0, job, *args, **options)
 
 
 def enqueue_in(
     queue: rq.Queue, delay: Seconds, job: Any, /, *args: Any, **options: Any
 ) -> Enqueued | Refused:
-    """Call ``queue.enqueue_in(delay, job, ...)`` unless the job conflicts with another one."""
+    """Call ``queue.enqueue_in(delay, job, ...)`` unless the job conflicts with another one.
+
+    :raises InvalidArgument: as for :func:`enqueue`.
+    """
     delay_s = seconds(delay, "delay")
     is_locked_class = isinstance(job, type) and "delivered" in vars(job)  # not of a base class
     function = job.delivered if is_locked_class else job
@@ -91,6 +99,13 @@ def enqueue_in(
     # RQ recognizes its own options by their names; the rest are the job's arguments.
     names = {"job_timeout", *inspect.signature(queue.enqueue_call).parameters} - {"timeout", "func"}
     rq_options = {name: options.pop(name) for name in names & options.keys()}
+    if rq_options.get("pipeline") is not None and adapter.unique in ("queued", "both"):
+        # Nothing says whether the pipeline is executed, so its reservation cannot be confirmed.
+        raise InvalidArgument(
+            f"could not enqueue job {adapter.name}: with pipeline= RQ pushes it later, or never, "
+            f"and its reservation would stay (unique={adapter.unique!r}). Enqueue it without "
+            "pipeline="
+        )
     args = rq_options.pop("args", None) or args
     kwargs = rq_options.pop("kwargs", None) or options
     job_id = rq_options.pop("job_id", None) or str(uuid4())

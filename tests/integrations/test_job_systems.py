@@ -195,6 +195,33 @@ def test_rq_refuses_what_is_not_locked(locks: lualock.Locks, queue: rq.Queue) ->
     assert not queue.jobs
 
 
+@pytest.mark.parametrize("delay", [0, 60])
+def test_rq_refuses_a_pipeline(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch, delay: int
+) -> None:
+    """A pipeline that is thrown away pushes nothing, so no reservation is confirmed for it."""
+    job = rq_integration.locked(locks.job(unique="queued")(rebuild))
+    in_module(monkeypatch, "found_by_rq", job)
+    with queue.connection.pipeline() as pipe:
+        with pytest.raises(lualock.InvalidArgument, match=r"could not enqueue job .* pipeline="):
+            rq_integration.enqueue_in(queue, delay, job, 7, pipeline=pipe)
+        assert not pipe.command_stack
+    assert rq_integration.enqueue(queue, job, 7, pipeline=None)
+
+
+def test_rq_pushes_in_a_pipeline_what_has_no_reservation(
+    locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job without ``unique=`` is pushed when its pipeline is executed."""
+    job = in_module(monkeypatch, "found_by_rq", rq_integration.locked(locks.job(rebuild)))
+    with queue.connection.pipeline() as pipe:
+        entry = rq_integration.enqueue(queue, job, 7, pipeline=pipe)
+        assert len(queue) == 0
+        pipe.execute()
+    assert isinstance(entry, jobs.Enqueued)
+    assert queue.job_ids == [entry.job_id]
+
+
 def test_rq_counts_what_the_job_returns(
     locks: lualock.Locks, queue: rq.Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
