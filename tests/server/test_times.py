@@ -223,6 +223,15 @@ async def job_ttl(world: World, value: Any) -> float:
     return found
 
 
+@of("JobMaker.__call__.max_hold", "LockedJob.lock_max_hold")
+async def max_hold_of_a_job(world: World, value: Any) -> float:
+    made = [queue_of(world, max_hold=value).work]
+    made.append(jobs.adapter(job_class(world, lock_max_hold=value)))
+    (found,) = {job.lock()._options.max_hold_s for job in made}
+    assert found is not None
+    return found
+
+
 @of("JobMaker.__call__.queue_ttl", "LockedJob.lock_queue_ttl")
 async def queue_ttl(world: World, value: Any) -> float:
     made = [queue_of(world, queue_ttl=value).work]
