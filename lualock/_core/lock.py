@@ -165,20 +165,6 @@ class LocksBase:
 _DEFAULTS = LockOptions()
 
 
-class _OfTheLease:
-    """An attribute that a lease has and a lock has not. (``__getattr__`` would slow every attribute
-    of a lock down: a pair takes 8 % more client instructions.)"""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, lock: object, owner: type | None = None) -> Any:
-        raise AttributeError(
-            f"a lock has no attribute {self._name!r}. It belongs to the lease that acquire() "
-            f"returns: lease.{self._name}"
-        )
-
-
 class LockBase:
     """A reusable object that names a lock: stateless, safe to share."""
 
@@ -356,10 +342,3 @@ class LockBase:
     def __repr__(self) -> str:
         renewed = ", renewed" if self._options.renewed else ""
         return f"<{type(self).__name__} {self.name!r} ttl={self.ttl:g}s{renewed}>"
-
-
-for _name in (
-    *("release", "extend", "check", "remaining", "held", "lost", "wait_lost", "handle", "fence"),
-    *("token", "release_requested"),
-):
-    setattr(LockBase, _name, _OfTheLease(_name))

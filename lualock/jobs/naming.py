@@ -149,7 +149,7 @@ def _format_name(job: str, text: str) -> str:
 
 def qualified_name(thing: Any) -> str:
     """Return ``module.name`` of a class or function, the same if its module runs as a program."""
-    module = thing.__module__
+    module = str(thing.__module__)  # a method of a built-in type has none
     if module in ("__main__", "__mp_main__"):  # the program, and it in a child of multiprocessing
         main = sys.modules.get(module)
         spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)

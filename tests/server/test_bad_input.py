@@ -305,14 +305,6 @@ def test_a_lock_without_its_locks() -> None:
     assert lualock.Lock(locks, "x").key == locks.lock("x").key
 
 
-@pytest.mark.parametrize("name", ["release", "extend", "held", "fence", "handle"])
-def test_what_a_lease_has_and_a_lock_has_not(api: World, name: str) -> None:
-    """The error says that it belongs to the lease."""
-    with pytest.raises(AttributeError, match=rf"the lease that acquire\(\) returns: lease.{name}"):
-        getattr(api.connect().lock("x"), name)
-    assert not hasattr(api.connect().lock("x"), "unheard_of")
-
-
 def test_what_tells_locks_apart(api: World) -> None:
     """The ``repr`` shows the server, the database and the prefix, and no password."""
     connect: Any = aio.connect if api.asynchronous else lualock.connect

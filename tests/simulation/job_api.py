@@ -344,7 +344,12 @@ class Locks:
         self._driver = Driver(actor)
 
     def lock(
-        self, name: str | bytes, ttl: float | None = None, *, renew: bool | None = None
+        self,
+        name: str | bytes,
+        ttl: float | None = None,
+        *,
+        renew: bool | None = None,
+        max_hold: float | None = None,
     ) -> Lock:
         """See :class:`lualock.Locks`."""
-        return Lock(self, name, LockOptions(ttl=ttl, renew=renew))
+        return Lock(self, name, LockOptions(ttl=ttl, renew=renew, max_hold=max_hold))
