@@ -264,6 +264,10 @@ class LockBase:
         expires_in_ms = options.ttl_ms(expires_in, "expires_in")
         return stop_request.request_release(self._request(), expires_in_ms, server)
 
+    def _force_release(self, fence: int | None, server: ServerClock) -> Steps[bool]:
+        lease_fence = None if fence is None else options.fence(fence)
+        return protocol.force_release(self._request(), lease_fence, server)
+
     # What other rooms of the library build on a lock. In asyncio the results of `hold` and `run`
     # are awaited.
 

@@ -20,6 +20,7 @@ DEFAULT_TTL_S = 30.0
 MIN_TTL_S = 0.001
 MAX_TTL_S = 366 * 86_400.0
 MAX_HOLDER_INFO_BYTES = 256
+MAX_FENCE = 2**53  # numbers in Lua are exact up to that
 MAX_DEFAULT_HOLDER_BYTES = 120
 
 
@@ -172,6 +173,18 @@ def max_waiters(count: object) -> bytes:
             f"max_waiters must be a whole number above 0, or None for no limit, not {count!r}"
         )
     return b"%d" % count
+
+
+def fence(value: object) -> int:
+    """Check a fencing token.
+
+    :raises InvalidArgument: it is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MAX_FENCE:
+        raise InvalidArgument(
+            "fence must be the whole number lease.fence or LockInfo.fence, above 0 and below 2**53"
+        )
+    return value
 
 
 def flag(value: object, what: str) -> bool:

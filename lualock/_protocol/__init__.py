@@ -35,6 +35,7 @@ from lualock._protocol.effects import (
     watched,
 )
 from lualock._protocol.extend import EXTEND, extend, extend_all, worst
+from lualock._protocol.force_release import FORCE_RELEASE, force_release
 from lualock._protocol.inspect import INSPECT, inspect
 from lualock._protocol.lease_state import LeaseState
 from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
@@ -62,6 +63,7 @@ __all__ = [
     "CLAIM_MS",
     "DRIVER_WRITES",
     "EXTEND",
+    "FORCE_RELEASE",
     "HAND_OVER",
     "INSPECT",
     "MIN_REQUEST_S",
@@ -94,6 +96,7 @@ __all__ = [
     "conflict",
     "extend",
     "extend_all",
+    "force_release",
     "hand_over",
     "inspect",
     "leave",

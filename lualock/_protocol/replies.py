@@ -150,7 +150,8 @@ def lost(
         holder, _ = split_holder_info(reply[1])
         state = f"{holder} holds the lock now"
     return LeaseLost(
-        f"lease on {shown!r} expired before it was {verb}; {state}. {_ADVICE[verb]}",
+        f"lease on {shown!r} expired, or was ended by force, before it was {verb}; {state}. "
+        f"{_ADVICE[verb]}",
         name=shown,
         holder=holder,
     )

@@ -88,6 +88,21 @@ class Lock(LockBase):
         server = self._locks._driver.server_clock
         return self._locks._driver.run(self._request_release(expires_in, server))
 
+    def force_release(self, fence: int | None = None) -> bool:
+        """End the lease that has the lock, and hand the lock on to the first waiter.
+
+        For a lock that is stuck, if :meth:`request_release` does not help. The holder is not asked,
+        and may go on working beside the next one. It learns that its lease is lost when it next
+        renews it (within a third of its ttl), extends or releases it. Returns whether a lease was
+        ended: false if the lock was free, or another lease than that one has it.
+
+        :param fence: end only the lease with this fence (``LockInfo.fence``), not a later one.
+        :raises LockUnavailable: the server did not answer.
+        :raises KeyConflict: the lock's key holds a value that lualock did not write.
+        """
+        server = self._locks._driver.server_clock
+        return self._locks._driver.run(self._force_release(fence, server))
+
     def locked(self) -> bool:
         """Return whether the lock is held now."""
         info = self.inspect()

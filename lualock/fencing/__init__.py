@@ -26,7 +26,6 @@ from lualock.scripts import load
 # It runs on the caller's client, so its replies carry no proof.
 FENCED_SET = load(Path(__file__).with_name("scripts"), proved=False)["fenced_set"]
 SOURCE = FENCED_SET.source.decode()
-MAX_FENCE = 2**53  # numbers in Lua are exact up to that
 
 
 def fence_key(key: bytes) -> bytes:
@@ -97,11 +96,9 @@ def request(
         raise InvalidArgument(f"a key must be str or bytes and not empty, not {type(key).__name__}")
     if not isinstance(value, str | bytes):
         raise InvalidArgument(f"a value must be str or bytes, not {type(value).__name__}")
-    if isinstance(fence, bool) or not isinstance(fence, int) or not 0 < fence < MAX_FENCE:
-        raise InvalidArgument("fence must be the whole number lease.fence, above 0 and below 2**53")
     raw = _encoded(key, "a key")
     ttl_ms = 0 if ttl is None else options.ttl_ms(ttl)
-    return [raw, fence_key(raw)], [_encoded(value, "a value"), fence, ttl_ms]
+    return [raw, fence_key(raw)], [_encoded(value, "a value"), options.fence(fence), ttl_ms]
 
 
 def _encoded(text: str | bytes, what: str) -> bytes:

@@ -294,7 +294,7 @@ async def test_a_lease_that_ended_before_it_could_be_kept(api: World) -> None:
     with pytest.raises(OwnError) as caught:
         await queue.attempt("a", None, will_retry=again)
     assert log == [("expired",)]
-    assert "expired before it was kept" in " ".join(getattr(caught.value, "__notes__", []))
+    assert "ended by force, before it was kept" in " ".join(getattr(caught.value, "__notes__", []))
     assert not api.client.exists(b"lualock:{x}")
 
 

@@ -256,7 +256,7 @@ async def test_the_job_s_own_error_survives(
     with pytest.raises(ZeroDivisionError, match="the job's own") as caught:
         await settle(job.run())
     notes = " ".join(getattr(caught.value, "__notes__", []))
-    assert ("expired before it was released" in notes) == gone
+    assert ("ended by force, before it was released" in notes) == gone
     assert ("the callback's" in notes) == (gone and callback_raises)
     assert ("expiry callback" in caplog.text) == (gone and callback_raises)
     assert not await settle(job.locked())

@@ -112,6 +112,8 @@ class Everything:
         await settle(lease.release_requested())
         adopted = await settle(self.locks.adopt(await settle(lease.handle())))
         await settle(adopted.release())
+        await settle(lock.acquire())
+        await settle(lock.force_release())
 
     async def several(self) -> None:
         """Wait until a timeout, and by priority until a hand-over."""

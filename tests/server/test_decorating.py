@@ -127,7 +127,7 @@ async def test_a_lease_that_ends_during_a_call(api: World) -> None:
     with pytest.raises(KeyError) as caught:
         await settle(call(True))
     if hasattr(caught.value, "__notes__"):
-        assert "expired before it was released" in str(caught.value.__notes__)
+        assert "ended by force, before it was released" in str(caught.value.__notes__)
 
 
 async def test_a_cancelled_call(one_server: Any) -> None:

@@ -197,7 +197,7 @@ async def test_the_body_s_error_survives_a_lost_lease(world: World) -> None:
         async with entered(lock):
             world.client.delete(lock.key)
             raise ZeroDivisionError
-    assert "expired before it was released" in getattr(caught.value, "__notes__", [""])[0]
+    assert "ended by force, before it was released" in getattr(caught.value, "__notes__", [""])[0]
 
 
 async def test_a_lost_lease_is_raised_when_the_body_succeeded(world: World) -> None:

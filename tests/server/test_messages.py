@@ -108,7 +108,7 @@ def _losses(locks: lualock.Locks, client: Any) -> Iterator[Message]:
     ):
         lease = lock.acquire()
         client.delete(lock.key)
-        expired = f"expired before it was {verb}"
+        expired = f"ended by force, before it was {verb}"
         error = _error(lambda call=call, lease=lease: call(lease))  # type: ignore[misc]
         yield Message(error, "lease on 'report'", f"{expired}; the lock is now free", advice)
         lease = lock.acquire()

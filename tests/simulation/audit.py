@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lualock._protocol import RunScript
+from lualock._protocol.force_release import ENDED
 from lualock.jobs import RESERVE_S
 from tests.simulation.checker import LOSSES, Causes, Event
 from tests.simulation.contracts import contract_of
@@ -41,6 +42,8 @@ class Audit:
         after = contract.read(server.store, call)
         for key, owner in contract.owners(call, after):
             self._change(name_at(key), owner)
+        if call.script.name == "force_release" and reply in ENDED:
+            self._world.record("cause", lock=name_at(call.parts[0]), what="forced")
         seen = self._seen, after, reply, server.messages, server.store
         for what in contract.judge(call, *seen):
             self._world.wrong("contract", f"{call.script.path} {what}")

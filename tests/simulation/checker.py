@@ -61,6 +61,7 @@ from typing import Any
 CAUSES = {
     "failover": "another server took over, without the last writes",
     "data_loss": "the server lost its data, or the key was deleted",
+    "forced": "an operator ended the lease",
     "clock_forward": "the server's clock stepped forward: leases end early",
     "astray": "a process listened to an earlier primary, which repeats the messages",
     "clock_back": "the server's clock stepped back: leases last longer, fences may repeat",
@@ -88,7 +89,7 @@ JOBS = (
 )
 """The kinds of events of jobs: see ``job_rules.py``."""
 
-OVERLAPS = ("failover", "data_loss", "clock_forward", "astray")
+OVERLAPS = ("failover", "data_loss", "forced", "clock_forward", "astray")
 LOSSES = ("failover", "data_loss")
 SETTLE_S = 10.0
 UNDERWAY_S = 5.0

@@ -7,7 +7,7 @@ after, and the reply. Times and fences are the server's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lualock._core.keys import waiters_key
@@ -194,8 +194,10 @@ def young(run: Run, score: int) -> bool:
     return bool(ticks - score % 2**44 < YOUNG_TICKS)
 
 
-GIVES_BACK = frozenset(("release", "hand_over", "abandon", "extend", "claim", "died"))
-"""The verbs that must work for a holder even if the server has no memory."""
+GIVES_BACK = frozenset(
+    ("release", "hand_over", "abandon", "extend", "claim", "died", "force_release")
+)
+"""The verbs that must work even if the server has no memory."""
 
 
 def refused(store: Store, error: Refused, verb: str, foreign: bool) -> Iterator[str]:
@@ -227,7 +229,8 @@ def _keeps_other_leases(run: Run) -> Iterator[str]:
     """A caller that does not have the lock changes neither its owner nor its end."""
     before, after, parts = run.before, run.after, run.call.parts
     owner = before.owner
-    if owner and owner not in parts and owner != parts[-1][:22]:
+    by_force = run.call.script.name == "force_release"
+    if owner and owner not in parts and owner != parts[-1][:22] and not by_force:
         mine = run.caller[-22:] == owner
         if not mine and (after.record[1:] != before.record[1:] or after.end_ms != before.end_ms):
             yield "changed the lease of another token"
@@ -585,6 +588,42 @@ def _adopt(run: Run, token: bytes, word: bytes) -> Iterator[str]:
         yield from _not_owner(run, token, word)
 
 
+def _force_release(run: Run, token: bytes, word: bytes) -> Iterator[str]:
+    """A lease is named by its fence, and its holder finds that it has ended."""
+    before, after = run.before, run.after
+    fence, deadline = run.call.parts[3:5]
+    names = bool(before.owner) and before.fence == fence
+    again = before.record is not None and (
+        before.record[17:39] == token or (not names and before.record[39:61] == token)
+    )
+    if word in (b"released", b"handed_over"):
+        if not names or again:
+            yield "ended a lease that it does not name, or ended one twice"
+        if run.now > deadline:
+            yield "ended a lease for a caller that has given up"
+        if (word == b"handed_over") != bool(after.owner):
+            yield f"answers {word!r}, and it is otherwise"
+        taken = replace(before, record=before.record[:17] + token + b"-" * 22, owner=token)
+        yield from given_up(replace(run, before=taken), token)
+        if after.remembers(before.owner) and before.owner != token:
+            yield "lets the holder believe that its release succeeded"
+    elif word == b"late":
+        yield from late(run, deadline)
+        if not names:
+            yield "is late for nothing"
+    else:
+        if names and not again:
+            yield f"answers {word!r} for the lease that has the lock"
+        if after != before:
+            yield "ended no lease, and changed data"
+        if (word == b"already") != again:
+            yield f"answers {word!r}, and the record shows otherwise"
+        elif word == b"held" and run.reply != [b"held", before.holder_info]:
+            yield f"answers {run.reply}, and it is {before.holder_info!r}"
+        elif (word == b"missing") == bool(before.owner) and not again:
+            yield f"answers {word!r}, and it is otherwise"
+
+
 def _inspects(run: Run) -> Iterator[str]:
     before = run.before
     expected: list[Any] = [b"free", len(before.tickets)]
@@ -607,4 +646,5 @@ _CHECKS = {
     "extend": _extend,
     "claim": _claim,
     "adopt": _adopt,
+    "force_release": _force_release,
 }

@@ -7,9 +7,12 @@ the bugs that others reveal.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
+from lualock._protocol import AcquireRequest, Steps, force_release
+from lualock.errors import LockError
 from tests.simulation.clients import Client, Lock
-from tests.simulation.network import Process
+from tests.simulation.network import Interrupted, Process
 from tests.simulation.store import SortedSet, Value
 from tests.simulation.subscriber import SubscriberConnection
 from tests.simulation.world import US, World
@@ -73,6 +76,24 @@ class Faults:
         for kind in kinds[: chance.choice((1, 1, 2, 3))]:
             for _ in range(2 + int(chance.random() * 4)):
                 self.world.at(int(chance.random() * calm * 0.9), kind)
+
+    def plan_operator(self, calm: int) -> None:
+        """The same for an operator that ends leases by force."""
+        for _ in range(10):
+            self.world.at(int(self.world.random.random() * calm * 0.9), self._force)
+
+    def _force(self) -> None:
+        """End the lease that has a lock, from any process."""
+        process, lock = self._alive(), self.world.random.choice(self.locks)
+        if process is not None:
+            self.world.faults["force"] += 1
+            token = b"o%d" % self.world.faults["force"]
+            request = AcquireRequest(
+                *(lock.name, lock.key, lock.queue, token.ljust(22, b".")),
+                *(1000, b"operator", b"0", b"0"),
+                crowded=False,
+            )
+            process.start(_quietly(force_release(request, None, process.server_clock)))
 
     def _cross(self) -> None:
         """Let a broken proxy drop, double or swap replies, or add errors; connections stay open."""
@@ -359,6 +380,11 @@ class Faults:
             del store.data[key]
         elif self._losses == losses:
             self.world.wrong("foreign", f"the foreign value at {key!r} was changed")
+
+
+def _quietly(steps: Steps[bool]) -> Steps[None]:
+    with suppress(LockError, Interrupted):
+        yield from steps
 
 
 def _ours(value: Value) -> bool:

@@ -19,6 +19,8 @@ withdraw checks no token     a caller that gives up its stop request withdraws t
                              (*contract*).
 reserve ignores the runner   ``reserve`` gives a job with ``unique="both"`` a reservation while
                              another one runs (*alone*).
+force_release names no lease ``force_release`` ends the lease of any holder: a repetition ends that
+                             of the next one (*contract*).
 
 Bugs of the simulated driver (:data:`DRIVER`):
 
@@ -78,6 +80,9 @@ PLANTED: dict[str, tuple[Replacement, ...]] = {
     "withdraw checks no token": (("lock/withdraw", "if requester == token then", "if true then"),),
     "reserve ignores the runner": (
         ("jobs/reserve", "elseif alone == '1' and is_running", "elseif false and is_running"),
+    ),
+    "force_release names no lease": (
+        ("lock/force_release", " or string.sub(record, 2, 17) ~= lease_fence", ""),
     ),
 }
 

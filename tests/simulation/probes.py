@@ -76,6 +76,7 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
         "alone": choice((b"0", b"1")),
         "holder": choice((b"", b"web", b"another")),
         "fence": choice(words.fences),
+        "lease_fence": choice(words.fences),
         "ttl_ms": ttl_ms,
         "holder_info": choice(JOBS),
         "deadline": choice(words.deadlines),
@@ -160,7 +161,10 @@ class Bench:
 
     def _outside(self, call: RunScript) -> bool:
         """Whether no caller makes this call: a holder that is still queued first calls ``wait``, or
-        leaves the queue as well."""
+        leaves the queue as well, and the token of ``force_release`` does not wait."""
+        if call.script.path == "lock/force_release":
+            waiting = contract.read(self.store, call).tickets
+            return any(one[:22] == call.parts[2] for one in waiting)
         if call.script.path not in ("lock/hand_over", "jobs/died", "lock/abandon"):
             return False
         seen = contract.read(self.store, call)

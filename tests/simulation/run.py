@@ -106,7 +106,15 @@ def has_multi(seed: int) -> bool:
     return seed % 40 in (11, 24, 39)
 
 
-KINDS = (has_jobs, has_accidents, has_silence, has_astray, has_streams, has_multi)
+def has_operator(seed: int) -> bool:
+    """Whether an operator ends leases by force: one seed in twenty."""
+    return seed % 40 in (5, 21)
+
+
+KINDS = (
+    *(has_jobs, has_accidents, has_silence, has_astray, has_streams, has_multi),
+    has_operator,
+)
 
 
 def free_residues(modulus: int) -> dict[int, list[str]]:
@@ -136,6 +144,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
             jobs=has_jobs(seed),
             astray=has_astray(seed),
             streams=has_streams(seed),
+            operator=has_operator(seed),
         )
     audit = Audit(world)
     with _quiet():
@@ -170,7 +179,7 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
 
 
 def _draw_run(
-    world: World, multi: bool, *, jobs: bool, astray: bool, streams: bool
+    world: World, multi: bool, *, jobs: bool, astray: bool, streams: bool, operator: bool
 ) -> tuple[list[Lock], list[Client], Queue | None]:
     """Draw the clients of a run, what they do, and its faults."""
     chance = world.random
@@ -260,6 +269,8 @@ def _draw_run(
                 turn.ending = choice(("pass", "pass", turn.ending))
     if calm and streams:
         faults.plan_streams(calm, forked)
+    if calm and operator:
+        faults.plan_operator(calm)
     if draw() < 0.3:
         processes[0].start(observe(locks, processes[0], 4))
     return locks, all_clients, queue

@@ -42,7 +42,7 @@ class Scene:
         self.scripts = self.messages = 0
         self.checks: list[int] = []  # when a waiter checked the queue
         self.clients: list[Client] = []
-        self._lock = Lock("a", b"0")
+        self.lock = Lock("a", b"0")
         server.after_script = self._count
 
     def _count(self, call: RunScript, reply: Any) -> None:
@@ -67,7 +67,7 @@ class Scene:
         for number in range(turns):
             idle_s = 0.0 if number else at_s
             ttl_ms = int(ttl_s * 1000)
-            turn = Turn(self._lock, idle_s, None, ttl_ms, hold_s, 0, renew, True, "release")
+            turn = Turn(self.lock, idle_s, None, ttl_ms, hold_s, 0, renew, True, "release")
             client.turns.append(turn)
         client.task = process.start(client.life())
         self.clients.append(client)
@@ -94,7 +94,7 @@ class Scene:
 
     def lease_end_s(self) -> float:
         """Return when the lease ends at the server."""
-        end_ms = self.world.server.store.ends[self._lock.key]
+        end_ms = self.world.server.store.ends[self.lock.key]
         return ((end_ms + 1) * 1000 - EPOCH_US) / US
 
     def next_holder_ms(self, after_s: float) -> float:
@@ -166,6 +166,20 @@ def lose(deaf: int, waiters: int, ttl_s: float, scene: Scene) -> Figures:
     return {"ms from the release": scene.next_holder_ms(release_s)}
 
 
+def delete(dead: int, scene: Scene) -> Figures:
+    """Let an operator delete the key of a lock. Of its waiters, all but the last one are dead, and
+    the server still counts them as reached."""
+    scene.add("holder", hold_s=FOR_EVER_S, ttl_s=3600.0)
+    waiters = scene.crowd(dead + 1)
+    deleted_s = 100 + DEFAULT_TTL_S * scene.draw()
+    scene.run(deleted_s - 0.1)
+    for client in waiters[:dead]:
+        client.process.crash()
+    scene.run(deleted_s)
+    scene.world.server.store.delete(scene.lock.key)
+    return {"ms from the deletion": scene.next_holder_ms(deleted_s)}
+
+
 def contend(hold_s: float, scene: Scene) -> Figures:
     """Let 32 clients take the lock in turn."""
     turns = 40
@@ -200,6 +214,10 @@ SCENARIOS: dict[str, tuple[Callable[[Scene], Figures], int]] = {
     "1 of 10 gets no message": (partial(lose, 1, 10, DEFAULT_TTL_S), SEEDS),
     "2 of 10 get no message": (partial(lose, 2, 10, DEFAULT_TTL_S), SEEDS),
     "1 of 1 gets no message, ttl 1 h": (partial(lose, 1, 1, 3600.0), SEEDS),
+    **{
+        f"the key is deleted, {count} half-open waiters and one": (partial(delete, count), SEEDS)
+        for count in (0, 1, 20)
+    },
     "32 clients hold for 1 ms": (partial(contend, 0.001), 1),
     "32 clients hold for 10 ms": (partial(contend, 0.01), 1),
 }
@@ -224,7 +242,9 @@ def with_more_rules(
     check_s = schedule.CHECK_MAX_S
     if lease_left_s is not None:
         check_s = max(0.0, lease_left_s) + schedule.CHECK_LATE_S + apart_s * ahead
-    if ahead > 0:
+    if ahead == 0:
+        check_s = min(check_s, schedule.CHECK_HEAD_S)
+    else:
         least_s = 1.0 if ahead < near else schedule.CHECK_LEAST_S * ahead
         most_s = schedule.CHECK_MOST_S * (2 ** min(ahead - 1, 8) if doubles else ahead)
         check_s = min(max(check_s, least_s), most_s)
@@ -270,6 +290,7 @@ VARIANTS = {
     SHIPPED: Variant(),
     "no CLAIM_MS": Variant({"CLAIM_MS": math.inf}, ("CLAIM_MS = 2500", "CLAIM_MS = 1e12")),
     "no CHECK_LATE_S": Variant({"CHECK_LATE_S": 0.0}),
+    "no CHECK_HEAD_S": Variant({"CHECK_HEAD_S": math.inf}),
     "no CHECK_LEAST_S": Variant({"CHECK_LEAST_S": 0.0}),
     "no CHECK_MOST_S": Variant({"CHECK_MOST_S": math.inf}),
     "no CHECK_MAX_S": Variant({"CHECK_MAX_S": math.inf}),

@@ -12,9 +12,10 @@ from tests.simulation.schedule import PAYS, SHIPPED, VARIANTS
     [
         ("no CLAIM_MS", "the holder and 1 half-open waiters die"),
         ("no CHECK_LATE_S", "the holder and 2 waiters die"),
+        ("no CHECK_HEAD_S", "the key is deleted, 0 half-open waiters and one"),
         ("no CHECK_LEAST_S", "10 wait, ttl 1 s"),
-        ("no CHECK_MOST_S", "2 of 10 get no message"),
-        ("no CHECK_MAX_S", "1 of 1 gets no message, ttl 1 h"),
+        ("no CHECK_MOST_S", "the key is deleted, 1 half-open waiters and one"),
+        ("no CHECK_MAX_S", "the key is deleted, 20 half-open waiters and one"),
         ("no CHECK_GROUPS", "1000 wait, reconnected together"),
         ("no YOUNG_S", "a holder dies early"),
         ("nor YOUNG_TICKS", "32 clients hold for 1 ms"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lualock._protocol.schedule import (
     CHECK_GROUPS,
+    CHECK_HEAD_S,
     CHECK_LATE_S,
     CHECK_LEAST_S,
     CHECK_MAX_S,
@@ -20,10 +21,10 @@ from lualock._protocol.schedule import (
 @pytest.mark.parametrize(
     ("ahead", "lease_left_s", "young_left_s", "expected_s"),
     [
-        (0, 30.0, 0.0, 30.0 + CHECK_LATE_S),  # the first: when the lease ends
+        (0, 1.0, 0.0, 1.0 + CHECK_LATE_S),  # the first: when the lease ends
         (0, -1.0, 0.0, CHECK_LATE_S),  # it has ended
-        (0, 300.0, 0.0, CHECK_MAX_S),  # a long lease: the message may be lost
-        (0, None, 0.0, CHECK_MAX_S),  # a lease without an end: the same
+        (0, 30.0, 0.0, CHECK_HEAD_S),  # before the end of a long one: its key may be deleted
+        (0, None, 0.0, CHECK_HEAD_S),  # a lease without an end: the same
         (0, 30.0, YOUNG_S, YOUNG_S),  # a new waiter checks once more
         (1, 2.0, 0.0, 2.0 + CHECK_LATE_S),  # another one: when the lease ends as well
         (1, 0.1, 0.0, CHECK_LEAST_S),  # but not at each end of a short lease,
