@@ -11,6 +11,7 @@ from typing import Any
 from lualock import _protocol as protocol
 from lualock._core import fork, handles, options
 from lualock._core.keys import display_name
+from lualock._core.lock import new_token
 from lualock._core.lock_options import LockOptions
 from lualock._core.options import Seconds
 from lualock._core.with_statement import Block
@@ -28,6 +29,7 @@ class LeaseBase:
 
     __slots__ = (
         *("__weakref__", "_block", "_body", "_check_at", "_clock", "_driver", "_hold_until"),
+        "_keep_until",
         *("_options", "_pid", "_renewed", "_renewer", "_request", "_state", "_ttl_ms", "_wakeup"),
         "fence",
     )
@@ -37,6 +39,7 @@ class LeaseBase:
     write to what the lock protects, and let the receiver refuse a smaller one than it has seen."""
 
     _check_at: float  # set by the renewer only
+    _keep_until: float  # only with ``hold_at_least``
     _block: Block  # only while the lease is entered by name, without a ``with`` statement
     _body: Any  # only in asyncio, while its loss cancels the body of a ``with`` block
 
@@ -62,8 +65,16 @@ class LeaseBase:
             self._renewed = lock_options.renewed
             self._hold_until = math.inf
             if lock_options.max_hold_s is not None:
-                self._hold_until = state.deadline - request.ttl_ms / 1000 + lock_options.max_hold_s
+                self._hold_until = self._acquired_at + lock_options.max_hold_s
             renewer.add(self)
+        if lock_options.hold_at_least_s is not None:
+            self._keep_until = self._acquired_at + lock_options.hold_at_least_s
+
+    @property
+    def _acquired_at(self) -> float:
+        """When a lease that has just been acquired began."""
+        until = max(self._state.deadline, self._state.claimed_deadline)
+        return until - self._request.ttl_ms / 1000
 
     @property
     def name(self) -> str:
@@ -219,7 +230,17 @@ class LeaseBase:
         if self._pid != fork.pid:
             raise self._not_held_error("release")
         state.begin_release()
-        return protocol.release(self._request, state)
+        if self._options.hold_at_least_s is not None and self._keep_until > self._clock():
+            return self._release_later()
+        return self._release_now()
+
+    def _release_now(self) -> Steps[None]:
+        return protocol.release(self._request, self._state)
+
+    def _release_later(self) -> Steps[None]:
+        ttl_ms = math.ceil((self._keep_until - self._clock()) * 1000)
+        server = self._driver.server_clock
+        return protocol.release_later(self._request, self._state, new_token(), ttl_ms, server)
 
     def _wake_wait_lost(self) -> None:
         if self._wakeup is not None:
@@ -325,19 +346,12 @@ class LeaseBase:
         if self._renewer is not None:
             self._renewer.drop(self)
         self._state.mark_released()
-        return self._driver.run(self._keep_for(request))
+        server = self._driver.server_clock
+        return self._driver.run(protocol.keep_for(self._request, request.parts, server))
 
-    def _keep_for(self, request: AcquireRequest) -> Steps[None]:
-        token, server = self._request.token, self._driver.server_clock
-        try:
-            for part in request.parts:
-                yield from protocol.adopt(part, token, server, "kept", fresh=False)
-        except GeneratorExit:
-            raise
-        except BaseException:
-            for one in (self._request, *request.parts):
-                yield from protocol.undo(one)
-            raise
+    def release_early(self) -> None:
+        """Let a release free the lock at once, whatever ``hold_at_least`` says."""
+        self._keep_until = -math.inf
 
     def stop_renewal(self) -> None:
         """Let the lease end on its own, unless it is extended. Its loss is reported."""

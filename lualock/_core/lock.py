@@ -281,20 +281,32 @@ class LockBase:
         suffix: bytes = b"",
         ttl: Seconds | None = None,
         *,
-        renew: bool | None = None,
         metadata: str | None = None,
     ) -> Self:
         """Return another lock, whose key is this one's and a suffix.
 
-        ``ttl`` and ``renew`` are as for ``locks.lock``. ``metadata`` replaces this lock's, and
-        shortens a holder that does not fit beside it.
+        ``ttl`` is as for ``locks.lock``. ``metadata`` replaces this lock's, and shortens a holder
+        that does not fit beside it.
         """
-        made: Self = self._locks.lock(self._name, ttl, renew=renew)
+        made: Self = self._locks.lock(self._name, ttl)
         made._key = self._key + suffix
         made._queue = keys.waiters_key(made._key)
         info = self._holder_info
         made._holder_info = info if metadata is None else info.with_metadata(metadata)
         return made
+
+    def with_metadata(self, metadata: str) -> Self:
+        """Return this lock with other metadata, which shortens a holder that does not fit."""
+        made = type(self).__new__(type(self))
+        made._take_over(self)
+        made._holder_info = self._holder_info.with_metadata(metadata)
+        return made
+
+    def _take_over(self, lock: LockBase) -> None:
+        """Become the same lock as another one."""
+        for name in LockBase.__slots__:
+            setattr(self, name, getattr(lock, name))
+        self._entered = []
 
     def request(self, token: bytes | None = None, ttl_s: float | None = None) -> AcquireRequest:
         """Return a request for the lock, with this token and this ttl instead of its own."""

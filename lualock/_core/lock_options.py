@@ -26,6 +26,7 @@ class LockOptions:
     priority: int = 0
     max_waiters: int | None = None
     max_hold: Seconds | None = None
+    hold_at_least: Seconds | None = None
     cancel_on_lost: bool = False
 
     ttl_ms: int | None = field(init=False)
@@ -35,6 +36,7 @@ class LockOptions:
     """Whether a lease is renewed: with a ttl it lasts that long, without one until released."""
 
     max_hold_s: float | None = field(init=False)
+    hold_at_least_s: float | None = field(init=False)
     metadata_bytes: bytes = field(init=False)
     priority_base: bytes = field(init=False)
     waiters_limit: bytes = field(init=False)
@@ -49,6 +51,7 @@ class LockOptions:
         renewed = self.ttl is None if self.renew is None else options.flag(self.renew, "renew")
         derive("renewed", renewed)
         derive("max_hold_s", options.max_hold_s(self.max_hold, renewed=renewed))
+        derive("hold_at_least_s", options.hold_at_least_s(self.hold_at_least, self.max_hold_s))
         options.callback(self.on_lost, "on_lost")
         reported = options.flag(self.cancel_on_lost, "cancel_on_lost") or self.on_lost is not None
         derive("needs_renewer", renewed or reported)

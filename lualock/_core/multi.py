@@ -30,9 +30,8 @@ class MultiLeaseBase(LeaseBase):
             "names one. Release it, and let the other process acquire the locks"
         )
 
-    def _release(self) -> Steps[None] | None:
-        begun = super()._release()
-        return None if begun is None else multi.release(self._request, self._state)
+    def _release_now(self) -> Steps[None]:
+        return multi.release(self._request, self._state)
 
 
 class MultiLockBase(LockBase):
@@ -56,9 +55,7 @@ class MultiLockBase(LockBase):
                 f"could not make one lock of {names}: they are of several Locks objects. Make all "
                 "of them with one"
             )
-        for name in LockBase.__slots__:
-            setattr(self, name, getattr(locks[0], name))
-        self._entered = []
+        self._take_over(locks[0])
         self._all = tuple(locks)
         self._parts = tuple(sorted(locks, key=lambda lock: lock.key))
 
@@ -72,13 +69,14 @@ class MultiLockBase(LockBase):
         suffix: bytes = b"",
         ttl: Seconds | None = None,
         *,
-        renew: bool | None = None,
         metadata: str | None = None,
     ) -> Self:
         """Return the locks that are derived from these, as one."""
-        return type(self)(
-            [lock.derived(suffix, ttl, renew=renew, metadata=metadata) for lock in self._all]
-        )
+        return type(self)([lock.derived(suffix, ttl, metadata=metadata) for lock in self._all])
+
+    def with_metadata(self, metadata: str) -> Self:
+        """Return these locks with other metadata, as one."""
+        return type(self)([lock.with_metadata(metadata) for lock in self._all])
 
     def request(self, token: bytes | None = None, ttl_s: float | None = None) -> MultiRequest:
         """Return a request for the locks, with this token and this ttl instead of their own."""

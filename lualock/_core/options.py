@@ -129,6 +129,21 @@ def max_hold_s(value: object, *, renewed: bool) -> float | None:
     return number
 
 
+def hold_at_least_s(value: object, max_hold_s: float | None = None) -> float | None:
+    """Convert the shortest time that a lock is held to seconds; ``None``: there is none.
+
+    :raises InvalidArgument: it is not a time from 1 ms to 366 days, or is more than ``max_hold``.
+    """
+    if value is None:
+        return None
+    number = ttl_ms(value, "hold_at_least") / 1000
+    if max_hold_s is not None and number > max_hold_s:
+        raise InvalidArgument(
+            f"hold_at_least must not be more than max_hold, {max_hold_s:g} seconds, not {number:g}"
+        )
+    return number
+
+
 def is_function(value: object) -> TypeGuard[Callable[..., Any]]:
     """Return whether a value can be called for a result. A lock is callable only as a decorator."""
     return callable(value) and not hasattr(value, "try_acquire")

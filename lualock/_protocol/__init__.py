@@ -37,8 +37,17 @@ from lualock._protocol.effects import (
 from lualock._protocol.extend import EXTEND, extend, extend_all, worst
 from lualock._protocol.force_release import FORCE_RELEASE, force_release
 from lualock._protocol.inspect import INSPECT, inspect
+from lualock._protocol.keep import keep_for, release_later
 from lualock._protocol.lease_state import LeaseState
-from lualock._protocol.release import HAND_OVER, RELEASE, hand_over, leave, note, release
+from lualock._protocol.release import (
+    HAND_OVER,
+    RELEASE,
+    hand_over,
+    leave,
+    note,
+    release,
+    unconfirmed,
+)
 from lualock._protocol.replies import LockInfo, conflict
 from lualock._protocol.request import AcquireRequest, MultiRequest
 from lualock._protocol.resend import resend
@@ -99,13 +108,16 @@ __all__ = [
     "force_release",
     "hand_over",
     "inspect",
+    "keep_for",
     "leave",
     "note",
     "release",
+    "release_later",
     "release_requested",
     "request_release",
     "resend",
     "take",
+    "unconfirmed",
     "undo",
     "wait",
     "watched",

@@ -63,15 +63,20 @@ def release(request: AcquireRequest, state: LeaseState) -> Steps[None]:
         # The first request may have released the lease, or it may have ended before. The server
         # remembers only the previous token, so this is not the same as "it had ended".
         state.release_unknown()
-        raise LockUnavailable(
-            f"could not confirm the release of lock {display_name(request.name)!r}: the reply was "
-            "lost, and the lease is gone (it was released, or had expired before). "
-            "Check the last work under the lock if it must not overlap",
-            outcome_unknown=True,
-        )
+        raise unconfirmed(request)
     if reply[0] != b"conflict":
         state.mark_lost()
     raise lost(request.name, request.key, reply, "released")
+
+
+def unconfirmed(request: AcquireRequest) -> LockUnavailable:
+    """Make the error for a release that may have been executed."""
+    return LockUnavailable(
+        f"could not confirm the release of lock {display_name(request.name)!r}: the reply was "
+        "lost, and the lease is gone (it was released, or had expired before). "
+        "Check the last work under the lock if it must not overlap",
+        outcome_unknown=True,
+    )
 
 
 def hand_over(request: AcquireRequest, state: LeaseState) -> RunScript:

@@ -73,6 +73,7 @@ class Locks(LocksBase, asynchronous=False):
         priority: int = 0,
         max_waiters: int | None = None,
         max_hold: Seconds | None = None,
+        hold_at_least: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> Lock:
         """Return the lock with that name. Nothing is sent until it is acquired.
@@ -85,13 +86,16 @@ class Locks(LocksBase, asynchronous=False):
         :param max_waiters: how many callers may wait; a further one gets :class:`QueueFull`.
         :param max_hold: for how many seconds a lease is renewed at most, so that a holder that
             hangs does not keep the lock for ever. :meth:`Lease.extend` may go beyond it.
+        :param hold_at_least: seconds from the acquisition for which the lock stays held, for no
+            one, if it is released sooner. So of several hosts that begin a short task at almost
+            the same time, only one carries it out. If the holder dies, the lease ends as usual.
         :param on_lost: called once, with the lease, when it is lost before its release: it expired
             by the local clock, or the server reported that it has ended. Not called if
             :meth:`Lease.release` reports the loss, nor for a lease that the program dropped.
             It is called in a thread of its own.
         :raises InvalidArgument: an argument is not valid.
         """
-        others = ttl, renew, metadata, priority, max_waiters, max_hold
+        others = ttl, renew, metadata, priority, max_waiters, max_hold, hold_at_least
         return Lock(self, name, lock_options(on_lost, *others))
 
     @property

@@ -242,6 +242,7 @@ def release_quietly(lease: AnyLease) -> Actions[None]:
 
     While the server is unreachable this goes on in the background: the lease may have a long ttl.
     """
+    lease.release_early()
     try:
         yield lease.release
     except LockError as error:

@@ -43,6 +43,7 @@ class JobOptions:
     queue_ttl_s: float = field(init=False)
     on_enqueue_failed: Callable[..., Any] | None = field(default=None, compare=False)
     max_hold: Seconds | None = None
+    hold_at_least: Seconds | None = None
 
     def __post_init__(self) -> None:
         _check_choice("unique", self.unique, None, "queued", "running", "both")
@@ -52,7 +53,8 @@ class JobOptions:
         queue_ttl_s = options.ttl_ms(self.queue_ttl, "queue_ttl") / 1000
         object.__setattr__(self, "queue_ttl_s", queue_ttl_s)  # the class is frozen
         options.callback(self.on_enqueue_failed, "on_enqueue_failed")
-        options.max_hold_s(self.max_hold, renewed=True)
+        max_hold_s = options.max_hold_s(self.max_hold, renewed=True)
+        options.hold_at_least_s(self.hold_at_least, max_hold_s)
         check_policy(self.policy)
 
     @property
@@ -181,7 +183,7 @@ class Job:
                 lock = locks.together(lock, previous)
         if job_id is None:
             return lock
-        return lock.derived(ttl=lock.ttl, renew=lock.renewed, metadata=job_metadata(job_id))
+        return lock.with_metadata(job_metadata(job_id))
 
     def _lock_named(
         self,
@@ -193,8 +195,10 @@ class Job:
         ttl = self.ttl(*args, **kwargs)
         if ttl is not None:
             options.ttl_ms(ttl, f"the ttl of job {self.name}")
+        found = self._check_name(name(*args, **kwargs))
         max_hold = self.options.max_hold if ttl is None else None
-        return locks.lock(self._check_name(name(*args, **kwargs)), ttl, max_hold=max_hold)
+        hold_at_least = self.options.hold_at_least
+        return locks.lock(found, ttl, max_hold=max_hold, hold_at_least=hold_at_least)
 
     def _check_name(self, name: object) -> str | bytes:
         if isinstance(name, str | bytes):

@@ -104,6 +104,7 @@ class JobMaker:
         *,
         ttl: Seconds | Callable[..., Seconds | None] | None = None,
         max_hold: Seconds | None = None,
+        hold_at_least: Seconds | None = None,
         key: str | bytes | Callable[..., object] | None = None,
         on_skipped: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
@@ -124,6 +125,7 @@ class JobMaker:
         *,
         ttl: Seconds | Callable[..., Seconds | None] | None = None,
         max_hold: Seconds | None = None,
+        hold_at_least: Seconds | None = None,
         key: str | bytes | Callable[..., object] | None = None,
         on_skipped: Callable[..., Any] | None = None,
         on_expired: Callable[..., Any] | None = None,
@@ -144,6 +146,9 @@ class JobMaker:
             lasts, so that it expires only after a crash.
         :param max_hold: for how many seconds that lease is renewed at most, so that a run that
             hangs loses its lock.
+        :param hold_at_least: seconds from its begin for which the lock stays held after a run that
+            ends sooner, without an error. So of several hosts that start a short job at almost the
+            same time, only one runs it.
         :param key: the lock's name, instead of the function's name and arguments: a name, or a
             function of the job's arguments that returns one. If it returns another plain value,
             the name consists of that value and the function's name.
@@ -176,6 +181,7 @@ class JobMaker:
                 self.__call__,
                 ttl=ttl,
                 max_hold=max_hold,
+                hold_at_least=hold_at_least,
                 key=key,
                 on_skipped=on_skipped,
                 on_expired=on_expired,
@@ -198,14 +204,8 @@ class JobMaker:
             on_skipped=on_skipped,
             on_expired=on_expired,
             options=JobOptions(
-                policy,
-                unique,
-                keep_lock_on_retry,
-                keep_lock_on_failure,
-                when_unavailable,
-                queue_ttl,
-                on_enqueue_failed,
-                max_hold,
+                *(policy, unique, keep_lock_on_retry, keep_lock_on_failure, when_unavailable),
+                *(queue_ttl, on_enqueue_failed, max_hold, hold_at_least),
             ),
         )
         _set_names(job, key, key_version, previous_key)

@@ -24,6 +24,8 @@ def finish(attempt: Attempt, error: BaseException | None, result: Any) -> Action
     problem: LockError | None = None
     lease = attempt.pop_lease()
     if lease is not None:
+        if error is not None or keep is not None:
+            lease.release_early()  # its retry must find the lock free
         try:
             yield from _release_or_keep(run, lease, keep)
         except LeaseLost as lost:

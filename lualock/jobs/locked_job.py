@@ -32,6 +32,7 @@ _OF_THE_DECORATOR = {
     "keep_lock_on_retry": "lock_keep_on_retry",
     "key": "lock",
     "key_version": "lock_key_version",
+    "hold_at_least": "lock_hold_at_least",
     "max_hold": "lock_max_hold",
     "on_enqueue_failed": "loner_enqueue_failed",
     "on_expired": "lock_expired_before_release",
@@ -116,6 +117,7 @@ class LockedJob:
     lock_when_unavailable: ClassVar[str] = "raise"
     lock_queue_ttl: ClassVar[Seconds] = QUEUE_TTL_S
     lock_max_hold: ClassVar[Seconds | None] = None
+    lock_hold_at_least: ClassVar[Seconds | None] = None
     lock_key_version: ClassVar[int] = 0
     lock_previous_key: ClassVar[int | str | bytes | Callable[..., object] | None] = None
 
@@ -198,6 +200,7 @@ class LockedJob:
             cls.lock_queue_ttl,
             cls.loner_enqueue_failed,
             cls.lock_max_hold,
+            cls.lock_hold_at_least,
         )
 
     @classmethod

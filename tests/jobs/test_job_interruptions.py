@@ -222,8 +222,10 @@ def test_an_interruption_while_the_lock_is_kept_for_a_retry(
         lease = locks.lock("new").acquire()
         request = locks.lock("new").request()
 
+        server = locks.lock("new").server_clock
+
         def interrupted() -> protocol.Steps[None]:
-            steps = lease._keep_for(request)
+            steps = protocol.keep_for(lease._request, [request], server)
             next(steps)  # and so it is never sent
             step = steps.throw(Interruption())
             while True:

@@ -33,9 +33,11 @@ FOR_ROOMS = {
     },
     "Lock": {
         *("abandon_in_background", "begin_block", "derived", "hold", "holder_in", "locks", "parts"),
-        *("refuse_own_wait", "renewed", "request", "run", "server_clock"),
+        *("refuse_own_wait", "renewed", "request", "run", "server_clock", "with_metadata"),
     },
-    "Lease": {"abandon_in_background", "keep_for", "stop_renewal", "stop_watching"},
+    "Lease": {
+        *("abandon_in_background", "keep_for", "release_early", "stop_renewal", "stop_watching"),
+    },
 }
 """The public names of a class that are for other rooms of the library, not for its users."""
 

@@ -104,6 +104,12 @@ async def max_hold(world: World, value: Any) -> float:
     return float(lease._options.max_hold_s)
 
 
+@of("Locks.lock.hold_at_least")
+async def hold_at_least(world: World, value: Any) -> float:
+    lease = await settle(world.connect().lock("x", hold_at_least=value).acquire())
+    return float(lease._options.hold_at_least_s)
+
+
 @of("Locks.adopt.max_hold")
 async def adopt(world: World, value: Any) -> float:
     locks = world.connect()
@@ -228,6 +234,15 @@ async def max_hold_of_a_job(world: World, value: Any) -> float:
     made = [queue_of(world, max_hold=value).work]
     made.append(jobs.adapter(job_class(world, lock_max_hold=value)))
     (found,) = {job.lock()._options.max_hold_s for job in made}
+    assert found is not None
+    return found
+
+
+@of("JobMaker.__call__.hold_at_least", "LockedJob.lock_hold_at_least")
+async def hold_at_least_of_a_job(world: World, value: Any) -> float:
+    made = [queue_of(world, hold_at_least=value).work]
+    made.append(jobs.adapter(job_class(world, lock_hold_at_least=value)))
+    (found,) = {job.lock()._options.hold_at_least_s for job in made}
     assert found is not None
     return found
 

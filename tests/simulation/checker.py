@@ -17,6 +17,7 @@ until      its deadline is now ``until``: renewed, claimed, or made sooner. ``wh
 let_go     its release begins, or its lease is known to be lost: it no longer relies on the lock
 released   the result of the release, ``what``: released, lost (the lease had ended before), passed
            (to another process, which adopts it), unknown
+kept       its lock stays held until ``until``, for no acquisition
 leave      it was cancelled: it does not wait any more, but it may not have ended yet
 gave_up    it ended without the lock, ``what``: timeout, full, unavailable, interrupted
 wrote      it wrote to the resource with its ``fence``; ``what``: accepted, refused.
@@ -42,6 +43,7 @@ fifo       a waiter that surely had a place before another acquisition began get
            any caller).
 prompt     a free lock is taken within ``prompt_s`` if a waiter can be reached.
 ends       every wait ends, a timeout neither early nor more than ``late_s`` late.
+kept       no acquisition gets a lock that was released with ``hold_at_least`` before that is over.
 release    no release reports "released" for a lease that had ended, or "lost" for one that had not.
 left       no key stays behind.
 """
@@ -193,6 +195,7 @@ class Attempt:
     """Until when it may last at the server, which learns late of a sooner end."""
     let_go: float = math.inf
     released: float = math.inf
+    kept_until: float = -math.inf
     outcome: str = ""
     ended: float = math.inf  # the wait: got the lock, gave up, or died
     left: float = math.inf  # when it stopped waiting, whether or not it had ended
@@ -302,6 +305,7 @@ def check(events: Iterable[Event], limits: Limits | None = None) -> Verdict:
         shared = _check_overlap(lock, holds, world, verdict)
         _check_fences(lock, holds, world, verdict)
         _check_release(lock, holds, world, verdict)
+        _check_kept(lock, holds, world, verdict)
         _check_resource(lock, attempts, wrote[lock], shared, world, verdict)
         _check_fifo(lock, here, holds, world, verdict)
         _check_prompt(lock, here, holds, world, limits, verdict)
@@ -361,6 +365,9 @@ def assemble(
             one.let_go = min(one.let_go, event.t)
         elif kind == "released":
             one.released, one.outcome = event.t, event.what
+        elif kind == "kept":
+            assert event.until is not None
+            one.kept_until = event.until
         elif kind == "leave":
             one.left = min(one.left, event.t)
         elif kind == "gave_up":
@@ -494,6 +501,21 @@ def _check_release(lock: str, holds: list[Attempt], world: Causes, verdict: Verd
             verdict.violations.append(Violation("release", one.released, wrong, (one.id,)))
         if one.until > one.got:
             following = one
+
+
+def _check_kept(lock: str, holds: list[Attempt], world: Causes, verdict: Verdict) -> None:
+    """kept: a lock that was released early stays held."""
+    last: Attempt | None = None
+    for one in holds:
+        early = last is not None and one.got < last.kept_until and one.fence > last.fence
+        if early and last and not world.first_of(OVERLAPS, lock, last.requested_at, one.got):
+            text = (
+                f"{lock} was kept until {last.kept_until:.6f} after {last.id}, and {one.id} got it "
+                f"at {one.got:.6f}"
+            )
+            verdict.violations.append(Violation("kept", one.got, text, (last.id, one.id)))
+        if one.kept_until > -math.inf:
+            last = one
 
 
 def _check_resource(

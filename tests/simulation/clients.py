@@ -32,6 +32,9 @@ from tests.simulation.connections import Sender
 from tests.simulation.network import Interrupted, Process, Task
 from tests.simulation.world import US
 
+KEEP_S = 1.0
+"""The ``hold_at_least`` of a turn that ends with *keep*."""
+
 REFUSED_S = 1.0
 """How old the holder named by a refusal may be, in a calm network."""
 
@@ -71,7 +74,7 @@ class Turn:
     priority: int
     renew: bool
     careful: bool  # checks before each write that its lease is held
-    ending: str  # release, forget, extend, undo, pass
+    ending: str  # release, forget, extend, undo, pass, keep
 
 
 class Renewal(LeaseRenewer):
@@ -199,7 +202,9 @@ class Client:
         self._crowded[lock.name] = state.waited
         world.known.add(token)
         renewer = self.renewal if turn.renew else None
-        lease = LeaseBase(request, state, process, renewer, LockOptions(renew=turn.renew))
+        hold_at_least = KEEP_S if turn.ending == "keep" else None
+        lock_options = LockOptions(renew=turn.renew, hold_at_least=hold_at_least)
+        lease = LeaseBase(request, state, process, renewer, lock_options)
         holding = Holding(self, turn, request, lease, [(lock, identity)])
         holding.begin()
         holding.check_certain()
@@ -335,10 +340,7 @@ class Holding:
                     self.let_go()
             self.drop()
             broke, failed = process.lost_replies, process.failures
-            steps = self._lease._release()
-            if steps is not None:
-                yield from steps
-            outcome = "released"
+            outcome = yield from self._release()
         except LeaseLost:
             outcome = self.lost
         except Interrupted:
@@ -399,13 +401,24 @@ class Holding:
             self.record("let_go")
             self.world.disowned[self._request.token] = self.world.now
 
+    def _release(self) -> Steps[str]:
+        """Release the lease; return the outcome."""
+        steps = self._lease._release()
+        if steps is None:
+            return "released"
+        kept_until = -math.inf
+        if self._turn.ending == "keep":
+            kept_until = self._lease._keep_until - self.process.offset_s
+        kept = kept_until > self.world.t
+        yield from steps
+        if kept:
+            self.record("kept", until=kept_until, fence=self._lease.fence)
+        return "passed" if kept else "released"
+
     def _last_release(self) -> Steps[None]:
         outcome = "unknown"
         try:
-            steps = self._lease._release()
-            if steps is not None:
-                yield from steps
-            outcome = "released"
+            outcome = yield from self._release()
         except LeaseLost:
             outcome = self.lost
         except LockError:

@@ -227,8 +227,8 @@ class Driver:
         request: AcquireRequest | None = variables.get("request")
         if request is not None and request.key.endswith(RESERVATION):
             return self._actor.at_reservation(verb, request, steps, waits=False)
-        if verb == "_keep_for":
-            return self._actor.keep_for_retry(variables["request"], steps)
+        if verb == "keep_for":
+            return self._actor.keep_for_retry(variables["parts"][0], steps)
         return steps
 
     def resubscribe(self) -> None:
@@ -350,6 +350,10 @@ class Locks:
         *,
         renew: bool | None = None,
         max_hold: float | None = None,
+        hold_at_least: float | None = None,
     ) -> Lock:
         """See :class:`lualock.Locks`."""
-        return Lock(self, name, LockOptions(ttl=ttl, renew=renew, max_hold=max_hold))
+        lock_options = LockOptions(
+            ttl=ttl, renew=renew, max_hold=max_hold, hold_at_least=hold_at_least
+        )
+        return Lock(self, name, lock_options)

@@ -143,6 +143,12 @@ PROTOCOL: tuple[tuple[str, str, str, str], ...] = (
         "    return clock() + ttl_s\n",
     ),
     (
+        "_core.lease",
+        "a lock that is held at least for a time is free at once",
+        "ttl_ms = math.ceil((self._keep_until - self._clock()) * 1000)",
+        "ttl_ms = 1",
+    ),
+    (
         "_protocol.lease_state",
         "a sooner end without an answer is ignored",
         "            self.claim, self.deadline = None, min(self.deadline, until)\n",

@@ -267,6 +267,10 @@ def _draw_run(
         for client in clients:
             for turn in client.turns:
                 turn.ending = choice(("pass", "pass", turn.ending))
+    if operator:
+        for client in clients:
+            for turn in client.turns:
+                turn.ending = choice(("keep", turn.ending, turn.ending))
     if calm and streams:
         faults.plan_streams(calm, forked)
     if calm and operator:

@@ -70,6 +70,14 @@ def test_a_good_history_breaks_nothing() -> None:
             "release",
             turn("x", 0, 1, 5, 10, until=3) + turn("y", 3, 3.5, 7, 11),
         ),
+        (
+            "kept",
+            [
+                *turn("x", 0, 1, 2, 10, outcome="passed"),
+                Event(2.0, "kept", "a", "process of x", "x", until=4.0),
+                *turn("y", 2, 3, 7, 11),
+            ],
+        ),
         ("left", [Event(9.0, "left", what="the key a")]),
         (
             "ends",
