@@ -181,6 +181,26 @@ def check_hello(reply: Any) -> None:
         raise UnsupportedServer(f"could not use the server: it is {server} {version}. {NEEDS}")
 
 
+def publish_nothing(prefix: bytes) -> bytes:
+    """Return a request to publish an empty message, to a channel that has no subscriber.
+
+    A user without the right to do so acquires and releases locks, but its waiters wait for the end
+    of a lease: the message of a hand-over fails without an error.
+    """
+    channel = new_channel(prefix)
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$0\r\n\r\n" % (len(channel), channel)
+
+
+def check_published(reply: Any) -> None:
+    """Check the reply to that request.
+
+    :raises AccessDenied: the server's ACL rules deny this user the channel, or the command.
+    :raises UnsupportedServer: the server has no such command.
+    """
+    if isinstance(reply, hiredis.ReplyError):
+        raise reply_error(str(reply))
+
+
 def server_us(reply: Any) -> int:
     """Return the server's time, in microseconds, from its reply to TIME."""
     if isinstance(reply, hiredis.ReplyError):

@@ -172,7 +172,7 @@ def _reply_error(text: str, key: bytes) -> LockError:
     if words & {"NOAUTH", "WRONGPASS", "NOPERM"} or any(part in text for part in _DENIED):
         return AccessDenied(
             f"could not use the server: it denies access to this user ({text}). Check the user "
-            "name, the password and the ACL rules of the connection"
+            "name, the password and the ACL rules; lualock.acl_rule(prefix) returns what is needed"
         )
     if "WRONGTYPE" in words:
         return conflict(key)

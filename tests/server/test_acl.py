@@ -27,9 +27,9 @@ from tests.support.world import World, few, settle
 
 slow = pytest.mark.slow
 COMMANDS = [word for word in acl_rule().split() if word.startswith("+")]
-QUIET = {"+publish", "+pubsub|numsub", "+ping", "+getrange", "+del", "+zrem"}
-"""If one of these is missing, only the server's log shows it: hand-overs are late, a granted lease
-may end early, a waiter that gave up keeps its place, and a stop request stays until it expires."""
+QUIET = {"+pubsub|numsub", "+ping", "+getrange", "+del", "+zrem"}
+"""If one of these is missing, only the server's log shows it: a granted lease may end early, a
+waiter that gave up keeps its place, and a stop request stays until it expires."""
 
 
 class User:
@@ -232,6 +232,28 @@ async def test_other_prefixes_are_forbidden(world: World, user: User) -> None:
     for other in ("l", "lk", "look", "l*k:x", "L*k"):
         with pytest.raises(lualock.AccessDenied, match="ACL"):
             await settle(world.connect(user.url, prefix=other).lock("x").acquire())
+
+
+@pytest.mark.parametrize(
+    "without",
+    ["resetchannels", "&other:*", "&lualock:wake", "+publish", "&lualock:x*"],
+)
+async def test_a_right_that_messages_need(world: World, user: User, without: str) -> None:
+    """A user whose messages would not reach a waiter is refused when it acquires, before it has
+    anything."""
+    words = acl_rule().split()
+    if without == "+publish":
+        words.remove(without)
+    else:
+        words[words.index("&lualock:wake:*")] = without
+    user.may(*words)
+    lock = world.connect(user.url).lock("x")
+    for _ in range(2):
+        with pytest.raises(lualock.AccessDenied, match=r"acl_rule\(prefix\)"):
+            await settle(lock.acquire(timeout=5))
+    assert world.client.keys("lualock*") == []
+    user.may(*acl_rule().split())
+    await settle((await settle(lock.acquire(timeout=5))).release())
 
 
 @slow

@@ -129,7 +129,7 @@ async def test_a_function_that_prepares_connections(api: World) -> None:
         await settle(job())
 
 
-@pytest.mark.parametrize("hidden", ["HELLO", "SUBSCRIBE", "EVALSHA"])
+@pytest.mark.parametrize("hidden", ["HELLO", "PUBLISH", "SUBSCRIBE", "EVALSHA"])
 async def test_a_server_that_hides_a_command(api: World, resp: int, hidden: str) -> None:
     """The error names the command, and what may hide it on a server that is new enough."""
     name = next(iter(BINARIES))

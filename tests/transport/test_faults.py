@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -179,6 +179,11 @@ class Case:
         """Whether a busy machine did not even connect within the short timeout."""
         return "could not connect to the server" in str(error)
 
+    def sent(self, script: str) -> int:
+        """Return how many requests of that script have gone through the proxy for this lock."""
+        key = self.rival().key
+        return sum(one.script == script and one.parts[0] == key for one in self.proxy.seen)
+
     def _has(self, token: str) -> bool:
         record = self.world.client.get(self.rival().key) or b""
         return record[:1] in b"HW" and record[17:39] == token.encode()
@@ -322,11 +327,28 @@ async def _renew(case: Case) -> None:
     await case.give(await other)
 
 
+@at("force_release", "held")
+async def _force_release(case: Case) -> None:
+    held = await case.take(case.rival(ttl=5))  # it does not expire
+    other = await case.queued(case.rival())
+    case.witness.releasing(held)
+    case.arm()
+    try:
+        assert await case.world.beside(case.victim().force_release)
+    except lualock.LockUnavailable:
+        await case.world.beside(case.rival().force_release)
+    with suppress(lualock.LeaseLost):
+        await case.world.beside(held.release)
+    await case.give(await other)
+
+
 @at("claim", "at once")
 async def _claim(case: Case) -> None:
     held = await case.take(case.rival())
     waiter = await case.queued(case.victim())
     other = await case.queued(case.rival())
+    # Its check as a new waiter would claim the lock, too.
+    await case.world.until(lambda: case.sent("wait") > 1)
     case.arm()
     await case.give(held)
     await case.give(await waiter)
@@ -338,6 +360,7 @@ async def _claim_later(case: Case) -> None:
     held = await case.take(case.rival())
     waiter = await case.queued(case.victim(ttl=1.5))  # enough to begin at once
     other = await case.queued(case.rival())
+    await case.world.until(lambda: case.sent("wait") > 1)
     case.arm()
     await case.give(held)
     lease = await waiter

@@ -112,6 +112,8 @@ class LoopConnections:
         try:
             if not driver.server_checked:
                 codec.check_hello(await connection.ask(codec.HELLO, b""))
+                published = await connection.ask(codec.publish_nothing(driver.prefix), b"")
+                codec.check_published(published)
                 driver.server_checked = True
             sent_at = driver.clock()
             time = connection.ask(codec.TIME, b"")

@@ -44,7 +44,7 @@ class BlockingDriver(ConnectionPool):
     """The ``with`` blocks on this server: :class:`lualock._core.with_statement.Blocks`."""
 
     def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
-        super().__init__(endpoint)
+        super().__init__(endpoint, prefix)
         self._subscriber = Subscriber(endpoint, prefix, self.clock)
         self._background = BackgroundCleanup(self.clock)
 

@@ -26,8 +26,9 @@ class ConnectionPool:
     It is the base class of the driver, which adds what is sent over them.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, prefix: bytes) -> None:
         self.endpoint = endpoint
+        self._prefix = prefix
         self.clock = clock.now
         self.server_clock = ServerClock(self.clock, endpoint.reply_s)
         self._server_checked = False
@@ -113,6 +114,8 @@ class ConnectionPool:
             if not self._server_checked:
                 opened.set_timeout(end - self.clock())
                 codec.check_hello(opened.ask(codec.HELLO, b""))
+                opened.set_timeout(end - self.clock())
+                codec.check_published(opened.ask(codec.publish_nothing(self._prefix), b""))
                 self._server_checked = True
             opened.set_timeout(end - self.clock())
             echo, proof = codec.echo()  # proves that the time is not an older reply
