@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lualock._protocol.abandon import give_back
 from lualock._protocol.acquire import undo
 from lualock._protocol.adopt import adopt
 from lualock._protocol.effects import Steps
@@ -21,9 +22,10 @@ def keep_for(
     server: ServerClock,
     verb: str = "kept",
 ) -> Steps[None]:
-    """End the lease of a request, and give each of its locks to the token of one of ``parts``.
+    """End the lease of a request, and give its locks to the token of ``parts``.
 
-    On an error the locks are released, because no process renews them any more.
+    A lock that is not among ``parts`` is released. On an error all are, because no process renews
+    them any more.
 
     :raises LeaseLost: the lease had ended before.
     :raises LockUnavailable: the server did not answer.
@@ -31,6 +33,10 @@ def keep_for(
     try:
         for part in parts:
             yield from adopt(part, request.token, server, verb, fresh=False)
+        kept = {part.key for part in parts}
+        for one in request.parts:
+            if one.key not in kept:
+                yield from give_back(one, b"", None)
     except GeneratorExit:
         raise
     except BaseException:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lualock import jobs
 from lualock.errors import InvalidArgument
+from lualock.jobs.identity import names_in
+
+log = logging.getLogger("lualock.jobs")
 
 SYSTEM = "__lualock_system__"
 """The attribute of a function that names the integration that made it; see :func:`adapter_in`."""
+
+
+CARRIED = "lualock_token"
+"""The argument in which a token travels, where a system has no other place for it. The function
+that the system calls takes it out, and the job does not get it."""
 
 
 def with_adapter(function: Callable[..., Any], adapter: Any, job: Any) -> Callable[..., Any]:
@@ -36,6 +45,20 @@ def innermost_adapter(job: Any) -> jobs.JobAdapter:
             "pydantic=True of Celery) would never be called. Put it below locks.job"
         )
     return adapter
+
+
+def forget_unknown(adapters: Iterable[jobs.JobAdapter], job_id: str, token: str | None) -> None:
+    """Release what a job holds whose function no worker knows any more, because it was renamed.
+
+    The names that travelled with the job say where, on each server of the jobs that are known.
+    """
+    if not token or not names_in(token):
+        return
+    for adapter in {(one.locks.server, one.locks.prefix): one for one in adapters}.values():
+        try:
+            adapter.cancel(job_id=job_id, token=token)
+        except Exception as error:
+            log.warning("what the unknown job %s holds expires on its own: %s", job_id, error)
 
 
 def run_here(adapter: jobs.JobAdapter, args: Any, kwargs: Any, delivery: Any) -> Any:

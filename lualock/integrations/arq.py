@@ -11,8 +11,9 @@
 
     await enqueue(pool, rebuild, 7)
 
-The function itself takes the lock, because an error in ``on_job_start`` ends the whole worker. arq
-cannot carry a token, so the token of a job's reservation is derived from its id.
+The function itself takes the lock, because an error in ``on_job_start`` ends the whole worker. The
+token of a queued job travels as an argument, which the job does not get. It is derived from the
+job's id, for a job that is removed by its id.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from arq.utils import timestamp_ms
 
 from lualock import jobs
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import innermost_adapter, with_adapter
+from lualock.integrations._adapters import CARRIED, innermost_adapter, with_adapter
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 
 _context: ContextVar[dict[Any, Any]] = ContextVar("lualock_arq_context")
@@ -55,10 +56,10 @@ def locked(job: Any) -> Callable[..., Any]:
 
     @functools.wraps(adapter.body)
     async def perform(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        delivery, job_id = None, ctx.get("job_id")
+        delivery, job_id, token = None, ctx.get("job_id"), kwargs.pop(CARRIED, None)
         # Otherwise a job calls this one with its own ctx, or the caller is not arq.
         if job_id is not None and _context.get({}).get("job_id") != job_id:
-            delivery = Delivery(job_id, will_retry=functools.partial(_retry_s, ctx))
+            delivery = Delivery(job_id, token, functools.partial(_retry_s, ctx))
         reset_token = _context.set(ctx)
         try:
             return await adapter.run(args, kwargs, delivery)
@@ -84,7 +85,7 @@ def locked(job: Any) -> Callable[..., Any]:
 async def _cancel(adapter: JobAdapter, args: Any, kwargs: Any, delivery: Delivery) -> None:
     """Release what is kept for a job that does not come back."""
     with suppress(LockError):  # it expires on its own then
-        await adapter.cancel_async(args, kwargs, job_id=delivery.job_id)
+        await adapter.cancel_async(args, kwargs, job_id=delivery.job_id, token=delivery.token)
 
 
 async def enqueue(
@@ -105,8 +106,13 @@ async def enqueue(
             return await _refused(adapter, args, kwargs, job_id, "running" if running else "queued")
     job_id = job_id or uuid4().hex
     name = _function or job.__qualname__
+
+    def push(token: str) -> Any:
+        carried = {CARRIED: token} if token else {}
+        return pool.enqueue_job(name, *args, _job_id=job_id, **options, **carried)
+
     entry = await adapter.enqueue_async(
-        lambda token: pool.enqueue_job(name, *args, _job_id=job_id, **options),
+        push,
         args,
         kwargs,
         job_id=job_id,
@@ -123,10 +129,15 @@ async def enqueue(
     if (
         begun
         or not same
-        or adapter.lock(other.args, other.kwargs).key != adapter.lock(args, kwargs).key
+        or adapter.lock(other.args, _own(other.kwargs)).key != adapter.lock(args, kwargs).key
     ):
         await adapter.cancel_async(args, kwargs, token=token_of(job_id))
     return await _refused(adapter, args, kwargs, job_id, "queued")
+
+
+def _own(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the job's own arguments, without the token that travels among them."""
+    return {name: value for name, value in kwargs.items() if name != CARRIED}
 
 
 async def _refused(adapter: JobAdapter, args: Any, kwargs: Any, job_id: str, state: str) -> Refused:

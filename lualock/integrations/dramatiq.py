@@ -30,7 +30,7 @@ from dramatiq.message import generate_unique_id
 from dramatiq.middleware import Interrupt, Middleware, Retries, SkipMessage
 
 from lualock.errors import LockError
-from lualock.integrations._adapters import innermost_adapter
+from lualock.integrations._adapters import forget_unknown, innermost_adapter
 from lualock.jobs import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _OPTION = "lualock"
@@ -180,6 +180,11 @@ class _Messages(Middleware):
         self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
     ) -> None:
         _message.set(None)
+
+    def after_nack(self, broker: Any, message: Any) -> None:
+        if message.actor_name not in broker.actors:  # it was renamed
+            known = (one.work for one in broker.actors.values() if isinstance(one, LockedActor))
+            forget_unknown(known, message.message_id, message.options.get(_OPTION))
 
     def after_skip_message(self, broker: Any, message: Any) -> None:
         _message.set(None)

@@ -11,8 +11,9 @@
 
     rebuild.enqueue(7)  # or rebuild(7)
 
-The task's function takes the lock, because Huey ignores errors of its signals and hooks. A task
-cannot carry a token, so the token of its reservation is derived from its id.
+The task's function takes the lock, because Huey ignores errors of its signals and hooks. The token
+of a queued task travels as an argument, which the job does not get. It is derived from the task's
+id, for a task that is revoked by its id.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from huey.utils import normalize_time
 
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import innermost_adapter, run_here
+from lualock.integrations._adapters import CARRIED, innermost_adapter, run_here
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 from lualock.jobs.delivery import is_failure
 
@@ -91,8 +92,14 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
     def _enqueue(self, task: Any) -> Enqueued | Refused:
         if self.work is None:
             return Enqueued(task.id, "", self.huey.enqueue(task))
+
+        def push(token: str) -> Any:
+            if token:
+                task.kwargs = {**task.kwargs, CARRIED: token}
+            return self.huey.enqueue(task)
+
         return self.work.enqueue(
-            lambda token: self.huey.enqueue(task),
+            push,
             task.args,
             task.kwargs,
             job_id=task.id,
@@ -113,7 +120,8 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         """
         if self.work is not None and isinstance(task, self.task_class) and not _begun(task):
             try:
-                self.work.cancel(task.args, task.kwargs, token=token_of(task.id))
+                kwargs, token = _without_token(task.kwargs)
+                self.work.cancel(task.args, kwargs, token=token or token_of(task.id))
             except LockError as error:
                 log.warning("the reservation of task %s expires on its own: %s", task.id, error)
 
@@ -128,9 +136,10 @@ def _locked(adapter: JobAdapter) -> Any:
             task = kwargs.pop("task")
             if "task" in task.kwargs:
                 kwargs["task"] = task.kwargs["task"]
+            kwargs, token = _without_token(kwargs)
             setattr(task, _BEGUN, True)
             retry_s = functools.partial(_retry_s, task)
-            delivery = Delivery(task.id, will_retry=retry_s, failed=_failed)
+            delivery = Delivery(task.id, token, will_retry=retry_s, failed=_failed)
         try:
             return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
@@ -140,6 +149,11 @@ def _locked(adapter: JobAdapter) -> Any:
 
     run.__lualock__ = adapter  # type: ignore[attr-defined]  # for a task of a task
     return run
+
+
+def _without_token(kwargs: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the job's own arguments, and the token that travelled among them."""
+    return {name: kwargs[name] for name in kwargs if name != CARRIED}, kwargs.get(CARRIED)
 
 
 def _begun(task: Any) -> bool:

@@ -54,7 +54,9 @@ class Run:
         self.job_id = None if delivery is None else delivery.job_id
         # All requests for a lease, also those whose result an interruption discarded.
         self.requests: list[AcquireRequest] = []
-        self.lock = job.whole_lock(locks, args, kwargs, self.job_id)
+        names = () if delivery is None else delivery.names
+        self.lock = job.whole_lock(locks, args, kwargs, self.job_id, names)
+        self.queued_lock = job.queued_lock(locks, args, kwargs, self.job_id, names)
 
     def bind_callback(self, callback: Any, **extra: Any) -> Callable[[], Any]:
         """Return a call of a callback; see :meth:`Job.bind_callback`."""
@@ -77,7 +79,7 @@ class Attempt:
         self.reservation: Reservation | None = None
         declared = run.job.options
         if run.delivery is not None and (declared.reserves or declared.policy is not None):
-            self.reservation = Reservation(run.lock, run.delivery.owner)
+            self.reservation = Reservation(run.queued_lock, run.delivery.owner)
 
     def pop_lease(self) -> AnyLease | None:
         """Return the lease, which the caller ends; the attempt does not have it any more."""

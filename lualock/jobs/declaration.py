@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     AnyLock = _sync.Lock | aio.Lock
 else:  # both APIs are above this layer, and load it on first use
     AnyLocks, AnyLease, AnyLock = LocksBase, LeaseBase, LockBase
+
+log = logging.getLogger("lualock.jobs")
 
 QUEUE_TTL_S = 3600.0
 """How long a queued job keeps its reservation or its lock, unless its declaration says more."""
@@ -61,6 +64,11 @@ class JobOptions:
     def reserves(self) -> bool:
         """Whether a queued job holds a reservation."""
         return self.unique in ("queued", "both")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a job holds something before its run begins, or between two of its runs."""
+        return self.reserves or self.keep_lock_on_retry or self.policy is not None
 
 
 def _check_choice(name: str, value: object, *choices: object) -> None:
@@ -101,6 +109,14 @@ def check_plain_function(name: str, function: object, reason: str = "nothing awa
         raise InvalidArgument(
             f"{name} must be a plain function, not a coroutine function: {reason}"
         )
+
+
+def _as_one(locks: AnyLocks, found: list[AnyLock], job_id: str | None) -> AnyLock:
+    """Return the locks as one, each once, with the id of the job that has them."""
+    lock, *others = {lock.key: lock for lock in found}.values()
+    if others:
+        lock = locks.together(lock, *others)
+    return lock if job_id is None else lock.with_metadata(job_metadata(job_id))
 
 
 def _no_ttl(*args: Any, **kwargs: Any) -> None:
@@ -170,20 +186,46 @@ class Job:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         job_id: str | None = None,
+        names: tuple[bytes, ...] = (),
     ) -> AnyLock:
-        """Return what one call locks: its lock, together with that of the previous name.
+        """Return what one call locks: its lock, together with those of the previous name, and of
+        the names that travelled with the job.
 
         The job acquires the lock of the previous name. If it only read it, a job of the previous
-        version could acquire it the next moment.
+        version could acquire it the next moment. The same holds for a name that the arguments, as
+        they were delivered, do not give any more.
         """
-        lock = self.lock(locks, args, kwargs)
-        if self.previous_name is not None:
-            previous = self._lock_named(locks, self.previous_name, args, kwargs)
-            if previous.key != lock.key:
-                lock = locks.together(lock, previous)
-        if job_id is None:
-            return lock
-        return lock.with_metadata(job_metadata(job_id))
+        try:
+            found = [self.lock(locks, args, kwargs)]
+            if self.previous_name is not None:
+                found.append(self._lock_named(locks, self.previous_name, args, kwargs))
+        except Exception as error:
+            if not names:
+                raise
+            log.info("the delivered arguments of job %s give no lock: %s", self.name, error)
+            found = []
+        found += [self._lock_at(locks, name, args, kwargs) for name in names]
+        return _as_one(locks, found, job_id)
+
+    def queued_lock(
+        self,
+        locks: AnyLocks,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        job_id: str | None = None,
+        names: tuple[bytes, ...] = (),
+    ) -> AnyLock:
+        """Return the locks that a job had in mind when it was enqueued: those of the names that
+        travelled with it, or else those of its arguments."""
+        if not names:
+            return self.whole_lock(locks, args, kwargs, job_id)
+        found = [self._lock_at(locks, name, args, kwargs) for name in names]
+        return _as_one(locks, found, job_id)
+
+    def _lock_at(
+        self, locks: AnyLocks, name: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> AnyLock:
+        return self._lock_named(locks, lambda *_, **__: name, args, kwargs)
 
     def _lock_named(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from lualock._core import options
 from lualock._core.options import Seconds
 from lualock.errors import NotAcquired
-from lualock.jobs.identity import encode_token, job_metadata, token_of
+from lualock.jobs.identity import encode_token, job_metadata, names_in, token_of
 
 RESERVE_S = 10.0
 """How long a reservation lasts until the job is in its queue. A crash before that frees it then."""
@@ -92,6 +92,11 @@ class Delivery:
     def owner(self) -> bytes:
         """The token of the job's reservation, and of its lock while the job waits for a retry."""
         return encode_token(self.token or token_of(self.job_id))
+
+    @property
+    def names(self) -> tuple[bytes, ...]:
+        """The names of the locks beside which the job has its reservation; none if unknown."""
+        return names_in(self.token)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,20 @@ from functools import partial
 from typing import Any
 
 from lualock._core import options
+from lualock._core.keys import name_of
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, LockError, LockUnavailable
 from lualock.jobs import verbs
 from lualock.jobs.actions import Actions
-from lualock.jobs.declaration import AnyLocks, Job
+from lualock.jobs.declaration import AnyLock, AnyLocks, Job
 from lualock.jobs.delivery import Delivery, Enqueued, Refused, Reserved
-from lualock.jobs.identity import encode_token, job_id_of, job_metadata
+from lualock.jobs.identity import (
+    encode_token,
+    job_id_of,
+    job_metadata,
+    names_in,
+    with_names,
+)
 from lualock.jobs.reservation import Reservation, release_held_by
 
 log = logging.getLogger("lualock.jobs")
@@ -33,7 +40,11 @@ class Entry:
         self, job: Job, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self.job, self.args, self.kwargs = job, args, kwargs
-        self.lock = job.whole_lock(locks, args, kwargs)
+        self._locks = locks
+
+    def _lock(self, token: str | None) -> AnyLock:
+        """Return the locks of the names that travelled with the token, or of the arguments."""
+        return self.job.queued_lock(self._locks, self.args, self.kwargs, names=names_in(token))
 
     def enqueue(
         self, push: Callable[[str], Any], job_id: str, token: str | None, delay: Seconds
@@ -60,13 +71,14 @@ class Entry:
         """Take the job's reservation, for some seconds."""
         job, declared = self.job, self.job.options
         job_metadata(job_id)
-        raw = self.lock.request().token if token is None else encode_token(token)
+        lock = self.job.whole_lock(self._locks, self.args, self.kwargs)
+        raw = lock.request().token if token is None else encode_token(token)
         try:
             if declared.reserves:
                 alone = declared.unique == "both"
-                yield from Reservation(self.lock, raw, job_id).reserve(alone=alone)
+                yield from Reservation(lock, raw, job_id).reserve(alone=alone)
             elif declared.unique is not None:
-                yield from self._refuse_beside_a_run()
+                yield from self._refuse_beside_a_run(lock)
         except verbs.AlreadyHeld as other:
             log.info("job %s was not enqueued: %s", job.name, other)
             state = "running" if other.running else "queued"
@@ -79,13 +91,14 @@ class Entry:
                 return (yield from self.refuse(None, "unavailable", None))
             log.warning("job %s is enqueued without a reservation: %s", job.name, error)
             return Reserved(job_id, "")
-        return Reserved(job_id, raw.decode() if declared.reserves else "")
+        names = (name_of(part.locks.prefix, part.key) for part in lock.parts)
+        return Reserved(job_id, with_names(raw, names) if declared.keeps else "")
 
-    def _refuse_beside_a_run(self) -> Actions[None]:
-        for lock in self.lock.parts:
-            info = yield lock.inspect
+    def _refuse_beside_a_run(self, lock: AnyLock) -> Actions[None]:
+        for part in lock.parts:
+            info = yield part.inspect
             if info.held:
-                refused = verbs.AlreadyHeld(f"lock {lock.name!r} is held", holder=info.holder)
+                refused = verbs.AlreadyHeld(f"lock {part.name!r} is held", holder=info.holder)
                 refused.metadata = info.metadata
                 raise refused
 
@@ -100,10 +113,10 @@ class Entry:
     def confirm(self, token: str, delay: Seconds) -> Actions[bool]:
         """Extend the reservation of a job in its queue; return whether it still existed."""
         delay_s = options.delay_s(delay, "delay")
-        if not token:
+        if not token or not self.job.options.reserves:
             return False
         ttl_s = delay_s + self.job.options.queue_ttl_s
-        return (yield from Reservation(self.lock, encode_token(token)).extend(ttl_s))
+        return (yield from Reservation(self._lock(token), encode_token(token)).extend(ttl_s))
 
     def cancel(self, job_id: str | None, token: str | None) -> Actions[None]:
         """Release what a job that will not run has: its reservation, and a lock for its retry."""
@@ -118,25 +131,28 @@ class Entry:
             raw = encode_token(token)
         else:  # it was enqueued without unique=, and nothing is known about it
             return
-        yield from Reservation(self.lock, raw).release()
-        yield from release_held_by(self.lock, raw)
+        lock = self._lock(token)
+        yield from Reservation(lock, raw).release()
+        yield from release_held_by(lock, raw)
 
     def died(self, job_id: str, token: str | None, pid: int | None) -> Actions[bool]:
         """Release the lock of a job whose process is dead; return whether it had the lock."""
         owner = Delivery(job_id, token).owner
         found = False
-        for lock in self.lock.parts:
+        names = names_in(token)
+        whole = self.job.whole_lock(self._locks, self.args, self.kwargs, names=names)
+        for lock in whole.parts:
             holder = b"" if pid is None else lock.holder_in(pid)
             steps = verbs.died(lock.request(), job_metadata(job_id), owner, holder)
             found |= yield partial(lock.run, steps)
-        yield from Reservation(self.lock, owner).release()
+        yield from Reservation(self._lock(token), owner).release()
         return found
 
     def _undo(self, token: str) -> Actions[None]:
         """Release the reservation; if that fails, it expires on its own in seconds."""
-        if not token:
+        if not token or not self.job.options.reserves:
             return
         try:
-            yield from Reservation(self.lock, encode_token(token)).release()
+            yield from Reservation(self._lock(token), encode_token(token)).release()
         except LockError as error:
             log.warning("the reservation of job %s expires on its own: %s", self.job.name, error)

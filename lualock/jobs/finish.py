@@ -108,7 +108,7 @@ def _release_or_keep(run: Run, lease: AnyLease, keep: _Keep | None) -> Actions[N
         yield lease.release
     elif keep.keeps_lock:
         token = None if run.delivery is None else run.delivery.owner
-        yield partial(lease.keep_for, run.lock.request(token, keep.for_s))
+        yield partial(lease.keep_for, run.queued_lock.request(token, keep.for_s))
     else:
         # Reserve before the release, so that the job has one of the two at every moment.
         yield from _keep_reservation(run, keep.for_s)
@@ -117,7 +117,7 @@ def _release_or_keep(run: Run, lease: AnyLease, keep: _Keep | None) -> Actions[N
 
 def _keep_reservation(run: Run, for_s: float) -> Actions[None]:
     assert run.delivery is not None
-    reservation = Reservation(run.lock, run.delivery.owner)
+    reservation = Reservation(run.queued_lock, run.delivery.owner)
     try:
         yield from reservation.reserve()
     except LockError as error:
@@ -131,7 +131,7 @@ def _abandon_kept(run: Run) -> Actions[None]:
     """Abandon what may have been kept for a retry that will not come."""
     assert run.delivery is not None
     yield from abandon_held_by(run.lock, run.delivery.owner)
-    yield from Reservation(run.lock, run.delivery.owner).abandon()
+    yield from Reservation(run.queued_lock, run.delivery.owner).abandon()
 
 
 def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable
+from urllib.parse import quote, unquote_to_bytes
 
 from lualock.errors import InvalidArgument
 
 _MAX_ID_BYTES = 128
 """A longer job id is stored as a digest, because the text beside a lock is limited."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{22}(?:\.(?:[\w~-]|%2E|%[0-9A-F]{2})+)*", re.ASCII)
 
 
 def token_of(job_id: str) -> str:
@@ -26,13 +31,32 @@ def encode_token(token: object) -> bytes:
 
     :raises InvalidArgument: it is not a token.
     """
-    raw = token.encode("ascii", "replace") if isinstance(token, str) else b""
-    if len(raw) != 22 or not raw.replace(b"-", b"a").replace(b"_", b"a").isalnum():
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise InvalidArgument(
             "could not use the token: it is not a job's token. Pass the token from enqueueing, "
             "unchanged"
         )
-    return raw
+    return token[:22].encode()
+
+
+def with_names(token: bytes, names: Iterable[bytes]) -> str:
+    """Return a token together with the names of the locks whose reservation it has.
+
+    The names travel with the job, because its arguments may name other locks when it is delivered:
+    the job has changed them, its system has parsed them, or the function was renamed.
+    """
+    return ".".join((token.decode(), *(quote(name, safe="").replace(".", "%2E") for name in names)))
+
+
+def names_in(token: str | None) -> tuple[bytes, ...]:
+    """Return the names that travelled with a token; none if it is only a token.
+
+    :raises InvalidArgument: it is not a token.
+    """
+    if not token:
+        return ()
+    encode_token(token)
+    return tuple(unquote_to_bytes(name) for name in token.split(".")[1:])
 
 
 def job_metadata(job_id: str) -> str:

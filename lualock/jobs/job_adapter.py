@@ -67,6 +67,11 @@ class JobAdapter:
         self.asynchronous = job.asynchronous
         self.unique = job.options.unique
 
+    @property
+    def locks(self) -> AnyLocks:
+        """The ``Locks`` that the job was declared with."""
+        return self._locks()
+
     def lock(self, args: Args = (), kwargs: Kwargs | None = None) -> AnyLock:
         """Return the lock of a run with these arguments."""
         return self.job.lock(self._locks_for(self.asynchronous), _as_tuple(args), kwargs or {})
@@ -107,8 +112,9 @@ class JobAdapter:
         Without ``unique=`` it is always pushed. What ``push`` raises is raised here, and the job
         then has no reservation.
 
-        :param push: called at most once, with the token that must travel with the job; the token
-            is empty if none is needed. For ``enqueue_async`` it may be a coroutine function.
+        :param push: called at most once, with the token that must travel with the job, and in which
+            the names of its locks are; it is empty if none is needed. For ``enqueue_async`` it may
+            be a coroutine function.
         :param token: a token derived from the job's id (:func:`token_of`), for systems that cannot
             carry one; ``None``: a fresh one.
         :param delay: seconds before the job is delivered; it keeps its reservation meanwhile.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any
+from unittest.mock import Mock
 
 import celery
 import dramatiq
@@ -1611,3 +1612,120 @@ def test_apart(one_server: Server, case: str) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+# What travels with a job
+
+
+def put_in(changed: dict[str, int]) -> None:
+    """Change the argument, as careless code does."""
+    changed["n"] = changed.get("n", 0) + 1
+    if changed["n"] < 3:
+        raise Trouble
+
+
+def nothing_left(client: Any) -> bool:
+    """Return whether no lock or reservation lasts longer than a tombstone."""
+    return all(client.pttl(key) < 6000 for key in client.keys("lualock*"))
+
+
+@pytest.fixture
+def counter(locks: lualock.Locks, one_client: Any) -> Iterator[Any]:
+    """Return a job that changes its argument, and is tried three times; nothing of it is left."""
+    one_client.flushall()
+    job = locks.job(unique="queued", keep_lock_on_retry=True)(put_in)
+    yield job
+    assert nothing_left(one_client), one_client.keys("lualock*")
+
+
+def test_huey_carries_names(counter: Any) -> None:
+    """A task of Huey ends what it was queued under, and its job does not see the token."""
+    consumer = huey.MemoryHuey(immediate=False)
+    consumer.task_wrapper_class = huey_integration.LockedTask
+    task = consumer.task(retries=3)(counter)
+    assert task.enqueue({})
+    for _ in range(3):
+        consumer.execute(consumer.dequeue())
+
+
+def test_huey_drops_what_carries_names(counter: Any) -> None:
+    """A revoked task of Huey is found although its arguments have changed."""
+    consumer = huey.MemoryHuey(immediate=False)
+    consumer.task_wrapper_class = huey_integration.LockedTask
+    task = consumer.task()(counter)
+    payload: dict[str, int] = {}
+    entry = task.enqueue(payload)
+    entry.result.revoke()
+    message = consumer.dequeue()
+    message.args[0]["n"] = 7
+    consumer.execute(message)
+
+
+def test_dramatiq_carries_names(counter: Any) -> None:
+    """A message of Dramatiq ends what it was queued under."""
+    broker = StubBroker()
+    options: Any = {"max_retries": 3, "min_backoff": 1, "max_backoff": 2}
+    actor: Any = dramatiq.actor(
+        actor_class=dramatiq_integration.LockedActor, broker=broker, **options
+    )(counter)
+    actor.send({})
+    work_off_dramatiq(broker, actor)
+
+
+def test_dramatiq_forgets_an_unknown_actor(locks: lualock.Locks, one_client: Any) -> None:
+    """A message of an actor that was renamed is thrown away, with what it holds."""
+    one_client.flushall()
+    broker = StubBroker()
+    make = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)
+    actor: Any = make(locks.job(unique="queued")(rebuild))
+    actor.send(7)
+    assert not nothing_left(one_client)
+    broker.actors["renamed"] = broker.actors.pop(actor.actor_name)
+    with pytest.raises(dramatiq.errors.ActorNotFound):
+        work_off_dramatiq(broker, actor)
+    assert nothing_left(one_client)
+
+
+def test_celery_forgets_an_unknown_task(
+    app: celery.Celery, locks: lualock.Locks, one_client: Any
+) -> None:
+    """A task whose function was renamed is thrown away, with what it holds."""
+    one_client.flushall()
+    task = app.task(locks.job(unique="queued")(rebuild))
+    entry: Any = jobs.adapter(task).reserve([7], job_id="mine")
+    jobs.adapter(task).confirm([7], token=entry.token)
+    assert not nothing_left(one_client)
+    message = Mock(headers={"lualock": entry.token})
+    sender = Mock(app=app)
+    celery.signals.task_unknown.send(
+        sender=sender, message=message, exc=None, name="gone", id="mine"
+    )
+    assert nothing_left(one_client)
+
+
+def test_celery_carries_names(app: celery.Celery, counter: Any) -> None:
+    """A retried task ends what it was queued under."""
+    task = app.task(counter, autoretry_for=(Trouble,), default_retry_delay=0)
+    payload: dict[str, int] = {}
+    entry: Any = jobs.adapter(task).reserve([payload], job_id="mine")
+    token = entry.token
+    jobs.adapter(task).confirm([payload], token=token)
+    for _ in range(2):
+        with (
+            delivered(task, payload, headers={"lualock": token}) as sent,
+            pytest.raises(celery.exceptions.Retry),
+        ):
+            task.run(payload)
+        assert len(sent) == 1
+    with delivered(task, payload, headers={"lualock": token}):
+        task.run(payload)
+
+
+async def test_taskiq_carries_names(counter: Any) -> None:
+    """A task of taskiq, which parses arguments, ends what it was queued under."""
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    await broker.startup()
+    task = taskiq_integration.locked(broker)(counter)
+    result = await (await taskiq_integration.enqueue(task, {"n": "7"})).result.wait_result()
+    assert not result.is_err
+    await broker.shutdown()

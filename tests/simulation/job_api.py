@@ -339,6 +339,7 @@ class Locks:
     def __init__(self, actor: Actor, ttl: float = 3.0) -> None:
         self.actor = actor
         self._settings = Settings("sim", ttl, None)
+        self.prefix = self._settings.prefix
         self._blocks = _Blocks()
         self._crowded = Crowded()
         self._driver = Driver(actor)

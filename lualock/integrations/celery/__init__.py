@@ -28,8 +28,8 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import innermost_adapter, run_here
-from lualock.integrations.celery.retries import delay_s, failed, retry_s
+from lualock.integrations._adapters import forget_unknown, innermost_adapter, run_here
+from lualock.integrations.celery.retries import changes_lock, delay_s, failed, retry_s
 from lualock.jobs import Delivery, Enqueued, JobAdapter, RetryLater
 
 HEADER = "lualock"
@@ -76,6 +76,10 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
         resent = task_id is not None and (HEADER in headers or task_id == self.request.id)
         if not resent:  # the header is of another task, which passes its headers on
             headers.pop(HEADER, None)
+        elif headers.get(HEADER) and self._changes_lock(task_id, args, kwargs):
+            headers[HEADER] = headers[HEADER][
+                :22
+            ]  # without the names, which are of other arguments
         in_canvas = any(options.get(key) is not None for key in _CANVAS)
         # A task that is sent again has its reservation, or needs none.
         if self.work is None or resent or in_canvas:
@@ -96,6 +100,11 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
         result = self.AsyncResult(entry.job_id or task_id)
         result.refused = entry
         return result
+
+    def _changes_lock(self, task_id: str | None, args: Any, kwargs: Any) -> bool:
+        """Return whether the task that runs now is retried with arguments of another lock."""
+        runs = self.work is not None and task_id == self.request.id
+        return runs and changes_lock(self, args, kwargs)
 
 
 def _locked(adapter: JobAdapter) -> Callable[..., Any]:
@@ -164,6 +173,14 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> N
         return
     if isinstance(adapter, JobAdapter):
         _release_reservation(adapter, request)
+
+
+@signals.task_unknown.connect  # type: ignore[untyped-decorator]
+def _unknown(sender: Any, message: Any, id: str, **_: Any) -> None:
+    """Release what a task holds that Celery throws away, because its function was renamed."""
+    found = (getattr(task, "work", None) for task in sender.app.tasks.values())
+    known = [work for work in found if isinstance(work, JobAdapter)]
+    forget_unknown(known, id, message.headers.get(HEADER))
 
 
 def _release_reservation(adapter: JobAdapter, request: Any) -> None:

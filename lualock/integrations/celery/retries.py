@@ -36,7 +36,7 @@ def retry_s(task: Any, error: BaseException) -> float | None:
     if isinstance(error, Ignore):
         return None
     if isinstance(error, Retry):
-        if error.sig is not None and _lock_of(task, error.sig) != _lock_of(task, task.request):
+        if error.sig is not None and changes_lock(task, error.sig.args, error.sig.kwargs):
             return None  # it has other arguments, and this run keeps nothing for those
         if isinstance(error.when, datetime):
             return max(0.0, delay_s({"eta": error.when}))
@@ -54,5 +54,10 @@ def retry_s(task: Any, error: BaseException) -> float | None:
     return float(settings.get("countdown", task.default_retry_delay))
 
 
-def _lock_of(task: Any, call: Any) -> bytes:
-    return task.work.lock(call.args or (), call.kwargs or {}).key  # type: ignore[no-any-return]
+def changes_lock(task: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether these arguments give another lock than those of the task that runs now."""
+
+    def key(args: Any, kwargs: Any) -> bytes:
+        return task.work.lock(args or (), kwargs or {}).key  # type: ignore[no-any-return]
+
+    return key(args, kwargs) != key(task.request.args, task.request.kwargs)
