@@ -10,25 +10,24 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lualock import aio
-from lualock._protocol import LockInfo
-from lualock._sync import Lease, Lock, Locks, connect
-from lualock.errors import (
-    AccessDenied,
-    EmbeddedUnavailable,
-    InvalidArgument,
-    KeyConflict,
-    LeaseLost,
-    LockError,
-    LockUnavailable,
-    NotAcquired,
-    QueueFull,
-    SelfDeadlock,
-    StaleFence,
-    UnsupportedServer,
-)
-
 if TYPE_CHECKING:
+    from lualock import aio
+    from lualock._protocol import LockInfo
+    from lualock._sync import Lease, Lock, Locks, connect
+    from lualock.errors import (
+        AccessDenied,
+        EmbeddedUnavailable,
+        InvalidArgument,
+        KeyConflict,
+        LeaseLost,
+        LockError,
+        LockUnavailable,
+        NotAcquired,
+        QueueFull,
+        SelfDeadlock,
+        StaleFence,
+        UnsupportedServer,
+    )
     from lualock.jobs import LockedJob
     from lualock.ops.acl import acl_rule
 
@@ -58,16 +57,25 @@ __all__ = [
     "connect",
 ]
 
-_ON_FIRST_USE = {"LockedJob": "lualock.jobs", "acl_rule": "lualock.ops.acl"}
-_ROOMS = ("embedded", "fencing", "integrations", "jobs")
+_HOME = {
+    **dict.fromkeys(("Lease", "Lock", "Locks", "connect"), "_sync"),
+    "LockInfo": "_protocol",
+    "LockedJob": "jobs",
+    "acl_rule": "ops.acl",
+}
+"""The room of each public name that is not an error."""
+
+_ROOMS = ("aio", "embedded", "errors", "fencing", "integrations", "jobs")
 
 
 def __getattr__(name: str) -> Any:
-    """Load on first use what a program with plain locks does not need (PEP 562)."""
+    """Load on first use (PEP 562): a program that imports this package, or a plugin of it, may not
+    need a lock in this run."""
     if name in _ROOMS:
         return import_module(f"lualock.{name}")
-    if name in _ON_FIRST_USE:
-        found = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+    if name in __all__:
+        home = import_module(f"lualock.{_HOME.get(name, 'errors')}")
+        found = globals()[name] = getattr(home, name)
         return found
     raise AttributeError(f"module 'lualock' has no attribute {name!r}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
 import sys
 import weakref
 from typing import Any, Protocol
@@ -56,8 +55,11 @@ def keep(holder: Releases) -> None:
 def watch_child() -> None:
     """Call :func:`release_all` also at the end of this process if ``multiprocessing`` began it."""
     global _watched_pid
+    # A child of it has loaded it, and most programs do not use it.
     util = sys.modules.get("multiprocessing.util")
-    if util is None or _watched_pid == fork.current() or not multiprocessing.parent_process():
+    if util is None or _watched_pid == fork.current():
+        return
+    if sys.modules["multiprocessing"].parent_process() is None:
         return
     _watched_pid = fork.current()
     util.Finalize(None, release_all, exitpriority=_AFTER_CHILDREN)

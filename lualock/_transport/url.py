@@ -6,7 +6,6 @@ clear text.
 
 from __future__ import annotations
 
-import difflib
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from lualock.errors import InvalidArgument
@@ -135,5 +134,7 @@ def _server_problem(parts: SplitResult) -> str | None:
 def _instead(name: str) -> str:
     if name in _INSTEAD:
         return f": {_INSTEAD[name]}"
+    import difflib  # for this error only
+
     near = difflib.get_close_matches(name, _USED | _DROPPED, 1)
     return f": did you mean {near[0]}?" if near else ""

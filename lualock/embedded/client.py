@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import resources
 from urllib.parse import quote
 
 from lualock.embedded import binaries, folder, supervisor
@@ -235,14 +236,23 @@ def _clean_up(path: str, folder_fd: int, connection: socket.socket) -> None:
         successor.close()
 
 
+def _program() -> tuple[str, ...]:
+    """Return the arguments with which Python runs the supervisor."""
+    if os.path.exists(supervisor.__file__):
+        return (supervisor.__file__,)
+    # This package is in a zip file.
+    source = resources.files("lualock.embedded") / "supervisor.py"
+    return "-c", source.read_text(encoding="utf-8")
+
+
 def _spawn(path: str, folder_fd: int, user_fd: int) -> subprocess.Popen[bytes]:
-    if not sys.executable:
+    if not sys.executable or getattr(sys, "frozen", False):
         raise EmbeddedUnavailable(
             "could not start the embedded server: sys.executable does not name a Python for its "
-            "supervisor. Pass the URL of a running server instead"
+            "supervisor (a frozen program has none). Pass the URL of a running server instead"
         )
     # -I and -S: without the user's environment, current directory and site-packages.
-    command = (sys.executable, "-I", "-S", supervisor.__file__)
+    command = (sys.executable, "-I", "-S", *_program())
     binary = binaries.find()
     log_fd = os.open(
         LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode=0o600, dir_fd=folder_fd

@@ -14,7 +14,7 @@ which changes no row when the fence is stale.
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 from lualock._core import options
@@ -24,7 +24,7 @@ from lualock.errors import InvalidArgument, KeyConflict, StaleFence
 from lualock.scripts import load
 
 # It runs on the caller's client, so its replies carry no proof.
-FENCED_SET = load(Path(__file__).with_name("scripts"), proved=False)["fenced_set"]
+FENCED_SET = load(resources.files(__name__) / "scripts", proved=False)["fenced_set"]
 SOURCE = FENCED_SET.source.decode()
 
 

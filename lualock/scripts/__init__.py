@@ -35,7 +35,11 @@ import re
 import textwrap
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 _DECLARED = re.compile(r"^-- (KEYS|ARGV)\[(\d+|\.\.\.)\] +(\w+) +\S")
 _BOUND = re.compile(r"^local (\w+) = (KEYS|ARGV)(?:\[(\d+)\])?$", re.MULTILINE)
@@ -215,37 +219,49 @@ def with_keys(script: Script, count: int) -> Script:
     )
 
 
-def _read(folder: Path) -> dict[str, str]:
-    return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.lua"))}
+def _read(folder: Traversable) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}
+    files = [file for file in folder.iterdir() if file.name.endswith(".lua")]
+    return {
+        file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
+        for file in sorted(files, key=lambda file: file.name)
+    }
 
 
 def load(
-    folder: Path, include_from: Path | None = None, *, proved: bool = True
+    folder: Traversable, include_from: Traversable | None = None, *, proved: bool = True
 ) -> dict[str, Script]:
-    """Load each script of a folder, by verb.
+    """Load each script of a folder, by verb. It may be in a zip file.
 
     :param include_from: the folder that has their ``include/``, if it is another one.
+    :raises ScriptError: the folder has no script.
     """
     include, texts = _read((include_from or folder) / "include"), _read(folder)
+    if not texts:
+        raise ScriptError(
+            f"could not load the Lua scripts of lualock: there is none in {folder}. Add the data "
+            "files of the package to the program (PyInstaller: --collect-data lualock)"
+        )
     return {
         name: parse(name, text, include, family=folder.name, proved=proved)
         for name, text in texts.items()
     }
 
 
-FOLDER = Path(__file__).parent
-
-
 @cache
 def family(name: str) -> dict[str, Script]:
     """Load a *family*, the scripts of one folder here, by verb."""
-    return load(FOLDER / name, include_from=FOLDER)
+    root = resources.files(__name__)
+    return load(root / name, include_from=root)
 
 
 def every() -> dict[str, Script]:
     """Load all families; return their scripts by family and verb, as ``lock/wait``."""
-    folders = sorted(file.parent.name for file in FOLDER.glob("*/*.lua"))
-    families = [family(name) for name in dict.fromkeys(folders) if name != "include"]
+    folders = [one.name for one in resources.files(__name__).iterdir() if one.is_dir()]
+    families = [
+        family(name) for name in sorted(folders) if name != "include" and not name.startswith("_")
+    ]
     return {script.path: script for scripts in families for script in scripts.values()}
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"_sync", "aio"},
     {"ops"},
     {"__init__"},
-    {"integrations", "testing"},
+    {"integrations", "testing", "_pyinstaller"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

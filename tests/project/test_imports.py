@@ -1,0 +1,112 @@
+"""What is imported, and when: a program pays for what it uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import lualock
+from tests.support.servers import Server
+
+SCRIPT = """
+import sys
+before = set(sys.modules)
+def new():
+    return sorted(set(sys.modules) - before)
+"""
+
+
+def run(code: str, *arguments: str) -> None:
+    """Run a program in a fresh interpreter; it fails if its assertions do."""
+    command = [sys.executable, "-W", "error", "-c", SCRIPT + code, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "loaded"),
+    [
+        ("lualock", "importlib, typing"),
+        ("lualock.testing", "importlib, typing"),
+        ("lualock.testing.plugin", "pytest, tempfile"),
+    ],
+)
+def test_an_import_alone_loads_no_room(module: str, loaded: str) -> None:
+    """``import lualock`` loads no room, no client, and neither asyncio nor TLS; nor does the
+    plugin, which each run of pytest imports."""
+    run(
+        f"""
+import {loaded}
+before |= set(sys.modules)
+import {module}
+assert set(new()) <= {{"lualock", "lualock.testing", "lualock.testing.plugin"}}, new()
+"""
+    )
+
+
+def test_threads_load_no_asyncio_api() -> None:
+    """A program with threads loads neither the asyncio API nor an optional room."""
+    run(
+        """
+import redis
+before |= set(sys.modules)
+import lualock
+lualock.connect("redis://localhost")
+not_for_it = ("lualock.aio", "lualock._transport.asyncio", "lualock.jobs", "lualock.ops",
+    "lualock.fencing", "lualock.embedded", "lualock.integrations", "lualock.testing")
+assert not [name for name in new() if name.startswith(not_for_it)], new()
+assert not {"multiprocessing", "difflib", "asyncio", "valkey"} & set(new()), new()
+"""
+    )
+
+
+def test_every_public_name_loads_on_first_use() -> None:
+    """Each public name, and each room, is an attribute in a program that has used no other."""
+    rooms = ["embedded", "errors", "fencing", "integrations", "jobs"]
+    run(
+        """
+for name in sys.argv[1:]:
+    for module in [one for one in sys.modules if one.startswith("lualock")]:
+        del sys.modules[module]
+    import lualock
+    assert name in dir(lualock)
+    getattr(lualock, name)
+""",
+        *lualock.__all__,
+        *rooms,
+    )
+    run("from lualock import *; connect, LockError, LockedJob, aio")
+    run("from lualock.testing import *; LockKit, OtherProcess")
+    with pytest.raises(AttributeError, match="no attribute 'lock'"):
+        _ = lualock.lock
+
+
+def test_an_acquisition_loads_nothing(one_server: Server) -> None:
+    """What the first acquisition needs is loaded before, so no event loop stands still for it."""
+    run(
+        """
+import lualock
+with lualock.connect(sys.argv[1]) as locks:
+    lock = locks.lock("x")
+    before |= set(sys.modules)
+    with lock:
+        pass
+assert not [name for name in new() if name.startswith(("lualock", "redis"))], new()
+""",
+        one_server.url,
+    )
+    run(
+        """
+import asyncio
+from lualock import aio
+before |= set(sys.modules)
+async def main():
+    async with aio.connect(sys.argv[1]).lock("x"):
+        pass
+asyncio.run(main())
+assert not [name for name in new() if name.startswith(("lualock", "redis"))], new()
+""",
+        one_server.url,
+    )
