@@ -1071,7 +1071,7 @@ def test_huey_is_interrupted() -> None:
 def test_huey_cancels(locks: lualock.Locks) -> None:
     """A task that a hook cancels releases its reservation; one that cancels itself has not failed,
     and keeps its lock if Huey tries it again."""
-    consumer = huey.MemoryHuey(immediate=True)
+    consumer = huey.MemoryHuey()
     consumer.task_wrapper_class = huey_integration.LockedTask
     error: Exception = huey.CancelExecution(retry=True)
 
@@ -1081,18 +1081,23 @@ def test_huey_cancels(locks: lualock.Locks) -> None:
     rules: Any = {"unique": "queued", "keep_lock_on_retry": True, "keep_lock_on_failure": True}
     job: Any = locks.job(key="x", **rules)(body)
     task = consumer.task(retry_delay=60)(job)
-    task(7)
+
+    def run() -> None:
+        task(7)
+        consumer.execute(consumer.dequeue())
+
+    run()
     assert locks.lock("x").locked()
     jobs.adapter(job).cancel([7], job_id=consumer.scheduled()[0].id)
     error = huey.CancelExecution()
-    task(7)
+    run()
     assert not locks.lock("x").locked()
 
     def never(task: Any) -> None:
         raise huey.CancelExecution
 
     consumer.pre_execute()(never)
-    task(7)
+    run()
     assert not jobs.adapter(job).reservation([7]).locked()
 
 
