@@ -6,6 +6,7 @@ import inspect
 import os
 import struct
 from binascii import b2a_base64
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lualock import _protocol as protocol
@@ -117,6 +118,9 @@ class LocksBase:
         endpoint: Endpoint, keep: Any, settings: Settings, *, asynchronous: bool
     ) -> LocksBase:
         """Open the locks of a server, for threads or for asyncio."""
+        if asynchronous not in LocksBase._kinds:
+            # The one import that points up: a program with one API does not load the other.
+            import_module("lualock.aio" if asynchronous else "lualock._sync")
         return LocksBase._kinds[asynchronous]._of(endpoint, keep, settings)
 
     def counterpart(self) -> LocksBase:

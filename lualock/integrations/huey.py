@@ -26,6 +26,7 @@ from typing import Any
 from huey import signals
 from huey.api import Result, Task, TaskWrapper
 from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
+from huey.storage import BlackHoleStorage
 from huey.utils import normalize_time
 
 from lualock._core.options import Seconds
@@ -58,7 +59,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
                     f"could not make task {self.work.name}: with context=True the task would be "
                     "one of the arguments that name its lock. Leave it out"
                 )
-            run = _locked(self.work)
+            run = _locked(self.work, huey)
             run.__name__, run.__module__ = func.__name__, func.__module__  # also of a class
             func, context = run, True
         super().__init__(huey, func, context, name, **options)
@@ -90,7 +91,8 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         return self._result(self._enqueue(task))
 
     def _enqueue(self, task: Any) -> Enqueued | Refused:
-        if self.work is None:
+        delay_s = _delay_s(task.eta, self.huey.utc)
+        if self.work is None or _never_delivers(self.huey, delay_s):
             return Enqueued(task.id, "", self.huey.enqueue(task))
 
         def push(token: str) -> Any:
@@ -104,7 +106,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             task.kwargs,
             job_id=task.id,
             token=token_of(task.id),
-            delay=_delay_s(task.eta, self.huey.utc),
+            delay=delay_s,
         )
 
     def _result(self, entry: Enqueued | Refused) -> Any:
@@ -126,7 +128,7 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
                 log.warning("the reservation of task %s expires on its own: %s", task.id, error)
 
 
-def _locked(adapter: JobAdapter) -> Any:
+def _locked(adapter: JobAdapter, huey: Any) -> Any:
     """Return the function that a consumer runs."""
 
     @functools.wraps(adapter.body)
@@ -138,12 +140,13 @@ def _locked(adapter: JobAdapter) -> Any:
                 kwargs["task"] = task.kwargs["task"]
             kwargs, token = _without_token(kwargs)
             setattr(task, _BEGUN, True)
-            retry_s = functools.partial(_retry_s, task)
-            delivery = Delivery(task.id, token, will_retry=retry_s, failed=_failed)
+            here = huey.immediate
+            retry_s = functools.partial(_immediate_retry_s if here else _retry_s, task)
+            delivery = Delivery(task.id, token, retry_s, failed=_failed, redelivers=not here)
         try:
             return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
-            if not later.is_of(delivery):
+            if delivery is None or not delivery.redelivers or not later.is_of(delivery):
                 raise
             raise RetryTask(str(later), delay=later.delay_s) from None
 
@@ -178,6 +181,22 @@ def _retry_s(task: Any, error: BaseException) -> Seconds | None:
     elif isinstance(error, RateLimitExceeded):
         retries, delay_s = retries or error.retry, delay_s or error.delay
     return delay_s if retries else None
+
+
+def _immediate_retry_s(task: Any, error: BaseException) -> Seconds | None:
+    """Return 0 if Huey's immediate mode runs a task again that raised this, or ``None``.
+
+    It does so at once. A task that should wait is put into a schedule, which no consumer reads.
+    """
+    waits = task.retry_delay or isinstance(error, RateLimitExceeded)
+    if isinstance(error, RetryTask):
+        waits = waits or error.eta or error.delay is not None
+    return None if waits or _retry_s(task, error) is None else 0.0
+
+
+def _never_delivers(huey: Any, delay_s: float) -> bool:
+    """Return whether no consumer comes to a new task, so it needs no reservation."""
+    return (huey.immediate and delay_s > 0) or isinstance(huey.storage, BlackHoleStorage)
 
 
 def _delay_s(eta: datetime | None, utc: bool = True) -> float:

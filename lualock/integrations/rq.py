@@ -60,7 +60,6 @@ def locked(job: Any) -> Any:
             if delivered is None or not later.is_of(delivery):
                 raise
             if delivered.worker_name == _SYNC:
-                removed(delivered)
                 raise
             return _uncounted_retry(delivered, later)
         finally:
@@ -140,7 +139,7 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
 
 def _delivery(job: Job) -> Delivery:
     if job.worker_name == _SYNC:
-        return Delivery(job.id, job.meta.get(_META))
+        return Delivery(job.id, job.meta.get(_META), redelivers=False)
     return Delivery(
         job.id,
         job.meta.get(_META),

@@ -75,6 +75,8 @@ class Delivery:
         system counts that as a failure.
     :param ended: called when the job has its lock: returns whether the system has given the job up
         meanwhile. If so, the job does not begin.
+    :param redelivers: whether the system can deliver the job again later, as a policy may ask. If
+        not, a job that does not run keeps nothing.
     :raises InvalidArgument: the id is not a str, or is empty.
     """
 
@@ -84,6 +86,7 @@ class Delivery:
     result_retry: Callable[[Any], Seconds | None] = _no_retry
     failed: Callable[[BaseException], bool] = is_failure
     ended: Callable[[], bool] = _not_ended
+    redelivers: bool = True
 
     def __post_init__(self) -> None:
         job_metadata(self.job_id)

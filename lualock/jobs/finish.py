@@ -163,7 +163,8 @@ def give_up(attempt: Attempt, error: BaseException) -> Actions[None]:
 def _delay_s(attempt: Attempt, delivery: Delivery, error: BaseException) -> float | None:
     """Return in how many seconds the job that could not begin is delivered again, or ``None``."""
     if isinstance(error, RetryLater):
-        return None if delivery.ended() else error.delay_s  # it ignores a retry of an ended job
+        # A system ignores the retry of a job that it gave up.
+        return error.delay_s if delivery.redelivers and not delivery.ended() else None
     if isinstance(error, NotAcquired):
         return None
     if isinstance(error, LockUnavailable) and attempt.job.options.when_unavailable != "raise":

@@ -110,3 +110,37 @@ assert not [name for name in new() if name.startswith(("lualock", "redis"))], ne
 """,
         one_server.url,
     )
+
+
+@pytest.mark.parametrize(("api", "body"), [("lualock", "async def"), ("lualock.aio", "def")])
+def test_a_job_loads_the_other_api(one_server: Server, api: str, body: str) -> None:
+    """A job of the other kind runs in a program that has loaded one API only."""
+    run(
+        f"""
+import asyncio, importlib
+locks = importlib.import_module("{api}").connect(sys.argv[1])
+@locks.job(key="x")
+{body} job():
+    return "done"
+result = job()
+assert (asyncio.run(result) if asyncio.iscoroutine(result) else result) == "done"
+""",
+        one_server.url,
+    )
+
+
+def test_a_job_of_no_locks_loads_the_api(one_server: Server) -> None:
+    """A class that names no locks uses those of ``lualock.connect()``."""
+    run(
+        """
+import os
+os.environ["LUALOCK_URL"] = sys.argv[1]
+from lualock.jobs import LockedJob
+class Job(LockedJob):
+    @classmethod
+    def perform(cls):
+        return "done"
+assert Job.run() == "done"
+""",
+        one_server.url,
+    )

@@ -123,18 +123,22 @@ def _locked(adapter: JobAdapter) -> Callable[..., Any]:
         reset_token = _current_delivery.set(current or _current_delivery.get())
         if request is not None and not nested:
             will_retry = functools.partial(retry_s, task)
-            delivery = Delivery(request.id, _token(request), will_retry, failed=failed)
+            delivery = Delivery(
+                request.id,
+                _token(request),
+                will_retry,
+                failed=failed,
+                redelivers=not request.is_eager,
+            )
         try:
             return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
-            if delivery is None or not later.is_of(delivery):
+            if delivery is None or not delivery.redelivers or not later.is_of(delivery):
                 raise
             retry = later
         finally:
             _current_delivery.reset(reset_token)
         try:
-            if request.is_eager:  # nothing delivers it again
-                raise retry
             # Sent again as it is. task.retry() counts as a retry, and this delivery must not.
             options = {"countdown": retry.delay_s, "retries": request.retries}
             task.signature_from_request(request, **options).apply_async()

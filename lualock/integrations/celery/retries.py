@@ -31,6 +31,8 @@ def failed(error: BaseException) -> bool:
 
 def retry_s(task: Any, error: BaseException) -> float | None:
     """Return in how many seconds at most Celery retries a task that raised this, or ``None``."""
+    if task.request.is_eager:  # at once, or never: if its error is propagated, or put back
+        return None
     if isinstance(error, Reject):  # a task that was acknowledged before it began stays out
         return 0.0 if error.requeue and task.acks_late else None
     if isinstance(error, Ignore):

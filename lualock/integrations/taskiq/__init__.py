@@ -25,6 +25,7 @@ from typing import Any
 from taskiq import (
     AsyncBroker,
     AsyncTaskiqDecoratedTask,
+    InMemoryBroker,
     ScheduleSource,
     SimpleRetryMiddleware,
     SmartRetryMiddleware,
@@ -182,8 +183,10 @@ class _Messages(TaskiqMiddleware):
                 await kicker.schedule_by_time(
                     exception.source, when, *message.args, **message.kwargs
                 )
-        except Exception:  # not CancelledError: then its message may come back
-            await self._cancel(message)
+        except BaseException as error:
+            # If this is cancelled, its message may come back, unless that was in memory only.
+            if isinstance(error, Exception) or isinstance(self.broker, InMemoryBroker):
+                await self._cancel(message)
             raise
 
     async def _never_began(self, message: TaskiqMessage, error: BaseException) -> None:
