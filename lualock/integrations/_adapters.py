@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -65,6 +66,23 @@ def run_here(adapter: jobs.JobAdapter, args: Any, kwargs: Any, delivery: Any) ->
     """Run a job to its end in this thread; a coroutine gets an event loop of its own."""
     result = adapter.run(args, kwargs, delivery)
     return asyncio.run(result) if adapter.asynchronous else result
+
+
+def delivered_by(run: Callable[..., Any], calls: int) -> tuple[Any, Any] | None:
+    """Return a worker and the message that it delivers by this call, or ``None``.
+
+    A hook is set on the broker where a job is declared. Another broker may deliver the job, and has
+    no hook then.
+
+    :param run: the worker's method that calls a job's function, with ``self`` and ``message``.
+    :param calls: how many calls are between that method and the caller of this function.
+    """
+    frame = inspect.currentframe()
+    for _ in range(calls + 1):
+        frame = frame and frame.f_back
+    if frame is None or frame.f_code is not getattr(run, "__code__", None):
+        return None  # other code calls the function, which is not a delivery
+    return frame.f_locals["self"], frame.f_locals["message"]
 
 
 def adapter_in(system: str, function: Any) -> jobs.JobAdapter:

@@ -28,16 +28,19 @@ from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.errors import Retry
 from dramatiq.message import generate_unique_id
 from dramatiq.middleware import Interrupt, Middleware, Retries, SkipMessage
+from dramatiq.worker import _WorkerThread
 
 from lualock.errors import LockError
-from lualock.integrations._adapters import forget_unknown, innermost_adapter
+from lualock.integrations._adapters import delivered_by, forget_unknown, innermost_adapter
 from lualock.jobs import Delivery, Enqueued, Refused, RetryLater, token_of
 
 _OPTION = "lualock"
+_adding = threading.Lock()
 
 log = logging.getLogger("lualock.jobs")
 
-_message: ContextVar[Any] = ContextVar("lualock_message", default=None)
+# The broker and the message that the next call of an actor is for.
+_delivered: ContextVar[Any] = ContextVar("lualock_delivered", default=None)
 _resent_id: ContextVar[Any] = ContextVar("lualock_resent_id", default=None)
 
 
@@ -46,14 +49,22 @@ class LockedActor(dramatiq.Actor[Any, Any]):
 
     def __init__(self, fn: Any, *, broker: dramatiq.Broker, **options: Any) -> None:
         self.__lualock__ = self.work = innermost_adapter(fn)  # for jobs.adapter()
-        if not any(isinstance(middleware, _Messages) for middleware in broker.middleware):
-            broker.add_middleware(_Messages())
 
         @functools.wraps(self.work.body)
         def perform(*args: Any, **kwargs: Any) -> Any:
             return self._perform(args, kwargs)
 
         super().__init__(perform, broker=broker, **options)
+
+    @property
+    def broker(self) -> Any:
+        """The broker to which messages are sent."""
+        return self._broker
+
+    @broker.setter
+    def broker(self, broker: Any) -> None:
+        _add_hook(broker)
+        self._broker = broker
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Enqueued | Refused:
         """Send a message unless it conflicts with another one; ``result`` is the message."""
@@ -92,11 +103,11 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         return message.copy(message_id=entry.job_id or generate_unique_id())
 
     def _perform(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        message = _message.get()
-        _message.set(None)  # it belongs to this run, not to actors that it calls
+        broker, message = _delivered.get() or _delivered_without_hook()
+        _delivered.set(None)  # it belongs to this run, not to actors that it calls
         delivery = None
         if message is not None and message.actor_name == self.actor_name:
-            will_retry = functools.partial(self._retry_s, message)
+            will_retry = functools.partial(self._retry_s, broker, message)
             delivery = Delivery(message.message_id, message.options.get(_OPTION), will_retry)
         try:
             result = self.work.run(args, kwargs, delivery)
@@ -107,13 +118,13 @@ class LockedActor(dramatiq.Actor[Any, Any]):
             delay_ms = int(later.delay_s * 1000)
         except Interrupt as interruption:
             # A coroutine saw only a cancellation, and Dramatiq may retry that.
-            if delivery is not None and self._retry_s(message, interruption) is None:
+            if delivery is not None and self._retry_s(broker, message, interruption) is None:
                 self._cancel(args, kwargs, delivery)
             raise
         # Sent again as it is. `throws` and `retry_when` judge an error, and Dramatiq counts it.
         # A skipped message has a result unless `store_results` is off.
         try:
-            self.broker.enqueue(message.copy(), delay=delay_ms)
+            broker.enqueue(message.copy(), delay=delay_ms)
         except BaseException:
             self._cancel(args, kwargs, delivery)
             raise
@@ -126,12 +137,33 @@ class LockedActor(dramatiq.Actor[Any, Any]):
         with suppress(LockError):  # it expires on its own then
             self.work.cancel(args, kwargs, job_id=delivery.job_id, token=delivery.token)
 
-    def _retry_s(self, message: Any, error: BaseException) -> float | None:
+    def _retry_s(self, broker: Any, message: Any, error: BaseException) -> float | None:
         """Return in how many seconds at most Dramatiq retries a message, or ``None``."""
-        for middleware in self.broker.middleware:
+        for middleware in broker.middleware:
             if isinstance(middleware, Retries):
                 return _retry_delay_s(middleware, self.options | message.options, error)
         return None
+
+
+def _add_hook(broker: Any) -> None:
+    """Have a broker tell actors which message they process."""
+    with _adding:
+        if not any(isinstance(middleware, _Messages) for middleware in broker.middleware):
+            broker.add_middleware(_Messages())
+
+
+def _delivered_without_hook() -> tuple[Any, Any]:
+    """Return the broker and the message of an actor that a broker without the hook delivers.
+
+    The actor was declared to another broker. This one has the hook from now on. Both are ``None``
+    if the caller is not a worker.
+    """
+    # The calls between: Actor.__call__, the actor's function, _perform.
+    found = delivered_by(_WorkerThread.process_message, 4)
+    if found is None:
+        return None, None
+    _add_hook(found[0].broker)
+    return found[0].broker, found[1]
 
 
 def _run_coroutine(coroutine: Any) -> Any:
@@ -174,12 +206,12 @@ class _Messages(Middleware):
     """Tell an actor which message it processes, and release the reservation of a skipped one."""
 
     def before_process_message(self, broker: Any, message: Any) -> None:
-        _message.set(message)
+        _delivered.set((broker, message))
 
     def after_process_message(
         self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
     ) -> None:
-        _message.set(None)
+        _delivered.set(None)
 
     def after_nack(self, broker: Any, message: Any) -> None:
         if message.actor_name not in broker.actors:  # it was renamed
@@ -187,7 +219,7 @@ class _Messages(Middleware):
             forget_unknown(known, message.message_id, message.options.get(_OPTION))
 
     def after_skip_message(self, broker: Any, message: Any) -> None:
-        _message.set(None)
+        _delivered.set(None)
         if _resent_id.get() == message.message_id:  # the copy has the reservation
             _resent_id.set(None)
             return

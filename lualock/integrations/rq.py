@@ -38,22 +38,27 @@ _SYNC = "sync"
 
 log = logging.getLogger("lualock.jobs")
 
-# Whether this code is part of the run of a delivery. The delivery belongs to that run, not to jobs
-# that it calls.
-_in_delivery: ContextVar[bool] = ContextVar("lualock_rq_in_delivery", default=False)
+# The job whose run this code is part of. Its delivery is not one of jobs that it calls.
+_running_id: ContextVar[str | None] = ContextVar("lualock_rq_running_id", default=None)
 
 
 def locked(job: Any) -> Any:
-    """Return what RQ runs: the function, or the :class:`lualock.LockedJob`, under its lock."""
+    """Return what RQ runs: the function, or the :class:`lualock.LockedJob`, under its lock.
+
+    :raises InvalidArgument: ``job`` is a class that RQ's workers do not find by its name.
+    """
     adapter = innermost_adapter(job)
 
     @functools.wraps(adapter.body)
     def perform(*args: Any, **kwargs: Any) -> Any:
-        delivered = None if _in_delivery.get() else get_current_job()
-        if delivered is not None and getattr(delivered.func, "__lualock__", None) is not adapter:
+        delivered = get_current_job()
+        if delivered is not None and (
+            delivered.id == _running_id.get()
+            or getattr(delivered.func, "__lualock__", None) is not adapter
+        ):
             delivered = None  # another job calls this one
         delivery = None if delivered is None else _delivery(delivered)
-        reset_token = _in_delivery.set(_in_delivery.get() or delivered is not None)
+        reset_token = _running_id.set(_running_id.get() if delivered is None else delivered.id)
         try:
             return run_here(adapter, args, kwargs, delivery)
         except RetryLater as later:
@@ -63,13 +68,14 @@ def locked(job: Any) -> Any:
                 raise
             return _uncounted_retry(delivered, later)
         finally:
-            _in_delivery.reset(reset_token)
+            _running_id.reset(reset_token)
 
     perform.__lualock__ = adapter  # type: ignore[attr-defined]  # for jobs.adapter()
     setattr(perform, SYSTEM, "rq")
     if isinstance(job, type):
         # RQ finds a function by its name, which must lead to `perform` and not to the class.
         perform.__module__, perform.__qualname__ = job.__module__, f"{job.__qualname__}.delivered"
+        _check_name(adapter, perform)
         job.delivered = staticmethod(perform)  # type: ignore[attr-defined]
         return job
     return perform
@@ -79,7 +85,7 @@ def enqueue(queue: rq.Queue, job: Any, /, *args: Any, **options: Any) -> Enqueue
     """Call ``queue.enqueue(job, ...)`` unless it conflicts with a job; ``result`` is RQ's job.
 
     :raises InvalidArgument: ``pipeline=`` is given, and the job has a reservation while it is
-        queued.
+        queued; or RQ's workers do not find the job by its name.
     """
     return enqueue_in(queue, 0, job, *args, **options)
 
@@ -95,6 +101,7 @@ def enqueue_in(
     is_locked_class = isinstance(job, type) and "delivered" in vars(job)  # not of a base class
     function = job.delivered if is_locked_class else job
     adapter = adapter_in("rq", function)
+    _check_name(adapter, function)
     # RQ recognizes its own options by their names; the rest are the job's arguments.
     names = {"job_timeout", *inspect.signature(queue.enqueue_call).parameters} - {"timeout", "func"}
     rq_options = {name: options.pop(name) for name in names & options.keys()}
@@ -135,6 +142,18 @@ def horse_killed(job: Job, pid: int, status: int, usage: Any) -> None:
             adapter.died(job.args, job.kwargs, job_id=job.id, token=token, pid=pid)
     except Exception:  # an error here ends the worker
         log.exception("the lock of killed job %s expires on its own", job.id)
+
+
+def _check_name(adapter: JobAdapter, function: Any) -> None:
+    """Refuse a function that RQ's workers do not find by its name.
+
+    :raises InvalidArgument: it is in a class in a class, or in a function.
+    """
+    if function.__qualname__.count(".") > 1:
+        raise InvalidArgument(
+            f"could not make an RQ job of {adapter.name}: RQ's workers do not find "
+            f"{function.__qualname__!r} by that name. Define it at the top of its module"
+        )
 
 
 def _delivery(job: Job) -> Delivery:

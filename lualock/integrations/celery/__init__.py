@@ -29,6 +29,7 @@ from celery.utils import uuid
 
 from lualock.errors import InvalidArgument, LockError
 from lualock.integrations._adapters import forget_unknown, innermost_adapter, run_here
+from lualock.integrations.celery.bases import bases_with_own, request_class
 from lualock.integrations.celery.retries import changes_lock, delay_s, failed, retry_s
 from lualock.jobs import Delivery, Enqueued, JobAdapter, RetryLater
 
@@ -46,16 +47,19 @@ _current_delivery: ContextVar[Any] = ContextVar("lualock_celery_delivery", defau
 class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
     """A task whose function has ``locks.job``; another function makes an ordinary task.
 
+    Both derive from their app's own ``Task`` class too, for instance that of a Django project.
+
     If ``unique=`` refuses a new task, ``delay`` and ``apply_async`` return the result of the task
     that is already queued or running. The result's ``refused`` is then set.
     """
 
     abstract = True
-    Request = "lualock.integrations.celery.request:LockedRequest"
+    Request: Any = "lualock.integrations.celery.request:LockedRequest"
     work: JobAdapter | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.__bases__ = bases_with_own(cls)
         run = vars(cls).get("run")
         function = getattr(run, "__func__", run)
         if not hasattr(function, "__lualock__"):
@@ -67,6 +71,7 @@ class LockedTask(celery.Task):  # type: ignore[misc]  # Celery has no types
             )
         cls.__lualock__ = cls.work = innermost_adapter(function)  # for jobs.adapter()
         cls.run = staticmethod(_locked(cls.work))
+        cls.Request = request_class(cls, LockedTask.Request)
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any

@@ -35,9 +35,10 @@ from taskiq import (
 )
 from taskiq.exceptions import NoResultError
 from taskiq.kicker import AsyncKicker
+from taskiq.receiver import Receiver
 
 from lualock.errors import LockError
-from lualock.integrations._adapters import SYSTEM, adapter_in, innermost_adapter
+from lualock.integrations._adapters import SYSTEM, adapter_in, delivered_by, innermost_adapter
 from lualock.integrations._in_thread import run_in_thread
 from lualock.integrations.taskiq.dependencies import Dependencies
 from lualock.jobs import Delivery, Enqueued, Refused, RetryLater
@@ -46,7 +47,8 @@ _LABEL = "lualock"
 
 log = logging.getLogger("lualock.jobs")
 
-_message: ContextVar[TaskiqMessage | None] = ContextVar("lualock_taskiq", default=None)
+_Delivered = tuple[AsyncBroker, TaskiqMessage]
+_delivered: ContextVar[_Delivered | None] = ContextVar("lualock_taskiq", default=None)
 
 
 def locked(
@@ -61,11 +63,10 @@ def locked(
     :param schedule_source: where a task waits for its next delivery (a scheduler must run).
         Without a source it waits in its worker, and counts as a running task there.
     """
-    if not any(isinstance(middleware, _Messages) for middleware in broker.middlewares):
-        broker.add_middlewares(_Messages())
+    _add_hook(broker)
 
     def declare(job: Any) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        perform = _locked(Dependencies(innermost_adapter(job), job), broker, schedule_source)
+        perform = _locked(Dependencies(innermost_adapter(job), job), schedule_source)
         perform.__module__ = job.__module__
         perform.__name__ = job.__name__
         return broker.task(task_name, **labels)(perform)
@@ -90,20 +91,35 @@ async def enqueue(task: Any, /, *args: Any, **kwargs: Any) -> Enqueued | Refused
     return await adapter.enqueue_async(push, args, kwargs, job_id=job_id)
 
 
-def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSource | None) -> Any:
+def _add_hook(broker: AsyncBroker) -> None:
+    """Have a broker tell tasks which message they process."""
+    if not any(isinstance(middleware, _Messages) for middleware in broker.middlewares):
+        broker.add_middlewares(_Messages())
+
+
+def _delivered_without_hook() -> _Delivered | None:
+    """Return the broker and the message of a task that a broker without the hook delivers.
+
+    The task was declared to another broker, as a shared task. This one has the hook from now on.
+    """
+    found = delivered_by(Receiver.run_task, 2)
+    if found is None:
+        return None
+    _add_hook(found[0].broker)
+    return found[0].broker, found[1]
+
+
+def _locked(dependencies: Dependencies, source: ScheduleSource | None) -> Any:
     """Return the function that a worker runs."""
 
     @functools.wraps(dependencies.body)
     async def perform(*args: Any, **kwargs: Any) -> Any:
         adapter = dependencies.adapter()
-        message = _message.get()
-        _message.set(None)  # it belongs to this run, not to tasks that it calls
-        if message is not None:
-            task = broker.find_task(message.task_name)
-            if task is None or task.original_func is not perform:
-                message = None  # another task calls this one
-        delivery = None
-        if message is not None:
+        delivered, delivery = _delivered.get() or _delivered_without_hook(), None
+        _delivered.set(None)  # it belongs to this run, not to tasks that it calls
+        # Otherwise another task calls this one, or the caller is not taskiq.
+        if delivered is not None and _function_of(*delivered) is perform:
+            broker, message = delivered
             will_retry = functools.partial(_retry_s, broker, message)
             delivery = Delivery(message.task_id, message.labels.get(_LABEL), will_retry)
         try:
@@ -119,6 +135,11 @@ def _locked(dependencies: Dependencies, broker: AsyncBroker, source: ScheduleSou
     perform.__lualock__ = dependencies.adapter  # type: ignore[attr-defined]  # for jobs.adapter()
     setattr(perform, SYSTEM, "taskiq")
     return perform
+
+
+def _function_of(broker: AsyncBroker, message: TaskiqMessage) -> Any:
+    task = broker.find_task(message.task_name)
+    return None if task is None else task.original_func
 
 
 class _DeliverAgain(NoResultError):
@@ -157,7 +178,7 @@ class _Messages(TaskiqMiddleware):
     """Tell a task which message it processes, and deliver one that did not run again."""
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-        _message.set(message)
+        _delivered.set((self.broker, message))
         return message
 
     async def on_error(
@@ -169,7 +190,7 @@ class _Messages(TaskiqMiddleware):
         message of this delivery is acknowledged.
         """
         if not isinstance(exception, _DeliverAgain):
-            if _message.get() is not None:
+            if _delivered.get() is not None:
                 await self._never_began(message, exception)
             return
         kicker: AsyncKicker[Any, Any] = AsyncKicker(message.task_name, self.broker, message.labels)
@@ -191,14 +212,13 @@ class _Messages(TaskiqMiddleware):
 
     async def _never_began(self, message: TaskiqMessage, error: BaseException) -> None:
         """Release the reservation of a task whose dependencies failed, unless it is retried."""
-        _message.set(None)
+        _delivered.set(None)
         if _retry_s(self.broker, message, error) is None:
             await self._cancel(message)
 
     async def _cancel(self, message: TaskiqMessage) -> None:
         """Release what is kept for a task that does not come back."""
-        task = self.broker.find_task(message.task_name)
-        function = None if task is None else task.original_func
+        function = _function_of(self.broker, message)
         if getattr(function, SYSTEM, None) != "taskiq":
             return
         token = message.labels.get(_LABEL)
