@@ -277,7 +277,7 @@ class Job:
         check_plain_function(parameter, key)
 
         def call_key(*args: Any, **kwargs: Any) -> str | bytes:
-            value = key(*args, **kwargs)
+            value = naming.call_with_defaults(self.signature, key, *args, **kwargs)
             if isinstance(value, str | bytes):
                 return value
             if value is None:
@@ -292,11 +292,11 @@ class Job:
     def bind_callback(
         self, callback: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], **extra: Any
     ) -> Callable[[], Any]:
-        """Return a call of a callback with exactly the job's arguments.
+        """Return a call of a callback with exactly the job's arguments, defaults among them.
 
         ``extra`` holds further values. The callback gets those that it has a parameter for.
         """
-        keywords = dict(kwargs)
+        keywords = dict(naming.with_defaults(self.signature, callback, args, kwargs))
         for name, value in extra.items():
             if name in self.signature.parameters:
                 continue  # the job's own argument of that name goes to the callback

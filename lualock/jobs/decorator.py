@@ -270,7 +270,7 @@ def _set_ttl(job: Job, ttl: Any) -> None:
     """Set how long the lease of a run lasts: a constant, or a function of the job's arguments."""
     check_plain_function("ttl", ttl)
     if options.is_function(ttl):
-        job.ttl = ttl
+        job.ttl = functools.partial(naming.call_with_defaults, job.signature, ttl)
     elif ttl is not None:
         ttl_s = options.ttl_ms(ttl) / 1000
         options.max_hold_s(job.options.max_hold, renewed=False)

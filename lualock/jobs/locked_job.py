@@ -179,7 +179,7 @@ class LockedJob:
         if cls.identifier is None:
             arguments = naming.bind_arguments(inspect.signature(cls.perform), args, kwargs)
         else:
-            arguments = {"(the result of identifier)": cls.identifier(*args, **kwargs)}
+            arguments = {"(the result of identifier)": cls._call(cls.identifier, *args, **kwargs)}
         return naming.lock_name(naming.qualified_name(cls), arguments, version)
 
     @classmethod
@@ -187,7 +187,7 @@ class LockedJob:
         previous = cls.lock_previous_key
         if isinstance(previous, int):
             return cls._derived(previous, *args, **kwargs)
-        return previous(*args, **kwargs) if callable(previous) else previous
+        return cls._call(previous, *args, **kwargs) if callable(previous) else previous
 
     @classmethod
     def _job_options(cls) -> JobOptions:
@@ -220,7 +220,7 @@ class LockedJob:
         return Job(
             naming.qualified_name(cls),
             cls.perform,
-            cls.lock,
+            cls._name,
             cls._lock_ttl,
             cls.lock_failed,
             cls.lock_expired_before_release,
@@ -237,7 +237,17 @@ class LockedJob:
     @classmethod
     def _lock_ttl(cls, /, *args: Any, **kwargs: Any) -> Seconds | None:
         ttl = cls.lock_timeout
-        return ttl(*args, **kwargs) if callable(ttl) else ttl
+        return cls._call(ttl, *args, **kwargs) if callable(ttl) else ttl
+
+    @classmethod
+    def _call(cls, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function with the job's arguments and the defaults of ``perform``."""
+        signature = inspect.signature(cls.perform)
+        return naming.call_with_defaults(signature, function, *args, **kwargs)
+
+    @classmethod
+    def _name(cls, /, *args: Any, **kwargs: Any) -> Any:
+        return cls._call(cls.lock, *args, **kwargs)
 
     @classmethod
     def _locks(cls) -> AnyLocks:

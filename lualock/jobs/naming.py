@@ -113,6 +113,47 @@ def bind_arguments(
     return dict(bound.arguments)
 
 
+def with_defaults(
+    signature: inspect.Signature,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Return the keyword arguments for a function of a job: those of a call, and defaults.
+
+    A default is passed if the function has a parameter of its name. A function with ``**kwargs``
+    may pass them on to one that does not.
+
+    :raises TypeError: the arguments do not fit the job's signature.
+    """
+    given = signature.bind(*args, **kwargs).arguments
+    left_out = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not parameter.empty
+    }
+    if not left_out:
+        return kwargs
+    try:
+        takes = inspect.signature(function)
+        takes.bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # the call raises that; or it is a builtin without a signature
+        return kwargs
+    filled = takes.bind_partial(*args).arguments
+    by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    names = {
+        name for name, parameter in takes.parameters.items() if parameter.kind in by_name
+    } - filled.keys()
+    return {**{name: left_out[name] for name in left_out.keys() & names}, **kwargs}
+
+
+def call_with_defaults(
+    signature: inspect.Signature, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Call a function with a job's arguments, and the defaults that it has a parameter for."""
+    return function(*args, **with_defaults(signature, function, args, kwargs))
+
+
 def _text(value: Any) -> str:
     try:
         return canonical(value)
