@@ -190,3 +190,66 @@ def test_a_raised_refusal_releases_the_reservation(one_server: Server, one_clien
         with locks.lock("x"), pytest.raises(lualock.NotAcquired):
             work.run((), {}, jobs.Delivery("a", "t" * 22))
         assert not work.reservation().locked()
+
+
+def test_a_closure_without_a_key_is_warned_about(
+    locks: lualock.Locks, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Functions that one factory makes share a name, so one that uses its variables needs a
+    ``key=``."""
+
+    def of_region(region: str, **options: Any) -> Any:
+        def crawl(shop_id: int) -> str:
+            return f"{region} {shop_id}"
+
+        @functools.wraps(crawl)
+        def traced(shop_id: int) -> str:
+            return crawl(shop_id)
+
+        return locks.job(**options)(crawl), locks.job(**options)(traced)
+
+    def class_of_region(region: str, identify: Any) -> None:
+        class Crawl(lualock.LockedJob):
+            identifier = None if identify is None else staticmethod(identify)
+
+            @classmethod
+            def perform(cls, shop_id: int) -> str:
+                return f"{region} {shop_id}"
+
+        class Named(lualock.LockedJob):
+            @classmethod
+            def lock(cls, shop_id: int) -> str:
+                return f"{region} {shop_id}"
+
+            @classmethod
+            def perform(cls, shop_id: int) -> str:
+                return f"{region} {shop_id}"
+
+        class Same(lualock.LockedJob):
+            @classmethod
+            def perform(cls, shop_id: int) -> None:
+                super().__init_subclass__()
+
+    def without_variables() -> Any:
+        def crawl(shop_id: int) -> int:
+            return shop_id
+
+        @functools.wraps(crawl)
+        def traced(shop_id: int) -> int:
+            return crawl(shop_id)
+
+        return locks.job(crawl), locks.job(traced)
+
+    assert of_region("eu")[0].lock_for(7).name == of_region("us")[0].lock_for(7).name
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 4
+    assert all("of_region.<locals>.crawl" in text and "Pass key=" in text for text in texts)
+    caplog.clear()
+    class_of_region("eu", None)
+    (record,) = caplog.records
+    assert "class_of_region.<locals>.Crawl" in record.getMessage()
+    caplog.clear()
+    of_region("eu", key=lambda shop_id: ["eu", shop_id])
+    class_of_region("eu", lambda shop_id: f"eu {shop_id}")
+    without_variables()
+    assert not caplog.records
