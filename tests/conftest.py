@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     parameters = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in parameters}))
+    test = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in parameters})
+    callspec = getattr(pyfuncitem, "callspec", None)
+    if callspec is not None and "uvloop" in callspec.id.split("-"):
+        import uvloop
+
+        uvloop.run(test)
+    else:
+        asyncio.run(test)
     return True
 
 
@@ -68,9 +76,17 @@ def resp(request: pytest.FixtureRequest) -> int:
     return version
 
 
-@pytest.fixture(params=[False, True], ids=["sync", "asyncio"])
+_uvloop = pytest.mark.skipif(
+    importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
+)
+
+
+@pytest.fixture(
+    params=[False, True, pytest.param(True, marks=[pytest.mark.full, _uvloop])],
+    ids=["sync", "asyncio", "uvloop"],
+)
 def asynchronous(request: pytest.FixtureRequest) -> bool:
-    """Return whether the API is that for asyncio, each in turn."""
+    """Return whether the API is that for asyncio, each in turn; in uvloop's loop, too."""
     is_asyncio: bool = request.param
     return is_asyncio
 

@@ -20,6 +20,7 @@ guard is dropped before a call of it has ended, the lock is released.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -304,7 +305,7 @@ class _BlockEnd:
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
         self._end: Callable[..., Any] = end
-        if asyncio.iscoroutinefunction(method):
+        if inspect.iscoroutinefunction(method):
             self._end = _end_async
 
     def __get__(self, target: Any, _: type) -> Callable[..., Any]:

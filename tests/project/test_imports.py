@@ -46,6 +46,34 @@ assert set(new()) <= {{"lualock", "lualock.testing", "lualock.testing.plugin"}},
     )
 
 
+DEPRECATED = """
+import asyncio, inspect, warnings
+from functools import wraps
+def deprecate(name, real):
+    @wraps(real)
+    def warns(*args):
+        warnings.warn(f"asyncio.{name} is deprecated", DeprecationWarning, stacklevel=2)
+        return real(*args)
+    setattr(asyncio, name, warns)
+deprecate("iscoroutinefunction", inspect.iscoroutinefunction)
+for name in "get_event_loop_policy", "set_event_loop_policy", "get_event_loop":
+    deprecate(name, getattr(asyncio, name))
+warnings.filterwarnings("error", module="lualock")
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("lualock._sync", "lualock.aio", "lualock.jobs", "lualock.fencing.aio", "lualock.ops.acl"),
+        *("lualock.embedded", "lualock.testing.kit", "lualock.testing.plugin"),
+    ],
+)
+def test_no_import_calls_what_python_deprecates(module: str) -> None:
+    """No room calls a function of asyncio that Python 3.14 deprecates when it is imported."""
+    run(f"import {module}" if sys.version_info >= (3, 14) else DEPRECATED + f"import {module}")
+
+
 def test_threads_load_no_asyncio_api() -> None:
     """A program with threads loads neither the asyncio API nor an optional room."""
     run(

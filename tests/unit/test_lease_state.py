@@ -239,7 +239,7 @@ def _interleaved(
             lambda state=state: other(state),  # type: ignore[misc]
             patience_s=0.02,
         ):
-            assert at > 10
+            assert at > 5  # Python 3.13 makes one instruction of two
             return
         yield state
 
