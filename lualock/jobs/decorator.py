@@ -239,7 +239,7 @@ def _check_body(body: Any, *, named: bool) -> None:
     if not named and (problem := _unnamed(body, innermost)) is not None:
         raise InvalidArgument(f"could not derive a lock name for {problem}, or pass key=")
     if not named:
-        naming.warn_about_closure(body, innermost)
+        naming.check_closure(body, innermost)
 
 
 def _unnamed(body: Any, innermost: Any) -> str | None:

@@ -161,7 +161,7 @@ class LockedJob:
             cls._new_job()  # raises what is wrong with it
             derived = inspect.getattr_static(cls, "lock") is vars(LockedJob)["lock"]
             if "perform" in vars(cls) and derived and cls.identifier is None:
-                naming.warn_about_closure(cls, inspect.unwrap(cls.perform))
+                naming.check_closure(cls, inspect.unwrap(cls.perform))
 
     perform: ClassVar[Callable[..., Any]]
     """The work. A subclass defines it."""

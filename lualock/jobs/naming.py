@@ -21,7 +21,6 @@ import fractions
 import hashlib
 import inspect
 import json
-import logging
 import pathlib
 import sys
 import uuid
@@ -30,8 +29,6 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from lualock.errors import InvalidArgument
-
-log = logging.getLogger("lualock.jobs")
 
 _VERSION = "v1"
 _MAX_READABLE = 64
@@ -204,20 +201,20 @@ def qualified_name(thing: Any) -> str:
     return f"{module.removesuffix('.__main__')}.{thing.__qualname__}"
 
 
-def warn_about_closure(thing: Any, function: Any) -> None:
-    """Log a warning if a name stands for several functions, which one factory makes.
+def check_closure(thing: Any, function: Any) -> None:
+    """Check that a name does not stand for several functions, which one factory makes.
 
     :param thing: the class or function that the lock is named after.
     :param function: the job's body.
+    :raises InvalidArgument: it may, because the function uses variables of the factory.
     """
     code = getattr(function, "__code__", None)
     variables = sorted({*getattr(code, "co_freevars", ())} - {"__class__"})  # of super()
     if variables and "<locals>" in thing.__qualname__:
-        log.warning(
-            "job %s uses variables of the function around it (%s), and all jobs that this function "
-            "makes have one lock name. Pass key= with them (of a class: define identifier)",
-            qualified_name(thing),
-            ", ".join(variables),
+        raise InvalidArgument(
+            f"could not derive a lock name for {qualified_name(thing)}: it uses variables of the "
+            f"function around it ({', '.join(variables)}), and all jobs that this function makes "
+            "would have one lock. Pass key= with them (of a class: define identifier)"
         )
 
 

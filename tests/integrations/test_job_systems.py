@@ -681,7 +681,7 @@ def test_dramatiq_has_one_loop(locks: lualock.Locks) -> None:
     broker = StubBroker()
     broker.add_middleware(AsyncIO())
     broker.add_middleware(Closing())
-    job = locks.job(body)
+    job = locks.job(key="loop")(body)
     actor: Any = dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(job)
     for number in range(2):
         actor.send(number)
@@ -707,7 +707,9 @@ def test_dramatiq_does_not_wait_for_itself(locks: lualock.Locks) -> None:
     broker.add_middleware(AsyncIO())
     broker.add_middleware(Closing())
     called, actor = (
-        dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(locks.job(job))
+        dramatiq.actor(actor_class=dramatiq_integration.LockedActor, broker=broker)(
+            locks.job(key=job.__name__)(job)
+        )
         for job in (inner, outer)
     )
     for number in range(2):

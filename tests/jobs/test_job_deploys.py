@@ -284,6 +284,8 @@ async def test_a_retry_keeps_both(versions: Versions) -> None:
 
 async def test_versions_by_number(versions: Versions) -> None:
     """key_version= is part of a name made of arguments; previous_key= may be an earlier number."""
+    versions.body = as_job(versions.world, lambda shop: None)
+    versions.body.__name__ = versions.body.__qualname__ = "rebuild"
     zero, one = versions.queue(), versions.queue(key_version=1, previous_key=0)
     assert {lock.key for lock in _locks(one, 1)} == {
         zero.work.lock((1,)).key,

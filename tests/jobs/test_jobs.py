@@ -10,7 +10,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,17 +30,24 @@ class Log(list[Any]):
 
 
 def as_job(api: World, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Make of the work what this world's API runs: a function or a coroutine function."""
-    if not api.asynchronous:
+    """Make of the work what this world's API runs: a function or a coroutine function.
+
+    It uses no variable of the function around it, so it needs no ``key=``.
+    """
+    if not api.asynchronous and not work.__code__.co_freevars:
         return work
 
-    async def job(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(0)
-        return work(*args, **kwargs)
+    def plain(*args: Any, _work: Any = work, **kwargs: Any) -> Any:
+        return _work(*args, **kwargs)
 
+    async def coroutine(*args: Any, _work: Any = work, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return _work(*args, **kwargs)
+
+    job: Any = coroutine if api.asynchronous else plain
     job.__name__, job.__qualname__ = work.__name__, work.__qualname__
-    job.__signature__ = inspect.signature(work)  # type: ignore[attr-defined]
-    return job
+    job.__signature__ = inspect.signature(work)
+    return cast("Callable[..., Any]", job)
 
 
 @pytest.fixture
@@ -440,7 +447,7 @@ async def test_cancelling_a_job_frees_its_lock(one_server: Any) -> None:
     async with aio.connect(one_server.url) as locks:
         inside = asyncio.Event()
 
-        @locks.job
+        @locks.job(key="x")
         async def work() -> None:
             inside.set()
             await asyncio.Event().wait()
@@ -576,7 +583,7 @@ def test_work_that_would_run_without_the_lock_is_refused(locks: Any) -> None:
     async def coroutine() -> None:
         raise AssertionError("it ran")
 
-    @locks.job  # type: ignore[untyped-decorator]  # `locks` is of either API
+    @locks.job(key="x")  # type: ignore[untyped-decorator]  # `locks` is of either API
     def returns_one() -> Any:
         return coroutine()
 

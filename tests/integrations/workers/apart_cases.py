@@ -42,7 +42,7 @@ async def arq_class(url: str) -> None:
     """A class has its own name in arq; ``context()`` is what arq's functions get as ``ctx``."""
     seen: list[Any] = []
 
-    @locks.job
+    @locks.job(key="look")
     async def look(number: int) -> None:
         seen.append(arq_integration.context()["job_id"])
 
@@ -93,7 +93,7 @@ async def arq_same_id_begun(url: str) -> None:
     reservation."""
     begun, free = asyncio.Event(), asyncio.Event()
 
-    @locks.job(unique="queued")
+    @locks.job(key=lambda *args: [*args], unique="queued")
     async def look(number: int) -> None:
         begun.set()
         await free.wait()
@@ -317,7 +317,7 @@ async def saq_class(url: str) -> None:
     """A class has its own name in SAQ; plain functions run in a thread."""
     seen: list[Any] = []
 
-    @locks.job
+    @locks.job(key="look")
     def look(number: int) -> None:
         seen.append(saq_integration.context()["job"].key)
 
