@@ -154,7 +154,7 @@ def _is_open(parameter: inspect.Parameter) -> bool:
 
 def _call(
     parameters: list[inspect.Parameter], *, named: bool
-) -> tuple[list[None], dict[str, None]]:
+) -> tuple[tuple[None, ...], dict[str, None]]:
     """Return a call with these arguments, by name where that is possible or where it must be."""
     positional = [
         one
@@ -162,7 +162,7 @@ def _call(
         if one.kind is one.POSITIONAL_ONLY or (one.kind is one.POSITIONAL_OR_KEYWORD and not named)
     ]
     others = {one.name: None for one in parameters if one not in positional}
-    return [None] * len(positional), others
+    return (None,) * len(positional), others
 
 
 @dataclass
@@ -229,9 +229,11 @@ class Job:
             for every in (False, True)
             for named in (False, True)
         ]
-        for more in ({}, dict.fromkeys(extra)):
-            if any(_accepts(callback, *args, **(kwargs | more)) for args, kwargs in calls):
-                return
+        for args, kwargs in calls:
+            passed = naming.with_defaults(self.signature, callback, args, kwargs)
+            for more in ({}, dict.fromkeys(extra)):
+                if _accepts(callback, *args, **{**passed, **more}):
+                    return
         raise InvalidArgument(
             f"could not make a job of {self.name}: {parameter} gets exactly the job's arguments, "
             f"{self.signature}, but it has the parameters {inspect.signature(callback)}. Give it "
