@@ -43,6 +43,10 @@ async def test_a_try_without_waiting(locks: Any) -> None:
     """``acquire(False)``, as for locks of ``threading``, is refused with the word that is meant."""
     with pytest.raises(InvalidArgument, match=r"not bool. To try once.*try_acquire\(\)"):
         locks.lock("x").acquire(False)
+    both: Any = locks.lock("x"), aio.connect(URL).lock("x")
+    for lock in both:
+        with pytest.raises(TypeError, match=r"no parameter 'blocking': try_acquire\(\) does not"):
+            await lock.acquire(blocking=False)
     with pytest.raises(InvalidArgument, match=r"try_acquire\(\)"):
         await aio.connect(URL).lock("x").acquire(timeout=False)
 
