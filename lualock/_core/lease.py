@@ -356,6 +356,8 @@ class LeaseBase:
     def stop_renewal(self) -> None:
         """Let the lease end on its own, unless it is extended. Its loss is reported."""
         self._set_renewed(False)
+        if self._renewer is not None:
+            self._renewer.expect_drop(self)
 
     def stop_watching(self) -> None:
         """Let the lease end on its own, without a report."""

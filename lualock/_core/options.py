@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeGuard
@@ -32,8 +32,10 @@ def seconds(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         if isinstance(value, timedelta):
             return timedelta.total_seconds(value)
+        flag = isinstance(value, bool) and what == "timeout"  # as in threading.Lock.acquire(False)
+        advice = ". To try once, without waiting, call try_acquire()" * flag
         raise InvalidArgument(
-            f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}"
+            f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}{advice}"
         )
     try:
         number = float(value)
@@ -147,6 +149,25 @@ def hold_at_least_s(value: object, max_hold_s: float | None = None) -> float | N
 def is_function(value: object) -> TypeGuard[Callable[..., Any]]:
     """Return whether a value can be called for a result. A lock is callable only as a decorator."""
     return callable(value) and not hasattr(value, "try_acquire")
+
+
+_WORDS = {
+    "timeout": "how long a lease lasts is ttl=, how long to wait is acquire(timeout=...)",
+    "blocking_timeout": "how long to wait is acquire(timeout=...)",
+    "blocking": "try_acquire() does not wait",
+    "sleep": "waiters do not poll",
+    "on_failed": "it is on_skipped=",
+    **dict.fromkeys(("expire", "expires", "lease_time", "ex"), "how long a lease lasts is ttl="),
+    **dict.fromkeys(("auto_renewal", "auto_renew"), "it is renew=, and on without a ttl="),
+}
+"""What parameters of other libraries are called here."""
+
+
+def unknown_parameter(function: str, names: Iterable[str]) -> TypeError:
+    """Return the error for a call with a parameter that a function does not have."""
+    name = next(iter(names))
+    advice = f": {_WORDS[name]}" if name in _WORDS else ""
+    return TypeError(f"{function} has no parameter {name!r}{advice}")
 
 
 def callback(value: object, what: str) -> None:

@@ -15,11 +15,15 @@ from __future__ import annotations
 import heapq
 import logging
 import math
+import sys
+import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 from lualock import _protocol as protocol
 from lualock._core import fork
+from lualock._core.keys import display_name
 from lualock._core.lease import LeaseBase
 from lualock._protocol import (
     CLAIM_MS,
@@ -56,8 +60,25 @@ MIN_TRY_S = 1.0
 """One attempt may take at least this long even if another lease is due meanwhile: a slow server
 must do."""
 
+
 _Entry = tuple["weakref.ref[LeaseBase]", AcquireRequest, LeaseState]
 """A lease, and what releases its lock if the program dropped the lease."""
+
+
+def _dropped(renewer: weakref.ref[LeaseRenewer], lease: weakref.ref[LeaseBase]) -> None:
+    """Warn that the program dropped a lease that it had to release, for it was renewed."""
+    found = renewer()
+    entries = [] if found is None or sys.is_finalizing() else found.entries()
+    for ref, request, state in entries:
+        over = state.released or state.lost or state.passed_on or state.is_release_unknown
+        if ref is lease and not over and request.pid == fork.current():
+            warnings.warn(
+                f"the lease on {display_name(request.name)!r} was dropped while it was held: the "
+                "lock stays held until the lease ends. Keep what acquire() or try_acquire() "
+                "returns and release it, or use the lock in a with statement",
+                ResourceWarning,
+                stacklevel=2,  # the line that dropped it
+            )
 
 
 class LeaseRenewer:
@@ -76,13 +97,15 @@ class LeaseRenewer:
         self._due: list[tuple[float, bytes]] = []
         self._wakes_at = math.inf  # the time of the next check; infinity: none is scheduled
         self._added = False  # since the last check
+        self._dropped = partial(_dropped, weakref.ref(self))
 
     def add(self, lease: LeaseBase, check_at: float | None = None) -> None:
         """Renew this lease from now on; call it also when its end has changed."""
         if check_at is None:
             check_at = self._first_check_at(lease)
         lease._check_at = check_at
-        self._new[lease._request.token] = weakref.ref(lease), lease._request, lease._state
+        ref = weakref.ref(lease, self._dropped if lease._renewed else None)
+        self._new[lease._request.token] = ref, lease._request, lease._state
         self._added = True
         if check_at < self._wakes_at:
             self._wake_at(check_at)
@@ -95,18 +118,25 @@ class LeaseRenewer:
         self._known.pop(lease._request.token, None)
         return watched
 
+    def expect_drop(self, lease: LeaseBase) -> None:
+        """Let the program drop this lease, which is not renewed any more, without a warning."""
+        for entries in self._new, self._known:
+            if (entry := entries.get(lease._request.token)) is not None:
+                entries[lease._request.token] = weakref.ref(lease), *entry[1:]
+
     def leases(self) -> list[LeaseBase]:
         """Return the leases that are renewed now."""
-        return [lease for ref, _, _ in self._entries() if (lease := ref()) is not None]
+        return [lease for ref, _, _ in self.entries() if (lease := ref()) is not None]
 
-    def _entries(self) -> list[_Entry]:
+    def entries(self) -> list[_Entry]:
+        """Return what is known of these leases, also of those that the program dropped."""
         return list({**self._known, **self._new}.values())
 
     def release_calls(self) -> list[RunScript]:
         """Return the requests that release what is still held, also by a lease that the program
         dropped; these leases are over."""
         calls: list[RunScript] = []
-        for _, request, state in self._entries():
+        for _, request, state in self.entries():
             over = state.released or state.lost or state.passed_on
             if not over and request.pid == fork.current() and state.deadline > self._clock():
                 state.mark_released()

@@ -32,11 +32,12 @@ class Lock(LockBase):
     _locks: Locks
     _lease_class: ClassVar[type[Lease]] = Lease
 
-    async def acquire(self, timeout: Seconds | None = None) -> Lease:
+    async def acquire(self, timeout: Seconds | None = None, blocking: None = None) -> Lease:
         """Acquire the lock, waiting up to ``timeout`` seconds (``None``: no limit; 0: one try).
 
         Waiters are served in turn, and a release wakes the next one; no waiter polls.
 
+        :param blocking: refused, with a ``TypeError``: :meth:`try_acquire` does not wait.
         :raises NotAcquired: another holder still had the lock when the time was over. The error
             names the holder.
         :raises QueueFull: the lock has as many waiters as ``max_waiters`` allows.
@@ -45,6 +46,8 @@ class Lock(LockBase):
         :raises LockUnavailable: the server cannot be reached, or cannot carry out the request.
         :raises KeyConflict: the lock's key holds a value that lualock did not write.
         """
+        if blocking is not None:
+            raise options.unknown_parameter("Lock.acquire()", ["blocking"])
         request = self._request()
         return await self._hold(request, self._acquire(request, options.wait_s(timeout)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lualock import _protocol as protocol
 from lualock._core import options
@@ -75,6 +75,7 @@ class Locks(LocksBase, asynchronous=True):
         hold_at_least: Seconds | None = None,
         on_lost: Callable[[Lease], object] | None = None,
         cancel_on_lost: bool = False,
+        **unknown: NoReturn,
     ) -> Lock:
         """Return the lock with that name. Nothing is sent until it is acquired.
 
@@ -102,6 +103,8 @@ class Locks(LocksBase, asynchronous=True):
             then raises :class:`LeaseLost`.
         :raises InvalidArgument: an argument is not valid.
         """
+        if unknown:
+            raise options.unknown_parameter("Locks.lock()", unknown)
         others = ttl, renew, metadata, priority, max_waiters, max_hold, hold_at_least
         return Lock(self, name, lock_options(on_lost, *others, cancel_on_lost))
 

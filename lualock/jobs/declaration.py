@@ -84,11 +84,29 @@ def check_policy(policy: Any) -> None:
     possible = hasattr(policy, "take") or options.is_function(policy) or policy is None
     if inspect.iscoroutine(policy):  # a callable returned it, and nothing will await it
         policy.close()
+    if options.is_function(policy) and not _accepts(policy, None):
+        raise InvalidArgument(
+            "the function for policy= must have one parameter, for the jobs.Contention: it has "
+            f"the parameters {inspect.signature(policy)}"
+        )
     if not possible or isinstance(policy, type) or inspect.iscoroutinefunction(policy):
         raise InvalidArgument(
             "a policy must be one of lualock.jobs, such as jobs.Wait(5), or a plain function that "
             f"returns one, not {policy!r}"
         )
+
+
+def _accepts(function: Any, *args: Any, **kwargs: Any) -> bool:
+    """Return whether a function can be called so, as far as its signature says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # it has none
+        return True
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def check_version(version: object, name: str) -> None:
@@ -125,6 +143,26 @@ def _no_ttl(*args: Any, **kwargs: Any) -> None:
 
 def _no_name(*args: Any, **kwargs: Any) -> str:
     raise NotImplementedError
+
+
+def _is_open(parameter: inspect.Parameter) -> bool:
+    """Return whether it does not say what the job's callers pass: it takes any number of arguments,
+    or a framework may fill it."""
+    any_number = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return any_number or "Annotated[" in str(parameter.annotation)
+
+
+def _call(
+    parameters: list[inspect.Parameter], *, named: bool
+) -> tuple[tuple[None, ...], dict[str, None]]:
+    """Return a call with these arguments, by name where that is possible or where it must be."""
+    positional = [
+        one
+        for one in parameters
+        if one.kind is one.POSITIONAL_ONLY or (one.kind is one.POSITIONAL_OR_KEYWORD and not named)
+    ]
+    others = {one.name: None for one in parameters if one not in positional}
+    return (None,) * len(positional), others
 
 
 @dataclass
@@ -167,6 +205,40 @@ class Job:
                 "makes a generator, so the lock would be released before the body runs. Iterate "
                 "inside the job"
             )
+
+    def check_callbacks(self) -> None:
+        """Check that each callback can be called with the job's arguments.
+
+        :raises InvalidArgument: no call of the job fits one.
+        """
+        self.check_callback("on_skipped", self.on_skipped, "holder")
+        self.check_callback("on_expired", self.on_expired)
+        self.check_callback("on_enqueue_failed", self.options.on_enqueue_failed, "job_id")
+
+    def check_callback(self, parameter: str, callback: Any, *extra: str) -> None:
+        """Check that a function of ``locks.job`` can be called with the job's arguments.
+
+        :param extra: a further value that it gets if it has a parameter for it.
+        :raises InvalidArgument: no call of the job fits it.
+        """
+        taken = self.signature.parameters.values()
+        if not options.is_function(callback) or any(map(_is_open, taken)):
+            return
+        calls = [
+            _call([one for one in taken if every or one.default is one.empty], named=named)
+            for every in (False, True)
+            for named in (False, True)
+        ]
+        for args, kwargs in calls:
+            passed = naming.with_defaults(self.signature, callback, args, kwargs)
+            for more in ({}, dict.fromkeys(extra)):
+                if _accepts(callback, *args, **{**passed, **more}):
+                    return
+        raise InvalidArgument(
+            f"could not make a job of {self.name}: {parameter} gets exactly the job's arguments, "
+            f"{self.signature}, but it has the parameters {inspect.signature(callback)}. Give it "
+            "those of the job, or (*args, **kwargs)"
+        )
 
     def lock(self, locks: AnyLocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AnyLock:
         """Return the lock of one call.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from lualock._core import options
@@ -138,6 +139,7 @@ class JobMaker:
         queue_ttl: Seconds = QUEUE_TTL_S,
         key_version: int = 0,
         previous_key: int | str | bytes | Callable[..., object] | None = None,
+        **unknown: Any,
     ) -> Any:
         """Let only one run of a function with the same arguments go on at a time.
 
@@ -176,6 +178,8 @@ class JobMaker:
             or the previous ``key_version``. Both names are then locked.
         :raises InvalidArgument: one of these is not valid.
         """
+        if unknown:
+            raise options.unknown_parameter("locks.job", unknown)
         if body is None:
             return functools.partial(
                 self.__call__,
@@ -208,6 +212,7 @@ class JobMaker:
                 *(queue_ttl, on_enqueue_failed, max_hold, hold_at_least),
             ),
         )
+        job.check_callbacks()
         _set_names(job, key, key_version, previous_key)
         _set_ttl(job, ttl)
         return _decorated(job, self._locks)
@@ -219,6 +224,12 @@ def _check_body(body: Any, *, named: bool) -> None:
     :param named: whether the lock has a name that is not derived from the function's.
     :raises InvalidArgument: it cannot.
     """
+    if isinstance(body, int | float | timedelta | str | bytes):
+        word = "key" if isinstance(body, str | bytes) else "ttl"
+        raise InvalidArgument(
+            f"could not make a job of this {type(body).__name__}: locks.job decorates functions. "
+            f"Write locks.job({word}={body!r})"
+        )
     innermost = inspect.unwrap(body)  # a wrapper has a name also where the wrapped has none
     has_name = hasattr(innermost, "__qualname__") and hasattr(body, "__module__")
     if not callable(body) or isinstance(body, type) or not has_name:
@@ -261,6 +272,8 @@ def _unnamed(body: Any, innermost: Any) -> str | None:
 
 def _set_names(job: Job, key: Any, version: int, previous: Any) -> None:
     """Set how the job names its lock, now and in the previous version."""
+    job.check_callback("key", key)
+    job.check_callback("previous_key", previous)
     job.lock_name = job.name_function(key, version)
     if isinstance(previous, int):
         job.previous_name = job.name_function(key, previous)
@@ -271,6 +284,7 @@ def _set_names(job: Job, key: Any, version: int, previous: Any) -> None:
 def _set_ttl(job: Job, ttl: Any) -> None:
     """Set how long the lease of a run lasts: a constant, or a function of the job's arguments."""
     check_plain_function("ttl", ttl)
+    job.check_callback("ttl", ttl)
     if options.is_function(ttl):
         job.ttl = functools.partial(naming.call_with_defaults, job.signature, ttl)
     elif ttl is not None:

@@ -263,7 +263,7 @@ def _struck_at_every_line(
     return quiet.count
 
 
-def _use(lock: lualock.Lock, lines: Lines, **how: float) -> None:
+def _use(lock: lualock.Lock, lines: Lines, **how: Any) -> None:
     """Acquire and release, whatever interrupts; a known lease is released."""
     lease = None
     try:

@@ -31,7 +31,7 @@ def test_each_test_has_an_empty_server(pytester: pytest.Pytester) -> None:
 
         def test_connect(lualock_url, lock_kit):
             with lualock.connect() as locks:
-                locks.lock("y", metadata="why").acquire()
+                locks.lock("y", ttl=60, metadata="why").acquire()
                 lock_kit.assert_locked(locks.lock("y"), metadata="why")
         """,
         tests=3,
@@ -54,13 +54,13 @@ def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
                 with pytest.raises(lualock.LockError, match="held by"):
                     lock_kit.held_elsewhere("x")
             lock_kit.assert_free("x")
-            assert locks.lock("x").acquire(timeout=0).fence > other.fence
+            assert locks.lock("x", ttl=60).acquire(timeout=0).fence > other.fence
 
         def test_killed(locks, lock_kit):
             lock_kit.held_elsewhere("x").kill()
             lock_kit.assert_locked("x")
             lock_kit.expire("x")
-            assert locks.lock("x").try_acquire()
+            assert locks.lock("x", ttl=60).try_acquire()
 
         def test_paused(locks, lock_kit):
             with lock_kit.held_elsewhere(locks.lock("x", ttl=60), ttl=60) as other:
@@ -70,7 +70,7 @@ def test_another_process_holds_the_lock(pytester: pytest.Pytester) -> None:
                 lock_kit.advance(1)
                 with pytest.raises(lualock.InvalidArgument, match="0 or more, not -3"):
                     lock_kit.advance(-3)
-                locks.lock("x").acquire(timeout=0)
+                locks.lock("x", ttl=60).acquire(timeout=0)
             lock_kit.assert_locked("x")  # not by the other process, which lost it
         """,
         tests=3,

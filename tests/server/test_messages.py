@@ -314,7 +314,7 @@ def _bad_jobs(locks: lualock.Locks) -> Iterator[Message]:
 
     above.__lualock__ = adapter  # type: ignore[attr-defined]
     for call, names, cause, advice in (
-        (lambda: made(5), "this int", "decorates functions", "Define a function"),
+        (lambda: made(5), "this int", "decorates functions", r"Write locks.job\(ttl=5\)"),
         (lambda: made(staticmethod(_job)), "this staticmethod", "goes above", "Swap"),
         (lambda: made(job), "job of _job", "a job already", "Use locks.job once"),
         (lambda: made(_generator), "_generator", "a generator function", "Iterate inside"),
