@@ -196,8 +196,6 @@ def test_a_closure_needs_a_key(locks: lualock.Locks) -> None:
     """Functions that one factory makes share a name, so one that uses its variables needs a
     ``key=``."""
 
-    caplog.set_level("WARNING", "lualock.jobs")  # a worker of Celery changes that of the root
-
     def of_region(region: str, **options: Any) -> Any:
         def crawl(shop_id: int) -> str:
             return f"{region} {shop_id}"

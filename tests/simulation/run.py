@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from unittest import mock
 
+from lualock._core import lease
 from tests.simulation import accidents
 from tests.simulation.audit import Audit
 from tests.simulation.checker import LOSSES, Event, Limits, Violation, check
@@ -147,7 +150,8 @@ def play(seed: int, server: Server, *, trace: bool = False) -> Result:
             operator=has_operator(seed),
         )
     audit = Audit(world)
-    with _quiet():
+    kept = ((b"kept%d" % number).ljust(22, b".") for number in count())  # for locks that stay held
+    with _quiet(), mock.patch.object(lease, "new_token", kept.__next__):
         for client in clients:
             client.task = client.process.start(client.life())
         try:
