@@ -19,7 +19,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # Every public name of lualock must have a place on a page. These names in annotations need none.
 _OTHERS = "arq|collections|datetime|dramatiq|_pytest|redis|rq|saq|taskiq|typing|valkey"
-_TYPES = r"(lualock\.jobs\.decorator\.)?(P|R|R_co|Decorator)(\.\w+)?|sync\.Lock|Seconds"
+_TYPES = r"(lualock\.jobs\.decorator\.)?(P|R|R_co|Decorator)(\.\w+)?|sync\.Lock|Seconds|LockKit"
 _OF_MOCKS = "AsyncBroker|AsyncTaskiqDecoratedTask|ScheduleSource"
 nitpick_ignore_regex = [("py:.*", rf"({_OTHERS})\..*|lualock\._.*|{_TYPES}|{_OF_MOCKS}")]
 

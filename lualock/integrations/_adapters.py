@@ -48,6 +48,16 @@ def innermost_adapter(job: Any) -> jobs.JobAdapter:
     return adapter
 
 
+def is_outer(function: Callable[..., Any]) -> bool:
+    """Return whether a function is a decorator's above ``locks.job``, which calls what that made.
+
+    Such a function has copied its attributes (``functools.wraps``).
+    """
+    inner = getattr(function, "__wrapped__", None)
+    adapter = getattr(function, "__lualock__", None)
+    return getattr(inner, "__lualock__", None) is adapter and isinstance(adapter, jobs.JobAdapter)
+
+
 def forget_unknown(adapters: Iterable[jobs.JobAdapter], job_id: str, token: str | None) -> None:
     """Release what a job holds whose function no worker knows any more, because it was renamed.
 

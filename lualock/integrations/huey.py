@@ -18,6 +18,7 @@ id, for a task that is revoked by its id.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from datetime import datetime, timezone
@@ -29,11 +30,13 @@ from huey.exceptions import CancelExecution, RateLimitExceeded, RetryTask
 from huey.storage import BlackHoleStorage
 from huey.utils import normalize_time
 
+from lualock import jobs
 from lualock._core.options import Seconds
 from lualock.errors import InvalidArgument, LockError
-from lualock.integrations._adapters import CARRIED, innermost_adapter, run_here
+from lualock.integrations._adapters import CARRIED, innermost_adapter, is_outer, run_here
 from lualock.jobs import Delivery, Enqueued, JobAdapter, Refused, RetryLater, token_of
 from lualock.jobs.delivery import is_failure
+from lualock.jobs.run import delivering
 
 _BEGUN = "lualock_begun"
 _DROPPED = signals.SIGNAL_REVOKED, signals.SIGNAL_EXPIRED, signals.SIGNAL_CANCELED
@@ -53,18 +56,22 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         self, huey: Any, func: Any, context: bool = False, name: str | None = None, **options: Any
     ) -> None:
         if hasattr(func, "__lualock__"):
-            self.__lualock__ = self.work = innermost_adapter(func)  # for jobs.adapter()
+            outer = func if is_outer(func) else None  # such as db_task of djhuey makes
+            work = innermost_adapter(func) if outer is None else jobs.adapter(func)
+            self.__lualock__ = self.work = work  # for jobs.adapter()
             if context:
                 raise InvalidArgument(
                     f"could not make task {self.work.name}: with context=True the task would be "
                     "one of the arguments that name its lock. Leave it out"
                 )
-            run = _locked(self.work, huey)
+            run = _locked(self.work, huey, outer)
             run.__name__, run.__module__ = func.__name__, func.__module__  # also of a class
             func, context = run, True
         super().__init__(huey, func, context, name, **options)
+        self._queue = huey
         if self.work is not None:
             huey.signal(*_DROPPED)(self._on_dropped)
+            self.huey: Any = _Enqueuing(huey, self)
 
     def enqueue(self, *args: Any, **kwargs: Any) -> Enqueued | Refused:
         """Enqueue the task unless it conflicts with another one; ``result`` is Huey's result."""
@@ -87,18 +94,17 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             eta, delay = (args, None) if isinstance(args, datetime) else (None, args)
             args = None
         eta = normalize_time(eta, delay, self.huey.utc)
-        task = self.task_class(args or (), kwargs or {}, eta=eta, **options)
-        return self._result(self._enqueue(task))
+        return self.enqueue_made(self.task_class(args or (), kwargs or {}, eta=eta, **options))
 
     def _enqueue(self, task: Any) -> Enqueued | Refused:
         delay_s = _delay_s(task.eta, self.huey.utc)
         if self.work is None or _never_delivers(self.huey, delay_s):
-            return Enqueued(task.id, "", self.huey.enqueue(task))
+            return Enqueued(task.id, "", self._queue.enqueue(task))
 
         def push(token: str) -> Any:
             if token:
                 task.kwargs = {**task.kwargs, CARRIED: token}
-            return self.huey.enqueue(task)
+            return self._queue.enqueue(task)
 
         return self.work.enqueue(
             push,
@@ -108,6 +114,10 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
             token=token_of(task.id),
             delay=delay_s,
         )
+
+    def enqueue_made(self, task: Any) -> Any:
+        """Enqueue a task that was made before, and return its result, as a call does."""
+        return self._result(self._enqueue(task))
 
     def _result(self, entry: Enqueued | Refused) -> Any:
         if isinstance(entry, Enqueued):
@@ -128,8 +138,26 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
                 log.warning("the reservation of task %s expires on its own: %s", task.id, error)
 
 
-def _locked(adapter: JobAdapter, huey: Any) -> Any:
-    """Return the function that a consumer runs."""
+class _Enqueuing:
+    """What a task has as its ``huey``, for code that enqueues by ``task.huey.enqueue``, as
+    ``on_commit_task`` of djhuey does: the task's jobs are unique there, too."""
+
+    def __init__(self, huey: Any, task: LockedTask) -> None:
+        self._huey, self._task = huey, task
+
+    def enqueue(self, task: Any) -> Any:
+        own = isinstance(task, self._task.task_class)
+        return self._task.enqueue_made(task) if own else self._huey.enqueue(task)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._huey, name)
+
+
+def _locked(adapter: JobAdapter, huey: Any, outer: Any) -> Any:
+    """Return the function that a consumer runs.
+
+    :param outer: a function that calls the job, of a decorator above it; ``None``: there is none.
+    """
 
     @functools.wraps(adapter.body)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -144,7 +172,11 @@ def _locked(adapter: JobAdapter, huey: Any) -> Any:
             retry_s = functools.partial(_immediate_retry_s if here else _retry_s, task)
             delivery = Delivery(task.id, token, retry_s, failed=_failed, redelivers=not here)
         try:
-            return run_here(adapter, args, kwargs, delivery)
+            if outer is None:
+                return run_here(adapter, args, kwargs, delivery)
+            with delivering(adapter.job, delivery):
+                result = outer(*args, **kwargs)
+                return asyncio.run(result) if adapter.asynchronous else result
         except RetryLater as later:
             if delivery is None or not delivery.redelivers or not later.is_of(delivery):
                 raise

@@ -84,8 +84,9 @@ def locked(job: Any) -> Any:
 def enqueue(queue: rq.Queue, job: Any, /, *args: Any, **options: Any) -> Enqueued | Refused:
     """Call ``queue.enqueue(job, ...)`` unless it conflicts with a job; ``result`` is RQ's job.
 
-    :raises InvalidArgument: ``pipeline=`` is given, and the job has a reservation while it is
-        queued; or RQ's workers do not find the job by its name.
+    :raises InvalidArgument: the job has a reservation while it is queued, and RQ would push it
+        later: with ``pipeline=``, or in a commit mode of django-rq; or RQ's workers do not find the
+        job by its name.
     """
     return enqueue_in(queue, 0, job, *args, **options)
 
@@ -103,14 +104,14 @@ def enqueue_in(
     adapter = adapter_in("rq", function)
     _check_name(adapter, function)
     # RQ recognizes its own options by their names; the rest are the job's arguments.
-    names = {"job_timeout", *inspect.signature(queue.enqueue_call).parameters} - {"timeout", "func"}
+    names = _option_names(type(queue))
     rq_options = {name: options.pop(name) for name in names & options.keys()}
-    if rq_options.get("pipeline") is not None and adapter.unique in ("queued", "both"):
-        # Nothing says whether the pipeline is executed, so its reservation cannot be confirmed.
+    if adapter.unique in ("queued", "both") and (later := _pushes_later(queue, rq_options)):
+        # Nothing says whether it is pushed, so its reservation cannot be confirmed.
+        how, advice = later
         raise InvalidArgument(
-            f"could not enqueue job {adapter.name}: with pipeline= RQ pushes it later, or never, "
-            f"and its reservation would stay (unique={adapter.unique!r}). Enqueue it without "
-            "pipeline="
+            f"could not enqueue job {adapter.name}: {how} it is pushed later, or never, and its "
+            f"reservation would stay (unique={adapter.unique!r}). {advice}"
         )
     args = rq_options.pop("args", None) or args
     kwargs = rq_options.pop("kwargs", None) or options
@@ -125,6 +126,26 @@ def enqueue_in(
         return send(function, args=args, kwargs=kwargs, job_id=job_id, **rq_options)
 
     return adapter.enqueue(push, args, kwargs, job_id=job_id, delay=max(0.0, delay_s))
+
+
+def _option_names(kind: type) -> set[str]:
+    """Return the names of RQ's options. A queue of a subclass (django-rq) may only pass them on, so
+    those of its base classes count as well."""
+    calls = [vars(one)["enqueue_call"] for one in kind.__mro__ if "enqueue_call" in vars(one)]
+    names = {name for call in calls for name in inspect.signature(call).parameters}
+    return {"job_timeout", *names} - {"timeout", "func", "self"}
+
+
+def _pushes_later(queue: rq.Queue, rq_options: dict[str, Any]) -> tuple[str, str] | None:
+    """Return how a queue pushes a job after this call, and what to do; ``None``: it does so now."""
+    if rq_options.get("pipeline") is not None:
+        return "with pipeline=", "Enqueue it without pipeline="
+    mode = getattr(queue, "_commit_mode", "auto")  # of django-rq
+    if mode == "request_finished":
+        return f"with COMMIT_MODE={mode!r}", "Enqueue it by a queue with commit_mode='auto'"
+    if mode == "on_db_commit" and sys.modules["django.db"].connection.in_atomic_block:
+        return "inside a transaction", "Enqueue it by transaction.on_commit(lambda: enqueue(...))"
+    return None
 
 
 def removed(job: Job) -> None:

@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -31,6 +32,11 @@ log = logging.getLogger("lualock.jobs")
 
 # The leases of the runs that this code is part of: (the lock's key, the lease), innermost last.
 _current: ContextVar[tuple[tuple[bytes, AnyLease], ...]] = ContextVar("lualock_runs", default=())
+
+# The delivery of a job whose run begins inside a decorator above it.
+_expected: ContextVar[tuple[Job, Delivery | None] | None] = ContextVar(
+    "lualock_expected", default=None
+)
 
 
 def execute(run: Run) -> Actions[Any]:
@@ -131,9 +137,23 @@ def run_job(
     delivery: Delivery | None = None,
 ) -> Any:
     """Run a job; for a coroutine function, return the coroutine that runs it."""
+    expected = _expected.get()
+    if expected is not None and expected[0] is job:
+        _expected.set(None)  # the delivery belongs to this run, not to runs that it calls
+        delivery = expected[1]
     run = Run(job, locks, args, kwargs, delivery)
     actions = execute(run)
     return drive_async(actions) if job.asynchronous else drive(actions)
+
+
+@contextmanager
+def delivering(job: Job, delivery: Delivery | None) -> Iterator[None]:
+    """Give a delivery to the next run of a job here: the body calls a decorator above it."""
+    reset_token = _expected.set((job, delivery))
+    try:
+        yield
+    finally:
+        _expected.reset(reset_token)
 
 
 def current_lease() -> Any:

@@ -1396,19 +1396,16 @@ def audited(job: Any) -> Any:
     return call
 
 
-@pytest.mark.parametrize("system", ["rq", "celery", "dramatiq", "huey", "taskiq"])
+@pytest.mark.parametrize("system", ["rq", "celery", "dramatiq", "taskiq"])
 def test_nothing_is_left_out(locks: lualock.Locks, app: celery.Celery, system: str) -> None:
     """An integration runs the job's body, so a decorator above the job, which it would never call,
     is refused."""
-    consumer = huey.MemoryHuey()
-    consumer.task_wrapper_class = huey_integration.LockedTask
     ways: dict[str, Callable[[Any], Any]] = {
         "rq": rq_integration.locked,
         "celery": lambda job: app.task(job).run,
         "dramatiq": dramatiq.actor(
             actor_class=dramatiq_integration.LockedActor, broker=StubBroker()
         ),
-        "huey": consumer.task(),
         "taskiq": taskiq_integration.locked(taskiq.InMemoryBroker()),
     }
     job = locks.job(key="x")(rebuild)
@@ -1737,3 +1734,61 @@ async def test_taskiq_carries_names(counter: Any) -> None:
     result = await (await taskiq_integration.enqueue(task, {"n": "7"})).result.wait_result()
     assert not result.is_err
     await broker.shutdown()
+
+
+@BODIES
+def test_huey_calls_a_decorator_above_the_job(
+    locks: lualock.Locks, one_client: Any, body: Callable[..., Any]
+) -> None:
+    """A decorator above the job, such as ``db_task`` of djhuey has, is called, and the job in it is
+    the one that was queued."""
+    one_client.flushall()
+    consumer = huey.MemoryHuey(immediate=False)
+    consumer.task_wrapper_class = huey_integration.LockedTask
+    seen: list[Any] = []
+
+    def close_db(function: Any) -> Any:
+        @functools.wraps(function)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            seen.append(args)
+            return function(*args, **kwargs)
+
+        return inner
+
+    task = consumer.task()(close_db(locks.job(key="x", unique="queued")(body)))
+    entry = task.enqueue(7)
+    assert refused(task.enqueue(7), entry.job_id)
+    assert consumer.execute(consumer.dequeue()) == "rebuilt 7"
+    assert seen == [(7,)]
+    assert nothing_left(one_client)
+
+
+def test_huey_retries_through_a_decorator(locks: lualock.Locks, one_client: Any) -> None:
+    """A refused delivery comes back, and a job that calls itself is another one."""
+    one_client.flushall()
+    consumer = huey.MemoryHuey(immediate=False)
+    consumer.task_wrapper_class = huey_integration.LockedTask
+    job: Any = locks.job(key="x", unique="queued", policy=jobs.Retry(0))(rebuild)
+    task = consumer.task(name="audited")(audited(job))
+    task.enqueue(7)
+    with locks.lock("x"):
+        consumer.execute(consumer.dequeue())
+    assert not task.enqueue(7), "it comes back"
+    (again,) = consumer.scheduled()
+    assert consumer.execute(again) == "rebuilt 7"
+    assert task.enqueue(7)
+
+
+def test_huey_enqueues_what_was_made_before(locks: lualock.Locks, one_client: Any) -> None:
+    """Code that enqueues by ``task.huey``, as ``on_commit_task`` of djhuey does, is refused too."""
+    one_client.flushall()
+    consumer = huey.MemoryHuey(immediate=False)
+    consumer.task_wrapper_class = huey_integration.LockedTask
+    task = consumer.task()(locks.job(key="x", unique="queued")(rebuild))
+    for _ in range(2):
+        task.huey.enqueue(task.s(7))
+    assert len(consumer) == 1
+    other = consumer.task(name="another")(rebuild)
+    task.huey.enqueue(other.s(7))
+    assert len(consumer) == 2
+    assert task.huey.name == consumer.name
