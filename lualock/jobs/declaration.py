@@ -180,13 +180,22 @@ class Job:
     on_expired: Callable[..., Any] | None = None
     options: JobOptions = field(default_factory=JobOptions)
     previous_name: Callable[..., object] | None = None
+    has_key: bool = False
+    """Whether the lock's name is not made of all arguments."""
+    wrapped: bool = field(default=False, init=False)
+    """Whether a decorator hides the arguments: ``signature`` is that of the function in it."""
 
     def __post_init__(self) -> None:
         try:
             # A partial, or another object, may have taken over the name of a function with other
             # arguments.
             named = inspect.isroutine(self.body)
-            self.signature = inspect.signature(self.body, follow_wrapped=named)
+            own = inspect.signature(self.body, follow_wrapped=False)
+            self.wrapped = named and hasattr(self.body, "__wrapped__")
+            if self.wrapped and any(map(_is_open, own.parameters.values())):
+                self.signature = inspect.signature(self.body)
+            else:
+                self.wrapped, self.signature = False, own
         except ValueError:  # of some builtins
             raise InvalidArgument(
                 f"could not make a job of {self.name}: it does not say what its arguments are. "
@@ -222,7 +231,7 @@ class Job:
         :raises InvalidArgument: no call of the job fits it.
         """
         taken = self.signature.parameters.values()
-        if not options.is_function(callback) or any(map(_is_open, taken)):
+        if not options.is_function(callback) or self.wrapped or any(map(_is_open, taken)):
             return
         calls = [
             _call([one for one in taken if every or one.default is one.empty], named=named)
@@ -249,7 +258,12 @@ class Job:
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:  # this text does not name the job
-            raise TypeError(f"job {self.name}: {error}") from None
+            if not self.wrapped:
+                raise TypeError(f"job {self.name}: {error}") from None
+            if not self.has_key:
+                raise TypeError(
+                    f"job {self.name}: {error}. If a decorator gives it an argument, pass key="
+                ) from None
         return self._lock_named(locks, self.lock_name, args, kwargs)
 
     def whole_lock(

@@ -274,7 +274,7 @@ def _set_names(job: Job, key: Any, version: int, previous: Any) -> None:
     """Set how the job names its lock, now and in the previous version."""
     job.check_callback("key", key)
     job.check_callback("previous_key", previous)
-    job.lock_name = job.name_function(key, version)
+    job.lock_name, job.has_key = job.name_function(key, version), key is not None
     if isinstance(previous, int):
         job.previous_name = job.name_function(key, previous)
     elif previous is not None:

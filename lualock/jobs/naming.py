@@ -122,11 +122,12 @@ def with_defaults(
     """Return the keyword arguments for a function of a job: those of a call, and defaults.
 
     A default is passed if the function has a parameter of its name. A function with ``**kwargs``
-    may pass them on to one that does not.
-
-    :raises TypeError: the arguments do not fit the job's signature.
+    may pass them on to one that does not. Nothing is added to arguments that do not fit.
     """
-    given = signature.bind(*args, **kwargs).arguments
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return kwargs
     left_out = {
         name: parameter.default
         for name, parameter in signature.parameters.items()

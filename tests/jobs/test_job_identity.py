@@ -254,3 +254,57 @@ def test_a_closure_needs_a_key(locks: lualock.Locks) -> None:
     of_region("eu", key=lambda shop_id: ["eu", shop_id])
     class_of_region("eu", lambda shop_id: f"eu {shop_id}")
     without_variables()
+
+
+def with_session(function: Any) -> Any:
+    """Give a function a session of a database, as decorators of users do."""
+
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return function("session", *args, **kwargs)
+
+    return inner
+
+
+def with_named_session(function: Any) -> Any:
+    """The same, and show which arguments are left."""
+
+    @functools.wraps(function)
+    def inner(shop_id: int) -> Any:
+        return function("session", shop_id)
+
+    return inner
+
+
+def crawl_shop(session: str, shop_id: int) -> str:
+    return f"{session} {shop_id}"
+
+
+def test_a_decorator_that_gives_an_argument(locks: lualock.Locks) -> None:
+    """It hides which arguments the job takes: ``key=`` is needed, and gets those of the call."""
+    unnamed = locks.job(with_session(crawl_shop))
+    with pytest.raises(TypeError, match=r"missing a required argument: 'shop_id'.*pass key="):
+        unnamed(7)
+    skipped: list[Any] = []
+    named = locks.job(
+        key=lambda shop_id: f"shop:{shop_id}", ttl=lambda shop_id: 60, on_skipped=skipped.append
+    )(with_session(crawl_shop))
+    assert named(7) == "session 7"
+    with named.lock_for(7) as lease:
+        assert named(7) is None
+        assert 50 < lease.remaining() <= 60
+    assert skipped == [7]
+    constant = locks.job(key="crawl")(with_session(crawl_shop))
+    assert constant(7) == constant(shop_id=7) == "session 7"
+    with pytest.raises(TypeError):
+        constant()
+
+
+def test_a_decorator_that_shows_its_arguments(locks: lualock.Locks) -> None:
+    """The arguments are those that the decorator takes, not those of the function in it."""
+    job = locks.job(with_named_session(crawl_shop))
+    assert job(7) == job(shop_id=7) == "session 7"
+    assert job.lock_for(7).name == job.lock_for(shop_id=7).name
+    assert job.lock_for(7).name.endswith("crawl_shop(7)")
+    with pytest.raises(TypeError, match="too many"):
+        job("session", 7)
