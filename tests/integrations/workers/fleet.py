@@ -66,9 +66,14 @@ class Fleet:
             "PYTHONPATH": str(apart.ROOT),
         }
 
-    def start(self, system: str, workers: int = 2, producers: int = 2) -> None:
-        """Start processes, without waiting until they are ready."""
-        commands = [WORKERS[system]] * workers
+    def start(
+        self, system: str, workers: int = 2, producers: int = 2, command: str | None = None
+    ) -> None:
+        """Start processes, without waiting until they are ready.
+
+        :param command: starts a worker of another kind.
+        """
+        commands = [command or WORKERS[system]] * workers
         if system in BESIDE and system not in self.workers:
             commands.append(BESIDE[system])
         for command in commands:

@@ -40,5 +40,6 @@ if __name__ == "__main__":
         # A process of its own: one that is killed in a worker is replaced only after a minute.
         RQScheduler([queue], connection=connection).work()  # type: ignore[no-untyped-call]
     else:
-        worker = rq.Worker([queue], connection=connection, work_horse_killed_handler=horse_killed)
+        kind = getattr(rq.worker, sys.argv[1]) if sys.argv[1:] else rq.Worker
+        worker = kind([queue], connection=connection, work_horse_killed_handler=horse_killed)
         worker.work(logging_level="INFO")
