@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any, cast
 
@@ -29,6 +30,9 @@ _OF_VALKEY = {
     "valkey.connection": redis.connection,
     "valkey.asyncio.connection": asyncio_connection,
 }
+
+
+TLS = redis.SSLConnection, asyncio_connection.SSLConnection
 
 
 class _AsyncSentinelPool(asyncio_sentinel.SentinelConnectionPool):
@@ -128,9 +132,8 @@ def sentinel_pool(pool: Any) -> Any:
         manager.min_other_sentinels,
         stock_settings(own) | {"ssl": bool(own.get("ssl"))},
     )
-    tls = redis.SSLConnection, asyncio_connection.SSLConnection
     settings = stock_settings(pool.connection_kwargs)
-    settings["ssl"] = issubclass(pool.connection_class, tls)
+    settings["ssl"] = issubclass(pool.connection_class, TLS)
     made = pool_class(pool.service_name, copy, is_master=pool.is_master, **settings)
     made.max_connections = pool.max_connections
     return made
@@ -143,3 +146,19 @@ def stock_settings(settings: dict[str, Any]) -> dict[str, Any]:
         # In URLs for Celery it has the name of Python's constant.
         found["ssl_cert_reqs"] = checks.lower().removeprefix("cert_")
     return found
+
+
+def settings_for(made: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings that connections of a stock class take.
+
+    redis-py's asyncio connections have fewer settings for TLS.
+
+    :raises InvalidArgument: one that they do not take is set.
+    """
+    known = {name for one in made.__mro__ for name in inspect.signature(one.__init__).parameters}
+    if refused := sorted(name for name in settings.keys() - known if settings[name]):
+        raise InvalidArgument(
+            f"could not use the client for the other API: {name_of(made)} has no "
+            f"{', '.join(refused)}. Connect there with a client of its own"
+        )
+    return {name: value for name, value in settings.items() if name in known}

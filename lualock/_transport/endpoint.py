@@ -147,8 +147,9 @@ class Endpoint:
                 f"written for {clients.name_of(made)}. Connect there with a client of its own"
             )
         if made in clients.COUNTERPARTS:
-            most = self.max_connections
-            return Endpoint(clients.COUNTERPARTS[made], self.settings, max_connections=most)
+            most, other = self.max_connections, clients.COUNTERPARTS[made]
+            settings = clients.settings_for(other, self.settings)
+            return Endpoint(other, settings, max_connections=most)
         if made in clients.SENTINEL_COUNTERPARTS:
             return Endpoint._of_pool(clients.sentinel_pool(self.keep))
         raise InvalidArgument(
@@ -176,7 +177,8 @@ class Endpoint:
 
     def __str__(self) -> str:
         """Return the address, without secrets."""
-        return _address(self.settings)
+        tls = " with TLS" if issubclass(self.connection_class, clients.TLS) else ""
+        return _address(self.settings) + tls
 
 
 def _address(settings: dict[str, Any]) -> str:

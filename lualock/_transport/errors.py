@@ -209,6 +209,14 @@ def connect_error(error: BaseException, address: str) -> LockError:
         )
     if isinstance(error, theirs.ResponseError) or "unknown command" in str(error).lower():
         return reply_error(str(error))
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        # Trying again would hide the cause behind the end of the caller's time.
+        failed = LockUnavailable(
+            f"could not connect to the server at {address}: {_text(error)}. Check ssl_ca_certs, "
+            "and that the certificate is for this host"
+        )
+        failed.retryable = False
+        return failed
     return LockUnavailable(
         f"could not connect to the server at {address}: {_text(error)}. Is it running, and is the "
         "address right?"
