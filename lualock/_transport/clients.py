@@ -155,7 +155,8 @@ def settings_for(made: type, settings: dict[str, Any]) -> dict[str, Any]:
 
     :raises InvalidArgument: one that they do not take is set.
     """
-    known = {name for one in made.__mro__ for name in inspect.signature(one.__init__).parameters}
+    makers = [vars(one)["__init__"] for one in made.__mro__ if "__init__" in vars(one)]
+    known = {name for maker in makers for name in inspect.signature(maker).parameters}
     if refused := sorted(name for name in settings.keys() - known if settings[name]):
         raise InvalidArgument(
             f"could not use the client for the other API: {name_of(made)} has no "

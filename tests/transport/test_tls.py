@@ -145,11 +145,11 @@ async def test_a_client_with_tls(api: World, tls: Tls) -> None:
     lease = await settle(locks.lock("x").acquire(timeout=5))
     await settle(lease.release())
 
-    @locks.job(key="x")
+    @locks.job(key="x")  # type: ignore[untyped-decorator]  # `locks` is of either API
     def plain() -> str:
         return "done"
 
-    @locks.job(key="x")
+    @locks.job(key="x")  # type: ignore[untyped-decorator]
     async def coroutine() -> str:
         return "done"
 
