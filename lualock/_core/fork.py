@@ -22,6 +22,12 @@ class Forgets(Protocol):
         """Reset the state, in the child."""
 
 
+if not hasattr(os, "register_at_fork"):
+    raise ImportError(
+        "could not import lualock: it runs on POSIX systems (Linux, macOS), and this system has no "
+        "fork. On Windows use it in WSL, or in a container"
+    )
+
 MADV_WIPEONFORK = 18  # from Linux 4.14 on; Python does not name it
 
 pid = os.getpid()

@@ -172,3 +172,23 @@ assert Job.run() == "done"
 """,
         one_server.url,
     )
+
+
+def test_windows_is_refused_in_words() -> None:
+    """A system without fork gets an error that says where lualock runs."""
+    run(
+        """
+import os, random, threading, multiprocessing, logging, redis.asyncio
+del os.register_at_fork
+import lualock
+for name in ("connect", "Locks", "aio", "LockedJob"):
+    for module in [one for one in sys.modules if one.startswith("lualock.")]:
+        del sys.modules[module]
+    try:
+        getattr(lualock, name)
+    except ImportError as error:
+        assert "On Windows use it in WSL" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    )

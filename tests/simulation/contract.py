@@ -358,7 +358,7 @@ def _queued(run: Run, token: bytes, ticket: bytes, others: list[bytes]) -> Itera
     band, comes_back = place // 2**44, place % 2**44 != 0
     new = ticket not in before.tickets
     # A waiter that comes back may by now have another place, from an orphan: both are right.
-    if reply[5] != at or int(reply[6]) not in (after.queue[at][0], comes_back and place):
+    if reply[5] != at or int(float(reply[6])) not in (after.queue[at][0], comes_back and place):
         yield f"answers the place {reply[5:]}, and it is {at}, {after.queue[at][0]}"
     if ticket in before.tickets and after.queue[at] not in before.queue:
         yield "changed its place"

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from lupa import lua51  # type: ignore[import-untyped]  # it has no type hints
+
 from lualock._core.keys import waiters_key
 from lualock._protocol import RunScript, stop_request
 from lualock._transport import codec, errors
@@ -102,9 +104,9 @@ def random_call(chance: Random, script: Script, words: Words) -> RunScript:
 class Bench:
     """A store with the scripts, shipped or changed, on which calls are made."""
 
-    def __init__(self, changed: dict[bytes, bytes] | None = None) -> None:
+    def __init__(self, changed: dict[bytes, bytes] | None = None, version: Any = lua51) -> None:
         self.store = Store()
-        self._lua = Interpreter(self.store)
+        self._lua = Interpreter(self.store, version)
         self._changed = changed or {}
         self._messages: list[tuple[bytes, int]] = []
         self._receivers: dict[bytes, int] = {}

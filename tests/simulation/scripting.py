@@ -1,4 +1,4 @@
-"""Run the shipped Lua, byte for byte, in Lua 5.1 over a :class:`Store`.
+"""Run the shipped Lua, byte for byte, in Lua 5.1 over a :class:`Store`. (Dragonfly has Lua 5.4.)
 
 Each process has one runtime: a script is compiled once, and each run gets fresh KEYS and ARGV. As
 in the real server, a script can neither read nor create a global variable.
@@ -14,6 +14,7 @@ from tests.simulation.store import OK, NotBuilt, Refused, Reply, Store
 
 _RUN = b"""
 local list, error_reply, call, pcall_ = ...
+local unpack, loadstring = unpack or table.unpack, loadstring or load
 redis = {call = call, pcall = pcall_}
 local function convert(value)
   local kind = type(value)
@@ -81,13 +82,13 @@ class Broke(Exception):
 class Interpreter:
     """Runs scripts over one store."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, version: Any = lua51) -> None:
+        self.store, self._error = store, version.LuaError
         self.runs = 0
-        lua = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=True)
+        lua = version.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         self._table_from, self._table = lua.table_from, lua.table
         self._status = {id(OK): lua.table_from({b"ok": b"OK"})}
-        boot = lua.eval(b"loadstring")(_RUN)
+        boot = lua.eval(b"loadstring or load")(_RUN)
         self._run, self._load = boot(lambda *items: list(items), Refused, self._call, self._pcall)
         self._chunks: dict[bytes, Any] = {}
 
@@ -106,7 +107,7 @@ class Interpreter:
         self.store.wrote = False
         try:
             reply = self._run(chunk, keys, *words)
-        except lua51.LuaError as error:
+        except self._error as error:
             raise Broke(str(error)) from None
         if isinstance(reply, Refused):
             raise reply

@@ -6,6 +6,7 @@ To add a command, write a method with ``@_command``. A missing command or option
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -247,7 +248,7 @@ class Store:
     def _zadd(self, key: bytes, *words: bytes) -> Reply:
         only_new = words[0] == b"NX"
         pairs = words[1:] if only_new else words
-        if len(pairs) % 2 or not pairs[0].lstrip(b"-").replace(b".", b"").isdigit():
+        if len(pairs) % 2 or not re.fullmatch(rb"-?[\d.]+(e[+-]\d+)?", pairs[0]):
             _unknown("ZADD", words)
         found = self._set(key)
         if found is None:
