@@ -426,10 +426,10 @@ THREADS = """
 TASKS = """
     import asyncio, sys, lualock
     from lualock import aio
-    locks = aio.connect()
+    locks, leases = aio.connect(), []
 
     async def main():
-        leases = [await locks.lock(f"l{n}", ttl=0.3, renew=True).acquire() for n in range(3)]
+        leases.extend([await locks.lock(f"l{n}", ttl=0.3, renew=True).acquire() for n in range(3)])
         for n in range(6):
             wait = locks.lock(f"l{n % 3}", ttl=30).acquire()
             leases.append(asyncio.create_task(wait))
