@@ -131,11 +131,8 @@ class LockedTask(TaskWrapper):  # type: ignore[misc]  # Huey has no types
         cancels itself, has already released what it holds.
         """
         if self.work is not None and isinstance(task, self.task_class) and not _begun(task):
-            try:
-                kwargs, token = _without_token(task.kwargs)
-                self.work.cancel(task.args, kwargs, token=token or token_of(task.id))
-            except LockError as error:
-                log.warning("the reservation of task %s expires on its own: %s", task.id, error)
+            kwargs, token = _without_token(task.kwargs)
+            _cancel(self.work, task.args, kwargs, task.id, token)
 
 
 class _Enqueuing:
@@ -174,9 +171,7 @@ def _locked(adapter: JobAdapter, huey: Any, outer: Any) -> Any:
         try:
             if outer is None:
                 return run_here(adapter, args, kwargs, delivery)
-            with delivering(adapter.job, delivery):
-                result = outer(*args, **kwargs)
-                return asyncio.run(result) if adapter.asynchronous else result
+            return _run_outer(adapter, outer, args, kwargs, delivery)
         except RetryLater as later:
             if delivery is None or not delivery.redelivers or not later.is_of(delivery):
                 raise
@@ -184,6 +179,31 @@ def _locked(adapter: JobAdapter, huey: Any, outer: Any) -> Any:
 
     run.__lualock__ = adapter  # type: ignore[attr-defined]  # for a task of a task
     return run
+
+
+def _run_outer(
+    adapter: JobAdapter, outer: Any, args: Any, kwargs: Any, delivery: Delivery | None
+) -> Any:
+    """Call a decorator above a job. If it does not call the job, the job's reservation ends."""
+    will_retry = False
+    with delivering(adapter.job, delivery) as expected:
+        try:
+            result = outer(*args, **kwargs)
+            return asyncio.run(result) if adapter.asynchronous else result
+        except Exception as error:
+            will_retry = delivery is not None and delivery.will_retry(error) is not None
+            raise
+        finally:
+            if delivery is not None and not expected.begun and not will_retry:
+                _cancel(adapter, args, kwargs, delivery.job_id, delivery.token)
+
+
+def _cancel(adapter: JobAdapter, args: Any, kwargs: Any, task_id: str, token: str | None) -> None:
+    """Release what a task holds that will not begin."""
+    try:
+        adapter.cancel(args, kwargs, token=token or token_of(task_id))
+    except LockError as error:
+        log.warning("the reservation of task %s expires on its own: %s", task_id, error)
 
 
 def _without_token(kwargs: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

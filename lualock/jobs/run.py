@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,10 +34,17 @@ log = logging.getLogger("lualock.jobs")
 # The leases of the runs that this code is part of: (the lock's key, the lease), innermost last.
 _current: ContextVar[tuple[tuple[bytes, AnyLease], ...]] = ContextVar("lualock_runs", default=())
 
-# The delivery of a job whose run begins inside a decorator above it.
-_expected: ContextVar[tuple[Job, Delivery | None] | None] = ContextVar(
-    "lualock_expected", default=None
-)
+
+@dataclass
+class Expected:
+    """The delivery of a job whose run begins inside a decorator above it."""
+
+    job: Job
+    delivery: Delivery | None
+    begun: bool = False
+
+
+_expected: ContextVar[Expected | None] = ContextVar("lualock_expected", default=None)
 
 
 def execute(run: Run) -> Actions[Any]:
@@ -138,20 +146,24 @@ def run_job(
 ) -> Any:
     """Run a job; for a coroutine function, return the coroutine that runs it."""
     expected = _expected.get()
-    if expected is not None and expected[0] is job:
-        _expected.set(None)  # the delivery belongs to this run, not to runs that it calls
-        delivery = expected[1]
+    if expected is not None and expected.job is job and not expected.begun:
+        expected.begun = True  # the delivery belongs to this run, not to runs that it calls
+        delivery = expected.delivery
     run = Run(job, locks, args, kwargs, delivery)
     actions = execute(run)
     return drive_async(actions) if job.asynchronous else drive(actions)
 
 
 @contextmanager
-def delivering(job: Job, delivery: Delivery | None) -> Iterator[None]:
-    """Give a delivery to the next run of a job here: the body calls a decorator above it."""
-    reset_token = _expected.set((job, delivery))
+def delivering(job: Job, delivery: Delivery | None) -> Iterator[Expected]:
+    """Give a delivery to the next run of a job here: the body calls a decorator above it.
+
+    The result says whether the run has begun; the decorator may not call the job at all.
+    """
+    expected = Expected(job, delivery)
+    reset_token = _expected.set(expected)
     try:
-        yield
+        yield expected
     finally:
         _expected.reset(reset_token)
 

@@ -1792,3 +1792,33 @@ def test_huey_enqueues_what_was_made_before(locks: lualock.Locks, one_client: An
     task.huey.enqueue(other.s(7))
     assert len(consumer) == 2
     assert task.huey.name == consumer.name
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("unique", ["queued", "both"])
+def test_huey_a_decorator_that_does_not_call_the_job(
+    locks: lualock.Locks, one_client: Any, unique: str, fails: bool, retries: int
+) -> None:
+    """The reservation ends with the task, unless Huey tries it again."""
+    one_client.flushall()
+    consumer = huey.MemoryHuey(immediate=False)
+    consumer.task_wrapper_class = huey_integration.LockedTask
+
+    def needs_database(function: Any) -> Any:
+        @functools.wraps(function)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            if fails:
+                raise Trouble
+
+        return inner
+
+    task = consumer.task(retries=retries)(
+        needs_database(locks.job(key="x", unique=unique)(rebuild))
+    )
+    task.enqueue(7)
+    consumer.execute(consumer.dequeue())
+    assert bool(task.enqueue(7)) == (not fails or not retries)
+    while len(consumer):
+        consumer.execute(consumer.dequeue())
+    assert nothing_left(one_client)
