@@ -32,6 +32,10 @@ def _alone(enter: bool) -> None:
 
 def plain(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     """Take the lock in a thread."""
+    if environ["PATH_INFO"] == "/hold":
+        with locks.lock("held", ttl=2):
+            client.set("holder", os.getpid())
+            time.sleep(60)
     with locks.lock("counter"):
         _alone(True)
         time.sleep(0.002)
@@ -44,6 +48,10 @@ async def asynchronous(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Take the lock in a task."""
     if scope["type"] != "http":
         return
+    if scope["path"] == "/hold":
+        async with later_locks.lock("held", ttl=2):
+            client.set("holder", os.getpid())
+            await asyncio.sleep(60)
     async with later_locks.lock("counter"):
         _alone(True)
         await asyncio.sleep(0.002)
