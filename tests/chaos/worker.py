@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -333,6 +334,8 @@ class Holding:
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR1)  # prints the stack of a stuck process
+    # Some turns drop their leases, and a signal may drop one.
+    warnings.filterwarnings("ignore", "the lease on .* was dropped", ResourceWarning)
     Process(Task(**json.loads(sys.argv[1]))).run()
 
 
