@@ -16,7 +16,6 @@ import lualock
 from lualock import aio
 from tests.support.world import World, settle
 
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "client-side caching": {"protocol": 3, "cache_config": CacheConfig()},
     "health checks": {"health_check_interval": 1},
